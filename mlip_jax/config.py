@@ -1,0 +1,135 @@
+"""Configs: the known fields with their defaults, checks with helpful errors, differences, and JSON."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+
+class ConfigError(ValueError):
+    """A config holds something that it must not."""
+
+
+# Mappings below these fields are free: whoever uses them checks them (the model its options, ...).
+_FREE = ("model.options", "data.options")
+
+
+def train_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "train", with its default. Units are eV and Å."""
+    c = ml_collections.ConfigDict()
+    c.task = "train"
+    c.seed = 0
+
+    c.data = ml_collections.ConfigDict()
+    c.data.path = placeholder(str)  # SPICE-layout HDF5; unset: look in data.directory, else make GFN2-xTB data
+    c.data.directory = "data"  # where data files are looked for and made
+    c.data.elements = ("H", "C", "N", "O", "S")
+    c.data.charge = placeholder(float)  # only this total charge; unset: any
+    c.data.max_atoms = placeholder(int)
+    c.data.max_force = placeholder(float)  # leave out conformations with a force component beyond it, eV/Å
+    c.data.split = "molecule"  # or "random"
+    c.data.split_seed = 0
+    c.data.num_train, c.data.num_valid, c.data.num_test = 100_000, 20_000, 20_000
+    c.data.reference_energies = "least_squares"  # or "isolated_atoms", "none", or "H=-13.6,C=-1029.4,..." in eV
+    c.data.num_generated = 8_000  # conformations of the embedded data set
+
+    c.model = ml_collections.ConfigDict()
+    c.model.name = "so3krates"
+    c.model.options = ml_collections.ConfigDict()  # fields of the model's class
+
+    c.loss = ml_collections.ConfigDict()
+    c.loss.beta = 0.99  # (1 - beta) * energy + beta * force
+    c.loss.beta_end = 0.99  # reached at the last step ...
+    c.loss.beta_begin = 0.5  # ... from this fraction of the steps on
+    c.loss.penalty = "mse"  # "mse", "mae", "huber"
+    c.loss.huber_delta = 0.05
+    c.loss.energy_per_atom = True
+
+    c.optimizer = ml_collections.ConfigDict()
+    c.optimizer.name = "adam"  # or "adamw"
+    c.optimizer.learning_rate = 1e-3
+    c.optimizer.learning_rate_end = 1e-5
+    c.optimizer.schedule = "cosine"  # "cosine", "exponential", "constant"
+    c.optimizer.warmup_steps = 200
+    c.optimizer.b1, c.optimizer.b2, c.optimizer.eps = 0.9, 0.999, 1e-8
+    c.optimizer.weight_decay = 0.01
+    c.optimizer.clip_norm = 10.0
+
+    c.train = ml_collections.ConfigDict()
+    c.train.num_steps = 10_000
+    c.train.batch_size = 16  # average structures in a batch of one device
+    c.train.ema_decay = 0.999
+    c.train.log_every = 50
+    c.train.valid_every = 500
+    c.train.checkpoint_every = 500
+    c.train.max_valid = 2_000  # structures of a validation while training; the report uses all
+
+    c.report = ml_collections.ConfigDict()
+    c.report.max_train = 5_000  # training structures that the report evaluates
+    return c
+
+
+def complete(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`defaults` with the values of `config`.
+
+    Raises:
+      ConfigError: `config` has a field that does not exist (the nearest name is given) or of another type.
+    """
+    merged = defaults.copy_and_resolve_references()
+    merged.unlock()
+    _merge(merged, config, "")
+    return merged
+
+
+def _merge(target, given, path):
+    for key in given:
+        where = f"{path}{key}"
+        if key not in target:
+            raise ConfigError(unknown_name("config field", where, [f"{path}{k}" for k in target]))
+        value = given.get_ref(key).get() if hasattr(given, "get_ref") else given[key]
+        if where in _FREE:
+            target[key] = value
+        elif isinstance(target[key], ml_collections.ConfigDict):
+            if not isinstance(value, ml_collections.ConfigDict):
+                raise ConfigError(f"config field {where!r} holds further fields; received {value!r}")
+            _merge(target[key], value, f"{where}.")
+        else:
+            try:
+                target[key] = value
+            except TypeError as error:
+                raise ConfigError(f"config field {where!r}: {error}") from error
+
+
+def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Plain nested dictionaries and lists, ready for JSON."""
+
+    def plain(value):
+        if isinstance(value, ml_collections.ConfigDict | Mapping):
+            return {k: plain(value[k]) for k in sorted(value)}
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return plain(config)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """Lines `field: old -> new` for all that differs between two plain configs."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{path}{key}.")
+        elif a != b:
+            lines.append(f"{path}{key}: {a!r} -> {b!r}")
+    return lines
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Message for a name that does not exist: the nearest one, and all there are."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}."

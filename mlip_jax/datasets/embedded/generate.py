@@ -1,0 +1,224 @@
+"""Makes the embedded data set: conformations of small molecules with GFN2-xTB energies and gradients.
+
+The file is in the layout of SPICE, so whatever reads SPICE reads it. Molecules go out to worker processes one at a
+time; what comes back is on disk before the next one, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import version
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from rich import progress as bars
+
+from mlip_jax.datasets.embedded import molecules as embedded
+from mlip_jax.datasets.embedded.conformations import Task, make_conformations
+
+# Goes up whenever the same parameters would give other geometries, so that an old file is not taken for a new one.
+SAMPLING_VERSION = 1
+SINGLE_THREADED = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+def generate_embedded(
+    path: str | Path,
+    *,
+    num_conformations: int = 8000,
+    seed: int = 0,
+    num_processes: int | None = None,
+    molecules: Sequence[embedded.Molecule] | None = None,
+    progress: bool = True,
+) -> Path:
+    """Makes the embedded data set, unless it is there already.
+
+    The content depends on the arguments and on the versions of RDKit, tblite and numpy, but neither on the number of
+    processes nor on interruptions. A script that calls this needs the usual `if __name__ == '__main__':`, since the
+    worker processes are fresh interpreters.
+
+    Args:
+      path: the HDF5 file. A file there that was made with the same parameters is returned at once; one that
+          was made by this function with others is replaced.
+      num_conformations: how many conformations to sample over all molecules. Those that are torn apart,
+          do not converge or have forces above 25 eV/Å are dropped, so the file may hold a few less.
+      seed: of the sampling.
+      num_processes: worker processes; None for one per core that this process may use.
+      molecules: sequence of :class:`Molecule`, (name, SMILES, subset); None for the built-in ones.
+      progress: whether to show a progress bar.
+
+    Returns:
+      Path of the file.
+
+    Raises:
+      ImportError: if RDKit or tblite is missing.
+      ValueError: for SMILES that do not parse, names used twice, or counts below one.
+      FileExistsError: if another file, not made by this function, is at path.
+      OSError: if the disk is full or the folder cannot be written to. Nothing half-written is left.
+    """
+    _require("rdkit", "tblite")
+    from mlip_jax.datasets.embedded import storage
+
+    path = Path(path)
+    molecules = embedded.embedded_molecules() if molecules is None else [embedded.Molecule(*each) for each in molecules]
+    num_processes = _available_cores() if num_processes is None else num_processes
+    if num_conformations < 1 or num_processes < 1:
+        raise ValueError(f"expected at least one conformation and process, got {num_conformations=}, {num_processes=}")
+    counts, costs = share_out(molecules, num_conformations)
+    parameters = {"num_conformations": num_conformations, "seed": seed, "sampling_version": SAMPLING_VERSION,
+                  "molecules": hashlib.sha256(json.dumps(molecules).encode()).hexdigest()}
+    if _is_cached(storage, path, parameters):
+        return path
+    versions = {name: version(name) for name in ("rdkit", "tblite", "numpy")}
+    with storage.Parts(path, parameters | versions) as parts:
+        if _is_cached(storage, path, parameters):  # made by another process in the meantime
+            return path
+        with _progress_bar(progress, counts) as advance:
+            _run(parts, molecules, counts, costs, seed, num_processes, advance)
+        parts.merge(molecules, counts, parameters | {"versions": versions})
+    logging.info("%s: %s", path, storage.summarize(path))
+    return path
+
+
+def _require(*packages):
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"the embedded data set needs {' and '.join(missing)}: pip install 'mlip_jax[data]'")
+
+
+def _available_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _is_cached(storage, path, parameters):
+    stored = storage.stored_parameters(path)
+    if stored is None:
+        return False
+    stored.pop("versions", None)
+    if stored != parameters:
+        logging.warning("%s was made with %s and will be replaced by one of %s", path, stored, parameters)
+    return stored == parameters
+
+
+def share_out(molecules: Sequence[embedded.Molecule], num_conformations: int) -> tuple[list[int], list[float]]:
+    """How many conformations each molecule gets: large and flexible ones somewhat more.
+
+    Args:
+      molecules: sequence of :class:`Molecule`.
+      num_conformations: their total.
+
+    Returns:
+      Conformations per molecule, list of int, and what one costs, list of float in arbitrary units.
+
+    Raises:
+      ValueError: naming every molecule whose SMILES does not parse or whose name cannot be a group of its own.
+    """
+    from rdkit import Chem, RDLogger
+    from rdkit.Chem.rdMolDescriptors import CalcNumRotatableBonds
+
+    RDLogger.DisableLog("rdApp.*")
+    problems, names, weights, costs = [], set(), [], []
+    for molecule in molecules:
+        if not molecule.name or "/" in molecule.name or molecule.name in names:
+            problems.append(f'{molecule.name!r} is empty, contains "/" or is used twice')
+        names.add(molecule.name)
+        mol = Chem.MolFromSmiles(molecule.smiles)
+        if mol is None or not mol.GetNumAtoms():
+            problems.append(f"{molecule.name!r} has no valid SMILES: {molecule.smiles!r}")
+            continue
+        size = Chem.AddHs(mol).GetNumAtoms()
+        weights.append(12 + size / 2 + 2 * CalcNumRotatableBonds(mol))
+        costs.append(size**2.0)
+    if problems or not molecules:
+        raise ValueError("molecules that cannot be used: " + ("; ".join(problems) or "the list is empty"))
+    # Rounding the running total, and not each share, keeps the total exact.
+    ends = np.rint(num_conformations * np.cumsum(weights) / np.sum(weights)).astype(int)
+    return np.diff(ends, prepend=0).tolist(), costs
+
+
+def _run(parts, molecules, counts, costs, seed, num_processes, advance):
+    """Makes every part that is not on disk yet."""
+    waiting = []
+    for index, count in enumerate(counts):
+        part = parts.load(index) if count else None
+        if part is not None:
+            advance(count)
+        elif count:
+            waiting.append(index)
+    if not waiting:
+        return
+    # The longest first, so that no process is left alone with one at the end.
+    waiting.sort(key=lambda index: -counts[index] * costs[index])
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(min(num_processes, len(waiting)), context, _start_worker)
+    try:
+        # Read when a worker loads its libraries, which is before it runs anything of ours.
+        with _environment(SINGLE_THREADED):
+            futures = {executor.submit(make_conformations, Task(molecules[index], counts[index], seed)): index
+                       for index in waiting}
+        for future in as_completed(futures):
+            index = futures.pop(future)
+            part = future.result()
+            parts.save(index, part)
+            advance(counts[index])
+            if not len(part.energies):
+                logging.warning("no conformation of %s: %s", molecules[index].name, part.dropped)
+    finally:
+        # Workers end with the molecule at hand, within seconds, on success as on errors and Ctrl-C.
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _environment(variables):
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _start_worker():
+    """Leaves Ctrl-C to the parent, and ends with it even if it is killed without a word."""
+    from rdkit import RDLogger
+
+    RDLogger.DisableLog("rdApp.*")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent():
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _progress_bar(shown, counts):
+    """Yields a function to call with the number of conformations of every finished molecule."""
+    bar = bars.Progress(
+        bars.TextColumn("GFN2-xTB"), bars.BarColumn(),
+        bars.TextColumn("{task.fields[molecules]}/{task.fields[of]} molecules"),
+        bars.TextColumn("{task.completed:.0f}/{task.total:.0f} conformations"),
+        bars.TimeElapsedColumn(), bars.TimeRemainingColumn(), disable=not shown,
+    )
+    with bar:
+        task = bar.add_task("", total=sum(counts), molecules=0, of=sum(count > 0 for count in counts))
+
+        def advance(conformations):
+            bar.update(task, advance=conformations, molecules=bar.tasks[0].fields["molecules"] + 1)
+
+        yield advance

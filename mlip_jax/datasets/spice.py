@@ -1,0 +1,156 @@
+"""SPICE 1.1.4 and 2.0.1: one HDF5 group for each molecule.
+
+Layout (github.com/openmm/spice-dataset; Eastman et al., Sci. Data 10, 11, 2023), of a molecule with n atoms in m
+conformations:
+
+    atomic_numbers      (n,)       int16
+    conformations       (m, n, 3)  float32, bohr
+    dft_total_energy    (m,)       float64, hartree
+    dft_total_gradient  (m, n, 3)  float32, hartree/bohr: a GRADIENT, the forces are its negative
+    formation_energy    (m,)       float64, hartree: total energy minus that of the isolated atoms
+    smiles, subset      (1,)       mapped SMILES with all hydrogens; name of the subset
+
+The total charge stands only in the SMILES.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+from ase import units
+
+from mlip_jax.structure import Structure
+
+_UNITS = {"conformations": "bohr", "dft_total_energy": "hartree", "dft_total_gradient": "hartree/bohr",
+          "formation_energy": "hartree"}
+_BRACKET = re.compile(r"\[([^\]]*)\]")
+_CHARGE = re.compile(r"([+]+|-+)(\d*)(?::\d+)?$")
+_ATOM_MAP = re.compile(r":\d+(?=\])")
+
+
+class DatasetError(ValueError):
+    """A data file is missing, damaged, or not what it should be."""
+
+
+@dataclasses.dataclass
+class ReadReport:
+    """What a reader met: counts of records read, and of those skipped by reason."""
+
+    records: int = 0
+    structures: int = 0
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def skip(self, reason: str) -> None:
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+
+
+def charge_from_smiles(smiles: str) -> int:
+    """Total charge: the sum of the formal charges of the bracket atoms.
+
+    >>> charge_from_smiles("[H:3][N+:1]([H:4])([H:5])[C:2](=[O:6])[O-:7]"), charge_from_smiles("[Ca++].[Cl-]")
+    (0, 1)
+    """
+    total = 0
+    for atom in _BRACKET.findall(smiles):
+        match = _CHARGE.search(atom)
+        if match:
+            signs, digits = match.groups()
+            total += (1 if signs[0] == "+" else -1) * (int(digits) if digits else len(signs))
+    return total
+
+
+def molecule_identity(smiles: str) -> str:
+    """The SMILES without atom maps: the same molecule in two records has the same identity."""
+    return _ATOM_MAP.sub("", smiles)
+
+
+def read(path: str | Path, *, report: ReadReport | None = None) -> Iterator[Structure]:
+    """All conformations of a SPICE file, one by one, in eV, Å and eV/Å.
+
+    Records without positions are skipped and counted in `report`. Labels that a record lacks are NaN.
+
+    Raises:
+      DatasetError: The file is missing, truncated, not HDF5, not in SPICE's layout, or in other units.
+    """
+    report = ReadReport() if report is None else report
+    path = Path(path)
+    with open_hdf5(path) as file:
+        if not len(file):
+            raise DatasetError(f"{path}: the file holds no molecules")
+        for name in file:
+            report.records += 1
+            source = f"{path.name}:{name}"
+            try:
+                group = file[name]
+                if not isinstance(group, h5py.Group) or "atomic_numbers" not in group:
+                    raise DatasetError(
+                        f"{source}: expected a group with 'atomic_numbers', as SPICE has it; found "
+                        f"{sorted(group) if isinstance(group, h5py.Group) else type(group).__name__}. "
+                        "Is this a SPICE file?")
+                if "conformations" not in group or not group["conformations"].size:
+                    report.skip("no positions")
+                    continue
+                yield from _read_molecule(group, source, report)
+            except (OSError, KeyError, RuntimeError) as error:
+                raise DatasetError(f"{source}: the record cannot be read ({error}); the file is damaged. "
+                                   "Download or make it again.") from error
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """h5py.File for reading, with errors that say what is wrong with the file."""
+    if not path.exists():
+        raise DatasetError(f"{path}: no such file. Give the path of an HDF5 file as config.data.path.")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be opened as HDF5 ({path.stat().st_size} bytes; {error}). It is "
+                           "truncated or not an HDF5 file; download or make it again.") from error
+
+
+def _read_molecule(group: h5py.Group, source: str, report: ReadReport) -> Iterator[Structure]:
+    for name, unit in _UNITS.items():
+        stored = group[name].attrs.get("units", unit) if name in group else unit
+        if stored != unit:
+            raise DatasetError(f"{source}: {name} is in {stored!r}, expected {unit!r}")
+    numbers = np.asarray(group["atomic_numbers"][()], np.int32)
+    positions = group["conformations"][()].astype(np.float64) * units.Bohr
+    if positions.shape[1:] != (len(numbers), 3):
+        raise DatasetError(f"{source}: conformations have shape {positions.shape}, expected "
+                           f"(m, {len(numbers)}, 3)")
+    count = len(positions)
+    energy = _labels(group, "dft_total_energy", (count,), source) * units.Hartree
+    forces = -_labels(group, "dft_total_gradient", positions.shape, source) * (units.Hartree / units.Bohr)
+    formation = _labels(group, "formation_energy", (count,), source) * units.Hartree
+    smiles, subset = (_text(group, name) for name in ("smiles", "subset"))
+    charge = charge_from_smiles(smiles)
+    for c in range(count):
+        if not np.isfinite(positions[c]).all():
+            report.skip("positions not finite")
+            continue
+        report.structures += 1
+        yield Structure(
+            numbers=numbers, positions=positions[c], energy=float(energy[c]), forces=forces[c], charge=charge,
+            molecule=molecule_identity(smiles) or source, conformer=c, subset=subset, source=source,
+            properties={"formation_energy": float(formation[c])})
+
+
+def _labels(group, name, shape, source) -> np.ndarray:
+    if name not in group:
+        return np.full(shape, np.nan)
+    values = group[name][()].astype(np.float64)
+    if values.shape != shape:
+        raise DatasetError(f"{source}: {name} has shape {values.shape}, expected {shape}")
+    return values
+
+
+def _text(group, name) -> str:
+    if name not in group:
+        return ""
+    value = group[name][()]
+    value = value if isinstance(value, (bytes, str)) else value.ravel()[0]
+    return value.decode() if isinstance(value, bytes) else str(value)

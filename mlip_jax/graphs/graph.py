@@ -1,0 +1,62 @@
+"""jraph.GraphsTuple of structures: what the fields hold, and how displacements come of them.
+
+    nodes   {"positions": (N, 3) Å, "numbers": (N,) int32, "forces": (N, 3) eV/Å or absent}
+    edges   {"pair_order": (E,) int32, "shifts": (E, 3) or absent}
+    globals {"energy": (G,) eV or absent, "charge": (G,) e, "cell": (G, 3, 3) Å or absent}
+
+N, E and G count padding too. Energies on the device are remainders after the reference energies.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jraph
+
+
+class Pairs(NamedTuple):
+    """The edges that a model works on.
+
+    Attributes:
+      receivers, senders: Shape (P,), atoms i and j.
+      displacements: positions[senders] - positions[receivers] + shifts @ cell, shape (P, 3), Å.
+      undirected: True: each pair stands here once and what flows along it flows both ways (P = E / 2).
+        False: the list is directed and messages go to the receivers alone (P = E).
+    """
+
+    receivers: jax.Array
+    senders: jax.Array
+    displacements: jax.Array
+    undirected: bool
+
+
+def node_graph_index(graph: jraph.GraphsTuple) -> jax.Array:
+    """Index of the graph of each node, shape (N,)."""
+    n_graph = graph.n_node.shape[0]
+    n = jax.tree.leaves(graph.nodes)[0].shape[0]
+    return jnp.repeat(jnp.arange(n_graph), graph.n_node, total_repeat_length=n)
+
+
+def displacements(graph: jraph.GraphsTuple, edges: jax.Array | None = None) -> jax.Array:
+    """positions[senders] - positions[receivers] + shifts @ cell, shape (E, 3) or (len(edges), 3), Å."""
+    senders, receivers, shifts = graph.senders, graph.receivers, graph.edges.get("shifts")
+    if edges is not None:
+        senders, receivers = senders[edges], receivers[edges]
+        shifts = None if shifts is None else shifts[edges]
+    positions = graph.nodes["positions"]
+    vectors = positions[senders] - positions[receivers]
+    if shifts is not None:
+        cell = graph.globals["cell"][node_graph_index(graph)[receivers]]
+        vectors = vectors + jnp.einsum("ec,ecx->ex", shifts.astype(cell.dtype), cell)
+    return vectors
+
+
+def pairs(graph: jraph.GraphsTuple, undirected: bool = True) -> Pairs:
+    """The edges as pairs, each once if the graph knows its `pair_order` and `undirected` is asked for."""
+    order = graph.edges.get("pair_order") if undirected else None
+    if order is None:
+        return Pairs(graph.receivers, graph.senders, displacements(graph), False)
+    forward = order[:order.shape[0] // 2]
+    return Pairs(graph.receivers[forward], graph.senders[forward], displacements(graph, forward), True)

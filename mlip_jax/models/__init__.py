@@ -1,0 +1,34 @@
+"""Architectures: one file each, found by its name.
+
+`mlip_jax/models/<name>.py` holds one class `Model`, a flax.linen module: `Model(**options)(graph)` gives
+`AtomOutputs`. A model knows nothing of data, losses or configs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+_NOT_MODELS = {"layers", "heads"}
+
+
+def names() -> list[str]:
+    """Names of the architectures that there are."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_MODELS)
+
+
+def create(name: str, **options):
+    """The model `name` with `options`, the fields of its class.
+
+    Raises:
+      ValueError: No model has that name, or it has no such option; the message says which there are.
+    """
+    from mlip_jax.config import unknown_name
+    if name not in names():
+        raise ValueError(unknown_name("model", name, names()))
+    model = importlib.import_module(f"{__name__}.{name}").Model
+    known = [f for f in model.__dataclass_fields__ if f not in ("parent", "name")]
+    for option in options:
+        if option not in known:
+            raise ValueError(unknown_name(f"option of model {name!r}", option, known))
+    return model(**options)

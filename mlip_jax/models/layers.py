@@ -1,0 +1,152 @@
+"""Parts that several architectures share: radial bases, cutoffs, safe norms, activations.
+
+Every function of a distance is smooth where it must be and has no NaN in any derivative, at zero distance
+(padding edges) and beyond the cutoff alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import e3x
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import gammaln
+
+
+def safe_norm(vectors: jax.Array) -> jax.Array:
+    """Length of vectors (..., 3) -> (...); its derivative at zero length is zero instead of NaN."""
+    squared = jnp.sum(vectors * vectors, axis=-1)
+    zero = squared == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squared)))
+
+
+def unit_vectors(vectors: jax.Array, distances: jax.Array) -> jax.Array:
+    """vectors / distances, zero where the distance is."""
+    zero = distances == 0
+    return jnp.where(zero[:, None], 0.0, vectors / jnp.where(zero, 1.0, distances)[:, None])
+
+
+ACTIVATIONS: dict[str, Callable] = {
+    "identity": lambda x: x,
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+    "shifted_softplus": lambda x: jax.nn.softplus(x) - float(np.log(2.0)),
+}
+
+
+def activation(name: str) -> Callable:
+    """Activation function by name."""
+    return _lookup(ACTIVATIONS, "activation", name)
+
+
+def cosine_cutoff(d, cutoff):
+    """(cos(pi d / cutoff) + 1) / 2 inside, 0 outside."""
+    return jnp.where(d < cutoff, 0.5 * (jnp.cos(jnp.pi * jnp.minimum(d, cutoff) / cutoff) + 1.0), 0.0)
+
+
+def phys_cutoff(d, cutoff):
+    """1 - 6 u^5 + 15 u^4 - 10 u^3 with u = d / cutoff (twice continuously differentiable), 0 outside."""
+    u = jnp.minimum(d / cutoff, 1.0)
+    return 1.0 - u * u * u * (10.0 + u * (6.0 * u - 15.0))
+
+
+def exponential_cutoff(d, cutoff):
+    """exp(-d² / ((cutoff - d)(cutoff + d))) inside, 0 outside; infinitely differentiable."""
+    return e3x.nn.smooth_cutoff(d, cutoff)
+
+
+CUTOFFS: dict[str, Callable] = {
+    "cosine": cosine_cutoff, "phys": phys_cutoff, "exponential": exponential_cutoff}
+
+
+def cutoff_function(name: str) -> Callable:
+    """`(d, cutoff) -> [0, 1]` by name."""
+    return _lookup(CUTOFFS, "cutoff function", name)
+
+
+def physnet_basis(d, num, cutoff):
+    """exp(-b (exp(-d) - c_k)²), c_k evenly spaced from exp(-cutoff) to 1 (PhysNet, eq. 7). (E,) -> (E, num)."""
+    low = float(np.exp(-cutoff))
+    centers = jnp.asarray(np.linspace(low, 1.0, num), d.dtype)
+    width = (2.0 / num * (1.0 - low)) ** -2
+    return jnp.exp(-width * (jnp.exp(-d)[:, None] - centers) ** 2)
+
+
+def bernstein_basis(d, num, cutoff, gamma=0.9448630629184640):
+    """Bernstein polynomials of degree num - 1 in exp(-gamma d) (SpookyNet, eq. 12). (E,) -> (E, num)."""
+    k = np.arange(num)
+    log_binomial = jnp.asarray(gammaln(num) - gammaln(k + 1) - gammaln(num - k), d.dtype)
+    x = -gamma * d[:, None]
+    # log(1 - exp(x)) at d = 0 is -inf; only k = num - 1 is not zero there, with a factor of 0 before it
+    zero = x == 0
+    log_rest = jnp.log(-jnp.expm1(jnp.where(zero, -1.0, x)))
+    inside = jnp.exp(log_binomial + k * x + (num - 1 - k) * log_rest)
+    return jnp.where(zero, jnp.asarray(k == num - 1, d.dtype), inside)
+
+
+def gaussian_basis(d, num, cutoff):
+    """exp(-(d - c_k)² / (2 w²)), c_k evenly spaced from 0 to the cutoff, w their distance. (E,) -> (E, num)."""
+    centers = jnp.asarray(np.linspace(0.0, cutoff, num), d.dtype)
+    width = cutoff / (num - 1)
+    return jnp.exp(-0.5 / width ** 2 * (d[:, None] - centers) ** 2)
+
+
+def bessel_basis(d, num, cutoff):
+    """sin(k pi d / cutoff) / d times sqrt(2 / cutoff), the spherical Bessel functions of DimeNet. (E,) -> (E, num)."""
+    k = jnp.arange(1, num + 1, dtype=d.dtype) / cutoff
+    return np.sqrt(2.0 / cutoff) * jnp.pi * k * jnp.sinc(k * d[:, None])
+
+
+RADIAL_BASES: dict[str, Callable] = {
+    "physnet": physnet_basis, "bernstein": bernstein_basis, "gaussian": gaussian_basis, "bessel": bessel_basis}
+
+
+def radial_basis(name: str) -> Callable:
+    """`(d, num, cutoff) -> (E, num)` by name."""
+    return _lookup(RADIAL_BASES, "radial basis", name)
+
+
+def spherical_harmonics(unit: jax.Array, degrees: tuple[int, ...]) -> jax.Array:
+    """Orthonormal real spherical harmonics of `degrees`, end to end: (E, 3) -> (E, sum of 2l + 1)."""
+    values = e3x.so3.spherical_harmonics(unit, max(degrees), r_is_normalized=True, normalization="orthonormal")
+    if tuple(degrees) == tuple(range(degrees[0], degrees[-1] + 1)):
+        return values[:, degrees[0] ** 2:]
+    return jnp.concatenate([values[:, l * l:(l + 1) ** 2] for l in degrees], axis=-1)
+
+
+def segment_sum(values: jax.Array, index: jax.Array, num: int) -> jax.Array:
+    """Sum of the rows of `values` by `index`: (E, ...) -> (num, ...)."""
+    return jax.ops.segment_sum(values, index, num, mode="promise_in_bounds")
+
+
+def gather(values: jax.Array, index: jax.Array) -> jax.Array:
+    """Rows of `values`, without the bounds check that XLA would add."""
+    return values.at[index].get(mode="promise_in_bounds")
+
+
+class Dense(nn.Dense):
+    """flax's Dense; computes in the dtype of its input, so that float64 graphs stay float64."""
+
+
+class ResidualMLP(nn.Module):
+    """x + W2 act(W1 act(x)), shape kept."""
+
+    act: str = "silu"
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        act, width = activation(self.act), x.shape[-1]
+        y = Dense(width, use_bias=self.use_bias, name="layer_1")(act(x))
+        return x + Dense(width, use_bias=self.use_bias, name="layer_2")(act(y))
+
+
+def _lookup(table, kind, name):
+    if name not in table:
+        from mlip_jax.config import unknown_name
+        raise ValueError(unknown_name(kind, name, table))
+    return table[name]

@@ -1,0 +1,275 @@
+"""So3krates: the Euclidean transformer of Frank et al. (Nature Communications 15, 6539, 2024).
+
+Every atom carries features f, shape (N, F), and Euclidean variables x, shape (N, D) with D the sum of 2l + 1
+over the degrees. Both are updated by attention without softmax; a filter of the distance and of the per-degree
+invariants of x_j - x_i weighs queries against keys. Filters are the same for i -> j and j -> i and are computed
+once for each pair. Agrees with mlff v1.0 (sparse form) where the options say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+
+from mlip_jax.graphs.graph import Pairs, pairs
+from mlip_jax.models.heads import AtomicEnergy, AtomOutputs, embed_elements
+from mlip_jax.models.layers import (
+    Dense, ResidualMLP, activation, cutoff_function, gather, radial_basis, safe_norm, segment_sum,
+    spherical_harmonics, unit_vectors)
+from mlip_jax.models.splines import SplineGrid
+
+NORMALIZATIONS = ("identity", "sqrt_num_features", "avg_num_neighbors")
+RADIAL_FILTERS = ("exact", "spline")
+
+
+class Model(nn.Module):
+    """So3krates; the defaults are the published ones.
+
+    Attributes:
+      num_features: F, divisible by num_heads and by the number of degrees.
+      num_layers: Attention and exchange blocks.
+      degrees: Degrees l of the Euclidean variables.
+      num_heads: Heads of the feature branch; the Euclidean branch has one head for each degree.
+      cutoff: Å.
+      radial_basis, num_radial: Basis of the distance (layers.RADIAL_BASES) and its size.
+      cutoff_fn: Envelope of the attention (layers.CUTOFFS).
+      qk_activation: On queries and keys.
+      message_normalization: Attention is divided by 1, by the square root of the channels of a head, or by
+        `avg_num_neighbors`.
+      layer_norm_1, residual_mlp_1: After attention. residual_mlp_2, layer_norm_2: after the exchange block.
+      ev_init: "zeros", or "neighborhood": the cutoff-weighted mean of the neighbours' harmonics (eq. 4).
+      energy_width, energy_act, zero_init, learned_scale, learned_shift: Of the energy head (heads.AtomicEnergy).
+      radial_filter: "exact", or "spline": the radial filter networks are evaluated on `num_knots` knots and
+        interpolated by cubic B-splines (twice continuously differentiable), which costs a third.
+      undirected: False computes filters for both directions of each pair; the plain form, for tests.
+    """
+
+    num_features: int = 132
+    num_layers: int = 3
+    degrees: Sequence[int] = (1, 2, 3)
+    num_heads: int = 4
+    cutoff: float = 5.0
+    radial_basis: str = "physnet"
+    num_radial: int = 32
+    cutoff_fn: str = "cosine"
+    qk_activation: str = "silu"
+    message_normalization: str = "sqrt_num_features"
+    avg_num_neighbors: float = 1.0
+    layer_norm_1: bool = False
+    residual_mlp_1: bool = False
+    residual_mlp_2: bool = False
+    layer_norm_2: bool = False
+    ev_init: str = "zeros"
+    energy_width: int | None = None
+    energy_act: str = "identity"
+    zero_init: bool = True
+    learned_scale: bool = False
+    learned_shift: bool = True
+    radial_filter: str = "exact"
+    num_knots: int = 48
+    undirected: bool = True
+
+    def _check_options(self):
+        if self.num_features % self.num_heads or self.num_features % len(self.degrees):
+            raise ValueError(f"num_features={self.num_features} must be divisible by num_heads={self.num_heads} "
+                             f"and by the number of degrees ({len(self.degrees)})")
+        for field, allowed in (("message_normalization", NORMALIZATIONS), ("radial_filter", RADIAL_FILTERS),
+                               ("ev_init", ("zeros", "neighborhood"))):
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"{field} must be one of {allowed}, received {getattr(self, field)!r}")
+
+    @nn.compact
+    def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:
+        self._check_options()
+        degrees = tuple(self.degrees)
+        options = LayerOptions(**{name: getattr(self, name) for name in LayerOptions._fields})
+        edge = pairs(graph, self.undirected)
+        distances = safe_norm(edge.displacements)
+        harmonics = spherical_harmonics(unit_vectors(edge.displacements, distances), degrees)
+        envelope = cutoff_function(self.cutoff_fn)(distances, self.cutoff)
+        numbers = graph.nodes["numbers"]
+        f = embed_elements(self, numbers, self.num_features, edge.displacements.dtype)
+        x = self._initial_ev(edge, harmonics, envelope, len(numbers), degrees)
+        filters = self._radial_filters(distances)
+        for n in range(self.num_layers):
+            f, x = Layer(options, degrees, name=f"layer_{n}")(
+                f, x, edge, harmonics, envelope, filters[n], n == 0 and self.ev_init == "zeros")
+        energies = AtomicEnergy(
+            self.energy_width or self.num_features, self.energy_act, self.zero_init, self.learned_scale,
+            self.learned_shift, name="energy")(f, numbers)
+        return AtomOutputs(energies, f[:, None, None, :])
+
+    def _initial_ev(self, edge: Pairs, harmonics, envelope, num, degrees):
+        zeros = jnp.zeros((num, harmonics.shape[-1]), harmonics.dtype)
+        if self.ev_init == "zeros":
+            return zeros
+        weighted = envelope[:, None] * harmonics
+        total = scatter_pairs(weighted, weighted * parity(degrees, weighted.dtype), edge, num)
+        norm = scatter_pairs(envelope, envelope, edge, num)
+        return total / jnp.where(norm > 0, norm, 1.0)[:, None]
+
+    def _radial_filters(self, distances):
+        """Radial parts of the two filters of every layer: list of pairs of (P, F)."""
+        widths = (self.num_features, self.num_features)
+        basis = radial_basis(self.radial_basis)
+        networks = [[FilterNetwork(widths, name=f"layer_{n}_radial_{b}") for b in ("features", "ev")]
+                    for n in range(self.num_layers)]
+        if self.radial_filter == "exact":
+            rbf = basis(distances, self.num_radial, self.cutoff)
+            return [[network(rbf) for network in both] for both in networks]
+        grid = SplineGrid(self.num_knots, self.cutoff)
+        rbf = basis(grid.distances(distances.dtype), self.num_radial, self.cutoff)
+        table = jnp.concatenate([network(rbf) for both in networks for network in both], axis=-1)
+        values = grid.interpolate(table, distances)
+        parts = jnp.split(values, 2 * self.num_layers, axis=-1)
+        return [parts[2 * n:2 * n + 2] for n in range(self.num_layers)]
+
+
+class FilterNetwork(nn.Module):
+    """Dense -> silu -> Dense, widths as given."""
+
+    widths: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, x):
+        return Dense(self.widths[1], name="layer_2")(jax.nn.silu(Dense(self.widths[0], name="layer_1")(x)))
+
+
+class LayerOptions(NamedTuple):
+    """The options of Model that its layers need."""
+
+    num_heads: int
+    qk_activation: str
+    message_normalization: str
+    avg_num_neighbors: float
+    layer_norm_1: bool
+    residual_mlp_1: bool
+    residual_mlp_2: bool
+    layer_norm_2: bool
+
+
+class Layer(nn.Module):
+    """One attention block and one exchange block."""
+
+    options: LayerOptions
+    degrees: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, f, x, edge: Pairs, harmonics, envelope, radial, ev_is_zero: bool):
+        """f (N, F), x (N, D) -> the same, updated."""
+        o = self.options
+        num, width = f.shape
+        invariants = degree_invariants(
+            jnp.zeros_like(x[:1]) if ev_is_zero else gather(x, edge.senders) - gather(x, edge.receivers), self.degrees)
+        spherical_widths = (width // 4, width)
+        filter_f = radial[0] + FilterNetwork(spherical_widths, name="spherical_features")(invariants)
+        filter_x = radial[1] + FilterNetwork(spherical_widths, name="spherical_ev")(invariants)
+        q1, k1, q2, k2 = self._queries_and_keys(f)
+        v1 = PerHead(o.num_heads, name="v_features")(f)
+        attention_f = self._attention(q1, k1, filter_f, edge, envelope, o.num_heads)
+        attention_x = self._attention(q2, k2, filter_x, edge, envelope, len(self.degrees))
+        f = f + aggregate_features(attention_f, v1, edge, num)
+        x = x + aggregate_ev(attention_x, harmonics, edge, num, self.degrees)
+        if o.layer_norm_1:
+            f = nn.LayerNorm(name="layer_norm_1")(f)
+        if o.residual_mlp_1:
+            f = ResidualMLP(name="residual_mlp_1")(f)
+        exchanged = Dense(width + len(self.degrees), name="exchange")(
+            jnp.concatenate([f, degree_invariants(x, self.degrees)], axis=-1))
+        f = f + exchanged[:, :width]
+        x = x + x * repeat_degrees(exchanged[:, width:], self.degrees)
+        if o.residual_mlp_2:
+            f = ResidualMLP(name="residual_mlp_2")(f)
+        if o.layer_norm_2:
+            f = nn.LayerNorm(name="layer_norm_2")(f)
+        return f, x
+
+    def _queries_and_keys(self, f):
+        act = activation(self.options.qk_activation)
+        heads, degrees = self.options.num_heads, len(self.degrees)
+        return (act(PerHead(heads, name="q_features")(f)), act(PerHead(heads, name="k_features")(f)),
+                act(PerHead(degrees, name="q_ev")(f)), act(PerHead(degrees, name="k_ev")(f)))
+
+    def _attention(self, q, k, weights, edge: Pairs, envelope, heads):
+        """Attention of the receivers and, for undirected pairs, of the senders: each (P, heads)."""
+        o = self.options
+        divisor = {"identity": 1.0, "sqrt_num_features": float(np.sqrt(q.shape[-1] // heads)),
+                   "avg_num_neighbors": o.avg_num_neighbors}[o.message_normalization]
+        scale = (envelope / divisor)[:, None]
+
+        def weigh(query, key):
+            product = (query * weights * key).reshape(len(weights), heads, -1)
+            return scale * product.sum(-1)
+
+        at_receiver = weigh(gather(q, edge.receivers), gather(k, edge.senders))
+        if not edge.undirected:
+            return at_receiver, None
+        return at_receiver, weigh(gather(q, edge.senders), gather(k, edge.receivers))
+
+
+class PerHead(nn.Module):
+    """One square matrix for each head, no bias: (N, F) -> (N, F)."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, f):
+        width = f.shape[-1] // self.heads
+        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0,)),
+                            (self.heads, width, width))
+        y = jnp.einsum("nhd,hcd->nhc", f.reshape(-1, self.heads, width), kernel.astype(f.dtype))
+        return y.reshape(f.shape)
+
+
+def degree_invariants(x: jax.Array, degrees: tuple[int, ...]) -> jax.Array:
+    """Squared norm of each degree over sqrt(2l + 1): (..., D) -> (..., number of degrees)."""
+    squares, start, out = x * x, 0, []
+    for l in degrees:
+        out.append(squares[..., start:start + 2 * l + 1].sum(-1) / np.sqrt(2 * l + 1))
+        start += 2 * l + 1
+    return jnp.stack(out, axis=-1)
+
+
+def repeat_degrees(values: jax.Array, degrees: tuple[int, ...]) -> jax.Array:
+    """One value for each degree -> one for each component: (..., number of degrees) -> (..., D)."""
+    index = np.repeat(np.arange(len(degrees)), [2 * l + 1 for l in degrees])
+    return values[..., index]
+
+
+def parity(degrees: tuple[int, ...], dtype) -> jax.Array:
+    """(-1)^l for each component: the harmonics of -r are this times those of r. Shape (D,)."""
+    return jnp.asarray(np.repeat([(-1.0) ** l for l in degrees], [2 * l + 1 for l in degrees]), dtype)
+
+
+def scatter_pairs(to_receivers, to_senders, edge: Pairs, num: int) -> jax.Array:
+    """Sum of what pairs send to their receivers and, if undirected, to their senders: (P, ...) -> (num, ...)."""
+    total = segment_sum(to_receivers, edge.receivers, num)
+    return total + segment_sum(to_senders, edge.senders, num) if edge.undirected else total
+
+
+def aggregate_features(attention, values, edge: Pairs, num: int) -> jax.Array:
+    """Sum over neighbours of attention times value: (P, H), (N, F) -> (N, F)."""
+
+    def message(weights, v):
+        heads = weights.shape[-1]
+        return (weights[:, :, None] * v.reshape(len(v), heads, -1)).reshape(v.shape)
+
+    at_receiver, at_sender = attention
+    to_receivers = message(at_receiver, gather(values, edge.senders))
+    to_senders = None if at_sender is None else message(at_sender, gather(values, edge.receivers))
+    return scatter_pairs(to_receivers, to_senders, edge, num)
+
+
+def aggregate_ev(attention, harmonics, edge: Pairs, num: int, degrees) -> jax.Array:
+    """Sum over neighbours of attention times harmonics: (P, number of degrees), (P, D) -> (N, D)."""
+    at_receiver, at_sender = attention
+    to_receivers = repeat_degrees(at_receiver, degrees) * harmonics
+    to_senders = (None if at_sender is None else
+                  repeat_degrees(at_sender, degrees) * (harmonics * parity(degrees, harmonics.dtype)))
+    return scatter_pairs(to_receivers, to_senders, edge, num)

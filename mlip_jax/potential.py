@@ -1,0 +1,162 @@
+"""Potential: model, parameters and reference energies make a force field. The only place that differentiates."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+from ase.data import chemical_symbols
+
+from mlip_jax import models
+from mlip_jax.checkpoint import CheckpointError, CheckpointStore, from_arrays
+from mlip_jax.graphs.graph import node_graph_index
+
+BEST = "best"
+
+
+class Evaluation(NamedTuple):
+    """Energies and forces of a padded batch; reference energies are not in them.
+
+    Attributes:
+      energy: (G,) eV, zero for padding graphs.
+      forces: (N, 3) eV/Å, zero for padding atoms.
+      energies: (N,) atomic energies in eV, zero for padding atoms.
+      stress: (G, 3, 3) eV/Å³ or None.
+    """
+
+    energy: jax.Array
+    forces: jax.Array
+    energies: jax.Array
+    stress: jax.Array | None = None
+
+
+def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_scale: float,
+             with_stress: bool = False) -> Evaluation:
+    """Energies, and forces as minus the gradient. Pure; call it under jit.
+
+    Args:
+      model, params: On the contract of mlip_jax.models.
+      graph: Padded, laid out as graphs/graph.py says.
+      energy_scale: eV per unit of the model's output.
+      with_stress: Also the derivative by strain over the volume; needs globals["cell"].
+    """
+    node_graph = node_graph_index(graph)
+    node_mask = jraph.get_node_padding_mask(graph)
+    num = graph.n_node.shape[0]
+
+    def total(positions, strain):
+        energies = model.apply(params, _moved(graph, positions, strain, node_graph)).energies
+        energies = jnp.where(node_mask, energies * energy_scale, 0.0)
+        return energies.sum(), energies
+
+    positions = graph.nodes["positions"]
+    if not with_stress:
+        gradient, energies = jax.grad(total, has_aux=True)(positions, None)
+        stress = None
+    else:
+        strain = jnp.zeros((num, 3, 3), positions.dtype)
+        (gradient, by_strain), energies = jax.grad(total, argnums=(0, 1), has_aux=True)(positions, strain)
+        volume = jnp.abs(jnp.linalg.det(graph.globals["cell"]))
+        by_strain = 0.5 * (by_strain + by_strain.transpose(0, 2, 1))
+        stress = by_strain / jnp.where(volume > 0, volume, 1.0)[:, None, None]
+    forces = jnp.where(node_mask[:, None], -gradient, 0.0)
+    energy = jax.ops.segment_sum(energies, node_graph, num, indices_are_sorted=True)
+    return Evaluation(energy, forces, energies, stress)
+
+
+def _moved(graph, positions, strain, node_graph):
+    """The graph with other positions and, with a strain (G, 3, 3), positions and cell deformed by it."""
+    if strain is None:
+        return graph._replace(nodes={**graph.nodes, "positions": positions})
+    deformation = jnp.eye(3, dtype=positions.dtype) + 0.5 * (strain + strain.transpose(0, 2, 1))
+    cell = jnp.einsum("gcx,gxy->gcy", graph.globals["cell"], deformation)
+    positions = jnp.einsum("nx,nxy->ny", positions, deformation[node_graph])
+    return graph._replace(nodes={**graph.nodes, "positions": positions}, globals={**graph.globals, "cell": cell})
+
+
+def gradient(loss: Callable[[Any], tuple[jax.Array, Any]], params: Any) -> tuple[jax.Array, Any, Any]:
+    """(loss, auxiliary output, gradient by the parameters) of a loss of `Evaluation`s."""
+    (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return value, aux, grads
+
+
+@dataclasses.dataclass(frozen=True)
+class Potential:
+    """A force field.
+
+    Attributes:
+      model: On the contract of mlip_jax.models. params: Its parameters.
+      cutoff: Å.
+      reference_energies: (119,) float64 eV, added on the host.
+      energy_scale: eV per unit of the model's output.
+      elements: Atomic numbers that the training set held.
+      metadata: Config, statistics, versions and label origin, as the checkpoint has them.
+    """
+
+    model: nn.Module
+    params: Any
+    cutoff: float
+    reference_energies: np.ndarray
+    energy_scale: float
+    elements: tuple[int, ...]
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Potential:
+        """The force field of a workdir (its best checkpoint) or of a checkpoint directory.
+
+        Raises:
+          CheckpointError: Nothing readable is there.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such directory; a workdir of a training run is expected")
+        directory = path / BEST if (path / BEST).is_dir() else path
+        store = CheckpointStore(directory, read_only=True)
+        restored = store.restore()
+        store.close()
+        if restored is None:
+            raise CheckpointError(f"{path}: no finished checkpoint there; has the run validated once?")
+        return cls.from_checkpoint(restored.arrays, restored.metadata)
+
+    @classmethod
+    def from_checkpoint(cls, arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> Potential:
+        """The force field of the arrays under "params/" and the metadata of a checkpoint."""
+        statistics, config = metadata["statistics"], metadata["config"]
+        model = models.create(config["model"]["name"], **_options(config["model"]["options"]))
+        template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
+        return cls(model=model, params=from_arrays(template, arrays, "params/"),
+                   cutoff=float(statistics["cutoff"]),
+                   reference_energies=np.array(statistics["reference_energies"], np.float64),
+                   energy_scale=float(statistics["energy_scale"]), elements=tuple(statistics["elements"]),
+                   metadata=metadata)
+
+    def check_elements(self, numbers: np.ndarray) -> None:
+        """Raise ValueError naming the elements that the force field never saw."""
+        unknown = sorted(set(np.asarray(numbers).tolist()) - set(self.elements))
+        if unknown:
+            raise ValueError(
+                f"this force field was not trained on {', '.join(chemical_symbols[z] for z in unknown)}; it knows "
+                f"{', '.join(chemical_symbols[z] for z in self.elements)}")
+
+
+def _options(options: dict[str, Any]) -> dict[str, Any]:
+    # JSON has no tuples, flax modules want hashable fields
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+
+
+def example_graph(dtype=np.float32) -> jraph.GraphsTuple:
+    """A small padded graph (a pair of atoms and padding), enough to initialise any model."""
+    return jraph.GraphsTuple(
+        nodes={"positions": np.array([[0, 0, 0], [0, 0, 1], [0, 0, 0]], dtype), "numbers": np.array([6, 1, 0], np.int32)},
+        edges={"pair_order": np.array([0, 2, 1, 3], np.int32)},
+        senders=np.array([1, 0, 2, 2], np.int32), receivers=np.array([0, 1, 2, 2], np.int32),
+        globals={"charge": np.zeros(2, dtype)},
+        n_node=np.array([2, 1], np.int32), n_edge=np.array([2, 2], np.int32))

@@ -1,0 +1,314 @@
+"""Figures of a training run. Each function returns a matplotlib `Figure` that no global state knows of."""
+
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from mlip_jax.reports import errors
+from mlip_jax.reports.predictions import Predictions
+
+# Okabe and Ito's colours, which people with any colour vision can tell apart.
+BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+SPLIT_COLORS = {"train": BLUE, "valid": GREEN, "test": VERMILLION}
+_DENSE = 3000  # points from which single dots hide how many there are
+_MAX_BARS = 16
+
+# (title, y label, {column: split}) for each panel of the learning curves.
+_PANELS = (
+    ("Loss", "loss", {"train_loss": "train", "valid_loss": "valid"}),
+    (
+        "Energy",
+        "MAE (meV/atom)",
+        {"train_energy_mae_mev_per_atom": "train", "valid_energy_mae_mev_per_atom": "valid"},
+    ),
+    ("Forces", "MAE (meV/Å)", {"train_force_mae_mev_per_ang": "train", "valid_force_mae_mev_per_ang": "valid"}),
+    ("Learning rate", "learning rate", {"learning_rate": "train"}),
+)
+
+
+def energy_parity(predictions: Predictions, color: str = BLUE) -> Figure:
+    """Predicted against reference energy per atom, both less the same energies per element.
+
+    Total energies are mostly a sum of atomic constants, next to which no error could be seen. A least-squares fit of
+    the reference per element takes them out.
+    """
+    elements = np.unique(predictions.numbers)
+    baseline = errors.element_counts(predictions, elements) @ errors.element_energies(
+        predictions, predictions.energy, elements
+    )
+    reference, predicted = (
+        1e3 * (energy - baseline) / predictions.sizes for energy in (predictions.energy, predictions.energy_predicted)
+    )
+    fig, ax = _figure("Energy")
+    axis = "energy less per-element fit (meV/atom)"
+    _parity(ax, reference, predicted, color, axis, errors.energy_errors_per_atom(predictions), "meV/atom")
+    return fig
+
+
+def force_parity(predictions: Predictions, color: str = BLUE) -> Figure:
+    """Predicted against reference force components in eV/Å."""
+    fig, ax = _figure("Forces")
+    reference, predicted = predictions.forces.ravel(), predictions.forces_predicted.ravel()
+    residual = 1e3 * errors.force_errors(predictions)
+    _parity(ax, reference, predicted, color, "force component (eV/Å)", residual, "meV/Å")
+    return fig
+
+
+def energy_error_against_size(predictions: Predictions, color: str = BLUE) -> Figure:
+    """Total-energy errors (meV) against the number of atoms, with the fitted line and ± 2 standard errors."""
+    error = 1e3 * errors.energy_errors(predictions)
+    known = np.isfinite(error)
+    sizes, error = predictions.sizes[known], error[known]
+    fig, ax = _figure("Energy error against molecule size", size=(9.2, 4.2))
+    low, high = _robust_limits(error)
+    inside = (error >= low) & (error <= high)
+    # Sizes are whole numbers: a little sideways jitter, fixed by its seed, keeps dots from hiding each other.
+    jitter = np.random.default_rng(0).uniform(-0.3, 0.3, inside.sum())
+    dots = {"s": 9, "alpha": float(np.clip(800 / max(inside.sum(), 1), 0.08, 0.6)), "linewidths": 0}
+    ax.scatter(sizes[inside] + jitter, error[inside], color=color, rasterized=True, **dots)
+    ax.axhline(0, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+    fit = errors.energy_slope(predictions)
+    if math.isfinite(fit.slope):
+        grid = np.linspace(sizes.min(), sizes.max(), 100)
+        line, stderr = fit.line(grid)
+        uncertainty = f" ± {fit.stderr:.3g}" if math.isfinite(fit.stderr) else ""
+        ax.fill_between(grid, line - 2 * stderr, line + 2 * stderr, color=VERMILLION, alpha=0.25, linewidth=0)
+        ax.plot(grid, line, color=VERMILLION, linewidth=2, label=f"slope {fit.slope:+.3g}{uncertainty} meV/atom")
+        _legend(ax, loc="upper left")
+    ax.set(xlabel="number of atoms", ylabel="predicted − reference (meV)", ylim=(low, high))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _outside(ax, error.size - int(inside.sum()))
+    return fig
+
+
+def error_distributions(splits: dict[str, Predictions]) -> Figure:
+    """Densities of the energy errors (meV/atom) and of the force-component errors (meV/Å), one line per split."""
+    fig, axes = _figure("Energy errors", "Force errors", size=(9.2, 3.9))
+    kinds = (errors.energy_errors_per_atom, lambda p: 1e3 * errors.force_errors(p).ravel())
+    for ax, unit, kind in zip(axes, ("meV/atom", "meV/Å"), kinds, strict=True):
+        values = {name: kind(p) for name, p in splits.items()}
+        values = {name: v[np.isfinite(v)] for name, v in values.items()}
+        values = {name: v for name, v in values.items() if v.size}
+        ax.set(xlabel=f"predicted − reference ({unit})", ylabel=f"density (1/({unit}))", yscale="log")
+        if not values:
+            _nothing(ax)
+            continue
+        # The median over splits, so that a few wild structures of a small one do not squeeze the others.
+        reach = 1.3 * float(np.median([np.percentile(np.abs(v), 99.5) for v in values.values()])) or 1.0
+        edges = np.linspace(-reach, reach, 82)
+        for name, v in values.items():
+            counts, _ = np.histogram(v, edges)
+            density = counts / (v.size * np.diff(edges))
+            style = {"color": SPLIT_COLORS.get(name, GREY), "linewidth": 1.6, "label": _plain(name)}
+            ax.stairs(np.where(counts, density, np.nan), edges, baseline=None, **style)
+        _legend(ax)
+        _outside(ax, sum(int(np.sum(np.abs(v) > reach)) for v in values.values()), place="left")
+    return fig
+
+
+def learning_curves(columns: dict[str, np.ndarray]) -> Figure | None:
+    """Loss, energy MAE, force MAE and learning rate against the step, each (R,) with NaN where not measured.
+
+    Panels without data are left out; None if all are. Without `step` (or `epoch`) the row number counts.
+    """
+    rows = max((len(column) for column in columns.values()), default=0)
+    axis = next((name for name in ("step", "epoch") if np.isfinite(columns.get(name, [np.nan])).any()), "row")
+    x = columns.get(axis, np.arange(rows, dtype=float))
+    panels = []
+    for title, ylabel, series in _PANELS:
+        curves = {name: _curve(x, columns[name]) for name in series if name in columns}
+        curves = {name: curve for name, curve in curves.items() if curve[0].size}
+        if curves:
+            panels.append((title, ylabel, series, curves))
+    if not panels:
+        return None
+    fig, axes = _figure(*(title for title, *_ in panels), size=(9.2, 3.1 * math.ceil(len(panels) / 2) + 0.3))
+    for ax, (_, ylabel, series, curves) in zip(np.atleast_1d(axes), panels, strict=True):
+        for name, (steps, values) in curves.items():
+            _draw_curve(ax, steps, values, SPLIT_COLORS[series[name]] if len(series) > 1 else GREY, series[name])
+        ax.set(xlabel=axis, ylabel=ylabel)
+        ax.xaxis.set_major_locator(MaxNLocator(6))
+        ax.xaxis.set_major_formatter(FuncFormatter(_short))
+        _log_scale(ax, np.concatenate([values for _, values in curves.values()]))
+        if len(series) > 1:
+            _legend(ax)
+    return fig
+
+
+def element_errors(groups: list[errors.GroupErrors], color: str = BLUE) -> Figure:
+    """Bars of the force error per element in meV/Å: MAE filled, RMSE as a mark."""
+    groups = [g for g in groups if math.isfinite(g.force_mae_mev_per_ang)]
+    fig, ax = _figure("Force error per element", size=(9.2, 3.6))
+    x = np.arange(len(groups))
+    ax.bar(x, [g.force_mae_mev_per_ang for g in groups], width=0.62, color=color, label="MAE")
+    rmse = [g.force_rmse_mev_per_ang for g in groups]
+    ax.scatter(x, rmse, color=VERMILLION, marker="D", s=28, label="RMSE", zorder=3)
+    ax.set_xticks(x, [f"{g.label}\n{_short(g.num_atoms)}" for g in groups])
+    ax.set(xlabel="element, and number of atoms", ylabel="force error (meV/Å)", ylim=(0, None))
+    ax.set_xlim(-0.7, max(len(groups), 1) - 0.3)
+    ax.grid(visible=False, axis="x")
+    _legend(ax)
+    return fig
+
+
+def subset_errors(groups: list[errors.GroupErrors], color: str = BLUE) -> Figure:
+    """Bars of the energy MAE (meV/atom) and the force MAE (meV/Å) per subset, with the RMSE as a mark."""
+    groups = groups[:_MAX_BARS]
+    fig, axes = _figure("Energy error per subset", "Force error per subset", size=(9.2, 1.6 + 0.3 * len(groups)))
+    y = np.arange(len(groups))
+    kinds = (("energy", "energy_{}_mev_per_atom", "meV/atom"), ("force", "force_{}_mev_per_ang", "meV/Å"))
+    for ax, (name, field, unit) in zip(axes, kinds, strict=True):
+        ax.barh(y, [getattr(g, field.format("mae")) for g in groups], height=0.62, color=color, label="MAE")
+        rmse = [getattr(g, field.format("rmse")) for g in groups]
+        ax.scatter(rmse, y, color=VERMILLION, marker="D", s=22, label="RMSE", zorder=3)
+        ax.set(xlabel=f"{name} error ({unit})", xlim=(0, None), ylim=(len(groups) - 0.4, -0.6))
+        ax.set_yticks(y, [_plain(g.label) for g in groups] if ax is axes[0] else [""] * len(groups))
+        ax.xaxis.set_major_locator(MaxNLocator(6))
+        ax.grid(visible=False, axis="y")
+        ax.tick_params(axis="y", length=0)
+    _legend(axes[1])
+    return fig
+
+
+def _figure(*titles: str, size: tuple[float, float] = (4.5, 4.3)) -> tuple[Figure, Axes | np.ndarray]:
+    """A figure with one styled panel per title, two in a row; one panel comes bare, more as an array."""
+    fig = Figure(figsize=size, layout="constrained", facecolor="white")
+    FigureCanvasAgg(fig)
+    grid = fig.subplots(math.ceil(len(titles) / 2), min(len(titles), 2), squeeze=False).ravel()
+    for ax in grid[len(titles) :]:
+        ax.remove()
+    for ax, title in zip(grid, titles, strict=False):
+        ax.set_title(title, fontsize=11, fontweight="bold", loc="left")
+        ax.grid(visible=True, color="#dddddd", linewidth=0.7)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color("#999999")
+        ax.tick_params(which="both", colors="#333333", labelsize=9, length=3)
+        ax.xaxis.label.set_size(10)
+        ax.yaxis.label.set_size(10)
+    return fig, grid[0] if len(titles) == 1 else grid[: len(titles)]
+
+
+def _parity(
+    ax: Axes, reference: np.ndarray, predicted: np.ndarray, color: str, axis: str, error: np.ndarray, unit: str
+) -> None:
+    """Dots, or a density where dots would cover each other, on equal axes set by the reference.
+
+    `reference` and `predicted` (N,) are in the unit that `axis` tells; `error` in `unit` is written in as MAE and RMSE.
+    """
+    known = np.isfinite(reference) & np.isfinite(predicted)
+    reference, predicted = reference[known], predicted[known]
+    ax.set(xlabel=f"reference {axis}", ylabel=f"predicted {axis}", aspect="equal")
+    if reference.size == 0:
+        _nothing(ax)
+        return
+    # By the reference alone: one wild prediction must not squeeze all others into a dot.
+    low, high = reference.min(), reference.max()
+    pad = 0.05 * (high - low) or 1.0
+    low, high = low - pad, high + pad
+    inside = (predicted >= low) & (predicted <= high)
+    if reference.size > _DENSE:
+        extent = (low, high, low, high)
+        style = {"gridsize": 90, "bins": "log", "cmap": "viridis", "linewidths": 0.1, "mincnt": 1}
+        cells = ax.hexbin(reference[inside], predicted[inside], extent=extent, rasterized=True, **style)
+        # Within the panel, in the corner where no good prediction lies, so that all parity plots have the same frame.
+        bar = ax.figure.colorbar(cells, cax=ax.inset_axes([0.6, 0.13, 0.36, 0.025]), orientation="horizontal")
+        bar.ax.set_title("number of points", fontsize=8, pad=3)
+        bar.ax.tick_params(labelsize=8, length=2)
+        bar.outline.set_visible(False)
+    else:
+        ax.scatter(reference, predicted, s=9, alpha=0.45, color=color, linewidths=0, rasterized=True)
+    ax.axline((low, low), slope=1, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+    ax.set(xlim=(low, high), ylim=(low, high))
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    note = f"MAE {errors.mae(error):,.4g} {unit}\nRMSE {errors.rmse(error):,.4g} {unit}"
+    cut = reference.size - int(inside.sum())
+    _note(ax, note + (f"\n{cut:,} outside" if cut else ""))
+
+
+def _curve(x: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The measured points by step; where a resumed run measured a step again, the later one."""
+    known = np.isfinite(x) & np.isfinite(values)
+    # np.unique keeps the first of equals, so look from the end.
+    steps, last = np.unique(x[known][::-1], return_index=True)
+    return steps, values[known][::-1][last]
+
+
+def _draw_curve(ax: Axes, steps: np.ndarray, values: np.ndarray, color: str, label: str) -> None:
+    """A line; with many points a faint one under the medians of 150 blocks."""
+    if steps.size <= 400:
+        marker = {"marker": "o", "markersize": 3.5} if steps.size <= 40 else {}
+        ax.plot(steps, values, color=color, linewidth=1.6, label=label, **marker)
+        return
+    ax.plot(steps, values, color=color, linewidth=0.5, alpha=0.25, rasterized=True)
+    blocks = zip(np.array_split(steps, 150), np.array_split(values, 150), strict=True)
+    medians = np.array([(np.median(s), np.median(v)) for s, v in blocks])
+    ax.plot(*medians.T, color=color, linewidth=1.6, label=label)
+
+
+def _log_scale(ax: Axes, values: np.ndarray) -> None:
+    """A log axis with ticks at 1, 2 and 5 that spans a factor of four at least, so that some tick is on it."""
+    positive = values[values > 0]
+    if positive.size == 0:
+        return
+    low, high = np.log(positive.min()), np.log(positive.max())
+    reach = max(0.5 * (high - low) * 1.1, 0.5 * math.log(4))
+    ax.set_yscale("log", nonpositive="mask")
+    ax.set_ylim(*np.exp([0.5 * (low + high) - reach, 0.5 * (low + high) + reach]))
+    decades = 2 * reach / math.log(10)
+    subs = (1, 2, 5) if decades < 2.5 else (1, 3) if decades < 4 else (1,)
+    ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    ax.yaxis.set_major_formatter(FuncFormatter(_short))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _robust_limits(values: np.ndarray) -> tuple[float, float]:
+    """Limits around zero and nearly all values: the middle 99 %, and a fifth more at both ends."""
+    if values.size == 0:
+        return -1.0, 1.0
+    low, high = np.percentile(values, [0.5, 99.5])
+    low, high = min(low, 0.0), max(high, 0.0)
+    pad = 0.2 * (high - low) or 1.0
+    return low - pad, high + pad
+
+
+def _short(value: float, _position: int | None = None) -> str:
+    """1500 as 1.5k, 0.00001 as 1e-05: short enough for a tick."""
+    units: tuple[tuple[float, str], ...] = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+    scale, unit = next(((scale, unit) for scale, unit in units if abs(value) >= scale), (1.0, ""))
+    return f"{value / scale:.3g}{unit}"
+
+
+def _plain(text: str, length: int = 34) -> str:
+    """For labels that come from data: no formulas (a lone dollar would be an error), and not too long."""
+    text = text if len(text) <= length else text[: length - 1] + "…"
+    return "".join(c if c.isprintable() else "�" for c in text).replace("$", r"\$")
+
+
+def _legend(ax: Axes, **options) -> None:
+    legend = ax.legend(fontsize=9, frameon=True, framealpha=0.85, edgecolor="none", **options)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)
+
+
+def _note(ax: Axes, text: str) -> None:
+    box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 3}
+    ax.text(0.03, 0.97, text, transform=ax.transAxes, va="top", fontsize=9.5, bbox=box)
+
+
+def _outside(ax: Axes, count: int, place: str = "right") -> None:
+    """Says how many points the limits leave out, for a cut that nobody sees is a lie."""
+    if count:
+        text = f"{count:,} {'point' if count == 1 else 'points'} outside"
+        x = 0.97 if place == "right" else 0.03
+        ax.text(x, 0.97, text, transform=ax.transAxes, ha=place, va="top", fontsize=8.5, color=GREY)
+
+
+def _nothing(ax: Axes) -> None:
+    ax.set_yscale("linear")
+    ax.text(0.5, 0.5, "no labels", transform=ax.transAxes, ha="center", va="center", color=GREY)

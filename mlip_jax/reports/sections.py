@@ -1,0 +1,258 @@
+"""Sections of the report's page: each takes what the page is made from and yields pieces of HTML."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mlip_jax.reports import errors, figures, page
+from mlip_jax.reports.predictions import Predictions
+
+MAX_OUTLIERS = 50
+_MAX_GROUPS = 40
+_GROUP_HEADER = (
+    "structures",
+    "atoms",
+    "energy MAE (meV/atom)",
+    "energy RMSE (meV/atom)",
+    "force MAE (meV/Å)",
+    "force RMSE (meV/Å)",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What the sections of the page are made from."""
+
+    splits: dict[str, Predictions]
+    metrics: dict
+    curves: dict[str, np.ndarray]
+
+    @property
+    def shown(self) -> str | None:
+        return self.metrics["shown_split"]
+
+
+def headline(content: Content, notes: Sequence[str]) -> Iterator[str]:
+    shown, values = content.shown, content.metrics[content.shown] if content.shown else {}
+
+    def card(name: str, key: str, unit: str, rmse: str) -> tuple[str, str, str, str]:
+        return name, page.number(values.get(key)), unit, f"RMSE {page.number(values.get(rmse))} {unit}"
+
+    stderr = page.number(values.get("energy_slope_stderr_mev_per_atom"))
+    slope = _signed(values.get("energy_slope_mev_per_atom"))
+    yield page.cards(
+        [
+            card(f"{shown or 'test'} energy MAE", "energy_mae_mev_per_atom", "meV/atom", "energy_rmse_mev_per_atom"),
+            card(f"{shown or 'test'} force MAE", "force_mae_mev_per_ang", "meV/Å", "force_rmse_mev_per_ang"),
+            ("energy drift with size", slope, "meV/atom", f"± {stderr}; should be zero"),
+            ("training time", page.duration(content.metrics["seconds"]), "", _extent(content)),
+        ]
+    )
+    yield from (page.callout(note) for note in notes)
+    if shown != "test":
+        what = f"those of the {shown} split" if shown else "none"
+        yield page.callout(f"There are no test structures, so the numbers shown in detail are {what}.")
+    for name in content.splits:
+        lost = content.metrics[name]["num_nonfinite_predictions"]
+        if lost:
+            yield page.callout(
+                f"{lost:,} predicted energies or force components of the {name} split are NaN or infinite. They are "
+                "left out of all averages, which are therefore better than the model."
+            )
+
+
+def error_table(content: Content) -> Iterator[str]:
+    header = ("split", "molecules", *_GROUP_HEADER, "energy MAE (eV)", "slope (meV/atom)")
+    keys = (
+        *("num_molecules", "num_structures", "num_atoms", "energy_mae_mev_per_atom", "energy_rmse_mev_per_atom"),
+        *("force_mae_mev_per_ang", "force_rmse_mev_per_ang", "energy_mae_ev"),
+    )
+    rows = []
+    for name in content.splits:
+        values = content.metrics[name]
+        slope, stderr = values["energy_slope_mev_per_atom"], values["energy_slope_stderr_mev_per_atom"]
+        told = _signed(slope) if stderr is None else f"{_signed(slope)} ± {page.number(stderr)}"
+        rows.append((name, *(values[key] for key in keys), told))
+    yield page.heading("Errors")
+    yield page.table(header, rows) if rows else page.paragraph("No predictions were given.")
+    for name, split in content.splits.items():
+        if split.num_structures == 0:
+            yield page.paragraph(f"The {name} split is empty.")
+            continue
+        for what, labels in (("energies", split.energy), ("forces", split.forces)):
+            if not np.isfinite(labels).any():
+                yield page.paragraph(f"The {name} split has no reference {what}, so it has no errors of {what}.")
+
+
+def curves_and_parity(content: Content) -> Iterator[str]:
+    yield page.heading("Learning curves")
+    fig = figures.learning_curves(content.curves)
+    if fig is None:
+        yield page.paragraph("No learning curve recorded.")
+    else:
+        caption = "Loss and errors on training batches (blue) and on the validation split (green) while training."
+        yield page.figure(fig, caption, wide=True)
+    if content.shown is None:
+        return
+    p, values = content.splits[content.shown], content.metrics[content.shown]
+    color = figures.SPLIT_COLORS[content.shown]
+    yield page.heading(f"Predictions of the {content.shown} split")
+    parity = []
+    if values["energy_mae_ev"] is not None:
+        caption = (
+            f"Energies of {int(np.isfinite(p.energy).sum()):,} structures per atom, predicted against reference, less "
+            "a sum of energies per element that is fitted to the reference: a perfect model lies on the dashed line."
+        )
+        parity.append(page.figure(figures.energy_parity(p, color), caption))
+    if values["force_mae_mev_per_ang"] is not None:
+        caption = (
+            f"All {int(np.isfinite(p.forces).sum()):,} force components, predicted against reference, as they come "
+            "from the labels: a perfect model lies on the dashed line."
+        )
+        parity.append(page.figure(figures.force_parity(p, color), caption))
+    if not parity:
+        yield page.paragraph("There are no labels to compare with.")
+        return
+    yield page.grid(parity)
+    labelled = {name: split for name, split in content.splits.items() if split.num_structures}
+    caption = (
+        "How errors are distributed on a logarithmic scale: a train line that is much narrower than the others means "
+        "overfitting, a shifted one a bias, and wide feet rare large errors."
+    )
+    yield page.figure(figures.error_distributions(labelled), caption, wide=True)
+
+
+def drift(content: Content) -> Iterator[str]:
+    yield page.heading("Does the energy error grow with the molecule?")
+    values = content.metrics[content.shown] if content.shown else {}
+    slope, stderr = values.get("energy_slope_mev_per_atom"), values.get("energy_slope_stderr_mev_per_atom")
+    yield page.paragraph(
+        "The error of the total energy is fitted with a line against the number of atoms. Its slope should vanish: a "
+        "slope means an energy reference that drifts with molecule size, so that every atom more costs a constant "
+        "amount too much or too little, and energies of molecules of different size cannot be compared. The standard "
+        "error counts molecules, not conformations, since those of one molecule share most of their error."
+    )
+    if slope is None:
+        yield page.paragraph("The slope cannot be told: it takes reference energies for at least two sizes.")
+    else:
+        yield from _told_slope(content, slope, stderr)
+    if content.shown:
+        yield page.table(("atoms per structure", *_GROUP_HEADER), _group_rows(content.metrics["per_size"]))
+        yield from _correction(content)
+
+
+def _told_slope(content: Content, slope: float, stderr: float | None) -> Iterator[str]:
+    told = f"The slope is {_signed(slope)}"
+    if stderr is None:
+        told += " meV/atom; there are too few molecules to tell its standard error."
+    elif abs(slope) <= 2 * stderr:
+        told += f" ± {page.number(stderr)} meV/atom: within two standard errors of zero."
+    else:
+        told += f" ± {page.number(stderr)} meV/atom: more than two standard errors from zero, so energies drift."
+    yield page.paragraph(told)
+    caption = (
+        f"Error of the total energy of each {content.shown} structure against its number of atoms, with the fitted "
+        "line and a band of two standard errors; sizes are jittered sideways to show all dots."
+    )
+    color = figures.SPLIT_COLORS["train"]
+    fig = figures.energy_error_against_size(content.splits[content.shown], color)
+    yield page.figure(fig, caption, wide=True)
+
+
+def _correction(content: Content) -> Iterator[str]:
+    yield page.heading("What a correction per element would still gain", 3)
+    if content.metrics[content.shown]["energy_mae_ev"] is None:
+        yield page.paragraph("It cannot be told without reference energies.")
+        return
+    yield page.paragraph(
+        "A sum of energies per element, fitted by least squares to the energy errors after training and taken off. A "
+        "large gain means that the reference energies are at fault, which costs nothing to mend; a small one, that the "
+        "model is; a negative one, that a few large errors rule the fit. Fitted on the split itself, the gain is "
+        "optimistic."
+    )
+    fits = content.metrics["per_element_correction"]
+    rows = []
+    for name, fit in fits.items():
+        before, after = fit["mae_before_mev_per_atom"], fit["mae_after_mev_per_atom"]
+        gain = f"{_signed(round(100 * (1 - after / before), 1))} %" if before and after is not None else "–"
+        rows.append((name.removeprefix("fitted_on_"), fit["num_structures_fitted"], before, after, gain))
+    header = ("fitted on", "structures fitted", "energy MAE before (meV/atom)", "after (meV/atom)", "gain")
+    yield page.table(header, rows)
+    elements = list(next(iter(fits.values()))["correction_mev_per_atom"])
+    rows = [
+        (name.removeprefix("fitted_on_"), *(_signed(fit["correction_mev_per_atom"].get(e)) for e in elements))
+        for name, fit in fits.items()
+    ]
+    yield page.table(("correction (meV per atom)", *elements), rows)
+
+
+def per_group(content: Content) -> Iterator[str]:
+    if content.shown is None:
+        return
+    p, color = content.splits[content.shown], figures.SPLIT_COLORS["train"]
+    has_forces = content.metrics[content.shown]["force_mae_mev_per_ang"] is not None
+    has_labels = has_forces or content.metrics[content.shown]["energy_mae_ev"] is not None
+    elements, subsets = errors.per_element(p), errors.per_subset(p)
+    yield page.heading("Per element")
+    if has_forces:
+        told = [g for g in elements if np.isfinite(g.force_mae_mev_per_ang)]
+        worst = max(told, key=lambda g: g.force_mae_mev_per_ang)
+        caption = (
+            f"Force error of the atoms of each element: {worst.label}, with {worst.num_atoms:,} atoms, has the largest "
+            "MAE."
+        )
+        yield page.figure(figures.element_errors(elements, color), caption, wide=True)
+    rows = [
+        (g.label, g.num_structures, g.num_atoms, g.force_mae_mev_per_ang, g.force_rmse_mev_per_ang) for g in elements
+    ]
+    yield page.table(("element", "structures with it", "atoms", "force MAE (meV/Å)", "force RMSE (meV/Å)"), rows)
+    yield page.heading("Per subset")
+    if has_labels:
+        caption = "Energy and force errors of each part of the data set, the largest part on top."
+        yield page.figure(figures.subset_errors(subsets, color), caption, wide=True)
+    yield page.table(("subset", *_GROUP_HEADER), _group_rows(content.metrics["per_subset"][:_MAX_GROUPS]))
+    if len(subsets) > _MAX_GROUPS:
+        yield page.paragraph(f"{len(subsets) - _MAX_GROUPS:,} smaller subsets are in metrics.json.")
+
+
+def worst_cases(content: Content) -> Iterator[str]:
+    if content.shown is None:
+        return
+    total = content.metrics[content.shown]["num_force_outliers"]
+    yield page.heading("Worst molecules by energy")
+    header = ("molecule", "conformations", "atoms", "MAE (meV/atom)", "mean error (meV/atom)", "MAE (eV)")
+    rows = [tuple(row.values()) for row in content.metrics["worst_molecules"]]
+    yield page.table(header, rows) if rows else page.paragraph("None: there are no reference energies.")
+    yield page.heading("Force outliers")
+    threshold = f"{errors.OUTLIER_THRESHOLD:g} eV/Å"
+    if content.metrics[content.shown]["force_mae_mev_per_ang"] is None:
+        yield page.paragraph("None can be told: there are no reference forces.")
+    elif total == 0:
+        yield page.paragraph(f"None: no atom has a force error of more than {threshold}.")
+    else:
+        have = "atom has" if total == 1 else "atoms have"
+        first = f" The {MAX_OUTLIERS} largest:" if total > MAX_OUTLIERS else ""
+        yield page.paragraph(f"{total:,} {have} a force error of more than {threshold}.{first}")
+        header = ("molecule", "conformation", "atom", "element", "error (eV/Å)", "reference force (eV/Å)")
+        yield page.table(header, [tuple(row.values()) for row in content.metrics["force_outliers"]])
+
+
+def provenance(info: dict[str, dict[str, str | int | float]]) -> Iterator[str]:
+    if info:
+        yield page.heading("How it was made")
+        sections = (f"<section>{page.heading(name, 3)}{page.pairs(items)}</section>" for name, items in info.items())
+        yield page.grid(sections, "sections")
+
+
+def _group_rows(groups: list[dict]) -> list[tuple]:
+    return [tuple(group.values()) for group in groups]
+
+
+def _extent(content: Content) -> str:
+    train = content.metrics["train"]
+    return f"{train['num_structures']:,} training structures" if train else ""
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else ("+" if value > 0 else "") + page.number(value)

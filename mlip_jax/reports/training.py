@@ -1,0 +1,130 @@
+"""The report of a training run: `report.html`, one self-contained page, and `metrics.json`, the same for programs."""
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mlip_jax.reports import errors, page, sections
+from mlip_jax.reports.predictions import Predictions
+
+SPLITS = ("train", "valid", "test")
+
+
+def write_report(
+    workdir: str | os.PathLike,
+    predictions: dict[str, Predictions],
+    *,
+    title: str,
+    info: dict[str, dict[str, str | int | float]],
+    metrics_csv: Path | None,
+    seconds: float,
+    notes: Sequence[str] = (),
+) -> Path:
+    """Writes `report.html` and `metrics.json` into `workdir`, each at once or not at all.
+
+    Args:
+      workdir: made if it does not exist.
+      predictions: by split: "train", "valid", "test". Splits may lack, be empty or have no labels; the report says so.
+        Figures and tables show the test split, or the next best one if it has no structures.
+      title: headline of the page.
+      info: sections of names and values to keep with the result: data, model, training, versions, hardware.
+      metrics_csv: what the training loop logged, see `read_metrics`; None or a missing file is no error.
+      seconds: wall time of the training.
+      notes: what every reader must know before the numbers.
+
+    Returns:
+      The path of `report.html`.
+
+    Raises:
+      ValueError: if `predictions` has a key that is not a split.
+    """
+    unknown = sorted(set(predictions) - set(SPLITS))
+    if unknown:
+        raise ValueError(f"predictions has the keys {unknown}; splits are {list(SPLITS)}.")
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    content = sections.Content(
+        splits={name: predictions[name] for name in SPLITS if name in predictions},
+        metrics=metrics(predictions, seconds),
+        curves=read_metrics(metrics_csv),
+    )
+    # The numbers first: should a figure fail, they are there.
+    _write(workdir / "metrics.json", json.dumps(content.metrics, indent=2, allow_nan=False) + "\n")
+    body = [
+        page.heading(title, 1),
+        *sections.headline(content, notes),
+        *sections.error_table(content),
+        *sections.curves_and_parity(content),
+        *sections.drift(content),
+        *sections.per_group(content),
+        *sections.worst_cases(content),
+        *sections.provenance(info),
+    ]
+    _write(workdir / "report.html", page.page(title, body))
+    return workdir / "report.html"
+
+
+def metrics(predictions: dict[str, Predictions], seconds: float) -> dict:
+    """What `metrics.json` holds: JSON-safe, None for splits that are not there.
+
+    The detail (`shown_split` and what follows it) is that of the test split, or of the next best with structures.
+    """
+    shown = next((name for name in reversed(SPLITS) if name in predictions and predictions[name].num_structures), None)
+    result = {name: errors.summary(predictions[name]) if name in predictions else None for name in reversed(SPLITS)}
+    result |= {"seconds": seconds, "shown_split": shown, "per_element_correction": {}}
+    if shown is None:
+        return errors.json_safe(result)
+    p = predictions[shown]
+    fits = {f"fitted_on_{name}": predictions[name] for name in ("valid", "test") if name in predictions}
+    fits |= {f"fitted_on_{shown}": p}
+    outliers = errors.force_outliers(p)
+    return errors.json_safe(
+        result
+        | {
+            "per_element_correction": {name: errors.per_element_correction(p, fit) for name, fit in fits.items()},
+            "per_element": errors.per_element(p),
+            "per_subset": errors.per_subset(p),
+            "per_size": errors.per_size(p),
+            "worst_molecules": errors.worst_molecules(p),
+            "force_outlier_threshold_ev_per_ang": errors.OUTLIER_THRESHOLD,
+            "force_outliers": outliers[:sections.MAX_OUTLIERS],
+        }
+    )
+
+
+def read_metrics(path: str | os.PathLike | None) -> dict[str, np.ndarray]:
+    """Columns (R,) of a CSV file with a header row; NaN where a cell is empty, cut off or no number.
+
+    No path, no file or an empty file is no columns: a run that logged nothing still has a report.
+    """
+    if path is None or not Path(path).is_file():
+        return {}
+    # A run that was killed may leave half a line, and bytes of anything.
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        reader = csv.reader(line.replace("\0", "") for line in file)
+        header = [name.strip() for name in next(reader, [])]
+        rows = [row for row in reader if row]
+    return {
+        name: np.array([_float(row[i]) if i < len(row) else np.nan for row in rows])
+        for i, name in enumerate(header)
+    }
+
+
+def _float(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return np.nan
+
+
+def _write(path: Path, content: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What a force field is for: an ASE calculator, relaxation, molecular dynamics."""

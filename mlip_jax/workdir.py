@@ -1,0 +1,77 @@
+"""The folder of a run: one run at a time, of one config."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlip_jax.config import differences
+
+
+class WorkdirError(RuntimeError):
+    """The folder belongs to another run, or cannot be used."""
+
+
+@contextlib.contextmanager
+def claimed(workdir: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
+    """The workdir, made if missing, locked for this process, and of this config (plain dictionaries).
+
+    The lock goes with the process, however it ends.
+
+    Raises:
+      WorkdirError: Another process runs there, another config has run there (the differences are shown), or the
+        folder cannot be written.
+    """
+    workdir = Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / ".lock", "a+")
+    except OSError as error:
+        raise WorkdirError(f"{workdir}: cannot be written: {error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise WorkdirError(f"{workdir}: another run (process {lock.read().strip() or 'unknown'}) is at work there. "
+                               "Wait for it, or give another --workdir.") from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        _check_config(workdir, config)
+        yield workdir
+
+
+def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:
+    path = workdir / "config.json"
+    if not path.exists():
+        write_json(path, config)
+        return
+    try:
+        old = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise WorkdirError(f"{path}: is not valid JSON ({error}); give another --workdir") from error
+    # as JSON sees it: tuples are lists there
+    changed = differences(old, json.loads(json.dumps(config)))
+    if changed:
+        raise WorkdirError(f"{workdir} holds a run of another config:\n  " + "\n  ".join(changed)
+                           + "\nGive another --workdir, or the config that it was started with.")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "w") as file:
+            json.dump(content, file, indent=2, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise WorkdirError(f"{path}: cannot be written: {error}") from error
