@@ -1,4 +1,4 @@
-"""Checkpoints: arrays and JSON metadata, written atomically by orbax; a damaged newest one gives way to the one before."""
+"""Checkpoints: arrays and JSON metadata, written atomically by orbax; a damaged one gives way to the one before."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        return sorted(self._manager.all_steps(read=True))
+        return sorted(self._manager.all_steps())
 
     def save(self, step: int, tree: Any, metadata: dict[str, Any]) -> None:
         """Write a checkpoint; one of the same step is replaced.

@@ -44,7 +44,7 @@ def main() -> None:
     from absl import logging as absl_logging
     from ml_collections import config_flags
 
-    config_flag = config_flags.DEFINE_config_file("config", None, "A file of configs/, with get_config().", lock_config=True)
+    config_flag = config_flags.DEFINE_config_file("config", None, "A file of configs/, with get_config().")
     workdir = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics and report go there.")
     debug = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
     flags.mark_flags_as_required(["config", "workdir"])
@@ -81,8 +81,8 @@ def _log_to_console(absl_logging) -> None:
     root = logging.getLogger()
     root.handlers = [RichHandler(show_path=False, omit_repeated_times=False, log_time_format="%H:%M:%S")]
     root.setLevel(logging.INFO)
-    for noisy in ("jax", "orbax", "absl"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax tells every file it opens
 
 
 if __name__ == "__main__":

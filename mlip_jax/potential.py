@@ -155,7 +155,8 @@ def _options(options: dict[str, Any]) -> dict[str, Any]:
 def example_graph(dtype=np.float32) -> jraph.GraphsTuple:
     """A small padded graph (a pair of atoms and padding), enough to initialise any model."""
     return jraph.GraphsTuple(
-        nodes={"positions": np.array([[0, 0, 0], [0, 0, 1], [0, 0, 0]], dtype), "numbers": np.array([6, 1, 0], np.int32)},
+        nodes={"positions": np.array([[0, 0, 0], [0, 0, 1], [0, 0, 0]], dtype),
+               "numbers": np.array([6, 1, 0], np.int32)},
         edges={"pair_order": np.array([0, 2, 1, 3], np.int32)},
         senders=np.array([1, 0, 2, 2], np.int32), receivers=np.array([0, 1, 2, 2], np.int32),
         globals={"charge": np.zeros(2, dtype)},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ class LoadedData:
 
 
 def locate(data: Any) -> Path:
-    """The HDF5 file of config.data: `path`, or a SPICE file in `directory`, or the embedded data set, made if needed."""
+    """The HDF5 file of config.data: `path`, else a SPICE file in `directory`, else the embedded data, made if needed."""
     if data.path:
         return Path(data.path)
     directory = Path(data.directory)
@@ -113,4 +112,5 @@ def parse_reference(text: str) -> str | dict[str, float]:
     try:
         return {k.strip(): float(v) for k, v in (pair.split("=") for pair in text.split(","))}
     except ValueError as error:
-        raise ValueError(f"data.reference_energies: expected 'H=-13.6,C=-1029.4,...' in eV, received {text!r}") from error
+        raise ValueError(
+            f"data.reference_energies: expected 'H=-13.6,C=-1029.4,...' in eV, received {text!r}") from error

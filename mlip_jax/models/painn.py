@@ -13,8 +13,7 @@ import jraph
 
 from mlip_jax.graphs.graph import Pairs, pairs
 from mlip_jax.models.heads import AtomicEnergy, AtomOutputs, embed_elements
-from mlip_jax.models.layers import (
-    Dense, cutoff_function, gather, radial_basis, safe_norm, segment_sum, unit_vectors)
+from mlip_jax.models.layers import Dense, cutoff_function, gather, radial_basis, safe_norm, segment_sum, unit_vectors
 
 
 class Model(nn.Module):

@@ -20,8 +20,17 @@ import numpy as np
 from mlip_jax.graphs.graph import Pairs, pairs
 from mlip_jax.models.heads import AtomicEnergy, AtomOutputs, embed_elements
 from mlip_jax.models.layers import (
-    Dense, ResidualMLP, activation, cutoff_function, gather, radial_basis, safe_norm, segment_sum,
-    spherical_harmonics, unit_vectors)
+    Dense,
+    ResidualMLP,
+    activation,
+    cutoff_function,
+    gather,
+    radial_basis,
+    safe_norm,
+    segment_sum,
+    spherical_harmonics,
+    unit_vectors,
+)
 from mlip_jax.models.splines import SplineGrid
 
 NORMALIZATIONS = ("identity", "sqrt_num_features", "avg_num_neighbors")

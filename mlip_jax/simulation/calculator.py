@@ -11,8 +11,7 @@ import jax
 import jraph
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import (
-    CalculationFailed, Calculator, PropertyNotImplementedError, all_changes)
+from ase.calculators.calculator import CalculationFailed, Calculator, PropertyNotImplementedError, all_changes
 from ase.geometry import wrap_positions
 from ase.stress import full_3x3_to_voigt_6_stress
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import ml_collections
-from absl import logging
+
+log = logging.getLogger(__name__)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -35,7 +37,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         num_processes=data.num_processes or None,
         molecules=_read_molecules(data.molecules) if data.molecules else None,
     )
-    logging.info("%s holds\n%s", path, json.dumps(summarize(path), indent=2))
+    log.info("%s holds\n%s", path, json.dumps(summarize(path), indent=2))
     return path
 
 
@@ -45,7 +47,7 @@ def _read_molecules(path):
 
     molecules, problems = read_smiles_file(path)
     for problem in problems:
-        logging.warning("skipped %s", problem)
+        log.warning("skipped %s", problem)
     if not molecules:
         raise ValueError(f"config.data.molecules: {path} has no usable molecule; expected a SMILES string per line")
     return molecules

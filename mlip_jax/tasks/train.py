@@ -57,7 +57,8 @@ def _plain(options) -> dict[str, Any]:
 def _split(config, data, workdir) -> dict[str, Split]:
     """The parts of the data with their sizes; which structure went where is written to splits.json."""
     c = config.data
-    parts = selection.split(data.columns.molecule, (c.num_train, c.num_valid, c.num_test), by=c.split, seed=c.split_seed)
+    parts = selection.split(data.columns.molecule, (c.num_train, c.num_valid, c.num_test), by=c.split,
+                            seed=c.split_seed)
     write_json(workdir / "splits.json", {
         name: [f"{data.columns.source[s]}#{data.columns.conformer[s]}" for s in indices]
         for name, indices in parts.items()})

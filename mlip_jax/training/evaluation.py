@@ -23,7 +23,8 @@ class Predicted(NamedTuple):
 def add(sums: list[Sums]) -> Sums:
     """Sum over steps, in float64 on the host. Takes the sums of the first device: they are those of all."""
     host = jax.device_get(sums)
-    return Sums(*(float(np.sum([np.asarray(s[i], np.float64).ravel()[0] for s in host])) for i in range(len(Sums._fields))))
+    return Sums(*(float(np.sum([np.asarray(value, np.float64).ravel()[0] for value in values]))
+                  for values in zip(*host)))
 
 
 def averages(sums: Sums, beta: float, prefix: str) -> dict[str, float]:

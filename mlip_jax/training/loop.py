@@ -69,7 +69,8 @@ class Loop:
         self._begin = time.monotonic() - position.seconds
         try:
             with self._progress() as self._bar:
-                self._task = self._bar.add_task("training", total=self.options.num_steps, completed=position.step, text="")
+                self._task = self._bar.add_task(
+                    "training", total=self.options.num_steps, completed=position.step, text="")
                 while position.step < self.options.num_steps:
                     state = self._epoch(state, position)
         finally:
@@ -120,9 +121,9 @@ class Loop:
         row = averages(totals, beta, "train")
         if not np.isfinite(row["train_loss"]):
             raise TrainingError(
-                f"the loss is not finite within the {self.options.log_every} steps before step {position.step}. The checkpoints "
-                f"in {self.workdir} are from before; lower optimizer.learning_rate, or leave out the structures "
-                "with the largest forces (data.max_force)")
+                f"the loss is not finite within the {self.options.log_every} steps before step {position.step}. "
+                f"The checkpoints in {self.workdir} are from before; lower optimizer.learning_rate, or leave out the "
+                "structures with the largest forces (data.max_force)")
         row.update({k: float(f(position.step)) for k, f in self.schedules.items()})
         self._recorder.write({"step": position.step, "epoch": position.epoch, "seconds": position.seconds,
                               "structures_per_second": rate, **row})
@@ -149,8 +150,8 @@ class Loop:
 
     @staticmethod
     def _progress() -> Progress:
-        return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
-                        TimeElapsedColumn(), TimeRemainingColumn())
+        return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                        TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TimeRemainingColumn())
 
     def _show(self, step: int, text: str) -> None:
         self._bar.update(self._task, completed=step, text=text)

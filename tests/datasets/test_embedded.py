@@ -18,9 +18,17 @@ from ase.units import Bohr, Hartree
 Chem = pytest.importorskip("rdkit.Chem")
 pytest.importorskip("tblite")
 
-from mlip_jax.datasets.embedded import Molecule, embedded_molecules, generate_embedded, read_smiles_file, summarize
+from mlip_jax.datasets.embedded import (
+    Molecule,
+    embedded_molecules,
+    generate_embedded,
+    labels,
+    read_smiles_file,
+    sampling,
+    storage,
+    summarize,
+)
 from mlip_jax.datasets.embedded import generate as generate_module
-from mlip_jax.datasets.embedded import labels, sampling, storage
 from mlip_jax.datasets.embedded.conformations import Task, make_conformations
 
 REPOSITORY = Path(__file__).parents[2]

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -21,11 +22,12 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 from rich import progress as bars
 
 from mlip_jax.datasets.embedded import molecules as embedded
 from mlip_jax.datasets.embedded.conformations import Task, make_conformations
+
+log = logging.getLogger(__name__)
 
 # Goes up whenever the same parameters would give other geometries, so that an old file is not taken for a new one.
 SAMPLING_VERSION = 1
@@ -86,7 +88,7 @@ def generate_embedded(
         with _progress_bar(progress, counts) as advance:
             _run(parts, molecules, counts, costs, seed, num_processes, advance)
         parts.merge(molecules, counts, parameters | {"versions": versions})
-    logging.info("%s: %s", path, storage.summarize(path))
+    log.info("%s: %s", path, storage.summarize(path))
     return path
 
 
@@ -106,7 +108,7 @@ def _is_cached(storage, path, parameters):
         return False
     stored.pop("versions", None)
     if stored != parameters:
-        logging.warning("%s was made with %s and will be replaced by one of %s", path, stored, parameters)
+        log.warning("%s was made with %s and will be replaced by one of %s", path, stored, parameters)
     return stored == parameters
 
 
@@ -172,7 +174,7 @@ def _run(parts, molecules, counts, costs, seed, num_processes, advance):
             parts.save(index, part)
             advance(counts[index])
             if not len(part.energies):
-                logging.warning("no conformation of %s: %s", molecules[index].name, part.dropped)
+                log.warning("no conformation of %s: %s", molecules[index].name, part.dropped)
     finally:
         # Workers end with the molecule at hand, within seconds, on success as on errors and Ctrl-C.
         executor.shutdown(wait=True, cancel_futures=True)

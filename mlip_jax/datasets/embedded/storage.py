@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import io
 import json
+import logging
 import os
 import shutil
 import zipfile
@@ -20,13 +21,14 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from absl import logging
 from ase.data import chemical_symbols
 from ase.units import Bohr, Hartree
 
 from mlip_jax.datasets.embedded.conformations import Conformations
 from mlip_jax.datasets.embedded.labels import METHOD
 from mlip_jax.datasets.embedded.molecules import Molecule
+
+log = logging.getLogger(__name__)
 
 NOTE = (
     "Labels are GFN2-xTB, a semi-empirical method, and not the wB97M-D3(BJ)/def2-TZVPPD of SPICE; only the layout and "
@@ -105,7 +107,7 @@ class Parts:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                logging.info("another process is making %s; waiting for it", self.path)
+                log.info("another process is making %s; waiting for it", self.path)
                 fcntl.flock(lock, fcntl.LOCK_EX)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.stat(lock.name), os.fstat(lock.fileno())):
@@ -141,7 +143,7 @@ class Parts:
         except FileNotFoundError:
             return None
         except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
-            logging.warning("%s is damaged (%s) and will be made again", self._file(index), error)
+            log.warning("%s is damaged (%s) and will be made again", self._file(index), error)
             return None
         fields |= {name: str(fields[name]) for name in ("smiles", "force_field")}
         fields |= {name: json.loads(str(fields[name])) for name in ("atom_energies", "dropped")}

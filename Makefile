@@ -1,0 +1,32 @@
+# Everything sets itself up: .venv is made when it is missing or the pins have changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help spice test test-slow lint clean
+
+help:
+	@echo "make spice      train So3krates on SPICE (or on data made here) into runs/spice, with a report"
+	@echo "make test       run the tests (test-slow: those that take minutes)"
+	@echo "make lint       check the style"
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), f'Python 3.11 or newer is needed, this is {sys.version}'"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data,dev]'
+	touch $@
+
+spice: $(VENV)/.ready
+	$(BIN)/python -m mlip_jax.main --config=configs/spice.py --workdir=runs/spice
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/.ready
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.ready
+	$(BIN)/python -m ruff check .
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,80 @@
+"""Small force fields with random and with trained parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ase.build import molecule
+
+from mlip_jax import models
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.graphs.batching import Budget, build_batch
+from mlip_jax.potential import Potential, evaluate, example_graph
+from mlip_jax.structure import Structure
+
+CUTOFF = 4.0
+ELEMENTS = (1, 6, 7, 8, 16)
+OPTIONS = {
+    "so3krates": {"num_features": 32, "num_layers": 2, "degrees": (1, 2), "cutoff": CUTOFF, "zero_init": False},
+    "painn": {"num_features": 32, "num_layers": 2, "cutoff": CUTOFF, "zero_init": False},
+    "tiny": {"num_features": 8, "num_layers": 1, "cutoff": CUTOFF, "zero_init": False},
+}
+
+
+def make_potential(kind: str, seed: int = 0, **metadata) -> Potential:
+    """A force field with random parameters and large random reference energies."""
+    model = models.create("painn" if kind == "tiny" else kind, **OPTIONS[kind])
+    params = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(seed), example_graph()))
+    reference = np.zeros(119)
+    reference[list(ELEMENTS)] = np.random.default_rng(seed).normal(-1e4, 5e3, len(ELEMENTS))
+    return Potential(model=model, params=params, cutoff=CUTOFF, reference_energies=reference, energy_scale=1.7,
+                     elements=ELEMENTS, metadata=metadata)
+
+
+@pytest.fixture(scope="session")
+def morse_potential():
+    """PaiNN fitted to methanol with a Morse bond between all pairs of atoms: it has a minimum to relax into."""
+    minimum = molecule("CH3OH")
+    ideal = minimum.get_all_distances()
+    rng = np.random.default_rng(0)
+    structures = []
+    for amplitude in np.repeat([0.03, 0.08, 0.15], 12):
+        positions = minimum.positions + rng.normal(0, amplitude, (len(minimum), 3))
+        energy, forces = _morse(positions, ideal)
+        structures.append(Structure(minimum.numbers, positions, energy, forces))
+    n = len(structures)
+    batch = jax.tree.map(jnp.asarray, build_batch(
+        Columns.from_structures(structures), np.arange(n), Budget(6 * n + 1, 30 * n + 2, n + 1), CUTOFF))
+    potential = make_potential("painn", seed=1)
+    model = potential.model
+
+    def loss(params):
+        out = evaluate(model, params, batch, potential.energy_scale)
+        errors = out.energy - batch.globals["energy"], out.forces - batch.nodes["forces"]
+        return jnp.mean(errors[0] ** 2) + 10 * jnp.mean(errors[1] ** 2)
+
+    optimizer = optax.adam(optax.exponential_decay(5e-3, 300, 0.02))
+
+    @jax.jit
+    def fit(params):
+        def step(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(params), state)
+            return (optax.apply_updates(params, updates), state), None
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=300)[0][0]
+
+    return dataclasses.replace(potential, params=jax.device_get(fit(potential.params)))
+
+
+def _morse(positions, ideal):
+    vectors = positions[:, None] - positions[None]
+    distances = np.linalg.norm(vectors, axis=-1) + np.eye(len(positions))
+    decay = np.exp(-1.5 * (distances - ideal)) * (1 - np.eye(len(positions)))
+    energy = 0.5 * np.sum((1 - decay) ** 2 * (1 - np.eye(len(positions))))
+    slope = 3.0 * (1 - decay) * decay
+    return energy, -np.sum((slope / distances)[:, :, None] * vectors, axis=1)

@@ -1,0 +1,262 @@
+"""The main job from the command line to the report, on a small data set with GFN2-xTB labels."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from mlip_jax.checkpoint import CheckpointStore
+
+REPOSITORY = Path(__file__).parents[2]
+DATA = REPOSITORY / "tests/data/gfn2_small.hdf5"
+SMALL = {
+    "data.path": DATA, "model.options.num_features": 12, "model.options.num_layers": 1, "model.options.num_heads": 2,
+    "model.options.degrees": "(1,2)", "train.num_steps": 24, "train.batch_size": 4, "train.log_every": 4,
+    "train.valid_every": 8, "train.checkpoint_every": 4, "optimizer.warmup_steps": 2}
+
+
+def command(workdir, **changes):
+    """Command line of a small run."""
+    fields = SMALL | {k.replace("__", "."): v for k, v in changes.items()}
+    return [sys.executable, "-m", "mlip_jax.main", f"--config={REPOSITORY}/configs/spice.py", f"--workdir={workdir}",
+            *(f"--config.{k}={v}" for k, v in fields.items())]
+
+
+def start(workdir, cwd=None, **changes):
+    env = dict(os.environ, GLIBC_TUNABLES="", PYTHONPATH=str(REPOSITORY))
+    return subprocess.Popen(command(workdir, **changes), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            cwd=cwd or workdir.parent, env=env)
+
+
+def run(workdir, cwd=None, **changes):
+    """Exit code and output (white space folded) of a run."""
+    process = start(workdir, cwd, **changes)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, " ".join(output.split())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run: its workdir and output."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    code, output = run(workdir)
+    assert code == 0, output
+    return workdir, output
+
+
+def final_arrays(workdir):
+    store = CheckpointStore(workdir / "checkpoints", read_only=True)
+    restored = store.restore()
+    store.close()
+    return restored
+
+
+def test_report_has_the_promised_figures(finished):
+    workdir, _ = finished
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    assert metrics["seconds"] > 0
+    for part in ("train", "valid", "test"):
+        for key in ("energy_mae_mev_per_atom", "force_mae_mev_per_ang", "energy_slope_mev_per_atom"):
+            assert np.isfinite(metrics[part][key])
+    html = (workdir / "report.html").read_text()
+    assert "GFN2-xTB" in html and "Zenodo" in html
+
+
+def test_log_says_what_the_labels_are_and_what_was_left_out(finished):
+    _, output = finished
+    assert "GFN2-xTB" in output and "'charge': 12" in output and "'elements': 6" in output
+
+
+def test_split_by_molecule_is_kept_with_the_run(finished):
+    workdir, _ = finished
+    splits = json.loads((workdir / "splits.json").read_text())
+    molecules = {part: {s.split("#")[0] for s in rows} for part, rows in splits.items()}
+    assert all(molecules.values())
+    assert not molecules["train"] & molecules["test"] and not molecules["train"] & molecules["valid"]
+
+
+def test_training_lowers_the_error(tmp_path):
+    code, output = run(tmp_path / "run", train__num_steps=150, train__valid_every=50, train__checkpoint_every=150,
+                       optimizer__learning_rate=5e-3)
+    assert code == 0, output
+    rows = np.genfromtxt(tmp_path / "run/metrics.csv", delimiter=",", names=True)
+    force = rows["train_force_mae_mev_per_ang"][np.isfinite(rows["train_force_mae_mev_per_ang"])]
+    assert force[-3:].mean() < 0.7 * force[:3].mean()
+
+
+@pytest.mark.parametrize("after_steps", [6, 13])
+def test_killed_run_ends_as_an_undisturbed_one(finished, tmp_path, after_steps):
+    undisturbed, _ = finished
+    workdir = tmp_path / "run"
+    process = start(workdir)
+    metrics = workdir / "metrics.csv"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        rows = metrics.read_text().splitlines() if metrics.exists() else []
+        if len(rows) > 1 and int(rows[-1].split(",")[0] or 0) >= after_steps - 4:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    code, output = run(workdir)
+    assert code == 0, output
+    expected, resumed = final_arrays(undisturbed), final_arrays(workdir)
+    assert resumed.step == expected.step == 24
+    for name, value in expected.arrays.items():
+        np.testing.assert_array_equal(resumed.arrays[name], value, err_msg=name)
+    columns = ("step", "train_loss", "valid_loss")
+    curves = [np.genfromtxt(w / "metrics.csv", delimiter=",", names=True) for w in (undisturbed, workdir)]
+    for column in columns:
+        np.testing.assert_array_equal(curves[0][column], curves[1][column])
+
+
+def test_same_command_again_changes_nothing(finished):
+    workdir, _ = finished
+    before = final_arrays(workdir)
+    code, output = run(workdir)
+    assert code == 0 and "step 24" in output
+    after = final_arrays(workdir)
+    assert all(np.array_equal(after.arrays[k], v) for k, v in before.arrays.items())
+
+
+def test_workdir_of_another_config_is_refused(finished):
+    workdir, _ = finished
+    code, output = run(workdir, optimizer__learning_rate=0.02)
+    assert code != 0 and "optimizer.learning_rate: 0.001 -> 0.02" in output and "Traceback" not in output
+    assert (workdir / "report.html").exists()
+
+
+def test_two_runs_in_one_workdir(tmp_path):
+    workdir = tmp_path / "run"
+    first = start(workdir, train__num_steps=100000)
+    while not (workdir / "config.json").exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    code, output = run(workdir, train__num_steps=100000)
+    first.kill()
+    first.communicate()
+    assert code != 0 and f"process {first.pid}" in output and "--workdir" in output
+
+
+def test_unknown_field_on_the_command_line_names_the_nearest(tmp_path):
+    code, output = run(tmp_path / "run", optimizer__learning_rat=1e-3)
+    assert code != 0 and "learning_rate" in output and "Traceback" not in output
+
+
+def test_unknown_field_in_a_config_file_names_the_nearest(tmp_path):
+    text = (REPOSITORY / "configs/spice.py").read_text()
+    config = tmp_path / "mine.py"
+    config.write_text(text.replace("    return c\n", "    c.train.batch_sise = 3\n    return c\n"))
+    process = subprocess.run([sys.executable, "-m", "mlip_jax.main", f"--config={config}", f"--workdir={tmp_path}/run"],
+                             capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(REPOSITORY)))
+    assert process.returncode != 0 and "Did you mean 'train.batch_size'?" in " ".join(process.stderr.split())
+
+
+def test_unknown_model_option_names_the_nearest(tmp_path):
+    config = tmp_path / "mine.py"
+    text = (REPOSITORY / "configs/spice.py").read_text()
+    config.write_text(text.replace("    return c\n", "    c.model.options.num_feature = 3\n    return c\n"))
+    process = subprocess.run([sys.executable, "-m", "mlip_jax.main", f"--config={config}", f"--workdir={tmp_path}/run"],
+                             capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(REPOSITORY)))
+    assert process.returncode != 0 and "Did you mean 'num_features'?" in " ".join(process.stderr.split())
+
+
+def test_missing_file(tmp_path):
+    code, output = run(tmp_path / "run", data__path=tmp_path / "nowhere.hdf5")
+    assert code != 0 and "nowhere.hdf5: no such file" in output and "Traceback" not in output
+
+
+def test_truncated_file(tmp_path):
+    cut = tmp_path / "cut.hdf5"
+    cut.write_bytes(DATA.read_bytes()[:40_000])
+    code, output = run(tmp_path / "run", data__path=cut)
+    assert code != 0 and "truncated" in output and "Traceback" not in output
+
+
+def edited(path, change):
+    """A copy of the data set where `change` was applied to every group."""
+    shutil.copy(DATA, path)
+    with h5py.File(path, "a") as file:
+        for group in file.values():
+            change(group)
+    return path
+
+
+def test_file_without_labels(tmp_path):
+    def without(group):
+        del group["dft_total_energy"], group["dft_total_gradient"]
+
+    code, output = run(tmp_path / "run", data__path=edited(tmp_path / "bare.hdf5", without))
+    assert code != 0 and "no labels" in output and "Traceback" not in output
+
+
+def test_some_labels_are_nan(tmp_path):
+    def some_nan(group):
+        group["dft_total_energy"][0] = np.nan
+        group["dft_total_gradient"][1, 0] = np.nan
+
+    code, output = run(tmp_path / "run", data__path=edited(tmp_path / "nan.hdf5", some_nan))
+    assert code == 0, output
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert all(np.isfinite(metrics["test"][k]) for k in ("energy_mae_mev_per_atom", "force_mae_mev_per_ang"))
+
+
+def test_training_on_forces_alone(tmp_path):
+    def without_energy(group):
+        del group["dft_total_energy"]
+
+    path = edited(tmp_path / "forces.hdf5", without_energy)
+    code, output = run(tmp_path / "a", data__path=path)
+    assert code != 0 and "reference energies cannot be fitted" in output
+    code, output = run(tmp_path / "b", data__path=path, data__reference_energies="none")
+    assert code == 0, output
+
+
+def test_full_disk_leaves_the_last_checkpoint(tmp_path):
+    """A file-size limit stands for a full disk: the write fails in the middle of a checkpoint."""
+    workdir = tmp_path / "run"
+    code, output = run(workdir, train__num_steps=24)
+    assert code == 0, output
+    step = final_arrays(workdir).step
+    store = CheckpointStore(workdir / "checkpoints")
+    script = (
+        "import resource, signal, sys, numpy as np\n"
+        "from mlip_jax.checkpoint import CheckpointStore, CheckpointError\n"
+        "store = CheckpointStore(sys.argv[1])\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "try:\n"
+        "    store.save(99, {'x': np.random.default_rng(0).normal(size=100000)}, {})\n"
+        "except CheckpointError as error:\n"
+        "    print('refused:', error); sys.stdout.flush()\n"
+        "    import os; os._exit(3)\n")
+    store.close()
+    process = subprocess.run([sys.executable, "-c", script, str(workdir / "checkpoints")], capture_output=True, text=True,
+                             env=dict(os.environ, PYTHONPATH=str(REPOSITORY)), timeout=120)
+    assert process.returncode == 3 and "free some space" in process.stdout, process.stdout + process.stderr
+    assert final_arrays(workdir).step == step
+
+
+def test_read_only_workdir(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    code, output = run(tmp_path / "file" / "run", cwd=tmp_path)
+    assert code != 0 and "cannot be written" in output and "Traceback" not in output
+
+
+def test_painn_by_config(tmp_path):
+    config = f"{REPOSITORY}/configs/spice.py:painn"
+    process = subprocess.run(
+        [sys.executable, "-m", "mlip_jax.main", f"--config={config}", f"--workdir={tmp_path}/run",
+         f"--config.data.path={DATA}", "--config.model.options.num_features=16", "--config.train.num_steps=10",
+         "--config.train.batch_size=4"], capture_output=True, text=True,
+        env=dict(os.environ, PYTHONPATH=str(REPOSITORY)))
+    assert process.returncode == 0, process.stderr
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["test"]["num_structures"] > 0
