@@ -47,6 +47,7 @@ def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_sca
       energy_scale: eV per unit of the model's output.
       with_stress: Also the derivative by strain over the volume; needs globals["cell"].
     """
+    params, graph = jax.tree.map(jnp.asarray, (params, graph))  # NumPy arrays cannot be indexed by traced ones
     node_graph = node_graph_index(graph)
     node_mask = jraph.get_node_padding_mask(graph)
     num = graph.n_node.shape[0]

@@ -105,6 +105,8 @@ def _periodic(positions, cutoff, cell, pbc) -> Neighbors:
         raise ValueError(f"pbc is {pbc.tolist()} but a periodic direction has no lattice vector: {cell.tolist()}")
     from scipy.spatial import cKDTree
     full = _completed_cell(cell, pbc)
+    if abs(np.linalg.det(full)) < 1e-9:
+        raise ValueError(f"the lattice vectors {cell.tolist()} lie in one plane; they span no cell")
     inverse = np.linalg.inv(full)
     offset = np.where(pbc, np.floor(positions @ inverse), 0.0)
     wrapped = positions - offset @ full

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+_END = object()
+
 
 def stack(batches: Sequence[Any]) -> Any:
     """Batches of the same shape -> one with a leading axis of devices."""
@@ -49,7 +51,7 @@ def prefetch(items: Iterator[Any], build: Callable[[Any], Any], depth: int = 2) 
             for item in items:
                 if not put((item, build(item), None)):
                     return
-            put((None, None, StopIteration()))
+            put(_END)
         except Exception as error:  # handed over to the consumer
             put((None, None, error))
 
@@ -57,9 +59,12 @@ def prefetch(items: Iterator[Any], build: Callable[[Any], Any], depth: int = 2) 
     thread.start()
     try:
         while True:
-            item, value, error = ready.get()
-            if isinstance(error, StopIteration):
+            entry = ready.get()
+            if entry is _END:
                 return
+            item, value, error = entry
+            if isinstance(error, StopIteration):  # would end the epoch in silence
+                raise RuntimeError("a batch cannot be built: StopIteration") from error
             if error is not None:
                 raise error
             yield item, value

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-_NOT_MODELS = {"layers", "heads"}
+_NOT_MODELS = {"layers", "heads", "splines"}
 
 
 def names() -> list[str]:

@@ -76,7 +76,11 @@ def physnet_basis(d, num, cutoff):
     return jnp.exp(-width * (jnp.exp(-d)[:, None] - centers) ** 2)
 
 
-def bernstein_basis(d, num, cutoff, gamma=0.9448630629184640):
+# 0.5 / bohr in 1/Å, rounded to float32 as mlff keeps it: the last digits matter for imported force fields.
+_BERNSTEIN_GAMMA = float(np.float32(0.9448630629184640))
+
+
+def bernstein_basis(d, num, cutoff, gamma=_BERNSTEIN_GAMMA):
     """Bernstein polynomials of degree num - 1 in exp(-gamma d) (SpookyNet, eq. 12). (E,) -> (E, num)."""
     k = np.arange(num)
     log_binomial = jnp.asarray(gammaln(num) - gammaln(k + 1) - gammaln(num - k), d.dtype)

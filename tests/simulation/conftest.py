@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +23,33 @@ ELEMENTS = (1, 6, 7, 8, 16)
 OPTIONS = {
     "so3krates": {"num_features": 32, "num_layers": 2, "degrees": (1, 2), "cutoff": CUTOFF, "zero_init": False},
     "painn": {"num_features": 32, "num_layers": 2, "cutoff": CUTOFF, "zero_init": False},
-    "tiny": {"num_features": 8, "num_layers": 1, "cutoff": CUTOFF, "zero_init": False},
+    "tiny": {"num_features": 16, "num_layers": 1, "cutoff": CUTOFF, "zero_init": False},
 }
 
 
-def make_potential(kind: str, seed: int = 0, **metadata) -> Potential:
+@functools.cache
+def random_potential(kind: str, seed: int = 0) -> Potential:
     """A force field with random parameters and large random reference energies."""
     model = models.create("painn" if kind == "tiny" else kind, **OPTIONS[kind])
-    params = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(seed), example_graph()))
+    rng = np.random.default_rng(seed)
+    # shapes alone: compiling the initialisation would take longer than the tests
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
+    params = jax.tree.map(lambda s: _random(rng, s.shape), shapes)
     reference = np.zeros(119)
-    reference[list(ELEMENTS)] = np.random.default_rng(seed).normal(-1e4, 5e3, len(ELEMENTS))
+    reference[list(ELEMENTS)] = rng.normal(-2e3, 1e3, len(ELEMENTS))
     return Potential(model=model, params=params, cutoff=CUTOFF, reference_energies=reference, energy_scale=1.7,
-                     elements=ELEMENTS, metadata=metadata)
+                     elements=ELEMENTS)
+
+
+def _random(rng, shape):
+    scale = shape[-2] ** -0.5 if len(shape) > 1 and shape[0] != 119 else 0.3
+    return rng.normal(0, scale, shape).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def make_potential():
+    """make_potential(kind, seed=0), kind one of "so3krates", "painn", "tiny"."""
+    return random_potential
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +66,7 @@ def morse_potential():
     n = len(structures)
     batch = jax.tree.map(jnp.asarray, build_batch(
         Columns.from_structures(structures), np.arange(n), Budget(6 * n + 1, 30 * n + 2, n + 1), CUTOFF))
-    potential = make_potential("painn", seed=1)
+    potential = random_potential("tiny", seed=1)
     model = potential.model
 
     def loss(params):

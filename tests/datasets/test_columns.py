@@ -1,0 +1,70 @@
+"""Columns give back what they were made of."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.structure import Structure
+
+
+@st.composite
+def structures(draw):
+    made = []
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    for s, n in enumerate(draw(st.lists(st.integers(1, 8), max_size=8))):
+        periodic = draw(st.booleans())
+        made.append(Structure(
+            rng.integers(1, 90, n).astype(np.int32), rng.normal(size=(n, 3)), energy=float(rng.normal()),
+            forces=rng.normal(size=(n, 3)), charge=float(rng.integers(-2, 3)),
+            cell=rng.normal(size=(3, 3)) if periodic else None,
+            pbc=np.array([True, False, s % 2 == 0]) if periodic else None,
+            molecule=draw(st.sampled_from(["a", "[O]([H])[H]", "a very long name " * 5])), conformer=s,
+            subset=f"part {s % 2}", source=f"file.hdf5:{s}"))
+    return made
+
+
+def assert_equal(a: Structure, b: Structure):
+    for field in dataclasses.fields(Structure):
+        if field.name != "properties":
+            np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
+
+
+@settings(max_examples=40, deadline=None)
+@given(made=structures())
+def test_round_trip(made):
+    columns = Columns.from_structures(iter(made))
+    assert len(columns) == len(made)
+    assert columns.n_atoms.tolist() == [len(s) for s in made]
+    for found, given_ in zip(columns, made):
+        assert_equal(found, given_)
+    assert columns.positions.dtype == columns.energy.dtype == np.float64 and columns.numbers.dtype == np.int32
+
+
+@settings(max_examples=40, deadline=None)
+@given(made=structures().filter(bool), seed=st.integers(0, 99))
+def test_take_is_indexing(made, seed):
+    columns = Columns.from_structures(made)
+    indices = np.random.default_rng(seed).integers(0, len(made), 5)  # repeated ones too
+    taken = columns.take(indices)
+    assert len(taken) == 5 and taken.offsets[-1] == len(taken.numbers)
+    for found, s in zip(taken, indices):
+        assert_equal(found, made[s])
+    nothing = columns.take(np.zeros(0, np.int64))
+    assert len(nothing) == 0 and len(nothing.numbers) == 0 and nothing.offsets.tolist() == [0]
+
+
+def test_missing_labels_are_nan():
+    columns = Columns.from_structures([Structure(np.array([1]), np.zeros((1, 3)))])
+    assert np.isnan(columns.energy).all() and np.isnan(columns.forces).all()
+    assert columns.cell is None and columns.pbc is None
+
+
+@pytest.mark.parametrize("bad", [{"positions": np.zeros((3, 3))}, {"forces": np.zeros((1, 3))}])
+def test_structure_with_wrong_shapes_is_refused(bad):
+    fields = {"numbers": np.array([1, 1]), "positions": np.zeros((2, 3)), "source": "file:7"} | bad
+    with pytest.raises(ValueError, match="file:7.*must have shape"):
+        Structure(**fields)

@@ -1,0 +1,270 @@
+"""The SPICE reader: units, the sign of forces, charges, and files that are not what they should be."""
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from mlip_jax.datasets import spice
+from mlip_jax.datasets.selection import Selection
+from mlip_jax.datasets.spice import DatasetError, ReadReport, charge_from_smiles, molecule_identity
+
+# Cut from SPICE 1.1.4 (CC0): two molecules, both charged, three conformations each.
+GENUINE = Path(__file__).parents[1] / "data" / "spice_1.1.4_small.hdf5"
+# CODATA 2018
+HARTREE_IN_EV = 27.211386245988
+BOHR_IN_ANGSTROM = 0.529177210903
+
+
+def write(path, *, numbers=(8, 1, 1), conformations=2, smiles="[O:1]([H:2])[H:3]", name="water", **changes):
+    """A file in SPICE's layout with one molecule; `changes` are fields, None leaves a field out."""
+    rng = np.random.default_rng(0)
+    n = len(numbers)
+    fields = {
+        "atomic_numbers": np.array(numbers, np.int16), "conformations": rng.normal(size=(conformations, n, 3)),
+        "dft_total_energy": rng.normal(size=conformations), "dft_total_gradient": rng.normal(size=(conformations, n, 3)),
+        "formation_energy": rng.normal(size=conformations), "smiles": [smiles], "subset": ["made up"]} | changes
+    units = spice._UNITS | changes.pop("units", {})
+    fields.pop("units", None)
+    with h5py.File(path, "a") as file:
+        group = file.create_group(name)
+        for field, value in fields.items():
+            if value is None:
+                continue
+            text = field in ("smiles", "subset")
+            data = group.create_dataset(field, data=value, dtype=h5py.string_dtype() if text else None)
+            if field in units:
+                data.attrs["units"] = units[field]
+    return path
+
+
+def test_agrees_with_an_independent_reading():
+    report = ReadReport()
+    structures = list(spice.read(GENUINE, report=report))
+    expected = []
+    with h5py.File(GENUINE) as file:
+        for name in file:
+            for c in range(len(file[name]["conformations"])):
+                expected.append((name, c, {k: v[()] for k, v in file[name].items()}))
+    assert len(structures) == len(expected) == report.structures == 6
+    assert report.records == 2 and not report.skipped
+    for s, (name, c, raw) in zip(structures, expected):
+        np.testing.assert_array_equal(s.numbers, raw["atomic_numbers"])
+        np.testing.assert_allclose(s.positions, raw["conformations"][c].astype(float) * BOHR_IN_ANGSTROM, rtol=1e-6)
+        assert s.energy == pytest.approx(raw["dft_total_energy"][c] * HARTREE_IN_EV, rel=1e-6)
+        np.testing.assert_allclose(s.forces, -raw["dft_total_gradient"][c].astype(float)
+                                   * HARTREE_IN_EV / BOHR_IN_ANGSTROM, rtol=1e-6)
+        assert s.properties["formation_energy"] == pytest.approx(raw["formation_energy"][c] * HARTREE_IN_EV, rel=1e-6)
+        assert s.positions.dtype == s.forces.dtype == np.float64
+        assert s.conformer == c and s.subset and name in s.source and GENUINE.name in s.source
+    distances = np.linalg.norm(structures[0].positions[:, None] - structures[0].positions[None], axis=-1)
+    assert 0.8 < distances[np.triu_indices(len(distances), 1)].min() < 1.3  # bond lengths in Å
+
+
+def test_charges_of_the_genuine_molecules():
+    charges = {s.molecule: s.charge for s in spice.read(GENUINE)}
+    assert len(charges) == 2
+    assert charges["[H]C#C[H].[Na+]" if "[H]C#C[H].[Na+]" in charges else
+                   next(m for m in charges if "Na" in m)] == 1.0
+    assert all(c != 0 for c in charges.values())
+
+
+def test_neutral_selection_of_charged_molecules_leaves_nothing():
+    selection = Selection(charge=0.0)
+    assert list(selection.filter(spice.read(GENUINE))) == []
+    assert selection.removed == {"charge": 6} and selection.kept == 0
+
+
+def test_forces_point_downhill(tmp_path):
+    """The stored gradient's negative are the forces: a step along them lowers the energy by F·Δx."""
+    tblite = pytest.importorskip("tblite.interface")
+    numbers = np.array([8, 1, 1])
+    start = np.array([[0.0, 0.0, 0.2], [0.0, 1.6, -0.9], [0.0, -1.4, -1.0]])  # bohr
+
+    def label(positions):
+        calculator = tblite.Calculator("GFN2-xTB", numbers, positions, accuracy=0.01)
+        calculator.set("verbosity", 0)
+        result = calculator.singlepoint()
+        return float(result.get("energy")), np.array(result.get("gradient"))
+
+    _, gradient = label(start)
+    positions = np.array([start, start - 0.05 * gradient])
+    energy, gradients = zip(*(label(p) for p in positions))
+    path = write(tmp_path / "gfn2.hdf5", conformations=2, dft_total_energy=np.array(energy),
+                 dft_total_gradient=np.array(gradients))
+    with h5py.File(path, "a") as file:
+        file["water/conformations"][...] = positions
+    before, after = spice.read(path)
+    step = after.positions - before.positions
+    work = float((0.5 * (before.forces + after.forces) * step).sum())
+    assert work > 0
+    assert after.energy < before.energy
+    assert before.energy - after.energy == pytest.approx(work, rel=1e-2)
+
+
+def test_sign_is_minus_the_gradient(tmp_path):
+    """The same with a spring, for which everything is known."""
+    rest = np.array([[0.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    positions = np.array([rest * 1.1, rest * 1.2])
+    stretch = positions[:, 1, 0] - 2.0
+    gradient = np.zeros((2, 2, 3))
+    gradient[:, 1, 0], gradient[:, 0, 0] = stretch, -stretch
+    path = write(tmp_path / "spring.hdf5", numbers=(1, 1), smiles="[H:1][H:2]", conformations=positions,
+                 dft_total_energy=0.5 * stretch ** 2, dft_total_gradient=gradient, formation_energy=None)
+    first, second = spice.read(path)
+    work = (0.5 * (first.forces + second.forces) * (second.positions - first.positions)).sum()
+    assert second.energy - first.energy == pytest.approx(-work, rel=1e-6)
+    assert first.forces[1, 0] < 0  # a stretched spring pulls back
+
+
+MAPPED_SMILES = [
+    "[H:1][O:2][H:3]", "[N+:1]([H:2])([H:3])([H:4])[H:5]", "[O-:1][H:2]", "[Ca++]", "[Ca+2]", "[Ca+2:1]", "[Fe+3:4]",
+    "[Fe+++:4]", "[O--:2]", "[O-2:2]", "[Cl-:1].[Na+:2]", "[Cl-:1].[Cl-:2].[Mg+2:3]",
+    "[H:3][N+:1]([H:4])([H:5])[C:2]([H:8])([H:9])[C:6](=[O:7])[O-:10]", "[C@@H:1]([F:2])([Cl:3])[Br:4]",
+    "[C@H:1]([O-:5])([F:2])[Cl:3]", "[13CH3-:1]", "[2H+:1]", "[nH:1]1[cH:2][cH:3][cH:4][cH:5]1",
+    "[c:1]1([H:7])[n+:2]([H:8])[c:3]([H:9])[c:4]([H:10])[c:5]([H:11])[c:6]1[H:12]", "C[N+](C)(C)C", "F[P-](F)(F)(F)(F)F",
+    "[O-]S(=O)(=O)[O-]", "[H+]", "[N+:12](=[O:1])([O-:13])[C:2]", "[Al+3].[O-2]", "[OH2+:1]", "[NH4+]", "[C:1]#[O+:2]",
+    "[H]C#C[H].[Na+]"]
+
+
+@pytest.mark.parametrize("smiles", MAPPED_SMILES)
+def test_charge_is_rdkits(smiles):
+    chem = pytest.importorskip("rdkit.Chem")
+    molecule = chem.MolFromSmiles(smiles, sanitize=False)
+    assert charge_from_smiles(smiles) == chem.GetFormalCharge(molecule)
+
+
+def test_identity_leaves_the_maps_out():
+    assert molecule_identity("[O:1]([H:2])[H:3]") == molecule_identity("[O:7]([H:12])[H:1]") == "[O]([H])[H]"
+    assert molecule_identity("[N+:1]") == "[N+]" != molecule_identity("[N:1]")
+
+
+def test_records_without_positions_are_skipped_and_counted(tmp_path):
+    path = write(tmp_path / "a.hdf5", name="a")
+    write(path, name="b", conformations=None, dft_total_energy=None, dft_total_gradient=None, formation_energy=None)
+    write(path, name="c", conformations=0)
+    write(path, name="d")
+    report = ReadReport()
+    sources = [s.source for s in spice.read(path, report=report)]
+    assert sources == ["a.hdf5:a"] * 2 + ["a.hdf5:d"] * 2
+    assert report == ReadReport(records=4, structures=4, skipped={"no positions": 2})
+
+
+def test_positions_that_are_not_finite_are_skipped_and_counted(tmp_path):
+    positions = np.random.default_rng(0).normal(size=(3, 3, 3))
+    positions[1, 0, 0] = np.nan
+    path = write(tmp_path / "a.hdf5", conformations=positions, dft_total_energy=np.arange(3.0),
+                 dft_total_gradient=np.zeros((3, 3, 3)), formation_energy=None)
+    report = ReadReport()
+    assert [s.conformer for s in spice.read(path, report=report)] == [0, 2]
+    assert report.skipped == {"positions not finite": 1} and report.structures == 2
+
+
+def test_missing_labels_are_nan(tmp_path):
+    energy = np.array([np.nan, 1.0])
+    path = write(tmp_path / "a.hdf5", dft_total_energy=energy, dft_total_gradient=None, formation_energy=None)
+    first, second = spice.read(path)
+    assert np.isnan(first.energy) and second.energy == pytest.approx(HARTREE_IN_EV)
+    assert np.isnan(first.forces).all() and first.forces.shape == (3, 3)
+    assert np.isnan(first.properties["formation_energy"])
+
+
+def test_missing_texts_are_empty_and_molecules_stay_apart(tmp_path):
+    path = write(tmp_path / "a.hdf5", name="a", smiles=None, subset=None) if False else tmp_path / "a.hdf5"
+    for name in "ab":
+        write(path, name=name)
+        with h5py.File(path, "a") as file:
+            del file[name]["smiles"], file[name]["subset"]
+    structures = list(spice.read(path))
+    assert {s.subset for s in structures} == {""}
+    assert len({s.molecule for s in structures}) == 2
+
+
+def test_file_that_is_missing(tmp_path):
+    with pytest.raises(DatasetError, match=r"nowhere\.hdf5: no such file.*config\.data\.path"):
+        list(spice.read(tmp_path / "nowhere.hdf5"))
+
+
+@pytest.mark.parametrize("keep", [0, 3, 100, 6000, 15_000])
+def test_file_that_is_truncated(tmp_path, keep):
+    path = tmp_path / "cut.hdf5"
+    path.write_bytes(GENUINE.read_bytes()[:keep])
+    with pytest.raises(DatasetError, match=r"cut\.hdf5.*(truncated|damaged)"):
+        list(spice.read(path))
+
+
+def test_file_that_is_not_hdf5(tmp_path):
+    path = tmp_path / "page.hdf5"
+    path.write_text("<html>404 not found</html>" * 100)
+    with pytest.raises(DatasetError, match="not an HDF5 file"):
+        list(spice.read(path))
+
+
+def test_directory_instead_of_a_file(tmp_path):
+    with pytest.raises(DatasetError, match=str(tmp_path.name)):
+        list(spice.read(tmp_path))
+
+
+def test_file_without_molecules(tmp_path):
+    with h5py.File(tmp_path / "empty.hdf5", "w"):
+        pass
+    with pytest.raises(DatasetError, match="no molecules"):
+        list(spice.read(tmp_path / "empty.hdf5"))
+
+
+def test_other_layouts(tmp_path):
+    with h5py.File(tmp_path / "flat.hdf5", "w") as file:
+        file["energies"] = np.zeros(3)
+    with pytest.raises(DatasetError, match=r"flat\.hdf5:energies.*atomic_numbers.*Dataset"):
+        list(spice.read(tmp_path / "flat.hdf5"))
+    with h5py.File(tmp_path / "ani.hdf5", "w") as file:
+        file["C2H6/species"] = np.zeros(8)
+    with pytest.raises(DatasetError, match=r"ani\.hdf5:C2H6.*species"):
+        list(spice.read(tmp_path / "ani.hdf5"))
+
+
+@pytest.mark.parametrize(("field", "unit"), [("conformations", "nanometers"), ("dft_total_gradient", "eV/angstrom"),
+                                             ("dft_total_energy", "kcal/mol")])
+def test_other_units_are_refused(tmp_path, field, unit):
+    path = write(tmp_path / "a.hdf5", units={field: unit})
+    with pytest.raises(DatasetError, match=f"a.hdf5:water: {field} is in '{unit}', expected"):
+        list(spice.read(path))
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("conformations", np.zeros((2, 4, 3))), ("dft_total_energy", np.zeros(3)), ("dft_total_gradient", np.zeros((2, 3, 2)))])
+def test_shapes_that_do_not_fit_are_named(tmp_path, field, value):
+    path = write(tmp_path / "a.hdf5", **{field: value})
+    with pytest.raises(DatasetError, match=f"a.hdf5:water: {field} .*shape.*expected"):
+        list(spice.read(path))
+
+
+def test_damaged_record_is_named(tmp_path):
+    """A file that opens, but one data set of it has lost its bytes (wrong checksum)."""
+    path = tmp_path / "a.hdf5"
+    write(path, name="whole")
+    write(path, name="z-broken", dft_total_energy=None)
+    with h5py.File(path, "a") as file:
+        data = file["z-broken"].create_dataset("dft_total_energy", data=np.array([1.234, 5.678]), chunks=(2,),
+                                               fletcher32=True)
+        data.attrs["units"] = "hartree"
+    stored, pattern = path.read_bytes(), np.array([1.234, 5.678]).tobytes()
+    assert stored.count(pattern) == 1
+    path.write_bytes(stored.replace(pattern, np.array([1.235, 5.678]).tobytes()))
+    read = []
+    with pytest.raises(DatasetError, match=r"a\.hdf5:z-broken: the record cannot be read.*damaged"):
+        for s in spice.read(path):
+            read.append(s.source)
+    assert read == ["a.hdf5:whole"] * 2
+
+
+def test_reading_is_lazy_and_leaves_the_file_closed(tmp_path):
+    path = tmp_path / "copy.hdf5"
+    shutil.copy(GENUINE, path)
+    structures = spice.read(path)
+    next(structures)
+    structures.close()
+    with h5py.File(path, "r+"):
+        pass

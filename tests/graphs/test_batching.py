@@ -1,0 +1,247 @@
+"""Batch plans and padded batches: nothing is lost, nothing is changed, little is wasted."""
+
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.graphs.batching import Budget, Sizes, build_batch, choose_budget, fill, measure, plan_epoch
+from mlip_jax.graphs.graph import displacements, node_graph_index, pairs
+from mlip_jax.graphs.neighbors import neighbor_list
+from mlip_jax.structure import Structure
+
+CUTOFF = 3.0
+
+
+def structures(sizes, seed=0, periodic=()):
+    """Random structures of given numbers of atoms; those at the positions `periodic` have a cell."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for s, n in enumerate(sizes):
+        cell = np.diag(rng.uniform(3.5, 5.0, 3)) + rng.uniform(-0.3, 0.3, (3, 3)) if s in periodic else None
+        made.append(Structure(
+            rng.integers(1, 10, n), rng.uniform(0, 4.0, (n, 3)), energy=float(rng.normal()),
+            forces=rng.normal(size=(n, 3)), charge=float(rng.integers(-1, 2)), cell=cell,
+            pbc=None if cell is None else np.array([True, True, s % 2 == 0]), source=f"file:{s}"))
+    return made
+
+
+@st.composite
+def size_lists(draw):
+    n_node = np.array(draw(st.lists(st.integers(1, 40), min_size=1, max_size=300)))
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    return Sizes(n_node, 2 * (n_node * (n_node - 1) * rng.uniform(0, 0.5, len(n_node))).astype(np.int64))
+
+
+@settings(max_examples=50, deadline=None)
+@given(sizes=size_lists(), batch_size=st.integers(1, 40), seed=st.integers(0, 99), shuffle=st.booleans())
+def test_plan_is_a_partition_within_the_budget(sizes, batch_size, seed, shuffle):
+    budget = choose_budget(sizes, batch_size)
+    plan = plan_epoch(sizes, budget, seed=seed, epoch=2, shuffle=shuffle)
+    np.testing.assert_array_equal(np.sort(np.concatenate(plan)), np.arange(len(sizes.n_node)))
+    for batch in plan:
+        assert 0 < len(batch) <= budget.graphs - 1
+        assert sizes.n_node[batch].sum() <= budget.nodes - 1
+        assert sizes.n_edge[batch].sum() <= budget.edges
+    again = plan_epoch(sizes, budget, seed=seed, epoch=2, shuffle=shuffle)
+    assert len(again) == len(plan) and all(np.array_equal(a, b) for a, b in zip(plan, again))
+    shares = fill(plan, sizes, budget)
+    assert all(0 <= share <= 1 for share in shares.values())
+
+
+def realistic_sizes(count=4000, seed=0):
+    """Molecules of 3 to 60 atoms, mean some 30, with the edges that they have within 5 Å."""
+    rng = np.random.default_rng(seed)
+    n_node = np.clip(rng.normal(30, 11, count), 3, 60).astype(np.int64)
+    density = np.clip(rng.normal(0.75, 0.1, count) * np.minimum(1.0, (24 / n_node) ** 0.6), 0.1, 1.0)
+    return Sizes(n_node, 2 * (n_node * (n_node - 1) / 2 * density).astype(np.int64))
+
+
+@pytest.mark.parametrize("batch_size", [8, 32, 64, 128])
+def test_at_least_nine_edges_in_ten_are_real(batch_size):
+    sizes = realistic_sizes()
+    budget = choose_budget(sizes, batch_size)
+    plan = plan_epoch(sizes, budget, seed=1)
+    assert fill(plan, sizes, budget)["edges"] >= 0.9
+    mean = len(sizes.n_node) / len(plan)
+    assert 0.7 * batch_size < mean < 1.5 * batch_size
+
+
+def test_epochs_and_seeds_differ():
+    sizes = realistic_sizes(200)
+    budget = choose_budget(sizes, 16)
+    first = np.concatenate(plan_epoch(sizes, budget, seed=0, epoch=0))
+    assert not np.array_equal(first, np.concatenate(plan_epoch(sizes, budget, seed=0, epoch=1)))
+    assert not np.array_equal(first, np.concatenate(plan_epoch(sizes, budget, seed=1, epoch=0)))
+    in_order = plan_epoch(sizes, budget, shuffle=False)
+    assert in_order[0][0] == 0
+
+
+def test_structure_that_is_too_large_is_named():
+    sizes = Sizes(np.array([3, 50]), np.array([6, 900]))
+    with pytest.raises(ValueError, match=r"structure 1 \(spice:aspirin\) has 50 atoms and 900 edges"):
+        plan_epoch(sizes, Budget(20, 100, 5), source=np.array(["spice:water", "spice:aspirin"]))
+    with pytest.raises(ValueError, match="structure 1 has"):
+        plan_epoch(sizes, Budget(200, 100, 5))
+
+
+@pytest.mark.parametrize("sizes", [Sizes(np.array([1]), np.array([0])), Sizes(np.array([1, 9]), np.array([0, 72])),
+                                   Sizes(np.array([2, 2, 2]), np.array([2, 0, 2]))])
+@pytest.mark.parametrize("batch_size", [1, 2, 1000])
+def test_tiny_sets_have_a_budget(sizes, batch_size):
+    budget = choose_budget(sizes, batch_size)
+    plan = plan_epoch(sizes, budget)
+    assert sorted(np.concatenate(plan).tolist()) == list(range(len(sizes.n_node)))
+    assert budget.edges >= 2 and budget.edges % 2 == 0
+
+
+def test_no_structures_have_no_budget():
+    with pytest.raises(ValueError, match="at least one structure"):
+        choose_budget(Sizes(np.zeros(0, int), np.zeros(0, int)), 4)
+    assert plan_epoch(Sizes(np.zeros(0, int), np.zeros(0, int)), Budget(8, 16, 3)) == []
+
+
+def single_graph(s: Structure, periodic: bool):
+    nb = neighbor_list(s.positions, CUTOFF, s.cell, s.pbc)
+    shifts = {"shifts": np.zeros((len(nb.senders), 3), np.int32) if nb.shifts is None else nb.shifts}
+    cell = {"cell": (np.zeros((3, 3)) if s.cell is None else s.cell)[None]}
+    return jraph.GraphsTuple(
+        nodes={"positions": s.positions, "numbers": s.numbers, "forces": s.forces},
+        edges=shifts if periodic else {}, senders=nb.senders, receivers=nb.receivers,
+        globals={"energy": np.array([s.energy]), "charge": np.array([s.charge]), **(cell if periodic else {})},
+        n_node=np.array([len(s)]), n_edge=np.array([len(nb.senders)]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), seed=st.integers(0, 999),
+       periodic=st.sets(st.integers(0, 5), max_size=2), spare=st.integers(0, 7))
+def test_batch_is_what_jraph_makes_of_single_graphs(sizes, seed, periodic, spare):
+    made = structures(sizes, seed, periodic)
+    columns = Columns.from_structures(made)
+    measured = measure(columns, CUTOFF)
+    is_periodic = columns.cell is not None
+    graphs, atoms, edges = len(made), int(measured.n_node.sum()), int(measured.n_edge.sum())
+    budget = Budget(atoms + 1 + spare, edges + 2 * spare, graphs + 1 + spare)
+    batch = build_batch(columns, np.arange(graphs), budget, CUTOFF, dtype=np.float64)
+    expected = jraph.batch_np([single_graph(s, is_periodic) for s in made])
+    for room, count in (("nodes", atoms), ("globals", graphs), ("edges", edges)):
+        for key, value in getattr(expected, room).items():
+            np.testing.assert_array_equal(getattr(batch, room)[key][:count], value, err_msg=f"{room}/{key}")
+    np.testing.assert_array_equal(batch.senders[:edges], expected.senders)
+    np.testing.assert_array_equal(batch.receivers[:edges], expected.receivers)
+    np.testing.assert_array_equal(batch.n_node[:graphs], expected.n_node)
+    np.testing.assert_array_equal(batch.n_edge[:graphs], expected.n_edge)
+    check_padding(batch, budget, graphs, atoms, edges)
+
+
+def check_padding(batch, budget, graphs, atoms, edges):
+    """jraph's contract, and pairs: padding edges join a padding atom to itself."""
+    assert batch.n_node.sum() == budget.nodes and batch.n_edge.sum() == budget.edges
+    assert len(batch.n_node) == len(batch.n_edge) == budget.graphs
+    assert jraph.get_number_of_padding_with_graphs_graphs(batch) == budget.graphs - graphs
+    assert jraph.get_number_of_padding_with_graphs_nodes(batch) == budget.nodes - atoms
+    assert jraph.get_number_of_padding_with_graphs_edges(batch) == budget.edges - edges
+    assert (batch.senders[edges:] == atoms).all() and (batch.receivers[edges:] == atoms).all()
+    assert (np.diff(batch.receivers) >= 0).all()
+    for key in ("positions", "numbers", "forces"):
+        assert not batch.nodes[key][atoms:].any()
+    for value in batch.globals.values():
+        assert not value[graphs:].any()
+    order = batch.edges["pair_order"]
+    np.testing.assert_array_equal(np.sort(order), np.arange(budget.edges))
+    forward, backward = np.split(order, 2)
+    np.testing.assert_array_equal(batch.senders[forward], batch.receivers[backward])
+    index = np.repeat(np.arange(budget.graphs), batch.n_node)
+    vectors = batch.nodes["positions"][batch.senders] - batch.nodes["positions"][batch.receivers]
+    if "shifts" in batch.edges:
+        vectors = vectors + np.einsum("ec,ecx->ex", batch.edges["shifts"], batch.globals["cell"][index[batch.receivers]])
+    np.testing.assert_allclose(vectors[forward], -vectors[backward], atol=1e-5)
+    np.testing.assert_array_equal(index[batch.senders], index[batch.receivers])
+
+
+def test_masks_of_jraph():
+    columns = Columns.from_structures(structures([3, 4]))
+    batch = build_batch(columns, np.arange(2), Budget(12, 40, 5), 10.0)
+    np.testing.assert_array_equal(jraph.get_graph_padding_mask(batch), np.arange(5) < 2)
+    np.testing.assert_array_equal(jraph.get_node_padding_mask(batch), np.arange(12) < 7)
+    np.testing.assert_array_equal(jraph.get_edge_padding_mask(batch), np.arange(40) < 18)
+
+
+def test_displacements_are_those_of_the_neighbour_list():
+    made = structures([5, 4, 6], 3, periodic={0, 1, 2})
+    columns = Columns.from_structures(made)
+    measured = measure(columns, CUTOFF)
+    edges = int(measured.n_edge.sum())
+    batch = build_batch(columns, np.arange(3), Budget(20, edges + 4, 5), CUTOFF)
+    vectors = np.asarray(displacements(batch))
+    expected = []
+    for s in made:
+        nb = neighbor_list(s.positions, CUTOFF, s.cell, s.pbc)
+        expected.append(s.positions[nb.senders] - s.positions[nb.receivers] + nb.shifts @ s.cell)
+    np.testing.assert_allclose(vectors[:edges], np.concatenate(expected), atol=1e-5)
+    assert not vectors[edges:].any()
+    assert (np.linalg.norm(vectors, axis=1) < CUTOFF + 1e-5).all()
+    np.testing.assert_array_equal(node_graph_index(jax.tree.map(jnp.asarray, batch)), np.repeat(np.arange(5), batch.n_node))
+
+
+def test_pairs_stand_once():
+    columns = Columns.from_structures(structures([5, 7], 1))
+    batch = build_batch(columns, np.arange(2), Budget(16, 80, 3), CUTOFF)
+    once, both = pairs(batch), pairs(batch, undirected=False)
+    assert once.undirected and not both.undirected
+    assert len(once.senders) == 40 and len(both.senders) == 80
+
+    def listed(p, mirror):
+        rows = np.column_stack([p.receivers, p.senders, np.round(np.asarray(p.displacements), 5)])
+        if mirror:
+            back = np.column_stack([p.senders, p.receivers, np.round(-np.asarray(p.displacements), 5)])
+            rows = np.concatenate([rows, back])
+        return sorted(map(tuple, rows.tolist()))
+
+    assert listed(once, True) == listed(both, False)
+    without = batch._replace(edges={})
+    assert not pairs(without).undirected
+
+
+def test_any_order_of_indices_and_reference_energies():
+    made = structures([3, 5, 4], 2)
+    columns = Columns.from_structures(made)
+    reference = np.linspace(-1e5, 0, 119)
+    batch = build_batch(columns, np.array([2, 0]), Budget(12, 40, 4), CUTOFF, reference, dtype=np.float64)
+    np.testing.assert_array_equal(batch.nodes["numbers"][:7], np.concatenate([made[2].numbers, made[0].numbers]))
+    for g, s in enumerate((2, 0)):
+        assert batch.globals["energy"][g] == pytest.approx(made[s].energy - reference[made[s].numbers].sum(), rel=1e-12)
+
+
+def test_reference_energies_are_subtracted_before_single_precision():
+    """A small remainder of a large energy keeps its digits."""
+    s = Structure(np.array([6, 6]), np.zeros((2, 3)) + np.arange(2)[:, None], energy=-2e5 + 0.123456)
+    reference = np.zeros(119)
+    reference[6] = -1e5
+    batch = build_batch(Columns.from_structures([s]), np.array([0]), Budget(4, 4, 2), CUTOFF, reference)
+    assert batch.globals["energy"].dtype == np.float32
+    assert batch.globals["energy"][0] == pytest.approx(0.123456, abs=1e-6)
+
+
+def test_missing_labels_stay_nan_and_padding_is_zero():
+    s = Structure(np.array([1, 1]), np.eye(2, 3))
+    batch = build_batch(Columns.from_structures([s]), np.array([0]), Budget(4, 4, 3), CUTOFF)
+    assert np.isnan(batch.globals["energy"][0]) and not batch.globals["energy"][1:].any()
+    assert np.isnan(batch.nodes["forces"][:2]).all() and not batch.nodes["forces"][2:].any()
+
+
+def test_empty_batch_is_all_padding():
+    columns = Columns.from_structures(structures([3, 4]))
+    batch = build_batch(columns, np.zeros(0, np.int64), Budget(8, 16, 3), CUTOFF, np.zeros(119))
+    check_padding(batch, Budget(8, 16, 3), 0, 0, 0)
+
+
+@pytest.mark.parametrize("budget", [Budget(7, 40, 5), Budget(20, 4, 5), Budget(20, 40, 2)])
+def test_what_does_not_fit_is_refused(budget):
+    columns = Columns.from_structures(structures([3, 4]))
+    with pytest.raises(ValueError, match="do not fit into Budget"):
+        build_batch(columns, np.arange(2), budget, 10.0)

@@ -1,0 +1,168 @@
+"""Neighbour lists against brute force and against ASE, for open and periodic cells of every shape."""
+
+import itertools
+
+import ase
+import ase.neighborlist
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mlip_jax.graphs import neighbors
+from mlip_jax.graphs.neighbors import count_edges, neighbor_list
+
+CUTOFF = 3.0
+
+
+def brute_force(positions, cutoff, cell=None, pbc=None):
+    """Sorted list of (receiver, sender, shifts) by trying every image."""
+    pbc = np.zeros(3, bool) if pbc is None else np.asarray(pbc)
+    cell = np.zeros((3, 3)) if cell is None else cell
+    if len(positions) == 0:
+        return []
+    reach = np.zeros(3, int)
+    if pbc.any():
+        full = neighbors._completed_cell(cell, pbc)
+        spread = np.ptp(positions @ np.linalg.inv(full), axis=0)
+        reach = np.where(pbc, np.ceil(cutoff * np.linalg.norm(np.linalg.inv(full), axis=0) + spread) + 1, 0).astype(int)
+    found = []
+    for shift in itertools.product(*(range(-r, r + 1) for r in reach)):
+        vectors = positions[None] + np.array(shift) @ cell - positions[:, None]
+        for i, j in np.argwhere(np.linalg.norm(vectors, axis=-1) < cutoff):
+            if i != j or any(shift):
+                found.append((i, j, *shift))
+    return sorted(found)
+
+
+def edges_of(nb):
+    shifts = np.zeros((len(nb.senders), 3), int) if nb.shifts is None else nb.shifts
+    return sorted((i, j, *s) for i, j, s in zip(nb.receivers.tolist(), nb.senders.tolist(), shifts.tolist()))
+
+
+def check_contract(nb, positions, cutoff, cell=None):
+    """Sorted by receiver; pair_order is a permutation whose halves are each other's reverses."""
+    vectors = positions[nb.senders] - positions[nb.receivers]
+    if nb.shifts is not None:
+        vectors = vectors + nb.shifts @ cell
+    assert (np.linalg.norm(vectors, axis=1) < cutoff).all()
+    assert (np.diff(nb.receivers) >= 0).all()
+    np.testing.assert_array_equal(np.sort(nb.pair_order), np.arange(len(nb.senders)))
+    forward, backward = np.split(nb.pair_order, 2)
+    np.testing.assert_array_equal(nb.senders[forward], nb.receivers[backward])
+    np.testing.assert_array_equal(nb.receivers[forward], nb.senders[backward])
+    np.testing.assert_allclose(vectors[forward], -vectors[backward], atol=1e-9)
+    if nb.shifts is not None:
+        np.testing.assert_array_equal(nb.shifts[forward], -nb.shifts[backward])
+    assert nb.senders.dtype == nb.receivers.dtype == nb.pair_order.dtype == np.int32
+
+
+def well_separated(positions, cutoff, cell=None, pbc=None):
+    """No pair lies so close to the cutoff that rounding decides."""
+    return edges_count(positions, cutoff - 1e-6, cell, pbc) == edges_count(positions, cutoff + 1e-6, cell, pbc)
+
+
+def edges_count(*args):
+    return len(brute_force(*args))
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(0, 12), seed=st.integers(0, 10_000), size=st.floats(0.5, 12.0))
+def test_open_against_brute_force(n, seed, size):
+    positions = np.random.default_rng(seed).uniform(-size, size, (n, 3))
+    nb = neighbor_list(positions, CUTOFF)
+    assert nb.shifts is None
+    assert edges_of(nb) == brute_force(positions, CUTOFF)
+    assert count_edges(positions, CUTOFF) == len(nb.senders)
+    check_contract(nb, positions, CUTOFF)
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(2, 60), seed=st.integers(0, 10_000))
+def test_dense_and_tree_agree(n, seed):
+    positions = np.random.default_rng(seed).uniform(0, 6.0, (n, 3))
+    for a, b in zip(neighbors._dense(positions, CUTOFF), neighbors._tree(positions, CUTOFF)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_many_atoms_take_the_tree_and_count_the_same():
+    n = neighbors._DENSE_LIMIT
+    positions = np.random.default_rng(0).uniform(0, 14.0, (n + 1, 3))
+    nb = neighbor_list(positions, CUTOFF)
+    dense = neighbors._dense(positions, CUTOFF)
+    for a, b in zip(nb, dense):
+        np.testing.assert_array_equal(a, b)
+    assert count_edges(positions, CUTOFF) == len(nb.senders)
+    check_contract(nb, positions, CUTOFF)
+
+
+def test_a_grid_right_at_the_cutoff_is_left_out_on_both_paths():
+    grid = np.array(list(itertools.product(range(4), repeat=3)), float)
+    for path in (neighbors._dense, neighbors._tree):
+        nb = path(grid, 1.0)
+        assert not len(nb.senders)
+        assert len(path(grid, 1.0 + 1e-9).senders) == 2 * 3 * 4 * 4 * 3
+
+
+@st.composite
+def crystals(draw):
+    """(positions, cell, pbc) with triclinic cells smaller and larger than the cutoff, atoms outside of them too."""
+    rng = np.random.default_rng(draw(st.integers(0, 100_000)))
+    lengths = np.array([draw(st.floats(1.8, 8.0)) for _ in range(3)])
+    skew = draw(st.floats(0.0, 0.6))
+    cell = np.diag(lengths) + skew * rng.uniform(-1, 1, (3, 3)) * lengths[:, None]
+    if abs(np.linalg.det(cell)) < 0.3 * lengths.prod():
+        cell = np.diag(lengths)
+    pbc = np.array(draw(st.sampled_from([c for c in itertools.product([False, True], repeat=3) if any(c)])))
+    spread = draw(st.sampled_from([1.0, 2.5]))
+    positions = rng.uniform(-spread, spread, (draw(st.integers(1, 5)), 3)) @ cell
+    return positions, cell, pbc
+
+
+@settings(max_examples=60, deadline=None)
+@given(crystal=crystals())
+@example(crystal=(np.zeros((1, 3)), 2.0 * np.eye(3), np.ones(3, bool)))
+@example(crystal=(np.array([[50.0, -31.0, 7.0], [0.0, 0.0, 0.0]]), np.diag([2.1, 3.3, 9.0]), np.array([True, False, True])))
+def test_periodic_against_brute_force_and_ase(crystal):
+    positions, cell, pbc = crystal
+    if not well_separated(positions, CUTOFF, cell, pbc):
+        return
+    nb = neighbor_list(positions, CUTOFF, cell, pbc)
+    assert edges_of(nb) == brute_force(positions, CUTOFF, cell, pbc)
+    check_contract(nb, positions, CUTOFF, cell)
+    assert count_edges(positions, CUTOFF, cell, pbc) == len(nb.senders)
+    atoms = ase.Atoms(numbers=np.ones(len(positions)), positions=positions, cell=cell, pbc=pbc)
+    i, j, shifts = ase.neighborlist.neighbor_list("ijS", atoms, CUTOFF)
+    assert edges_of(nb) == sorted((a, b, *s) for a, b, s in zip(i.tolist(), j.tolist(), shifts.tolist()))
+
+
+def test_an_atom_sees_its_own_images():
+    nb = neighbor_list(np.zeros((1, 3)), 2.5, 2.0 * np.eye(3), np.ones(3, bool))
+    assert len(nb.senders) == 6
+    nb = neighbor_list(np.zeros((1, 3)), 2.5, 2.0 * np.eye(3), np.array([True, False, False]))
+    assert sorted(nb.shifts.tolist()) == [[-1, 0, 0], [1, 0, 0]]
+
+
+def test_cell_without_vectors_where_it_is_not_periodic():
+    cell = np.array([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    positions = np.array([[0.0, 0.0, 0.0], [0.5, 1.0, -1.0]])
+    nb = neighbor_list(positions, 2.2, cell, np.array([True, False, False]))
+    assert edges_of(nb) == brute_force(positions, 2.2, cell, np.array([True, False, False]))
+    check_contract(nb, positions, 2.2, cell)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("periodic", [False, True])
+def test_positions_must_be_finite(bad, periodic):
+    positions = np.zeros((3, 3))
+    positions[1, 2] = bad
+    cell, pbc = (np.eye(3) * 5, np.ones(3, bool)) if periodic else (None, None)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        neighbor_list(positions, CUTOFF, cell, pbc)
+
+
+@pytest.mark.parametrize(("cell", "message"), [
+    (np.diag([5.0, 0.0, 5.0]), "no lattice vector"), (np.full((3, 3), np.nan), "finite cell"), (np.eye(2), "finite cell")])
+def test_cells_that_cannot_be(cell, message):
+    with pytest.raises(ValueError, match=message):
+        neighbor_list(np.zeros((1, 3)), CUTOFF, cell, np.ones(3, bool))

@@ -1,0 +1,462 @@
+"""What every architecture must keep to, checked in float64 for each file of the folder of models.
+
+A check is a function of a `Case` (a model with parameters). A new model is covered by lying in the folder; it
+needs no options, but those of `SMALL` that it has make it quick.
+"""
+
+import dataclasses
+import functools
+import importlib
+import sys
+import textwrap
+from typing import Any
+
+import e3x
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from mlip_jax import models
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.graphs.batching import Budget, build_batch, measure
+from mlip_jax.models.heads import AtomOutputs
+from mlip_jax.potential import evaluate, example_graph
+from mlip_jax.structure import Structure
+
+SMALL = {"num_features": 32, "num_layers": 2, "num_heads": 4, "degrees": (1, 2), "max_degree": 2, "num_radial": 12,
+         "zero_init": False}
+FURTHER_OPTIONS = {
+    "so3krates": [
+        {"radial_filter": "spline", "num_knots": 24, "energy_act": "silu", "learned_scale": True},
+        {"radial_basis": "bernstein", "cutoff_fn": "exponential", "message_normalization": "avg_num_neighbors",
+         "avg_num_neighbors": 6.0, "layer_norm_1": True, "layer_norm_2": True, "residual_mlp_1": True,
+         "residual_mlp_2": True}],
+    "painn": [{"radial_basis": "bessel", "cutoff_fn": "phys"}],
+}
+SCALE = 1.7  # eV per unit of the model's output
+BUDGET = Budget(nodes=16, edges=64, graphs=5)
+RELATIVE = 1e-10
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+@dataclasses.dataclass(eq=False)
+class Case:
+    """A model with parameters that are no special point (biases and shifts are not zero)."""
+
+    model: nn.Module
+
+    def __post_init__(self):
+        self.cutoff = getattr(self.model, "cutoff", 5.0)
+        params = jax.jit(self.model.init)(jax.random.key(3), example_graph(np.float64))
+        rng = np.random.default_rng(5)
+        self.params = jax.tree.map(
+            lambda p: np.asarray(p, np.float32).astype(np.float64) + 0.05 * rng.standard_normal(np.shape(p)), params)
+        # values that float32 has exactly, for the comparison of precisions
+        self.params = jax.tree.map(lambda p: p.astype(np.float32).astype(np.float64), self.params)
+        self.evaluate = jax.jit(lambda params, graph: evaluate(self.model, params, graph, SCALE))
+        self.with_stress = jax.jit(lambda params, graph: evaluate(self.model, params, graph, SCALE, with_stress=True))
+
+    def graph(self, structures, budget=BUDGET, dtype=np.float64):
+        columns = Columns.from_structures(structures)
+        batch = build_batch(columns, np.arange(len(columns)), budget, self.cutoff, dtype=dtype)
+        return jax.tree.map(jnp.asarray, batch)
+
+    def __call__(self, *structures, budget=BUDGET, params=None):
+        """Energies (S,), forces (atoms, 3) and the sum of |atomic energies|, the scale of rounding."""
+        result = self.evaluate(self.params if params is None else params, self.graph(structures, budget))
+        atoms = sum(len(s) for s in structures)
+        return (np.asarray(result.energy)[:len(structures)], np.asarray(result.forces)[:atoms],
+                float(np.abs(result.energies).sum()))
+
+
+@functools.cache
+def case_of(name, further=-1):
+    """The case of the model `name`, compiled once for all checks."""
+    fields = importlib.import_module(f"mlip_jax.models.{name}").Model.__dataclass_fields__
+    options = {k: v for k, v in SMALL.items() if k in fields}
+    if further >= 0:
+        options |= FURTHER_OPTIONS[name][further]
+    return Case(models.create(name, **options))
+
+
+def molecule(seed=0, numbers=(6, 1, 8, 7, 1, 16), box=3.0):
+    """Atoms at random, none closer than 0.9 Å."""
+    rng = np.random.default_rng(seed)
+    while True:
+        positions = rng.uniform(0, box, (len(numbers), 3))
+        distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)[np.triu_indices(len(numbers), 1)]
+        if distances.min(initial=9.0) > 0.9:
+            return Structure(np.array(numbers), positions)
+
+
+def at(structure, positions):
+    return dataclasses.replace(structure, positions=np.asarray(positions))
+
+
+LARGE, SMALL_ONE, ATOM = molecule(), molecule(1, (8, 1, 1), 2.0), Structure(np.array([8]), np.array([[1.0, 2.0, 3.0]]))
+
+
+def assert_same(a, b, scale, relative=RELATIVE):
+    np.testing.assert_allclose(a, b, rtol=0, atol=relative * scale)
+
+
+def check_outputs(case):
+    """Atomic energies (N,) and features (N, 1 or 2, (max_degree + 1)**2, F), in the precision of the graph."""
+    outputs = jax.jit(case.model.apply)(case.params, case.graph([LARGE]))
+    assert isinstance(outputs, AtomOutputs)
+    assert outputs.energies.shape == (BUDGET.nodes,) and outputs.energies.dtype == np.float64
+    atoms, parities, components, _ = outputs.features.shape
+    assert atoms == BUDGET.nodes and parities in (1, 2) and np.sqrt(components).is_integer()
+    assert outputs.features.dtype == np.float64
+
+
+def check_atoms_interact(case):
+    """Forces are not zero: without this the other checks would be blind."""
+    energies, forces, _ = case(LARGE, SMALL_ONE)
+    assert np.isfinite(energies).all() and np.isfinite(forces).all()
+    assert np.abs(forces).max() > 1e-6
+
+
+def check_rotation_and_reflection(case):
+    energies, forces, scale = case(LARGE, SMALL_ONE)
+    for turn in (*Rotation.random(2, rng=np.random.default_rng(0)).as_matrix(), np.diag([1.0, -1.0, 1.0])):
+        turned = [at(s, s.positions @ turn.T) for s in (LARGE, SMALL_ONE)]
+        turned_energies, turned_forces, _ = case(*turned)
+        assert_same(turned_energies, energies, scale)
+        assert_same(turned_forces, forces @ turn.T, max(np.abs(forces).max(), 1e-3 * scale))
+
+
+def check_features_rotate(case):
+    """Features of degree l turn with the Wigner matrix of degree l."""
+    apply = jax.jit(case.model.apply)
+    features = apply(case.params, case.graph([LARGE])).features[:len(LARGE)]
+    max_degree = int(np.sqrt(features.shape[2])) - 1
+    # rows and columns in e3x's order; its points are row vectors
+    turn = Rotation.random(rng=np.random.default_rng(1)).as_matrix()
+    turned = at(LARGE, LARGE.positions @ turn)
+    wigner = e3x.so3.wigner_d(jnp.asarray(turn), max_degree)
+    expected = jnp.einsum("npaf,ab->npbf", features, wigner)
+    found = apply(case.params, case.graph([turned])).features[:len(LARGE)]
+    assert_same(found, expected, float(jnp.abs(features).max()))
+
+
+def check_translation(case):
+    energies, forces, scale = case(LARGE, SMALL_ONE)
+    moved = [at(s, s.positions + np.array([1.3, -7.1, 2.9])) for s in (LARGE, SMALL_ONE)]
+    moved_energies, moved_forces, _ = case(*moved)
+    assert_same(moved_energies, energies, scale)
+    assert_same(moved_forces, forces, max(np.abs(forces).max(), 1e-3 * scale))
+
+
+def check_permutation(case):
+    energies, forces, scale = case(LARGE)
+    order = np.random.default_rng(2).permutation(len(LARGE))
+    shuffled = Structure(LARGE.numbers[order], LARGE.positions[order])
+    shuffled_energies, shuffled_forces, _ = case(shuffled)
+    assert_same(shuffled_energies, energies, scale)
+    assert_same(shuffled_forces, forces[order], max(np.abs(forces).max(), 1e-3 * scale))
+
+
+def check_padding_and_batching(case):
+    """A structure alone without spare edges, in a batch, and in a large padded batch is the same."""
+    structures = (SMALL_ONE, ATOM, LARGE)
+    energies, forces, scale = case(*structures)
+    edges = int(measure(Columns.from_structures([LARGE]), case.cutoff).n_edge[0])
+    for alone, rows, s in ((LARGE, slice(4, 10), 2), (SMALL_ONE, slice(0, 3), 0)):
+        alone_energies, alone_forces, _ = case(alone)
+        assert_same(alone_energies, energies[s:s + 1], scale)
+        assert_same(alone_forces, forces[rows], max(np.abs(forces).max(), 1e-3 * scale))
+    tight_energies, tight_forces, _ = case(LARGE, budget=Budget(len(LARGE) + 1, edges, 2))
+    assert_same(tight_energies, energies[2:], scale)
+    assert_same(tight_forces, forces[4:10], max(np.abs(forces).max(), 1e-3 * scale))
+
+
+def check_padding_is_exactly_zero(case):
+    result = case.evaluate(case.params, case.graph([SMALL_ONE, LARGE]))
+    assert not np.asarray(result.forces)[9:].any()
+    assert not np.asarray(result.energies)[9:].any()
+    assert not np.asarray(result.energy)[2:].any()
+
+
+def central_difference(function, step):
+    """Fourth-order derivative at 0 of a function of one number."""
+    return (8 * (function(step) - function(-step)) - (function(2 * step) - function(-2 * step))) / (12 * step)
+
+
+def check_forces_are_minus_the_gradient(case):
+    for structure in (LARGE, SMALL_ONE):
+        _, forces, _ = case(structure)
+        numeric = np.zeros_like(forces)
+        for n, x in np.ndindex(forces.shape):
+            unit = np.zeros_like(forces)
+            unit[n, x] = 1.0
+            numeric[n, x] = -central_difference(
+                lambda h: case(at(structure, structure.positions + h * unit))[0][0], 1e-3)
+        assert_same(forces, numeric, np.abs(forces).max(), 1e-6)
+
+
+def check_smooth_at_the_cutoff(case):
+    """Energies and forces do not jump where a pair comes within the cutoff."""
+    def pair(distance):
+        return case(Structure(np.array([6, 8]), np.array([[0.0, 0.0, 0.0], [0.6, 0.0, 0.8]]) * [[distance]]))
+
+    _, bonded, scale = pair(1.5)
+    energy_in, force_in, _ = pair(case.cutoff - 1e-7)
+    energy_out, force_out, _ = pair(case.cutoff + 1e-7)
+    assert_same(energy_in, energy_out, max(scale, 1.0), 1e-6)
+    assert_same(force_in, force_out, max(scale, np.abs(bonded).max()), 1e-6)
+    assert_same(force_out, 0.0, scale, 1e-12)
+
+
+def check_trains_on_forces(case):
+    """The gradient of a loss of forces by the parameters is finite and equals finite differences."""
+    graph = case.graph([LARGE, ATOM, SMALL_ONE])
+    target = np.random.default_rng(4).standard_normal((BUDGET.nodes, 3))
+
+    @jax.jit
+    def loss(params):
+        result = evaluate(case.model, params, graph, SCALE)
+        return jnp.sum((result.forces - target) ** 2) + jnp.sum(result.energy ** 2)
+
+    gradient = jax.jit(jax.grad(loss))(case.params)
+    leaves, structure = jax.tree.flatten(case.params)
+    grads = jax.tree.leaves(gradient)
+    assert all(np.isfinite(g).all() for g in grads)
+    assert max(np.abs(g).max() for g in grads) > 0
+    rng = np.random.default_rng(6)
+    for picked in [*rng.permutation(len(leaves))[:4][:, None], np.arange(len(leaves))]:
+        direction = [rng.standard_normal(p.shape) if n in picked else np.zeros(p.shape) for n, p in enumerate(leaves)]
+        length = np.sqrt(sum((d * d).sum() for d in direction))
+        direction = [d / length for d in direction]
+        numeric = central_difference(
+            lambda h: float(loss(jax.tree.unflatten(structure, [p + h * d for p, d in zip(leaves, direction)]))), 2e-3)
+        analytic = sum(float((g * d).sum()) for g, d in zip(grads, direction))
+        assert analytic == pytest.approx(numeric, rel=2e-5, abs=1e-7 * float(loss(case.params)))
+
+
+def check_isolated_atoms(case):
+    """An atom without neighbours has an energy that does not depend on its place, and no force."""
+    far = Structure(np.array([8, 6]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 50.0]]))
+    graph = case.graph([ATOM, far])
+    assert not graph.n_edge[:2].any()
+    result = case.evaluate(case.params, graph)
+    assert np.isfinite(result.energy).all() and not np.asarray(result.forces).any()
+    again = case.evaluate(case.params, case.graph([at(ATOM, [[9.0, 9.0, 9.0]]), far]))
+    np.testing.assert_array_equal(result.energy, again.energy)
+    scale = np.abs(np.asarray(result.energies)).sum()
+    assert_same(result.energies[0], result.energies[1], scale)
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(evaluate(case.model, p, graph, SCALE).forces ** 2)
+                             + jnp.sum(evaluate(case.model, p, graph, SCALE).energy)))(case.params)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+def check_batch_of_padding_alone(case):
+    result = case.evaluate(case.params, case.graph([ATOM])._replace(
+        n_node=np.array([0, BUDGET.nodes, 0, 0, 0], np.int32), n_edge=np.array([0, BUDGET.edges, 0, 0, 0], np.int32)))
+    assert np.isfinite(result.energy).all() and not np.asarray(result.forces).any()
+
+
+def check_linear_molecule(case):
+    """Carbon dioxide: forces are finite and along the axis, whichever that is."""
+    for axis in (np.array([0.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0]), np.array([0.6, -0.48, 0.64])):
+        _, forces, scale = case(Structure(np.array([8, 6, 8]), np.array([[-1.2], [0.0], [1.1]]) * axis))
+        assert np.isfinite(forces).all() and np.abs(forces).max() > 1e-6
+        assert_same(forces - (forces @ axis)[:, None] * axis, 0.0, max(np.abs(forces).max(), 1e-3 * scale))
+
+
+def check_float32(case):
+    energies, forces, scale = case(LARGE, SMALL_ONE)
+    with jax.enable_x64(False):
+        params = jax.tree.map(lambda p: np.asarray(p, np.float32), case.params)
+        result = case.evaluate(params, case.graph([LARGE, SMALL_ONE], dtype=np.float32))
+        assert result.energy.dtype == np.float32 and result.forces.dtype == np.float32
+        assert_same(np.asarray(result.energy)[:2], energies, scale, 1e-4)
+        assert_same(np.asarray(result.forces)[:9], forces, max(np.abs(forces).max(), 1e-2 * scale), 1e-4)
+
+
+def check_extensive(case):
+    """Two copies that are far apart have twice the energy, and each the forces of one."""
+    energies, forces, scale = case(LARGE)
+    both = Structure(np.tile(LARGE.numbers, 2), np.concatenate([LARGE.positions, LARGE.positions + [100.0, 0.0, 0.0]]))
+    double, double_forces, _ = case(both)
+    assert_same(double, 2 * energies, scale)
+    assert_same(double_forces, np.tile(forces, (2, 1)), max(np.abs(forces).max(), 1e-3 * scale))
+
+
+def check_undirected(case):
+    """Working on each pair once gives what the directed list gives; so does a graph without pair_order."""
+    graph = case.graph([LARGE, SMALL_ONE])
+    result = case.evaluate(case.params, graph)
+    scale, force = float(np.abs(result.energies).sum()), float(np.abs(result.forces).max())
+    others = [(case.evaluate, graph._replace(edges={}))]
+    if "undirected" in case.model.__dataclass_fields__:
+        plain = case.model.clone(undirected=not case.model.undirected)
+        others.append((jax.jit(lambda params, g: evaluate(plain, params, g, SCALE)), graph))
+    for function, other in others:
+        again = function(case.params, other)
+        assert_same(again.energy, result.energy, scale)
+        assert_same(again.forces, result.forces, max(force, 1e-3 * scale))
+
+
+def check_periodic(case):
+    """A doubled cell has twice the energy; forces and stress are derivatives of it."""
+    cell = np.array([[4.1, 0.0, 0.0], [0.4, 4.6, 0.0], [-0.5, 0.3, 5.2]])
+    crystal = Structure(np.array([6, 8]), np.array([[0.1, 0.2, 0.3], [1.6, 2.1, 2.4]]), cell=cell, pbc=np.ones(3, bool))
+    doubled = Structure(np.tile(crystal.numbers, 2), np.concatenate([crystal.positions, crystal.positions + cell[1]]),
+                        cell=cell * [[1], [2], [1]], pbc=np.ones(3, bool))
+    sizes = measure(Columns.from_structures([doubled]), case.cutoff)
+    budget = Budget(8, int(sizes.n_edge[0]) + 40, 2)
+
+    def run(structure):
+        return case.with_stress(case.params, case.graph([structure], budget))
+
+    one, two = run(crystal), run(doubled)
+    scale = float(np.abs(two.energies).sum())
+    force = max(float(np.abs(one.forces).max()), 1e-3 * scale)
+    assert_same(two.energy[0], 2 * one.energy[0], scale)
+    assert_same(two.forces[:4], np.tile(one.forces[:2], (2, 1)), force)
+    assert_same(two.stress[0], one.stress[0], max(float(np.abs(one.stress).max()), 1e-4 * scale))
+    assert_same(one.forces.sum(0), 0.0, force)
+
+    def strained(h):
+        deformation = np.eye(3)
+        deformation[0, 1] = deformation[1, 0] = h / 2
+        deformation[2, 2] = 1 + h
+        return float(run(dataclasses.replace(crystal, positions=crystal.positions @ deformation,
+                                             cell=cell @ deformation)).energy[0])
+
+    numeric = central_difference(strained, 1e-3) / abs(np.linalg.det(cell))
+    stress = np.asarray(one.stress[0])
+    assert_same(stress[0, 1] + stress[2, 2], numeric, np.abs(stress).max(), 1e-6)
+
+
+CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_")]
+CASES = [(name, n) for name in models.names() for n in range(-1, len(FURTHER_OPTIONS.get(name, ())))]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("name", models.names())
+def test_contract(name, check):
+    check(case_of(name))
+
+
+@pytest.mark.parametrize("check", [check_rotation_and_reflection, check_padding_and_batching,
+                                   check_forces_are_minus_the_gradient, check_smooth_at_the_cutoff,
+                                   check_isolated_atoms, check_float32],
+                         ids=lambda c: c.__name__.removeprefix("check_"))
+@pytest.mark.parametrize(("name", "further"), [c for c in CASES if c[1] >= 0])
+def test_contract_with_further_options(name, further, check):
+    check(case_of(name, further))
+
+
+TINY = '''
+"""Pairs of atoms alone, in a file that lies in the folder of models."""
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mlip_jax.graphs.graph import pairs
+from mlip_jax.models.heads import AtomicEnergy, AtomOutputs, embed_elements
+from mlip_jax.models.layers import Dense, cosine_cutoff, gather, physnet_basis, safe_norm, segment_sum
+
+
+class Model(nn.Module):
+
+    @nn.compact
+    def __call__(self, graph):
+        edge, numbers = pairs(graph, False), graph.nodes["numbers"]
+        distances = safe_norm(edge.displacements)
+        filters = Dense(8, name="filters")(physnet_basis(distances, 8, 5.0)) * cosine_cutoff(distances, 5.0)[:, None]
+        features = embed_elements(self, numbers, 8, distances.dtype)
+        features = features + segment_sum(filters * gather(features, edge.senders), edge.receivers, len(numbers))
+        energies = AtomicEnergy(8, "silu", zero_init=False, name="energy")(jax.nn.silu(features), numbers)
+        return AtomOutputs(energies, features[:, None, None, :])
+'''
+
+
+@pytest.fixture
+def new_model(tmp_path, monkeypatch):
+    """Function that puts a file of the given text into the folder of models and makes a case of it."""
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    made = []
+
+    def make(name, text):
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
+        importlib.invalidate_caches()
+        made.append(name)
+        assert name in models.names()
+        return Case(models.create(name))
+
+    yield make
+    for name in made:
+        sys.modules.pop(f"mlip_jax.models.{name}", None)
+        if hasattr(models, name):
+            delattr(models, name)
+
+
+def test_a_new_file_is_found_and_keeps_the_contract(new_model):
+    assert len(TINY.strip().splitlines()) < 40
+    case = new_model("tiny_pairs", TINY)
+    for check in CHECKS:
+        check(case)
+
+
+FAULTS = {
+    "depends_on_direction": ("safe_norm(edge.displacements)", "safe_norm(edge.displacements * jnp.array([1.0, 1.0, 1.1]))",
+                             check_rotation_and_reflection),
+    "depends_on_place": ("energies = Atomic", "features += 1e-6 * graph.nodes['positions'][:, :1]; energies = Atomic",
+                         check_translation),
+    "jumps_at_the_cutoff": ("* cosine_cutoff(distances, 5.0)[:, None]", "* (distances > 0)[:, None]",
+                            check_smooth_at_the_cutoff),
+    "unsafe_norm": ("safe_norm(edge.displacements)", "jnp.linalg.norm(edge.displacements, axis=-1)",
+                    check_trains_on_forces),
+    "mean_over_atoms": ("energies = Atomic", "features = features - features.mean(0); energies = Atomic",
+                        check_padding_and_batching),
+    "depends_on_order": ("energies = Atomic", "features = features * jnp.arange(len(numbers))[:, None]; energies = Atomic",
+                         check_permutation),
+    "gradient_is_cut": ("filters = Dense", "distances = jax.lax.stop_gradient(distances); filters = Dense",
+                        check_forces_are_minus_the_gradient),
+    "single_precision": ("energies = Atomic", "features = features.astype(jnp.float32); energies = Atomic",
+                         check_outputs),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_caught(new_model, fault):
+    """The checks can fail: each of these small faults is seen by the check that is for it."""
+    old, new, check = FAULTS[fault]
+    assert TINY.count(old) == 1
+    with pytest.raises(AssertionError):
+        check(new_model(f"fault_{fault}", TINY.replace(old, new)))
+
+
+def test_every_name_is_a_model():
+    for name in models.names():
+        assert issubclass(importlib.import_module(f"mlip_jax.models.{name}").Model, nn.Module)
+
+
+def test_unknown_model_names_the_nearest():
+    with pytest.raises(ValueError, match="Did you mean 'so3krates'.*painn"):
+        models.create("so3krate")
+
+
+def test_unknown_option_names_the_nearest():
+    with pytest.raises(ValueError, match="Did you mean 'num_features'"):
+        models.create("painn", num_feature=3)
+
+
+@pytest.mark.parametrize(("option", "value"), [
+    ("radial_basis", "gausian"), ("cutoff_fn", "cosin"), ("qk_activation", "silo"), ("energy_act", "silo"),
+    ("ev_init", "zero"), ("message_normalization", "sqrt"), ("radial_filter", "splines"), ("num_features", 30)])
+def test_wrong_option_value_is_named(option, value):
+    model: Any = models.create("so3krates", **{option: value})
+    with pytest.raises(ValueError, match=str(value)):
+        model.init(jax.random.key(0), example_graph())

@@ -1,0 +1,190 @@
+"""Agreement with reference implementations, in float64.
+
+So3krates: golden values are reference outputs of mlff v1.0 (sparse form) in float64 for random weights; the
+fixtures hold weights, options, structures, energies and forces. PaiNN: a plain NumPy writing of the paper's
+equations with SchNetPack's constants stands here as the reference; it reproduces the outputs of SchNetPack 2.1.1
+in float64 (64 features, 3 interactions; too many weights for a fixture) to 1e-14.
+"""
+
+import ast
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlip_jax import models
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.graphs.batching import Budget, build_batch, measure
+from mlip_jax.potential import evaluate, example_graph
+from mlip_jax.structure import Structure
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+def energies_and_forces(model, params, structures):
+    """Energies (S,) and forces of one padded batch of all structures."""
+    columns = Columns.from_structures(structures)
+    sizes = measure(columns, model.cutoff)
+    budget = Budget(int(sizes.n_node.sum()) + 3, int(sizes.n_edge.sum()) + 6, len(structures) + 2)
+    batch = build_batch(columns, np.arange(len(structures)), budget, model.cutoff, dtype=np.float64)
+    result = jax.jit(lambda p, g: evaluate(model, p, g, 1.0))(params, batch)
+    return np.asarray(result.energy)[:len(structures)], np.asarray(result.forces)[:len(columns.numbers)]
+
+
+def assert_agree(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+
+
+def so3krates_params(data, config):
+    """mlff's weights in the tree of our So3krates."""
+    def weight(name):
+        return data[f"weights/{name}"]
+
+    def dense(name):
+        return {"kernel": weight(f"{name}/kernel"), "bias": weight(f"{name}/bias")}
+
+    params = {"embedding": weight("feature_embeddings_0/Embed_0/embedding")}
+    for n in range(config["num_layers"]):
+        block, layer = f"layers_{n}/attention_block", {}
+        for mark, branch in (("1", "features"), ("2", "ev")):
+            layer[f"q_{branch}"] = {"kernel": weight(f"{block}/Wq{mark}")}
+            layer[f"k_{branch}"] = {"kernel": weight(f"{block}/Wk{mark}")}
+            layer[f"spherical_{branch}"] = {
+                f"layer_{k}": dense(f"{block}/spherical_filter{mark}_layer_{k}") for k in (1, 2)}
+            params[f"layer_{n}_radial_{branch}"] = {
+                f"layer_{k}": dense(f"{block}/radial_filter{mark}_layer_{k}") for k in (1, 2)}
+        layer["v_features"] = {"kernel": weight(f"{block}/Wv1")}
+        layer["exchange"] = dense(f"layers_{n}/exchange_block/mlp_layer_2")
+        for mark in (1, 2):
+            if config[f"layer_normalization_{mark}"]:
+                name = f"layers_{n}/layer_normalization_{mark}"
+                layer[f"layer_norm_{mark}"] = {"scale": weight(f"{name}/scale"), "bias": weight(f"{name}/bias")}
+            if config[f"residual_mlp_{mark}"]:
+                layer[f"residual_mlp_{mark}"] = {
+                    f"layer_{k}": dense(f"layers_{n}/res_mlp_{mark}_layer_{k}") for k in (1, 2)}
+        params[f"layer_{n}"] = layer
+    params["energy"] = {"hidden": dense("observables_0/energy_dense_regression"),
+                        "final": dense("observables_0/energy_dense_final")}
+    return {"params": params}
+
+
+def so3krates_options(config):
+    return {
+        "num_features": config["num_features"], "num_layers": config["num_layers"],
+        "degrees": tuple(config["degrees"]), "num_heads": config["num_heads"], "cutoff": config["cutoff"],
+        "radial_basis": config["radial_basis_fn"], "num_radial": config["num_radial_basis_fn"],
+        "cutoff_fn": config["cutoff_fn"], "qk_activation": config["qk_non_linearity"],
+        "message_normalization": config["message_normalization"],
+        "avg_num_neighbors": config.get("avg_num_neighbors", 1.0),
+        "layer_norm_1": config["layer_normalization_1"], "layer_norm_2": config["layer_normalization_2"],
+        "residual_mlp_1": config["residual_mlp_1"], "residual_mlp_2": config["residual_mlp_2"],
+        "energy_width": config["energy_regression_dim"], "learned_shift": False}
+
+
+@pytest.mark.parametrize(("kind", "undirected"), [("plain", True), ("full", True), ("full", False)])
+def test_so3krates_agrees_with_mlff(kind, undirected):
+    with np.load(DATA / f"parity_mlff_so3krates_{kind}.npz") as data:
+        config = ast.literal_eval(str(data["config"]))
+        structures = [Structure(data[f"structures/{s}/numbers"], data[f"structures/{s}/positions"]) for s in (0, 1)]
+        expected_energies = np.concatenate([data[f"structures/{s}/energy"] for s in (0, 1)])
+        expected_forces = np.concatenate([data[f"structures/{s}/forces"] for s in (0, 1)])
+        model = models.create("so3krates", **so3krates_options(config), undirected=undirected)
+        params = so3krates_params(data, config)
+    template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph(np.float64)))
+    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda p: p.shape, template)
+    energies, forces = energies_and_forces(model, params, structures)
+    assert_agree(energies, expected_energies)
+    assert_agree(forces, expected_forces)
+
+
+def test_spline_filters_follow_the_exact_ones():
+    """The interpolated filters of a trained-like network are close to the exact ones, closer with more knots."""
+    with np.load(DATA / "parity_mlff_so3krates_plain.npz") as data:
+        config = ast.literal_eval(str(data["config"]))
+        structures = [Structure(data[f"structures/{s}/numbers"], data[f"structures/{s}/positions"]) for s in (0, 1)]
+        expected = np.concatenate([data[f"structures/{s}/forces"] for s in (0, 1)])
+        params = so3krates_params(data, config)
+    errors = []
+    for knots in (48, 96):
+        model = models.create("so3krates", **so3krates_options(config), radial_filter="spline", num_knots=knots)
+        _, forces = energies_and_forces(model, params, structures)
+        errors.append(np.abs(forces - expected).max() / np.abs(expected).max())
+    assert errors[0] < 1e-2 and errors[1] < 0.2 * errors[0]
+
+
+def plain_painn_energy(params, numbers, positions, layers, num_radial, cutoff, epsilon=1e-8):
+    """PaiNN's energy as the paper writes it, with loops over atoms and pairs; complex positions are allowed."""
+    def silu(x):
+        return x / (1.0 + np.exp(-x))
+
+    def dense(p, x):
+        return x @ p["kernel"] + p.get("bias", 0.0)
+
+    n, width = len(numbers), params["embedding"].shape[1]
+    s, v = params["embedding"][numbers], np.zeros((n, 3, width), positions.dtype)
+    centers = np.linspace(0.0, cutoff, num_radial)
+    spacing = centers[1] - centers[0]
+    for block in range(layers):
+        phi = dense(params[f"message_{block}_layer_2"], silu(dense(params[f"message_{block}_layer_1"], s)))
+        new_s, new_v = s.astype(positions.dtype), v.copy()
+        for i in range(n):
+            for j in range(n):
+                d = np.sqrt(((positions[j] - positions[i]) ** 2).sum())
+                if i == j or d.real >= cutoff:
+                    continue
+                rbf = np.exp(-0.5 * ((d - centers) / spacing) ** 2)
+                filters = dense(params["filters"], rbf) * 0.5 * (np.cos(np.pi * d / cutoff) + 1.0)
+                x = phi[j] * filters[3 * width * block:3 * width * (block + 1)]
+                new_s[i] += x[:width]
+                new_v[i] += x[width:2 * width] * ((positions[j] - positions[i]) / d)[:, None] + x[2 * width:] * v[j]
+        s, v = new_s, new_v
+        update = params[f"update_{block}"]
+        mixed = dense(update["mix"], v)
+        u, w = mixed[..., :width], mixed[..., width:]
+        norm = np.sqrt((u ** 2).sum(1) + epsilon)
+        a = dense(update["layer_2"], silu(dense(update["layer_1"], np.concatenate([s, norm], 1))))
+        s = s + a[:, :width] + a[:, 2 * width:] * (u * w).sum(1)
+        v = v + a[:, None, width:2 * width] * w
+    energy = params["energy"]
+    return dense(energy["final"], silu(dense(energy["hidden"], s))).sum()
+
+
+def test_painn_agrees_with_the_equations():
+    options = {"num_features": 16, "num_layers": 3, "num_radial": 20, "cutoff": 4.0, "zero_init": False}
+    model = models.create("painn", **options, learned_shift=False)
+    params = jax.jit(model.init)(jax.random.key(1), example_graph(np.float64))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: np.asarray(p, np.float64) + 0.1 * rng.standard_normal(p.shape), params)
+    structures = [Structure(np.array([6, 8, 1, 1, 7]), rng.normal(size=(5, 3)) * 1.5),
+                  Structure(np.array([8, 1, 1]), rng.normal(size=(3, 3)))]
+    energies, forces = energies_and_forces(model, params, structures)
+
+    def plain(structure, positions):
+        return plain_painn_energy(params["params"], structure.numbers, positions, 3, 20, 4.0)
+
+    expected, derivatives = [plain(s, s.positions) for s in structures], []
+    for s in structures:
+        for n, x in np.ndindex(s.positions.shape):
+            moved = s.positions.astype(complex)
+            moved[n, x] += 1e-30j  # a complex step: exact to rounding
+            derivatives.append(plain(s, moved).imag / 1e-30)
+    assert_agree(energies, np.array(expected))
+    assert_agree(forces, -np.array(derivatives).reshape(-1, 3))
+
+
+def test_painn_basis_and_cutoff_are_schnetpacks():
+    """Gaussians on an even grid from 0 to the cutoff, as wide as they are apart; cosine cutoff."""
+    from mlip_jax.models.layers import cosine_cutoff, gaussian_basis
+    d = jnp.array([0.0, 5.0 / 19, 2.5, 5.0, 6.0])
+    basis = np.asarray(gaussian_basis(d, 20, 5.0))
+    assert basis[0, 0] == basis[1, 1] == 1.0
+    assert basis[0, 1] == pytest.approx(np.exp(-0.5), rel=1e-12)
+    np.testing.assert_allclose(cosine_cutoff(d, 5.0)[jnp.array([0, 2, 3, 4])], [1.0, 0.5, 0.0, 0.0], atol=1e-15)
