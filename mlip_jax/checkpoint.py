@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 log = logging.getLogger(__name__)
+
+_REPLACED = ".replaced"
 
 
 class CheckpointError(RuntimeError):
@@ -65,6 +69,9 @@ class CheckpointStore:
         self.directory = Path(directory).absolute()
         if read_only and not self.directory.is_dir():
             raise CheckpointError(f"{self.directory}: no checkpoints there")
+        for aside in () if read_only else self.directory.glob(f"*{_REPLACED}"):  # a run ended while replacing
+            place = aside.with_name(aside.name.removesuffix(_REPLACED))
+            shutil.rmtree(aside) if place.exists() else aside.rename(place)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep, create=not read_only, read_only=read_only,
             enable_async_checkpointing=False)
@@ -81,16 +88,35 @@ class CheckpointStore:
           CheckpointError: It cannot be written (disk full, no permission); older ones are untouched.
         """
         arrays = to_arrays(tree)
-        metadata = {**metadata, "step": int(step), "checksum": _checksum(arrays)}
+        metadata = {**metadata, "step": int(step)}
+        metadata["checksum"] = _checksum(arrays, metadata)
+        replaced = self._put_aside(step)
         try:
-            if step in self._manager.all_steps():
-                self._manager.delete(step)
             self._manager.save(step, args=ocp.args.Composite(
                 arrays=ocp.args.StandardSave(arrays), metadata=ocp.args.JsonSave(metadata)), force=True)
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
+            self._put_back(replaced)
             raise CheckpointError(f"{self.directory}: checkpoint of step {step} cannot be written: {error}. Older "
                                   "checkpoints are untouched; free some space and start again.") from error
+        if replaced is not None:
+            shutil.rmtree(replaced, ignore_errors=True)
+
+    def _put_aside(self, step: int) -> Path | None:
+        """Another name for the checkpoint of `step`, if there is one, until its successor is written."""
+        if step not in self._manager.all_steps():
+            return None
+        aside = self.directory / f"{step}{_REPLACED}"
+        (self.directory / str(step)).rename(aside)
+        self._manager.reload()
+        return aside
+
+    def _put_back(self, aside: Path | None) -> None:
+        if aside is not None:
+            place = aside.with_name(aside.name.removesuffix(_REPLACED))
+            shutil.rmtree(place, ignore_errors=True)
+            aside.rename(place)
+            self._manager.reload()
 
     def restore(self) -> Restored | None:
         """The newest checkpoint that is whole; None if there is none at all.
@@ -114,7 +140,7 @@ class CheckpointStore:
             arrays=ocp.args.StandardRestore(), metadata=ocp.args.JsonRestore()))
         arrays = {k: np.asarray(v) for k, v in restored["arrays"].items()}
         metadata = restored["metadata"]
-        if metadata.get("checksum") != _checksum(arrays):
+        if metadata.pop("checksum", None) != _checksum(arrays, metadata):
             raise CheckpointError("checksum does not match")
         return Restored(step, arrays, metadata)
 
@@ -123,8 +149,9 @@ class CheckpointStore:
         self._manager.close()
 
 
-def _checksum(arrays: dict[str, np.ndarray]) -> int:
-    total = 0
+def _checksum(arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> int:
+    # through JSON once, so that what is written and what is read back are the same
+    total = zlib.crc32(json.dumps(json.loads(json.dumps(metadata)), sort_keys=True).encode())
     for key in sorted(arrays):
         total = zlib.crc32(np.ascontiguousarray(arrays[key]).tobytes(), zlib.crc32(key.encode(), total))
     return total

@@ -69,8 +69,10 @@ def _parse(app, flags, args):
     """absl's parser; a config field that does not exist becomes a message in place of a traceback."""
     try:
         return flags.FLAGS(args)
-    except (AttributeError, KeyError, FileNotFoundError, TypeError) as error:
-        sys.exit(f"error: {str(error).strip(chr(39))}")
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        # the text of a KeyError is the repr of its argument, of ml_collections' twice over
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        sys.exit("error: " + text.strip("'\"").replace("\\n", "\n").replace("\\'", "'"))
     except flags.Error as error:
         sys.exit(f"error: {error}\nRun with --help for the flags.")
 

@@ -100,8 +100,9 @@ def split(molecule: np.ndarray, counts: Sequence[int], *, by: str = "molecule", 
 
 
 def _leave_no_part_empty(part: np.ndarray, wanted: np.ndarray) -> None:
-    """Give each empty part that was asked for one unit of the largest part (tiny data sets)."""
+    """Give each empty part that was asked for one unit that no part has, else one of the largest part."""
     for p in np.flatnonzero(wanted > 0):
         if not (part == p).any():
-            largest = np.argmax(np.bincount(part[part < 3], minlength=3))
-            part[np.flatnonzero(part == largest)[-1]] = p
+            units = np.bincount(part, minlength=4)
+            giver = 3 if units[3] else int(np.argmax(units[:3]))
+            part[np.flatnonzero(part == giver)[-1]] = p

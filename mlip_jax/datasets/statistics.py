@@ -75,11 +75,15 @@ def fit_elements(columns: Columns, energy: np.ndarray) -> np.ndarray:
 
 
 def isolated_from_formation(columns: Columns, formation: np.ndarray) -> np.ndarray | None:
-    """Energies of isolated atoms from total and formation energies, shape (119,); None if those are unknown."""
+    """Energies of isolated atoms from total and formation energies, shape (119,); None if those are unknown.
+
+    Elements that stand in no structure with both energies are NaN.
+    """
     known = np.isfinite(formation) & np.isfinite(columns.energy)
     if not known.any():
         return None
-    return fit_elements(columns, np.where(known, columns.energy - formation, np.nan))
+    fitted = fit_elements(columns, np.where(known, columns.energy - formation, np.nan))
+    return np.where(element_counts(columns)[known].any(0), fitted, np.nan)
 
 
 def force_rms(columns: Columns) -> float:

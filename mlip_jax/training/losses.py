@@ -72,7 +72,8 @@ def combine(local: Sums, total: Sums, beta: jax.Array | float) -> jax.Array:
 
 
 def beta_schedule(start: float, end: float, begin: float, num_steps: int):
-    """`step -> beta`: `start` until the fraction `begin` of the steps, then geometrically to `end` in 1 - beta.
+    """`step -> beta`: `start` until the fraction `begin` of the steps, then geometrically to `end` in 1 - beta
+    (linearly where either is 1).
 
     Late in training the energies get more weight: forces settle the shape of the surface, energies its level.
     """
@@ -80,9 +81,11 @@ def beta_schedule(start: float, end: float, begin: float, num_steps: int):
         raise ValueError(f"loss.beta and loss.beta_end must lie between 0 and 1, received {start} and {end}")
 
     def beta(step):
-        if start == end or min(1.0 - start, 1.0 - end) <= 0.0:
+        if start == end:
             return start
         progress = jnp.clip((step / num_steps - begin) / max(1.0 - begin, 1e-9), 0.0, 1.0)
+        if max(start, end) == 1.0:  # 1 - beta is zero there
+            return start + (end - start) * progress
         return 1.0 - (1.0 - start) * ((1.0 - end) / (1.0 - start)) ** progress
 
     return beta

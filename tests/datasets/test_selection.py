@@ -20,7 +20,8 @@ counts_of_parts = st.tuples(st.integers(1, 400), st.integers(0, 200), st.integer
 
 
 @settings(max_examples=150, deadline=None)
-@given(molecule=molecules(), counts=counts_of_parts, by=st.sampled_from(["molecule", "random"]), seed=st.integers(0, 99))
+@given(molecule=molecules(), counts=counts_of_parts, by=st.sampled_from(["molecule", "random"]),
+       seed=st.integers(0, 99))
 def test_parts_are_disjoint_and_deterministic(molecule, counts, by, seed):
     parts = split(molecule, counts, by=by, seed=seed)
     assert tuple(parts) == SPLITS
@@ -74,7 +75,8 @@ def test_split_does_not_depend_on_where_molecules_stand():
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"counts": (5, 1, 1), "by": "scaffold"}, "'molecule' or 'random', received 'scaffold'"),
-    ({"counts": (0, 1, 1)}, "first at least 1"), ({"counts": (5, -1, 1)}, "received"), ({"counts": (5, 1)}, "three numbers"),
+    ({"counts": (0, 1, 1)}, "first at least 1"), ({"counts": (5, -1, 1)}, "received"),
+    ({"counts": (5, 1)}, "three numbers"),
     ({"counts": (5, 1, 1)}, "10 structures of 2 molecules cannot be split by molecule into 3 parts")])
 def test_wrong_requests(arguments, message):
     with pytest.raises(ValueError, match=message):

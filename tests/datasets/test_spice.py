@@ -18,16 +18,15 @@ HARTREE_IN_EV = 27.211386245988
 BOHR_IN_ANGSTROM = 0.529177210903
 
 
-def write(path, *, numbers=(8, 1, 1), conformations=2, smiles="[O:1]([H:2])[H:3]", name="water", **changes):
+def write(path, *, numbers=(8, 1, 1), count=2, smiles="[O:1]([H:2])[H:3]", name="water", units=None, **changes):
     """A file in SPICE's layout with one molecule; `changes` are fields, None leaves a field out."""
     rng = np.random.default_rng(0)
     n = len(numbers)
     fields = {
-        "atomic_numbers": np.array(numbers, np.int16), "conformations": rng.normal(size=(conformations, n, 3)),
-        "dft_total_energy": rng.normal(size=conformations), "dft_total_gradient": rng.normal(size=(conformations, n, 3)),
-        "formation_energy": rng.normal(size=conformations), "smiles": [smiles], "subset": ["made up"]} | changes
-    units = spice._UNITS | changes.pop("units", {})
-    fields.pop("units", None)
+        "atomic_numbers": np.array(numbers, np.int16), "conformations": rng.normal(size=(count, n, 3)),
+        "dft_total_energy": rng.normal(size=count), "dft_total_gradient": rng.normal(size=(count, n, 3)),
+        "formation_energy": rng.normal(size=count), "smiles": smiles and [smiles], "subset": ["made up"]} | changes
+    units = spice._UNITS | (units or {})
     with h5py.File(path, "a") as file:
         group = file.create_group(name)
         for field, value in fields.items():
@@ -66,9 +65,8 @@ def test_agrees_with_an_independent_reading():
 def test_charges_of_the_genuine_molecules():
     charges = {s.molecule: s.charge for s in spice.read(GENUINE)}
     assert len(charges) == 2
-    assert charges["[H]C#C[H].[Na+]" if "[H]C#C[H].[Na+]" in charges else
-                   next(m for m in charges if "Na" in m)] == 1.0
-    assert all(c != 0 for c in charges.values())
+    assert next(charge for molecule, charge in charges.items() if "[Na+]" in molecule) == 1.0
+    assert all(charge != 0 for charge in charges.values())
 
 
 def test_neutral_selection_of_charged_molecules_leaves_nothing():
@@ -84,18 +82,17 @@ def test_forces_point_downhill(tmp_path):
     start = np.array([[0.0, 0.0, 0.2], [0.0, 1.6, -0.9], [0.0, -1.4, -1.0]])  # bohr
 
     def label(positions):
-        calculator = tblite.Calculator("GFN2-xTB", numbers, positions, accuracy=0.01)
+        calculator = tblite.Calculator("GFN2-xTB", numbers, positions)
         calculator.set("verbosity", 0)
+        calculator.set("accuracy", 0.01)
         result = calculator.singlepoint()
         return float(result.get("energy")), np.array(result.get("gradient"))
 
     _, gradient = label(start)
     positions = np.array([start, start - 0.05 * gradient])
     energy, gradients = zip(*(label(p) for p in positions))
-    path = write(tmp_path / "gfn2.hdf5", conformations=2, dft_total_energy=np.array(energy),
+    path = write(tmp_path / "gfn2.hdf5", conformations=positions, dft_total_energy=np.array(energy),
                  dft_total_gradient=np.array(gradients))
-    with h5py.File(path, "a") as file:
-        file["water/conformations"][...] = positions
     before, after = spice.read(path)
     step = after.positions - before.positions
     work = float((0.5 * (before.forces + after.forces) * step).sum())
@@ -121,10 +118,11 @@ def test_sign_is_minus_the_gradient(tmp_path):
 
 MAPPED_SMILES = [
     "[H:1][O:2][H:3]", "[N+:1]([H:2])([H:3])([H:4])[H:5]", "[O-:1][H:2]", "[Ca++]", "[Ca+2]", "[Ca+2:1]", "[Fe+3:4]",
-    "[Fe+++:4]", "[O--:2]", "[O-2:2]", "[Cl-:1].[Na+:2]", "[Cl-:1].[Cl-:2].[Mg+2:3]",
+    "[O--:2]", "[O-2:2]", "[Cl-:1].[Na+:2]", "[Cl-:1].[Cl-:2].[Mg+2:3]",
     "[H:3][N+:1]([H:4])([H:5])[C:2]([H:8])([H:9])[C:6](=[O:7])[O-:10]", "[C@@H:1]([F:2])([Cl:3])[Br:4]",
     "[C@H:1]([O-:5])([F:2])[Cl:3]", "[13CH3-:1]", "[2H+:1]", "[nH:1]1[cH:2][cH:3][cH:4][cH:5]1",
-    "[c:1]1([H:7])[n+:2]([H:8])[c:3]([H:9])[c:4]([H:10])[c:5]([H:11])[c:6]1[H:12]", "C[N+](C)(C)C", "F[P-](F)(F)(F)(F)F",
+    "[c:1]1([H:7])[n+:2]([H:8])[c:3]([H:9])[c:4]([H:10])[c:5]([H:11])[c:6]1[H:12]", "C[N+](C)(C)C",
+    "F[P-](F)(F)(F)(F)F",
     "[O-]S(=O)(=O)[O-]", "[H+]", "[N+:12](=[O:1])([O-:13])[C:2]", "[Al+3].[O-2]", "[OH2+:1]", "[NH4+]", "[C:1]#[O+:2]",
     "[H]C#C[H].[Na+]"]
 
@@ -144,7 +142,7 @@ def test_identity_leaves_the_maps_out():
 def test_records_without_positions_are_skipped_and_counted(tmp_path):
     path = write(tmp_path / "a.hdf5", name="a")
     write(path, name="b", conformations=None, dft_total_energy=None, dft_total_gradient=None, formation_energy=None)
-    write(path, name="c", conformations=0)
+    write(path, name="c", count=0)
     write(path, name="d")
     report = ReadReport()
     sources = [s.source for s in spice.read(path, report=report)]
@@ -172,11 +170,9 @@ def test_missing_labels_are_nan(tmp_path):
 
 
 def test_missing_texts_are_empty_and_molecules_stay_apart(tmp_path):
-    path = write(tmp_path / "a.hdf5", name="a", smiles=None, subset=None) if False else tmp_path / "a.hdf5"
+    path = tmp_path / "a.hdf5"
     for name in "ab":
-        write(path, name=name)
-        with h5py.File(path, "a") as file:
-            del file[name]["smiles"], file[name]["subset"]
+        write(path, name=name, smiles=None, subset=None)
     structures = list(spice.read(path))
     assert {s.subset for s in structures} == {""}
     assert len({s.molecule for s in structures}) == 2
@@ -234,7 +230,8 @@ def test_other_units_are_refused(tmp_path, field, unit):
 
 
 @pytest.mark.parametrize(("field", "value"), [
-    ("conformations", np.zeros((2, 4, 3))), ("dft_total_energy", np.zeros(3)), ("dft_total_gradient", np.zeros((2, 3, 2)))])
+    ("conformations", np.zeros((2, 4, 3))), ("dft_total_energy", np.zeros(3)),
+    ("dft_total_gradient", np.zeros((2, 3, 2)))])
 def test_shapes_that_do_not_fit_are_named(tmp_path, field, value):
     path = write(tmp_path / "a.hdf5", **{field: value})
     with pytest.raises(DatasetError, match=f"a.hdf5:water: {field} .*shape.*expected"):

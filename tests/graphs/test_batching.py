@@ -158,7 +158,8 @@ def check_padding(batch, budget, graphs, atoms, edges):
     index = np.repeat(np.arange(budget.graphs), batch.n_node)
     vectors = batch.nodes["positions"][batch.senders] - batch.nodes["positions"][batch.receivers]
     if "shifts" in batch.edges:
-        vectors = vectors + np.einsum("ec,ecx->ex", batch.edges["shifts"], batch.globals["cell"][index[batch.receivers]])
+        cell = batch.globals["cell"][index[batch.receivers]]
+        vectors = vectors + np.einsum("ec,ecx->ex", batch.edges["shifts"], cell)
     np.testing.assert_allclose(vectors[forward], -vectors[backward], atol=1e-5)
     np.testing.assert_array_equal(index[batch.senders], index[batch.receivers])
 
@@ -185,7 +186,8 @@ def test_displacements_are_those_of_the_neighbour_list():
     np.testing.assert_allclose(vectors[:edges], np.concatenate(expected), atol=1e-5)
     assert not vectors[edges:].any()
     assert (np.linalg.norm(vectors, axis=1) < CUTOFF + 1e-5).all()
-    np.testing.assert_array_equal(node_graph_index(jax.tree.map(jnp.asarray, batch)), np.repeat(np.arange(5), batch.n_node))
+    index = node_graph_index(jax.tree.map(jnp.asarray, batch))
+    np.testing.assert_array_equal(index, np.repeat(np.arange(5), batch.n_node))
 
 
 def test_pairs_stand_once():

@@ -122,7 +122,8 @@ def crystals(draw):
 @settings(max_examples=60, deadline=None)
 @given(crystal=crystals())
 @example(crystal=(np.zeros((1, 3)), 2.0 * np.eye(3), np.ones(3, bool)))
-@example(crystal=(np.array([[50.0, -31.0, 7.0], [0.0, 0.0, 0.0]]), np.diag([2.1, 3.3, 9.0]), np.array([True, False, True])))
+@example(crystal=(np.array([[50.0, -31.0, 7.0], [0.0, 0.0, 0.0]]), np.diag([2.1, 3.3, 9.0]),
+                  np.array([True, False, True])))
 def test_periodic_against_brute_force_and_ase(crystal):
     positions, cell, pbc = crystal
     if not well_separated(positions, CUTOFF, cell, pbc):
@@ -162,7 +163,8 @@ def test_positions_must_be_finite(bad, periodic):
 
 
 @pytest.mark.parametrize(("cell", "message"), [
-    (np.diag([5.0, 0.0, 5.0]), "no lattice vector"), (np.full((3, 3), np.nan), "finite cell"), (np.eye(2), "finite cell")])
+    (np.diag([5.0, 0.0, 5.0]), "no lattice vector"), (np.full((3, 3), np.nan), "finite cell"),
+    (np.eye(2), "finite cell")])
 def test_cells_that_cannot_be(cell, message):
     with pytest.raises(ValueError, match=message):
         neighbor_list(np.zeros((1, 3)), CUTOFF, cell, np.ones(3, bool))

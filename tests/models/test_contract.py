@@ -43,8 +43,11 @@ RELATIVE = 1e-10
 
 @pytest.fixture(autouse=True)
 def double_precision():
+    """Float64; and what is compiled here runs few times, so that it is compiled quickly."""
+    jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
         yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @dataclasses.dataclass(eq=False)
@@ -61,6 +64,7 @@ class Case:
             lambda p: np.asarray(p, np.float32).astype(np.float64) + 0.05 * rng.standard_normal(np.shape(p)), params)
         # values that float32 has exactly, for the comparison of precisions
         self.params = jax.tree.map(lambda p: p.astype(np.float32).astype(np.float64), self.params)
+        self.apply = jax.jit(self.model.apply)
         self.evaluate = jax.jit(lambda params, graph: evaluate(self.model, params, graph, SCALE))
         self.with_stress = jax.jit(lambda params, graph: evaluate(self.model, params, graph, SCALE, with_stress=True))
 
@@ -110,7 +114,7 @@ def assert_same(a, b, scale, relative=RELATIVE):
 
 def check_outputs(case):
     """Atomic energies (N,) and features (N, 1 or 2, (max_degree + 1)**2, F), in the precision of the graph."""
-    outputs = jax.jit(case.model.apply)(case.params, case.graph([LARGE]))
+    outputs = case.apply(case.params, case.graph([LARGE]))
     assert isinstance(outputs, AtomOutputs)
     assert outputs.energies.shape == (BUDGET.nodes,) and outputs.energies.dtype == np.float64
     atoms, parities, components, _ = outputs.features.shape
@@ -136,15 +140,14 @@ def check_rotation_and_reflection(case):
 
 def check_features_rotate(case):
     """Features of degree l turn with the Wigner matrix of degree l."""
-    apply = jax.jit(case.model.apply)
-    features = apply(case.params, case.graph([LARGE])).features[:len(LARGE)]
+    features = case.apply(case.params, case.graph([LARGE])).features[:len(LARGE)]
     max_degree = int(np.sqrt(features.shape[2])) - 1
     # rows and columns in e3x's order; its points are row vectors
     turn = Rotation.random(rng=np.random.default_rng(1)).as_matrix()
     turned = at(LARGE, LARGE.positions @ turn)
     wigner = e3x.so3.wigner_d(jnp.asarray(turn), max_degree)
     expected = jnp.einsum("npaf,ab->npbf", features, wigner)
-    found = apply(case.params, case.graph([turned])).features[:len(LARGE)]
+    found = case.apply(case.params, case.graph([turned])).features[:len(LARGE)]
     assert_same(found, expected, float(jnp.abs(features).max()))
 
 
@@ -199,7 +202,7 @@ def check_forces_are_minus_the_gradient(case):
             unit = np.zeros_like(forces)
             unit[n, x] = 1.0
             numeric[n, x] = -central_difference(
-                lambda h: case(at(structure, structure.positions + h * unit))[0][0], 1e-3)
+                lambda h, s=structure, u=unit: case(at(s, s.positions + h * u))[0][0], 2e-4)
         assert_same(forces, numeric, np.abs(forces).max(), 1e-6)
 
 
@@ -237,7 +240,8 @@ def check_trains_on_forces(case):
         length = np.sqrt(sum((d * d).sum() for d in direction))
         direction = [d / length for d in direction]
         numeric = central_difference(
-            lambda h: float(loss(jax.tree.unflatten(structure, [p + h * d for p, d in zip(leaves, direction)]))), 2e-3)
+            lambda h, along=direction: float(loss(jax.tree.unflatten(
+                structure, [p + h * d for p, d in zip(leaves, along)]))), 2e-3)
         analytic = sum(float((g * d).sum()) for g, d in zip(grads, direction))
         assert analytic == pytest.approx(numeric, rel=2e-5, abs=1e-7 * float(loss(case.params)))
 
@@ -253,9 +257,6 @@ def check_isolated_atoms(case):
     np.testing.assert_array_equal(result.energy, again.energy)
     scale = np.abs(np.asarray(result.energies)).sum()
     assert_same(result.energies[0], result.energies[1], scale)
-    grads = jax.jit(jax.grad(lambda p: jnp.sum(evaluate(case.model, p, graph, SCALE).forces ** 2)
-                             + jnp.sum(evaluate(case.model, p, graph, SCALE).energy)))(case.params)
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
 def check_batch_of_padding_alone(case):
@@ -292,18 +293,17 @@ def check_extensive(case):
 
 
 def check_undirected(case):
-    """Working on each pair once gives what the directed list gives; so does a graph without pair_order."""
+    """Working on each pair once gives what the directed list gives; models without the choice take any list."""
     graph = case.graph([LARGE, SMALL_ONE])
     result = case.evaluate(case.params, graph)
     scale, force = float(np.abs(result.energies).sum()), float(np.abs(result.forces).max())
-    others = [(case.evaluate, graph._replace(edges={}))]
+    function, other = case.evaluate, graph._replace(edges={})
     if "undirected" in case.model.__dataclass_fields__:
         plain = case.model.clone(undirected=not case.model.undirected)
-        others.append((jax.jit(lambda params, g: evaluate(plain, params, g, SCALE)), graph))
-    for function, other in others:
-        again = function(case.params, other)
-        assert_same(again.energy, result.energy, scale)
-        assert_same(again.forces, result.forces, max(force, 1e-3 * scale))
+        function, other = jax.jit(lambda params, g: evaluate(plain, params, g, SCALE)), graph
+    again = function(case.params, other)
+    assert_same(again.energy, result.energy, scale)
+    assert_same(again.forces, result.forces, max(force, 1e-3 * scale))
 
 
 def check_periodic(case):
@@ -333,7 +333,7 @@ def check_periodic(case):
         return float(run(dataclasses.replace(crystal, positions=crystal.positions @ deformation,
                                              cell=cell @ deformation)).energy[0])
 
-    numeric = central_difference(strained, 1e-3) / abs(np.linalg.det(cell))
+    numeric = central_difference(strained, 1e-4) / abs(np.linalg.det(cell))
     stress = np.asarray(one.stress[0])
     assert_same(stress[0, 1] + stress[2, 2], numeric, np.abs(stress).max(), 1e-6)
 
@@ -348,13 +348,22 @@ def test_contract(name, check):
     check(case_of(name))
 
 
-@pytest.mark.parametrize("check", [check_rotation_and_reflection, check_padding_and_batching,
-                                   check_forces_are_minus_the_gradient, check_smooth_at_the_cutoff,
-                                   check_isolated_atoms, check_float32],
+QUICK = (check_rotation_and_reflection, check_forces_are_minus_the_gradient, check_smooth_at_the_cutoff,
+         check_isolated_atoms, check_linear_molecule)  # one compilation serves them all
+
+
+@pytest.mark.parametrize("check", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CHECKS],
                          ids=lambda c: c.__name__.removeprefix("check_"))
 @pytest.mark.parametrize(("name", "further"), [c for c in CASES if c[1] >= 0])
 def test_contract_with_further_options(name, further, check):
     check(case_of(name, further))
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="the mean of eq. 4 stays at full length until the last neighbour has left")
+def test_neighborhood_start_is_smooth_at_the_cutoff():
+    options = {k: v for k, v in SMALL.items() if k in models.create("so3krates").__dataclass_fields__}
+    check_smooth_at_the_cutoff(Case(models.create("so3krates", **options, ev_init="neighborhood")))
 
 
 TINY = '''
@@ -410,7 +419,8 @@ def test_a_new_file_is_found_and_keeps_the_contract(new_model):
 
 
 FAULTS = {
-    "depends_on_direction": ("safe_norm(edge.displacements)", "safe_norm(edge.displacements * jnp.array([1.0, 1.0, 1.1]))",
+    "depends_on_direction": ("safe_norm(edge.displacements)",
+                             "safe_norm(edge.displacements * jnp.array([1.0, 1.0, 1.1]))",
                              check_rotation_and_reflection),
     "depends_on_place": ("energies = Atomic", "features += 1e-6 * graph.nodes['positions'][:, :1]; energies = Atomic",
                          check_translation),
@@ -420,7 +430,8 @@ FAULTS = {
                     check_trains_on_forces),
     "mean_over_atoms": ("energies = Atomic", "features = features - features.mean(0); energies = Atomic",
                         check_padding_and_batching),
-    "depends_on_order": ("energies = Atomic", "features = features * jnp.arange(len(numbers))[:, None]; energies = Atomic",
+    "depends_on_order": ("energies = Atomic",
+                         "features = features * jnp.arange(len(numbers))[:, None]; energies = Atomic",
                          check_permutation),
     "gradient_is_cut": ("filters = Dense", "distances = jax.lax.stop_gradient(distances); filters = Dense",
                         check_forces_are_minus_the_gradient),
@@ -459,4 +470,4 @@ def test_unknown_option_names_the_nearest():
 def test_wrong_option_value_is_named(option, value):
     model: Any = models.create("so3krates", **{option: value})
     with pytest.raises(ValueError, match=str(value)):
-        model.init(jax.random.key(0), example_graph())
+        jax.eval_shape(model.init, jax.random.key(0), example_graph())
