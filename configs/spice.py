@@ -35,7 +35,7 @@ def get_config(model: str = "so3krates") -> ml_collections.ConfigDict:
     # a molecule is learned last, and that is the drift with size that the paper met.
     c.loss.penalty = "mae"
     c.loss.energy_per_atom = False
-    c.loss.beta = c.loss.beta_end = 0.95
+    c.loss.beta, c.loss.beta_end = 0.95, 0.8
 
     c.optimizer.name = "adam"
     c.optimizer.learning_rate = 1e-3

@@ -15,8 +15,9 @@ from configs import spice
 def get_config() -> ml_collections.ConfigDict:
     c = spice.get_config()
     c.data.max_atoms = 25
-    c.data.num_train, c.data.num_valid, c.data.num_test = 5_300, 393, 800
-    c.train.num_steps = 20_000
+    c.data.num_train, c.data.num_valid, c.data.num_test = 5_600, 93, 800
+    c.loss.beta_end = c.loss.beta  # forces first: energies are ahead here
+    c.train.num_steps = 22_000
     c.train.valid_every = 2_000
     c.train.checkpoint_every = 2_000
     return c

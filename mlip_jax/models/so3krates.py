@@ -52,7 +52,9 @@ class Model(nn.Module):
       message_normalization: Attention is divided by 1, by the square root of the channels of a head, or by
         `avg_num_neighbors`.
       layer_norm_1, residual_mlp_1: After attention. residual_mlp_2, layer_norm_2: after the exchange block.
-      ev_init: "zeros", or "neighborhood": the cutoff-weighted mean of the neighbours' harmonics (eq. 4).
+      ev_init: "zeros", or "neighborhood": the cutoff-weighted mean of the neighbours' harmonics (eq. 4, where the
+        divisor is the sum of the weights; here one is added to it, since without it the energy jumps when the last
+        neighbour of an atom leaves the cutoff).
       energy_width, energy_act, zero_init, learned_scale, learned_shift: Of the energy head (heads.AtomicEnergy).
       radial_filter: "exact", or "spline": the radial filter networks are evaluated on `num_knots` knots and
         interpolated by cubic B-splines (twice continuously differentiable), which costs a third.
@@ -121,7 +123,7 @@ class Model(nn.Module):
         weighted = envelope[:, None] * harmonics
         total = scatter_pairs(weighted, weighted * parity(degrees, weighted.dtype), edge, num)
         norm = scatter_pairs(envelope, envelope, edge, num)
-        return total / jnp.where(norm > 0, norm, 1.0)[:, None]
+        return total / (1.0 + norm)[:, None]
 
     def _radial_filters(self, distances):
         """Radial parts of the two filters of every layer: list of pairs of (P, F)."""

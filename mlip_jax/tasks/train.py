@@ -97,7 +97,7 @@ def _train(config, workdir, model, data, splits, started) -> Path:
     trainer = Trainer(model, scale, optimizer.create(config.optimizer, config.train.num_steps), beta,
                       config.train.ema_decay, {"penalty": config.loss.penalty, "huber_delta": config.loss.huber_delta,
                                                "energy_per_atom": config.loss.energy_per_atom})
-    params = model.init(jax.random.key(config.seed), example_graph())
+    params = jax.jit(model.init)(jax.random.key(config.seed), example_graph())
     log.info("%s: %d parameters, %d device(s) of %s", config.model.name,
              sum(p.size for p in jax.tree.leaves(params)), trainer.num_devices, jax.devices()[0].device_kind)
     schedules = {"learning_rate": optimizer.learning_rate(config.optimizer, config.train.num_steps), "beta": beta}

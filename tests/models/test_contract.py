@@ -360,7 +360,6 @@ def test_contract_with_further_options(name, further, check):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="the mean of eq. 4 stays at full length until the last neighbour has left")
 def test_neighborhood_start_is_smooth_at_the_cutoff():
     options = {k: v for k, v in SMALL.items() if k in models.create("so3krates").__dataclass_fields__}
     check_smooth_at_the_cutoff(Case(models.create("so3krates", **options, ev_init="neighborhood")))

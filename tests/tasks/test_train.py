@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,10 +31,16 @@ def command(workdir, **changes):
             *(f"--config.{k}={v}" for k, v in fields.items())]
 
 
+def environment():
+    """Of the runs: the repository can be imported, and programs that one run compiled serve the others."""
+    cache = Path(tempfile.gettempdir()) / f"mlip_jax_tests_{os.getuid()}"
+    return dict(os.environ, GLIBC_TUNABLES="", PYTHONPATH=str(REPOSITORY), JAX_COMPILATION_CACHE_DIR=str(cache),
+                JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.3")
+
+
 def start(workdir, cwd=None, **changes):
-    env = dict(os.environ, GLIBC_TUNABLES="", PYTHONPATH=str(REPOSITORY))
     return subprocess.Popen(command(workdir, **changes), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            cwd=cwd or workdir.parent, env=env)
+                            cwd=cwd or workdir.parent, env=environment())
 
 
 def run(workdir, cwd=None, **changes):
@@ -156,7 +163,7 @@ def test_unknown_field_in_a_config_file_names_the_nearest(tmp_path):
     config = tmp_path / "mine.py"
     config.write_text(text.replace("    return c\n", "    c.train.batch_sise = 3\n    return c\n"))
     process = subprocess.run([sys.executable, "-m", "mlip_jax.main", f"--config={config}", f"--workdir={tmp_path}/run"],
-                             capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(REPOSITORY)))
+                             capture_output=True, text=True, env=environment())
     assert process.returncode != 0 and "Did you mean 'train.batch_size'?" in " ".join(process.stderr.split())
 
 
@@ -165,7 +172,7 @@ def test_unknown_model_option_names_the_nearest(tmp_path):
     text = (REPOSITORY / "configs/spice.py").read_text()
     config.write_text(text.replace("    return c\n", "    c.model.options.num_feature = 3\n    return c\n"))
     process = subprocess.run([sys.executable, "-m", "mlip_jax.main", f"--config={config}", f"--workdir={tmp_path}/run"],
-                             capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(REPOSITORY)))
+                             capture_output=True, text=True, env=environment())
     assert process.returncode != 0 and "Did you mean 'num_features'?" in " ".join(process.stderr.split())
 
 
@@ -240,7 +247,7 @@ def test_full_disk_leaves_the_last_checkpoint(tmp_path):
         "    import os; os._exit(3)\n")
     store.close()
     process = subprocess.run([sys.executable, "-c", script, str(workdir / "checkpoints")], capture_output=True, text=True,
-                             env=dict(os.environ, PYTHONPATH=str(REPOSITORY)), timeout=120)
+                             env=environment(), timeout=120)
     assert process.returncode == 3 and "free some space" in process.stdout, process.stdout + process.stderr
     assert final_arrays(workdir).step == step
 
@@ -257,6 +264,6 @@ def test_painn_by_config(tmp_path):
         [sys.executable, "-m", "mlip_jax.main", f"--config={config}", f"--workdir={tmp_path}/run",
          f"--config.data.path={DATA}", "--config.model.options.num_features=16", "--config.train.num_steps=10",
          "--config.train.batch_size=4"], capture_output=True, text=True,
-        env=dict(os.environ, PYTHONPATH=str(REPOSITORY)))
+        env=environment())
     assert process.returncode == 0, process.stderr
     assert json.loads((tmp_path / "run/metrics.json").read_text())["test"]["num_structures"] > 0
