@@ -42,7 +42,7 @@ def get_config(model: str = "so3krates") -> ml_collections.ConfigDict:
     c.optimizer.learning_rate_end = 1e-5
     c.optimizer.warmup_steps = 200
 
-    c.train.num_steps = 25_000
+    c.train.num_steps = 18_000
     c.train.batch_size = 8
     c.train.log_every = 100
     c.train.valid_every = 1_000
