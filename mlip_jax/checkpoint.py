@@ -130,7 +130,7 @@ class CheckpointStore:
                 return self._read(step)
             except Exception as error:  # whatever orbax meets in a damaged file
                 log.warning("checkpoint %s/%d is damaged (%s: %s); trying the one before it",
-                            self.directory, step, type(error).__name__, str(error).splitlines()[0][:200])
+                            self.directory, step, type(error).__name__, str(error)[:200])
         if steps:
             raise CheckpointError(f"{self.directory}: none of the checkpoints {steps} can be read")
         return None
