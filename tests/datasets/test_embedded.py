@@ -312,8 +312,10 @@ if __name__ == "__main__":
 def start(script, path):
     script.write_text(SCRIPT)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
+    # a shell that started these tests in the background has SIGINT ignored, and children inherit that
     return subprocess.Popen([sys.executable, script, path], env=environment, start_new_session=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def wait_until(condition, seconds=60):
