@@ -14,8 +14,8 @@ class ConfigError(ValueError):
     """A config holds something that it must not."""
 
 
-# Mappings below these fields are free: whoever uses them checks them (the model its options, ...).
-_FREE = ("model.options", "data.options")
+# The model checks its own options.
+_FREE = ("model.options",)
 
 
 def train_defaults() -> ml_collections.ConfigDict:
