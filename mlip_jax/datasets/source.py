@@ -42,7 +42,7 @@ class LoadedData:
 
 
 def locate(data: Any) -> Path:
-    """The HDF5 file of config.data: `path`, else a SPICE file in `directory`, else the embedded data, made if needed."""
+    """The HDF5 file: data.path, else a SPICE file in data.directory, else the embedded data set, made if needed."""
     if data.path:
         return Path(data.path)
     directory = Path(data.directory)

@@ -246,8 +246,8 @@ def test_full_disk_leaves_the_last_checkpoint(tmp_path):
         "    print('refused:', error); sys.stdout.flush()\n"
         "    import os; os._exit(3)\n")
     store.close()
-    process = subprocess.run([sys.executable, "-c", script, str(workdir / "checkpoints")], capture_output=True, text=True,
-                             env=environment(), timeout=120)
+    process = subprocess.run([sys.executable, "-c", script, str(workdir / "checkpoints")], capture_output=True,
+                             text=True, env=environment(), timeout=120)
     assert process.returncode == 3 and "free some space" in process.stdout, process.stdout + process.stderr
     assert final_arrays(workdir).step == step
 
