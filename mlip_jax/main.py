@@ -21,7 +21,7 @@ ALLOCATOR = ("glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_t
 def tune_allocator() -> None:
     """Start this process again with glibc's allocator tuned, unless GLIBC_TUNABLES is set (empty turns it off).
 
-    The setting is read when a process starts; it makes CPU training up to twice as fast.
+    The setting is read when a process starts.
     """
     if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = ALLOCATOR

@@ -46,7 +46,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     with claimed(workdir, configs.to_dict(config)) as workdir:
         model = models.create(config.model.name, **_plain(config.model.options))
         data = source.load(config.data)
-        splits = _split(config, data, workdir)
+        splits = _split(config, data, workdir, float(model.cutoff))
         return _train(config, workdir, model, data, splits, started)
 
 
@@ -54,7 +54,7 @@ def _plain(options) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in options.items()}
 
 
-def _split(config, data, workdir) -> dict[str, Split]:
+def _split(config, data, workdir, cutoff: float) -> dict[str, Split]:
     """The parts of the data with their sizes; which structure went where is written to splits.json."""
     c = config.data
     parts = selection.split(data.columns.molecule, (c.num_train, c.num_valid, c.num_test), by=c.split,
@@ -65,17 +65,12 @@ def _split(config, data, workdir) -> dict[str, Split]:
     splits = {}
     for name, indices in parts.items():
         columns = data.columns.take(indices)
-        splits[name] = Split(columns, measure(columns, _cutoff(config)))
+        splits[name] = Split(columns, measure(columns, cutoff))
         log.info("%s: %d conformations of %d molecules, %.1f atoms on average", name, len(columns),
                  len(np.unique(columns.molecule)), columns.n_atoms.mean() if len(columns) else 0)
     if not np.isfinite(splits["train"].columns.forces).any() and config.loss.beta == 1.0:
         raise DatasetError("loss.beta is 1 (forces alone) but the training set has no forces")
     return splits
-
-
-def _cutoff(config) -> float:
-    model = models.create(config.model.name, **_plain(config.model.options))
-    return float(model.cutoff)
 
 
 def _train(config, workdir, model, data, splits, started) -> Path:
