@@ -25,10 +25,13 @@ class Structure:
       cell: Lattice vectors as rows in Å, shape (3, 3), or None.
       pbc: Periodicity along each lattice vector, shape (3,), or None for no periodicity.
       molecule: Identity of the molecule: equal for all its conformations, different for other molecules.
+      smiles: Of the molecule, where the source knows it.
       conformer: Index of the conformation within its source record.
+      record: Number of the record in its file.
       subset: The part of the data set that it comes from.
       source: File and record, for messages.
-      properties: Further labels by name.
+      properties: Further labels of the whole structure by name: numbers or arrays of one shape.
+      atom_properties: Further labels of the atoms by name, each of shape (n_atoms, ...).
     """
 
     numbers: np.ndarray
@@ -39,10 +42,13 @@ class Structure:
     cell: np.ndarray | None = None
     pbc: np.ndarray | None = None
     molecule: str = ""
+    smiles: str = ""
     conformer: int = 0
+    record: int = 0
     subset: str = ""
     source: str = ""
     properties: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    atom_properties: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.positions.shape != (len(self.numbers), 3):

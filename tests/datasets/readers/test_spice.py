@@ -7,15 +7,21 @@ import h5py
 import numpy as np
 import pytest
 
-from mlip_jax.datasets import spice
+from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.datasets.readers import spice
 from mlip_jax.datasets.selection import Selection
-from mlip_jax.datasets.spice import DatasetError, ReadReport, charge_from_smiles, molecule_identity
+from mlip_jax.datasets.readers.spice import charge_from_smiles, molecule_identity
 
 # Cut from SPICE 1.1.4 (CC0): two molecules, both charged, three conformations each.
-GENUINE = Path(__file__).parents[1] / "data" / "spice_1.1.4_small.hdf5"
+GENUINE = Path(__file__).parents[2] / "data" / "spice_1.1.4_small.hdf5"
 # CODATA 2018
 HARTREE_IN_EV = 27.211386245988
 BOHR_IN_ANGSTROM = 0.529177210903
+
+
+def read(path, report=None):
+    with spice.Reader(path) as source:
+        yield from source.read(range(len(source)), report or ReadReport())
 
 
 def write(path, *, numbers=(8, 1, 1), count=2, smiles="[O:1]([H:2])[H:3]", name="water", units=None, **changes):
@@ -41,7 +47,7 @@ def write(path, *, numbers=(8, 1, 1), count=2, smiles="[O:1]([H:2])[H:3]", name=
 
 def test_agrees_with_an_independent_reading():
     report = ReadReport()
-    structures = list(spice.read(GENUINE, report=report))
+    structures = list(read(GENUINE, report))
     expected = []
     with h5py.File(GENUINE) as file:
         for name in file:
@@ -63,7 +69,7 @@ def test_agrees_with_an_independent_reading():
 
 
 def test_charges_of_the_genuine_molecules():
-    charges = {s.molecule: s.charge for s in spice.read(GENUINE)}
+    charges = {s.molecule: s.charge for s in read(GENUINE)}
     assert len(charges) == 2
     assert next(charge for molecule, charge in charges.items() if "[Na+]" in molecule) == 1.0
     assert all(charge != 0 for charge in charges.values())
@@ -71,7 +77,7 @@ def test_charges_of_the_genuine_molecules():
 
 def test_neutral_selection_of_charged_molecules_leaves_nothing():
     selection = Selection(charge=0.0)
-    assert list(selection.filter(spice.read(GENUINE))) == []
+    assert list(selection.filter(read(GENUINE))) == []
     assert selection.removed == {"charge": 6} and selection.kept == 0
 
 
@@ -93,7 +99,7 @@ def test_forces_point_downhill(tmp_path):
     energy, gradients = zip(*(label(p) for p in positions))
     path = write(tmp_path / "gfn2.hdf5", conformations=positions, dft_total_energy=np.array(energy),
                  dft_total_gradient=np.array(gradients))
-    before, after = spice.read(path)
+    before, after = read(path)
     step = after.positions - before.positions
     work = float((0.5 * (before.forces + after.forces) * step).sum())
     assert work > 0
@@ -110,7 +116,7 @@ def test_sign_is_minus_the_gradient(tmp_path):
     gradient[:, 1, 0], gradient[:, 0, 0] = stretch, -stretch
     path = write(tmp_path / "spring.hdf5", numbers=(1, 1), smiles="[H:1][H:2]", conformations=positions,
                  dft_total_energy=0.5 * stretch ** 2, dft_total_gradient=gradient, formation_energy=None)
-    first, second = spice.read(path)
+    first, second = read(path)
     work = (0.5 * (first.forces + second.forces) * (second.positions - first.positions)).sum()
     assert second.energy - first.energy == pytest.approx(-work, rel=1e-6)
     assert first.forces[1, 0] < 0  # a stretched spring pulls back
@@ -145,9 +151,10 @@ def test_records_without_positions_are_skipped_and_counted(tmp_path):
     write(path, name="c", count=0)
     write(path, name="d")
     report = ReadReport()
-    sources = [s.source for s in spice.read(path, report=report)]
+    sources = [s.source for s in read(path, report)]
     assert sources == ["a.hdf5:a"] * 2 + ["a.hdf5:d"] * 2
-    assert report == ReadReport(records=4, structures=4, skipped={"no positions": 2})
+    assert report == ReadReport(records=4, structures=4, skipped={"no positions": 2},
+                                identities=[("no positions", "a.hdf5:b"), ("no positions", "a.hdf5:c")])
 
 
 def test_positions_that_are_not_finite_are_skipped_and_counted(tmp_path):
@@ -156,14 +163,14 @@ def test_positions_that_are_not_finite_are_skipped_and_counted(tmp_path):
     path = write(tmp_path / "a.hdf5", conformations=positions, dft_total_energy=np.arange(3.0),
                  dft_total_gradient=np.zeros((3, 3, 3)), formation_energy=None)
     report = ReadReport()
-    assert [s.conformer for s in spice.read(path, report=report)] == [0, 2]
+    assert [s.conformer for s in read(path, report)] == [0, 2]
     assert report.skipped == {"positions not finite": 1} and report.structures == 2
 
 
 def test_missing_labels_are_nan(tmp_path):
     energy = np.array([np.nan, 1.0])
     path = write(tmp_path / "a.hdf5", dft_total_energy=energy, dft_total_gradient=None, formation_energy=None)
-    first, second = spice.read(path)
+    first, second = read(path)
     assert np.isnan(first.energy) and second.energy == pytest.approx(HARTREE_IN_EV)
     assert np.isnan(first.forces).all() and first.forces.shape == (3, 3)
     assert np.isnan(first.properties["formation_energy"])
@@ -173,14 +180,14 @@ def test_missing_texts_are_empty_and_molecules_stay_apart(tmp_path):
     path = tmp_path / "a.hdf5"
     for name in "ab":
         write(path, name=name, smiles=None, subset=None)
-    structures = list(spice.read(path))
+    structures = list(read(path))
     assert {s.subset for s in structures} == {""}
     assert len({s.molecule for s in structures}) == 2
 
 
 def test_file_that_is_missing(tmp_path):
     with pytest.raises(DatasetError, match=r"nowhere\.hdf5: no such file.*config\.data\.path"):
-        list(spice.read(tmp_path / "nowhere.hdf5"))
+        list(read(tmp_path / "nowhere.hdf5"))
 
 
 @pytest.mark.parametrize("keep", [0, 3, 100, 6000, 15_000])
@@ -188,37 +195,37 @@ def test_file_that_is_truncated(tmp_path, keep):
     path = tmp_path / "cut.hdf5"
     path.write_bytes(GENUINE.read_bytes()[:keep])
     with pytest.raises(DatasetError, match=r"cut\.hdf5.*(truncated|damaged)"):
-        list(spice.read(path))
+        list(read(path))
 
 
 def test_file_that_is_not_hdf5(tmp_path):
     path = tmp_path / "page.hdf5"
     path.write_text("<html>404 not found</html>" * 100)
     with pytest.raises(DatasetError, match="not an HDF5 file"):
-        list(spice.read(path))
+        list(read(path))
 
 
 def test_directory_instead_of_a_file(tmp_path):
     with pytest.raises(DatasetError, match=str(tmp_path.name)):
-        list(spice.read(tmp_path))
+        list(read(tmp_path))
 
 
 def test_file_without_molecules(tmp_path):
     with h5py.File(tmp_path / "empty.hdf5", "w"):
         pass
     with pytest.raises(DatasetError, match="no molecules"):
-        list(spice.read(tmp_path / "empty.hdf5"))
+        list(read(tmp_path / "empty.hdf5"))
 
 
 def test_other_layouts(tmp_path):
     with h5py.File(tmp_path / "flat.hdf5", "w") as file:
         file["energies"] = np.zeros(3)
     with pytest.raises(DatasetError, match=r"flat\.hdf5:energies.*atomic_numbers.*Dataset"):
-        list(spice.read(tmp_path / "flat.hdf5"))
+        list(read(tmp_path / "flat.hdf5"))
     with h5py.File(tmp_path / "ani.hdf5", "w") as file:
         file["C2H6/species"] = np.zeros(8)
     with pytest.raises(DatasetError, match=r"ani\.hdf5:C2H6.*species"):
-        list(spice.read(tmp_path / "ani.hdf5"))
+        list(read(tmp_path / "ani.hdf5"))
 
 
 @pytest.mark.parametrize(("field", "unit"), [("conformations", "nanometers"), ("dft_total_gradient", "eV/angstrom"),
@@ -226,7 +233,7 @@ def test_other_layouts(tmp_path):
 def test_other_units_are_refused(tmp_path, field, unit):
     path = write(tmp_path / "a.hdf5", units={field: unit})
     with pytest.raises(DatasetError, match=f"a.hdf5:water: {field} is in '{unit}', expected"):
-        list(spice.read(path))
+        list(read(path))
 
 
 @pytest.mark.parametrize(("field", "value"), [
@@ -235,7 +242,7 @@ def test_other_units_are_refused(tmp_path, field, unit):
 def test_shapes_that_do_not_fit_are_named(tmp_path, field, value):
     path = write(tmp_path / "a.hdf5", **{field: value})
     with pytest.raises(DatasetError, match=f"a.hdf5:water: {field} .*shape.*expected"):
-        list(spice.read(path))
+        list(read(path))
 
 
 def test_damaged_record_is_named(tmp_path):
@@ -252,7 +259,7 @@ def test_damaged_record_is_named(tmp_path):
     path.write_bytes(stored.replace(pattern, np.array([1.235, 5.678]).tobytes()))
     read = []
     with pytest.raises(DatasetError, match=r"a\.hdf5:z-broken: the record cannot be read.*damaged"):
-        for s in spice.read(path):
+        for s in read(path):
             read.append(s.source)
     assert read == ["a.hdf5:whole"] * 2
 
@@ -260,7 +267,7 @@ def test_damaged_record_is_named(tmp_path):
 def test_reading_is_lazy_and_leaves_the_file_closed(tmp_path):
     path = tmp_path / "copy.hdf5"
     shutil.copy(GENUINE, path)
-    structures = spice.read(path)
+    structures = read(path)
     next(structures)
     structures.close()
     with h5py.File(path, "r+"):

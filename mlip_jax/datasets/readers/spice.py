@@ -15,7 +15,6 @@ The total charge stands only in the SMILES.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,8 @@ import h5py
 import numpy as np
 from ase import units
 
+from mlip_jax.datasets import reader
+from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
 _UNITS = {"conformations": "bohr", "dft_total_energy": "hartree", "dft_total_gradient": "hartree/bohr",
@@ -31,22 +32,6 @@ _UNITS = {"conformations": "bohr", "dft_total_energy": "hartree", "dft_total_gra
 _BRACKET = re.compile(r"\[([^\]]*)\]")
 _CHARGE = re.compile(r"([+]+|-+)(\d*)(?::\d+)?$")
 _ATOM_MAP = re.compile(r":\d+(?=\])")
-
-
-class DatasetError(ValueError):
-    """A data file is missing, damaged, or not what it should be."""
-
-
-@dataclasses.dataclass
-class ReadReport:
-    """What a reader met: counts of records read, and of those skipped by reason."""
-
-    records: int = 0
-    structures: int = 0
-    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
-
-    def skip(self, reason: str) -> None:
-        self.skipped[reason] = self.skipped.get(reason, 0) + 1
 
 
 def charge_from_smiles(smiles: str) -> int:
@@ -69,50 +54,58 @@ def molecule_identity(smiles: str) -> str:
     return _ATOM_MAP.sub("", smiles)
 
 
-def read(path: str | Path, *, report: ReadReport | None = None) -> Iterator[Structure]:
-    """All conformations of a SPICE file, one by one, in eV, Å and eV/Å.
+class Reader(reader.Reader):
+    """SPICE files. A record is a molecule."""
 
-    Records without positions are skipped and counted in `report`. Labels that a record lacks are NaN.
+    LEVEL_OF_THEORY = "ωB97M-D3(BJ)/def2-TZVPPD"
+    UNITS = {"positions": "bohr", "energy": "hartree", "forces": "hartree/bohr, gradient"}
 
-    Raises:
-      DatasetError: The file is missing, truncated, not HDF5, not in SPICE's layout, or in other units.
-    """
-    report = ReadReport() if report is None else report
-    path = Path(path)
-    with open_hdf5(path) as file:
-        if not len(file):
-            raise DatasetError(f"{path}: the file holds no molecules")
-        for name in file:
+    def __init__(self, path: str | Path):
+        super().__init__(path)
+        self._file = reader.open_hdf5(self.path)
+        self.level_of_theory = str(self._file.attrs.get("level_of_theory", self.LEVEL_OF_THEORY))
+        self._names = list(self._file)
+        if not self._names:
+            raise DatasetError(f"{self.path}: the file holds no molecules")
+
+    @classmethod
+    def matches(cls, path: Path) -> bool:
+        try:
+            with h5py.File(path, "r") as file:
+                first = next(iter(file.values()), None)
+                return isinstance(first, h5py.Group) and "atomic_numbers" in first and (
+                    "conformations" in first or "dft_total_energy" in first)
+        except (OSError, RuntimeError):
+            return False
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
+        """Records without positions are skipped."""
+        for record in records:
             report.records += 1
-            source = f"{path.name}:{name}"
+            source = f"{self.path.name}:{self._names[record]}"
             try:
-                group = file[name]
+                group = self._file[self._names[record]]
                 if not isinstance(group, h5py.Group) or "atomic_numbers" not in group:
                     raise DatasetError(
                         f"{source}: expected a group with 'atomic_numbers', as SPICE has it; found "
                         f"{sorted(group) if isinstance(group, h5py.Group) else type(group).__name__}. "
                         "Is this a SPICE file?")
                 if "conformations" not in group or not group["conformations"].size:
-                    report.skip("no positions")
+                    report.skip("no positions", source)
                     continue
-                yield from _read_molecule(group, source, report)
+                yield from _read_molecule(group, source, record, report)
             except (OSError, KeyError, RuntimeError) as error:
                 raise DatasetError(f"{source}: the record cannot be read ({error}); the file is damaged. "
                                    "Download or make it again.") from error
 
 
-def open_hdf5(path: Path) -> h5py.File:
-    """h5py.File for reading, with errors that say what is wrong with the file."""
-    if not path.exists():
-        raise DatasetError(f"{path}: no such file. Give the path of an HDF5 file as config.data.path.")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be opened as HDF5 ({path.stat().st_size} bytes; {error}). It is "
-                           "truncated or not an HDF5 file; download or make it again.") from error
-
-
-def _read_molecule(group: h5py.Group, source: str, report: ReadReport) -> Iterator[Structure]:
+def _read_molecule(group: h5py.Group, source: str, record: int, report: ReadReport) -> Iterator[Structure]:
     for name, unit in _UNITS.items():
         stored = group[name].attrs.get("units", unit) if name in group else unit
         if stored != unit:
@@ -127,15 +120,16 @@ def _read_molecule(group: h5py.Group, source: str, report: ReadReport) -> Iterat
     forces = -_labels(group, "dft_total_gradient", positions.shape, source) * (units.Hartree / units.Bohr)
     formation = _labels(group, "formation_energy", (count,), source) * units.Hartree
     smiles, subset = (_text(group, name) for name in ("smiles", "subset"))
-    charge = charge_from_smiles(smiles)
+    charge, molecule = charge_from_smiles(smiles), molecule_identity(smiles)
+    finite = np.isfinite(positions).all((1, 2))
     for c in range(count):
-        if not np.isfinite(positions[c]).all():
-            report.skip("positions not finite")
+        if not finite[c]:
+            report.skip("positions not finite", f"{source}#{c}")
             continue
         report.structures += 1
         yield Structure(
             numbers=numbers, positions=positions[c], energy=float(energy[c]), forces=forces[c], charge=charge,
-            molecule=molecule_identity(smiles) or source, conformer=c, subset=subset, source=source,
+            molecule=molecule or source, smiles=molecule, conformer=c, record=record, subset=subset, source=source,
             properties={"formation_energy": float(formation[c])})
 
 
