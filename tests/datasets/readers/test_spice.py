@@ -257,11 +257,11 @@ def test_damaged_record_is_named(tmp_path):
     stored, pattern = path.read_bytes(), np.array([1.234, 5.678]).tobytes()
     assert stored.count(pattern) == 1
     path.write_bytes(stored.replace(pattern, np.array([1.235, 5.678]).tobytes()))
-    read = []
+    whole = []
     with pytest.raises(DatasetError, match=r"a\.hdf5:z-broken: the record cannot be read.*damaged"):
         for s in read(path):
-            read.append(s.source)
-    assert read == ["a.hdf5:whole"] * 2
+            whole.append(s.source)
+    assert whole == ["a.hdf5:whole"] * 2
 
 
 def test_reading_is_lazy_and_leaves_the_file_closed(tmp_path):
