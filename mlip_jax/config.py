@@ -15,7 +15,7 @@ class ConfigError(ValueError):
 
 
 # The model checks its own options.
-_FREE = ("model.options",)
+_FREE = ("model.options", "data.reader_options")
 
 
 def train_defaults() -> ml_collections.ConfigDict:
@@ -25,17 +25,13 @@ def train_defaults() -> ml_collections.ConfigDict:
     c.seed = 0
 
     c.data = ml_collections.ConfigDict()
-    c.data.path = placeholder(str)  # SPICE-layout HDF5; unset: look in data.directory, else make GFN2-xTB data
-    c.data.directory = "data"  # where data files are looked for and made
+    data_defaults(c.data)
     c.data.elements = ("H", "C", "N", "O", "S")
-    c.data.charge = placeholder(float)  # only this total charge; unset: any
-    c.data.max_atoms = placeholder(int)
-    c.data.max_force = placeholder(float)  # leave out conformations with a force component beyond it, eV/Å
-    c.data.split = "molecule"  # or "random"
+    c.data.split = "molecule"  # "random", "scaffold", "scaffold_random", "size", "official"
+    c.data.split_files = ""  # record numbers of an own split: "split.json" or "train=a.csv,test=b.csv"
     c.data.split_seed = 0
     c.data.num_train, c.data.num_valid, c.data.num_test = 100_000, 20_000, 20_000
     c.data.reference_energies = "least_squares"  # or "isolated_atoms", "none", or "H=-13.6,C=-1029.4,..." in eV
-    c.data.num_generated = 8_000  # conformations of the embedded data set
 
     c.model = ml_collections.ConfigDict()
     c.model.name = "so3krates"
@@ -70,7 +66,53 @@ def train_defaults() -> ml_collections.ConfigDict:
 
     c.report = ml_collections.ConfigDict()
     c.report.max_train = 5_000  # training structures that the report evaluates
+    c.report.max_test = 50_000  # validation and test structures that it evaluates
     return c
+
+
+def convert_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "convert", with its default."""
+    c = ml_collections.ConfigDict()
+    c.task = "convert"
+    c.data = ml_collections.ConfigDict()
+    data_defaults(c.data)
+    c.data.require = "none"  # structures without energies and forces may have properties, or be there to be relaxed
+    c.store = ml_collections.ConfigDict()
+    c.store.dtype = "float32"  # of positions, forces and atom properties; or "float64"
+    c.store.atoms_per_shard = 1_000_000
+    c.store.num_processes = 0  # 0: one for each core
+    return c
+
+
+def inspect_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "inspect_data", with its default."""
+    c = ml_collections.ConfigDict()
+    c.task = "inspect_data"
+    c.data = ml_collections.ConfigDict()
+    data_defaults(c.data)
+    c.data.require = "none"
+    return c
+
+
+def data_defaults(data: ml_collections.ConfigDict) -> None:
+    """Fields that say where structures come from and which are used. A filter that is unset is off."""
+    # File, folder, several of them (a,b or *.hdf5) or a store; unset: look in data.directory, else make GFN2-xTB data.
+    data.path = placeholder(str)
+    data.reader = "auto"  # a file of mlip_jax/datasets/readers/
+    data.reader_options = ml_collections.ConfigDict()  # arguments of its class
+    data.directory = "data"  # where data files are looked for and made, and stores kept
+    data.num_generated = 8_000  # conformations of the embedded data set
+    data.refuse = True  # stop when the checks of a new file find errors
+    data.elements = placeholder(tuple)
+    data.charge = placeholder(float)  # only this total charge
+    data.min_atoms = placeholder(int)
+    data.max_atoms = placeholder(int)
+    data.max_force = placeholder(float)  # largest force component, eV/Å
+    data.min_distance = placeholder(float)  # smallest distance between two atoms, Å
+    data.max_energy_deviation = placeholder(float)  # from the median of the molecule's conformations, eV/atom
+    data.max_energy_z = placeholder(float)  # the same as a robust z-score
+    data.max_force_z = placeholder(float)  # robust z-score of the RMS force within the molecule
+    data.require = "any"  # labels that must be known: "any", "energy", "forces", "both", "none"
 
 
 def complete(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -1,13 +1,16 @@
-"""Columns: many structures as a few long arrays, the form that batches are built from."""
+"""Columns: many structures as a few long arrays, the form that stores hold and that batches are built from."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from mlip_jax.structure import Structure
+
+PER_ATOM = ("numbers", "positions", "forces")
+PER_STRUCTURE = ("energy", "charge", "molecule", "smiles", "conformer", "record", "subset", "source", "cell", "pbc")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,8 +20,9 @@ class Columns:
     Attributes:
       numbers: (A,) int32. positions, forces: (A, 3) float64, Å and eV/Å, NaN where a force is unknown.
       offsets: (S + 1,) int64. energy, charge: (S,) float64, eV and e.
-      molecule, subset, source: (S,) str. conformer: (S,) int64.
+      molecule, smiles, subset, source: (S,) str. conformer, record: (S,) int64.
       cell: (S, 3, 3) float64 in Å and pbc: (S, 3) bool, or None if nothing is periodic.
+      properties: By name (S, ...) float64, NaN where unknown. atom_properties: By name (A, ...) float64.
     """
 
     numbers: np.ndarray
@@ -28,11 +32,15 @@ class Columns:
     energy: np.ndarray
     charge: np.ndarray
     molecule: np.ndarray
+    smiles: np.ndarray
     conformer: np.ndarray
+    record: np.ndarray
     subset: np.ndarray
     source: np.ndarray
     cell: np.ndarray | None = None
     pbc: np.ndarray | None = None
+    properties: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    atom_properties: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.energy)
@@ -44,7 +52,11 @@ class Columns:
 
     @classmethod
     def from_structures(cls, structures: Iterable[Structure]) -> Columns:
-        """Columns of an iterable of structures; missing forces become NaN."""
+        """Columns of an iterable of structures; missing labels become NaN.
+
+        Raises:
+          ValueError: A property has another shape in one structure than in another.
+        """
         items = list(structures)
         periodic = any(s.pbc is not None for s in items)
 
@@ -53,7 +65,7 @@ class Columns:
 
         def per_atom(arrays, tail, dtype):
             arrays = list(arrays)
-            return np.concatenate(arrays).astype(dtype) if arrays else np.zeros((0, *tail), dtype)
+            return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros((0, *tail), dtype)
 
         return cls(
             numbers=per_atom((s.numbers for s in items), (), np.int32),
@@ -62,10 +74,30 @@ class Columns:
                             (3,), np.float64),
             offsets=np.concatenate([[0], np.cumsum([len(s) for s in items])]).astype(np.int64),
             energy=per_structure("energy", np.float64), charge=per_structure("charge", np.float64),
-            molecule=per_structure("molecule", np.str_), conformer=per_structure("conformer", np.int64),
+            molecule=per_structure("molecule", np.str_), smiles=per_structure("smiles", np.str_),
+            conformer=per_structure("conformer", np.int64), record=per_structure("record", np.int64),
             subset=per_structure("subset", np.str_), source=per_structure("source", np.str_),
             cell=np.array([np.zeros((3, 3)) if s.cell is None else s.cell for s in items]) if periodic else None,
-            pbc=np.array([np.zeros(3, bool) if s.pbc is None else s.pbc for s in items]) if periodic else None)
+            pbc=np.array([np.zeros(3, bool) if s.pbc is None else s.pbc for s in items]) if periodic else None,
+            properties={name: np.stack(list(_values(items, "properties", name)))
+                        for name in _names(items, "properties")},
+            atom_properties={name: np.concatenate(list(_values(items, "atom_properties", name)))
+                             for name in _names(items, "atom_properties")})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Columns]) -> Columns:
+        """The structures of `parts`, in order. What a part does not have is NaN, empty or not periodic."""
+        from_parts = {name: np.concatenate([getattr(p, name) for p in parts])
+                      for name in (*PER_ATOM, *PER_STRUCTURE[:-2])}
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate([p.n_atoms for p in parts]))]).astype(np.int64)
+        cell = pbc = None
+        if any(p.pbc is not None for p in parts):
+            cell = np.concatenate([np.zeros((len(p), 3, 3)) if p.cell is None else p.cell for p in parts])
+            pbc = np.concatenate([np.zeros((len(p), 3), bool) if p.pbc is None else p.pbc for p in parts])
+        properties = _concatenate_properties([(p.properties, len(p)) for p in parts])
+        atom_properties = _concatenate_properties([(p.atom_properties, len(p.numbers)) for p in parts])
+        return cls(**from_parts, offsets=offsets, cell=cell, pbc=pbc, properties=properties,
+                   atom_properties=atom_properties)
 
     def __getitem__(self, s: int) -> Structure:
         atoms = slice(self.offsets[s], self.offsets[s + 1])
@@ -74,27 +106,52 @@ class Columns:
             numbers=self.numbers[atoms], positions=self.positions[atoms], forces=self.forces[atoms],
             energy=float(self.energy[s]), charge=float(self.charge[s]),
             cell=self.cell[s] if periodic else None, pbc=self.pbc[s] if periodic else None,
-            molecule=str(self.molecule[s]), conformer=int(self.conformer[s]),
-            subset=str(self.subset[s]), source=str(self.source[s]))
+            molecule=str(self.molecule[s]), smiles=str(self.smiles[s]), conformer=int(self.conformer[s]),
+            record=int(self.record[s]), subset=str(self.subset[s]), source=str(self.source[s]),
+            properties={name: values[s] for name, values in self.properties.items()},
+            atom_properties={name: values[atoms] for name, values in self.atom_properties.items()})
 
     def __iter__(self) -> Iterator[Structure]:
         return (self[s] for s in range(len(self)))
 
-    def take(self, indices: np.ndarray) -> Columns:
-        """The structures `indices`, in that order."""
+    def take(self, indices: np.ndarray, *, labels_only: bool = False) -> Columns:
+        """The structures `indices`, in that order. A Store, which is asked in the same words, saves the texts and
+        properties if `labels_only`; here nothing is to be saved."""
         indices = np.asarray(indices, np.int64)
         atoms = self.atoms_of(indices)
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("numbers", "positions", "forces"):
-            fields[name] = fields[name][atoms]
-        for name in ("energy", "charge", "molecule", "conformer", "subset", "source", "cell", "pbc"):
-            if fields[name] is not None:
-                fields[name] = fields[name][indices]
+        fields = {name: getattr(self, name)[atoms] for name in PER_ATOM}
+        fields |= {name: None if getattr(self, name) is None else getattr(self, name)[indices]
+                   for name in PER_STRUCTURE}
         fields["offsets"] = np.concatenate([[0], np.cumsum(self.n_atoms[indices])]).astype(np.int64)
-        return Columns(**fields)
+        return Columns(**fields, properties={name: values[indices] for name, values in self.properties.items()},
+                       atom_properties={name: values[atoms] for name, values in self.atom_properties.items()})
 
     def atoms_of(self, indices: np.ndarray) -> np.ndarray:
         """Rows of the atom arrays that belong to the structures `indices`, in that order."""
         counts = self.n_atoms[indices]
         starts = np.repeat(self.offsets[:-1][indices] - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
         return starts + np.arange(counts.sum())
+
+
+def _names(items: list[Structure], field: str) -> list[str]:
+    return sorted({name for s in items for name in getattr(s, field)})
+
+
+def _values(items: list[Structure], field: str, name: str) -> Iterator[np.ndarray]:
+    """The property `name` of every structure, NaN where it is missing."""
+    first = next(np.asarray(getattr(s, field)[name]) for s in items if name in getattr(s, field))
+    per_atom = field == "atom_properties"
+    tail = first.shape[1:] if per_atom else first.shape
+    for s in items:
+        shape = (len(s), *tail) if per_atom else tail
+        value = np.asarray(getattr(s, field).get(name, np.full(shape, np.nan)), np.float64)
+        if value.shape != shape:
+            raise ValueError(f"{s.source or 'structure'}: property {name!r} has shape {value.shape}, "
+                             f"expected {shape} as in the structures before")
+        yield value
+
+
+def _concatenate_properties(parts: Sequence[tuple[Mapping[str, np.ndarray], int]]) -> dict[str, np.ndarray]:
+    tails = {name: values.shape[1:] for properties, _ in parts for name, values in properties.items()}
+    return {name: np.concatenate([properties.get(name, np.full((count, *tails[name]), np.nan))
+                                  for properties, count in parts]) for name in sorted(tails)}

@@ -1,104 +1,184 @@
-"""From config.data to the structures of a run: the file that is given, found, or made."""
+"""From config.data to the structures of a run: a store that is given, or made of the file that is given, found or
+generated."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.data import atomic_numbers
 
-from mlip_jax.datasets import spice
-from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.selection import Selection
-from mlip_jax.datasets.statistics import isolated_from_formation
+from mlip_jax.datasets import scaffolds, split_files, splits
+from mlip_jax.datasets.conversion import Recipe, convert
+from mlip_jax.datasets.filters import REASONS, Filters, count_reasons
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.readers import spice
+from mlip_jax.datasets.statistics import NUM_ELEMENTS, isolated_from_formation
+from mlip_jax.datasets.store import Store, is_store
 
 log = logging.getLogger(__name__)
 
-SPICE_LEVEL = "ωB97M-D3(BJ)/def2-TZVPPD"
+SPICE_LEVEL = spice.Reader.LEVEL_OF_THEORY
 HOW_TO_GET_SPICE = (
     "For the real data set download SPICE-2.0.1.hdf5 (or SPICE-1.1.4.hdf5) of the SPICE dataset by Eastman et al. from "
     "Zenodo (linked from github.com/openmm/spice-dataset), put it into the folder data/ or name it as "
     "--config.data.path.")
+_FILTERS = [field.name for field in dataclasses.fields(Filters)]
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedData:
-    """The selected structures of one file, and what is known of it.
+    """The selected structures of a store, and what is known of them.
 
     Attributes:
-      columns: The structures.
-      path: The file. level_of_theory: Of its labels. notes: What a reader of results must know.
-      isolated_atoms: (119,) eV or None. counts: What was read, skipped and left out.
+      store: Where they are. indices: Their numbers there, ascending, (S,) int64.
+      name: Of the data. level_of_theory: Of the labels. notes: What a reader of results must know.
+      counts: What was read, skipped and left out.
     """
 
-    columns: Columns
-    path: Path
+    store: Store
+    indices: np.ndarray
+    name: str
     level_of_theory: str
     notes: list[str]
-    isolated_atoms: np.ndarray | None
     counts: dict[str, Any]
 
 
-def locate(data: Any) -> Path:
-    """The HDF5 file: data.path, else a SPICE file in data.directory, else the embedded data set, made if needed."""
+def locate(data: Any) -> str:
+    """Where the data are: data.path, else a SPICE file in data.directory, else the embedded data set, made if needed.
+    """
     if data.path:
-        return Path(data.path)
+        return str(data.path)
     directory = Path(data.directory)
     found = sorted((p for p in directory.glob("SPICE*.hdf5") if p.is_file()), reverse=True)
     if found:
         log.info("found %s", found[0])
-        return found[0]
+        return str(found[0])
     path = directory / f"embedded_gfn2_{data.num_generated}.hdf5"
     if not path.exists():
         log.warning("no SPICE file in %s/: making %d conformations of built-in molecules with GFN2-xTB labels (NOT "
                     "SPICE's %s). %s", directory, data.num_generated, SPICE_LEVEL, HOW_TO_GET_SPICE)
     from mlip_jax.datasets.embedded import generate_embedded
-    return generate_embedded(path, num_conformations=data.num_generated)
+    return str(generate_embedded(path, num_conformations=data.num_generated))
+
+
+def open_store(data: Any) -> Store:
+    """The store that data.path names, or one made of the file there, once, in the folder stores/ of data.directory.
+
+    Raises:
+      DatasetError: The file cannot be read, or the checks refuse it.
+    """
+    path = locate(data)
+    if is_store(path):
+        return Store(path)
+    recipe = Recipe(path, data.reader, reader_options(data))
+    with recipe.open() as source:
+        files = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in source.files()]
+    identity = json.dumps([dataclasses.asdict(recipe) | {"path": ""}, files], sort_keys=True)
+    key = hashlib.sha256(identity.encode()).hexdigest()[:10]
+    stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(path).stem)[:60]
+    folder = Path(data.directory) / "stores" / f"{stem}-{key}"
+    if not is_store(folder):
+        log.info("converting %s once, into the store %s", path, folder)
+    return Store(convert(recipe, folder, refuse=data.refuse))
+
+
+def reader_options(data: Any) -> dict[str, Any]:
+    """data.reader_options as plain values."""
+    return json.loads(json.dumps(data.reader_options.to_dict()))
 
 
 def load(data: Any) -> LoadedData:
-    """Read and select the structures of config.data.
+    """The structures of config.data that pass its filters.
 
     Raises:
-      DatasetError: The file cannot be read, or nothing in it passes the selection.
+      DatasetError: The data cannot be read, or nothing passes.
     """
-    path = locate(data)
-    report = spice.ReadReport()
-    selection = Selection(data.elements, data.charge, data.max_atoms, data.max_force)
-    formation = []
-
-    def noted():
-        for s in selection.filter(spice.read(path, report=report)):
-            formation.append(s.properties["formation_energy"])
-            yield s
-
-    columns = Columns.from_structures(noted())
-    counts = {"records": report.records, "records and conformations skipped": report.skipped,
-              "conformations read": report.structures, "left out": selection.removed, "used": selection.kept}
-    if not len(columns):
-        raise spice.DatasetError(
-            f"{path}: none of {report.structures} conformations passes the selection (left out: {selection.removed}, "
-            f"skipped: {report.skipped}). Change data.elements, data.charge, data.max_atoms or data.max_force.")
-    if report.skipped:
-        log.warning("%s: skipped %s", path, report.skipped)
-    log.info("%s: %d conformations used of %d; left out: %s", path.name, len(columns), report.structures,
-             selection.removed or "none")
-    level = level_of_theory(path)
-    notes = []
+    store = open_store(data)
+    name = Path(data.path or locate(data)).name
+    filters = Filters(**{f: data[f] for f in _FILTERS})
+    reasons = select(store, filters)
+    indices = np.flatnonzero(reasons == 0)
+    made = store.manifest["counts"]
+    counts = {"structures read": made["read"], "skipped by the reader": made["skipped"],
+              "in the store": len(store), "left out": count_reasons(reasons), "used": len(indices)}
+    if not len(indices):
+        raise DatasetError(
+            f"{name}: none of {len(store)} structures passes the selection (left out: {count_reasons(reasons)}; "
+            f"skipped when read: {made['skipped'] or 'none'}). Change data.elements, data.charge, data.max_atoms or another "
+            "filter of config.data.")
+    log.info("%s: %d structures used of %d; left out: %s", name, len(indices), len(store),
+             count_reasons(reasons) or "none")
+    level = store.level_of_theory
+    notes = list(store.manifest["notes"]) + [p["message"] for p in store.manifest["problems"]]
     if "xtb" in level.lower():
         notes.append(f"The labels of this run are {level}: a fast semi-empirical method, not SPICE's {SPICE_LEVEL}. "
                      + HOW_TO_GET_SPICE)
     for note in notes:
         log.warning(note)
-    return LoadedData(columns, path, level, notes, isolated_from_formation(columns, np.array(formation)), counts)
+    return LoadedData(store, indices, name, level, notes, counts)
 
 
-def level_of_theory(path: Path) -> str:
-    """What the file says of its labels; SPICE's own files say nothing and are taken as SPICE."""
-    with spice.open_hdf5(path) as file:
-        return str(file.attrs.get("level_of_theory", SPICE_LEVEL))
+def select(store: Store, filters: Filters) -> np.ndarray:
+    """Code of the reason to leave each structure out, (S,) int8; 0 where it is kept (filters.REASONS)."""
+    reasons = np.zeros(len(store), np.int8)
+    for here, columns in store.chunks(labels_only=True):
+        reasons[here] = filters.reasons(columns, shortest=store.index("shortest_distance")[here])
+    kept = np.flatnonzero(reasons == 0)
+    reasons[kept] = filters.molecule_outliers(*(store.index(n)[kept] for n in (
+        "molecule", "energy", "force_rms", "n_atoms")))
+    assert reasons.max(initial=0) < len(REASONS)
+    return reasons
+
+
+def split(data: LoadedData, options: Any) -> dict[str, np.ndarray]:
+    """Numbers in the store of the structures of "train", "valid" and "test"; options is config.data.
+
+    Raises:
+      ValueError, DatasetError: The split cannot be made.
+    """
+    store, indices = data.store, data.indices
+    extra: dict[str, Any] = {}
+    by = "official" if options.split_files else options.split
+    if by.startswith("scaffold"):
+        extra["scaffold"] = _scaffolds(store)[indices]
+    elif by == "size":
+        extra["n_atoms"] = np.asarray(store.index("n_atoms")[indices])
+    elif by == "official":
+        records = store.manifest["source"]["records"]
+        extra["official"] = (split_files.read_split_files(options.split_files, records) if options.split_files
+                             else store.official_split())
+        extra["record"] = np.asarray(store.index("record")[indices])
+    parts = splits.split(by, (options.num_train, options.num_valid, options.num_test), seed=options.split_seed,
+                         molecule=np.asarray(store.index("molecule")[indices]), **extra)
+    return {name: indices[places] for name, places in parts.items()}
+
+
+def _scaffolds(store: Store) -> np.ndarray:
+    codes, smiles = store.texts("smiles")
+    if smiles == [""]:
+        raise DatasetError(f"{store.path}: a split by scaffold needs SMILES, and this data set has none. Choose "
+                           "another data.split.")
+    return scaffolds.scaffold_index(smiles)[1][codes]
+
+
+def isolated_atoms(data: LoadedData) -> np.ndarray | None:
+    """Energies of isolated atoms as the data set states or implies them, (119,) eV, NaN where unknown; None without."""
+    stated = data.store.manifest["atom_energies"]
+    if stated:
+        energies = np.full(NUM_ELEMENTS, np.nan)
+        for symbol, energy in stated.items():
+            energies[atomic_numbers[symbol]] = energy
+        return energies
+    if "formation_energy" not in data.store.manifest["properties"]:
+        return None
+    return isolated_from_formation((columns, columns.properties["formation_energy"])
+                                   for _, columns in data.store.chunks(data.indices))
 
 
 def parse_reference(text: str) -> str | dict[str, float]:

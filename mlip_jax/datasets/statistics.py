@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
@@ -24,12 +24,87 @@ def sum_reference(reference: np.ndarray, columns: Columns) -> np.ndarray:
     return element_counts(columns) @ reference
 
 
-def reference_energies(columns: Columns, method: str | Mapping[str, float], *,
+class ElementFit:
+    """Per-element least squares of energies on element counts, in any number of blocks and little memory.
+
+    Keeps the triangular factor of all blocks so far (a tall-skinny QR), which loses no digits to normal equations.
+    """
+
+    def __init__(self):
+        self._factor = np.zeros((0, NUM_ELEMENTS + 1))
+        self.present = np.zeros(NUM_ELEMENTS, bool)
+
+    def add(self, columns: Columns, energy: np.ndarray) -> None:
+        """Structures with their energies (S,) in eV; those with NaN are left out."""
+        known = np.isfinite(energy)
+        if not known.any():
+            return
+        counts = element_counts(columns)[known]
+        self.present |= counts.any(0)
+        used = np.append(self.present, True)
+        rows = np.concatenate([self._factor[:, used], np.column_stack([counts, energy[known]])[:, used]])
+        reduced = np.linalg.qr(rows, mode="r")
+        self._factor = np.zeros((len(reduced), NUM_ELEMENTS + 1))
+        self._factor[:, used] = reduced
+
+    def solve(self) -> np.ndarray:
+        """Energies of the elements, (119,) eV; zero for those that did not occur.
+
+        Where compositions do not tell elements apart the solution of smallest norm is taken.
+
+        Raises:
+          ValueError: No energy was known.
+        """
+        if not self.present.any():
+            raise ValueError("no energy is known in the training set; reference energies cannot be fitted. Use "
+                             "reference_energies = 'none' to train on forces alone")
+        solution, *_ = np.linalg.lstsq(self._factor[:, :-1][:, self.present], self._factor[:, -1], rcond=1e-12)
+        reference = np.zeros(NUM_ELEMENTS)
+        reference[self.present] = solution
+        return reference
+
+
+class Summary:
+    """What a force field is told of its training set, gathered block by block.
+
+    Attributes:
+      atoms: Atoms of each element, (119,) int64. charges: Total charges that occur. fit: Of the total energies.
+    """
+
+    def __init__(self, blocks: Iterable[Columns] = ()):
+        self.atoms = np.zeros(NUM_ELEMENTS, np.int64)
+        self.charges: set[float] = set()
+        self.fit = ElementFit()
+        self._squares, self._components = 0.0, 0
+        for columns in blocks:
+            self.add(columns)
+
+    def add(self, columns: Columns) -> None:
+        """Count a block in."""
+        self.atoms += np.bincount(columns.numbers, minlength=NUM_ELEMENTS)
+        self.charges.update(np.unique(columns.charge).tolist())
+        self.fit.add(columns, columns.energy)
+        known = np.isfinite(columns.forces)
+        self._squares += float((columns.forces[known] ** 2).sum())
+        self._components += int(known.sum())
+
+    @property
+    def elements(self) -> np.ndarray:
+        """Atomic numbers that occur."""
+        return np.flatnonzero(self.atoms)
+
+    @property
+    def force_rms(self) -> float:
+        """Root mean square of the force components in eV/Å; NaN without forces."""
+        return float(np.sqrt(self._squares / self._components)) if self._components else float("nan")
+
+
+def reference_energies(summary: Summary, method: str | Mapping[str, float], *,
                        isolated_atoms: np.ndarray | None = None) -> np.ndarray:
     """Reference energy of every element in eV, shape (119,), float64; elements that do not occur have zero.
 
     Args:
-      columns: The training set.
+      summary: Of the training set.
       method: "least_squares": per-element least squares of the total energies. "isolated_atoms": energies of
         free atoms as the data set has them. "none": zeros. Or a mapping from symbols to eV.
       isolated_atoms: What the data set gives, shape (119,), NaN where unknown.
@@ -37,7 +112,7 @@ def reference_energies(columns: Columns, method: str | Mapping[str, float], *,
     Raises:
       ValueError: Unknown method, no energies to fit, or an element of the training set without a value.
     """
-    present = np.unique(columns.numbers)
+    present = summary.elements
     if isinstance(method, Mapping):
         given = np.full(NUM_ELEMENTS, np.nan)
         for symbol, energy in method.items():
@@ -55,40 +130,18 @@ def reference_energies(columns: Columns, method: str | Mapping[str, float], *,
     if method != "least_squares":
         raise ValueError("reference_energies must be 'least_squares', 'isolated_atoms', 'none' or a mapping from "
                          f"symbols to eV; received {method!r}")
-    return fit_elements(columns, columns.energy)
+    return summary.fit.solve()
 
 
-def fit_elements(columns: Columns, energy: np.ndarray) -> np.ndarray:
-    """Per-element least squares of `energy` (S,) on the element counts, float64, shape (119,).
-
-    Where compositions do not tell elements apart the solution of smallest norm is taken. NaN energies are left out.
-    """
-    known = np.isfinite(energy)
-    if not known.any():
-        raise ValueError("no energy is known in the training set; reference energies cannot be fitted. Use "
-                         "reference_energies = 'none' to train on forces alone")
-    present = np.unique(columns.numbers)
-    solution, *_ = np.linalg.lstsq(element_counts(columns)[known][:, present], energy[known], rcond=None)
-    reference = np.zeros(NUM_ELEMENTS)
-    reference[present] = solution
-    return reference
-
-
-def isolated_from_formation(columns: Columns, formation: np.ndarray) -> np.ndarray | None:
-    """Energies of isolated atoms from total and formation energies, shape (119,); None if those are unknown.
+def isolated_from_formation(blocks: Iterable[tuple[Columns, np.ndarray]]) -> np.ndarray | None:
+    """Energies of isolated atoms (119,) from blocks and their formation energies (S,); None if those are unknown.
 
     Elements that stand in no structure with both energies are NaN.
     """
-    known = np.isfinite(formation) & np.isfinite(columns.energy)
-    if not known.any():
-        return None
-    fitted = fit_elements(columns, np.where(known, columns.energy - formation, np.nan))
-    return np.where(element_counts(columns)[known].any(0), fitted, np.nan)
-
-
-def force_rms(columns: Columns) -> float:
-    """Root mean square of the force components in eV/Å; NaN without forces."""
-    return float(np.sqrt(np.nanmean(columns.forces ** 2))) if np.isfinite(columns.forces).any() else float("nan")
+    fit = ElementFit()
+    for columns, formation in blocks:
+        fit.add(columns, columns.energy - formation)
+    return np.where(fit.present, fit.solve(), np.nan) if fit.present.any() else None
 
 
 def _complete(values, present, what):

@@ -1,18 +1,20 @@
 """Padded batches of static shape, planned from known sizes.
 
-A plan is a pure function of (sizes, budget, seed, epoch): the same on every run and every host, and it can be
-entered at any step.
+A plan is a pure function of the order of the structures, their sizes and the budget: the same on every run and every
+host.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jraph
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.neighbors import count_edges, neighbor_list
+from mlip_jax.graphs.edge_counts import count_all
+from mlip_jax.graphs.neighbors import neighbor_list
 
 # Structures that compete for the gap which the in-order ones leave in a batch.
 _WINDOW = 256
@@ -35,13 +37,7 @@ class Budget(NamedTuple):
 
 def measure(columns: Columns, cutoff: float) -> Sizes:
     """Atoms and edges of every structure."""
-    n_edge = np.zeros(len(columns), np.int64)
-    for s in range(len(columns)):
-        atoms = slice(columns.offsets[s], columns.offsets[s + 1])
-        periodic = columns.pbc is not None and columns.pbc[s].any()
-        n_edge[s] = count_edges(columns.positions[atoms], cutoff, columns.cell[s] if periodic else None,
-                                columns.pbc[s] if periodic else None)
-    return Sizes(columns.n_atoms.astype(np.int64), n_edge)
+    return Sizes(columns.n_atoms.astype(np.int64), count_all(columns, cutoff).astype(np.int64))
 
 
 def choose_budget(sizes: Sizes, batch_size: int) -> Budget:
@@ -62,40 +58,37 @@ def _round_up(n: int, to: int) -> int:
     return -(-n // to) * to
 
 
-def plan_epoch(sizes: Sizes, budget: Budget, *, seed: int = 0, epoch: int = 0, shuffle: bool = True,
-               source: np.ndarray | None = None) -> list[np.ndarray]:
-    """Batches of structure indices that together hold every structure once.
-
-    Args:
-      sizes: Of all structures.
-      budget: Of one batch.
-      seed, epoch: They alone decide the order when `shuffle` is set.
-      source: Names for messages, shape (S,).
-
-    Raises:
-      ValueError: A structure does not fit into an empty batch; it is named.
-    """
+def check_sizes(sizes: Sizes, budget: Budget, name: Callable[[int], str] = "structure {}".format) -> None:
+    """Raises ValueError where a structure does not fit into an empty batch; `name` tells what it is called."""
     too_large = (sizes.n_node > budget.nodes - 1) | (sizes.n_edge > budget.edges)
     if too_large.any():
         s = int(np.flatnonzero(too_large)[0])
-        name = f"structure {s}" if source is None else f"structure {s} ({source[s]})"
         raise ValueError(
-            f"{name} has {sizes.n_node[s]} atoms and {sizes.n_edge[s]} edges and does not fit into a batch of "
+            f"{name(s)} has {sizes.n_node[s]} atoms and {sizes.n_edge[s]} edges and does not fit into a batch of "
             f"{budget.nodes - 1} atoms and {budget.edges} edges; {too_large.sum()} such structures. "
             "Give a larger batch size or leave them out with data.max_atoms.")
-    n = len(sizes.n_node)
-    order = np.random.default_rng([seed, epoch]).permutation(n) if shuffle else np.arange(n)
-    return _pack(order, sizes, budget)
 
 
-def _pack(order, sizes, budget) -> list[np.ndarray]:
+def plan_window(order: np.ndarray, sizes: Sizes, budget: Budget) -> list[np.ndarray]:
+    """Batches that together hold every structure of `order` once: in that order, but that gaps are filled.
+
+    Args:
+      order: Numbers of structures, (W,).
+      sizes: Of all structures.
+      budget: Of one batch.
+
+    Raises:
+      ValueError: A structure does not fit into an empty batch.
+    """
+    n_node, n_edge = (np.asarray(s[order], np.int64) for s in sizes)
+    check_sizes(Sizes(n_node, n_edge), budget, lambda s: f"structure {order[s]}")
     batches, pool, position = [], np.zeros(0, np.int64), 0
     while position < len(order) or len(pool):
-        fresh = order[position:position + _WINDOW - len(pool)]
+        fresh = np.arange(position, min(position + _WINDOW - len(pool), len(order)))
         position += len(fresh)
         pool = np.concatenate([pool, fresh])
-        chosen = _fill(sizes.n_node[pool], sizes.n_edge[pool], budget)
-        batches.append(pool[chosen])
+        chosen = _fill(n_node[pool], n_edge[pool], budget)
+        batches.append(order[pool[chosen]])
         pool = np.delete(pool, chosen)
     return batches
 
@@ -124,15 +117,15 @@ def _fill(n_node, n_edge, budget) -> np.ndarray:
 
 def fill(plan: list[np.ndarray], sizes: Sizes, budget: Budget) -> dict[str, float]:
     """Shares of the padded atoms, edges and graphs of a plan that are real."""
-    n = len(plan)
-    return {"nodes": float(sizes.n_node.sum() / (n * budget.nodes)),
-            "edges": float(sizes.n_edge.sum() / (n * budget.edges)),
-            "graphs": float(len(sizes.n_node) / (n * budget.graphs))}
+    n, chosen = len(plan), np.concatenate(plan)
+    return {"nodes": float(sizes.n_node[chosen].sum() / (n * budget.nodes)),
+            "edges": float(sizes.n_edge[chosen].sum() / (n * budget.edges)),
+            "graphs": float(len(chosen) / (n * budget.graphs))}
 
 
-def build_batch(columns: Columns, indices: np.ndarray, budget: Budget, cutoff: float,
-                reference: np.ndarray | None = None, dtype=np.float32) -> jraph.GraphsTuple:
-    """One padded batch (NumPy arrays) of the structures `indices`, laid out as graphs/graph.py says.
+def build_batch(columns: Columns, budget: Budget, cutoff: float, reference: np.ndarray | None = None,
+                dtype=np.float32) -> jraph.GraphsTuple:
+    """One padded batch (NumPy arrays) of all structures of `columns`, laid out as graphs/graph.py says.
 
     Args:
       reference: Reference energy of every element, shape (119,), eV: subtracted in float64.
@@ -141,28 +134,26 @@ def build_batch(columns: Columns, indices: np.ndarray, budget: Budget, cutoff: f
     Raises:
       ValueError: The structures do not fit into the budget.
     """
-    n_node = columns.n_atoms[indices]
-    rows = columns.atoms_of(indices)
-    neighbors = [_neighbors_of(columns, s, cutoff) for s in indices]
+    n_node = columns.n_atoms
+    neighbors = [_neighbors_of(columns, s, cutoff) for s in range(len(columns))]
     n_edge = np.array([len(nb.senders) for nb in neighbors], np.int64)
-    if n_node.sum() > budget.nodes - 1 or n_edge.sum() > budget.edges or len(indices) > budget.graphs - 1:
-        raise ValueError(f"{len(indices)} structures with {n_node.sum()} atoms and {n_edge.sum()} edges do not "
+    if n_node.sum() > budget.nodes - 1 or n_edge.sum() > budget.edges or len(columns) > budget.graphs - 1:
+        raise ValueError(f"{len(columns)} structures with {n_node.sum()} atoms and {n_edge.sum()} edges do not "
                          f"fit into {budget}")
-    numbers = columns.numbers[rows]
-    energy = np.array(columns.energy[indices])
-    if reference is not None and len(indices):
-        energy -= np.add.reduceat(reference[numbers], np.concatenate([[0], np.cumsum(n_node)[:-1]]))
-    pad = budget.graphs - len(indices)
+    energy = np.array(columns.energy)
+    if reference is not None and len(columns):
+        energy -= np.add.reduceat(reference[columns.numbers], columns.offsets[:-1])
+    pad = budget.graphs - len(columns)
     edges = _concatenate_edges(neighbors, n_node, n_edge, budget, columns.cell is not None)
-    cell = None if columns.cell is None else _pad(columns.cell[indices].astype(dtype), budget.graphs)
+    cell = None if columns.cell is None else _pad(columns.cell.astype(dtype), budget.graphs)
     return jraph.GraphsTuple(
-        nodes={"positions": _pad(columns.positions[rows].astype(dtype), budget.nodes),
-               "numbers": _pad(numbers.astype(np.int32), budget.nodes),
-               "forces": _pad(columns.forces[rows].astype(dtype), budget.nodes)},
+        nodes={"positions": _pad(columns.positions.astype(dtype), budget.nodes),
+               "numbers": _pad(columns.numbers.astype(np.int32), budget.nodes),
+               "forces": _pad(columns.forces.astype(dtype), budget.nodes)},
         edges={k: edges[k] for k in ("pair_order", "shifts") if edges[k] is not None},
         senders=edges["senders"], receivers=edges["receivers"],
         globals={"energy": _pad(energy.astype(dtype), budget.graphs),
-                 "charge": _pad(columns.charge[indices].astype(dtype), budget.graphs),
+                 "charge": _pad(columns.charge.astype(dtype), budget.graphs),
                  **({} if cell is None else {"cell": cell})},
         n_node=np.concatenate([n_node, [budget.nodes - n_node.sum()], np.zeros(pad - 1)]).astype(np.int32),
         n_edge=np.concatenate([n_edge, [budget.edges - n_edge.sum()], np.zeros(pad - 1)]).astype(np.int32))

@@ -7,6 +7,7 @@ each. What is the same for i -> j and j -> i is computed once, on the first half
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -65,18 +66,35 @@ def count_edges(positions: np.ndarray, cutoff: float, cell=None, pbc=None) -> in
 
 def _squared_distances(positions: np.ndarray) -> np.ndarray:
     # Differences, not the Gram matrix: |a|²+|b|²-2ab loses digits right at the cutoff.
-    d = positions.T[:, :, None] - positions.T[:, None, :]
+    x = np.ascontiguousarray(positions.T)
+    d = x[:, :, None] - x[:, None, :]
     d *= d
-    return d[0] + d[1] + d[2]
+    total = d[0]
+    total += d[1]
+    total += d[2]
+    return total
+
+
+@functools.lru_cache(maxsize=64)
+def _pairs_of(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, column and mirrored place of every place in an (n, n) matrix, int32."""
+    place = np.arange(n * n, dtype=np.int32)
+    row, column = np.divmod(place, np.int32(max(n, 1)))
+    return row, column, column * np.int32(n) + row
 
 
 def _dense(positions: np.ndarray, cutoff: float) -> Neighbors:
     n = len(positions)
     close = _squared_distances(positions) < cutoff * cutoff
     close.ravel()[::n + 1] = False
-    flat = np.flatnonzero(close)
-    receivers, senders = (a.astype(np.int32) for a in np.divmod(flat, max(n, 1)))
-    return Neighbors(receivers, senders, None, _pair_order_open(receivers, senders, n))
+    places = np.flatnonzero(close)
+    row, column, mirrored = _pairs_of(n)
+    receivers, senders = row[places], column[places]
+    edge_at = np.empty(n * n, np.int32)
+    edge_at[places] = np.arange(len(places), dtype=np.int32)
+    forward = np.flatnonzero(receivers < senders)
+    reverse = edge_at[mirrored[places[forward]]]
+    return Neighbors(receivers, senders, None, np.concatenate([forward.astype(np.int32), reverse]))
 
 
 def _tree(positions: np.ndarray, cutoff: float) -> Neighbors:

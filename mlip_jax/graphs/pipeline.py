@@ -1,16 +1,19 @@
-"""Batches to the devices: built ahead in a thread, one for each device, stacked."""
+"""Batches to the devices through Grain: planned window by window, built ahead in threads, resumable at any batch.
+
+A window is a few thousand structures of the global shuffle; it is planned when it is reached, so that neither memory
+nor the time to the first batch grow with the data set.
+"""
 
 from __future__ import annotations
 
-import queue
-import threading
+import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import grain
 import jax
 import numpy as np
-
-_END = object()
 
 
 def stack(batches: Sequence[Any]) -> Any:
@@ -18,56 +21,80 @@ def stack(batches: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 
-def grouped(plan: list[np.ndarray], size: int, drop_last: bool) -> list[list[np.ndarray]]:
-    """Batches of a plan in groups of one for each device; the last is completed with empty ones or dropped."""
+def grouped(plan: list[np.ndarray], size: int) -> list[list[np.ndarray]]:
+    """Batches of a plan in groups of one for each device; the last is completed with empty ones."""
     groups = [plan[i:i + size] for i in range(0, len(plan), size)]
-    if groups and len(groups[-1]) < size:
-        if drop_last and len(groups) > 1:
-            groups.pop()
-        else:
-            groups[-1] = groups[-1] + [np.zeros(0, np.int64)] * (size - len(groups[-1]))
+    if groups:
+        groups[-1] = groups[-1] + [np.zeros(0, np.int64)] * (size - len(groups[-1]))
     return groups
 
 
-def prefetch(items: Iterator[Any], build: Callable[[Any], Any], depth: int = 2) -> Iterator[tuple[Any, Any]]:
-    """(item, build(item)) with `build` running ahead in a thread.
+class Shuffle:
+    """The global shuffle of n structures: a new permutation for every epoch, in no memory."""
 
-    An error in the thread is raised here, at its place in the order. Leaving the iterator stops the thread.
+    def __init__(self, n: int, seed: int):
+        self._order = grain.MapDataset.range(n).shuffle(seed=seed % 2**32)
+        self._n = n
+
+    def window(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        """Places start:stop of the permutation of an epoch, int64."""
+        first = epoch * self._n
+        # The seed of Grain's shuffle goes up by one with each epoch.
+        return np.array([self._order[first + i] for i in range(start, min(stop, self._n))], np.int64)
+
+
+class _Flatten(grain.experimental.FlatMapTransform):
+    max_fan_out = sys.maxsize
+
+    def flat_map(self, element):
+        return element
+
+
+class Stream:
+    """Iterator over (group, build(group)) for the groups of all windows in order.
+
+    Args:
+      window: Number of a window -> its groups.
+      count: Of windows; None for no end.
+      build: Makes the batch of a group; runs ahead in a thread.
+      depth: Batches that wait ready.
+      state: Of an earlier Stream with the same windows: goes on after the batch that was last taken from it.
     """
-    ready: queue.Queue = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
 
-    def put(entry) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(entry, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    def __init__(self, window: Callable[[int], list[Any]], count: int | None, build: Callable[[Any], Any], *,
+                 depth: int = 4, state: dict[str, Any] | None = None):
+        windows = grain.MapDataset.range(2**40 if count is None else count).map(window)
+        groups = grain.experimental.FlatMapIterDataset(
+            windows.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)), _Flatten())
+        built = groups.map(_unstoppable(build))
+        self._iterator = iter(grain.experimental.ThreadPrefetchIterDataset(built, prefetch_buffer_size=depth))
+        if state is not None:
+            self._iterator.set_state(state)
 
-    def work():
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        return self
+
+    def __next__(self) -> tuple[Any, Any]:
+        return next(self._iterator)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands, ready for JSON: what was built ahead and not taken does not count."""
+        return self._iterator.get_state()
+
+    def close(self) -> None:
+        """Stop the thread."""
+        with contextlib.suppress(Exception):
+            self._iterator.close()
+
+
+def _unstoppable(build):
+    """(group, build(group)); StopIteration inside would end the stream in silence."""
+
+    def both(group):
         try:
-            for item in items:
-                if not put((item, build(item), None)):
-                    return
-            put(_END)
-        except Exception as error:  # handed over to the consumer
-            put((None, None, error))
+            return group, build(group)
+        except StopIteration as error:
+            raise RuntimeError("a batch cannot be built: StopIteration") from error
 
-    thread = threading.Thread(target=work, name="batches", daemon=True)
-    thread.start()
-    try:
-        while True:
-            entry = ready.get()
-            if entry is _END:
-                return
-            item, value, error = entry
-            if isinstance(error, StopIteration):  # would end the epoch in silence
-                raise RuntimeError("a batch cannot be built: StopIteration") from error
-            if error is not None:
-                raise error
-            yield item, value
-    finally:
-        stopped.set()
-        thread.join(timeout=5.0)
+    return both

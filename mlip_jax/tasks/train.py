@@ -17,9 +17,12 @@ import numpy as np
 from mlip_jax import config as configs
 from mlip_jax import models
 from mlip_jax.checkpoint import CheckpointStore, from_arrays
-from mlip_jax.datasets import selection, source, statistics
-from mlip_jax.datasets.spice import DatasetError
-from mlip_jax.graphs.batching import choose_budget, fill, measure, plan_epoch
+from mlip_jax.datasets import source, statistics
+from mlip_jax.datasets import splits as splits_module
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.split_files import load_split, save_split
+from mlip_jax.graphs.batching import Sizes, choose_budget, fill, plan_window
+from mlip_jax.graphs.edge_counts import edge_counts
 from mlip_jax.potential import BEST, example_graph
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import write_report
@@ -28,7 +31,7 @@ from mlip_jax.training.data import Batches, Split
 from mlip_jax.training.evaluation import predict
 from mlip_jax.training.loop import Loop
 from mlip_jax.training.step import Trainer
-from mlip_jax.workdir import claimed, write_json
+from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)
 
@@ -55,39 +58,52 @@ def _plain(options) -> dict[str, Any]:
 
 
 def _split(config, data, workdir, cutoff: float) -> dict[str, Split]:
-    """The parts of the data with their sizes; which structure went where is written to splits.json."""
+    """The parts of the data with their sizes; which structure went where is written to splits.npz."""
     c = config.data
-    parts = selection.split(data.columns.molecule, (c.num_train, c.num_valid, c.num_test), by=c.split,
-                            seed=c.split_seed)
-    write_json(workdir / "splits.json", {
-        name: [f"{data.columns.source[s]}#{data.columns.conformer[s]}" for s in indices]
-        for name, indices in parts.items()})
+    parts = source.split(data, c)
+    molecule = data.store.index("molecule")
+    about = splits_module.describe(parts, molecule)
+    _keep_split(workdir / "splits.npz", parts, {
+        "store": str(data.store.path), "split": c.split_files or c.split, "seed": c.split_seed, "parts": about})
+    n_atoms, n_edge = data.store.index("n_atoms"), edge_counts(data.store, cutoff)
     splits = {}
     for name, indices in parts.items():
-        columns = data.columns.take(indices)
-        splits[name] = Split(columns, measure(columns, cutoff))
-        log.info("%s: %d conformations of %d molecules, %.1f atoms on average", name, len(columns),
-                 len(np.unique(columns.molecule)), columns.n_atoms.mean() if len(columns) else 0)
-    if not np.isfinite(splits["train"].columns.forces).any() and config.loss.beta == 1.0:
-        raise DatasetError("loss.beta is 1 (forces alone) but the training set has no forces")
+        splits[name] = Split(data.store, indices, Sizes(n_atoms[indices], n_edge[indices]))
+        log.info("%s: %d structures of %d molecules, %.1f atoms on average", name, len(indices),
+                 about[name]["molecules"], n_atoms[indices].mean() if len(indices) else 0)
     return splits
+
+
+def _keep_split(path: Path, parts, meta) -> None:
+    """Write the split, or make sure that a run goes on with the one that it was begun with."""
+    if path.with_suffix(".json").exists():  # written last
+        before, _ = load_split(path)
+        if any(not np.array_equal(before[name], parts[name]) for name in parts):
+            raise DatasetError(f"{path}: the data or the split are no longer those that this run was begun with. Give "
+                               "another --workdir, or the data as they were.")
+        return
+    save_split(path, parts, meta)
 
 
 def _train(config, workdir, model, data, splits, started) -> Path:
     train = splits["train"]
+    summary = statistics.Summary(columns for _, columns in data.store.chunks(train.indices, labels_only=True))
+    if config.loss.beta == 1.0 and not np.isfinite(summary.force_rms):
+        raise DatasetError("loss.beta is 1 (forces alone) but the training set has no forces")
+    method = source.parse_reference(config.data.reference_energies)
     reference = statistics.reference_energies(
-        train.columns, source.parse_reference(config.data.reference_energies), isolated_atoms=data.isolated_atoms)
-    scale = statistics.force_rms(train.columns)
+        summary, method, isolated_atoms=source.isolated_atoms(data) if method == "isolated_atoms" else None)
+    scale = summary.force_rms
     scale = scale if np.isfinite(scale) and scale > 0 else 1.0
-    total = {name: np.concatenate([getattr(s.sizes, name) for s in splits.values()]) for name in ("n_node", "n_edge")}
     budget = choose_budget(train.sizes, config.train.batch_size)
-    budget = budget._replace(nodes=max(budget.nodes, int(total["n_node"].max()) + 1),
-                             edges=max(budget.edges, int(total["n_edge"].max())))
+    budget = budget._replace(
+        nodes=max(budget.nodes, *(int(s.sizes.n_node.max(initial=0)) + 1 for s in splits.values())),
+        edges=max(budget.edges, *(int(s.sizes.n_edge.max(initial=0)) for s in splits.values())))
     batches = Batches(budget, model.cutoff, reference, jax.local_device_count())
-    filled = fill(plan_epoch(train.sizes, budget, seed=config.seed), train.sizes, budget)
+    filled = fill(plan_window(np.arange(min(len(train), 20_000)), train.sizes, budget), train.sizes, budget)
     log.info("batches of %d atoms, %d edges, %d graphs, filled to %.1f %%, %.1f %%, %.1f %%", *budget,
              *(100 * filled[k] for k in ("nodes", "edges", "graphs")))
-    metadata = _metadata(config, data, train, reference, scale, model)
+    metadata = _metadata(config, data, train, summary, reference, scale, model)
     beta = losses.beta_schedule(config.loss.beta, config.loss.beta_end, config.loss.beta_begin, config.train.num_steps)
     trainer = Trainer(model, scale, optimizer.create(config.optimizer, config.train.num_steps), beta,
                       config.train.ema_decay, {"penalty": config.loss.penalty, "huber_delta": config.loss.huber_delta,
@@ -96,27 +112,21 @@ def _train(config, workdir, model, data, splits, started) -> Path:
     log.info("%s: %d parameters, %d device(s) of %s", config.model.name,
              sum(p.size for p in jax.tree.leaves(params)), trainer.num_devices, jax.devices()[0].device_kind)
     schedules = {"learning_rate": optimizer.learning_rate(config.optimizer, config.train.num_steps), "beta": beta}
-    valid = splits["valid"] if len(splits["valid"].columns) else train
-    position = Loop(trainer, batches, train, _sample(valid, config.train.max_valid, config.seed), workdir, metadata,
+    valid = splits["valid"] if len(splits["valid"]) else train
+    position = Loop(trainer, batches, train, valid.sample(config.train.max_valid, config.seed), workdir, metadata,
                     schedules, config.train, config.seed, config.loss.beta_end).run(params)
     metadata["seconds"] = {"training": position.seconds, "this process": time.monotonic() - started}
     return _report(config, workdir, trainer, batches, splits, metadata, params, data, filled)
 
 
-def _sample(split: Split, most: int, seed: int) -> Split:
-    if len(split.columns) <= most:
-        return split
-    return split.take(np.sort(np.random.default_rng(seed).permutation(len(split.columns))[:most]))
-
-
-def _metadata(config, data, train: Split, reference, scale, model) -> dict[str, Any]:
-    columns = train.columns
+def _metadata(config, data, train: Split, summary, reference, scale, model) -> dict[str, Any]:
+    molecules = splits_module.group(data.store.index("molecule")[train.indices])[1]
     return {
         "config": configs.to_dict(config),
         "statistics": {
             "cutoff": float(model.cutoff), "reference_energies": reference.tolist(), "energy_scale": scale,
-            "elements": np.unique(columns.numbers).tolist(), "charges": np.unique(columns.charge).tolist(),
-            "num_structures": len(columns), "num_molecules": len(np.unique(columns.molecule)),
+            "elements": summary.elements.tolist(), "charges": sorted(summary.charges),
+            "num_structures": len(train), "num_molecules": molecules,
             "mean_neighbors": float(train.sizes.n_edge.sum() / train.sizes.n_node.sum()),
             "level_of_theory": data.level_of_theory},
         "versions": {p: _version(p) for p in PACKAGES} | {"python": platform.python_version()},
@@ -139,13 +149,13 @@ def _report(config, workdir, trainer, batches, splits, metadata, params, data, f
     log.info("evaluating the best checkpoint (step %d)", best.step)
     predictions = {}
     for name, split in splits.items():
-        split = _sample(split, config.report.max_train, config.seed) if name == "train" else split
+        split = split.sample(config.report.max_train if name == "train" else config.report.max_test, config.seed)
         predictions[name] = _predictions(split, predict(trainer, best_params, split, batches))
     for name, p in predictions.items():
         p.save(workdir / f"predictions_{name}.npz")
     training = metadata["seconds"]["training"]
     report = write_report(
-        workdir, predictions, title=f"{config.model.name} on {data.path.name}", metrics_csv=workdir / "metrics.csv",
+        workdir, predictions, title=f"{config.model.name} on {data.name}", metrics_csv=workdir / "metrics.csv",
         seconds=training, notes=data.notes, info=_info(config, metadata, data, best.step, filled, params))
     scores = json.loads((workdir / "metrics.json").read_text())["test"] or {}
     log.info("test: energy %s meV/atom, force %s meV/Å, slope %s meV/atom", *(
@@ -156,7 +166,7 @@ def _report(config, workdir, trainer, batches, splits, metadata, params, data, f
 
 
 def _predictions(split: Split, predicted) -> Predictions:
-    c = split.columns
+    c = split.columns()
     return Predictions(
         numbers=c.numbers, offsets=c.offsets, energy=c.energy, energy_predicted=predicted.energy, forces=c.forces,
         forces_predicted=predicted.forces, molecule=c.molecule, conformer=c.conformer, subset=c.subset, source=c.source)
@@ -165,7 +175,8 @@ def _predictions(split: Split, predicted) -> Predictions:
 def _info(config, metadata, data, step, filled, params) -> dict[str, dict[str, Any]]:
     s = metadata["statistics"]
     return {
-        "Data": {"file": data.path.name, "level of theory": s["level_of_theory"], "split": f"by {config.data.split}",
+        "Data": {"file": data.name, "level of theory": s["level_of_theory"],
+                 "split": config.data.split_files or f"by {config.data.split}",
                  **{k: ", ".join(f"{a}: {b}" for a, b in v.items()) or "none" if isinstance(v, dict) else v
                     for k, v in data.counts.items()},
                  "training structures": s["num_structures"], "training molecules": s["num_molecules"],

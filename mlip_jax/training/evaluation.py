@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import jax
@@ -41,17 +42,19 @@ def averages(sums: Sums, beta: float, prefix: str) -> dict[str, float]:
 
 def validate(trainer: Trainer, params: Any, split: Split, batches: Batches) -> Sums:
     """Error sums over a split; `params` are replicated."""
-    return add([trainer.evaluate(params, graphs)[1] for _, graphs in batches.stream(split, batches.in_order(split))])
+    with contextlib.closing(batches.in_order(split)) as stream:
+        return add([trainer.evaluate(params, graphs)[1] for _, graphs in stream])
 
 
 def predict(trainer: Trainer, params: Any, split: Split, batches: Batches) -> Predicted:
     """Energies and forces of every structure of a split, in its order; `params` are replicated."""
-    columns = split.columns
+    columns = split.columns(labels_only=True)
     energy, forces = np.full(len(columns), np.nan), np.full((len(columns.numbers), 3), np.nan)
-    for group, graphs in batches.stream(split, batches.in_order(split)):
-        evaluation = jax.device_get(trainer.evaluate(params, graphs)[0])
-        for device, indices in enumerate(group):
-            rows = columns.atoms_of(indices)
-            energy[indices] = evaluation.energy[device][:len(indices)]
-            forces[rows] = evaluation.forces[device][:len(rows)]
+    with contextlib.closing(batches.in_order(split)) as stream:
+        for group, graphs in stream:
+            evaluation = jax.device_get(trainer.evaluate(params, graphs)[0])
+            for device, places in enumerate(batches.of_this_host(group)):
+                rows = columns.atoms_of(places)
+                energy[places] = evaluation.energy[device][:len(places)]
+                forces[rows] = evaluation.forces[device][:len(rows)]
     return Predicted(energy + sum_reference(batches.reference, columns), forces)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -32,7 +33,7 @@ class Position:
 
     step: int = 0
     epoch: int = 0
-    index: int = 0  # steps done in this epoch
+    input: dict[str, Any] | None = None  # of the stream of batches
     seconds: float = 0.0
     best_loss: float = float("inf")
 
@@ -71,8 +72,7 @@ class Loop:
             with self._progress() as self._bar:
                 self._task = self._bar.add_task(
                     "training", total=self.options.num_steps, completed=position.step, text="")
-                while position.step < self.options.num_steps:
-                    state = self._epoch(state, position)
+                self._steps(state, position)
         finally:
             self._recorder.close()
             self._latest.close()
@@ -88,28 +88,26 @@ class Loop:
         log.info("going on from the checkpoint of step %d", position.step)
         return self.trainer.replicate(from_arrays(self.trainer.single(state), restored.arrays)), position
 
-    def _epoch(self, state: TrainState, position: Position) -> TrainState:
-        groups = self.batches.epoch(self.train, self.seed, position.epoch)
-        remaining = groups[position.index:]
-        remaining = remaining[:self.options.num_steps - position.step]
+    def _steps(self, state: TrainState, position: Position) -> TrainState:
         sums, structures, since = [], 0, time.monotonic()
-        for group, graphs in self.batches.stream(self.train, remaining):
-            state, step_sums = self.trainer.train(state, graphs)
-            position.step, position.index = position.step + 1, position.index + 1
-            sums.append(step_sums)
-            structures += sum(len(g) for g in group)
-            if self._due(position.step, self.options.log_every):
-                totals = add(sums)  # waits for the devices, so that the rate is that of work done
-                self._log(position, totals, structures / (time.monotonic() - since))
-                sums, structures, since = [], 0, time.monotonic()
-            if self._due(position.step, self.options.valid_every):
-                self._validate(state, position)
-                since = time.monotonic()
-            if self._due(position.step, self.options.checkpoint_every):
-                self._save(self._latest, state, position)
-                since = time.monotonic()
-        if position.index >= len(groups):
-            position.epoch, position.index = position.epoch + 1, 0
+        with contextlib.closing(self.batches.training(self.train, self.seed, position.input)) as stream:
+            while position.step < self.options.num_steps:
+                group, graphs = next(stream)
+                state, step_sums = self.trainer.train(state, graphs)
+                position.step, position.epoch = position.step + 1, group.epoch
+                sums.append(step_sums)
+                structures += sum(len(g) for g in group.places)
+                if self._due(position.step, self.options.log_every):
+                    totals = add(sums)  # waits for the devices, so that the rate is that of work done
+                    self._log(position, totals, structures / (time.monotonic() - since))
+                    sums, structures, since = [], 0, time.monotonic()
+                if self._due(position.step, self.options.valid_every):
+                    self._validate(state, position)
+                    since = time.monotonic()
+                if self._due(position.step, self.options.checkpoint_every):
+                    position.input = stream.state
+                    self._save(self._latest, state, position)
+                    since = time.monotonic()
         return state
 
     def _due(self, step: int, every: int) -> bool:

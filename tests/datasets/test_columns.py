@@ -23,14 +23,15 @@ def structures(draw):
             cell=rng.normal(size=(3, 3)) if periodic else None,
             pbc=np.array([True, False, s % 2 == 0]) if periodic else None,
             molecule=draw(st.sampled_from(["a", "[O]([H])[H]", "a very long name " * 5])), conformer=s,
-            subset=f"part {s % 2}", source=f"file.hdf5:{s}"))
+            smiles="C" * s, record=7 * s, subset=f"part {s % 2}", source=f"file.hdf5:{s}",
+            properties={"gap": float(rng.normal()), "dipole": rng.normal(size=3)},
+            atom_properties={"charges": rng.normal(size=n)}))
     return made
 
 
 def assert_equal(a: Structure, b: Structure):
     for field in dataclasses.fields(Structure):
-        if field.name != "properties":
-            np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
+        np.testing.assert_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
 
 
 @settings(max_examples=40, deadline=None)
@@ -55,6 +56,30 @@ def test_take_is_indexing(made, seed):
         assert_equal(found, made[s])
     nothing = columns.take(np.zeros(0, np.int64))
     assert len(nothing) == 0 and len(nothing.numbers) == 0 and nothing.offsets.tolist() == [0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(made=structures().filter(lambda made: len(made) > 1), cut=st.integers(0, 8))
+def test_concatenate_is_one_after_the_other(made, cut):
+    cut = min(cut, len(made) - 1)
+    parts = [Columns.from_structures(made[:cut]), Columns.from_structures(made[cut:])]
+    for found, given_ in zip(Columns.concatenate([p for p in parts if len(p)]), made, strict=True):
+        assert_equal(found, given_)
+
+
+def test_properties_that_only_some_structures_have():
+    one, two = (Structure(np.array([1, 1]), np.zeros((2, 3)), source="f:1", properties=p, atom_properties=a)
+                for p, a in (({"gap": 1.0}, {}), ({"dipole": np.ones(3)}, {"charges": np.ones(2)})))
+    columns = Columns.from_structures([one, two])
+    np.testing.assert_array_equal(columns.properties["gap"], [1.0, np.nan])
+    np.testing.assert_array_equal(columns.properties["dipole"], [[np.nan] * 3, [1.0] * 3])
+    np.testing.assert_array_equal(columns.atom_properties["charges"], [np.nan, np.nan, 1.0, 1.0])
+    apart = Columns.concatenate([Columns.from_structures([s]) for s in (one, two)])
+    np.testing.assert_equal(apart.properties, columns.properties)
+    np.testing.assert_equal(apart.atom_properties, columns.atom_properties)
+    with pytest.raises(ValueError, match=r"f:1.*'gap' has shape \(2,\), expected \(\)"):
+        Columns.from_structures([one, Structure(np.array([1]), np.zeros((1, 3)), source="f:1",
+                                                properties={"gap": np.ones(2)})])
 
 
 def test_missing_labels_are_nan():

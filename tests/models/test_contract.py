@@ -70,7 +70,7 @@ class Case:
 
     def graph(self, structures, budget=BUDGET, dtype=np.float64):
         columns = Columns.from_structures(structures)
-        batch = build_batch(columns, np.arange(len(columns)), budget, self.cutoff, dtype=dtype)
+        batch = build_batch(columns, budget, self.cutoff, dtype=dtype)
         return jax.tree.map(jnp.asarray, batch)
 
     def __call__(self, *structures, budget=BUDGET, params=None):

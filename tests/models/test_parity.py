@@ -37,7 +37,7 @@ def energies_and_forces(model, params, structures):
     columns = Columns.from_structures(structures)
     sizes = measure(columns, model.cutoff)
     budget = Budget(int(sizes.n_node.sum()) + 3, int(sizes.n_edge.sum()) + 6, len(structures) + 2)
-    batch = build_batch(columns, np.arange(len(structures)), budget, model.cutoff, dtype=np.float64)
+    batch = build_batch(columns, budget, model.cutoff, dtype=np.float64)
     result = jax.jit(lambda p, g: evaluate(model, p, g, 1.0))(params, batch)
     return np.asarray(result.energy)[:len(structures)], np.asarray(result.forces)[:len(columns.numbers)]
 

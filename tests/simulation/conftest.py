@@ -65,7 +65,7 @@ def morse_potential():
         structures.append(Structure(minimum.numbers, positions, energy, forces))
     n = len(structures)
     batch = jax.tree.map(jnp.asarray, build_batch(
-        Columns.from_structures(structures), np.arange(n), Budget(6 * n + 1, 30 * n + 2, n + 1), CUTOFF))
+        Columns.from_structures(structures), Budget(6 * n + 1, 30 * n + 2, n + 1), CUTOFF))
     potential = random_potential("tiny", seed=1)
     model = potential.model
 

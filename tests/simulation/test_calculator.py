@@ -72,7 +72,7 @@ def directly(potential, atoms, dtype):
     structure = from_ase(atoms)
     columns = Columns.from_structures([structure])
     edges = len(neighbor_list(structure.positions, potential.cutoff).senders)
-    batch = build_batch(columns, np.array([0]), Budget(len(atoms) + 1, edges + 2, 2), potential.cutoff, dtype=dtype)
+    batch = build_batch(columns, Budget(len(atoms) + 1, edges + 2, 2), potential.cutoff, dtype=dtype)
     with jax.enable_x64(dtype == np.float64):
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), potential.params)
         function = jax.jit(lambda p, g: evaluate(potential.model, p, g, potential.energy_scale))
@@ -187,7 +187,7 @@ def test_padded_graph_is_what_build_batch_makes(periodic):
     neighbors = neighbor_list(structure.positions, cutoff, structure.cell, structure.pbc)
     shape = Shape(16, bucket(len(neighbors.senders), 64))
     ours = padded_graph(structure.numbers, structure.positions, neighbors, shape, 0.0, structure.cell, np.float32)
-    theirs = build_batch(Columns.from_structures([structure]), np.array([0]), Budget(*shape, 2), cutoff)
+    theirs = build_batch(Columns.from_structures([structure]), Budget(*shape, 2), cutoff)
     theirs.nodes.pop("forces")
     theirs.globals.pop("energy")
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)

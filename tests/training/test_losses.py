@@ -22,7 +22,7 @@ def batch_of(structures, spare=0):
     """One shape for all, unless `spare` says otherwise: eager operations are compiled by shape."""
     columns = Columns.from_structures(structures)
     budget = Budget(16 + spare, 200, 6 + spare)
-    return jax.tree.map(jnp.asarray, build_batch(columns, np.arange(len(structures)), budget, 2.0))
+    return jax.tree.map(jnp.asarray, build_batch(columns, budget, 2.0))
 
 
 def evaluation_of(graph, seed=0, padding=0.0):

@@ -11,19 +11,14 @@ import hashlib
 import importlib.util
 import json
 import logging
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import version
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
 from rich import progress as bars
 
+from mlip_jax import workers
 from mlip_jax.datasets.embedded import molecules as embedded
 from mlip_jax.datasets.embedded.conformations import Task, make_conformations
 
@@ -31,7 +26,6 @@ log = logging.getLogger(__name__)
 
 # Goes up whenever the same parameters would give other geometries, so that an old file is not taken for a new one.
 SAMPLING_VERSION = 1
-SINGLE_THREADED = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
 def generate_embedded(
@@ -73,7 +67,7 @@ def generate_embedded(
 
     path = Path(path)
     molecules = embedded.embedded_molecules() if molecules is None else [embedded.Molecule(*each) for each in molecules]
-    num_processes = _available_cores() if num_processes is None else num_processes
+    num_processes = workers.available_cores() if num_processes is None else num_processes
     if num_conformations < 1 or num_processes < 1:
         raise ValueError(f"expected at least one conformation and process, got {num_conformations=}, {num_processes=}")
     counts, costs = share_out(molecules, num_conformations)
@@ -96,10 +90,6 @@ def _require(*packages):
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"the embedded data set needs {' and '.join(missing)}: pip install 'mlip_jax[data]'")
-
-
-def _available_cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _is_cached(storage, path, parameters):
@@ -161,51 +151,21 @@ def _run(parts, molecules, counts, costs, seed, num_processes, advance):
         return
     # The longest first, so that no process is left alone with one at the end.
     waiting.sort(key=lambda index: -counts[index] * costs[index])
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(min(num_processes, len(waiting)), context, _start_worker)
-    try:
-        # Read when a worker loads its libraries, which is before it runs anything of ours.
-        with _environment(SINGLE_THREADED):
-            futures = {executor.submit(make_conformations, Task(molecules[index], counts[index], seed)): index
-                       for index in waiting}
-        for future in as_completed(futures):
-            index = futures.pop(future)
-            part = future.result()
-            parts.save(index, part)
-            advance(counts[index])
-            if not len(part.energies):
-                log.warning("no conformation of %s: %s", molecules[index].name, part.dropped)
-    finally:
-        # Workers end with the molecule at hand, within seconds, on success as on errors and Ctrl-C.
-        executor.shutdown(wait=True, cancel_futures=True)
+    tasks = [Task(molecules[index], counts[index], seed) for index in waiting]
+    for done, part in workers.run(make_conformations, tasks, num_processes, initializer=quiet_rdkit,
+                                  one_stays_here=False):
+        index = waiting[done]
+        parts.save(index, part)
+        advance(counts[index])
+        if not len(part.energies):
+            log.warning("no conformation of %s: %s", molecules[index].name, part.dropped)
 
 
-@contextlib.contextmanager
-def _environment(variables):
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _start_worker():
-    """Leaves Ctrl-C to the parent, and ends with it even if it is killed without a word."""
+def quiet_rdkit():
+    """No messages of RDKit on the console."""
     from rdkit import RDLogger
 
     RDLogger.DisableLog("rdApp.*")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent():
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,291 @@
+"""ASE databases in SQLite files (`*.db`), read row by row and without writing anything.
+
+Layout (ASE's database format 5 to 9; wiki.fysik.dtu.dk/ase/ase/db/db.html), table `systems`, one row a structure:
+
+    id               INTEGER, ascending, not necessarily without gaps
+    numbers          int32 blob (n,)
+    positions        float64 blob (n, 3)
+    cell             float64 blob (3, 3);  pbc  INTEGER, bits 1, 2, 4 for the three vectors
+    energy, free_energy, magmom        REAL;  forces, stress, dipole, charges, magmoms  float64 blobs
+    charge           REAL, the sum of the initial charges
+    key_value_pairs  TEXT, JSON
+    data             BLOB (format 9): 8 bytes with the offset of a JSON text that refers to arrays in the bytes before;
+                     TEXT, JSON (formats 5 to 8). SchNetPack's older files hold arrays as base64 text under `name`
+                     with `_shape_name` and `_dtype_name` beside it
+
+All little endian. Table `information` holds the version of the format and the metadata (JSON). ASE itself stores eV
+and Å, but `data` and `key_value_pairs` are in whatever unit the author chose: nothing is converted here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import json
+import math
+import sqlite3
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from mlip_jax.datasets.reader import DatasetError
+
+_MAGIC = b"SQLite format 3\0"
+_VERSIONS = range(5, 10)
+_SCALARS = ("energy", "free_energy", "magmom")
+_ARRAYS = {"forces": (-1, 3), "stress": (-1,), "dipole": (-1,), "charges": (-1,), "magmoms": (-1,)}
+_COLUMNS = ("id", "numbers", "positions", "cell", "pbc", "natoms", "charge", "key_value_pairs", "data", *_SCALARS,
+            *_ARRAYS)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AseRow:
+    """A row as it stands in the file, nothing converted.
+
+    Attributes:
+      id: As in the file.
+      numbers: (n,) int32. positions: (n, 3) float64. cell: (3, 3) float64. pbc: (3,) bool.
+      charge: The row's column `charge`: the sum of ASE's initial charges.
+      results: Calculator results that the row has ("energy", "forces", "dipole", ...).
+      key_value_pairs: Numbers and texts by key.
+      data: By key; numbers, texts, lists, or NumPy arrays.
+    """
+
+    id: int
+    numbers: np.ndarray
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+    charge: float
+    results: dict[str, Any]
+    key_value_pairs: dict[str, Any]
+    data: dict[str, Any]
+
+
+class AseDatabase:
+    """An ASE database, open for reading.
+
+    Attributes:
+      path: The file. version: Of the format. metadata: Of the whole data set, as its author wrote it.
+    """
+
+    def __init__(self, path: str | Path):
+        """Raises:
+          DatasetError: The file is missing, truncated, or no ASE database.
+        """
+        self.path = Path(path)
+        _check_header(self.path)
+        self._connection = sqlite3.connect(_uri(self.path), uri=True, check_same_thread=False)
+        try:
+            self.version, self.metadata = self._information()
+            self._ids = self._row_ids()
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            self.close()
+            if isinstance(error, DatasetError):
+                raise
+            raise DatasetError(f"{self.path}: cannot be read as an ASE database ({error}). Download or make it "
+                               "again.") from error
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def rows(self, records: range) -> Iterator[AseRow]:
+        """The rows with these numbers (0 is the first), in order of their ids, streamed.
+
+        Raises:
+          DatasetError: A row is damaged; it is named by its id.
+        """
+        if not len(records):
+            return
+        if records.start < 0 or records[-1] >= len(self) or records.step < 1:
+            raise IndexError(f"{self.path}: {records} is not within the {len(self)} rows")
+        wanted = iter(records)
+        next_record, at = next(wanted), records.start
+        try:
+            cursor = self._connection.execute(
+                f"SELECT {', '.join(_COLUMNS)} FROM systems WHERE id BETWEEN ? AND ? ORDER BY id",
+                (int(self._ids[records.start]), int(self._ids[records[-1]])))
+            for values in cursor:
+                if at == next_record:
+                    yield self._row(dict(zip(_COLUMNS, values)))
+                    next_record = next(wanted, None)
+                at += 1
+        except sqlite3.Error as error:
+            raise DatasetError(f"{self.path.name}: row {at} cannot be read ({error}); the file is damaged. Download or "
+                               "make it again.") from error
+        if next_record is not None:
+            raise DatasetError(f"{self.path.name}: row {next_record} is missing; the file is damaged or was changed "
+                               "while it was read")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _information(self) -> tuple[int, dict[str, Any]]:
+        tables = {name for name, in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not {"systems", "information"} <= tables:
+            raise DatasetError(f"{self.path}: is an SQLite file without the tables of an ASE database; found "
+                               f"{sorted(tables) or 'no tables'}")
+        stored = dict(self._connection.execute("SELECT name, value FROM information"))
+        version = int(stored.get("version", 0))
+        if version not in _VERSIONS:
+            raise DatasetError(f"{self.path}: is an ASE database of version {version}, expected {_VERSIONS.start} to "
+                               f"{_VERSIONS[-1]}. Convert it with `ase db old.db --insert-into new.db`.")
+        metadata = json.loads(stored.get("metadata") or "{}")
+        return version, metadata if isinstance(metadata, dict) else {}
+
+    def _row_ids(self) -> range | np.ndarray:
+        # Counting runs over an index and the ends are looked up: no gaps need no list of ids, and never the rows.
+        count, = self._connection.execute("SELECT COUNT(*) FROM systems").fetchone()
+        if not count:
+            return range(0)
+        first, = self._connection.execute("SELECT MIN(id) FROM systems").fetchone()
+        last, = self._connection.execute("SELECT MAX(id) FROM systems").fetchone()
+        if last - first + 1 == count:
+            return range(first, last + 1)
+        ids = np.fromiter((i for i, in self._connection.execute("SELECT id FROM systems")), np.int64, count)
+        return np.sort(ids)
+
+    def _row(self, values: dict[str, Any]) -> AseRow:
+        source = f"{self.path.name}:{values['id']}"
+        try:
+            positions = np.frombuffer(values["positions"], "<f8").reshape(-1, 3).astype(np.float64)
+            numbers = np.frombuffer(values["numbers"], "<i4").astype(np.int32)
+            if not len(numbers) == len(positions) == values["natoms"]:
+                raise ValueError(f"{len(numbers)} numbers and {len(positions)} positions for {values['natoms']} atoms")
+            results = {k: values[k] for k in _SCALARS if values[k] is not None}
+            results |= {k: np.frombuffer(values[k], "<f8").reshape(shape).astype(np.float64)
+                        for k, shape in _ARRAYS.items() if values[k] is not None}
+            return AseRow(
+                id=values["id"], numbers=numbers, positions=positions,
+                cell=np.frombuffer(values["cell"], "<f8").reshape(3, 3).astype(np.float64),
+                pbc=(values["pbc"] or 0) & np.array([1, 2, 4]) > 0, charge=float(values["charge"] or 0.0),
+                results=results, key_value_pairs=decode(values["key_value_pairs"]), data=decode(values["data"]))
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError) as error:
+            raise DatasetError(f"{source}: the row is damaged ({error}). Download or make the file again.") from error
+
+
+def is_sqlite(path: Path) -> bool:
+    """Whether a file begins as an SQLite file, whole or not. Never raises."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
+def is_ase_database(path: Path) -> bool:
+    """Whether a file has the tables of an ASE database. Reads little, never raises."""
+    if not is_sqlite(path):
+        return False
+    try:
+        connection = sqlite3.connect(_uri(path), uri=True)
+        try:
+            tables = {name for name, in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        finally:
+            connection.close()
+        return {"systems", "information"} <= tables
+    except (OSError, sqlite3.Error, ValueError):
+        return False
+
+
+def decode(stored: str | bytes | None) -> dict[str, Any]:
+    """The object in a `data` or `key_value_pairs` column.
+
+    Raises:
+      ValueError, TypeError, KeyError: It is damaged, or is not a mapping.
+    """
+    if stored is None or stored in ("", b""):
+        return {}
+    if isinstance(stored, bytes):
+        start = int.from_bytes(stored[:8], "little")
+        if not 8 <= start < len(stored):
+            raise ValueError(f"its data say that they end at byte {start} of {len(stored)}")
+        value = _plain(json.loads(stored[start:]), stored[:start])
+    else:
+        value = _plain(json.loads(stored), None)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise TypeError(f"expected a mapping in its data, found {type(value).__name__}")
+    return _schnetpack_arrays(value)
+
+
+def _plain(value: Any, binary: bytes | None) -> Any:
+    """JSON values with the arrays put in. Other ASE objects stay mappings: no class is looked up by its name."""
+    if isinstance(value, list):
+        return [_plain(v, binary) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if "__complex__" in value:
+        return complex(*value["__complex__"])
+    if "__ndarray__" not in value:
+        return {k: _plain(v, binary) for k, v in value.items()}
+    shape, name, content = value["__ndarray__"]
+    dtype = _numeric(name)
+    if binary is None:
+        return np.array(content, dtype).reshape(shape)
+    size = dtype.itemsize * math.prod(shape)
+    if content < 8 or content + size > len(binary):
+        raise ValueError(f"an array of {size} bytes at {content} does not lie in its {len(binary)} bytes of data")
+    return np.frombuffer(binary[content:content + size], dtype).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def _schnetpack_arrays(value: dict[str, Any]) -> dict[str, Any]:
+    encoded = [k for k in value if isinstance(value[k], str) and f"_shape_{k}" in value and f"_dtype_{k}" in value]
+    if not encoded:
+        return value
+    helpers = {f"_{what}_{k}" for k in encoded for what in ("shape", "dtype")}
+    decoded = {k: v for k, v in value.items() if k not in helpers}
+    for k in encoded:
+        dtype = _numeric(value[f"_dtype_{k}"])
+        try:
+            content = base64.b64decode(value[k], validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"{k!r} is not base64 text: {error}") from error
+        decoded[k] = np.frombuffer(content, dtype).reshape(value[f"_shape_{k}"]).astype(dtype.newbyteorder("="))
+    return decoded
+
+
+def _numeric(name: str) -> np.dtype:
+    dtype = np.dtype(name).newbyteorder("<")
+    if dtype.kind not in "biufc":
+        raise TypeError(f"an array of {name!r} is not an array of numbers")
+    return dtype
+
+
+def _check_header(path: Path) -> None:
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file. Give the path of an ASE database as config.data.path.")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(100)
+    if not head.startswith(_MAGIC) or len(head) < 100:
+        raise DatasetError(f"{path}: is not an SQLite file ({size} bytes, begins with {head[:16]!r}). It is truncated "
+                           "or of another format; download or make it again.")
+    page = int.from_bytes(head[16:18], "big")
+    expected = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
+    # The page count holds where the two change counters agree; files of old SQLite versions do not keep it.
+    if head[24:28] == head[92:96] and size < expected and not _unfinished(path):
+        raise DatasetError(f"{path}: is truncated: {size} bytes of {expected}. Download or copy it again.")
+
+
+def _unfinished(path: Path) -> bool:
+    """Whether a write-ahead log or a journal of an interrupted writer lies beside the file."""
+    beside = (path.with_name(path.name + end) for end in ("-wal", "-journal"))
+    return any(p.exists() and p.stat().st_size for p in beside)
+
+
+def _uri(path: Path) -> str:
+    # `immutable` lets a file on read-only media be read without lock files, but is blind to a log beside it.
+    return f"file:{urllib.parse.quote(str(path.absolute()))}?mode=ro" + ("" if _unfinished(path) else "&immutable=1")

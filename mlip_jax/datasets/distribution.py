@@ -1,0 +1,153 @@
+"""Distribution: a histogram of fixed size over any range of values, that can be added to others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+# A bin is what shares sign, exponent and the first bits of the float32 mantissa: 64 bins for each factor of two,
+# found without a logarithm. Below 2**-40 everything is zero; the last bin takes everything from 2**40.
+_BITS = 6
+_SHIFT = 23 - _BITS
+_LOWEST = (127 - 40) << _BITS
+_TOP = 80 << _BITS
+# Moments take larger values for this, so that they stay finite.
+_HUGE = 1e100
+
+
+@dataclasses.dataclass
+class Distribution:
+    """Counts of values in bins 1.1 to 1.6 % wide, and their exact count, extremes and moments.
+
+    Attributes:
+      count: Of all values. smallest, largest: NaN without values. total, squares: Sum of values, of their squares.
+      bins: Count by bin number; negative numbers are bins of negative values.
+    """
+
+    count: int = 0
+    smallest: float = float("nan")
+    largest: float = float("nan")
+    total: float = 0.0
+    squares: float = 0.0
+    bins: dict[int, int] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Distribution:
+        """Of finite values; others are left out."""
+        values = np.asarray(values, np.float64).ravel()
+        accumulator = Accumulator()
+        accumulator.add(values[np.isfinite(values)])
+        return accumulator.distribution()
+
+    def add(self, other: Distribution) -> None:
+        """Add the values of another distribution to this one."""
+        self.count += other.count
+        self.smallest = float(np.fmin(self.smallest, other.smallest))
+        self.largest = float(np.fmax(self.largest, other.largest))
+        self.total += other.total
+        self.squares += other.squares
+        for k, n in other.bins.items():
+            self.bins[k] = self.bins.get(k, 0) + n
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count if self.count else float("nan")
+
+    @property
+    def rms(self) -> float:
+        return float(np.sqrt(self.squares / self.count)) if self.count else float("nan")
+
+    @property
+    def median(self) -> float:
+        return self.quantile(0.5)
+
+    def quantile(self, q: float) -> float:
+        """Value below which the share q lies, to the width of a bin; NaN without values."""
+        if not self.count:
+            return float("nan")
+        keys = np.array(sorted(self.bins))
+        counts = np.array([self.bins[k] for k in keys.tolist()])
+        wanted = q * self.count
+        k = min(int(np.searchsorted(np.cumsum(counts), wanted)), len(keys) - 1)
+        low, high = _edges(keys[k:k + 1])
+        within = (wanted - counts[:k].sum()) / counts[k]
+        return float(np.clip(low[0] + within * (high[0] - low[0]), self.smallest, self.largest))
+
+    def share(self, low: float, high: float) -> float:
+        """Share of the values in [low, high], to the width of a bin; NaN without values."""
+        if not self.count:
+            return float("nan")
+        left, right = _edges(np.array(sorted(self.bins)))
+        middle = (left + right) / 2
+        counts = np.array([self.bins[k] for k in sorted(self.bins)])
+        return float(counts[(middle >= low) & (middle <= high)].sum() / self.count)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; from_json gives the distribution back."""
+        fields = dataclasses.asdict(self)
+        if not self.count:
+            fields |= {"smallest": None, "largest": None}
+        return fields | {"bins": {str(k): self.bins[k] for k in sorted(self.bins)}}
+
+    @classmethod
+    def from_json(cls, made: Mapping[str, Any]) -> Distribution:
+        extremes = {k: float("nan") if made[k] is None else float(made[k]) for k in ("smallest", "largest")}
+        return cls(**{**made, **extremes, "bins": {int(k): int(n) for k, n in made["bins"].items()}})
+
+
+class Accumulator:
+    """Makes one distribution of many arrays."""
+
+    def __init__(self):
+        self._counts = np.zeros(2 * _TOP + 1, np.int64)
+        self._smallest, self._largest, self._total, self._squares = np.inf, -np.inf, 0.0, 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        """Add finite values, of shape (n,), float64."""
+        if len(values):
+            self._counts += _bin_counts(values)
+            self._smallest = min(self._smallest, float(values.min()))
+            self._largest = max(self._largest, float(values.max()))
+            if self._largest > _HUGE or self._smallest < -_HUGE:
+                values = values.clip(-_HUGE, _HUGE)
+            self._total += float(values.sum())
+            self._squares += float(np.dot(values, values))
+
+    def distribution(self) -> Distribution:
+        """Of all that was added."""
+        occupied = np.flatnonzero(self._counts)
+        if not len(occupied):
+            return Distribution()
+        return Distribution(int(self._counts.sum()), self._smallest, self._largest, self._total, self._squares,
+                            dict(zip((occupied - _TOP).tolist(), self._counts[occupied].tolist())))
+
+
+def _bin_counts(values: np.ndarray) -> np.ndarray:
+    """Finite values in each bin, from the most negative bin to the most positive one."""
+    with np.errstate(over="ignore"):
+        bits = np.ascontiguousarray(values, np.float32).view(np.int32)
+    key = bits & 0x7FFFFFFF
+    key >>= _SHIFT
+    key -= _LOWEST
+    np.clip(key, 0, _TOP, out=key)
+    negative = bits >> 31  # -1 or 0: two's complement changes the sign
+    key ^= negative
+    key -= negative
+    key += _TOP
+    return np.bincount(key, minlength=2 * _TOP + 1)
+
+
+def _edges(keys):
+    size = np.abs(keys)
+
+    def edge(k):
+        value = ((k + _LOWEST) << _SHIFT).astype(np.int32).view(np.float32).astype(np.float64)
+        return np.where(k <= 0, 0.0, value)
+
+    near, far = edge(size), edge(size + 1)
+    far = np.where(size == 0, 2.0 ** -40, far)
+    low, high = np.where(keys < 0, -far, near), np.where(keys < 0, -near, far)
+    return np.where(keys == 0, -far, low), high

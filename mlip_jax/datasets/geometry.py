@@ -1,0 +1,234 @@
+"""Distances, alignment and fingerprints of many structures at once, on Columns."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from mlip_jax.datasets.columns import Columns
+
+# Pair distances in float32 come from |a|² + |b|² - 2ab; up to this size and |a|² (Å²) that finds the right pair to
+# 1e-4 Å². Larger structures go through a k-d tree.
+_GRAM_ATOMS = 256
+_GRAM_SQUARE = 400.0
+# Pairs held at a time, so that the distance matrices stay in the cache of a core.
+_GRAM_PAIRS = 100_000
+_PERIODIC_PAIRS = 2_000_000
+_FINGERPRINT_STEP = 1e-4
+_ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93,
+                 0xA0761D6478BD642F], np.uint64)
+
+
+def chunks(columns: Columns, atoms: int = 16_384) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Ranges of structures of about `atoms` atoms: (structures, atoms, first atom of each within the range)."""
+    start = 0
+    while start < len(columns):
+        stop = int(np.searchsorted(columns.offsets, columns.offsets[start] + atoms, side="right")) - 1
+        stop = min(max(stop, start + 1), len(columns))
+        first, last = int(columns.offsets[start]), int(columns.offsets[stop])
+        yield slice(start, stop), slice(first, last), columns.offsets[start:stop] - first
+        start = stop
+
+
+def same_size(n_atoms: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Groups of equal size: (number of atoms, indices in ascending order), from small to large."""
+    order = np.argsort(n_atoms, kind="stable")
+    sizes, starts = np.unique(n_atoms[order], return_index=True)
+    yield from zip(sizes.tolist(), np.split(order, starts[1:]))
+
+
+def segment_sum(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Sums along the first axis of the segments that begin at `starts` (ascending); empty ones give zero."""
+    total = np.zeros((len(starts), *values.shape[1:]), values.dtype)
+    filled = np.append(starts[1:], len(values)) > starts
+    if filled.any():
+        total[filled] = np.add.reduceat(values, starts[filled], axis=0)
+    return total
+
+
+def finite_positions(columns: Columns) -> np.ndarray:
+    """Whether all positions of each structure are finite, shape (S,), bool."""
+    finite = np.ones(len(columns), bool)
+    for structures, atoms, starts in chunks(columns):
+        with np.errstate(invalid="ignore"):
+            sound = np.isfinite(columns.positions[atoms].sum())
+        if not sound:
+            bad = ~np.isfinite(columns.positions[atoms]).all(1)
+            finite[structures] = segment_sum(bad.astype(np.int64), starts) == 0
+    return finite
+
+
+def shortest_distances(columns: Columns) -> np.ndarray:
+    """Shortest distance between two atoms of each structure, Å, shape (S,).
+
+    Periodic structures count the images of all atoms, their own included. Infinite where there is one open atom,
+    NaN where positions are not finite. The pair is found in float32 and measured in float64: where two
+    pairs are within 1e-4 Å² of each other, the other one may be reported.
+    """
+    found = np.full(len(columns), np.inf)
+    periodic = np.zeros(len(columns), bool) if columns.pbc is None else columns.pbc.any(1)
+    n_atoms = columns.n_atoms
+    for n, indices in same_size(n_atoms):
+        indices = indices[~periodic[indices]]
+        if n == 1:
+            finite = np.isfinite(columns.positions[columns.offsets[indices]]).all(1)
+            found[indices] = np.where(finite, np.inf, np.nan)
+        elif n == 0:
+            continue
+        elif n <= _GRAM_ATOMS:
+            found[indices] = _shortest_dense(columns, n, indices)
+        else:
+            for s in indices:
+                found[s] = _shortest_tree(columns.positions[columns.offsets[s]:columns.offsets[s + 1]])
+    for s in np.flatnonzero(periodic):
+        atoms = slice(columns.offsets[s], columns.offsets[s + 1])
+        found[s] = shortest_periodic(columns.positions[atoms], columns.cell[s], columns.pbc[s])
+    return found
+
+
+def _shortest_dense(columns, n, indices):
+    """Shortest distance of structures of n atoms."""
+    step = max(1, _GRAM_PAIRS // (n * n))
+    left, right = np.ones((step, n, 5), np.float32), np.ones((step, 5, n), np.float32)
+    squares = np.empty((step, n, n), np.float32)
+    found = np.empty(len(indices))
+    atom = np.arange(n)
+    for start in range(0, len(indices), step):
+        part = indices[start:start + step]
+        m = len(part)
+        positions = columns.positions.take(columns.offsets[part, None] + atom, axis=0)
+        centred = (positions - np.einsum("mni->mi", positions)[:, None] / n).astype(np.float32)
+        norm = np.einsum("mni,mni->mn", centred, centred)
+        left[:m, :, :3], left[:m, :, 3] = centred, norm
+        np.multiply(centred.transpose(0, 2, 1), -2, out=right[:m, :3])
+        right[:m, 4] = norm
+        pairs = np.matmul(left[:m], right[:m], out=squares[:m]).reshape(m, n * n)
+        pairs[:, ::n + 1] = np.inf
+        i, j = np.divmod(pairs.argmin(1), n)
+        rows = np.arange(m)
+        found[start:start + m] = np.sqrt(((positions[rows, i] - positions[rows, j]) ** 2).sum(-1))
+        found[start:start + m][i == j] = np.nan  # only where nothing is finite
+        for k in np.flatnonzero(~(norm.max(1) <= _GRAM_SQUARE)):
+            found[start + k] = _shortest_tree(positions[k])
+    return found
+
+
+def _shortest_tree(positions):
+    if not np.isfinite(positions).all():
+        return np.nan
+    return float(cKDTree(positions).query(positions, k=2)[0][:, 1].min())
+
+
+def shortest_periodic(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> float:
+    """Shortest distance of one structure under periodic boundaries, Å; for any cell, skewed and tiny ones too.
+
+    Args:
+      positions: (n, 3) Å. cell: Lattice vectors as rows, (3, 3) Å; rows of open directions are not used.
+      pbc: (3,) bool.
+    """
+    if not np.isfinite(positions).all():
+        return float("nan")
+    cell = _complete_cell(np.asarray(cell, np.float64), pbc)
+    if cell is None:
+        return float("nan")
+    inverse = np.linalg.inv(cell)
+    heights = 1 / np.linalg.norm(inverse, axis=0)
+    lengths = np.linalg.norm(cell, axis=1)[pbc]
+    fractional = positions @ inverse
+    # Any upper bound of the answer limits the images that can hold it.
+    bound = _shortest_image(fractional, cell, pbc, np.zeros((1, 3)), float(lengths.min()))
+    own = [range(-int(k), int(k) + 1) for k in np.where(pbc, np.floor(bound / heights), 0)]
+    multiples = np.array(list(itertools.product(*own)))
+    multiples = multiples[np.any(multiples, axis=1)]
+    if len(multiples):
+        bound = min(bound, float(np.linalg.norm(multiples @ cell, axis=1).min()))
+    # A wrapped fractional difference is at most a half: |n| - 1/2 heights lie between the atom and image n.
+    reach = [range(-int(k), int(k) + 1) for k in np.where(pbc, np.floor(bound / heights + 0.5), 0)]
+    return _shortest_image(fractional, cell, pbc, np.array(list(itertools.product(*reach)), float), bound)
+
+
+def _shortest_image(fractional, cell, pbc, images, bound):
+    n = len(fractional)
+    rows = max(1, _PERIODIC_PAIRS // max(n, 1))
+    for start in range(0, n - 1, rows):
+        stop = min(start + rows, n)
+        later = np.arange(start, n)[None, :] > np.arange(start, stop)[:, None]
+        difference = (fractional[None, start:] - fractional[start:stop, None])[later]
+        difference -= np.where(pbc, np.rint(difference), 0)
+        for image in images:
+            squares = (((difference + image) @ cell) ** 2).sum(-1)
+            bound = min(bound, float(np.sqrt(squares.min(initial=np.inf))))
+    return bound
+
+
+def _complete_cell(cell, pbc):
+    """The cell with unit vectors normal to the periodic ones in the open directions; None if it is degenerate."""
+    cell = np.where(np.asarray(pbc)[:, None], cell, 0.0)
+    if not np.isfinite(cell).all() or np.linalg.matrix_rank(cell) < np.sum(pbc):
+        return None
+    if not np.all(pbc):
+        normal = np.linalg.svd(cell[pbc])[2][int(np.sum(pbc)):]
+        cell[~np.asarray(pbc)] = normal
+    return cell
+
+
+def kabsch_align(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Proper rotations that turn b onto a: (b - mean(b)) @ rotation is nearest to a - mean(a) in least squares.
+
+    Args:
+      a, b: Conformations with the same order of atoms, (m, n, 3), Å.
+
+    Returns:
+      Rotations, (m, 3, 3), of determinant +1. Vectors such as forces turn alike: forces_b @ rotation.
+    """
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    u, _, vt = np.linalg.svd(np.swapaxes(b, 1, 2) @ a)
+    u[:, :, 2] *= np.sign(np.linalg.det(u) * np.linalg.det(vt))[:, None]
+    return u @ vt
+
+
+def fingerprints(columns: Columns) -> np.ndarray:
+    """A 64-bit number of each structure's atomic numbers, positions (rounded to 1e-4 Å) and cell, (S,) uint64.
+
+    Equal structures with the same order of atoms have equal fingerprints, on every machine. Two different ones
+    among n agree by chance with a probability of about n² / 4e19: 1e-7 for two million structures. Positions that
+    differ by less than the rounding may still fall to either side of it.
+    """
+    found = np.empty(len(columns), np.uint64)
+    with np.errstate(over="ignore"):
+        for structures, atoms, starts in chunks(columns):
+            place = np.arange(atoms.stop - atoms.start) - np.repeat(starts, columns.n_atoms[structures])
+            mixed = _rounded(columns.positions[atoms])
+            mixed *= _ODD[:3]
+            mixed = mixed[:, 0] + mixed[:, 1] + mixed[:, 2]
+            mixed += columns.numbers[atoms].astype(np.uint64) * _ODD[3]
+            mixed += place.astype(np.uint64) * _ODD[4]
+            found[structures] = segment_sum(_mix(mixed), starts)
+        found += columns.n_atoms.astype(np.uint64) * _ODD[0]
+        if columns.pbc is not None:
+            periodic = columns.pbc.any(1)
+            cell = _rounded(np.where(columns.pbc[:, :, None], columns.cell, 0.0)).reshape(-1, 9)
+            constants = _mix(np.arange(1, 10, dtype=np.uint64))
+            found += np.where(periodic, _mix((cell * constants).sum(1) + columns.pbc @ _ODD[:3]), np.uint64(0))
+        return _mix(found)
+
+
+def _rounded(values):
+    scaled = np.rint(values / _FINGERPRINT_STEP)
+    limit = 2.0 ** 62
+    if not np.abs(scaled).max(initial=0.0) < limit:  # the cast of anything else depends on the machine
+        scaled = np.nan_to_num(scaled, nan=limit, posinf=limit, neginf=-limit).clip(-limit, limit)
+    return scaled.astype(np.int64).view(np.uint64)
+
+
+def _mix(x):
+    """Every bit of the result depends on every bit of x."""
+    x = x ^ (x >> np.uint64(32))
+    x *= np.uint64(0xD6E8FEB86659FD93)
+    x ^= x >> np.uint64(32)
+    x *= np.uint64(0xD6E8FEB86659FD93)
+    x ^= x >> np.uint64(32)
+    return x

@@ -1,0 +1,147 @@
+"""A histogram that grows as values stream by, in the memory of its bins."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(eq=False)
+class Histogram:
+    """Counts of values between edges; the outermost edges belong to their bins.
+
+    What lies outside is counted apart, and so is NaN, so that nothing is lost in silence.
+
+    Attributes:
+      edges: (B + 1,) ascending. counts: (B,) int64.
+      below, above: Values beyond the edges, infinite ones among them. missing: NaN.
+      minimum, maximum, total: Of all finite values, float; NaN, NaN and 0 without any.
+    """
+
+    edges: np.ndarray
+    counts: np.ndarray | None = None
+    below: int = 0
+    above: int = 0
+    missing: int = 0
+    minimum: float = math.nan
+    maximum: float = math.nan
+    total: float = 0.0
+    finite: int = 0
+
+    def __post_init__(self):
+        self.edges = np.asarray(self.edges, np.float64)
+        if self.edges.ndim != 1 or len(self.edges) < 2 or not np.isfinite(self.edges).all() or (
+                np.diff(self.edges) <= 0).any():
+            raise ValueError("a histogram needs at least two edges, finite and ascending; received "
+                             f"{np.array2string(self.edges, threshold=6)}")
+        counts = np.zeros(len(self.edges) - 1, np.int64) if self.counts is None else np.array(self.counts, np.int64)
+        if counts.shape != (len(self.edges) - 1,) or (counts < 0).any():
+            raise ValueError(f"{len(self.edges)} edges need {len(self.edges) - 1} counts, none negative; received "
+                             f"shape {counts.shape}")
+        self.counts = counts
+
+    @classmethod
+    def linear(cls, low: float, high: float, bins: int) -> Histogram:
+        """Bins of one width."""
+        return cls(np.linspace(low, high, bins + 1))
+
+    @classmethod
+    def logarithmic(cls, low: float, high: float, bins: int) -> Histogram:
+        """Bins of one width on a log axis, for values above 0."""
+        return cls(np.geomspace(low, high, bins + 1))
+
+    @classmethod
+    def whole(cls, low: int, high: int) -> Histogram:
+        """A bin for each whole number from `low` to `high`."""
+        return cls(np.arange(low, high + 2) - 0.5)
+
+    @classmethod
+    def of_counts(cls, edges: Sequence[float] | np.ndarray, counts: Sequence[int] | np.ndarray) -> Histogram:
+        """From bins that are counted already: the mean is that of the middles, the extremes those of the edges."""
+        result = cls(np.asarray(edges), np.asarray(counts))
+        filled = np.flatnonzero(result.counts)
+        if len(filled):
+            inside = 0.5 if result.of_whole_numbers else 0.0
+            result.minimum = float(result.edges[filled[0]]) + inside
+            result.maximum = float(result.edges[filled[-1] + 1]) - inside
+            result.total = float(result.counts @ (0.5 * (result.edges[1:] + result.edges[:-1])))
+            result.finite = int(result.counts.sum())
+        return result
+
+    def add(self, values: np.ndarray | Sequence[float] | float) -> None:
+        """Count all values of an array of any shape."""
+        values = np.asarray(values, np.float64).ravel()
+        known = values[~np.isnan(values)]
+        self.missing += len(values) - len(known)
+        self.below += int((known < self.edges[0]).sum())
+        self.above += int((known > self.edges[-1]).sum())
+        self.counts += np.histogram(known[(known >= self.edges[0]) & (known <= self.edges[-1])], self.edges)[0]
+        finite = known[np.isfinite(known)]
+        if len(finite):
+            self._extremes(float(finite.min()), float(finite.max()))
+            self.total += float(finite.sum())
+            self.finite += len(finite)
+
+    def merge(self, other: Histogram) -> None:
+        """Add what another histogram of the same edges has counted.
+
+        Raises:
+          ValueError: Other edges.
+        """
+        if not np.array_equal(self.edges, other.edges):
+            raise ValueError(f"histograms of other edges cannot be merged: {len(self.edges)} from {self.edges[0]:g} to "
+                             f"{self.edges[-1]:g}, and {len(other.edges)} from {other.edges[0]:g} to "
+                             f"{other.edges[-1]:g}")
+        self.counts += other.counts
+        for name in ("below", "above", "missing", "total", "finite"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self._extremes(other.minimum, other.maximum)
+
+    def _extremes(self, low: float, high: float) -> None:
+        self.minimum, self.maximum = float(np.fmin(self.minimum, low)), float(np.fmax(self.maximum, high))
+
+    @property
+    def known(self) -> int:
+        """Values that are not NaN."""
+        return int(self.counts.sum()) + self.below + self.above
+
+    @property
+    def of_whole_numbers(self) -> bool:
+        """Whether each bin is one whole number."""
+        return bool((np.diff(self.edges) == 1).all() and (self.edges % 1 == 0.5).all())
+
+    @property
+    def mean(self) -> float:
+        """Of the finite values; NaN without any."""
+        return self.total / self.finite if self.finite else math.nan
+
+    def quantile(self, q: float) -> float:
+        """The value below which a share `q` of the known values lies, to within the width of its bin; NaN without any.
+
+        Within a bin values are taken as evenly spread, beyond the edges as spread out to the extremes; where bins are
+        whole numbers, it is one.
+        """
+        if not 0 <= q <= 1:
+            raise ValueError(f"q must be between 0 and 1, received {q}")
+        if not self.known:
+            return math.nan
+        weights = np.concatenate([[self.below], self.counts, [self.above]])
+        low, high = np.fmin(self.minimum, self.edges[0]), np.fmax(self.maximum, self.edges[-1])
+        bounds = np.concatenate([[low], self.edges, [high]])
+        reached = np.concatenate([[0], np.cumsum(weights)])
+        target = q * reached[-1]
+        b = int(np.searchsorted(reached, target, side="left")) - 1 if target > 0 else int(np.flatnonzero(weights)[0])
+        if self.of_whole_numbers and 0 < b <= len(self.counts):
+            return float(bounds[b] + 0.5)
+        value = bounds[b] + (bounds[b + 1] - bounds[b]) * (target - reached[b]) / weights[b]
+        return float(np.clip(value, self.minimum, self.maximum)) if self.finite else float(value)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain numbers and lists; None where a number is not known."""
+        plain = {name: None if math.isnan(value) else value
+                 for name, value in (("minimum", self.minimum), ("maximum", self.maximum), ("mean", self.mean))}
+        return {"edges": self.edges.tolist(), "counts": self.counts.tolist(), "below": self.below, "above": self.above,
+                "missing": self.missing, **plain}

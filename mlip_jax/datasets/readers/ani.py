@@ -1,0 +1,232 @@
+"""ANI-1x, ANI-1ccx and ANI-1: HDF5 files of conformations at one or more levels of theory.
+
+Layout of ANI-1x and ANI-1ccx (Smith et al., Sci. Data 7, 134, 2020; github.com/aiqm/ANI1x_datasets), one group for each
+formula with n atoms and m conformations:
+
+    atomic_numbers                (n,)       uint8
+    coordinates                   (m, n, 3)  Å
+    <level>.energy                (m,)       hartree, total
+    <level>.forces                (m, n, 3)  hartree/Å, forces
+    <level>.dipole                (m, 3)     e·Å
+    wb97x_dz.hirshfeld_charges, wb97x_dz.cm5_charges, wb97x_tz.mbis_charges  (m, n)  e
+
+with the levels wb97x_dz, wb97x_tz, ccsd(t)_cbs (energies only) and the parts that the last is made of. Labels that a
+conformation lacks are NaN; missing Hirshfeld and CM5 charges are ALL ZERO in the file and are read as NaN. A group is a
+FORMULA, in which isomers are mixed and not told apart: the identity of a molecule is only its formula here, so a split
+by molecule keeps isomers together.
+
+Layout of ANI-1 (Smith et al., Sci. Data 4, 170193, 2017; ani_gdb_s01.h5 to s08.h5), nested groups such as
+/gdb11_s01/gdb11_s01-0, each one molecule:
+
+    species      (n,)       symbols as bytes
+    coordinates  (m, n, 3)  Å
+    energies     (m,)       hartree, total, ωB97X/6-31G(d); no forces
+    smiles       (k,)       characters of the SMILES, joined
+    coordinatesHE, energiesHE  conformations of high energy, kept apart
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+from ase import units
+
+from mlip_jax.datasets import reader
+from mlip_jax.datasets.reader import DatasetError, ReadReport, symbols_to_numbers
+from mlip_jax.structure import Structure
+
+_LEVELS = {"wb97x_dz": "ωB97X/6-31G(d)", "wb97x_tz": "ωB97X/def2-TZVPP", "ccsd(t)_cbs": "CCSD(T)*/CBS"}
+_CHARGES = {"wb97x_dz": ("hirshfeld_charges", "cm5_charges"), "wb97x_tz": ("mbis_charges",)}
+
+
+class Reader(reader.Reader):
+    """ANI files. A record is a group: a formula in ANI-1x, a molecule in ANI-1.
+
+    Args:
+      path: A file, or a folder of such files.
+      level: Level of theory of the labels: "wb97x_dz", "wb97x_tz", "ccsd(t)_cbs", or another with an energy.
+      keep_unlabelled: Whether conformations without an energy at this level are given (with NaN) or skipped.
+      high_energy: Whether ANI-1's conformations of high energy are read too.
+    """
+
+    LEVEL_OF_THEORY = _LEVELS["wb97x_dz"]
+    UNITS = {"positions": "Å", "energy": "hartree", "forces": "hartree/Å", "dipole": "e·Å", "charges": "e"}
+
+    def __init__(self, path: str | Path, level: str = "wb97x_dz", keep_unlabelled: bool = False,
+                 high_energy: bool = False):
+        super().__init__(path)
+        self._level, self._keep, self._high = level, keep_unlabelled, high_energy
+        self._paths = _hdf5_files(self.path)
+        self._files: list[h5py.File] = []
+        try:
+            for file in self._paths:
+                self._files.append(reader.open_hdf5(file))
+            self._groups = [(i, name) for i, file in enumerate(self._files) for name in _group_names(file)]
+            if not self._groups:
+                raise DatasetError(f"{self.path}: no group has 'coordinates', as in ANI-1x and ANI-1. Is this an ANI "
+                                   "file?")
+            self._choose_level()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def matches(cls, path: Path) -> bool:
+        try:
+            files = _hdf5_files(path)
+            with h5py.File(files[0], "r") as file:
+                group = file
+                for _ in range(4):
+                    if "coordinates" in group:
+                        break
+                    group = next((g for g in group.values() if isinstance(g, h5py.Group)), {})
+                return "coordinates" in group and (_is_1x(group) or _is_1(group))
+        except (OSError, RuntimeError, KeyError, DatasetError):
+            return False
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+    def files(self) -> list[Path]:
+        return list(self._paths)
+
+    def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
+        """Conformations without an energy at the chosen level are skipped unless `keep_unlabelled`."""
+        for record in records:
+            file, name = self._groups[record]
+            source = f"{self._paths[file].name}:{name}"
+            report.records += 1
+            try:
+                group = self._files[file][name]
+                if _is_1x(group):
+                    yield from self._read_1x(group, name.rsplit("/", 1)[-1], source, record, report)
+                elif _is_1(group):
+                    yield from self._read_1(group, name.rsplit("/", 1)[-1], source, record, report)
+                else:
+                    raise DatasetError(f"{source}: expected a list of 'atomic_numbers', or symbols of 'species'; found "
+                                       f"{sorted(group)}. Is this an ANI-1x or ANI-1 file?")
+            except (OSError, KeyError, RuntimeError) as error:
+                raise DatasetError(f"{source}: the record cannot be read ({error}); the file is damaged. "
+                                   "Download or make it again.") from error
+
+    def _read_1x(self, group, name, source, record, report) -> Iterator[Structure]:
+        numbers = np.asarray(group["atomic_numbers"][()], np.int32)
+        positions = _positions(group, "coordinates", len(numbers), source)
+        m, n = positions.shape[:2]
+        level = self._level
+        energy = _labels(group, f"{level}.energy", (m,), source) * units.Hartree
+        forces = _labels(group, f"{level}.forces", (m, n, 3), source) * units.Hartree if self._has_forces else None
+        properties, charges = {}, {}
+        if level in _CHARGES:
+            properties["dipole"] = _labels(group, f"{level}.dipole", (m, 3), source)
+            charges = {k: _charges(group, f"{level}.{k}", (m, n), numbers, source) for k in _CHARGES[level]}
+        for c in self._usable(positions, energy, source, 0, report):
+            yield Structure(
+                numbers=numbers, positions=positions[c], energy=float(energy[c]),
+                forces=None if forces is None else forces[c], molecule=name, conformer=c, record=record, source=source,
+                properties={k: v[c] for k, v in properties.items()},
+                atom_properties={k: v[c] for k, v in charges.items()})
+
+    def _read_1(self, group, name, source, record, report) -> Iterator[Structure]:
+        symbols = [s.decode() if isinstance(s, bytes) else s for s in group["species"][()].tolist()]
+        numbers = symbols_to_numbers(symbols, source)
+        smiles = _joined(group["smiles"][()]) if "smiles" in group else ""
+        first = 0
+        for suffix in ("", "HE") if self._high and "coordinatesHE" in group else ("",):
+            positions = _positions(group, f"coordinates{suffix}", len(numbers), source)
+            energy = _labels(group, f"energies{suffix}", (len(positions),), source) * units.Hartree
+            for c in self._usable(positions, energy, source, first, report):
+                yield Structure(
+                    numbers=numbers, positions=positions[c], energy=float(energy[c]), molecule=smiles or name,
+                    smiles=smiles, conformer=first + c, record=record, subset="high energy" if suffix else "",
+                    source=source)
+            first += len(positions)
+
+    def _usable(self, positions, energy, source, first, report) -> Iterator[int]:
+        finite = np.isfinite(positions).all((1, 2))
+        for c in range(len(positions)):
+            if not finite[c]:
+                report.skip("positions not finite", f"{source}#{first + c}")
+            elif np.isnan(energy[c]) and not self._keep:
+                report.skip(f"no {self._level} energy", f"{source}#{first + c}")
+            else:
+                report.structures += 1
+                yield c
+
+    def _choose_level(self) -> None:
+        file, name = self._groups[0]
+        group = self._files[file][name]
+        levels = [k.removesuffix(".energy") for k in group if k.endswith(".energy")]
+        levels += ["wb97x_dz"] if "energies" in group and "species" in group else []
+        if self._level not in levels:
+            raise DatasetError(f"{self.path}: has no energies of level {self._level!r}; it has "
+                               f"{', '.join(map(repr, levels)) or 'no energies'}. Choose one as option level.")
+        self.level_of_theory = _LEVELS.get(self._level, self._level)
+        self._has_forces = f"{self._level}.forces" in group
+
+
+def _hdf5_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(f for f in path.iterdir() if f.suffix in (".h5", ".hdf5"))
+    if not files:
+        raise DatasetError(f"{path}: holds no .h5 or .hdf5 files")
+    return files
+
+
+def _group_names(file: h5py.File) -> list[str]:
+    """Paths of the groups with coordinates, in order of the file."""
+    names = []
+
+    def visit(name, node):
+        if isinstance(node, h5py.Group) and "coordinates" in node:
+            names.append(name)
+
+    try:
+        file.visititems(visit)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise DatasetError(f"{file.filename}: its groups cannot be listed ({error}); the file is damaged. Download or "
+                           "make it again.") from error
+    return names
+
+
+def _is_1x(group) -> bool:
+    return "atomic_numbers" in group and group["atomic_numbers"].ndim == 1 and group["coordinates"].ndim == 3
+
+
+def _is_1(group) -> bool:
+    return "species" in group and group["species"].ndim == 1 and group["species"].dtype.kind in "SO"
+
+
+def _positions(group, name, n, source) -> np.ndarray:
+    positions = group[name][()].astype(np.float64)
+    if positions.ndim != 3 or positions.shape[1:] != (n, 3):
+        raise DatasetError(f"{source}: {name} have shape {positions.shape}, expected (m, {n}, 3)")
+    return positions
+
+
+def _labels(group, name, shape, source) -> np.ndarray:
+    if name not in group:
+        return np.full(shape, np.nan)
+    values = group[name][()].astype(np.float64)
+    if values.shape != shape:
+        raise DatasetError(f"{source}: {name} has shape {values.shape}, expected {shape}")
+    return values
+
+
+def _charges(group, name, shape, numbers, source) -> np.ndarray:
+    charges = _labels(group, name, shape, source)
+    if len(np.unique(numbers)) > 1:  # charges of unlike atoms are never all zero: that is how the file says missing
+        charges[(charges == 0).all(1)] = np.nan
+    return charges
+
+
+def _joined(characters: np.ndarray) -> str:
+    return "".join(c.decode() if isinstance(c, bytes) else str(c) for c in np.ravel(characters).tolist())

@@ -1,0 +1,217 @@
+"""MD17 and revised MD17 (rMD17): one .npz file for each molecule, one molecular dynamics frame a row.
+
+Layout of rMD17 (Christensen and von Lilienfeld, Mach. Learn.: Sci. Technol. 1, 045018, 2020; figshare 12672038), n
+atoms in m frames, float64:
+
+    nuclear_charges  (n,)       uint8
+    coords           (m, n, 3)  Å
+    energies         (m,)       kcal/mol, total
+    forces           (m, n, 3)  kcal/mol/Å, forces
+    old_indices      (m,)       row in the original MD17; old_energies, old_forces: the labels there
+
+Layout of MD17 (Chmiela et al., Sci. Adv. 3, e1603015, 2017; quantum-machine.org/gdml) and of sGDML's data files:
+
+    z                (n,)       atomic numbers
+    R                (m, n, 3)  Å
+    E                (m, 1) or (m,)  kcal/mol, total
+    F                (m, n, 3)  kcal/mol/Å, forces
+    name, theory, md5, type     texts;  r_unit, e_unit  texts, only in newer sGDML files
+
+The official splits of rMD17 are CSV files of row numbers, `splits/index_train_01.csv` to `index_test_05.csv`, for all
+molecules alike; `<molecule>_train_01.csv` names one molecule. The row numbers are those of the file that the splits
+came with: for a file of fewer rows they are refused where they lie outside of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from ase import units
+
+from mlip_jax.datasets import npz, reader
+from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.structure import Structure
+
+_REVISED = {"numbers": "nuclear_charges", "positions": "coords", "energy": "energies", "forces": "forces"}
+_ORIGINAL = {"numbers": "z", "positions": "R", "energy": "E", "forces": "F"}
+_BLOCK = 512  # rows read at once
+_KCAL = units.kcal / units.mol
+_E_UNITS = {"kcal/mol": _KCAL, "kcal mol-1": _KCAL, "kcal": _KCAL, "ev": 1.0}
+_R_UNITS = ("ang", "angstrom", "a", "å")
+# Energies of isolated atoms in eV, rough: they tell units a factor of 20 apart.
+_ROUGH_ATOMS = {1: -13.6, 6: -1029.0, 7: -1485.0, 8: -2042.0, 9: -2713.0, 16: -10830.0, 17: -12520.0}
+
+
+class Reader(reader.Reader):
+    """MD17 and rMD17 files. A record is a frame.
+
+    Args:
+      path: The .npz file.
+      split_files: CSV files of row numbers, (train, test), instead of the official ones beside the data.
+      split_number: Which of the official splits, 1 to 5.
+    """
+
+    LEVEL_OF_THEORY = "PBE/def2-SVP (rMD17); PBE+vdW-TS (MD17)"
+    UNITS = {"positions": "Å", "energy": "kcal/mol", "forces": "kcal/mol/Å"}
+
+    def __init__(self, path: str | Path, split_files: tuple[str, str] | None = None, split_number: int = 1):
+        super().__init__(path)
+        if split_files is not None and (isinstance(split_files, str) or len(split_files) != 2):
+            raise DatasetError(f"{self.path}: split_files are two files, (train, test); received {split_files!r}")
+        self._splits = tuple(Path(f) for f in split_files) if split_files else self._find_splits(split_number)
+        self._file = npz.NpzFile(self.path)
+        try:
+            self._open()
+        except DatasetError:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        self._keys = _keys(self._file.members)
+        if self._keys is None:
+            raise DatasetError(
+                f"{self.path}: has the layout of neither rMD17 ({', '.join(_REVISED.values())}) nor MD17 "
+                f"({', '.join(_ORIGINAL.values())}; z for one molecule); found {sorted(self._file.members)}")
+        self.numbers = self._file.whole(self._keys["numbers"]).astype(np.int32)
+        self._length = self._file.members[self._keys["positions"]].shape[0]
+        if not self._length:
+            raise DatasetError(f"{self.path}: the file holds no frames")
+        self._check_shapes()
+        revised = self._keys is _REVISED
+        self.level_of_theory = "PBE/def2-SVP" if revised else self._file.text("theory") or "PBE+vdW-TS"
+        self.molecule = _molecule_name(self.path)
+        self._unit = self._energy_unit()
+        self.sequential = any(self._file.streamed(k) for k in self._keys.values() if k in self._file)
+
+    @classmethod
+    def matches(cls, path: Path) -> bool:
+        return path.suffix == ".npz" and _keys(npz.members(path)) is not None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def close(self) -> None:
+        self._file.close()
+
+    def files(self) -> list[Path]:
+        return [self.path, *(f for f in self._splits or () if f.is_file())]
+
+    def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
+        """Frames with positions that are not finite are skipped."""
+        for at in range(0, len(records), _BLOCK):
+            block = records[at:at + _BLOCK]
+            yield from self._read_block(block, report)
+
+    def _read_block(self, records: range, report: ReadReport) -> Iterator[Structure]:
+        start, stop = records[0], records[-1] + 1
+        positions = self._rows("positions", start, stop)
+        energy = self._rows("energy", start, stop).reshape(-1) * self._unit
+        forces = self._rows("forces", start, stop) * self._unit
+        finite = np.isfinite(positions).all((1, 2))
+        for record in records:
+            i = record - start
+            source = f"{self.path.name}:{record}"
+            report.records += 1
+            if not finite[i]:
+                report.skip("positions not finite", source)
+                continue
+            report.structures += 1
+            yield Structure(
+                numbers=self.numbers, positions=positions[i].copy(), energy=float(energy[i]), forces=forces[i].copy(),
+                molecule=self.molecule, record=record, source=source)
+
+    def official_split(self) -> dict[str, np.ndarray] | None:
+        """Rows of "train" and "test" from the split files; None where there are none.
+
+        Raises:
+          DatasetError: A split file is missing or no list of rows, names rows that the file does not have, or the
+            two overlap.
+        """
+        if self._splits is None:
+            return None
+        split = {name: self._rows_of_split(file) for name, file in zip(("train", "test"), self._splits)}
+        both = np.intersect1d(split["train"], split["test"])
+        if len(both):
+            raise DatasetError(f"{self._splits[0]} and {self._splits[1]}: {len(both)} rows are in both, the first is "
+                               f"{both[0]}")
+        return split
+
+    def _rows_of_split(self, file: Path) -> np.ndarray:
+        try:
+            rows = np.array([int(word) for word in file.read_text().replace(",", " ").split()], np.int64)
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"{file}: expected row numbers, one a line ({error})") from error
+        if not len(rows):
+            raise DatasetError(f"{file}: holds no row numbers")
+        outside = rows[(rows < 0) | (rows >= len(self))]
+        if len(outside):
+            raise DatasetError(
+                f"{file}: {len(outside)} of its {len(rows)} rows, such as {outside[0]}, are not among the {len(self)} "
+                f"of {self.path.name}: the split belongs to another file. Name the right ones as split_files.")
+        if len(np.unique(rows)) != len(rows):
+            raise DatasetError(f"{file}: {len(rows) - len(np.unique(rows))} rows are named more than once")
+        return rows
+
+    def _find_splits(self, number: int) -> tuple[Path, Path] | None:
+        names = [_molecule_name(self.path), "index"]
+        for folder in (self.path.parent / "splits", self.path.parent.parent / "splits", self.path.parent):
+            for name in names:
+                pair = tuple(folder / f"{name}_{part}_{number:02d}.csv" for part in ("train", "test"))
+                if all(f.is_file() for f in pair):
+                    return pair
+        return None
+
+    def _rows(self, what: str, start: int, stop: int) -> np.ndarray:
+        key = self._keys[what]
+        if key not in self._file:
+            shape = (stop - start,) if what == "energy" else (stop - start, len(self.numbers), 3)
+            return np.full(shape, np.nan)
+        return self._file.rows(key, start, stop).astype(np.float64)
+
+    def _check_shapes(self) -> None:
+        m, n = self._length, len(self.numbers)
+        expected = {"positions": [(m, n, 3)], "energy": [(m,), (m, 1)], "forces": [(m, n, 3)]}
+        for what, shapes in expected.items():
+            key = self._keys[what]
+            if key in self._file:
+                member = self._file.members[key]
+                if member.dtype.hasobject:
+                    self._file.rows(key, 0, 1)  # refuses in words
+                if member.shape not in shapes or member.dtype.kind not in "fiu":
+                    raise DatasetError(f"{self.path}: {key} has shape {member.shape} and type {member.dtype}, expected "
+                                       f"numbers of shape {' or '.join(map(str, shapes))}")
+        if n == 0 or ((self.numbers < 1) | (self.numbers > 118)).any():
+            raise DatasetError(f"{self.path}: {self._keys['numbers']} are no atomic numbers: {self.numbers.tolist()}")
+
+    def _energy_unit(self) -> float:
+        """eV of the file's unit: as the file says, else kcal/mol; energies that are clearly in another are refused."""
+        stated, length = self._file.text("e_unit").strip(), self._file.text("r_unit").strip()
+        if stated and stated.lower() not in _E_UNITS:
+            raise DatasetError(f"{self.path}: e_unit is {stated!r}, expected one of {', '.join(_E_UNITS)}")
+        if length and length.lower() not in _R_UNITS:
+            raise DatasetError(f"{self.path}: r_unit is {length!r}, expected Ang")
+        unit = _E_UNITS[stated.lower()] if stated else _KCAL
+        energy = self._rows("energy", 0, 1).reshape(-1)[0]
+        rough = sum(_ROUGH_ATOMS.get(z, np.nan) for z in self.numbers.tolist())
+        for name, factor in (("kcal/mol", _KCAL), ("eV", 1.0), ("hartree", units.Hartree)):
+            if factor != unit and 0.9 < energy * factor / rough < 1.1:
+                raise DatasetError(
+                    f"{self.path}: the first energy, {energy:.6g}, is that of this molecule in {name}, but "
+                    f"{'e_unit says ' + stated if stated else 'MD17 has kcal/mol'}. Is this an MD17 file?")
+        return unit
+
+
+def _keys(members: dict[str, npz.Member]) -> dict[str, str] | None:
+    """Names of the arrays in one of the two layouts, None where it is neither."""
+    for keys in (_REVISED, _ORIGINAL):
+        if keys["numbers"] in members and keys["positions"] in members and keys["energy"] in members:
+            one_molecule = len(members[keys["numbers"]].shape) == 1
+            if one_molecule and len(members[keys["positions"]].shape) == 3:
+                return keys
+    return None
+
+
+def _molecule_name(path: Path) -> str:
+    return path.stem.removeprefix("rmd17_").removeprefix("md17_")

@@ -1,0 +1,347 @@
+"""Molecule3D: 3,899,647 ground-state geometries with orbital energies, a folder of SDF files and a table.
+
+Layout (github.com/divelab/MoleculeX; Xu et al., arXiv 2110.01717, 2021), the folder `raw`:
+
+    combined_mols_0_to_1000000.sdf, ..., combined_mols_3000000_to_3899647.sdf
+        V2000 mol blocks with all hydrogens, Å; the names give the numbers of the molecules
+    properties.csv
+        one line for each molecule in the same order, with a header:
+        cid                       PubChem's number of the compound
+        dipole x, dipole y, dipole z     debye
+        homo, lumo, homolumogap   eV
+        scf energy                eV, total
+    random_split_inds.json, scaffold_split_inds.json
+        {"train": [molecule, ...], "valid": [...], "test": [...]}
+
+The repository does not state the units. Its scripts made the table with cclib, which gives eV and debye, and the
+release agrees with that: its highest scf energy is -31.99, which is H2 in eV. They are options all the same, and the
+scale of the energies is checked.
+
+A record is a molecule, numbered through all files in the order of their ranges. There are no forces: each geometry is
+the minimum.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from ase import units
+from ase.data import atomic_numbers
+
+from mlip_jax.config import ConfigError, unknown_name
+from mlip_jax.datasets import reader
+from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.structure import Structure
+
+_ENERGY_UNITS = {"eV": 1.0, "hartree": units.Hartree}
+_DIPOLE_UNITS = {"debye": units.Debye, "e*Ang": 1.0, "e*bohr": units.Bohr}
+_FILE = re.compile(r"combined_mols_(\d+)_to_(\d+)\.sdf")
+_COLUMNS = ("dipole x", "dipole y", "dipole z", "homo", "lumo", "homolumogap", "scf energy")
+_SPLITS = ("random", "scaffold")
+_BLOCK = 1 << 24
+_ROUNDING = 1e-3  # the gap and the difference of the orbital energies, in the table's unit
+_CHARGE_CODES = {1: 3, 2: 2, 3: 1, 5: -1, 6: -2, 7: -3}
+_ISOTOPES = {"D": 1, "T": 1}
+
+
+class Reader(reader.Reader):
+    """The raw files of Molecule3D.
+
+    Args:
+      path: The folder `raw`, or the one that it lies in. SDF files may be missing; records are then numbered through
+        those that are there.
+      split: Which of the release's splits `official_split` gives: "random" or "scaffold".
+      smiles: Derive SMILES with RDKit (about a millisecond each); "" where RDKit does not accept the molecule.
+      energy_unit, orbital_unit: "eV" or "hartree". dipole_unit: "debye", "e*Ang" or "e*bohr".
+    """
+
+    LEVEL_OF_THEORY = "B3LYP/6-31G*"
+    UNITS = {"positions": "Å", "energy": "eV", "homo, lumo, gap": "eV", "dipole": "debye"}
+
+    def __init__(self, path: str | Path, split: str = "random", smiles: bool = False, energy_unit: str = "eV",
+                 orbital_unit: str = "eV", dipole_unit: str = "debye"):
+        super().__init__(path)
+        self._energy = _option("energy_unit", energy_unit, _ENERGY_UNITS)
+        self._orbital = _option("orbital_unit", orbital_unit, _ENERGY_UNITS)
+        self._dipole = _option("dipole_unit", dipole_unit, _DIPOLE_UNITS)
+        self._split = _option("split", split, {name: name for name in _SPLITS})
+        self._smiles = smiles
+        folder = self.path / "raw" if (self.path / "raw").is_dir() else self.path
+        self._parts = [_Sdf(p, *span) for span, p in sorted(_sdf_files(folder).items())]
+        if not self._parts or not (folder / "properties.csv").is_file():
+            found = sorted(p.name for p in folder.iterdir())[:20] if folder.is_dir() else "a file"
+            raise DatasetError(f"{self.path}: expected a folder with combined_mols_*_to_*.sdf and properties.csv, as "
+                               f"Molecule3D has them; found {found}")
+        for before, after in zip(self._parts, self._parts[1:]):
+            if after.start < before.stop:
+                raise DatasetError(f"{after.path} begins at molecule {after.start}, but {before.path.name} has them up "
+                                   f"to {before.stop - 1}")
+        self._starts = np.cumsum([0] + [len(p) for p in self._parts])
+        self._table = _Table(folder / "properties.csv")
+        try:
+            self._check_table()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def matches(cls, path: Path) -> bool:
+        try:
+            folder = path / "raw" if (path / "raw").is_dir() else path
+            return (folder / "properties.csv").is_file() and bool(_sdf_files(folder))
+        except (OSError, DatasetError):
+            return False
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def close(self) -> None:
+        self._table.close()
+        for part in self._parts:
+            part.close()
+
+    def files(self) -> list[Path]:
+        splits = (self._table.path.with_name(f"{name}_split_inds.json") for name in _SPLITS)
+        return [p.path for p in self._parts] + [self._table.path] + [p for p in splits if p.is_file()]
+
+    def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
+        """Molecules without atoms are skipped; empty cells of the table are NaN."""
+        for record in records:
+            report.records += 1
+            part, molecule = self._locate(record)
+            source = f"{part.path.name}:{molecule}"
+            structure = self._structure(part.block(molecule - part.start), molecule, record, source)
+            if not len(structure):
+                report.skip("no atoms", source)
+                continue
+            report.structures += 1
+            yield structure
+
+    def official_split(self) -> dict[str, np.ndarray] | None:
+        """The release's split; None where the folder has neither of the two.
+
+        Raises:
+          DatasetError: The one asked for is missing or damaged, or has molecules whose SDF files are missing.
+        """
+        if not any(self._table.path.with_name(f"{name}_split_inds.json").is_file() for name in _SPLITS):
+            return None
+        path = self._table.path.with_name(f"{self._split}_split_inds.json")
+        try:
+            stored = json.loads(path.read_text())
+            parts = {name: np.array(stored[name], np.int64) for name in ("train", "valid", "test")}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DatasetError(f"{path}: cannot be read as {{'train': [...], 'valid': [...], 'test': [...]}} "
+                               f"({type(error).__name__}: {error})") from error
+        return {name: self._records(molecules, path) for name, molecules in parts.items()}
+
+    def _locate(self, record: int) -> tuple[_Sdf, int]:
+        """The file of a record, and the number of its molecule in the whole data set."""
+        at = int(np.searchsorted(self._starts, record, "right")) - 1
+        return self._parts[at], self._parts[at].start + record - int(self._starts[at])
+
+    def _records(self, molecules: np.ndarray, path: Path) -> np.ndarray:
+        firsts = np.array([p.start for p in self._parts])
+        at = np.searchsorted(firsts, molecules, "right") - 1
+        ends = np.array([p.stop for p in self._parts])
+        missing = (at < 0) | (molecules >= ends[at])
+        if missing.any():
+            raise DatasetError(
+                f"{path}: {int(missing.sum())} of its {len(molecules)} molecules, the first number "
+                f"{molecules[missing][0]}, are in none of {', '.join(p.path.name for p in self._parts)}. Put the "
+                "missing SDF files there, or split without the official split.")
+        return self._starts[:-1][at] + molecules - firsts[at]
+
+    def _check_table(self) -> None:
+        needed = self._parts[-1].stop
+        if len(self._table) < needed:
+            raise DatasetError(f"{self._table.path}: has {len(self._table)} molecules, but {self._parts[-1].path.name} "
+                               f"ends at {needed}. The table is truncated or belongs to other files.")
+        # The electrons near the nuclei make up most of a total energy: the elements alone give its scale.
+        for record in range(min(10, len(self))):
+            part, molecule = self._locate(record)
+            numbers = _parse(part.block(molecule - part.start), f"{part.path.name}:{molecule}")[0]
+            energy = self._table.row(molecule)[1]["scf energy"] * self._energy
+            scale = -0.7687 * units.Hartree * float((numbers.astype(float) ** (7 / 3)).sum())
+            if len(numbers) and numbers.max() <= 18 and math.isfinite(energy) and not 0.3 < energy / scale < 2:
+                raise DatasetError(
+                    f"{part.path.name}:{molecule}: a total energy of {energy:.4g} eV does not fit these atoms (about "
+                    f"{0.7 * scale:.4g}): the table is in another unit, or in another order than the SDF files. See "
+                    "the option energy_unit.")
+
+    def _structure(self, block: bytes, molecule: int, record: int, source: str) -> Structure:
+        numbers, positions, charge, title = _parse(block, source)
+        cid, row = self._table.row(molecule)
+        named = re.fullmatch(r"(?:CID\D?)?0*(\d+)", title, re.IGNORECASE)
+        if named and cid and int(named[1]) != cid:
+            raise DatasetError(f"{source}: the SDF file has compound {named[1]}, but line {molecule + 2} of "
+                               f"{self._table.path.name} is compound {cid}: they are not in the same order")
+        homo, lumo, gap = row["homo"], row["lumo"], row["homolumogap"]
+        if abs(gap - (lumo - homo)) > _ROUNDING:
+            raise DatasetError(f"{source}: the gap is {gap}, but LUMO - HOMO is {lumo} - {homo}: the columns of "
+                               f"{self._table.path.name} are not what their names say")
+        dipole = np.array([row[f"dipole {x}"] for x in "xyz"]) * self._dipole
+        return Structure(
+            numbers=numbers, positions=positions, energy=row["scf energy"] * self._energy, charge=charge,
+            molecule=str(cid) if cid else f"molecule {molecule}", smiles=_smiles(block) if self._smiles else "",
+            record=record, source=source,
+            properties={"homo": homo * self._orbital, "lumo": lumo * self._orbital, "gap": gap * self._orbital,
+                        "dipole": dipole})
+
+
+class _Sdf:
+    """The records of an SDF file by their places, found as far as they are asked for."""
+
+    def __init__(self, path: Path, start: int, stop: int):
+        self.path, self.start, self.stop = path, start, stop
+        self._file = None
+        self._places = np.zeros(stop - start + 1, np.int64)
+        self._known = 0  # records whose end is known
+        self._scanned = 0
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def block(self, index: int) -> bytes:
+        """Record `index` of this file."""
+        if self._file is None or self._file.closed:
+            self._file = self.path.open("rb")
+        # The last record is only given out when nothing follows it.
+        while self._known <= index or (index == len(self) - 1 and self._scanned < self.path.stat().st_size):
+            self._scan()
+        first, last = (int(p) for p in self._places[index:index + 2])
+        self._file.seek(first)
+        return self._file.read(last - first)
+
+    def _scan(self) -> None:
+        """Find the ends of records in the next block of the file: lines that begin with $$$$."""
+        self._file.seek(self._scanned)
+        content = self._file.read(_BLOCK)
+        # Stop at the end of a line, so that no $$$$ is cut in two.
+        final = len(content) < _BLOCK
+        length = len(content) if final else content.rfind(b"\n") + 1
+        if not content or not length:
+            raise DatasetError(f"{self.path}: ends after {self._known} records, its name promises {len(self)}. It is "
+                               "truncated; download it again.")
+        at = content.find(b"$$$$", 0, length)
+        while at >= 0:
+            end = content.find(b"\n", at, length)
+            end = length if end < 0 else end + 1
+            if at == 0 or content[at - 1] == 10:
+                if self._known == len(self):
+                    raise DatasetError(f"{self.path}: has more than the {len(self)} records that its name promises")
+                self._known += 1
+                self._places[self._known] = self._scanned + end
+            at = content.find(b"$$$$", end, length)
+        rest = max(int(self._places[self._known]) - self._scanned, 0)
+        if final and content[rest:length].strip():
+            raise DatasetError(f"{self.path}: record {self.start + self._known} has no end ($$$$). The file is "
+                               "truncated; download it again.")
+        self._scanned += length
+
+
+class _Table:
+    """properties.csv by the places of its lines."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = path.open("rb")
+        header = self._file.readline().decode("utf-8", "replace")
+        self._columns = {name.strip().lower(): i for i, name in enumerate(next(csv.reader([header]), []))}
+        missing = [c for c in _COLUMNS if c not in self._columns]
+        if missing:
+            self._file.close()
+            raise DatasetError(f"{path}: has no column {missing[0]!r}; found {list(self._columns)}")
+        self._places = self._index()
+
+    def __len__(self) -> int:
+        return len(self._places) - 1
+
+    def close(self) -> None:
+        self._file.close()
+
+    def row(self, molecule: int) -> tuple[int, dict[str, float]]:
+        """Compound number (0 where there is none) and values by column, NaN where empty."""
+        first, last = (int(p) for p in self._places[molecule:molecule + 2])
+        self._file.seek(first)
+        line = self._file.read(last - first).decode("utf-8", "replace")
+        cells = next(csv.reader([line]), [])
+        try:
+            cid = cells[self._columns["cid"]] if "cid" in self._columns else ""
+            return int(float(cid or 0)), {c: float(cells[self._columns[c]] or math.nan) for c in _COLUMNS}
+        except (IndexError, ValueError) as error:
+            raise DatasetError(f"{self.path}: line {molecule + 2}: expected {len(self._columns)} numbers, found "
+                               f"{line.strip()[:200]!r}") from error
+
+    def _index(self) -> np.ndarray:
+        place = self._file.tell()
+        ends = [np.array([place], np.int64)]
+        last = b"\n"
+        while content := self._file.read(_BLOCK):
+            ends.append(np.flatnonzero(np.frombuffer(content, np.uint8) == 10) + place + 1)
+            place += len(content)
+            last = content[-1:]
+        places = np.concatenate(ends)
+        return places if last == b"\n" else np.append(places, place)
+
+
+def _sdf_files(folder: Path) -> dict[tuple[int, int], Path]:
+    if not folder.is_dir():
+        return {}
+    found = ((_FILE.fullmatch(p.name), p) for p in folder.glob("combined_mols_*.sdf"))
+    return {(int(m[1]), int(m[2])): p for m, p in found if m and int(m[2]) > int(m[1])}
+
+
+def _option(name: str, value: str, known: dict):
+    if value not in known:
+        raise ConfigError(unknown_name(f"option {name} of reader 'molecule3d'", value, list(known)))
+    return known[value]
+
+
+def _parse(block: bytes, source: str) -> tuple[np.ndarray, np.ndarray, int, str]:
+    """Numbers, positions in Å, total charge and title of a V2000 mol block."""
+    lines = block.decode("utf-8", "replace").splitlines()
+    version = lines[3][33:39].strip() if len(lines) > 3 else ""
+    if version != "V2000":
+        raise DatasetError(f"{source}: expected a V2000 mol block, found version {version!r} in line 4: "
+                           f"{lines[3][:60] if len(lines) > 3 else ''!r}")
+    try:
+        count = int(lines[3][:3])
+        atoms = lines[4:4 + count]
+        if len(atoms) < count:
+            raise ValueError(f"{count} atoms, but {len(lines)} lines")
+        positions = np.array([(line[:10], line[10:20], line[20:30]) for line in atoms], np.float64).reshape(-1, 3)
+        if not np.isfinite(positions).all():
+            raise ValueError("positions that are not finite")
+        symbols = [line[31:34].strip() for line in atoms]
+        numbers = np.array([_ISOTOPES.get(s) or atomic_numbers[s] for s in symbols], np.int32)
+        return numbers, positions, _charge(atoms, lines[4 + count:]), lines[0].strip()
+    except (ValueError, KeyError) as error:
+        raise DatasetError(f"{source}: the mol block is damaged ({type(error).__name__}: {error})") from error
+
+
+def _charge(atoms: list[str], others: list[str]) -> int:
+    """Sum of the formal charges. `M  CHG` lines replace the charge codes of the atom lines."""
+    charges = [line for line in others if line.startswith("M  CHG")]
+    if charges:
+        return sum(int(c) for line in charges for c in line[9:].split()[1::2])
+    return sum(_CHARGE_CODES.get(int(line[36:39].strip() or 0), 0) for line in atoms)
+
+
+def _smiles(block: bytes) -> str:
+    try:
+        from rdkit import Chem, RDLogger
+    except ImportError as error:
+        raise DatasetError("the option smiles needs RDKit: pip install 'mlip_jax[data]'") from error
+    RDLogger.DisableLog("rdApp.*")
+    molecule = Chem.MolFromMolBlock(block.decode("utf-8", "replace"), removeHs=True)
+    return "" if molecule is None else Chem.MolToSmiles(molecule)

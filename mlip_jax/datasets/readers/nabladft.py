@@ -1,0 +1,316 @@
+"""∇²DFT (nablaDFT): conformations of drug-like molecules in an ASE database, one row each.
+
+Layout (github.com/AIRI-Institute/nablaDFT; Khrabrov et al., arXiv 2406.14347, 2024), a row of a molecule with n atoms:
+
+    numbers, positions                             (n,), (n, 3)  Å
+    key_value_pairs  moses_id, conformation_id     integers: the molecule's number in MOSES, and its conformation's
+                     smiles                        without hydrogens
+                     iteration                     integer, only in the optimisation trajectories
+    data             energy                        (1,)    hartree, MINUS the energies of the isolated atoms
+                     forces                        (n, 3)  hartree/Å; true forces, not a gradient
+
+    metadata         _distance_unit, _property_unit_dict      "Ang", {"energy": "Hartree", "forces": "Hartree/Ang"}
+                     atomrefs                      {"energy": [hartree by atomic number]}; not in every file
+
+The structures get total energies: the atoms' are added back, from the file or, where it has none, the data set's
+constants below. A file of total energies is recognised (they are a hundred times larger) and left as it is.
+
+The release's `summary.csv` (unpacked, optional, beside the database) has further labels of each conformation, found by
+"MOSES id" and "CONFORMER id": "DFT TOTAL ENERGY", "DFT HOMO", "DFT LUMO", "DFT HOMO-LUMO GAP" in hartree and "DFT TOTAL
+DIPOLE" in debye (not stated there; judged by the size of such molecules' dipoles). Its dipole vectors are left out:
+nothing says that they are in the frame of the positions.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from ase import units
+from ase.data import atomic_numbers, chemical_symbols
+
+from mlip_jax.datasets import reader
+from mlip_jax.datasets.ase_database import AseDatabase, AseRow, is_ase_database
+from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.structure import Structure
+
+log = logging.getLogger(__name__)
+
+# Isolated atoms in hartree, ωB97X-D/def2-SVP (iodine: with its core potential), as the data set subtracts them.
+_ATOM_ENERGIES = {
+    "H": -0.5024932583661139, "C": -37.79809934247253, "N": -54.522414832380626, "O": -74.97667809850873,
+    "F": -99.61446950401614, "P": -341.13941895023964, "S": -397.9719278356063, "Cl": -459.98864965660516,
+    "Br": -2573.8571719614743, "I": -297.7564286148722}
+_KEYS = {"moses_id", "conformation_id"}
+_SUMMARY = {"homo": ("DFT HOMO", units.Hartree), "lumo": ("DFT LUMO", units.Hartree),
+            "gap": ("DFT HOMO-LUMO GAP", units.Hartree), "dipole_moment": ("DFT TOTAL DIPOLE", units.Debye)}
+_TOTAL = "DFT TOTAL ENERGY"
+_SAME_ENERGY = 1e-3  # hartree; the summary is rounded, another conformation differs by more
+
+
+class Reader(reader.Reader):
+    """∇²DFT's energy databases. A record is a row: one conformation.
+
+    Args:
+      path: An ASE database.
+      summary: "auto" reads `summary.csv` beside the database where there is one, "" reads none, else a path. Opening
+        it goes once through the whole table.
+    """
+
+    LEVEL_OF_THEORY = "ωB97X-D/def2-SVP"
+    UNITS = {"positions": "Å", "energy": "hartree, less the isolated atoms", "forces": "hartree/Å",
+             "homo, lumo, gap": "hartree", "dipole_moment": "debye"}
+
+    def __init__(self, path: str | Path, summary: str = "auto"):
+        super().__init__(path)
+        self._database = AseDatabase(self.path)
+        try:
+            self._open(summary)
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _open(self, summary: str) -> None:
+        first = next(self._database.rows(range(min(1, len(self._database)))), None)
+        if first is None:
+            raise DatasetError(f"{self.path}: the database holds no rows")
+        _check_layout(first, f"{self.path.name}:{first.id}")
+        _check_units(self._database.metadata, self.path)
+        self._atoms = _atom_energies(self._database.metadata, self.path)
+        self.atom_energies = {chemical_symbols[z]: float(e) * units.Hartree
+                              for z, e in enumerate(self._atoms) if np.isfinite(e)}
+        self._subtracted = self._is_subtracted(first, f"{self.path.name}:{first.id}")
+        self._summary_path = self._find_summary(summary)
+        self._summary: _Summary | None = None
+
+    @classmethod
+    def matches(cls, path: Path) -> bool:
+        if not is_ase_database(path):
+            return False
+        try:
+            with AseDatabase(path) as database:
+                return all(_KEYS <= row.key_value_pairs.keys() for row in database.rows(range(min(1, len(database))))
+                           ) and len(database) > 0
+        except (DatasetError, OSError):
+            return False
+
+    def __len__(self) -> int:
+        return len(self._database)
+
+    def close(self) -> None:
+        self._database.close()
+        if self._summary is not None:
+            self._summary.close()
+
+    def files(self) -> list[Path]:
+        return [self.path, *([self._summary_path] if self._summary_path else [])]
+
+    def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
+        """A row without energy gives NaN; one that the summary lacks gives NaN for orbital energies."""
+        if self._summary_path and self._summary is None:
+            self._summary = _Summary(self._summary_path)
+        for record, row in zip(records, self._database.rows(records)):
+            report.records += 1
+            source = f"{self.path.name}:{row.id}"
+            _check_layout(row, source)
+            if not np.isfinite(row.positions).all():
+                report.skip("positions not finite", source)
+                continue
+            report.structures += 1
+            yield self._structure(row, record, source)
+
+    def _structure(self, row: AseRow, record: int, source: str) -> Structure:
+        energy = self._total_energy(row, source)
+        smiles = str(row.key_value_pairs.get("smiles", ""))
+        properties = {}
+        if self._summary is not None:
+            properties = self._summary.labels(row, energy, source)
+        return Structure(
+            numbers=row.numbers, positions=row.positions, energy=energy * units.Hartree,
+            forces=_forces(row, source), molecule=smiles or f"moses {row.key_value_pairs['moses_id']}", smiles=smiles,
+            record=record, source=source, properties=properties)
+
+    def _total_energy(self, row: AseRow, source: str) -> float:
+        """Hartree."""
+        stored = _energy(row, source)
+        if math.isnan(stored):
+            return stored
+        subtracted = self._is_subtracted(row, source)
+        if subtracted != self._subtracted:
+            raise DatasetError(
+                f"{source}: the energy {stored} hartree is {'without' if subtracted else 'with'} the isolated atoms, "
+                "unlike the first row's. Is this a mixture of files?")
+        return stored + (self._sum_of_atoms(row, source) if subtracted else 0.0)
+
+    def _is_subtracted(self, row: AseRow, source: str) -> bool:
+        stored, atoms = _energy(row, source), self._sum_of_atoms(row, source)
+        if math.isnan(stored) or abs(stored) < 0.3 * abs(atoms):  # what binds a molecule is 0.1 to 2 % of its energy
+            return True
+        if abs(stored / atoms - 1) < 0.3:
+            return False
+        raise DatasetError(
+            f"{source}: an energy of {stored} is neither the total energy of these atoms in hartree (about "
+            f"{atoms:.1f}) nor that less the isolated atoms. Is it in another unit?")
+
+    def _sum_of_atoms(self, row: AseRow, source: str) -> float:
+        known = row.numbers < len(self._atoms)
+        energies = self._atoms[np.where(known, row.numbers, 0)]
+        missing = row.numbers[~known | ~np.isfinite(energies)]
+        if len(missing):
+            raise DatasetError(f"{source}: the energy of an isolated {chemical_symbols[missing[0]]} atom is not known, "
+                               f"so there is no total energy; known: {', '.join(self.atom_energies)}")
+        return float(energies.sum())
+
+    def _find_summary(self, summary: str) -> Path | None:
+        if summary == "auto":
+            beside = self.path.parent / "summary.csv"
+            if not beside.is_file() and beside.with_name("summary.csv.gz").is_file():
+                log.warning("%s.gz is not used; unpack it for orbital energies", beside)
+            return beside if beside.is_file() else None
+        if not summary:
+            return None
+        if not Path(summary).is_file() or summary.endswith(".gz"):
+            raise DatasetError(f"{summary}: no such unpacked table. Give summary.csv of the release as the option "
+                               "summary (after gzip -d), or summary='' for none.")
+        return Path(summary)
+
+
+class _Summary:
+    """The release's table of all conformations (gigabytes). In memory are only the keys and places of its lines."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = path.open("rb")
+        try:
+            self._columns = self._header()
+            keys, places = self._index()
+        except BaseException:
+            self._file.close()
+            raise
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._places = keys[order], places[order]
+        twice = np.flatnonzero(self._keys[1:] == self._keys[:-1])
+        if len(twice):
+            key = int(self._keys[twice[0]])
+            self._file.close()
+            raise DatasetError(f"{path}: MOSES id {key >> 32}, CONFORMER id {key & 0xffffffff} stands there twice")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def labels(self, row: AseRow, energy: float, source: str) -> dict[str, float]:
+        """Orbital energies in eV and dipole in e·Å, NaN for a row that the table lacks; `energy` is in hartree."""
+        moses, conformation = (int(row.key_value_pairs[k]) for k in ("moses_id", "conformation_id"))
+        at = np.searchsorted(self._keys, _key(moses, conformation))
+        # A step of an optimisation has its own orbitals; the table knows only the conformation it began or ended with.
+        if at == len(self._keys) or self._keys[at] != _key(moses, conformation) or "iteration" in row.key_value_pairs:
+            return dict.fromkeys(_SUMMARY, math.nan)
+        self._file.seek(int(self._places[at]))
+        values = next(csv.reader([self._file.readline().decode("utf-8", "replace")]))
+        total = self._number(values, _TOTAL, source)
+        if abs(total - energy) > _SAME_ENERGY:
+            raise DatasetError(
+                f"{source}: the total energy is {energy:.6f} hartree, but {self.path.name} says {total:.6f} for MOSES "
+                f"id {moses}, CONFORMER id {conformation}. The table belongs to another release; give the right one, "
+                "or summary='' for none.")
+        return {name: self._number(values, column, source) * unit for name, (column, unit) in _SUMMARY.items()}
+
+    def _header(self) -> dict[str, int]:
+        header = next(csv.reader([self._file.readline().decode("utf-8", "replace")]), [])
+        columns = {name.strip(): i for i, name in enumerate(header)}
+        missing = [c for c in ("MOSES id", "CONFORMER id", _TOTAL, *(c for c, _ in _SUMMARY.values()))
+                   if c not in columns]
+        if missing:
+            raise DatasetError(f"{self.path}: has no column {missing[0]!r}; found {header[:30]}. Is this the table "
+                               "summary.csv of ∇²DFT?")
+        return columns
+
+    def _index(self) -> tuple[np.ndarray, np.ndarray]:
+        first, second = self._columns["MOSES id"], self._columns["CONFORMER id"]
+        needed, place, number = max(first, second) + 1, self._file.tell(), 1
+        keys, places, parts = [], [], []
+        for line in self._file:
+            number += 1
+            if line.strip():
+                cells = line.split(b",", needed)
+                try:
+                    keys.append(_key(int(cells[first]), int(cells[second])))
+                except (IndexError, ValueError) as error:
+                    raise DatasetError(f"{self.path}: line {number}: expected the numbers of a molecule and of a "
+                                       f"conformation, found {line[:60]!r}") from error
+                places.append(place)
+            place += len(line)
+            if len(keys) == 1_000_000:
+                parts.append((np.array(keys, np.int64), np.array(places, np.int64)))
+                keys, places = [], []
+        parts.append((np.array(keys, np.int64), np.array(places, np.int64)))
+        return tuple(np.concatenate(p) for p in zip(*parts))
+
+    def _number(self, values: list[str], column: str, source: str) -> float:
+        try:
+            text = values[self._columns[column]].strip()
+            return float(text) if text else math.nan
+        except (IndexError, ValueError) as error:
+            raise DatasetError(f"{self.path}: the line of {source} has no number for {column!r}: {values}") from error
+
+
+def _key(moses: int, conformation: int) -> int:
+    return moses << 32 | conformation
+
+
+def _check_layout(row: AseRow, source: str) -> None:
+    if not row.key_value_pairs.keys() >= _KEYS or "energy" not in row.data:
+        raise DatasetError(
+            f"{source}: expected 'moses_id' and 'conformation_id' with 'energy', as ∇²DFT has them; found keys "
+            f"{sorted(row.key_value_pairs)} and data {sorted(row.data)}. Other ASE databases are read with "
+            "config.data.reader: ase.")
+
+
+def _check_units(metadata: dict, path: Path) -> None:
+    stored = {"distance": metadata.get("_distance_unit", "Ang"), "energy": "Hartree", "forces": "Hartree/Ang"}
+    stored |= {k: v for k, v in (metadata.get("_property_unit_dict") or {}).items() if k in stored}
+    for name, unit in {"distance": "Ang", "energy": "Hartree", "forces": "Hartree/Ang"}.items():
+        if str(stored[name]).lower() != unit.lower():
+            raise DatasetError(f"{path}: {name} is in {stored[name]!r}, expected {unit!r}")
+
+
+def _atom_energies(metadata: dict, path: Path) -> np.ndarray:
+    """Hartree by atomic number, NaN for elements without."""
+    refs = (metadata.get("atomrefs") or {}).get("energy")
+    if refs is None:
+        refs = np.zeros(119)
+        for symbol, energy in _ATOM_ENERGIES.items():
+            refs[atomic_numbers[symbol]] = energy
+    refs = np.asarray(refs, np.float64)
+    if refs.ndim == 2 and refs.shape[1] == 1:
+        refs = refs[:, 0]
+    if refs.ndim != 1 or len(refs) > 119:
+        raise DatasetError(f"{path}: atomrefs have shape {refs.shape}, expected one number by atomic number")
+    return np.where(refs == 0, np.nan, refs)
+
+
+def _energy(row: AseRow, source: str) -> float:
+    values = _numbers(row, "energy", source).ravel()
+    if len(values) != 1:
+        raise DatasetError(f"{source}: energy has {len(values)} values, expected 1")
+    return float(values[0])
+
+
+def _forces(row: AseRow, source: str) -> np.ndarray:
+    if row.data.get("forces") is None:
+        return np.full(row.positions.shape, np.nan)
+    forces = _numbers(row, "forces", source)
+    if forces.shape != row.positions.shape:
+        raise DatasetError(f"{source}: forces have shape {forces.shape}, expected {row.positions.shape}")
+    return forces * units.Hartree
+
+
+def _numbers(row: AseRow, name: str, source: str) -> np.ndarray:
+    try:
+        return np.asarray(row.data[name], np.float64)
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"{source}: {name} holds no numbers ({error}); the row is damaged") from error

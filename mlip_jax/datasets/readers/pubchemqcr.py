@@ -1,0 +1,350 @@
+"""PubChemQCR and PubChemQCR-S: relaxation trajectories of PubChem's molecules, one LMDB file.
+
+Layout (huggingface.co/datasets/divelab/PubChemQCR, its database.md; Fu et al., arXiv:2506.23008):
+
+    key     CID (PubChem's number of the compound) as 9 digits: b"000015111"
+    value   gzip-compressed pickle of {"pm3": [...], "hf": [...], "DFT_1st": [...], "DFT_2nd": [...]}: the stages of
+            one relaxation, each a list of snapshots in the order of the steps, an empty list, or None
+
+and a snapshot is
+
+    coordinates  [{"atom": "C", "charge": 6.0, "x": ..., "y": ..., "z": ...}, ...]  Å; charge: of the nucleus
+    energy       hartree
+    gradient     [{"atom": "C", "charge": 6.0, "dx": ..., "dy": ..., "dz": ...}, ...]  hartree/bohr: a GRADIENT
+
+Steps from SMASH have no "charge"; those from GAMESS may have symbols in capitals ("CL"). The last snapshot of a stage
+and the first of the next have the same positions, at two levels of theory. The DFT stages are B3LYP/6-31G*
+(PubChemQC: Nakata and Shimazaki, J. Chem. Inf. Model. 57, 1300, 2017).
+
+A file summary.csv beside the LMDB may have the columns cid, smiles, homo_ev, lumo_ev, gap_ev and dipole_e_bohr. Such
+properties are those of the last snapshot of DFT_1st, and are NaN for all others.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from ase import units
+
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets import reader, safe_pickle
+from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.datasets.readers.spice import charge_from_smiles
+from mlip_jax.structure import Structure
+
+STAGES = {"pm3": "PM3", "hf": "HF", "DFT_1st": "B3LYP/6-31G*", "DFT_2nd": "B3LYP/6-31G*"}
+_COLUMNS = {"homo_ev": ("homo", 1.0), "lumo_ev": ("lumo", 1.0), "gap_ev": ("gap", 1.0),
+            "dipole_e_bohr": ("dipole_moment", units.Bohr)}
+_SUMMARY_STAGE = "DFT_1st"
+_MAX_RECORD = 2 ** 30  # bytes when decompressed; the longest trajectories take some megabytes
+
+
+class Reader(reader.Reader):
+    """PubChemQCR files. A record is a molecule with its stages.
+
+    Args:
+      stages: Those to read; each is a structure's `subset`. `conformer` counts the snapshots of these stages through,
+        before any are left out.
+      stride: Of each stage take every n-th snapshot, from the first on, and always the last.
+      max_snapshots: At most so many of a stage, evenly spaced from its first to its last; 1: only the last.
+      summary: Path of the table of SMILES and properties; "auto": summary.csv beside the file where there is one;
+        "": none.
+      level_of_theory: Of the labels; the file does not say. "": as published.
+    """
+
+    LEVEL_OF_THEORY = STAGES["DFT_1st"]
+    UNITS = {"positions": "Å", "energy": "hartree", "forces": "hartree/bohr, gradient"}
+
+    def __init__(self, path: str | Path, stages: Sequence[str] = ("DFT_1st",), stride: int = 1,
+                 max_snapshots: int | None = None, summary: str = "auto", level_of_theory: str = ""):
+        super().__init__(path)
+        self._stages = (stages,) if isinstance(stages, str) else tuple(stages)
+        unknown = [s for s in self._stages if s not in STAGES]
+        if unknown or not self._stages or len(set(self._stages)) < len(self._stages):
+            raise ConfigError(f"stages must be some of {', '.join(STAGES)}; received {self._stages}")
+        if stride < 1 or (max_snapshots is not None and max_snapshots < 1):
+            raise ConfigError(f"stride and max_snapshots must be 1 or more; received {stride} and {max_snapshots}")
+        self._stride, self._max_snapshots = int(stride), max_snapshots
+        self.level_of_theory = level_of_theory or ", ".join(dict.fromkeys(STAGES[s] for s in self._stages))
+        self._summary_path = _find_summary(self.path, summary)
+        self._summary, self._names = _read_summary(self._summary_path) if self._summary_path else ({}, ())
+        self._environment = _Environment(self.path)
+        self._length = self._environment.handle.stat()["entries"]
+        if not self._length:
+            self.close()
+            raise DatasetError(f"{self.path}: the file holds no trajectories")
+        self._keys: np.ndarray | None = None
+
+    @classmethod
+    def matches(cls, path: Path) -> bool:
+        try:
+            if _page_size(path) is None:
+                return False
+            environment = _Environment(path)
+        except (_Truncated, ImportError):
+            return True  # opening it then says what to do
+        except (DatasetError, OSError):
+            return False
+        try:
+            with environment.handle.begin() as transaction, transaction.cursor() as cursor:
+                return cursor.first() and cursor.key().isdigit() and cursor.value()[:2] == b"\x1f\x8b"
+        except Exception:  # lmdb.Error, from a package that may be missing
+            return False
+        finally:
+            environment.close()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def files(self) -> list[Path]:
+        return [self.path] + ([self._summary_path] if self._summary_path else [])
+
+    def close(self) -> None:
+        self._environment.close()
+
+    def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
+        """Stages without snapshots are skipped, one count each, and so are snapshots with positions not finite."""
+        for record in records:
+            report.records += 1
+            key = self._key(record)
+            source = f"{self.path.name}:{key.decode('latin-1')}"
+            stages = _unpack(self._environment.get(key, source), source)
+            yield from self._read_stages(stages, _cid(key, source), source, record, report)
+
+    def _key(self, record: int) -> bytes:
+        if self._keys is None:
+            self._keys = self._environment.keys(self._length)
+        return bytes(self._keys[record])
+
+    def _read_stages(self, stages, cid, source, record, report) -> Iterator[Structure]:
+        smiles, *final = self._summary.get(cid, ("", *(np.nan for _ in self._names)))
+        unknown = dict.fromkeys(self._names, float("nan"))
+        begin = 0
+        for stage in self._stages:
+            snapshots = stages.get(stage)
+            if not isinstance(snapshots, list | None):
+                raise DatasetError(f"{source}: stage {stage} is {type(snapshots).__name__}, expected a list of "
+                                   "snapshots or None")
+            if not snapshots:
+                report.skip(f"no snapshots of {stage}", source)
+                continue
+            for step in self._chosen(len(snapshots)):
+                where = f"{source}/{stage}#{step}"
+                numbers, positions, energy, forces = _read_snapshot(snapshots[step], where)
+                if not np.isfinite(positions).all():
+                    report.skip("positions not finite", where)
+                    continue
+                is_final = stage == _SUMMARY_STAGE and step == len(snapshots) - 1
+                report.structures += 1
+                yield Structure(
+                    numbers=numbers, positions=positions, energy=energy, forces=forces, molecule=str(cid),
+                    charge=float(charge_from_smiles(smiles)), smiles=smiles, conformer=begin + step, record=record,
+                    subset=stage, source=source, properties=dict(zip(self._names, final)) if is_final else unknown)
+            begin += len(snapshots)
+
+    def _chosen(self, count: int) -> list[int]:
+        steps = list(range(0, count, self._stride))
+        if steps[-1] != count - 1:
+            steps.append(count - 1)
+        if self._max_snapshots == 1:
+            return steps[-1:]
+        if self._max_snapshots is not None and len(steps) > self._max_snapshots:
+            steps = [steps[i] for i in np.linspace(0, len(steps) - 1, self._max_snapshots).round().astype(int)]
+        return steps
+
+
+# --- The LMDB file ---
+
+class _Environment:
+    """An LMDB file open for reading.
+
+    LMDB opens a file only once in a process: readers of one file share the handle, and the last one closes it.
+    """
+
+    _open: dict[tuple, list] = {}
+
+    def __init__(self, path: Path):
+        self.path = path
+        _check_header(path)
+        stat = path.stat()
+        self._key = (os.path.realpath(path), stat.st_ino, stat.st_mtime_ns)
+        if self._key not in self._open:
+            self._open[self._key] = [_open_lmdb(path), 0]
+        self._open[self._key][1] += 1
+        self.handle = self._open[self._key][0]
+
+    def close(self) -> None:
+        """Let go; again does nothing."""
+        if self.handle is not None:
+            self.handle = None
+            shared = self._open[self._key]
+            shared[1] -= 1
+            if not shared[1]:
+                del self._open[self._key]
+                shared[0].close()
+
+    def __del__(self):
+        if getattr(self, "handle", None) is not None:
+            self.close()
+
+    def keys(self, count: int) -> np.ndarray:
+        """All keys in order, as one array of fixed width: 3.5 million take 56 MB."""
+        import lmdb
+        try:
+            with self._handle().begin() as transaction, transaction.cursor() as cursor:
+                return np.fromiter(cursor.iternext(keys=True, values=False), "S16", count)
+        except (lmdb.Error, ValueError) as error:
+            raise DatasetError(f"{self.path}: the list of keys cannot be read ({error}); the file is damaged. "
+                               "Download or make it again.") from error
+
+    def get(self, key: bytes, source: str) -> bytes:
+        import lmdb
+        try:
+            with self._handle().begin() as transaction:
+                value = transaction.get(key)
+        except lmdb.Error as error:
+            raise DatasetError(f"{source}: the record cannot be read ({error}); the file is damaged. Download or make "
+                               "it again.") from error
+        if value is None:
+            raise DatasetError(f"{source}: no record has this key; keys are expected to be CIDs of 9 digits")
+        return value
+
+    def _handle(self):
+        if self.handle is None:
+            raise DatasetError(f"{self.path}: the reader is closed")
+        return self.handle
+
+
+def _page_size(path: Path) -> int | None:
+    """That the first page of an LMDB file states; None for other files."""
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        head = file.read(44)
+    # A page's header of 16 bytes; the magic number, the version, an address, the size of the map; the page size.
+    if len(head) < 44 or struct.unpack_from("=I", head, 16)[0] != 0xBEEFC0DE:
+        return None
+    size = struct.unpack_from("=I", head, 40)[0]
+    return size if 256 <= size <= 65536 else None
+
+
+def _check_header(path: Path) -> None:
+    """LMDB maps files into memory: beyond the end of a truncated one the process dies instead of raising."""
+    page = _page_size(path)
+    if page is None:
+        what = "a folder" if path.is_dir() else f"{path.stat().st_size} bytes of something else"
+        raise DatasetError(f"{path}: not an LMDB file; found {what}, expected a single file (LMDB's subdir=False)")
+    if path.stat().st_size < 2 * page:
+        raise _Truncated(path, 2 * page)
+
+
+def _open_lmdb(path: Path):
+    try:
+        import lmdb
+    except ImportError as error:
+        raise ImportError("LMDB files need the package lmdb: pip install 'mlip_jax[data]'") from error
+    try:
+        environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, create=False, readahead=False)
+    except lmdb.Error as error:
+        raise DatasetError(f"{path}: cannot be opened as LMDB ({error}). It is damaged or not an LMDB file; download "
+                           "or make it again.") from error
+    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if path.stat().st_size < needed:
+        environment.close()
+        raise _Truncated(path, needed)
+    return environment
+
+
+class _Truncated(DatasetError):
+    def __init__(self, path: Path, needed: int):
+        super().__init__(f"{path}: truncated: {path.stat().st_size} bytes, where its header tells of {needed}. "
+                         "Download or make it again.")
+
+
+# --- A record ---
+
+def _cid(key: bytes, source: str) -> int:
+    if not key.isdigit():
+        raise DatasetError(f"{source}: the key is not a number; expected a CID, as PubChemQCR has it")
+    return int(key)
+
+
+def _unpack(value: bytes, source: str) -> dict:
+    """The stages of a record."""
+    decompressor = zlib.decompressobj(wbits=31)
+    try:
+        data = decompressor.decompress(value, _MAX_RECORD)
+    except zlib.error as error:
+        raise DatasetError(f"{source}: the record is not gzip or is damaged ({error}). Is this a PubChemQCR "
+                           "file?") from error
+    if not decompressor.eof:
+        raise DatasetError(f"{source}: the record is truncated, or has more than {_MAX_RECORD} bytes when decompressed")
+    stages = safe_pickle.loads(data, allowed={}, source=source)
+    if not isinstance(stages, dict) or not set(stages) & set(STAGES):
+        raise DatasetError(f"{source}: expected a dict with {', '.join(STAGES)}; found "
+                           f"{sorted(map(str, stages)) if isinstance(stages, dict) else type(stages).__name__}")
+    return stages
+
+
+def _read_snapshot(snapshot, source) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+    """Numbers, positions, energy and forces; NaN for an energy or a gradient that is missing."""
+    try:
+        numbers, positions = _columns(snapshot["coordinates"], "x", "y", "z", source=source)
+        energy = snapshot.get("energy")
+        energy = float("nan") if energy is None else float(energy) * units.Hartree
+        if not snapshot.get("gradient"):
+            return numbers, positions, energy, np.full_like(positions, np.nan)
+        of_gradient, gradient = _columns(snapshot["gradient"], "dx", "dy", "dz", source=source)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(f"{source}: not a snapshot with coordinates (atom, x, y, z), energy and gradient "
+                           f"(atom, dx, dy, dz): {type(error).__name__}: {error}") from error
+    if not np.array_equal(numbers, of_gradient):
+        raise DatasetError(f"{source}: the atoms of coordinates and of gradient differ: {numbers.tolist()} and "
+                           f"{of_gradient.tolist()}; expected the same atoms in the same order")
+    return numbers, positions, energy, -gradient * (units.Hartree / units.Bohr)
+
+
+def _columns(atoms, *names, source) -> tuple[np.ndarray, np.ndarray]:
+    numbers = reader.symbols_to_numbers((a["atom"] for a in atoms), source)
+    values = np.array([[a[name] for name in names] for a in atoms], np.float64)
+    if not len(numbers) or not numbers.all():
+        raise DatasetError(f"{source}: a snapshot of {len(numbers)} atoms, {int((numbers == 0).sum())} of them "
+                           "without a nucleus")
+    return numbers, values
+
+
+# --- summary.csv ---
+
+def _find_summary(path: Path, summary: str) -> Path | None:
+    if summary == "auto":
+        beside = path.parent / "summary.csv"
+        return beside if beside.is_file() else None
+    if summary and not Path(summary).is_file():
+        raise DatasetError(f"{summary}: no such file. Give the path of the table as option summary, or '' for none.")
+    return Path(summary) if summary else None
+
+
+def _read_summary(path: Path) -> tuple[dict[int, tuple], tuple[str, ...]]:
+    """(SMILES, properties ...) by CID, and the names of the properties."""
+    with open(path, newline="", encoding="utf-8") as file:
+        table = csv.DictReader(file)
+        if "cid" not in (table.fieldnames or ()):
+            raise DatasetError(f"{path}: expected a table with the column cid; found {table.fieldnames}. Give another "
+                               "path as option summary, or '' for none.")
+        columns = [c for c in _COLUMNS if c in table.fieldnames]
+        rows = {}
+        try:
+            for row in table:
+                rows[int(row["cid"])] = (row.get("smiles") or "", *(
+                    float(row[c] or "nan") * _COLUMNS[c][1] for c in columns))
+        except (ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
+            raise DatasetError(f"{path}: line {table.line_num}: {error}") from error
+    return rows, tuple(_COLUMNS[c][0] for c in columns)

@@ -1,0 +1,323 @@
+"""QM7-X: about 4.2 million equilibrium and displaced structures of molecules with up to seven heavy atoms.
+
+Layout (Hoja et al., Sci. Data 8, 43, 2021; Zenodo 4288677), files 1000.hdf5 to 8000.hdf5. A group for each molecule, by
+its number ("1"), holds a group for each structure, "Geom-m1-i1-c1-opt": m counts the SMILES strings, i the
+stereoisomers of it, c their conformers; "opt" is the minimum, "d1" to "d100" (or "1" to "100") are displaced from it.
+Of n atoms:
+
+    atNUM, atXYZ            (n,), (n, 3)  atomic numbers; Å
+    ePBE0+MBD               (1,)    eV, total energy; ePBE0 and eMBD are its parts
+    totFOR                  (n, 3)  eV/Å, forces; pbe0FOR and vdwFOR are their parts
+    eH, eL, HLgap           (1,)    eV
+    vDIP, DIP               (3,), (1,)  e·Å
+    mPOL                    (1,)    bohr³
+    hCHG, hVOL, hRAT        (n,) or (n, 1)  Hirshfeld charges (e), volumes (bohr³), ratios to the free atom
+    atPOL                   (n,) or (n, 1)  bohr³
+
+and about twenty more that are not read. DupMols.dat, published with the files, lists duplicate structures.
+
+The smaller form used by mlff is one .npz file: R (m, N, 3) Å, z (m, N), E (m, 1) eV total energy and F (m, N, 3) eV/Å,
+padded with z = 0 to the largest molecule. It does not name its molecules.
+
+The identity of a molecule is its m: stereoisomers share it, because enantiomers have equal energies and would otherwise
+fall into both training and test set. In the .npz form only the formula is known, and is the identity.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+from ase import units
+from ase.data import chemical_symbols
+
+from mlip_jax.datasets import npz, reader
+from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.structure import Structure
+
+# PBE0, eV; as published in the data set's own script.
+_ATOM_ENERGIES = {1: -13.641404161, 6: -1027.592489146, 7: -1484.274819088, 8: -2039.734879322, 16: -10828.707468187,
+                  17: -12516.444619523}
+_BINDING = (-9.0, -0.5)  # eV per atom; that of QM7-X lies between -6 and -3
+_PROPERTIES = {"homo": ("eH", 1.0), "lumo": ("eL", 1.0), "gap": ("HLgap", 1.0), "dipole_moment": ("DIP", 1.0),
+               "polarizability": ("mPOL", units.Bohr ** 3), "dispersion_energy": ("eMBD", 1.0)}
+_ATOM_PROPERTIES = {"hirshfeld_charges": ("hCHG", 1.0), "hirshfeld_volumes": ("hVOL", units.Bohr ** 3),
+                    "hirshfeld_ratios": ("hRAT", 1.0), "atomic_polarizabilities": ("atPOL", units.Bohr ** 3)}
+_BLOCK = 512  # rows of an .npz file read at once
+
+
+class Reader(reader.Reader):
+    """QM7-X files. A record is a molecule with all its structures; in an .npz file, a row.
+
+    Args:
+      path: A file, or a folder with several of the HDF5 files.
+      properties: Whether to read the labels besides energies and forces (five times as many arrays).
+      duplicates: DupMols.dat: structures that it lists, and those displaced from them, are skipped.
+    """
+
+    LEVEL_OF_THEORY = "PBE0+MBD/tight"
+    UNITS = {"positions": "Å", "energy": "eV", "forces": "eV/Å", "polarizability": "bohr³",
+             "hirshfeld_volumes": "bohr³"}
+
+    def __init__(self, path: str | Path, properties: bool = True, duplicates: str | Path | None = None):
+        super().__init__(path)
+        self.atom_energies = {chemical_symbols[z]: e for z, e in _ATOM_ENERGIES.items()}
+        self.notes: list[str] = []
+        self._properties = properties
+        self._duplicates = Path(duplicates) if duplicates else None
+        duplicate = _duplicates(self._duplicates)
+        if self.path.suffix == ".npz":
+            self._source = _Padded(self.path)
+            self.notes.append(f"{self.path.name} does not name its molecules: structures of one formula count as one "
+                              "molecule")
+        else:
+            self._source = _Groups(_hdf5_files(self.path), properties, duplicate)
+
+    @classmethod
+    def matches(cls, path: Path) -> bool:
+        try:
+            if path.is_dir():
+                files = sorted(path.glob("*.hdf5"))
+                return bool(files) and _is_qm7x(files[0])
+            if path.suffix == ".npz":
+                return _is_padded(path)
+            return _is_qm7x(path)
+        except OSError:
+            return False
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def close(self) -> None:
+        self._source.close()
+
+    def files(self) -> list[Path]:
+        return [*self._source.paths, *([self._duplicates] if self._duplicates else [])]
+
+    def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
+        """Structures with positions that are not finite, and listed duplicates, are skipped."""
+        return self._source.read(records, report)
+
+
+class _Groups:
+    """The HDF5 files, one after the other."""
+
+    def __init__(self, paths: list[Path], properties: bool, duplicates: set[str]):
+        self.paths, self._properties, self._duplicates = paths, properties, duplicates
+        self._files = []
+        try:
+            for path in paths:
+                self._files.append(reader.open_hdf5(path))
+            self._names = [(f, name) for f, file in enumerate(self._files) for name in _in_order(file)]
+        except BaseException:
+            self.close()
+            raise
+        if not self._names:
+            self.close()
+            raise DatasetError(f"{paths[0]}: the file holds no molecules")
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+    def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
+        for record in records:
+            file, name = self._names[record]
+            source = f"{self.paths[file].name}:{name}"
+            report.records += 1
+            try:
+                yield from self._molecule(self._files[file], name, source, record, report)
+            except (OSError, KeyError, RuntimeError) as error:
+                raise DatasetError(f"{source}: the record cannot be read ({error}); the file is damaged. "
+                                   "Download or make it again.") from error
+
+    def _molecule(self, file, name, source, record, report) -> Iterator[Structure]:
+        group = file[name]
+        found = _in_order(group) if isinstance(group, h5py.Group) else type(group).__name__
+        if not isinstance(group, h5py.Group) or not all(isinstance(group[k], h5py.Group) for k in found[:1]):
+            raise DatasetError(f"{source}: expected a group of structures, as QM7-X has it; found {found}. Is this a "
+                               "QM7-X file?")
+        for c, key in enumerate(found):
+            place = f"{source}/{key}"
+            if _minimum(key) in self._duplicates:
+                report.skip("duplicate", place)
+                continue
+            structure = self._structure(group[key], key, name, place)
+            if not np.isfinite(structure["positions"]).all():
+                report.skip("positions not finite", place)
+                continue
+            report.structures += 1
+            yield Structure(**structure, conformer=c, record=record, source=place)
+
+    def _structure(self, group, key, name, source) -> dict:
+        for field in ("atNUM", "atXYZ", "ePBE0+MBD"):
+            if field not in group:
+                raise DatasetError(f"{source}: expected {field!r}, as QM7-X has it; found {sorted(group)}")
+        numbers = np.asarray(group["atNUM"][()], np.int32).reshape(-1)
+        n = len(numbers)
+        energy = float(_values(group, "ePBE0+MBD", (), source))
+        _check_energy(energy, numbers, source)
+        properties, atom_properties = {}, {}
+        if self._properties:
+            properties = {k: float(_values(group, field, (), source)) * unit
+                          for k, (field, unit) in _PROPERTIES.items()}
+            properties["dipole"] = _values(group, "vDIP", (3,), source)
+            atom_properties = {k: _values(group, field, (n,), source) * unit
+                               for k, (field, unit) in _ATOM_PROPERTIES.items()}
+        return dict(
+            numbers=numbers, positions=_values(group, "atXYZ", (n, 3), source),
+            energy=energy, forces=_values(group, "totFOR", (n, 3), source),
+            molecule=f"m{name}", subset="equilibrium" if key.endswith("-opt") else "displaced",
+            properties=properties, atom_properties=atom_properties)
+
+
+class _Padded:
+    """The zero-padded .npz file."""
+
+    def __init__(self, path: Path):
+        self.paths = [path]
+        self._file = npz.NpzFile(path)
+        try:
+            self._check()
+        except DatasetError:
+            self.close()
+            raise
+
+    def __len__(self) -> int:
+        return self._file.members["R"].shape[0]
+
+    def close(self) -> None:
+        self._file.close()
+
+    def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
+        for at in range(0, len(records), _BLOCK):
+            block = records[at:at + _BLOCK]
+            start, stop = block[0], block[-1] + 1
+            z, R, E, F = (self._file.rows(k, start, stop) for k in "zREF")
+            for record in block:
+                i = record - start
+                report.records += 1
+                structure = self._structure(record, z[i], R[i], E[i], F[i])
+                if not np.isfinite(structure.positions).all():
+                    report.skip("positions not finite", structure.source)
+                    continue
+                report.structures += 1
+                yield structure
+
+    def _structure(self, record, z, R, E, F) -> Structure:
+        real = z > 0  # padding has atomic number 0
+        source = f"{self.paths[0].name}:{record}"
+        numbers = z[real].astype(np.int32)
+        energy = float(E.reshape(-1)[0])
+        if not len(numbers) or (z < 0).any():
+            raise DatasetError(f"{source}: {z.tolist()} are no atomic numbers with zeros for padding")
+        _check_energy(energy, numbers, source)
+        return Structure(
+            numbers=numbers, positions=R[real].astype(np.float64), energy=energy,
+            forces=F[real].astype(np.float64), molecule=_formula(numbers), record=record, source=source)
+
+    def _check(self) -> None:
+        members, path = self._file.members, self.paths[0]
+        missing = [k for k in "zREF" if k not in members]
+        if missing:
+            raise DatasetError(f"{path}: expected the arrays z, R, E, F of the padded form of QM7-X; {missing} missing,"
+                               f" found {sorted(members)}")
+        shape = members["z"].shape
+        if len(shape) != 2 or not shape[0]:
+            raise DatasetError(f"{path}: z has shape {shape}, expected (structures, largest number of atoms)")
+        expected = {"R": [(*shape, 3)], "E": [(shape[0],), (shape[0], 1)], "F": [(*shape, 3)]}
+        for k, shapes in expected.items():
+            if members[k].shape not in shapes:
+                raise DatasetError(f"{path}: {k} has shape {members[k].shape}, expected {shapes[-1]}")
+
+
+def _hdf5_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    files = sorted(path.glob("*.hdf5"), key=_number)
+    if not files:
+        raise DatasetError(f"{path}: holds no .hdf5 files. Give the folder with 1000.hdf5 to 8000.hdf5, or one of "
+                           "them.")
+    return files
+
+
+def _number(path: Path):
+    return (0, int(path.stem), "") if path.stem.isdecimal() else (1, 0, path.stem)
+
+
+def _in_order(group) -> list[str]:
+    """Names by the numbers in them, a minimum before what is displaced from it (HDF5 sorts "10" before "2")."""
+    def key(name):
+        parts = re.split(r"(\d+)", name.replace("-opt", "-0"))
+        return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+    return sorted(group, key=key)
+
+
+def _minimum(key: str) -> str:
+    """Name of the minimum that a structure was displaced from."""
+    return key.rsplit("-", 1)[0] + "-opt"
+
+
+def _duplicates(path: Path | None) -> set[str]:
+    if path is None:
+        return set()
+    try:
+        return {_minimum(word) for word in path.read_text().split()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: the list of duplicates cannot be read ({error})") from error
+
+
+def _values(group, field, shape, source) -> np.ndarray:
+    """Numbers of one shape; a last axis of length 1 in the file does not matter. NaN where the field is missing."""
+    if field not in group:
+        return np.full(shape, np.nan)
+    values = np.asarray(group[field][()], np.float64)
+    if values.shape not in (shape, (*shape, 1)):
+        raise DatasetError(f"{source}: {field} has shape {values.shape}, expected {shape or (1,)}")
+    return values.reshape(shape)
+
+
+def _check_energy(energy: float, numbers: np.ndarray, source: str) -> None:
+    """Total energies in eV lie a few eV per atom below those of the isolated atoms."""
+    binding = _binding(energy, numbers)
+    if np.isfinite(binding) and not _BINDING[0] < binding < _BINDING[1]:
+        raise DatasetError(
+            f"{source}: the energy {energy:.6f} is {binding:.3f} eV per atom off that of the isolated atoms, expected "
+            f"{_BINDING[0]} to {_BINDING[1]}: it is no total PBE0 energy in eV. Is this a QM7-X file?")
+
+
+def _binding(energy: float, numbers: np.ndarray) -> float:
+    return (energy - sum(_ATOM_ENERGIES.get(z, np.nan) for z in numbers.tolist())) / max(1, len(numbers))
+
+
+def _formula(numbers: np.ndarray) -> str:
+    present, counts = np.unique(numbers, return_counts=True)
+    return "".join(f"{chemical_symbols[z]}{c}" for z, c in zip(present, counts))
+
+
+def _is_qm7x(path: Path) -> bool:
+    try:
+        with h5py.File(path, "r") as file:
+            molecule = next(iter(file.values()), None)
+            first = next(iter(molecule.values()), None) if isinstance(molecule, h5py.Group) else None
+            return isinstance(first, h5py.Group) and "atNUM" in first and "atXYZ" in first
+    except (OSError, RuntimeError, KeyError):
+        return False
+
+
+def _is_padded(path: Path) -> bool:
+    members = npz.members(path)
+    if not {"z", "R", "E", "F"} <= set(members) or len(members["z"].shape) != 2:
+        return False
+    try:
+        with npz.NpzFile(path) as file:
+            z, energy = file.rows("z", 0, 1)[0], file.rows("E", 0, 1).reshape(-1)[0]
+        return _BINDING[0] < _binding(float(energy), z[z > 0]) < _BINDING[1]
+    except (DatasetError, IndexError, ValueError, TypeError):
+        return False

@@ -1,0 +1,132 @@
+"""A shard: Columns in one safetensors file, read through a memory map.
+
+Any safetensors library can open a shard. Columns of text stand in it three times: `text.NAME.code` (S,) points into a
+table of distinct texts, whose UTF-8 bytes are `text.NAME.bytes`, the end of each in `text.NAME.ends`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.reader import DatasetError
+
+TEXTS = ("molecule", "smiles", "subset", "source")
+_DTYPES = {"F64": np.float64, "F32": np.float32, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "U64": np.uint64}
+
+
+def encode(columns: Columns, dtype=np.float32) -> dict[str, np.ndarray]:
+    """The arrays of a shard. `dtype` is that of positions, forces and atom properties; energies stay float64."""
+    arrays = {
+        "numbers": columns.numbers.astype(np.uint8), "positions": columns.positions.astype(dtype),
+        "offsets": columns.offsets, "energy": columns.energy, "charge": columns.charge,
+        "conformer": columns.conformer, "record": columns.record}
+    if np.isfinite(columns.forces).any():
+        arrays["forces"] = columns.forces.astype(dtype)
+    if columns.pbc is not None:
+        arrays["cell"], arrays["pbc"] = columns.cell, columns.pbc.astype(np.uint8)
+    for name in TEXTS:
+        arrays |= _encode_text(name, getattr(columns, name).tolist())
+    arrays |= {f"property.{name}": values for name, values in columns.properties.items()}
+    arrays |= {f"atom_property.{name}": values.astype(dtype) for name, values in columns.atom_properties.items()}
+    return {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+
+
+def _encode_text(name: str, texts: list[str]) -> dict[str, np.ndarray]:
+    codes: dict[str, int] = {}
+    code = np.array([codes.setdefault(text, len(codes)) for text in texts], np.int32)
+    encoded = [text.encode() for text in codes]
+    return {f"text.{name}.code": code,
+            f"text.{name}.ends": np.cumsum([len(e) for e in encoded], dtype=np.int64),
+            f"text.{name}.bytes": np.frombuffer(b"".join(encoded), np.uint8)}
+
+
+def write_shard(path: Path, arrays: dict[str, np.ndarray]) -> str:
+    """Write a shard atomically; returns its SHA-256.
+
+    Raises:
+      OSError: It cannot be written; nothing is left behind.
+    """
+    content = save(arrays)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    return hashlib.sha256(content).hexdigest()
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Shard:
+    """A shard, memory-mapped. `arrays` are views of the file; `release` gives their memory back."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with open(path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            length = int.from_bytes(self._map[:8], "little")
+            header = json.loads(self._map[8:8 + length])
+            header.pop("__metadata__", None)
+            self.arrays = {name: self._array(8 + length, entry) for name, entry in header.items()}
+        except FileNotFoundError as error:
+            raise DatasetError(f"{path}: this shard of the store is missing. Convert the source again.") from error
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+            raise DatasetError(f"{path}: this shard of the store is damaged ({error}). Delete it and its .json beside "
+                               "it, and convert again: only what is missing is made anew.") from error
+
+    def _array(self, start: int, entry: dict) -> np.ndarray:
+        first, last = entry["data_offsets"]
+        dtype = np.dtype(_DTYPES[entry["dtype"]])
+        return np.frombuffer(self._map, dtype, (last - first) // dtype.itemsize, start + first).reshape(entry["shape"])
+
+    def __len__(self) -> int:
+        return len(self.arrays["energy"])
+
+    def texts(self, name: str, codes: np.ndarray) -> np.ndarray:
+        """Texts of the table `name`, shape of `codes`, str."""
+        ends, content = self.arrays[f"text.{name}.ends"], self.arrays[f"text.{name}.bytes"]
+        distinct, inverse = np.unique(codes, return_inverse=True)
+        found = [content[ends[c - 1] if c else 0:ends[c]].tobytes().decode() for c in distinct.tolist()]
+        return np.array(found, np.str_)[inverse] if found else np.zeros(0, np.str_)
+
+    def columns(self, start: int, stop: int) -> Columns:
+        """The structures start:stop."""
+        a = self.arrays
+        rows = slice(int(a["offsets"][start]), int(a["offsets"][stop]))
+        here = slice(start, stop)
+        n = rows.stop - rows.start
+        return Columns(
+            numbers=a["numbers"][rows].astype(np.int32), positions=a["positions"][rows].astype(np.float64),
+            forces=a["forces"][rows].astype(np.float64) if "forces" in a else np.full((n, 3), np.nan),
+            offsets=a["offsets"][start:stop + 1] - a["offsets"][start],
+            energy=np.array(a["energy"][here]), charge=np.array(a["charge"][here]),
+            conformer=np.array(a["conformer"][here]), record=np.array(a["record"][here]),
+            **{name: self.texts(name, a[f"text.{name}.code"][here]) for name in TEXTS},
+            cell=np.array(a["cell"][here]) if "cell" in a else None,
+            pbc=a["pbc"][here].astype(bool) if "pbc" in a else None,
+            properties={name[9:]: np.array(v[here]) for name, v in a.items() if name.startswith("property.")},
+            atom_properties={name[14:]: v[rows].astype(np.float64) for name, v in a.items()
+                             if name.startswith("atom_property.")})
+
+    def release(self) -> None:
+        """Drop the pages that were read from this process' memory; they come back from the file when needed."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)

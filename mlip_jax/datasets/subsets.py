@@ -1,0 +1,122 @@
+"""Subsets of n_s molecules with n_c conformations each, every one within the larger ones.
+
+What is in a subset is decided by a hash of the seed, the molecule and the conformation: it depends on no random
+generator's version, on no other molecule, and not on the order of the structures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from mlip_jax.datasets.splits import group
+
+_MOLECULES, _CONFORMERS = 0x6D6F6C6563756C65, 0x636F6E666F726D65  # so that both draws of one seed are independent
+
+
+def nested_subset(
+    molecule: np.ndarray,
+    conformer: np.ndarray,
+    num_molecules: int,
+    num_conformers: int,
+    *,
+    seed: int,
+    min_conformers: int | None = None,
+) -> np.ndarray:
+    """Indices of `num_molecules` molecules with `num_conformers` conformations each: sorted, int64.
+
+    For one seed and one `min_conformers` the subsets are nested: that of (n_s, n_c) lies within that of (n_s', n_c')
+    where n_s <= n_s' and n_c <= n_c'. To draw from a part of the data, as from its training set, give the molecules
+    and conformers of that part: `train[nested_subset(molecule[train], conformer[train], ...)]`.
+
+    Args:
+      molecule: Molecule of each structure, shape (S,), of any sortable type.
+      conformer: Number of each structure within its molecule, shape (S,), int. Where one stands twice in a molecule,
+        their order among the structures tells them apart.
+      num_molecules, num_conformers: n_s and n_c.
+      seed: Of both draws.
+      min_conformers: Only molecules with so many are drawn; unset: `num_conformers`. For subsets that are compared,
+        set it to the largest n_c among them: else those of few conformations come from other molecules too.
+
+    Raises:
+      ValueError: Too few molecules with enough conformations, or numbers that mean nothing.
+    """
+    molecule, conformer = np.asarray(molecule), np.asarray(conformer)
+    least = num_conformers if min_conformers is None else min_conformers
+    if num_molecules < 1 or num_conformers < 1 or least < num_conformers:
+        raise ValueError("a subset needs at least 1 molecule and 1 conformer, and min_conformers not below "
+                         f"num_conformers; received {num_molecules=}, {num_conformers=}, {min_conformers=}")
+    if conformer.shape != molecule.shape or conformer.dtype.kind not in "iu":
+        raise ValueError(f"conformer must hold a whole number for each of {len(molecule)} structures; received "
+                         f"{conformer.dtype} of shape {conformer.shape}")
+    unit_of, num_units = group(molecule)
+    sizes = np.bincount(unit_of, minlength=num_units)
+    enough = np.flatnonzero(sizes >= least)
+    if len(enough) < num_molecules:
+        raise ValueError(f"{num_molecules} molecules with at least {least} conformations are asked for; "
+                         f"{len(enough)} of {num_units} molecules have so many (the most is {sizes.max(initial=0)})")
+    one_of_unit = np.zeros(num_units, np.int64)
+    one_of_unit[unit_of] = np.arange(len(unit_of))
+    ids = stable_ids(molecule[one_of_unit[enough]])
+    first = np.argsort(_mix(seed, _MOLECULES, ids), kind="stable")[:num_molecules]
+    rank = np.full(num_units, -1, unit_of.dtype)  # of the chosen molecules
+    rank[enough[first]] = np.arange(num_molecules)
+    indices = np.flatnonzero(rank[unit_of] >= 0)
+    rank_of = rank[unit_of[indices]]
+    keys = _mix(seed, _CONFORMERS, ids[first][rank_of], conformer[indices].astype(np.int64).view(np.uint64))
+    order = np.lexsort((keys, rank_of))
+    starts = np.concatenate([[0], np.cumsum(sizes[enough[first]])[:-1]])
+    return np.sort(indices[order[(starts[:, None] + np.arange(num_conformers)).ravel()]])
+
+
+def budget_grid(total: int, conformers: Sequence[int]) -> list[tuple[int, int]]:
+    """(n_s, n_c) for every n_c such that n_s * n_c is `total`, or just below where it does not divide.
+
+    >>> budget_grid(1000, [1, 10, 30])
+    [(1000, 1), (100, 10), (33, 30)]
+    """
+    for count in conformers:
+        if not 1 <= count <= total:
+            raise ValueError(f"conformations of a molecule must be between 1 and {total}; received {count}")
+    return [(total // count, count) for count in conformers]
+
+
+def stable_ids(molecule: np.ndarray) -> np.ndarray:
+    """A number for each molecule that is the same everywhere and always, shape (S,), uint64.
+
+    Strings are hashed (blake2b of their UTF-8), whole numbers mixed, so that neither order nor likeness shows.
+
+    Raises:
+      ValueError: Neither strings nor whole numbers.
+    """
+    molecule = np.asarray(molecule)
+    if molecule.dtype.kind in "iu":
+        return splitmix64(molecule.astype(np.int64 if molecule.dtype.kind == "i" else np.uint64).view(np.uint64))
+    if molecule.dtype.kind == "O" and all(isinstance(m, str) for m in molecule):
+        molecule = molecule.astype(np.str_)
+    if molecule.dtype.kind not in "USO" or molecule.dtype.kind == "O":
+        raise ValueError(f"molecules must be strings or whole numbers; received {molecule.dtype}")
+    number, _ = group(molecule)
+    one_of = np.zeros(number.max(initial=-1) + 1, np.int64)
+    one_of[number] = np.arange(len(number))
+    names = (name if isinstance(name, bytes) else name.encode() for name in molecule[one_of].tolist())
+    digests = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in names)
+    return np.frombuffer(digests, "<u8").astype(np.uint64)[number]
+
+
+def splitmix64(values: np.ndarray) -> np.ndarray:
+    """The mixing function of the SplitMix64 generator (Steele, Lea, Flood 2014), one to one on uint64."""
+    z = np.asarray(values, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _mix(seed: int, purpose: int, *values: np.ndarray) -> np.ndarray:
+    """Keys to sort by, uint64: a hash of all arguments."""
+    key = splitmix64(np.array([(seed ^ purpose) % 2**64], np.uint64))
+    for value in values:
+        key = splitmix64(key ^ value)
+    return key

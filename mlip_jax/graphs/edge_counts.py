@@ -1,0 +1,76 @@
+"""Edges of every structure of a store within a cutoff: counted once, kept beside the store."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+from rich import progress as bars
+
+from mlip_jax import workers
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.store import Store
+from mlip_jax.graphs.neighbors import count_edges
+
+log = logging.getLogger(__name__)
+
+_PER_JOB = 16_384
+_WORTH_PROCESSES = 8 * _PER_JOB
+
+
+def count_all(columns: Columns, cutoff: float) -> np.ndarray:
+    """Directed edges of every structure, (S,) int32."""
+    counts = np.zeros(len(columns), np.int32)
+    for s in range(len(columns)):
+        atoms = slice(columns.offsets[s], columns.offsets[s + 1])
+        periodic = columns.pbc is not None and columns.pbc[s].any()
+        counts[s] = count_edges(columns.positions[atoms], cutoff, columns.cell[s] if periodic else None,
+                                columns.pbc[s] if periodic else None)
+    return counts
+
+
+def edge_counts(store: Store, cutoff: float, *, num_processes: int | None = None, progress: bool = True) -> np.ndarray:
+    """Directed edges of every structure of a store, (S,) int32, memory-mapped.
+
+    They are counted at the first call for a cutoff and kept in the store's folder edges/. Where that cannot be
+    written they are held in memory, with a warning.
+    """
+    shards = "".join(s["sha256"] for s in store.manifest["shards"]) + str(len(store))
+    path = store.path / "edges" / f"{cutoff:g}-{hashlib.sha256(shards.encode()).hexdigest()[:12]}.npy"
+    if path.is_file():
+        return np.load(path, mmap_mode="r")
+    counts = _count(store, cutoff, num_processes, progress)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with open(temporary, "wb") as file:
+            np.save(file, counts)
+        os.replace(temporary, path)
+    except OSError as error:
+        log.warning("%s: the edge counts cannot be kept (%s) and are counted anew by every run", store.path, error)
+        temporary.unlink(missing_ok=True)
+    return counts
+
+
+def _count(store: Store, cutoff: float, num_processes, progress: bool) -> np.ndarray:
+    jobs = [(store.path, start, min(start + _PER_JOB, len(store)), cutoff) for start in range(0, len(store), _PER_JOB)]
+    if len(store) < _WORTH_PROCESSES:
+        num_processes = 1
+    counts = np.zeros(len(store), np.int32)
+    bar = bars.Progress(bars.TextColumn("counting neighbours"), bars.BarColumn(), bars.MofNCompleteColumn(),
+                        bars.TextColumn("structures"), bars.TimeRemainingColumn(), disable=not progress)
+    with bar:
+        task = bar.add_task("", total=len(store))
+        for index, part in workers.run(_count_part, jobs, num_processes):
+            counts[jobs[index][1]:jobs[index][2]] = part
+            bar.update(task, advance=len(part))
+    return counts
+
+
+def _count_part(job: tuple[Path, int, int, float]) -> np.ndarray:
+    path, start, stop, cutoff = job
+    return np.concatenate([count_all(columns, cutoff)
+                           for _, columns in Store(path).chunks(np.arange(start, stop), labels_only=True)])

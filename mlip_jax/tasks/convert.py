@@ -1,0 +1,48 @@
+"""Task `convert`: a data set into a store, which is the workdir."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import ml_collections
+
+from mlip_jax import config as configs
+from mlip_jax.datasets import verdict
+from mlip_jax.datasets.checks import Findings
+from mlip_jax.datasets.conversion import Recipe, convert
+from mlip_jax.datasets.filters import Filters
+from mlip_jax.datasets.source import locate, reader_options
+from mlip_jax.datasets.store import Store
+from mlip_jax.workdir import claimed
+
+log = logging.getLogger(__name__)
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
+    """Convert the data of `config` into the store `workdir`, or go on where that was stopped; returns its path.
+
+    Raises:
+      ConfigError, WorkdirError, DatasetError: With what to do about it.
+    """
+    config = configs.complete(config, configs.convert_defaults())
+    settings = configs.to_dict(config)
+    settings["store"].pop("num_processes")  # another number makes the same store
+    with claimed(workdir, settings) as folder:
+        data = config.data
+        filters = {f.name: data[f.name] for f in dataclasses.fields(Filters)}
+        recipe = Recipe(locate(data), data.reader, reader_options(data), filters, config.store.dtype,
+                        config.store.atoms_per_shard)
+        convert(recipe, folder, num_processes=config.store.num_processes or None, refuse=data.refuse)
+        store = Store(folder)
+        findings = Findings.from_json(store.manifest["findings"])
+        problems = [verdict.Problem(**p) for p in store.manifest["problems"]]
+        (folder / "checks.md").write_text(verdict.to_markdown(findings, problems))
+        for line in verdict.lines(findings, problems):
+            log.info(line)
+        counts = store.manifest["counts"]
+        log.info("%s: %d structures of %d molecules (%s); skipped when read: %s; taken out by filters: %s", folder,
+                 len(store), store.manifest["molecules"], store.level_of_theory, counts["skipped"] or "none",
+                 counts["removed"] or "none")
+    return folder

@@ -1,0 +1,121 @@
+"""Task `inspect_data`: what a data set is, as a table, a figure and JSON."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+from ase.data import chemical_symbols
+
+from mlip_jax import config as configs
+from mlip_jax.datasets import source, splits
+from mlip_jax.datasets.filters import REASONS
+from mlip_jax.datasets.histogram import Histogram
+from mlip_jax.datasets.statistics import Summary, element_counts
+from mlip_jax.datasets.store import Store
+from mlip_jax.reports.dataset import DatasetSummary, PropertySummary, print_summary, write_dataset_report
+from mlip_jax.workdir import claimed
+
+log = logging.getLogger(__name__)
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
+    """Describe the data of `config` in `workdir`; returns the path of dataset.md.
+
+    Raises:
+      ConfigError, WorkdirError, DatasetError: With what to do about it.
+    """
+    config = configs.complete(config, configs.inspect_defaults())
+    with claimed(workdir, configs.to_dict(config)) as folder:
+        config.data.refuse = False  # what is wrong with the data is what one wants to see
+        summary = summarize(source.load(config.data))
+        print_summary(summary)
+        write_dataset_report(folder, summary)
+    log.info("%s", folder / "dataset.md")
+    return folder / "dataset.md"
+
+
+def summarize(data: source.LoadedData) -> DatasetSummary:
+    """What the report tells of the selected structures of a store; two passes over it."""
+    store, indices = data.store, data.indices
+    total = Summary(columns for _, columns in store.chunks(indices, labels_only=True))
+    reference = total.fit.solve() if total.fit.present.any() else None
+    n_atoms = np.asarray(store.index("n_atoms")[indices])
+    distances, molecule = store.index("shortest_distance")[indices], store.index("molecule")[indices]
+    of_molecule, num_molecules = splits.group(molecule)
+    conformers = np.bincount(of_molecule)
+    known = np.isfinite(store.index("energy")[indices])
+    forces = np.isfinite(store.index("force_rms")[indices])
+    return DatasetSummary(
+        title=data.name, level_of_theory=data.level_of_theory,
+        files=[f["name"] for f in store.manifest["source"]["files"]][:20],
+        elements={chemical_symbols[z]: int(total.atoms[z]) for z in total.elements},
+        num_structures=len(indices), num_molecules=num_molecules,
+        n_atoms=_whole(n_atoms), conformers=_whole(conformers),
+        shortest_distance=_filled(Histogram.linear(0.0, 3.0, 120), distances),
+        charges={float(c): int(n) for c, n in zip(*np.unique(store.index("charge")[indices], return_counts=True))},
+        labels={"energy": float(known.mean()), "forces": float(forces.mean())},
+        properties=_properties(store, indices),
+        reference_energies={} if reference is None else {chemical_symbols[z]: float(reference[z])
+                                                         for z in total.elements},
+        counts={"read from the source": store.manifest["counts"]["read"],
+                **{f"skipped when read: {k}": n for k, n in store.manifest["counts"]["skipped"].items()},
+                **{f"removed from the store: {k}": n for k, n in store.manifest["counts"]["removed"].items()
+                   if k in REASONS},
+                **{f"left out here: {k}": n for k, n in data.counts["left out"].items()}},
+        notes=store.manifest["notes"], problems=[p["message"] for p in store.manifest["problems"]],
+        **_of_atoms(store, indices, total, reference))
+
+
+def _whole(values: np.ndarray) -> Histogram:
+    """A bin for each whole number, or at most some hundred bins."""
+    low, high = int(values.min()), int(values.max())
+    return _filled(Histogram.whole(low, high) if high - low < 400 else Histogram.linear(low - 0.5, high + 0.5, 200),
+                   values)
+
+
+def _filled(histogram: Histogram, values: np.ndarray) -> Histogram:
+    histogram.add(values)
+    return histogram
+
+
+def _of_atoms(store: Store, indices: np.ndarray, total: Summary, reference) -> dict[str, Histogram]:
+    """Distributions that need a second pass: of the forces on atoms, and of energies without and with reference."""
+    force = Histogram.logarithmic(1e-4, 1e3, 140)
+    energies = []
+    for _, columns in store.chunks(indices, labels_only=True):
+        if np.isfinite(columns.forces).any():
+            force.add(np.linalg.norm(columns.forces, axis=1))
+        if reference is not None:
+            energies.append((columns.energy - element_counts(columns) @ reference) / columns.n_atoms)
+    found = {"force": force} if np.isfinite(total.force_rms) else {}
+    if energies:
+        per_atom = np.concatenate(energies)
+        found["energy_per_atom"] = _spread(per_atom)
+        found["total_energy_per_atom"] = _spread(store.index("energy")[indices] / store.index("n_atoms")[indices])
+    return found
+
+
+def _spread(values: np.ndarray) -> Histogram:
+    """Bins over the bulk of the values; what lies far out is counted beyond the edges."""
+    known = values[np.isfinite(values)]
+    low, high = np.quantile(known, [0.001, 0.999]) if len(known) else (0.0, 1.0)
+    margin = max(0.1 * (high - low), 1e-3)
+    return _filled(Histogram.linear(low - margin, high + margin, 120), values)
+
+
+def _properties(store: Store, indices: np.ndarray) -> dict[str, PropertySummary]:
+    names = store.manifest["properties"]
+    low, high, known = ({n: v for n in names} for v in (np.inf, -np.inf, 0))
+    if names:
+        for _, columns in store.chunks(indices):
+            for name, values in columns.properties.items():
+                finite = np.isfinite(values)
+                if finite.any():
+                    low[name] = min(low[name], float(values[finite].min()))
+                    high[name] = max(high[name], float(values[finite].max()))
+                    known[name] += int(finite.reshape(len(values), -1).all(1).sum())
+    return {n: PropertySummary(low[n] if known[n] else float("nan"), high[n] if known[n] else float("nan"),
+                               known[n] / len(indices), shape=tuple(names[n])) for n in sorted(names)}

@@ -1,0 +1,7 @@
+"""Ten pairs of similar frames of ethanol and a split, cut from rMD17 (figshare 12672038) as redistributed with AIRS."""
+
+from pathlib import Path
+
+
+def make(folder: Path):
+    return Path(__file__).parents[3] / "data" / "readers" / "md17" / "rmd17_ethanol.npz", {}

@@ -1,0 +1,319 @@
+"""The general reader: keys and units of extended XYZ, databases, trajectories and other formats of ASE."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.db import connect
+from ase.io import write
+from ase.io.trajectory import Trajectory
+
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets import readers
+from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.datasets.readers import ase as ase_reader
+
+HARTREE, BOHR, KCAL_PER_MOL = 27.211386245988, 0.529177210903, 0.0433641153087705
+
+
+def read(path, records=None, report=None, **options):
+    with ase_reader.Reader(path, **options) as source:
+        return list(source.read(range(len(source)) if records is None else records, report or ReadReport()))
+
+
+@pytest.fixture
+def frames(sample, tmp_path):
+    """A copy of the sample, to be changed."""
+    path = tmp_path / "frames.xyz"
+    path.write_bytes(sample("ase")[0].read_bytes())
+    return path
+
+
+def change(path, old, new, count=-1):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, count))
+    return path
+
+
+def images():
+    """Five molecules with labels by a calculator, other labels, and a periodic one among them."""
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        n = i + 2
+        positions = np.stack([1.1 * np.arange(n), np.zeros(n), 0.1 * rng.normal(size=n)], 1)
+        atoms = Atoms(rng.integers(1, 10, n), positions, cell=np.diag([9.0, 8.0, 7.0]), pbc=i == 3)
+        atoms.info["dft_energy"] = float(rng.normal())
+        atoms.arrays["dft_forces"] = rng.normal(size=(n, 3))
+        atoms.calc = SinglePointCalculator(atoms, energy=float(rng.normal()), forces=rng.normal(size=(n, 3)),
+                                           dipole=rng.normal(size=3))
+        yield atoms
+
+
+def store(kind, folder):
+    path = folder / f"a.{kind}"
+    if kind == "traj":
+        with Trajectory(path, "w") as trajectory:
+            for atoms in images():
+                trajectory.write(atoms)
+    elif kind == "db":
+        with connect(path) as database:
+            for atoms in images():
+                database.write(atoms, data={"dft_energy": atoms.info["dft_energy"],
+                                            "dft_forces": atoms.arrays["dft_forces"]})
+    else:
+        write(path, list(images()), format={"xyz": "extxyz", "json": "json"}.get(kind))
+    return path
+
+
+def test_agrees_with_an_independent_reading(frames):
+    """The text of the file, taken apart by hand."""
+    lines = frames.read_text().splitlines()
+    report, at = ReadReport(), 0
+    structures = read(frames, report=report)
+    for record, s in enumerate(structures):
+        n, comment = int(lines[at]), lines[at + 1]
+        cells = [line.split() for line in lines[at + 2:at + 2 + n]]
+        at += n + 2
+        np.testing.assert_array_equal(s.positions, [[float(x) for x in c[1:4]] for c in cells])
+        np.testing.assert_array_equal(s.forces, [[float(x) for x in c[4:7]] for c in cells])
+        assert s.source == f"frames.xyz:{record}" and s.record == record and s.conformer == 0
+        np.testing.assert_equal(s.energy, float(comment.split("energy=")[1].split()[0])
+                                if "energy=" in comment else np.nan)
+    assert at == len(lines) and len(structures) == report.structures == report.records == 4
+    assert [s.numbers.tolist() for s in structures[2:]] == [[7, 1, 1, 1], [11, 17]]
+    assert [s.charge for s in structures] == [0, 0, 1, 0]
+    assert [s.smiles for s in structures] == ["O", "O", "[NH4+]", ""]
+    assert [s.molecule for s in structures] == ["O", "O", "[NH4+]", "Na1Cl1"]
+    assert [s.subset for s in structures] == ["", "", "", "salt"]
+    assert structures[0].cell is None and structures[0].pbc is None
+    np.testing.assert_array_equal(structures[3].cell, 4.2 * np.eye(3))
+    assert structures[3].pbc.tolist() == [True] * 3
+
+
+@pytest.mark.parametrize(("energy_unit", "length_unit", "forces_unit", "energy", "length", "force"), [
+    ("eV", "Ang", "", 1, 1, 1), ("hartree", "bohr", "", HARTREE, BOHR, HARTREE / BOHR),
+    ("Ha", "Ang", "hartree/bohr", HARTREE, 1, HARTREE / BOHR), ("kcal/mol", "Ang", "", KCAL_PER_MOL, 1, KCAL_PER_MOL),
+    ("kJ/mol", "nm", "kcal/mol/Ang", KCAL_PER_MOL / 4.184, 10, KCAL_PER_MOL),
+    ("meV", "angstrom", "eV/nm", 1e-3, 1, 0.1), ("Rydberg", "Bohr", "Ry/bohr", HARTREE / 2, BOHR, HARTREE / 2 / BOHR)])
+def test_units(frames, energy_unit, length_unit, forces_unit, energy, length, force):
+    options = {"energy_unit": energy_unit, "length_unit": length_unit, "forces_unit": forces_unit}
+    for a, b in zip(read(frames, **options), read(frames), strict=True):
+        assert a.energy == pytest.approx(b.energy * energy, rel=1e-6, nan_ok=True)
+        np.testing.assert_allclose(a.positions, b.positions * length, rtol=1e-6)
+        np.testing.assert_allclose(a.forces, b.forces * force, rtol=1e-6)
+        if b.cell is not None:
+            np.testing.assert_allclose(a.cell, b.cell * length, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"energy_unit": "kcal"}, {"length_unit": "m"}, {"forces_unit": "hartree"},
+                                     {"forces_unit": "__import__('os')/bohr"}, {"format": "extxy"}])
+def test_units_and_formats_that_are_not_known(frames, options):
+    with pytest.raises(ConfigError, match="(kcal|'m'|''|__import__|extxy)"):
+        ase_reader.Reader(frames, **options)
+
+
+def test_gradients(tmp_path):
+    """A spring: with the sign given, ΔE is minus the force times the way."""
+    k, lines = 3.0, []
+    for x in (1.1, 1.2):
+        gradient = k * (x - 1.0)
+        lines += ["2", f"Properties=species:S:1:pos:R:3:grad:R:3 energy={0.5 * gradient ** 2 / k}",
+                  f"H 0 0 0 {-gradient} 0 0", f"H {x} 0 0 {gradient} 0 0"]
+    path = tmp_path / "spring.xyz"
+    path.write_text("\n".join(lines))
+    first, second = read(path, forces_key="grad", forces_are_gradients=True)
+    work = (0.5 * (first.forces + second.forces) * (second.positions - first.positions)).sum()
+    assert second.energy - first.energy == pytest.approx(-work, rel=1e-9)
+    assert second.forces[1, 0] == pytest.approx(-0.6)  # a stretched spring pulls back
+    assert read(path, forces_key="grad")[1].forces[1, 0] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("kind", ["xyz", "db", "traj", "json"])
+def test_kinds_of_files(kind, tmp_path):
+    """The same structures from each kind; labels of a calculator, and others."""
+    path = store(kind, tmp_path)
+    for s, atoms in zip(read(path), images(), strict=True):
+        np.testing.assert_array_equal(s.numbers, atoms.numbers)
+        np.testing.assert_allclose(s.positions, atoms.positions, atol=1e-7)
+        assert s.energy == pytest.approx(atoms.calc.results["energy"], rel=1e-6)
+        np.testing.assert_allclose(s.forces, atoms.calc.results["forces"], atol=1e-7)
+        assert (s.cell is not None) == atoms.pbc.any()
+        assert s.positions.dtype == s.forces.dtype == np.float64
+    with ase_reader.Reader(path) as source:
+        assert source.sequential == (kind == "json")
+        one, = source.read(range(3, 4), ReadReport())
+        two = [s.record for s in source.read(range(1, 3), ReadReport())]
+    assert one.source == f"a.{kind}:3" and one.pbc.all() and two == [1, 2]
+    dipoles = [s.properties["dipole"] for s in read(path, property_keys=("dipole",))]
+    np.testing.assert_allclose(dipoles, [a.calc.results["dipole"] for a in images()], atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["xyz", "db"])
+def test_other_keys(kind, tmp_path):
+    path = store(kind, tmp_path)
+    for s, atoms in zip(read(path, energy_key="dft_energy", forces_key="dft_forces"), images(), strict=True):
+        assert s.energy == pytest.approx(atoms.info["dft_energy"])
+        np.testing.assert_allclose(s.forces, atoms.arrays["dft_forces"], atol=1e-7)
+
+
+def test_sequential_reading_keeps_its_place(tmp_path, monkeypatch):
+    path = store("json", tmp_path)
+    opened = []
+    with ase_reader.Reader(path) as source:
+        original = source._frames._atoms
+        monkeypatch.setattr(source._frames, "_atoms", lambda: opened.append(1) or original())
+        parts = [s.record for r in (range(0, 2), range(2, 3), range(4, 5)) for s in source.read(r, ReadReport())]
+        assert parts == [0, 1, 2, 4] and len(opened) == 1  # once, as the labels were looked up at the start before
+        assert [s.record for s in source.read(range(1), ReadReport())] == [0] and len(opened) == 2
+
+
+def test_key_that_is_nowhere(frames):
+    change(frames, " energy=", " dft_energy=")
+    with pytest.raises(DatasetError, match="'energy' is in none of the first 4 frames; found: .*dft_energy.*_key"):
+        ase_reader.Reader(frames)
+    assert read(frames, energy_key="dft_energy")[0].energy == -2078.25
+    assert np.isnan(read(frames, energy_key="")[0].energy)
+    for option in ("forces_key", "charge_key", "molecule_key", "smiles_key", "property_keys", "atom_property_keys"):
+        with pytest.raises(DatasetError, match=f"'nowhere' is in none.*{option}"):
+            ase_reader.Reader(frames, **{"energy_key": ""} | {option: "nowhere"})
+
+
+def test_forces_under_another_name_are_not_overlooked(frames):
+    change(frames, "forces:R:3", "DFT_Forces:R:3")
+    with pytest.raises(DatasetError, match=r"'forces' is in none.*DFT_Forces.*forces_key"):
+        ase_reader.Reader(frames)
+    np.testing.assert_array_equal(read(frames, forces_key="DFT_Forces")[0].forces[0], [0, 0, -0.4])
+    assert read(frames, forces_key="")[0].forces is None
+
+
+def test_file_without_forces(frames, caplog):
+    change(frames, "forces:R:3", "v:R:3")
+    structures = read(frames)
+    assert np.isnan(structures[0].forces).all() and structures[0].forces.shape == (3, 3)
+    assert structures[0].energy == -2078.25 and "no forces" in caplog.text
+
+
+def test_further_labels(frames):
+    structures = read(frames, property_keys=("mu",), atom_property_keys=("q",))
+    assert [s.properties["mu"] for s in structures[:3]] == [0.38, 0.40, 0.10]
+    assert np.isnan(structures[3].properties["mu"]) and isinstance(structures[0].properties["mu"], float)
+    np.testing.assert_array_equal(structures[0].atom_properties["q"], [-0.8, 0.4, 0.4])
+    assert read(frames, property_keys="mu")[0].properties == {"mu": 0.38}
+
+
+def test_molecules(frames):
+    assert [s.molecule for s in read(frames, molecule_key="charge")] == ["0", "0", "1", "0"]
+    assert [s.molecule for s in read(frames, smiles_key="")] == ["H2O1", "H2O1", "H3N1", "Na1Cl1"]
+    with pytest.raises(DatasetError, match="frames.xyz:3: has no 'smiles' to tell its molecule"):
+        read(frames, molecule_key="smiles")
+
+
+def test_level_of_theory_is_an_option(frames):
+    with ase_reader.Reader(frames) as a, ase_reader.Reader(frames, level_of_theory="PBE/def2-SVP") as b:
+        assert (a.level_of_theory, b.level_of_theory) == ("unknown", "PBE/def2-SVP")
+
+
+def test_the_same_name_twice_with_different_values(tmp_path):
+    atoms = next(images())
+    with connect(tmp_path / "a.db") as database:
+        database.write(atoms, data={"forces": atoms.calc.results["forces"]})
+        database.write(atoms, data={"forces": atoms.calc.results["forces"] + 1})
+    with pytest.raises(DatasetError, match=r"a\.db:1: 'forces' stands there twice with different values"):
+        read(tmp_path / "a.db")
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("energy=-2078.50", "energy=low", "'energy' holds no numbers"), ("pos:R:3:forces:R:3:q:R:1 energy=-2078.50",
+                                                                     "pos:R:3:forces:R:2:q:R:2 energy=-2078.50", ""),
+    ("O 0.000 0.000 0.129", "O 0.000 zero 0.129", "cannot be read"),
+    ("O 0.000 0.000 0.129", "X 0.000 0.000 0.129", "dummy atoms"),
+    ("O 0.000 0.000 0.129 0.00", "O 0.000 0.000 0.129", "cannot be read")])
+def test_damaged_frames_are_named(frames, old, new, message):
+    change(frames, old, new)
+    with pytest.raises(DatasetError, match=f"frames.xyz:1: .*{message}"):
+        read(frames)
+
+
+def test_positions_that_are_not_finite_and_frames_without_atoms(frames):
+    change(frames, "O 0.000 0.000 0.129", "O 0.000 nan 0.129")
+    report = ReadReport()
+    assert [s.record for s in read(frames, report=report)] == [0, 2, 3]
+    assert report.records == 4 and report.identities == [("positions not finite", "frames.xyz:1")]
+
+
+@pytest.mark.parametrize("lines", [1, 2, 4, 7, 12, 18])
+def test_truncated_xyz(frames, lines):
+    frames.write_text("".join(frames.read_text().splitlines(keepends=True)[:lines]))
+    with pytest.raises(DatasetError, match=r"frames\.xyz: frame \d.*says \d atoms.*truncated"):
+        read(frames)
+
+
+def test_shifted_xyz(frames):
+    change(frames, "3\n", "2\n", 1)
+    with pytest.raises(DatasetError, match=r"line 5: expected the number of atoms of frame 1, found b'H 0"):
+        read(frames)
+
+
+def test_empty_lines_at_the_end(frames):
+    frames.write_text(frames.read_text() + "\n  \n")
+    assert len(read(frames)) == 4
+
+
+@pytest.mark.parametrize("keep", [0, 30, 200, -40])
+def test_truncated_trajectory(tmp_path, keep):
+    path = store("traj", tmp_path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DatasetError, match=r"a\.traj"):
+        read(path)
+
+
+def test_truncated_database(tmp_path):
+    path = store("db", tmp_path)
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(DatasetError, match=r"a\.db: is truncated"):
+        read(path)
+
+
+def test_pickles_are_not_read(frames, tmp_path):
+    with pytest.raises(DatasetError, match="pickles"):
+        ase_reader.Reader(frames, format="bundletrajectory")
+    with pytest.raises(DatasetError, match="expected a file, found a folder"):
+        ase_reader.Reader(tmp_path)
+
+
+def test_formats_by_name(tmp_path):
+    """Plain XYZ, with a comment that says nothing, and a format that must be named."""
+    path = tmp_path / "plain.txt"
+    path.write_text("2\nhydrogen = 5 apples, \"quoted\nH 0 0 0\nH 0 0 0.74\n")
+    s, = read(path, format="xyz", energy_key="")
+    assert s.positions[1].tolist() == [0, 0, 0.74] and s.molecule == "H2" and np.isnan(s.energy)
+    cell = tmp_path / "cell"
+    write(cell, Atoms("NaCl", [[0, 0, 0], [2.4, 0, 0]], cell=[5, 5, 5], pbc=True), format="vasp")
+    s, = read(cell, format="vasp", energy_key="")
+    assert s.pbc.all() and sorted(s.numbers.tolist()) == [11, 17]
+    with pytest.raises(DatasetError, match="ASE does not know this format.*options.format"):
+        ase_reader.Reader(cell)
+    with pytest.raises(DatasetError, match="cannot be read as 'cif'"):
+        ase_reader.Reader(cell, format="cif")
+
+
+@pytest.mark.parametrize("content", [
+    b"a,b\n1,2\n", b"3\n1,2,3\n", b"12\n13\n14\n", b"3\n\nO 0 0 0\nH 0 0 1\n", b"<html></html>",
+    b"2\n\nH a b c\nH d e f\n", b"0\n\n", b"-1\n\n", b"PK\x03\x04" * 20, b"\x89HDF\r\n\x1a\n" * 20])
+def test_not_taken_for_its_own(tmp_path, content):
+    path = tmp_path / "a"
+    path.write_bytes(content)
+    assert not ase_reader.Reader.matches(path) and not ase_reader.Reader.matches(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["xyz", "db", "traj"])
+def test_recognised_by_content(kind, tmp_path):
+    path = store(kind, tmp_path).rename(tmp_path / "noending")
+    assert readers.detect(path) == "ase"
+    assert len(read(path)) == 5
+
+
+def test_special_formats_come_first(sample):
+    path, _ = sample("nabladft")
+    assert ase_reader.Reader.matches(path) and readers.detect(path) == "nabladft"

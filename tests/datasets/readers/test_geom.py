@@ -1,0 +1,425 @@
+"""The GEOM reader: units, the three ways the data come, and files that are not what they should be."""
+
+import gzip
+import importlib.util
+import io
+import json
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets import readers
+from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.datasets.readers import geom
+
+Chem = pytest.importorskip("rdkit.Chem")
+
+HARTREE = 27.211386245988
+KCAL_PER_MOL = 0.0433641153087705
+
+
+def _sample_module():
+    spec = importlib.util.spec_from_file_location("geom_sample", Path(__file__).parent / "samples" / "geom.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SAMPLE = _sample_module()
+NEEDED = {("numpy.core.multiarray", "scalar"), ("numpy", "dtype"), ("rdkit.Chem.rdchem", "Mol")}
+
+
+class Independent(pickle.Unpickler):
+    def find_class(self, module, name):
+        assert (module, name) in NEEDED
+        return super().find_class(module, name)
+
+
+def read(path, report=None, **options):
+    with geom.Reader(path, **options) as source:
+        return list(source.read(range(len(source)), report or ReadReport()))
+
+
+def crude(count=3, charge=0, shift=0.0, **changes):
+    """A molecule of the crude files: water."""
+    return {"totalconfs": 5, "uniqueconfs": count, "temperature": 298.15, "lowestenergy": -5.07,
+            "ensembleenergy": 0.2, "ensembleentropy": 1.5, "ensemblefreeenergy": -0.4, "charge": charge,
+            "datasets": ["plpro"], "conformers": [
+                {"xyz": [[8.0, 0.0, 0.0, shift + c], [1.0, 0.96, 0.0, 0.1 + c], [1.0, -0.24, 0.93, c]],
+                 "geom_id": c, "set": 1, "degeneracy": 2, "totalenergy": -5.07 + 0.001 * c,
+                 "relativeenergy": 0.001 * c * HARTREE / KCAL_PER_MOL, "boltzmannweight": 0.5,
+                 "conformerweights": [0.25, 0.25]} for c in range(count)]} | changes
+
+
+def write_msgpack(path, *chunks):
+    path.write_bytes(b"".join(msgpack.packb(chunk) for chunk in chunks))
+    return path
+
+
+def write_pickle(path, **changes):
+    path.write_bytes(pickle.dumps(SAMPLE.small_molecule() | changes, 3))
+    return path
+
+
+def test_agrees_with_an_independent_reading(sample):
+    report = ReadReport()
+    found = read(sample("geom")[0], report)
+    expected = []
+    for record, path in enumerate(sorted(SAMPLE.DATA.glob("*.pickle"))):
+        with open(path, "rb") as file:
+            molecule = Independent(file).load()
+        expected += [(record, c, molecule, raw) for c, raw in enumerate(molecule["conformers"])]
+    assert len(expected) == 24 + 54 and len(found) == len(expected) + 4
+    assert (report.records, report.structures, report.skipped) == (3, 82, {})
+    for s, (record, c, molecule, raw) in zip(found, expected):
+        assert (s.record, s.conformer, s.subset, s.charge) == (record, c, "drugs", molecule["charge"])
+        assert s.molecule == s.smiles == molecule["smiles"]
+        assert s.energy == pytest.approx(raw["totalenergy"] * HARTREE, rel=1e-6)
+        assert s.forces is None
+        assert s.properties["energy_relative"] == pytest.approx(raw["relativeenergy"] * KCAL_PER_MOL, rel=1e-6)
+        assert s.properties["boltzmann_weight"] == pytest.approx(float(raw["boltzmannweight"]))
+        assert s.properties["degeneracy"] == raw["degeneracy"]
+        assert s.numbers.tolist() == [a.GetAtomicNum() for a in raw["rd_mol"].GetAtoms()]
+        np.testing.assert_allclose(s.positions, raw["rd_mol"].GetConformer().GetPositions(), atol=1e-6)
+        # The lengths of the bonds to hydrogen are those of Å.
+        hydrogen = next(a for a in raw["rd_mol"].GetAtoms() if a.GetAtomicNum() == 1)
+        bonded = hydrogen.GetNeighbors()[0].GetIdx()
+        assert 0.9 < np.linalg.norm(s.positions[hydrogen.GetIdx()] - s.positions[bonded]) < 1.2
+
+
+def test_relative_energies_are_those_of_the_total_energies(sample):
+    found = read(sample("geom")[0])
+    for record in range(3):
+        energies = np.array([s.energy for s in found if s.record == record])
+        relative = np.array([s.properties["energy_relative"] for s in found if s.record == record])
+        assert np.ptp(energies) > 0.05
+        np.testing.assert_allclose(energies - energies.min(), relative, atol=1e-5)
+
+
+def test_properties_of_the_ensemble(sample):
+    found = read(sample("geom")[0])
+    assert len({tuple(s.properties) for s in found}) == 1
+    small = found[-1].properties
+    assert small["ensemble_energy"] == pytest.approx(0.5 * KCAL_PER_MOL, rel=1e-6)
+    assert small["ensemble_free_energy"] == pytest.approx(-0.6 * KCAL_PER_MOL, rel=1e-6)
+    assert small["ensemble_entropy"] == pytest.approx(2e-3 * KCAL_PER_MOL, rel=1e-6)  # cal/(mol K) -> eV/K
+    assert np.isnan(found[0].properties["ensemble_energy"])
+
+
+def test_subsets(sample):
+    path, _ = sample("geom")
+    assert {s.subset for s in read(path)} == {"drugs", "qm9"}
+    found = read(path, subset="qm9")
+    assert [(s.subset, s.record, s.conformer) for s in found] == [("qm9", 0, c) for c in range(4)]
+    with pytest.raises(DatasetError, match=r"no subset 'qm7'; found \['drugs', 'qm9'\]"):
+        geom.Reader(path, subset="qm7")
+    with geom.Reader(path, subset="qm9") as source:
+        assert sorted(f.name for f in source.files()) == ["OCCO.pickle", "summary_qm9.json"]
+
+
+def test_the_lowest_conformers_where_they_are_not_sorted(sample):
+    path, _ = sample("geom")
+    assert [s.conformer for s in read(path, subset="qm9", max_conformers=2)] == [1, 3]
+    assert [s.conformer for s in read(path, subset="qm9", max_conformers=1)] == [1]
+    assert len(read(path, subset="qm9", max_conformers=9)) == 4
+    with pytest.raises(ConfigError, match="max_conformers"):
+        geom.Reader(path, max_conformers=0)
+
+
+def test_conformers_without_energy_come_last(tmp_path):
+    molecule = crude()
+    del molecule["conformers"][0]["totalenergy"]
+    found = read(write_msgpack(tmp_path / "a.msgpack", {"O": molecule}))
+    assert np.isnan(found[0].energy) and np.isfinite(found[1].energy)
+    assert [s.conformer for s in read(tmp_path / "a.msgpack", max_conformers=2)] == [1, 2]
+
+
+def test_folder_without_summary_and_single_pickle(sample, tmp_path):
+    path, _ = sample("geom")
+    whole = read(path)
+    (tmp_path / "drugs").mkdir()
+    for p in (path / "drugs").iterdir():
+        (tmp_path / "drugs" / p.name).write_bytes(p.read_bytes())
+    assert readers.detect(tmp_path) == readers.detect(tmp_path / "drugs") == "geom"
+    for folder in (tmp_path, tmp_path / "drugs"):
+        found = read(folder)
+        assert len(found) == 78
+        assert [(s.energy, s.molecule, s.subset) for s in found] == [
+            (s.energy, s.molecule, s.subset) for s in whole[:78]]
+    one = next((path / "drugs").glob("PJ*"))
+    assert readers.detect(one) == "geom"
+    found = read(one)
+    assert len(found) == 24 and {s.charge for s in found} == {1.0} and found[0].source == one.name
+
+
+def test_level_of_theory(sample):
+    for options, level in (({}, "GFN2-xTB (CREST)"), ({"level_of_theory": "MMFF94"}, "MMFF94")):
+        with geom.Reader(sample("geom")[0], **options) as source:
+            assert source.level_of_theory == level and not source.sequential
+
+
+def test_charge_that_the_file_does_not_say(tmp_path):
+    write_pickle(tmp_path / "a.pickle", charge=None)
+    assert {s.charge for s in read(tmp_path / "a.pickle")} == {0.0}
+    raw = SAMPLE.small_molecule()
+    ion = Chem.AddHs(Chem.MolFromSmiles("[NH4+]"))
+    from rdkit.Chem import AllChem
+    AllChem.EmbedMolecule(ion, randomSeed=1)
+    (tmp_path / "b.pickle").write_bytes(pickle.dumps(
+        {"conformers": [raw["conformers"][0] | {"rd_mol": ion}], "smiles": "[NH4+]"}, 3))
+    assert [s.charge for s in read(tmp_path / "b.pickle")] == [1.0]
+    path = write_msgpack(tmp_path / "c.msgpack", {"[OH-]": crude(charge=None), "O": crude(charge=None)})
+    assert {s.molecule: s.charge for s in read(path)} == {"[OH-]": -1.0, "O": 0.0}
+
+
+def test_summary_and_pickles_that_do_not_agree(tmp_path):
+    (tmp_path / "drugs").mkdir()
+    write_pickle(tmp_path / "drugs" / "a.pickle")
+    (tmp_path / "summary_drugs.json").write_text(json.dumps({
+        "OCCO": {"pickle_path": "drugs/a.pickle"}, "CC": {"pickle_path": "drugs/gone.pickle"}, "C": {"charge": 0}}))
+    report = ReadReport()
+    assert len(read(tmp_path, report)) == 4 and report.records == 3
+    assert report.skipped == {"pickle is missing": 1, "no pickle in the summary": 1}
+    assert ("pickle is missing", f"{tmp_path.name}:drugs/gone.pickle") in report.identities
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", '{"C": 5}', '{"C": {"pickle_path": "../../etc/passwd"}}',
+                                  '{"C": {"pickle_path": "/etc/passwd"}}', '{"C": {"pickle_path": 5}}'])
+def test_summaries_that_are_something_else(tmp_path, text):
+    (tmp_path / "summary_drugs.json").write_text(text)
+    with pytest.raises(DatasetError, match=r"summary_drugs\.json"):
+        geom.Reader(tmp_path)
+
+
+# --- MessagePack ---
+
+def test_crude_msgpack(tmp_path):
+    chunks = {"O": crude(), "[OH3+]": crude(2, charge=1)}, {"OO": crude(1)}
+    path = write_msgpack(tmp_path / "drugs_crude.msgpack", *chunks)
+    assert readers.detect(path) == "geom"
+    report = ReadReport()
+    found = read(path, report)
+    assert (report.records, report.structures, report.skipped) == (3, 6, {})
+    raw = [(s, m, c) for chunk in chunks for s, m in chunk.items() for c in m["conformers"]]
+    for s, (smiles, molecule, conformer) in zip(found, raw, strict=True):
+        table = np.array(conformer["xyz"])
+        assert s.numbers.tolist() == [8, 1, 1] and s.numbers.dtype.kind == "i"
+        np.testing.assert_array_equal(s.positions, table[:, 1:])
+        assert s.energy == pytest.approx(conformer["totalenergy"] * HARTREE, rel=1e-6)
+        assert s.properties["energy_relative"] == pytest.approx(conformer["relativeenergy"] * KCAL_PER_MOL, rel=1e-6)
+        assert (s.molecule, s.smiles, s.charge, s.subset) == (smiles, smiles, molecule["charge"], "drugs")
+        assert s.source == f"drugs_crude.msgpack:{smiles}" and s.forces is None
+    assert [s.record for s in found] == [0, 0, 0, 1, 1, 2]
+    assert {s.subset for s in read(path, subset="mine")} == {"mine"}
+
+
+def archive(path, content, name="qm9_crude.msgpack"):
+    with tarfile.open(path, "w:gz") as file:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        file.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_msgpack_in_a_tar(tmp_path):
+    plain = write_msgpack(tmp_path / "qm9_crude.msgpack", {"O": crude()}, {"OO": crude(1)})
+    packed = archive(tmp_path / "qm9_crude.msgpack.tar.gz", plain.read_bytes())
+    assert readers.detect(packed) == "geom"
+    a, b = read(plain), read(packed)
+    assert [(s.energy, s.molecule, s.subset, s.record) for s in a] == [
+        (s.energy, s.molecule, s.subset, s.record) for s in b] and len(a) == 4
+    assert a[0].subset == "qm9"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_parts_of_a_stream_are_the_whole_and_not_read_again(tmp_path, packed, monkeypatch):
+    path = write_msgpack(tmp_path / "a.msgpack", *({f"{'C' * (3 * k + i + 1)}": crude(shift=k + i / 10)
+                                                    for i in range(3)} for k in range(3)))
+    if packed:
+        path = archive(tmp_path / "a.msgpack.tar.gz", path.read_bytes())
+    whole = [(s.record, s.molecule, s.positions.tolist()) for s in read(path)]
+    opened = []
+    original = geom._Stream._open
+    monkeypatch.setattr(geom._Stream, "_open", lambda self, skip: opened.append(1) or original(self, skip))
+    for parts in ([range(0, 2), range(2, 2), range(2, 7), range(7, 9)], [range(0, 1), range(4, 5), range(8, 9)]):
+        with geom.Reader(path) as source:
+            assert source.sequential
+            opened.clear()
+            found = [(s.record, s.molecule, s.positions.tolist()) for p in parts for s in source.read(p, ReadReport())]
+            assert len(opened) == 1
+        assert found == [w for w in whole if any(w[0] in p for p in parts)]
+    with geom.Reader(path) as source:  # and backwards, opening anew
+        for p in (range(5, 9), range(0, 3), range(2, 4)):
+            assert [(s.record, s.molecule, s.positions.tolist()) for s in source.read(p, ReadReport())] == [
+                w for w in whole if w[0] in p]
+        assert len(source) == 9
+
+
+def test_stream_that_is_left_early(tmp_path):
+    path = write_msgpack(tmp_path / "a.msgpack", {"O": crude(), "OO": crude(), "OOO": crude()})
+    with geom.Reader(path) as source:
+        first = source.read(range(0, 3), ReadReport())
+        next(first)
+        first.close()
+        assert [s.record for s in source.read(range(0, 3), ReadReport())] == [0] * 3 + [1] * 3 + [2] * 3
+
+
+def test_truncated_streams(tmp_path):
+    path = write_msgpack(tmp_path / "whole.msgpack", {"O": crude(1)}, {"OO": crude(1), "OOO": crude(1)})
+    content = path.read_bytes()
+    first = len(msgpack.packb({"O": crude(1)}))
+    for keep in [200, first - 1, first + 1, first + 2, first + 3, len(content) - 300, len(content) - 1]:
+        cut = tmp_path / "cut.msgpack"
+        cut.write_bytes(content[:keep])
+        with pytest.raises(DatasetError, match=r"cut\.msgpack"):
+            read(cut)
+        with pytest.raises(DatasetError, match=r"cut\.msgpack: truncated after molecule"):
+            len(geom.Reader(cut))
+    packed = archive(tmp_path / "cut.msgpack.tar.gz", content * 50).read_bytes()
+    (tmp_path / "cut.msgpack.tar.gz").write_bytes(packed[:len(packed) // 2])
+    with pytest.raises(DatasetError, match=r"cut\.msgpack\.tar\.gz"):
+        read(tmp_path / "cut.msgpack.tar.gz")
+
+
+def _conformer(**changes):
+    return crude(conformers=[crude(1)["conformers"][0] | changes])
+
+
+@pytest.mark.parametrize(("molecule", "message"), [
+    ([1, 2], "found list"), ("conformers", "found str"), (5, "found int"), ({"conformers": {}}, "found.*conformers"),
+    (crude(conformers=[1]), "#0: a conformer is int"), (_conformer(xyz=[[8, 0, 0]]), r"#0: xyz has shape \(1, 3\)"),
+    (_conformer(xyz=[]), "#0: xyz has shape"), (_conformer(xyz=[["O", 0, 0, 0]]), "#0: xyz is not a table"),
+    (_conformer(xyz=[[8.5, 0, 0, 0]]), "atomic numbers"), (_conformer(xyz=[[0, 0, 0, 0]]), "atomic numbers"),
+    (_conformer(xyz=[[8, 0, 0, 0], [1, 0]]), "not a table"), (_conformer(rd_mol=b"x", xyz=None), "#0: xyz"),
+    (_conformer(totalenergy="low"), "#0: totalenergy is 'low'"),
+    (_conformer(boltzmannweight=[1]), r"boltzmannweight is \[1\]"),
+    (crude(charge="one"), "charge is 'one'"), (crude(ensembleenergy={}), "ensembleenergy is {}")])
+def test_molecules_of_another_layout_are_named(tmp_path, molecule, message):
+    path = write_msgpack(tmp_path / "a.msgpack", {"O": crude(1), "conformers": molecule})
+    found = []
+    with geom.Reader(path) as source, pytest.raises(DatasetError, match=rf"a\.msgpack:conformers.*{message}"):
+        for s in source:
+            found.append(s)
+    assert [s.molecule for s in found] == ["O"]
+
+
+def test_damaged_streams_are_named(tmp_path):
+    good = msgpack.packb({"O": crude(1)})
+    for bad in (b"\xc1" * 20, msgpack.packb([1, 2, 3]), msgpack.packb({5: crude(1)}), b"\x81\xa1C\xdd\xff\xff\xff\xff",
+                b"\x81\xa1C\xc1", b"\x81\xa1C" + b"\x91" * 5000, b"\x81\xa2\xff\xfe\x01"):
+        path = tmp_path / "bad.msgpack"
+        path.write_bytes(good + bad)
+        with pytest.raises(DatasetError, match=r"bad\.msgpack"):
+            read(path)
+
+
+def test_molecules_without_conformers_and_positions(tmp_path):
+    path = write_msgpack(tmp_path / "a.msgpack", {
+        "O": crude(0), "OO": _conformer(xyz=[[8, 0, 0, float("nan")]]), "OOO": crude(1)})
+    report = ReadReport()
+    assert [s.molecule for s in read(path, report)] == ["OOO"]
+    assert report.skipped == {"no conformers": 1, "positions not finite": 1}
+
+
+# --- Pickles that are not what they should be ---
+
+class Command:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def test_malicious_pickle_is_refused_and_not_run(tmp_path):
+    mark = tmp_path / "executed"
+    conformer = SAMPLE.small_molecule()["conformers"][0]
+    for name, changes in (("a", {"charge": Command(f"touch {mark}")}),
+                          ("b", {"conformers": [conformer | {"rd_mol": Command(f"touch {mark}")}]})):
+        path = write_pickle(tmp_path / f"{name}.pickle", **changes)
+        assert geom.Reader.matches(path)
+        for where in (path, tmp_path):
+            with pytest.raises(DatasetError, match=rf"{name}\.pickle: the pickle asks for '\w+\.system'.*not executed"):
+                read(where)
+        assert not mark.exists()
+        pickle.loads(path.read_bytes())
+        assert mark.exists()
+        mark.unlink()
+        path.unlink()
+
+
+def molecule_pickle(binary=b"Vx\ntR."):
+    """A pickle of a molecule whose rd_mol is called with what `binary` makes, in the text protocol's opcodes."""
+    return (b"\x80\x02}(X\x0a\0\0\0conformers](}(X\x0b\0\0\0totalenergyG" + b"\xc0" + bytes(7)
+            + b"X\x06\0\0\0rd_molcrdkit.Chem.rdchem\nMol\n" + binary + b"ueu.")
+
+
+@pytest.mark.parametrize(("binary", "message"), [
+    (b"(X\x02\0\0\0CCtR", "RDKit molecule of str"), (b"(K\x05tR", "RDKit molecule of int"), (b")R", "missing"),
+    (b"(]tR", "RDKit molecule of list"), (b"", "#0: expected a conformer with 'rd_mol'"),
+    (b"(C\x05aaaaatR", "#0: RDKit cannot read the molecule"), (b"(C\0tR", "#0: RDKit cannot read|#0: an RDKit"),
+    (b"}X\x05\0\0\0atomsK\x01sb(C\0tR", "changes a function"), (b"(C\0t\x81", "damaged or malicious")])
+def test_rdkit_molecules_that_carry_something_else(tmp_path, binary, message):
+    before = geom._RDKitMolecule.atoms
+    path = tmp_path / "bad.pickle"
+    path.write_bytes(molecule_pickle(binary))
+    with pytest.raises(DatasetError, match=rf"bad\.pickle.*({message})"):
+        read(path)
+    assert geom._RDKitMolecule.atoms is before
+
+
+def test_rdkit_molecules_are_made_of_bytes_only(tmp_path):
+    """The same frame with RDKit's own bytes is read: what the test above refuses is the content."""
+    molecule = SAMPLE.small_molecule()["conformers"][0]["rd_mol"].ToBinary()
+    path = tmp_path / "good.pickle"
+    path.write_bytes(molecule_pickle(b"(B" + len(molecule).to_bytes(4, "little") + molecule + b"tR"))
+    found = read(path)
+    assert len(found) == 1 and len(found[0]) == 10 and found[0].molecule == "good.pickle"
+    flat = Chem.MolFromSmiles("CC").ToBinary()
+    path.write_bytes(molecule_pickle(b"(B" + len(flat).to_bytes(4, "little") + flat + b"tR"))
+    with pytest.raises(DatasetError, match=r"good\.pickle#0: .*2 atoms and 0 conformers"):
+        read(path)
+
+
+def test_damaged_rdkit_bytes(tmp_path):
+    molecule = SAMPLE.small_molecule()["conformers"][0]["rd_mol"].ToBinary()
+    for keep in (0, 4, 10, 20, 60, len(molecule) // 2, len(molecule) - 20):
+        path = tmp_path / "bad.pickle"
+        path.write_bytes(molecule_pickle(b"(B" + keep.to_bytes(4, "little") + molecule[:keep] + b"tR"))
+        with pytest.raises(DatasetError, match=r"bad\.pickle#0"):
+            read(path)
+
+
+def test_truncated_and_other_pickles(tmp_path):
+    content = write_pickle(tmp_path / "a.pickle").read_bytes()
+    for keep in (len(content) - 1, len(content) // 2, 400):
+        (tmp_path / "a.pickle").write_bytes(content[:keep])
+        with pytest.raises(DatasetError, match=r"a\.pickle: the pickle is truncated"):
+            read(tmp_path / "a.pickle")
+        with pytest.raises(DatasetError, match=r"a\.pickle: the pickle is truncated"):
+            read(tmp_path)
+    (tmp_path / "a.pickle").write_bytes(pickle.dumps({"weights": [1, 2]}))
+    assert not geom.Reader.matches(tmp_path / "a.pickle") and not geom.Reader.matches(tmp_path)
+    with pytest.raises(DatasetError, match=r"a\.pickle: expected a dict with a list 'conformers'.*weights"):
+        read(tmp_path)
+    with pytest.raises(DatasetError, match=r"a\.pickle: not GEOM data"):
+        read(tmp_path / "a.pickle")
+
+
+def test_folders_of_something_else(tmp_path):
+    assert not geom.Reader.matches(tmp_path)
+    with pytest.raises(DatasetError, match="expected GEOM's rdkit_folder"):
+        geom.Reader(tmp_path)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(b"text" * 1000))
+    archive(tmp_path / "b.tar.gz", b"text", name="notes.txt")
+    for name in ("a.tar.gz", "b.tar.gz"):
+        assert not geom.Reader.matches(tmp_path / name)
+        with pytest.raises(DatasetError, match="not GEOM data"):
+            geom.Reader(tmp_path / name)
+    assert not geom.Reader.matches(write_msgpack(tmp_path / "c.msgpack", {"O": {"bonds": []}}))

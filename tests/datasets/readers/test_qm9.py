@@ -1,0 +1,308 @@
+"""The QM9 reader: its three forms, their units, the list of uncharacterized molecules, and damaged files."""
+
+import base64
+import importlib.util
+import json
+import shutil
+import sqlite3
+import tarfile
+from pathlib import Path
+
+import ase
+import ase.db
+import numpy as np
+import pytest
+
+from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.datasets.readers import qm9
+
+XYZ = Path(__file__).parents[2] / "data" / "readers" / "qm9" / "qm9_first.xyz"
+HARTREE, BOHR, CAL_PER_MOL = 27.211386245988, 0.529177210903, 0.0433641153087705 / 1000
+DEBYE = 0.20819433442462576  # e·Å
+
+_SPEC = importlib.util.spec_from_file_location("sample_qm9", Path(__file__).parent / "samples" / "qm9.py")
+made = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(made)
+
+WATER = {"internal_energy": -76.401867 * HARTREE, "enthalpy": -76.400922 * HARTREE, "free_energy": -76.422349 * HARTREE,
+         "zpve": 0.021375 * HARTREE, "homo": -0.2928 * HARTREE, "lumo": 0.0687 * HARTREE, "gap": 0.3615 * HARTREE,
+         "dipole_moment": 1.8511 * DEBYE, "polarizability": 6.31 * BOHR ** 3,
+         "electronic_spatial_extent": 19.0002 * BOHR ** 2, "heat_capacity": 6.002 * CAL_PER_MOL}
+WATER_ATOMS = ase.Atoms("OH2", [[-0.0343604951, 0.9775395708, 0.0076015923], [0.0647664923, 0.0205721989, 0.0015346341],
+                                [0.8717903737, 1.3007924048, 0.0006931336]])
+IN_HARTREE = {"energy_U0": -76.404702, "energy_U": -76.401867, "enthalpy_H": -76.400922, "free_energy": -76.422349,
+              "zpve": 0.021375, "homo": -0.2928, "lumo": 0.0687, "gap": 0.3615, "dipole_moment": 1.8511,
+              "isotropic_polarizability": 6.31, "electronic_spatial_extent": 19.0002, "heat_capacity": 6.002,
+              "rotational_constant_A": 799.58812, "rotational_constant_B": 437.90386,
+              "rotational_constant_C": 282.94545}
+IN_EV = IN_HARTREE | {"energy_U0": -76.404702 * HARTREE, "energy_U": WATER["internal_energy"],
+                      "enthalpy_H": WATER["enthalpy"], "free_energy": WATER["free_energy"], "zpve": WATER["zpve"],
+                      "homo": WATER["homo"], "lumo": WATER["lumo"], "gap": WATER["gap"],
+                      "dipole_moment": WATER["dipole_moment"], "isotropic_polarizability": WATER["polarizability"],
+                      "electronic_spatial_extent": WATER["electronic_spatial_extent"]}
+NAMED = {**dict.fromkeys(IN_HARTREE, "Ha"), "dipole_moment": "Debye", "isotropic_polarizability": "a0 a0 a0",
+         "electronic_spatial_extent": "a0 a0", "heat_capacity": "cal/mol/K", "rotational_constant_A": "GHz",
+         "rotational_constant_B": "GHz", "rotational_constant_C": "GHz"}
+
+
+def read(path, report=None, **options):
+    with qm9.Reader(path, **options) as source:
+        return list(source.read(range(len(source)), report or ReadReport()))
+
+
+def archive(folder, molecules=made.MOLECULES):
+    return made.write_archive(folder / "dsgdb9nsd.xyz.tar.bz2", molecules)
+
+
+def database(path, *rows, metadata=None, as_text=False):
+    """An ASE database of water molecules with these data; `as_text` writes arrays as SchNetPack's older versions."""
+    with ase.db.connect(path) as db:
+        for values in rows:
+            data = {k: np.array([v]) for k, v in values.items()}
+            if as_text:
+                data = {k: v for name, array in data.items() for k, v in (
+                    (name, base64.b64encode(array.tobytes()).decode()), (f"_shape_{name}", [1]),
+                    (f"_dtype_{name}", "float64"))}
+            db.write(WATER_ATOMS, data=data)
+        if metadata:
+            db.metadata = metadata
+    return path
+
+
+def check_water(s, molecule):
+    np.testing.assert_array_equal(s.numbers, [8, 1, 1])
+    np.testing.assert_allclose(s.positions, WATER_ATOMS.positions, atol=1e-8)
+    assert s.energy == pytest.approx(-76.404702 * HARTREE, rel=1e-7) and s.forces is None and s.charge == 0
+    assert {k: s.properties[k] for k in WATER} == pytest.approx(WATER, rel=1e-6)
+    np.testing.assert_allclose(s.properties["rotational_constants"], [799.58812, 437.90386, 282.94545])
+    assert s.molecule == molecule and set(s.properties) == {*WATER, "rotational_constants"}
+
+
+def test_archive(tmp_path):
+    path, _ = made.make(tmp_path)
+    report = ReadReport()
+    structures = read(path, report)
+    assert [s.molecule for s in structures] == ["gdb 1", "gdb 3", "gdb 4", "gdb 5"]
+    assert report.records == 5 and report.structures == 4 and report.skipped == {"uncharacterized": 1}
+    assert report.identities == [("uncharacterized", "dsgdb9nsd.xyz.tar.bz2:dsgdb9nsd_000002.xyz")]
+    methane, water, acetylene, _ = structures
+    check_water(water, "gdb 3")
+    assert water.source == "dsgdb9nsd.xyz.tar.bz2:dsgdb9nsd_000003.xyz" and water.record == 2
+    np.testing.assert_array_equal(water.atom_properties["mulliken_charges"], [-0.589706, 0.294853, 0.294853])
+    assert methane.energy == pytest.approx(-1101.48779, abs=1e-4) and methane.smiles == "C"
+    # numbers as Mathematica writes them
+    np.testing.assert_allclose(acetylene.positions[:, 1], [1.2e-6, 0, -3e-7, 0])
+    assert acetylene.properties["dipole_moment"] == pytest.approx(1.5e-4 * DEBYE, rel=1e-6)
+    assert acetylene.atom_properties["mulliken_charges"][3] == pytest.approx(0.207019)
+    assert acetylene.smiles == "[CH]=[CH]"  # that of the minimum, not that it was started from
+
+
+def test_what_the_reader_says_of_itself(tmp_path):
+    path, _ = made.make(tmp_path)
+    with qm9.Reader(path) as source:
+        assert source.sequential and not source.notes
+        assert [f.name for f in source.files()] == [path.name, "uncharacterized.txt"]
+        assert source.atom_energies == pytest.approx({"H": -0.500273 * HARTREE, "C": -37.846772 * HARTREE,
+                                                      "N": -54.583861 * HARTREE, "O": -75.064579 * HARTREE,
+                                                      "F": -99.718730 * HARTREE}, rel=1e-7)
+
+
+def test_uncharacterized_molecules(tmp_path):
+    path, _ = made.make(tmp_path)
+    with qm9.Reader(path, keep_uncharacterized=True) as source:
+        assert len(list(source)) == 5 and not source.notes
+    listed = (tmp_path / "uncharacterized.txt").rename(tmp_path / "other.txt")
+    with qm9.Reader(path) as source:
+        assert len(list(source)) == 5 and "uncharacterized.txt is not beside the data" in source.notes[0]
+    assert len(read(path, uncharacterized=listed)) == 4
+    with pytest.raises(DatasetError, match="nowhere.txt: the list of uncharacterized molecules cannot be read"):
+        qm9.Reader(path, uncharacterized=tmp_path / "nowhere.txt")
+    listed.write_text("3 molecules\n")
+    with pytest.raises(DatasetError, match="other.txt: holds no rows"):
+        qm9.Reader(path, uncharacterized=listed)
+
+
+def test_sentences_of_the_list_are_no_rows(tmp_path):
+    path, _ = made.make(tmp_path)  # the header of its list has a line that begins with 5
+    assert "\n5 different" in made.UNCHARACTERIZED
+    assert "gdb 5" in {s.molecule for s in read(path)}
+
+
+def test_archive_keeps_its_place_and_can_go_back(tmp_path):
+    path = archive(tmp_path)
+    with qm9.Reader(path) as source:
+        found = [s.record for r in (range(0, 2), range(2, 3), range(4, 5), range(1, 3)) for s in source.read(
+            r, ReadReport())]
+        assert found == [0, 1, 2, 4, 1, 2] and len(source) == 5
+        with pytest.raises(DatasetError, match="ends after 5 molecules"):
+            list(source.read(range(4, 7), ReadReport()))
+
+
+def test_folder(tmp_path):
+    with tarfile.open(archive(tmp_path)) as tar:
+        tar.extractall(tmp_path / "qm9", filter="data")
+    (tmp_path / "qm9" / "readme.txt").write_text("see the paper")
+    (tmp_path / "uncharacterized.txt").write_text(made.UNCHARACTERIZED)
+    assert qm9.Reader.matches(tmp_path / "qm9")
+    structures = read(tmp_path / "qm9")
+    assert [s.molecule for s in structures] == ["gdb 1", "gdb 3", "gdb 4", "gdb 5"]
+    check_water(structures[1], "gdb 3")
+    with qm9.Reader(tmp_path / "qm9") as source:
+        assert len(source) == 5 and not source.sequential and len(source.files()) == 6
+
+
+def test_extended_xyz():
+    assert qm9.Reader.matches(XYZ)
+    structures = read(XYZ)
+    assert [len(s) for s in structures] == [5, 4, 3, 4] and [s.record for s in structures] == [0, 1, 2, 3]
+    check_water(structures[2], "qm9_first.xyz:2")
+    assert structures[3].properties["rotational_constants"][0] == 0
+    with qm9.Reader(XYZ) as source:
+        assert "does not name the index" in source.notes[0]
+    with pytest.raises(DatasetError, match="does not name the index.*Give the archive"):
+        qm9.Reader(XYZ, uncharacterized="uncharacterized.txt")
+
+
+def test_extended_xyz_with_other_columns_and_missing_labels(tmp_path):
+    path = tmp_path / "a.xyz"
+    path.write_text('2\nProperties=charges:R:1:species:S:1:pos:R:3 U0=-1.17 alpha=1. zpve=0.01 Cv=5. x="a b"\n'
+                    "0.5 H 0 0 0\n0.5 H 0 0 0.74\n")
+    only, = read(path)
+    np.testing.assert_array_equal(only.positions, [[0, 0, 0], [0, 0, 0.74]])
+    assert only.energy == pytest.approx(-1.17 * HARTREE) and np.isnan(only.properties["homo"])
+    assert np.isnan(only.properties["rotational_constants"]).all()
+
+
+@pytest.mark.parametrize(("values", "metadata", "as_text"), [
+    (IN_EV, None, True), (IN_EV, None, False), (IN_HARTREE, None, False), (IN_HARTREE, None, True),
+    (IN_HARTREE, {"_property_unit_dict": NAMED, "_distance_unit": "Ang"}, False)])
+def test_database(tmp_path, values, metadata, as_text):
+    path = database(tmp_path / "qm9.db", values, values, metadata=metadata, as_text=as_text)
+    assert qm9.Reader.matches(path)
+    first, second = read(path)
+    check_water(first, "qm9.db:1")
+    check_water(second, "qm9.db:2")
+
+
+def test_database_with_few_labels(tmp_path):
+    first, second = read(database(tmp_path / "qm9.db", {"energy_U0": np.nan}, {"energy_U0": -76.404702 * HARTREE}))
+    assert np.isnan(first.energy) and second.energy == pytest.approx(-76.404702 * HARTREE, rel=1e-9)
+    assert np.isnan(second.properties["homo"]) and np.isnan(second.properties["rotational_constants"]).all()
+
+
+def test_units_of_a_database_by_option(tmp_path):
+    path = database(tmp_path / "qm9.db", IN_HARTREE)
+    check_water(read(path, db_units="hartree")[0], "qm9.db:1")
+    with pytest.raises(DatasetError, match="qm9.db:1: U0 of -76.4047 eV is .* off the isolated atoms"):
+        read(path, db_units="eV")
+    with pytest.raises(DatasetError, match="db_units is 'kcal', expected"):
+        read(path, db_units="kcal")
+    named = database(tmp_path / "named.db", IN_HARTREE, metadata={"_property_unit_dict": NAMED})
+    with pytest.raises(DatasetError, match="names its own units.*remove db_units='eV'"):
+        read(named, db_units="eV")
+
+
+def test_units_of_a_database_that_cannot_be(tmp_path):
+    atomisation = database(tmp_path / "a.db", {"energy_U0": -9.24})
+    with pytest.raises(DatasetError, match="a.db: names no units, and energy_U0 of row 1, -9.24, is no total energy"):
+        read(atomisation)
+    lying = database(tmp_path / "b.db", IN_EV, metadata={"_property_unit_dict": NAMED})
+    with pytest.raises(DatasetError, match="b.db:1: U0 of .* off the isolated atoms"):
+        read(lying)
+    mixed = database(tmp_path / "c.db", IN_EV, IN_HARTREE)
+    with pytest.raises(DatasetError, match="c.db:2: U0 of .* another unit than the rest of the file"):
+        read(mixed)
+    unknown = database(tmp_path / "d.db", IN_EV, metadata={"_property_unit_dict": {"energy_U0": "furlong"}})
+    with pytest.raises(DatasetError, match="d.db: the unit of energy_U0 is 'furlong', expected one of ev"):
+        read(unknown)
+    partly = database(tmp_path / "e.db", IN_EV, metadata={"_property_unit_dict": {"energy_U0": "eV"}})
+    with pytest.raises(DatasetError, match="e.db:1: the database has .*, but its metadata name no unit for it"):
+        read(partly)
+    nothing = database(tmp_path / "f.db", {"energy_U0": np.nan})
+    with pytest.raises(DatasetError, match="f.db: names no units and its first rows have no energy_U0.*db_units"):
+        read(nothing)
+
+
+def test_distances_of_a_database_in_bohr(tmp_path):
+    path = database(tmp_path / "a.db", IN_HARTREE, metadata={"_property_unit_dict": NAMED, "_distance_unit": "Bohr"})
+    np.testing.assert_allclose(read(path)[0].positions, WATER_ATOMS.positions * BOHR, rtol=1e-7)
+
+
+def test_other_databases_and_files(tmp_path):
+    other = tmp_path / "other.db"
+    with ase.db.connect(other) as db:
+        db.write(WATER_ATOMS, data={"energy": np.array([-76.0])}, moses_id=1)
+    plain = tmp_path / "plain.xyz"
+    plain.write_text("1\nenergy=-1.0 U0=3\nH 0 0 0\n")
+    foreign = tmp_path / "foreign.tar.bz2"
+    with tarfile.open(foreign, "w:bz2") as tar:
+        tar.add(plain, "plain.xyz")
+    for path in (other, plain, foreign, tmp_path):
+        assert not qm9.Reader.matches(path)
+        with pytest.raises(DatasetError, match=f"{path.name}: is none of QM9's forms"):
+            qm9.Reader(path)
+
+
+@pytest.mark.parametrize("keep", [3, 60, 0.5, 0.99])
+def test_archive_that_is_truncated(tmp_path, keep):
+    rng = np.random.default_rng(0)  # noise in a field that is not read, so that the archive has several blocks
+    many = [made.WATER.replace("gdb 3\t", f"gdb {i}\t") + "".join(map(chr, rng.integers(48, 122, 20_000)))
+            for i in range(1, 101)]
+    path = archive(tmp_path, many)
+    content = path.read_bytes()
+    path.write_bytes(content[:keep if keep > 1 else int(keep * len(content))])
+    with pytest.raises(DatasetError, match=r"dsgdb9nsd\.xyz\.tar\.bz2.*(truncated|none of QM9's forms)"):
+        read(path)
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("gdb 3", "gdb 4", "line 2 begins with 'gdb' '4', expected 'gdb' and the index 3"),
+    ("\t6.002", "", "expected 17 columns, found 16"), ("0.0205721989", "0.02o5", "'0.02o5' is no number"),
+    ("O\t-0.03", "Q\t-0.03", "'Q' is not the symbol"), ("3\ngdb", "30\ngdb", "has 9 lines, expected 35"),
+    ("3\ngdb", "three\ngdb", "expected a number of atoms"), ("-76.404702", "-2079.08", "off the isolated atoms")])
+def test_damaged_molecules_are_named(tmp_path, old, new, message):
+    folder = tmp_path / "qm9"
+    folder.mkdir()
+    assert made.WATER.count(old) == 1
+    (folder / "dsgdb9nsd_000001.xyz").write_text(made.METHANE)
+    (folder / "dsgdb9nsd_000003.xyz").write_text(made.WATER.replace(old, new))
+    with pytest.raises(DatasetError, match=f"qm9:dsgdb9nsd_000003.xyz: .*{message}"):
+        read(folder)
+
+
+def test_positions_that_are_not_finite_are_skipped_and_counted(tmp_path):
+    report = ReadReport()
+    path = archive(tmp_path, [made.METHANE, made.WATER.replace("0.0205721989", "nan")])
+    assert len(read(path, report)) == 1 and report.skipped == {"positions not finite": 1}
+
+
+@pytest.mark.parametrize(("keep", "message"), [(-60, "ends within the molecule"), (350, "(ends within|none of)")])
+def test_extended_xyz_that_is_truncated(tmp_path, keep, message):
+    path = tmp_path / "cut.xyz"
+    path.write_text(XYZ.read_text()[:keep])
+    with pytest.raises(DatasetError, match=f"cut.xyz.*{message}"):
+        read(path)
+
+
+def test_extended_xyz_that_is_damaged(tmp_path):
+    path = tmp_path / "bad.xyz"
+    path.write_text(XYZ.read_text().replace("\n4\n", "\nfour\n", 1))
+    with pytest.raises(DatasetError, match="bad.xyz:1: expected a number of atoms, found b'four"):
+        read(path)
+    path.write_text(XYZ.read_text().replace("O       -0.03", "O  1.0  -0.03"))
+    with pytest.raises(DatasetError, match="bad.xyz:2: expected 4 columns, found 5"):
+        read(path)
+
+
+def test_database_that_is_damaged(tmp_path):
+    path = database(tmp_path / "a.db", IN_EV, IN_EV)
+    shutil.copy(path, tmp_path / "cut.db")
+    (tmp_path / "cut.db").write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(DatasetError, match="cut.db"):
+        read(tmp_path / "cut.db")
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE systems SET data = ? WHERE id = 2", (json.dumps({"energy_U0": [1.0, 2.0]}),))
+    connection.commit()
+    connection.close()
+    with pytest.raises(DatasetError, match="a.db:2: energy_U0 has shape .*expected one number"):
+        read(path)
