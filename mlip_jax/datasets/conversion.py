@@ -51,7 +51,7 @@ class Recipe:
     path: str
     reader: str = "auto"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    filters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    filters: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"require": "none"})
     dtype: str = "float32"
     atoms_per_shard: int = 1_000_000
 
@@ -80,7 +80,7 @@ def convert(recipe: Recipe, folder: str | Path, *, num_processes: int | None = N
     if recipe.dtype not in ("float32", "float64"):
         raise ValueError(f"dtype must be 'float32' or 'float64', received {recipe.dtype!r}")
     with recipe.open() as source:
-        recipe = dataclasses.replace(recipe, reader=type(source).__module__.rsplit(".", 1)[-1])
+        recipe = dataclasses.replace(recipe, reader=source.format)
         try:
             with _locked(folder):
                 plan = _plan(recipe, source, folder)
@@ -112,7 +112,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _plan(recipe: Recipe, source: Reader, folder: Path) -> dict[str, Any]:
     """What is to be done, as conversion.json says it; a plan that stands there already must be the same."""
     files = [{"name": f.name, "bytes": f.stat().st_size, "modified": f.stat().st_mtime_ns} for f in source.files()]
-    settings = {"recipe": json.loads(json.dumps(dataclasses.asdict(recipe) | {"path": recipe.path.rsplit("/", 1)[-1]})),
+    settings = {"recipe": json.loads(json.dumps(dataclasses.asdict(recipe) | {"path": Path(recipe.path).name})),
                 "files": files, "version": VERSION}
     path = folder / "conversion.json"
     if path.exists():
@@ -283,7 +283,7 @@ def _finish(recipe: Recipe, source: Reader, plan, jobs: list[_Job], folder: Path
                    "files": [{"name": f.name, "bytes": f.stat().st_size, "sha256": checksum(f)}
                              for f in source.files()], "units": dict(source.UNITS), "records": plan["records"]},
         "units": {"positions": "Å", "energy": "eV", "forces": "eV/Å", "charge": "e"}, "dtype": recipe.dtype,
-        "level_of_theory": source.level_of_theory, "notes": list(getattr(source, "notes", [])),
+        "level_of_theory": source.level_of_theory, "notes": source.notes,
         "atom_energies": dict(source.atom_energies) if source.atom_energies else None,
         "official_split": sorted(official) if official else None,
         "counts": {"read": sum(t["read"] for t in told), "skipped": skipped, "removed": _count(removed)},

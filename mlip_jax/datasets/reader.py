@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -59,6 +59,7 @@ class Reader(abc.ABC):
       GENERAL: Reads files of many kinds; a reader for the special format comes first when a format is recognised.
       path: As it was given. level_of_theory: Of this file.
       atom_energies: Energies of isolated atoms in eV by symbol where the data set states them, else None.
+      notes: What a user of these data must know.
       sequential: Reading a record means reading all before it; several processes gain nothing then.
     """
 
@@ -71,6 +72,7 @@ class Reader(abc.ABC):
         self.path = Path(path)
         self.level_of_theory = self.LEVEL_OF_THEORY
         self.atom_energies: Mapping[str, float] | None = None
+        self.notes: list[str] = []
         if not self.path.exists():
             raise DatasetError(f"{self.path}: no such file or folder. Give the path of the data as config.data.path.")
 
@@ -93,6 +95,11 @@ class Reader(abc.ABC):
           DatasetError: A record is damaged or in another layout or unit; it is named.
         """
 
+    @property
+    def format(self) -> str:
+        """Name of the reader."""
+        return type(self).__module__.rsplit(".", 1)[-1]
+
     def files(self) -> list[Path]:
         """All files that belong to the data set: their checksums go into the manifest of a store."""
         return [self.path] if self.path.is_file() else sorted(p for p in self.path.rglob("*") if p.is_file())
@@ -112,6 +119,50 @@ class Reader(abc.ABC):
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+class Several(Reader):
+    """Files of one format, one after the other, as one. What only one of them says (a split) is not passed on."""
+
+    def __init__(self, readers: Sequence[Reader]):
+        super().__init__(readers[0].path)
+        self._readers = list(readers)
+        self._ends = np.cumsum([len(r) for r in readers])
+        self.level_of_theory = " / ".join(sorted({r.level_of_theory for r in readers}))
+        self.atom_energies = readers[0].atom_energies
+        self.notes = list(dict.fromkeys(note for r in readers for note in r.notes))
+        self.sequential = any(r.sequential for r in readers)
+        self.LEVEL_OF_THEORY, self.UNITS = readers[0].LEVEL_OF_THEORY, readers[0].UNITS
+        energies = [r.atom_energies for r in readers]
+        if any(e != energies[0] for e in energies):
+            raise DatasetError(f"{', '.join(str(r.path) for r in readers)}: the files state different energies of "
+                               "isolated atoms; they do not belong together")
+
+    @classmethod
+    def matches(cls, path: Path) -> bool:
+        return False
+
+    @property
+    def format(self) -> str:
+        return self._readers[0].format
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
+        for reader, end in zip(self._readers, self._ends.tolist()):
+            first = end - len(reader)
+            part = range(max(records.start - first, 0), min(records.stop - first, len(reader)))
+            if len(part):
+                for s in reader.read(part, report):
+                    yield dataclasses.replace(s, record=s.record + first)
+
+    def files(self) -> list[Path]:
+        return [f for r in self._readers for f in r.files()]
+
+    def close(self) -> None:
+        for reader in self._readers:
+            reader.close()
 
 
 def open_hdf5(path: Path) -> h5py.File:

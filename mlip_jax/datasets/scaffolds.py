@@ -8,17 +8,12 @@ the largest group first, to training.
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.connection import wait
+from collections.abc import Sequence
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mlip_jax import workers
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.splits import group
 
@@ -95,27 +90,16 @@ def scaffold_index(smiles: Sequence[str] | np.ndarray, *, num_processes: int | N
 def _all_scaffolds(smiles: list[str], num_processes: int | None, progress: bool) -> list[str | None]:
     chunks = [smiles[start:start + _CHUNK] for start in range(0, len(smiles), _CHUNK)]
     if num_processes is None:
-        num_processes = _available_cores() if len(smiles) >= _LONG else 1
+        num_processes = workers.available_cores() if len(smiles) >= _LONG else 1
     bar = Progress(TextColumn("scaffolds"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                    TimeRemainingColumn(), disable=not progress or len(smiles) < _LONG)
     with bar:
         task = bar.add_task("", total=len(smiles))
-        result: list[str | None] = []
-        for part in _map(chunks, min(num_processes, len(chunks))):
-            result += part
+        parts: list[list[str | None]] = [[] for _ in chunks]
+        for index, part in workers.run(_scaffolds_of, chunks, num_processes):
+            parts[index] = part
             bar.advance(task, len(part))
-        return result
-
-
-def _map(chunks: list[list[str]], num_processes: int) -> Iterable[list[str | None]]:
-    if num_processes <= 1:
-        yield from map(_scaffolds_of, chunks)
-        return
-    executor = ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), _start_worker)
-    try:
-        yield from executor.map(_scaffolds_of, chunks)
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        return [scaffold for part in parts for scaffold in part]
 
 
 def _scaffolds_of(chunk: list[str]) -> list[str | None]:
@@ -139,21 +123,6 @@ def _scaffold(smiles: str) -> str | None:
             return Chem.MolToSmiles(GetScaffoldForMol(molecule), isomericSmiles=False)
         except (ValueError, RuntimeError):  # RDKit's own errors are ValueErrors; its invariants RuntimeErrors
             return None
-
-
-def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent, and ends with it however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
-
-
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _require_rdkit() -> None:

@@ -110,8 +110,8 @@ def load(data: Any) -> LoadedData:
     if not len(indices):
         raise DatasetError(
             f"{name}: none of {len(store)} structures passes the selection (left out: {count_reasons(reasons)}; "
-            f"skipped when read: {made['skipped'] or 'none'}). Change data.elements, data.charge, data.max_atoms or another "
-            "filter of config.data.")
+            f"skipped when read: {made['skipped'] or 'none'}). Change data.elements, data.charge, data.max_atoms or "
+            "another filter of config.data.")
     log.info("%s: %d structures used of %d; left out: %s", name, len(indices), len(store),
              count_reasons(reasons) or "none")
     level = store.level_of_theory

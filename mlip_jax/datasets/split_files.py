@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.datasets.splits import SPLITS, check_parts
+from mlip_jax.datasets.splits import check_parts
 from mlip_jax.workdir import write_json
 
 _WORDS = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
@@ -228,6 +228,3 @@ def _bytes(path: Path, limit: int = -1) -> bytes:
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read: {error.strerror}. Give the file of a split, as "
                            "data.split_files = 'split.json' or 'train.csv,test.csv'.") from error
-
-
-assert set(_WORDS.values()) == set(SPLITS)

@@ -146,8 +146,8 @@ class Store:
                    if checksum(self.path / "shards" / s["file"]) != s["sha256"]]
         if damaged:
             raise DatasetError(f"{self.path}: {len(damaged)} of {len(self.manifest['shards'])} shards differ from "
-                               f"their checksums: {', '.join(damaged)}. Convert the source again into this folder: only the "
-                               "damaged shards are made anew.")
+                               f"their checksums: {', '.join(damaged)}. Convert the source again into this folder: "
+                               "only the damaged shards are made anew.")
 
     def _labels(self, indices, where, local) -> Columns:
         n = len(indices)

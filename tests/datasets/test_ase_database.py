@@ -176,5 +176,7 @@ def test_rows_in_a_write_ahead_log_are_seen(tmp_path):
         assert (tmp_path / "a.db-wal").stat().st_size
         with AseDatabase(path) as database:
             assert [r.id for r in database.rows(range(len(database)))] == [27, 56, 72]
+            with pytest.raises(sqlite3.OperationalError, match="readonly"):
+                database._connection.execute("DELETE FROM systems")
     finally:
         writer.close()

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from mlip_jax.checkpoint import CheckpointStore
+from mlip_jax.datasets.split_files import load_split
+from mlip_jax.datasets.store import Store
 
 REPOSITORY = Path(__file__).parents[2]
 DATA = REPOSITORY / "tests/data/gfn2_small.hdf5"
@@ -84,8 +86,9 @@ def test_log_says_what_the_labels_are_and_what_was_left_out(finished):
 
 def test_split_by_molecule_is_kept_with_the_run(finished):
     workdir, _ = finished
-    splits = json.loads((workdir / "splits.json").read_text())
-    molecules = {part: {s.split("#")[0] for s in rows} for part, rows in splits.items()}
+    parts, meta = load_split(workdir / "splits.npz")
+    store = Store(workdir.parent / meta["store"])
+    molecules = {part: set(store.take(indices).molecule.tolist()) for part, indices in parts.items()}
     assert all(molecules.values())
     assert not molecules["train"] & molecules["test"] and not molecules["train"] & molecules["valid"]
 

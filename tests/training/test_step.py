@@ -28,7 +28,8 @@ RATE, DECAY = 1e-2, 0.9
 def setup():
     with readers.open_data(DATA) as source:
         columns = Columns.from_structures(source)
-    columns = columns.take(np.flatnonzero(Filters(elements=("H", "C", "N", "O", "S"), charge=0.0).reasons(columns) == 0))
+    filters = Filters(elements=("H", "C", "N", "O", "S"), charge=0.0)
+    columns = columns.take(np.flatnonzero(filters.reasons(columns) == 0))
     model = models.create("painn", num_features=8, num_layers=1, num_radial=6, zero_init=False)
     split = Split(columns, np.arange(len(columns)), measure(columns, model.cutoff))
     reference = statistics.reference_energies(statistics.Summary([columns]), "least_squares")

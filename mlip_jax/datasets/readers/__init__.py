@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import glob
 import importlib
 import inspect
 import pkgutil
 from pathlib import Path
 
 from mlip_jax.config import ConfigError, unknown_name
-from mlip_jax.datasets.reader import DatasetError, Reader
+from mlip_jax.datasets.reader import DatasetError, Reader, Several
 
 
 def names() -> list[str]:
@@ -48,22 +49,42 @@ def detect(path: str | Path) -> str:
 
 
 def open_data(path: str | Path, name: str = "auto", **options) -> Reader:
-    """Open a data file.
+    """Open a data file, or several of one format as one.
 
     Args:
-      path: File or folder.
+      path: File or folder; or several as "a.hdf5,b.hdf5" or "*.hdf5", in this order (a pattern: sorted).
       name: Of the reader; "auto" recognises the format.
       options: Keyword arguments of that reader's class.
 
     Raises:
       ConfigError: No such reader, or an option that it does not have.
-      DatasetError: The file is missing, damaged or of unknown format.
+      DatasetError: A file is missing, damaged or of unknown format, or the files are of different formats.
     """
-    name = detect(path) if name == "auto" else name
+    paths = _expand(str(path))
+    found = {detect(p) for p in paths} if name == "auto" else {name}
+    if len(found) > 1:
+        raise DatasetError(f"{path}: these files are of different formats ({', '.join(sorted(found))}). Convert each "
+                           "to a store of its own.")
+    name = found.pop()
     reader = get(name)
     known = [p for p in inspect.signature(reader).parameters if p != "path"]
     for option in options:
         if option not in known:
             raise ConfigError(unknown_name(f"option of reader {name!r}", option, known)
                               if known else f"reader {name!r} has no options; received {option!r}")
-    return reader(path, **options)
+    readers = [reader(p, **options) for p in paths]
+    return readers[0] if len(readers) == 1 else Several(readers)
+
+
+def _expand(path: str) -> list[str]:
+    """The paths that a text of config.data.path stands for."""
+    if Path(path).exists():
+        return [path]
+    paths = []
+    for part in path.split(","):
+        matched = sorted(glob.glob(part.strip(), recursive=True)) if glob.has_magic(part) else [part.strip()]
+        if not matched:
+            raise DatasetError(f"{part.strip()}: no file fits this pattern. Give the path of the data as "
+                               "config.data.path.")
+        paths += matched
+    return paths

@@ -293,8 +293,6 @@ def _open(path: Path, format: str) -> _Frames:
         raise DatasetError(f"{path}: expected a file, found a folder")
     if format and format not in ioformats:
         raise ConfigError(unknown_name("ASE format", format, list(ioformats)))
-    if format in _PICKLES:
-        raise DatasetError(f"{path}: ASE's {format!r} holds Python pickles, which could run anything: not read")
     if format == "db" or not format and is_sqlite(path):
         return _Database(path)
     if format == "traj" or not format and _is_trajectory(path):

@@ -65,7 +65,6 @@ class Reader(reader.Reader):
     def __init__(self, path: str | Path, properties: bool = True, duplicates: str | Path | None = None):
         super().__init__(path)
         self.atom_energies = {chemical_symbols[z]: e for z, e in _ATOM_ENERGIES.items()}
-        self.notes: list[str] = []
         self._properties = properties
         self._duplicates = Path(duplicates) if duplicates else None
         duplicate = _duplicates(self._duplicates)

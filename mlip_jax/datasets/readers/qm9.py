@@ -108,7 +108,6 @@ class Reader(reader.Reader):
         if db_units not in ("auto", "eV", "hartree"):
             raise DatasetError(f"{self.path}: db_units is {db_units!r}, expected 'auto', 'eV' or 'hartree'")
         self.atom_energies = {symbol: e * units.Hartree for symbol, e in _ATOM_ENERGIES.items()}
-        self.notes: list[str] = []
         self._list: Path | None = None
         self._excluded: frozenset[int] = frozenset()
         self._source = _open(self.path, db_units)

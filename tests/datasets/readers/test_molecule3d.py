@@ -252,13 +252,24 @@ def test_truncated_sdf(raw, keep):
         read(raw)
 
 
-def test_counts_that_the_names_do_not_promise(raw):
+@pytest.mark.parametrize("block", [400, 1 << 24])
+def test_counts_that_the_names_do_not_promise(raw, monkeypatch, block):
+    """Also when the last record asked for lies in another block than what is too much."""
+    monkeypatch.setattr(molecule3d, "_BLOCK", block)
     (raw / SECOND).write_text("".join(blocks(raw)[5:7]))
     with pytest.raises(DatasetError, match=rf"{SECOND}: ends after 2 records, its name promises 3"):
         read(raw)
-    (raw / SECOND).write_text("".join(blocks(raw)[:4]))
+    (raw / SECOND).write_text("".join(blocks(raw)[5:] * 4))
     with pytest.raises(DatasetError, match=rf"{SECOND}: has more than the 3 records"):
         read(raw, range(5, 8))
+
+
+def test_end_marks_stand_at_the_beginning_of_a_line(raw):
+    whole = read(raw)
+    change(raw / FIRST, "000000222\n", "price $$$$ 5\n")
+    for a, b in zip(read(raw), whole, strict=True):
+        assert a.source == b.source and a.energy == b.energy
+        np.testing.assert_array_equal(a.positions, b.positions)
 
 
 def test_overlapping_files(raw):

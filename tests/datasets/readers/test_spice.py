@@ -6,10 +6,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from mlip_jax.datasets.selection import Selection
 
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import spice
-from mlip_jax.datasets.selection import Selection
 from mlip_jax.datasets.readers.spice import charge_from_smiles, molecule_identity
 
 # Cut from SPICE 1.1.4 (CC0): two molecules, both charged, three conformations each.
