@@ -8,8 +8,8 @@ ASE reads); --config.data.reader names it, --config.data.reader_options.NAME=VAL
 mlip_jax/datasets/readers/. Every conversion is checked: units and signs of forces against energies, distances, net
 forces, duplicates, missing labels. A file that fails is refused; --config.data.refuse=False takes it all the same.
 
-Training on a file converts it by itself, into data/stores/. Convert by hand to filter for good, to choose where the store
-lies, or for data sets of which one conversion should serve many machines. Killed, the same command goes on.
+Training on a file converts it by itself, into data/stores/. Convert by hand to filter for good, to choose where the
+store lies, or for data sets of which one conversion should serve many machines. Killed, the same command goes on.
 
 Hardware: CPU, all cores; 10,000 to 30,000 structures a second on one, less where records hold few conformations.
 """

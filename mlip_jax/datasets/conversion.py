@@ -194,7 +194,7 @@ def _refuse(problems, path) -> None:
     errors = [p.message for p in problems if p.severity == "error"]
     if errors:
         raise DatasetError(f"{path}: refused by the checks of the data:\n  - " + "\n  - ".join(errors)
-                           + "\nIf it is right all the same, set checks.refuse = False.")
+                           + "\nIf it is right all the same, give --config.data.refuse=False.")
 
 
 @functools.lru_cache(maxsize=1)

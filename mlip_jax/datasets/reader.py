@@ -108,7 +108,7 @@ class Reader(abc.ABC):
         """Record numbers of "train", "valid" and "test" where the data set comes with a split."""
         return None
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most have nothing to let go of)
         """Let go of the file."""
 
     def __iter__(self) -> Iterator[Structure]:
