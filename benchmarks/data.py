@@ -1,0 +1,251 @@
+"""How fast structures come from files to the device, and in how much memory.
+
+    taskset -c 0 python benchmarks/data.py convert      # SPICE-layout HDF5 -> store, on one core
+    taskset -c 0 python benchmarks/data.py neighbors    # lists of 40-atom molecules, against vesin, matscipy, NumPy
+    python benchmarks/data.py input                     # batches from the store, with and without a model
+    python benchmarks/data.py memory                    # peak memory of converting and training, 20 million atoms
+
+The molecules are made up: random clusters of H, C, N and O, no two atoms nearer than 1.1 Å and denser than drug-like
+molecules, in SPICE's layout with 50 conformations each, as SPICE has; reading, checking and neighbour lists do not
+depend on what they are. vesin and matscipy are compared where they are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.machine import describe, spread
+from mlip_jax.datasets.conversion import Recipe, convert
+from mlip_jax.datasets.store import Store
+from mlip_jax.graphs.neighbors import neighbor_list
+from mlip_jax.main import ALLOCATOR
+
+CUTOFF = 5.0
+PACKAGES = ("numpy", "h5py", "grain", "jax", "vesin", "matscipy", "ase")
+
+
+def molecule(rng: np.random.Generator, n_atoms: int) -> np.ndarray:
+    """Positions (n_atoms, 3) in Å: a compact random cluster, no two atoms nearer than 1.1 Å."""
+    placed = [np.zeros(3)]
+    while len(placed) < n_atoms:
+        direction = rng.normal(size=3)
+        candidate = placed[rng.integers(len(placed))] + 1.35 * direction / np.linalg.norm(direction)
+        if min(np.linalg.norm(candidate - p) for p in placed) > 1.1:
+            placed.append(candidate)
+    return np.array(placed)
+
+
+def write_spice(path: Path, num_molecules: int, conformations: int = 50, n_atoms: int = 40, seed: int = 0) -> int:
+    """A SPICE-layout file of so many structures; energies and forces are those of springs between neighbours."""
+    rng = np.random.default_rng(seed)
+    templates = [molecule(rng, n_atoms) for _ in range(20)]
+    with h5py.File(path, "w") as file:
+        for m in range(num_molecules):
+            rest = templates[m % len(templates)]
+            numbers = rng.permutation(np.r_[np.full(n_atoms // 2, 1), rng.choice([6, 7, 8], n_atoms - n_atoms // 2)])
+            moves = rng.normal(0, 0.05, (conformations, n_atoms, 3))
+            moves -= moves.mean(1, keepdims=True)
+            group = file.create_group(f"molecule-{m}")
+            for name, data, unit in (
+                    ("atomic_numbers", numbers.astype(np.int16), None),
+                    ("conformations", ((rest + moves) / 0.529177210903).astype(np.float32), "bohr"),
+                    ("dft_total_energy", -40.0 * n_atoms + 0.5 * 0.2 * (moves ** 2).sum((1, 2)), "hartree"),
+                    ("dft_total_gradient", (0.2 * moves * 0.529177210903).astype(np.float32), "hartree/bohr"),
+                    ("formation_energy", np.full(conformations, -5.0), "hartree")):
+                made = group.create_dataset(name, data=data)
+                if unit:
+                    made.attrs["units"] = unit
+            text = h5py.string_dtype()
+            group.create_dataset("smiles", data=[f"[C:{m + 1}]"], dtype=text)
+            group.create_dataset("subset", data=["made up"], dtype=text)
+    return num_molecules * conformations
+
+
+def run_convert(folder: Path, repeats: int) -> None:
+    path = folder / "spice.hdf5"
+    count = write_spice(path, 400)
+    rates = []
+    for i in range(repeats):
+        start = time.process_time()
+        convert(Recipe(str(path)), folder / f"store-{i}", num_processes=1, progress=False)
+        rates.append(count / (time.process_time() - start))
+    print(f"converting {count} structures of 40 atoms, 50 to a molecule, checks on: {spread(rates)} structures/core-s")
+
+
+def run_neighbors(folder: Path, repeats: int) -> None:
+    rng = np.random.default_rng(0)
+    molecules = [molecule(rng, 40) for _ in range(300)]
+    methods = {"mlip_jax": lambda p: neighbor_list(p, CUTOFF), "NumPy brute force": _brute_force, **_peers()}
+    for method in methods.values():
+        method(molecules[0])
+    rates = {name: [] for name in methods}
+    for _ in range(repeats):
+        for name, method in methods.items():
+            start = time.process_time()
+            for positions in molecules:
+                method(positions)
+            rates[name].append(len(molecules) / (time.process_time() - start))
+    edges = np.mean([len(neighbor_list(p, CUTOFF).senders) for p in molecules])
+    print(f"neighbour lists, 40 atoms, {CUTOFF} Å, {edges:.0f} directed edges (mlip_jax: sorted, with pair order):")
+    for name in methods:
+        print(f"  {name}: {spread(rates[name])} structures/core-s")
+
+
+def _brute_force(positions):
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    return np.nonzero(distances < CUTOFF)
+
+
+def _peers():
+    peers = {}
+    try:
+        from vesin import NeighborList
+        calculator, box = NeighborList(cutoff=CUTOFF, full_list=True), np.zeros((3, 3))
+        peers["vesin"] = lambda p: calculator.compute(points=p, box=box, periodic=False, quantities="ij")
+    except ImportError:
+        pass
+    try:
+        from matscipy.neighbours import neighbour_list
+        cell = 100 * np.eye(3)
+        peers["matscipy"] = lambda p: neighbour_list("ij", positions=p, cell=cell, pbc=[False] * 3, cutoff=CUTOFF)
+    except ImportError:
+        pass
+    return peers
+
+
+def run_input(folder: Path, repeats: int) -> None:
+    write_spice(folder / "spice.hdf5", 200)
+    store = Store(convert(Recipe(str(folder / "spice.hdf5")), folder / "store", progress=False))
+    for batch_size in (8, 32):
+        batches, split = _batches(store, batch_size)
+        for name, step in (("alone", None), ("beside a device step of 5 ms", 0.005)):
+            rates, waits = zip(*(_pull(batches, split, step, 600) for _ in range(repeats)))
+            wait = "" if step is None else f", waiting for input {spread([100 * w for w in waits])} % of the time"
+            print(f"input, {batch_size} structures of 40 atoms, {name}: {spread(rates)} batches/s{wait}")
+        if batch_size == 8:
+            _with_model(batches, split, repeats)
+
+
+def _batches(store, batch_size):
+    from mlip_jax.graphs.batching import Sizes, choose_budget
+    from mlip_jax.graphs.edge_counts import edge_counts
+    from mlip_jax.training.data import Batches, Split
+    split = Split(store, np.arange(len(store)), Sizes(store.index("n_atoms"), edge_counts(store, CUTOFF)))
+    return Batches(choose_budget(split.sizes, batch_size), CUTOFF, np.zeros(119), 1), split
+
+
+def _pull(batches, split, step, count):
+    """Batches a second, and the share of the time spent waiting for them; a step sleeps, as one on a device does."""
+    stream = batches.training(split, seed=0)
+    for _ in range(20):
+        next(stream)
+    waited, start = 0.0, time.perf_counter()
+    for _ in range(count):
+        asked = time.perf_counter()
+        next(stream)
+        waited += time.perf_counter() - asked
+        if step:
+            time.sleep(step)
+    elapsed = time.perf_counter() - start
+    stream.close()
+    return count / elapsed, waited / elapsed
+
+
+def _with_model(batches, split, repeats):
+    import jax
+    import optax
+
+    from configs.spice import get_config
+    from mlip_jax import models
+    from mlip_jax.potential import example_graph
+    from mlip_jax.training.step import Trainer
+    options = get_config().model.options.to_dict()
+    model = models.create("so3krates", **options)
+    loss = {"penalty": "mae", "energy_per_atom": False, "huber_delta": 0.05}
+    trainer = Trainer(model, 1.0, optax.adam(1e-3), lambda step: 0.9, 0.999, loss)
+    state = trainer.init(jax.jit(model.init)(jax.random.key(0), example_graph()))
+    stream = batches.training(split, seed=0)
+    _, kept = next(stream)
+    state, sums = trainer.train(state, kept)
+    rates = {"the same batch again": [], "batches from the store": []}
+    for _ in range(repeats):
+        for name in rates:
+            start = time.perf_counter()
+            for _ in range(30):
+                graphs = kept if name.startswith("the same") else next(stream)[1]
+                state, sums = trainer.train(state, graphs)
+            jax.block_until_ready(sums)
+            rates[name].append(30 / (time.perf_counter() - start))
+    stream.close()
+    for name, found in rates.items():
+        print(f"training So3krates on this CPU, 8 structures of 40 atoms, {name}: {spread(found)} batches/s")
+
+
+def run_memory(folder: Path, atoms: int) -> None:
+    path = folder / "spice.hdf5"
+    count = write_spice(path, atoms // (40 * 50))
+    print(f"{count} structures, {40 * count / 1e6:.1f} million atoms, {path.stat().st_size / 2**20:.0f} MiB of HDF5")
+    store = folder / "store"
+    for task, command in (
+            ("convert", ["--config=configs/convert.py", f"--config.data.path={path}", f"--workdir={store}"]),
+            ("train", ["--config=configs/spice.py", f"--config.data.path={store}", f"--workdir={folder / 'run'}",
+                       "--config.data.charge=None", "--config.train.num_steps=200", "--config.train.valid_every=100",
+                       f"--config.data.num_train={count}", "--config.data.num_valid=1000",
+                       "--config.data.num_test=1000"])):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, __file__, "child", *command], check=True, stdout=subprocess.DEVNULL,
+                       stderr=open(folder / "log", "w"))
+        print(f"{task}: {time.perf_counter() - start:.0f} s, {(folder / 'log').read_text().splitlines()[-1]}")
+
+
+def child(arguments: list[str]) -> None:
+    """A run of the main program that tells its peak memory, and that of its largest worker process."""
+    from mlip_jax import main
+    sys.argv = ["main", *arguments]
+    try:
+        main.main()
+    except SystemExit as end:
+        if end.code:
+            raise
+    finally:
+        own, largest = (resource.getrusage(who).ru_maxrss / 2**10
+                        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        print(f"peak memory {own:.0f} MiB, of the largest worker {largest:.0f} MiB", file=sys.stderr)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["child"]:
+        return child(sys.argv[2:])
+    if "GLIBC_TUNABLES" not in os.environ:  # as the main program has it; read when a process starts
+        os.environ["GLIBC_TUNABLES"] = ALLOCATOR
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("convert", "neighbors", "input", "memory"))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--atoms", type=int, default=20_000_000, help="of the store of `memory`")
+    parser.add_argument("--folder", type=Path, help="for the files; default: a temporary one")
+    arguments = parser.parse_args()
+    print(describe(PACKAGES))
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        if arguments.what == "memory":
+            run_memory(Path(folder), arguments.atoms)
+        else:
+            {"convert": run_convert, "neighbors": run_neighbors, "input": run_input}[arguments.what](
+                Path(folder), arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""What a figure was measured on, and how figures are summed up."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+
+
+def describe(packages: Sequence[str]) -> str:
+    """One line: date, processor, cores, versions."""
+    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages if _has(p))
+    return (f"{datetime.date.today()}, {_processor()}, {len(os.sched_getaffinity(0))} core(s), Python "
+            f"{platform.python_version()}, {versions}")
+
+
+def _has(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo") as file:
+        names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median (lowest to highest)."""
+    return f"{statistics.median(values):,.4g} ({min(values):,.4g} to {max(values):,.4g})"
