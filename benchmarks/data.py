@@ -68,7 +68,7 @@ def write_spice(path: Path, num_molecules: int, conformations: int = 50, n_atoms
                 if unit:
                     made.attrs["units"] = unit
             text = h5py.string_dtype()
-            group.create_dataset("smiles", data=[f"[C:{m + 1}]"], dtype=text)
+            group.create_dataset("smiles", data=[f"[{m + 1}C:1]"], dtype=text)
             group.create_dataset("subset", data=["made up"], dtype=text)
     return num_molecules * conformations
 
@@ -202,13 +202,16 @@ def run_memory(folder: Path, atoms: int) -> None:
     for task, command in (
             ("convert", ["--config=configs/convert.py", f"--config.data.path={path}", f"--workdir={store}"]),
             ("train", ["--config=configs/spice.py", f"--config.data.path={store}", f"--workdir={folder / 'run'}",
-                       "--config.data.charge=None", "--config.train.num_steps=200", "--config.train.valid_every=100",
+                       "--config.train.num_steps=200", "--config.train.valid_every=100",
                        f"--config.data.num_train={count}", "--config.data.num_valid=1000",
                        "--config.data.num_test=1000"])):
         start = time.perf_counter()
-        subprocess.run([sys.executable, __file__, "child", *command], check=True, stdout=subprocess.DEVNULL,
-                       stderr=open(folder / "log", "w"))
-        print(f"{task}: {time.perf_counter() - start:.0f} s, {(folder / 'log').read_text().splitlines()[-1]}")
+        with open(folder / "log", "w") as log:
+            run = subprocess.run([sys.executable, __file__, "child", *command], stdout=log, stderr=log)
+        lines = (folder / "log").read_text().splitlines()
+        if run.returncode:
+            sys.exit("\n".join(lines[-30:]))
+        print(f"{task}: {time.perf_counter() - start:.0f} s, {lines[-1]}", flush=True)
 
 
 def child(arguments: list[str]) -> None:

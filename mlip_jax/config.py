@@ -15,7 +15,7 @@ class ConfigError(ValueError):
 
 
 # The model checks its own options.
-_FREE = ("model.options", "data.reader_options")
+_FREE = ("model.options",)
 
 
 def train_defaults() -> ml_collections.ConfigDict:
@@ -99,7 +99,7 @@ def data_defaults(data: ml_collections.ConfigDict) -> None:
     # File, folder, several of them (a,b or *.hdf5) or a store; unset: look in data.directory, else make GFN2-xTB data.
     data.path = placeholder(str)
     data.reader = "auto"  # a file of mlip_jax/datasets/readers/
-    data.reader_options = ml_collections.ConfigDict()  # arguments of its class
+    data.reader_options = ""  # arguments of its class: "stages=('pm3','DFT_1st'); stride=4"
     data.directory = "data"  # where data files are looked for and made, and stores kept
     data.num_generated = 8_000  # conformations of the embedded data set
     data.refuse = True  # stop when the checks of a new file find errors

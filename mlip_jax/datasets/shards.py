@@ -20,6 +20,8 @@ from mlip_jax.datasets.reader import DatasetError
 
 TEXTS = ("molecule", "smiles", "subset", "source")
 _DTYPES = {"F64": np.float64, "F32": np.float32, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "U64": np.uint64}
+_NEEDED = {"numbers", "positions", "offsets", "energy", "charge", "conformer", "record",
+           *(f"text.{name}.{part}" for name in TEXTS for part in ("code", "ends", "bytes"))}
 
 
 def encode(columns: Columns, dtype=np.float32) -> dict[str, np.ndarray]:
@@ -86,14 +88,18 @@ class Shard:
             header = json.loads(self._map[8:8 + length])
             header.pop("__metadata__", None)
             self.arrays = {name: self._array(8 + length, entry) for name, entry in header.items()}
+            if missing := _NEEDED - self.arrays.keys():
+                raise ValueError(f"no column {', '.join(sorted(missing))}")
         except FileNotFoundError as error:
             raise DatasetError(f"{path}: this shard of the store is missing. Convert the source again.") from error
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
             raise DatasetError(f"{path}: this shard of the store is damaged ({error}). Delete it and its .json beside "
                                "it, and convert again: only what is missing is made anew.") from error
 
     def _array(self, start: int, entry: dict) -> np.ndarray:
         first, last = entry["data_offsets"]
+        if not 0 <= first <= last:
+            raise ValueError(f"data_offsets {first}, {last}")
         dtype = np.dtype(_DTYPES[entry["dtype"]])
         return np.frombuffer(self._map, dtype, (last - first) // dtype.itemsize, start + first).reshape(entry["shape"])
 

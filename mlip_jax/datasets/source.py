@@ -3,6 +3,7 @@ generated."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import json
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from ase.data import atomic_numbers
 
+from mlip_jax.config import ConfigError
 from mlip_jax.datasets import scaffolds, split_files, splits
 from mlip_jax.datasets.conversion import Recipe, convert
 from mlip_jax.datasets.filters import REASONS, Filters, count_reasons
@@ -76,7 +78,7 @@ def open_store(data: Any) -> Store:
     path = locate(data)
     if is_store(path):
         return Store(path)
-    recipe = Recipe(path, data.reader, reader_options(data))
+    recipe = Recipe(path, data.reader, reader_options(data.reader_options))
     with recipe.open() as source:
         files = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in source.files()]
     identity = json.dumps([dataclasses.asdict(recipe) | {"path": ""}, files], sort_keys=True)
@@ -85,12 +87,33 @@ def open_store(data: Any) -> Store:
     folder = Path(data.directory) / "stores" / f"{stem}-{key}"
     if not is_store(folder):
         log.info("converting %s once, into the store %s", path, folder)
-    return Store(convert(recipe, folder, refuse=data.refuse))
+    store = Store(convert(recipe, folder, refuse=data.refuse))
+    errors = [p["message"] for p in store.manifest["problems"] if p["severity"] == "error"]
+    if errors and data.refuse:  # made before, with refuse=False
+        raise DatasetError(f"{path}: refused by the checks of the data:\n  - " + "\n  - ".join(errors)
+                           + "\nIf it is right all the same, give --config.data.refuse=False.")
+    return store
 
 
-def reader_options(data: Any) -> dict[str, Any]:
-    """data.reader_options as plain values."""
-    return json.loads(json.dumps(data.reader_options.to_dict()))
+def reader_options(text: str) -> dict[str, Any]:
+    """config.data.reader_options by name; what is no Python literal is text.
+
+    >>> reader_options("stages=('pm3', 'DFT_1st'); stride=4; level_of_theory=PBE0")
+    {'stages': ['pm3', 'DFT_1st'], 'stride': 4, 'level_of_theory': 'PBE0'}
+    """
+    options = {}
+    for part in filter(None, (p.strip() for p in text.split(";"))):
+        name, equals, value = (p.strip() for p in part.partition("="))
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"data.reader_options: expected 'name=value; name=value', received {text!r}")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+    try:
+        return json.loads(json.dumps(options))
+    except TypeError as error:
+        raise ConfigError(f"data.reader_options: {error}; received {text!r}") from error
 
 
 def load(data: Any) -> LoadedData:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -36,12 +37,13 @@ def edge_counts(store: Store, cutoff: float, *, num_processes: int | None = None
     """Directed edges of every structure of a store, (S,) int32, memory-mapped.
 
     They are counted at the first call for a cutoff and kept in the store's folder edges/. Where that cannot be
-    written they are held in memory, with a warning.
+    written they are held in memory, with a warning; a file there that is damaged is made anew.
     """
     shards = "".join(s["sha256"] for s in store.manifest["shards"]) + str(len(store))
-    path = store.path / "edges" / f"{cutoff:g}-{hashlib.sha256(shards.encode()).hexdigest()[:12]}.npy"
-    if path.is_file():
-        return np.load(path, mmap_mode="r")
+    path = store.path / "edges" / f"{float(cutoff)!r}-{hashlib.sha256(shards.encode()).hexdigest()[:12]}.npy"
+    kept = _kept(path, len(store))
+    if kept is not None:
+        return kept
     counts = _count(store, cutoff, num_processes, progress)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -51,8 +53,23 @@ def edge_counts(store: Store, cutoff: float, *, num_processes: int | None = None
         os.replace(temporary, path)
     except OSError as error:
         log.warning("%s: the edge counts cannot be kept (%s) and are counted anew by every run", store.path, error)
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a read-only file system even of a file that is not there
+            temporary.unlink()
     return counts
+
+
+def _kept(path: Path, count: int) -> np.ndarray | None:
+    """What a file of counts holds; None where there is none, or a damaged one."""
+    if not path.is_file():
+        return None
+    try:
+        counts = np.load(path, mmap_mode="r", allow_pickle=False)
+        if counts.shape != (count,) or counts.dtype != np.int32:
+            raise ValueError(f"{counts.dtype} of shape {counts.shape}, expected int32 of ({count},)")
+        return counts
+    except (OSError, ValueError, EOFError) as error:
+        log.warning("%s is damaged (%s): the edges are counted anew", path, error)
+        return None
 
 
 def _count(store: Store, cutoff: float, num_processes, progress: bool) -> np.ndarray:

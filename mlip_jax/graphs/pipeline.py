@@ -63,10 +63,10 @@ class Stream:
 
     def __init__(self, window: Callable[[int], list[Any]], count: int | None, build: Callable[[Any], Any], *,
                  depth: int = 4, state: dict[str, Any] | None = None):
-        windows = grain.MapDataset.range(2**40 if count is None else count).map(window)
+        windows = grain.MapDataset.range(2**40 if count is None else count).map(_unstoppable(window))
         groups = grain.experimental.FlatMapIterDataset(
             windows.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)), _Flatten())
-        built = groups.map(_unstoppable(build))
+        built = groups.map(_unstoppable(lambda group: (group, build(group))))
         self._iterator = iter(grain.experimental.ThreadPrefetchIterDataset(built, prefetch_buffer_size=depth))
         if state is not None:
             self._iterator.set_state(state)
@@ -88,13 +88,13 @@ class Stream:
             self._iterator.close()
 
 
-def _unstoppable(build):
-    """(group, build(group)); StopIteration inside would end the stream in silence."""
+def _unstoppable(function):
+    """The function, but that StopIteration inside it does not end the stream in silence."""
 
-    def both(group):
+    def call(argument):
         try:
-            return group, build(group)
+            return function(argument)
         except StopIteration as error:
-            raise RuntimeError("a batch cannot be built: StopIteration") from error
+            raise RuntimeError("a batch cannot be made: StopIteration") from error
 
-    return both
+    return call
