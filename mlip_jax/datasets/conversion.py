@@ -89,7 +89,8 @@ def convert(recipe: Recipe, folder: str | Path, *, num_processes: int | None = N
                 (folder / MANIFEST).unlink(missing_ok=True)
                 jobs = [_Job(recipe, folder, number, *bounds) for number, bounds in enumerate(plan["ranges"])]
                 waiting = [job for job in jobs if not job.is_done()]
-                _run(waiting, source, plan["records"], 1 if source.sequential else num_processes, refuse, progress)
+                _run(waiting, source, plan["records"], 1 if source.sequential else num_processes, progress,
+                     functools.partial(_judge_first, jobs) if refuse else lambda: None)
                 return _finish(recipe, source, plan, jobs, folder, refuse)
         except (OSError, WorkdirError) as error:
             raise DatasetError(f"{folder}: the store cannot be written ({error}). What is done stays; run it again "
@@ -116,7 +117,10 @@ def _plan(recipe: Recipe, source: Reader, folder: Path) -> dict[str, Any]:
                 "files": files, "version": VERSION}
     path = folder / "conversion.json"
     if path.exists():
-        plan = json.loads(path.read_text())
+        try:
+            plan = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise DatasetError(f"{path}: is damaged ({error}). Give another folder, or delete that one.") from error
         changed = [k for k in settings if plan.get(k) != settings[k]]
         if changed:
             raise DatasetError(f"{folder} holds the conversion of another source or with other settings ({changed[0]}: "
@@ -171,7 +175,8 @@ class _Job:
         return json.loads(self.told.read_text())
 
 
-def _run(waiting: list[_Job], source: Reader, records: int, num_processes, refuse: bool, progress: bool) -> None:
+def _run(waiting: list[_Job], source: Reader, records: int, num_processes, progress: bool, judge) -> None:
+    """Make the shards that are waited for, ascending; `judge` is called when the first one is there."""
     if not waiting:
         return
     bar = bars.Progress(bars.TextColumn("converting"), bars.BarColumn(), bars.MofNCompleteColumn(),
@@ -186,8 +191,16 @@ def _run(waiting: list[_Job], source: Reader, records: int, num_processes, refus
             for index, _ in workers.run(here if first or num_processes == 1 else _convert, part,
                                         1 if first else num_processes):
                 bar.update(task, advance=part[index].stop - part[index].start)
-            if first and refuse:
-                _refuse(verdict(checks.Findings.from_json(part[0].tell()["findings"])), part[0].recipe.path)
+            if first:
+                judge()
+
+
+def _judge_first(jobs: list[_Job]) -> None:
+    """Refuse by the first shard. A later one is not judged alone, though a killed conversion may go on with it: whether
+    a source is refused must not depend on that."""
+    told = jobs[0].tell()
+    if told["structures"]:  # filters may leave none of this shard, and enough of others
+        _refuse(verdict(checks.Findings.from_json(told["findings"])), jobs[0].recipe.path)
 
 
 def _refuse(problems, path) -> None:
@@ -266,6 +279,8 @@ def _finish(recipe: Recipe, source: Reader, plan, jobs: list[_Job], folder: Path
     if refuse:
         _refuse(problems, recipe.path)
     kept = _keep(recipe, index, jobs, told, removed)
+    filtered = {reason: n - skipped.get(reason, 0) for reason, n in _count(removed).items()
+                if n > skipped.get(reason, 0)}
     for name, values in index.items():
         _save_index(folder, name, values if kept is None else values[kept])
     if kept is not None:
@@ -286,7 +301,7 @@ def _finish(recipe: Recipe, source: Reader, plan, jobs: list[_Job], folder: Path
         "level_of_theory": source.level_of_theory, "notes": source.notes,
         "atom_energies": dict(source.atom_energies) if source.atom_energies else None,
         "official_split": sorted(official) if official else None,
-        "counts": {"read": sum(t["read"] for t in told), "skipped": skipped, "removed": _count(removed)},
+        "counts": {"read": sum(t["read"] for t in told), "skipped": skipped, "removed": filtered},
         "filters": plan["recipe"]["filters"],
         "properties": _union(t["properties"] for t in told),
         "atom_properties": _union(t["atom_properties"] for t in told),
@@ -351,9 +366,14 @@ def _write_removed(path: Path, removed) -> None:
 
 
 def _damaged(folder: Path) -> bool:
-    """Whether a finished store lacks a shard or has one of another checksum; it is then mended."""
-    manifest = json.loads((folder / MANIFEST).read_text())
-    for s in manifest["shards"]:
+    """Whether a finished store has a damaged manifest, lacks a shard or has one of another checksum; it is then
+    mended."""
+    try:
+        shards = json.loads((folder / MANIFEST).read_text())["shards"]
+    except (ValueError, KeyError, TypeError):
+        log.warning("%s is damaged and is made anew", folder / MANIFEST)
+        return True
+    for s in shards:
         file = folder / "shards" / s["file"]
         if not file.is_file() or checksum(file) != s["sha256"]:
             log.warning("%s is damaged and is made anew", file)

@@ -92,6 +92,9 @@ class Store:
     def take(self, indices: np.ndarray, *, labels_only: bool = False) -> Columns:
         """The structures `indices`, in that order; without texts and properties if `labels_only`."""
         indices = np.asarray(indices, np.int64)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"{self.path}: structures are numbered 0 to {len(self) - 1}; asked for "
+                             f"{indices.min()} to {indices.max()}")
         physical = indices if self._physical is None else np.asarray(self._physical[indices])
         where = np.searchsorted(self._ends, physical, side="right")
         first = np.concatenate([[0], self._ends])[where]

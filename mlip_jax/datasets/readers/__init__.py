@@ -87,4 +87,4 @@ def _expand(path: str) -> list[str]:
             raise DatasetError(f"{part.strip()}: no file fits this pattern. Give the path of the data as "
                                "config.data.path.")
         paths += matched
-    return paths
+    return list(dict.fromkeys(paths))  # what two patterns fit is still one file
