@@ -6,14 +6,13 @@ neither on the number of processes nor on how often the conversion was killed.
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import csv
 import dataclasses
 import fcntl
 import functools
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,11 @@ from rich import progress as bars
 from mlip_jax import workers
 from mlip_jax.datasets import checks, geometry, readers
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.filters import REASONS, Filters, force_rms_per_structure, identities
+from mlip_jax.datasets.filters import Filters, force_rms_per_structure, identities
+from mlip_jax.datasets.finish import Part, finish, refuse_if
 from mlip_jax.datasets.reader import DatasetError, Reader, ReadReport
-from mlip_jax.datasets.shards import Shard, checksum, encode, write_shard
-from mlip_jax.datasets.store import FORMAT, INDEX, MANIFEST, VERSION, is_store
+from mlip_jax.datasets.shards import checksum, encode, write_shard
+from mlip_jax.datasets.store import MANIFEST, VERSION, is_store
 from mlip_jax.datasets.subsets import stable_ids
 from mlip_jax.datasets.verdict import verdict
 from mlip_jax.workdir import WorkdirError, write_json
@@ -91,7 +91,9 @@ def convert(recipe: Recipe, folder: str | Path, *, num_processes: int | None = N
                 waiting = [job for job in jobs if not job.is_done()]
                 _run(waiting, source, plan["records"], 1 if source.sequential else num_processes, progress,
                      functools.partial(_judge_first, jobs) if refuse else lambda: None)
-                return _finish(recipe, source, plan, jobs, folder, refuse)
+                parts = [Part(job.shard, {k: v for k, v in job.tell().items() if k != "removed"}) for job in jobs]
+                finish(folder, source, plan["recipe"], plan["records"], parts, _removed(jobs), refuse)
+                return folder
         except (OSError, WorkdirError) as error:
             raise DatasetError(f"{folder}: the store cannot be written ({error}). What is done stays; run it again "
                                "when the cause is mended.") from error
@@ -199,15 +201,8 @@ def _judge_first(jobs: list[_Job]) -> None:
     """Refuse by the first shard. A later one is not judged alone, though a killed conversion may go on with it: whether
     a source is refused must not depend on that."""
     told = jobs[0].tell()
-    if told["structures"]:  # filters may leave none of this shard, and enough of others
-        _refuse(verdict(checks.Findings.from_json(told["findings"])), jobs[0].recipe.path)
-
-
-def _refuse(problems, path) -> None:
-    errors = [p.message for p in problems if p.severity == "error"]
-    if errors:
-        raise DatasetError(f"{path}: refused by the checks of the data:\n  - " + "\n  - ".join(errors)
-                           + "\nIf it is right all the same, give --config.data.refuse=False.")
+    if told["totals"]["structures"]:  # filters may leave none of this shard, and enough of others
+        refuse_if(verdict(checks.Findings.from_json(told["findings"])), jobs[0].recipe.path)
 
 
 @functools.lru_cache(maxsize=1)
@@ -242,8 +237,9 @@ def _convert(job: _Job, source: Reader | None = None) -> None:
     arrays = encode(columns, np.dtype(recipe.dtype)) | _derived(columns, shortest)
     sha256 = write_shard(job.shard, arrays)
     write_json(job.told, {
-        "structures": len(columns), "atoms": len(columns.numbers), "bytes": job.shard.stat().st_size, "sha256": sha256,
-        "records": report.records, "read": report.structures, "skipped": report.skipped,
+        "totals": {"structures": len(columns), "atoms": len(columns.numbers), "read": report.structures},
+        "bytes": job.shard.stat().st_size, "sha256": sha256, "skipped": report.skipped,
+        "filtered": dict(collections.Counter(reason for _, reason in removed)),
         "removed": [list(r) for r in (*removed, *((source, reason) for reason, source in report.identities))],
         "periodic": columns.pbc is not None, "findings": findings.to_json(),
         "properties": {n: list(v.shape[1:]) for n, v in columns.properties.items()},
@@ -263,106 +259,9 @@ def _derived(columns: Columns, shortest: np.ndarray) -> dict[str, np.ndarray]:
             "index.fingerprint": geometry.fingerprints(columns)}
 
 
-def _finish(recipe: Recipe, source: Reader, plan, jobs: list[_Job], folder: Path, refuse: bool) -> Path:
-    """Index, filters over all conformations of a molecule, verdict, manifest."""
-    told = [job.tell() for job in jobs]
-    total = sum(t["structures"] for t in told)
-    removed = [r for t in told for r in t["removed"]]
-    skipped = _sum(t["skipped"] for t in told)
-    left_out = _sum(_count(t["removed"]) for t in told)
-    if not total:
-        raise DatasetError(f"{recipe.path}: no structure is left of {sum(t['read'] for t in told)} read (left out: "
-                           f"{left_out or 'none'}). Change the filters.")
-    findings = checks.combine([checks.Findings.from_json(t["findings"]) for t in told])
-    index = {name: _gather(jobs, told, name) for name in INDEX}
-    problems = verdict(findings, duplicates=checks.count_duplicates(index["fingerprint"])[0])
-    if refuse:
-        _refuse(problems, recipe.path)
-    kept = _keep(recipe, index, jobs, told, removed)
-    filtered = {reason: n - skipped.get(reason, 0) for reason, n in _count(removed).items()
-                if n > skipped.get(reason, 0)}
-    for name, values in index.items():
-        _save_index(folder, name, values if kept is None else values[kept])
-    if kept is not None:
-        _save_index(folder, "physical", kept)
-    official = source.official_split()
-    for name, records in (official or {}).items():
-        _save_index(folder, f"official_{name}", np.asarray(records, np.int64))
-    _write_removed(folder / "removed.csv", removed)
-    log.info("checksums of %d source file(s)", len(source.files()))
-    write_json(folder / MANIFEST, {
-        "format": FORMAT, "version": VERSION, "structures": total if kept is None else len(kept),
-        "molecules": int(len(np.unique(index["molecule"] if kept is None else index["molecule"][kept]))),
-        "filtered": kept is not None, "periodic": any(t["periodic"] for t in told),
-        "source": {"path": recipe.path, "reader": recipe.reader, "options": plan["recipe"]["options"],
-                   "files": [{"name": f.name, "bytes": f.stat().st_size, "sha256": checksum(f)}
-                             for f in source.files()], "units": dict(source.UNITS), "records": plan["records"]},
-        "units": {"positions": "Å", "energy": "eV", "forces": "eV/Å", "charge": "e"}, "dtype": recipe.dtype,
-        "level_of_theory": source.level_of_theory, "notes": source.notes,
-        "atom_energies": dict(source.atom_energies) if source.atom_energies else None,
-        "official_split": sorted(official) if official else None,
-        "counts": {"read": sum(t["read"] for t in told), "skipped": skipped, "removed": filtered},
-        "filters": plan["recipe"]["filters"],
-        "properties": _union(t["properties"] for t in told),
-        "atom_properties": _union(t["atom_properties"] for t in told),
-        "findings": findings.to_json(), "problems": [p._asdict() for p in problems],
-        "shards": [{"file": job.shard.name} | {k: t[k] for k in ("structures", "atoms", "bytes", "sha256")}
-                   for job, t in zip(jobs, told)]})
-    for problem in problems:
-        log.warning("%s: %s", folder, problem.message)
-    return folder
-
-
-def _gather(jobs, told, name) -> np.ndarray:
-    """A column of the index over all shards."""
-    values = np.empty(sum(t["structures"] for t in told), INDEX[name])
-    start = 0
+def _removed(jobs: list[_Job]) -> Iterator[list[str]]:
     for job in jobs:
-        arrays = Shard(job.shard).arrays
-        part = np.diff(arrays["offsets"]) if name == "n_atoms" else arrays.get(name, arrays.get(f"index.{name}"))
-        values[start:start + len(part)] = part
-        start += len(part)
-    return values
-
-
-def _keep(recipe: Recipe, index, jobs, told, removed) -> np.ndarray | None:
-    """Numbers of the structures that pass the filters which look at more than one; None if all do."""
-    reasons = Filters(**recipe.filters).molecule_outliers(index["molecule"], index["energy"], index["force_rms"],
-                                                          index["n_atoms"])
-    if not reasons.any():
-        return None
-    start = 0
-    for job, t in zip(jobs, told):
-        out = np.flatnonzero(reasons[start:start + t["structures"]])
-        if len(out):
-            shard = Shard(job.shard)
-            sources = shard.texts("source", shard.arrays["text.source.code"][out])
-            removed.extend([f"{s}#{c}", REASONS[reasons[start + o]]]
-                           for s, c, o in zip(sources, shard.arrays["conformer"][out], out))
-        start += t["structures"]
-    kept = np.flatnonzero(reasons == 0)
-    if not len(kept):
-        raise DatasetError(f"{recipe.path}: the filters leave no structure ({_count(removed)})")
-    return kept
-
-
-def _save_index(folder: Path, name: str, values: np.ndarray) -> None:
-    path = folder / "index" / f"{name}.npy"
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        np.save(file, values)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _write_removed(path: Path, removed) -> None:
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["structure", "reason"])
-        writer.writerows(removed)
-    os.replace(temporary, path)
+        yield from job.tell()["removed"]
 
 
 def _damaged(folder: Path) -> bool:
@@ -379,22 +278,3 @@ def _damaged(folder: Path) -> bool:
             log.warning("%s is damaged and is made anew", file)
             return True
     return False
-
-
-def _count(removed) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for _, reason in removed:
-        counts[reason] = counts.get(reason, 0) + 1
-    return counts
-
-
-def _sum(counts) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for each in counts:
-        for reason, count in each.items():
-            total[reason] = total.get(reason, 0) + count
-    return total
-
-
-def _union(shapes) -> dict[str, list[int]]:
-    return {name: shape for each in shapes for name, shape in each.items()}

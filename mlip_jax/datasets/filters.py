@@ -108,6 +108,11 @@ class Filters:
             return np.zeros(len(columns), bool)
         return segment_sum(other.astype(np.int64), columns.offsets[:-1]) > 0
 
+    @property
+    def compares_conformations(self) -> bool:
+        """Whether molecule_outliers has anything to do."""
+        return any(v is not None for v in (self.max_energy_deviation, self.max_energy_z, self.max_force_z))
+
     def molecule_outliers(self, molecule: np.ndarray, energy: np.ndarray, force_rms: np.ndarray,
                           n_atoms: np.ndarray) -> np.ndarray:
         """Codes of outliers among the conformations of each molecule, shape (S,), int8; 0 where there is no reason.

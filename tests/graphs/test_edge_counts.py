@@ -1,0 +1,201 @@
+"""Edge counts of a store: those of brute force, kept beside it, counted anew where they cannot be trusted."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from mlip_jax.datasets.conversion import Recipe, convert
+from mlip_jax.datasets.store import Store
+from mlip_jax.graphs import edge_counts as module
+from mlip_jax.graphs.edge_counts import count_all, edge_counts
+
+DATA = Path(__file__).parents[1] / "data/gfn2_small.hdf5"
+CUTOFF = 2.6
+
+PERIODIC = """\
+2
+Properties=species:S:1:pos:R:3 energy=-1.0 pbc="T T T" Lattice="4.2 0 0 0 4.2 0 0 0 4.2"
+Na 0.0 0.0 0.0
+Cl 2.1 0.0 0.0
+3
+Properties=species:S:1:pos:R:3 energy=-2.0 pbc="F F F"
+O 0.0 0.0 0.0
+H 0.0 0.0 0.96
+H 0.0 0.93 -0.24
+1
+Properties=species:S:1:pos:R:3 energy=-3.0 pbc="F F F"
+He 0.0 0.0 0.0
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A store of many shards."""
+    folder = convert(Recipe(str(DATA), atoms_per_shard=60), tmp_path_factory.mktemp("made") / "store", num_processes=1,
+                     progress=False)
+    assert len(Store(folder).manifest["shards"]) > 10
+    return folder
+
+
+@pytest.fixture
+def store(made, tmp_path):
+    """A copy of it, which a test may change."""
+    return Store(shutil.copytree(made, tmp_path / "store"))
+
+
+def brute_force(store, cutoff):
+    counts = []
+    for s in range(len(store)):
+        x = store[s].positions
+        d = np.sqrt(((x[:, None] - x[None]) ** 2).sum(-1))
+        counts.append(int((d < cutoff).sum()) - len(x))
+    return np.array(counts)
+
+
+def count(store, cutoff=CUTOFF, **options):
+    return edge_counts(store, cutoff, progress=False, **options)
+
+
+def forbid(*_):
+    raise AssertionError("counted again")
+
+
+@pytest.mark.parametrize("cutoff", [0.5, 2.6, 5.0, 100.0])
+def test_counts_are_those_of_brute_force(store, cutoff):
+    expected = brute_force(store, cutoff)
+    np.testing.assert_array_equal(count(store, cutoff), expected)
+    np.testing.assert_array_equal(count_all(store.take(np.arange(len(store))), cutoff), expected)
+    assert count(store, cutoff).dtype == np.int32
+
+
+def test_periodic_structures_among_others(tmp_path):
+    (tmp_path / "frames.xyz").write_text(PERIODIC)
+    store = Store(convert(Recipe(str(tmp_path / "frames.xyz")), tmp_path / "store", num_processes=1, refuse=False,
+                          progress=False))
+    # Rock salt cut in two: each ion sees the other at 2.1 Å on both sides, images at 4.2 Å are too far.
+    assert count(store, 2.5).tolist() == [4, 6, 0]
+    assert count(store, 4.3).tolist()[0] == 4 + 2 * 6 + 16
+    assert count(store, 1.0).tolist() == [0, 4, 0]
+
+
+def test_the_second_time_they_are_read(store, monkeypatch):
+    first = np.array(count(store))
+    monkeypatch.setattr(module, "count_edges", forbid)
+    again = count(Store(store.path))
+    assert isinstance(again, np.memmap)
+    np.testing.assert_array_equal(again, first)
+    assert not list(store.path.rglob("*.tmp"))
+
+
+def test_another_cutoff_is_another_file(store):
+    close = CUTOFF + 1e-7
+    counts = {cutoff: np.array(count(store, cutoff)) for cutoff in (CUTOFF, close, 5.0)}
+    assert len(list((store.path / "edges").iterdir())) == 3
+    for cutoff, expected in counts.items():
+        np.testing.assert_array_equal(count(store, cutoff), expected)
+    assert (counts[5.0] > counts[CUTOFF]).any()
+
+
+def test_other_structures_in_the_same_folder_are_counted_anew(store, tmp_path):
+    before = np.array(count(store))
+    changed = tmp_path / "changed.hdf5"
+    shutil.copy(DATA, changed)
+    with h5py.File(changed, "a") as file:
+        group = next(iter(file.values()))
+        group["conformations"][0] = 3 * group["conformations"][0]
+    other = convert(Recipe(str(changed), atoms_per_shard=60), tmp_path / "other", num_processes=1, refuse=False,
+                    progress=False)
+    shutil.copytree(store.path / "edges", other / "edges")
+    after = count(Store(other))
+    np.testing.assert_array_equal(after, brute_force(Store(other), CUTOFF))
+    assert after[0] < before[0] and (after[1:] == before[1:]).all()
+
+
+def test_a_filtered_store_of_the_same_shards_has_its_own_counts(store, tmp_path):
+    """Outliers of a molecule are taken out by the index alone, the shards are the same."""
+    count(store)
+    changed = tmp_path / "changed.hdf5"
+    shutil.copy(DATA, changed)
+    with h5py.File(changed, "a") as file:
+        next(iter(file.values()))["dft_total_energy"][2] += 3.0
+    plain, fewer = (Store(convert(Recipe(str(changed), filters=filters, atoms_per_shard=60), tmp_path / name,
+                                  num_processes=1, refuse=False, progress=False))
+                    for name, filters in (("plain", {"require": "none"}), ("fewer", {"max_energy_z": 20.0})))
+    assert [s["sha256"] for s in plain.manifest["shards"]] == [s["sha256"] for s in fewer.manifest["shards"]]
+    all_of_them = np.array(count(plain))
+    shutil.copytree(plain.path / "edges", fewer.path / "edges")
+    assert len(fewer) == len(plain) - 1
+    np.testing.assert_array_equal(count(fewer), np.delete(all_of_them, 2))
+
+
+def test_where_they_cannot_be_kept_they_are_right_and_it_is_said(store, caplog):
+    expected = brute_force(store, CUTOFF)
+    (store.path / "edges").write_text("a file where the folder should be")
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            np.testing.assert_array_equal(count(store), expected)
+        assert "cannot be kept" in caplog.text and str(store.path) in caplog.text
+
+
+def test_full_disk_leaves_nothing_behind(store, caplog, monkeypatch):
+    def half(file, array):
+        file.write(b"\x93NUMPY" + bytes(20))
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", half)
+        np.testing.assert_array_equal(count(store), brute_force(store, CUTOFF))
+    assert "No space left" in caplog.text
+    assert list((store.path / "edges").iterdir()) == []
+    np.testing.assert_array_equal(count(store), brute_force(store, CUTOFF))
+    assert len(list((store.path / "edges").iterdir())) == 1
+
+
+def damages(store):
+    """Name -> what is done to the bytes of the file of counts."""
+    def as_file(array):
+        def write(path):
+            with open(path, "wb") as file:
+                np.save(file, array, allow_pickle=True)
+        return write
+
+    n = len(store)
+    return {
+        "empty": lambda path: path.write_bytes(b""),
+        "header cut": lambda path: path.write_bytes(path.read_bytes()[:50]),
+        "values cut": lambda path: path.write_bytes(path.read_bytes()[:-40]),
+        "other bytes": lambda path: path.write_bytes(b"<html>not found</html>" * 20),
+        "fewer": as_file(np.zeros(n - 1, np.int32)),
+        "other type": as_file(np.zeros(n, np.float64)),
+        "pickle": as_file(np.array([None] * n)),
+    }
+
+
+@pytest.mark.parametrize("damage", ["empty", "header cut", "values cut", "other bytes", "fewer", "other type",
+                                    "pickle"])
+def test_a_damaged_file_is_made_anew(store, caplog, damage, monkeypatch):
+    expected = np.array(count(store))
+    path, = (store.path / "edges").iterdir()
+    sound = path.read_bytes()
+    damages(store)[damage](path)
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(count(store), expected)
+    assert str(path) in caplog.text and "damaged" in caplog.text
+    assert path.read_bytes() == sound
+    monkeypatch.setattr(module, "count_edges", forbid)
+    np.testing.assert_array_equal(count(store), expected)
+
+
+def test_several_processes_count_the_same(store, monkeypatch):
+    expected = brute_force(store, CUTOFF)
+    monkeypatch.setattr(module, "_PER_JOB", 25)
+    np.testing.assert_array_equal(count(store, num_processes=1), expected)
+    shutil.rmtree(store.path / "edges")
+    monkeypatch.setattr(module, "_WORTH_PROCESSES", 1)
+    monkeypatch.setattr(module, "count_all", forbid)  # in this process; the others have it
+    np.testing.assert_array_equal(count(store, num_processes=2), expected)
