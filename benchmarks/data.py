@@ -195,16 +195,25 @@ def _with_model(batches, split, repeats):
 
 
 def run_memory(folder: Path, atoms: int) -> None:
+    for size in (atoms // 50, atoms):
+        inside = folder / str(size)
+        inside.mkdir()
+        _memory_of(inside, size)
+
+
+def _memory_of(folder: Path, atoms: int) -> None:
+    """Of a store of so many atoms; a small model, so that it is not the model's memory that is measured."""
     path = folder / "spice.hdf5"
     count = write_spice(path, atoms // (40 * 50))
     print(f"{count} structures, {40 * count / 1e6:.1f} million atoms, {path.stat().st_size / 2**20:.0f} MiB of HDF5")
     store = folder / "store"
+    model = ["num_features=24", "num_layers=1"]
     for task, command in (
             ("convert", ["--config=configs/convert.py", f"--config.data.path={path}", f"--workdir={store}"]),
-            ("train", ["--config=configs/spice.py", f"--config.data.path={store}", f"--workdir={folder / 'run'}",
-                       "--config.train.num_steps=200", "--config.train.valid_every=100",
+            ("train", ["--config=configs/spice.py:painn", f"--config.data.path={store}", f"--workdir={folder / 'run'}",
+                       "--config.train.num_steps=1000", "--config.train.valid_every=500",
                        f"--config.data.num_train={count}", "--config.data.num_valid=1000",
-                       "--config.data.num_test=1000"])):
+                       "--config.data.num_test=1000", *(f"--config.model.options.{m}" for m in model)])):
         start = time.perf_counter()
         with open(folder / "log", "w") as log:
             run = subprocess.run([sys.executable, __file__, "child", *command], stdout=log, stderr=log)

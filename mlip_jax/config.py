@@ -102,6 +102,7 @@ def data_defaults(data: ml_collections.ConfigDict) -> None:
     data.reader_options = ""  # arguments of its class: "stages=('pm3','DFT_1st'); stride=4"
     data.directory = "data"  # where data files are looked for and made, and stores kept
     data.num_generated = 8_000  # conformations of the embedded data set
+    data.verify = placeholder(bool)  # compare a store with its checksums at the start; unset: up to 4 GiB
     data.refuse = True  # stop when the checks of a new file find errors
     data.elements = placeholder(tuple)
     data.charge = placeholder(float)  # only this total charge

@@ -170,7 +170,7 @@ class _Job:
         try:
             told = self.tell()
             return checksum(self.shard) == told["sha256"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return False
 
     def tell(self) -> dict[str, Any]:

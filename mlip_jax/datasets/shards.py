@@ -77,17 +77,18 @@ def checksum(path: Path) -> str:
 
 
 class Shard:
-    """A shard, memory-mapped. `arrays` are views of the file; `release` gives their memory back."""
+    """A shard. `arrays` are its columns, memory-mapped; `rows` and `columns` read parts of them."""
 
     def __init__(self, path: Path):
         self.path = path
         try:
-            with open(path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            length = int.from_bytes(self._map[:8], "little")
-            header = json.loads(self._map[8:8 + length])
+            self._file = open(path, "rb")
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            length = int.from_bytes(self._file.read(8), "little")
+            header = json.loads(self._file.read(min(length, len(self._map))))
             header.pop("__metadata__", None)
-            self.arrays = {name: self._array(8 + length, entry) for name, entry in header.items()}
+            self._places: dict[str, int] = {}
+            self.arrays = {name: self._array(name, 8 + length, entry) for name, entry in header.items()}
             if missing := _NEEDED - self.arrays.keys():
                 raise ValueError(f"no column {', '.join(sorted(missing))}")
         except FileNotFoundError as error:
@@ -96,8 +97,9 @@ class Shard:
             raise DatasetError(f"{path}: this shard of the store is damaged ({error}). Delete it and its .json beside "
                                "it, and convert again: only what is missing is made anew.") from error
 
-    def _array(self, start: int, entry: dict) -> np.ndarray:
+    def _array(self, name: str, start: int, entry: dict) -> np.ndarray:
         first, last = entry["data_offsets"]
+        self._places[name] = start + first
         if not 0 <= first <= last:
             raise ValueError(f"data_offsets {first}, {last}")
         dtype = np.dtype(_DTYPES[entry["dtype"]])
@@ -106,33 +108,40 @@ class Shard:
     def __len__(self) -> int:
         return len(self.arrays["energy"])
 
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start:stop of a column, read from the file: touching a map here and there would bring in its
+        neighbourhood, a megabyte for each structure."""
+        array = self.arrays[name]
+        found = np.empty((stop - start, *array.shape[1:]), array.dtype)
+        if found.nbytes:
+            width = found.nbytes // (stop - start)
+            if os.preadv(self._file.fileno(), [found], self._places[name] + start * width) != found.nbytes:
+                raise DatasetError(f"{self.path}: this shard of the store has become shorter. Convert again.")
+        return found
+
     def texts(self, name: str, codes: np.ndarray) -> np.ndarray:
         """Texts of the table `name`, shape of `codes`, str."""
-        ends, content = self.arrays[f"text.{name}.ends"], self.arrays[f"text.{name}.bytes"]
         distinct, inverse = np.unique(codes, return_inverse=True)
-        found = [content[ends[c - 1] if c else 0:ends[c]].tobytes().decode() for c in distinct.tolist()]
+        found = []
+        for c in distinct.tolist():
+            ends = self.rows(f"text.{name}.ends", max(c - 1, 0), c + 1)
+            found.append(self.rows(f"text.{name}.bytes", int(ends[0]) if c else 0, int(ends[-1])).tobytes().decode())
         return np.array(found, np.str_)[inverse] if found else np.zeros(0, np.str_)
 
     def columns(self, start: int, stop: int) -> Columns:
         """The structures start:stop."""
-        a = self.arrays
-        rows = slice(int(a["offsets"][start]), int(a["offsets"][stop]))
-        here = slice(start, stop)
-        n = rows.stop - rows.start
+        ends = self.rows("offsets", start, stop + 1)
+        a, b = int(ends[0]), int(ends[-1])
+        names = self.arrays.keys()
         return Columns(
-            numbers=a["numbers"][rows].astype(np.int32), positions=a["positions"][rows].astype(np.float64),
-            forces=a["forces"][rows].astype(np.float64) if "forces" in a else np.full((n, 3), np.nan),
-            offsets=a["offsets"][start:stop + 1] - a["offsets"][start],
-            energy=np.array(a["energy"][here]), charge=np.array(a["charge"][here]),
-            conformer=np.array(a["conformer"][here]), record=np.array(a["record"][here]),
-            **{name: self.texts(name, a[f"text.{name}.code"][here]) for name in TEXTS},
-            cell=np.array(a["cell"][here]) if "cell" in a else None,
-            pbc=a["pbc"][here].astype(bool) if "pbc" in a else None,
-            properties={name[9:]: np.array(v[here]) for name, v in a.items() if name.startswith("property.")},
-            atom_properties={name[14:]: v[rows].astype(np.float64) for name, v in a.items()
+            numbers=self.rows("numbers", a, b).astype(np.int32),
+            positions=self.rows("positions", a, b).astype(np.float64),
+            forces=self.rows("forces", a, b).astype(np.float64) if "forces" in names else np.full((b - a, 3), np.nan),
+            offsets=ends - a,
+            **{name: self.rows(name, start, stop) for name in ("energy", "charge", "conformer", "record")},
+            **{name: self.texts(name, self.rows(f"text.{name}.code", start, stop)) for name in TEXTS},
+            cell=self.rows("cell", start, stop) if "cell" in names else None,
+            pbc=self.rows("pbc", start, stop).astype(bool) if "pbc" in names else None,
+            properties={name[9:]: self.rows(name, start, stop) for name in names if name.startswith("property.")},
+            atom_properties={name[14:]: self.rows(name, a, b).astype(np.float64) for name in names
                              if name.startswith("atom_property.")})
-
-    def release(self) -> None:
-        """Drop the pages that were read from this process' memory; they come back from the file when needed."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)

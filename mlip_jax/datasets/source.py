@@ -30,6 +30,8 @@ HOW_TO_GET_SPICE = (
     "For the real data set download SPICE-2.0.1.hdf5 (or SPICE-1.1.4.hdf5) of the SPICE dataset by Eastman et al. from "
     "Zenodo (linked from github.com/openmm/spice-dataset), put it into the folder data/ or name it as "
     "--config.data.path.")
+# Beyond, checksums would delay the start of a run by more than some seconds.
+_VERIFY_UP_TO = 4 * 2**30
 _FILTERS = [field.name for field in dataclasses.fields(Filters)]
 
 
@@ -77,7 +79,10 @@ def open_store(data: Any) -> Store:
     """
     path = locate(data)
     if is_store(path):
-        return Store(path)
+        store = Store(path)
+        if _to_verify(store, data.verify):
+            store.verify()
+        return store
     recipe = Recipe(path, data.reader, reader_options(data.reader_options))
     with recipe.open() as source:
         files = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in source.files()]
@@ -87,12 +92,28 @@ def open_store(data: Any) -> Store:
     folder = Path(data.directory) / "stores" / f"{stem}-{key}"
     if not is_store(folder):
         log.info("converting %s once, into the store %s", path, folder)
-    store = Store(convert(recipe, folder, refuse=data.refuse))
+    if not _is_sound(folder, data.verify):
+        convert(recipe, folder, refuse=data.refuse)  # one that is there is compared with its checksums, and mended
+    store = Store(folder)
     errors = [p["message"] for p in store.manifest["problems"] if p["severity"] == "error"]
     if errors and data.refuse:  # made before, with refuse=False
         raise DatasetError(f"{path}: refused by the checks of the data:\n  - " + "\n  - ".join(errors)
                            + "\nIf it is right all the same, give --config.data.refuse=False.")
     return store
+
+
+def _is_sound(folder: Path, verify: bool | None) -> bool:
+    """Whether a store is there that need not be compared with its checksums."""
+    try:
+        return is_store(folder) and not _to_verify(Store(folder), verify)
+    except DatasetError as error:
+        log.warning("%s", error)
+        return False
+
+
+def _to_verify(store: Store, wanted: bool | None) -> bool:
+    size = sum(s["bytes"] for s in store.manifest["shards"])
+    return size <= _VERIFY_UP_TO if wanted is None else wanted
 
 
 def reader_options(text: str) -> dict[str, Any]:

@@ -30,8 +30,6 @@ INDEX = {"n_atoms": np.int32, "energy": np.float64, "charge": np.float32, "molec
          "conformer": np.int32, "max_force": np.float32, "force_rms": np.float32, "shortest_distance": np.float32,
          "fingerprint": np.uint64}
 _OPEN_SHARDS = 256
-# Mapped pages that were read count as memory of this process until they are given back.
-_RELEASE_AFTER = 64 * 2**20
 
 
 def is_store(path: str | Path) -> bool:
@@ -53,7 +51,6 @@ class Store:
         self._ends = np.cumsum(sizes, dtype=np.int64)
         self._open: collections.OrderedDict[int, Shard] = collections.OrderedDict()
         self._index: dict[str, np.ndarray] = {}
-        self._read = 0
         physical = self.path / "index" / "physical.npy"
         self._physical = _load_index(physical) if self.manifest["filtered"] else None
         for s in self.manifest["shards"]:
@@ -110,7 +107,6 @@ class Store:
         if not parts:
             return _NOTHING
         joined = Columns.concatenate(parts) if len(parts) > 1 else parts[0]
-        self._count(joined.offsets[-1] * 25)
         return joined if (order == np.arange(len(order))).all() else joined.take(np.argsort(order, kind="stable"))
 
     def __getitem__(self, s: int) -> Structure:
@@ -161,16 +157,15 @@ class Store:
         periodic = self.manifest["periodic"]
         cell, pbc = (np.zeros((n, 3, 3)), np.zeros((n, 3), bool)) if periodic else (None, None)
         for i, (w, s) in enumerate(zip(where.tolist(), local.tolist())):
-            arrays = self._shard(w).arrays
-            a = int(arrays["offsets"][s])
-            to, rows = slice(offsets[i], offsets[i + 1]), slice(a, a + int(counts[i]))
-            numbers[to] = arrays["numbers"][rows]
-            positions[to] = arrays["positions"][rows]
-            if "forces" in arrays:
-                forces[to] = arrays["forces"][rows]
-            if "cell" in arrays:
-                cell[i], pbc[i] = arrays["cell"][s], arrays["pbc"][s]
-        self._count(offsets[-1] * 25)
+            shard = self._shard(w)
+            a = int(shard.rows("offsets", s, s + 1)[0])
+            to, b = slice(offsets[i], offsets[i + 1]), a + int(counts[i])
+            numbers[to] = shard.rows("numbers", a, b)
+            positions[to] = shard.rows("positions", a, b)
+            if "forces" in shard.arrays:
+                forces[to] = shard.rows("forces", a, b)
+            if "cell" in shard.arrays:
+                cell[i], pbc[i] = shard.rows("cell", s, s + 1)[0], shard.rows("pbc", s, s + 1)[0]
         empty = np.zeros(n, np.str_)
         return Columns(numbers, positions, forces, offsets, np.array(self.index("energy")[indices]),
                        np.asarray(self.index("charge")[indices], np.float64), empty, empty,
@@ -187,13 +182,6 @@ class Store:
         else:
             self._open.move_to_end(number)
         return shard
-
-    def _count(self, read: int) -> None:
-        self._read += int(read)
-        if self._read > _RELEASE_AFTER:
-            self._read = 0
-            for shard in self._open.values():
-                shard.release()
 
 
 _NOTHING = Columns.from_structures([])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 from pathlib import Path
@@ -39,8 +40,9 @@ def edge_counts(store: Store, cutoff: float, *, num_processes: int | None = None
     They are counted at the first call for a cutoff and kept in the store's folder edges/. Where that cannot be
     written they are held in memory, with a warning; a file there that is damaged is made anew.
     """
-    shards = "".join(s["sha256"] for s in store.manifest["shards"]) + str(len(store))
-    path = store.path / "edges" / f"{float(cutoff)!r}-{hashlib.sha256(shards.encode()).hexdigest()[:12]}.npy"
+    # Filters that look at more than one structure take it out of the index alone: the shards are then the same.
+    content = json.dumps([[s["sha256"] for s in store.manifest["shards"]], store.manifest["filters"], len(store)])
+    path = store.path / "edges" / f"{float(cutoff)!r}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.npy"
     kept = _kept(path, len(store))
     if kept is not None:
         return kept

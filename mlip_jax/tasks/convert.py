@@ -28,8 +28,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     """
     config = configs.complete(config, configs.convert_defaults())
     settings = configs.to_dict(config)
-    # Another number makes the same store, and what the checks refused may be wanted all the same.
-    del settings["store"]["num_processes"], settings["data"]["refuse"]
+    # These make the same store; and what the checks refused may be wanted all the same.
+    del settings["store"]["num_processes"], settings["data"]["verify"], settings["data"]["refuse"]
     with claimed(workdir, settings) as folder:
         data = config.data
         filters = {f.name: data[f.name] for f in dataclasses.fields(Filters)}

@@ -56,7 +56,7 @@ if __name__ == "__main__":
         recipe = conversion.Recipe(source, atoms_per_shard=20)
         conversion.convert(recipe, folder, num_processes=int(processes), progress=False)
     for moment in map(int, sys.argv[4:]):
-        print(moment, killed_at(conversion.Recipe(source, atoms_per_shard=260), folder, moment), flush=True)
+        print(moment, killed_at(conversion.Recipe(source, atoms_per_shard=500), folder, moment), flush=True)
 """
 
 
@@ -188,8 +188,8 @@ def test_number_of_processes_changes_no_byte(undisturbed, tmp_path):
 
 def test_killed_at_any_moment(tmp_path):
     """Before each of the files that a conversion puts in place; what was being written then stays beside."""
-    moments = range(24)
-    expected = contents(convert(recipe(atoms_per_shard=260), tmp_path / "undisturbed"))
+    moments = range(20)
+    expected = contents(convert(recipe(atoms_per_shard=500), tmp_path / "undisturbed"))
     (tmp_path / "killed").mkdir()
     process = script(tmp_path, MOLECULES, tmp_path / "killed", 1, *moments)
     output, errors = process.communicate(timeout=120)
@@ -201,7 +201,7 @@ def test_killed_at_any_moment(tmp_path):
         folder = tmp_path / "killed" / str(moment)
         assert not is_store(folder)
         before = {p: p.stat().st_mtime_ns for p in shard_files(folder) if p.with_suffix(".json").exists()}
-        convert(recipe(atoms_per_shard=260), folder)
+        convert(recipe(atoms_per_shard=500), folder)
         assert contents(folder) == expected, f"killed before file {moment}"
         assert all(p.stat().st_mtime_ns == made for p, made in before.items()), "what is done is not done again"
 
@@ -222,7 +222,7 @@ def processes():
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux tells which processes run")
 def test_killed_with_two_processes(tmp_path):
     """Nobody goes on in the background, and the next start does what is left."""
-    source = repeated(tmp_path / "many.hdf5", 20)
+    source = repeated(tmp_path / "many.hdf5", 6)
     process = script(tmp_path, source, tmp_path / "store", 2)
     deadline = time.monotonic() + 60
     while len(shard_files(tmp_path / "store")) < 6:
@@ -236,9 +236,7 @@ def test_killed_with_two_processes(tmp_path):
         assert time.monotonic() < deadline, "workers are left behind"
         time.sleep(0.01)
     done = {p: p.stat().st_mtime_ns for p in shard_files(tmp_path / "store") if p.with_suffix(".json").exists()}
-    assert 5 <= len(done) < 340
-    time.sleep(0.1)
-    assert len(shard_files(tmp_path / "store")) <= len(done) + 3
+    assert 5 <= len(done) < 102
     convert(recipe(source, 20), tmp_path / "store")
     assert all(p.stat().st_mtime_ns == made for p, made in done.items())
     assert contents(tmp_path / "store") == contents(convert(recipe(source, 20), tmp_path / "undisturbed"))
@@ -319,8 +317,8 @@ def test_shards_without_a_plan_are_refused(copy):
         convert(recipe(), copy)
 
 
-@pytest.mark.parametrize("atoms_per_shard, made", [(60, 1), (400, 1), (10**6, 1)])
-def test_gradients_for_forces_are_refused(tmp_path, atoms_per_shard, made):
+@pytest.mark.parametrize("atoms_per_shard", [60, 400, 10**6])
+def test_gradients_for_forces_are_refused(tmp_path, atoms_per_shard):
     source = edited(tmp_path / "wrong.hdf5", gradients_negated)
     asked = recipe(source, atoms_per_shard)
     with pytest.raises(DatasetError, match=r"(?s)wrong.hdf5: refused.*look like gradients.*--config.data.refuse=False"):
@@ -335,7 +333,7 @@ def test_gradients_for_forces_are_refused(tmp_path, atoms_per_shard, made):
 
 
 def test_refused_source_is_not_converted_to_its_end(tmp_path):
-    """Thousands of pairs in the first shard tell enough."""
+    """The pairs of the first of its shards tell enough."""
     source = edited(tmp_path / "wrong.hdf5", gradients_negated)
     with pytest.raises(DatasetError, match="look like gradients"):
         convert(recipe(source, 400), tmp_path / "store")
@@ -424,7 +422,7 @@ def test_filters_over_conformations(tmp_path):
 
 @pytest.mark.parametrize("refuse", [True, False])
 def test_nothing_is_left(tmp_path, refuse):
-    with pytest.raises(DatasetError, match="no structure is left of 102 read .*too many atoms.*102.*Change the filters"):
+    with pytest.raises(DatasetError, match="no structure is left of 102 read .*'too many atoms': 102.*the filters"):
         convert(recipe(filters={"max_atoms": 2}), tmp_path / "store", refuse=refuse)
     assert not is_store(tmp_path / "store")
 
@@ -446,10 +444,10 @@ def test_skipped_conformations_are_counted_and_named(tmp_path):
     assert len(removed(store.path)) == 102 - len(store) and 0 < counts["removed"]["charge"] < 100
 
 
-@pytest.mark.parametrize("written", [0, 1, 2, 8, 9, 12, 19])
+@pytest.mark.parametrize("written", [0, 1, 2, 4, 5, 9, 15])
 def test_full_disk(tmp_path, monkeypatch, written):
     """However much had room: the cause is told, what is done stays, and the next start does the rest."""
-    expected = contents(convert(recipe(atoms_per_shard=260), tmp_path / "undisturbed"))
+    expected = contents(convert(recipe(atoms_per_shard=500), tmp_path / "undisturbed"))
     fsync, count = os.fsync, [0]
 
     def full(descriptor):
@@ -461,12 +459,12 @@ def test_full_disk(tmp_path, monkeypatch, written):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(DatasetError, match="store cannot be written.*No space left.*What is done stays"):
-            convert(recipe(atoms_per_shard=260), tmp_path / "store")
+            convert(recipe(atoms_per_shard=500), tmp_path / "store")
     assert count[0] == written + 1 and not is_store(tmp_path / "store")
     done = {p: p.stat().st_mtime_ns for p in shard_files(tmp_path / "store")}
     assert len(done) == min(written // 2, len(shard_files(tmp_path / "undisturbed")))
     assert not list((tmp_path / "store").glob("shards/*.tmp"))
-    convert(recipe(atoms_per_shard=260), tmp_path / "store")
+    convert(recipe(atoms_per_shard=500), tmp_path / "store")
     assert contents(tmp_path / "store") == expected
     complete = [p for i, p in enumerate(sorted(done)) if 2 * i + 3 <= written]
     assert all(p.stat().st_mtime_ns == done[p] for p in complete)
@@ -508,12 +506,12 @@ def test_file_in_place_of_the_folder(tmp_path):
 def test_worker_errors_are_the_readers(tmp_path):
     """A record that cannot be read is named, from whichever process it is read."""
     def wrong_unit(number, group):
-        if number == 11:
+        if number == 11:  # not among the records that are looked at beforehand
             group["conformations"].attrs["units"] = "angstrom"
 
-    source = edited(tmp_path / "data.hdf5", wrong_unit)
+    source = edited(tmp_path / "data.hdf5", wrong_unit, repeated(tmp_path / "many.hdf5", 4))
     for n in (1, 2):
-        with pytest.raises(DatasetError, match="data.hdf5:methyl-carboxamide: conformations is in 'angstrom'"):
+        with pytest.raises(DatasetError, match="data.hdf5:[-a-z]+ 003: conformations is in 'angstrom'"):
             convert(recipe(source), tmp_path / f"{n}", num_processes=n)
         assert not is_store(tmp_path / f"{n}") and shard_files(tmp_path / f"{n}")
 

@@ -218,16 +218,3 @@ def mapped_memory(path):
             elif here and line.startswith("Rss:"):
                 total += 1024 * int(line.split()[1])
     return total
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="Linux tells what is in memory")
-def test_release_gives_memory_back(tmp_path):
-    path = tmp_path / "00000.safetensors"
-    columns = water(60_000)
-    write_shard(path, encode(columns))
-    shard = Shard(path)
-    first = shard.columns(0, len(shard))
-    assert mapped_memory(path) > 2_000_000
-    shard.release()
-    assert mapped_memory(path) == 0
-    assert_same(shard.columns(0, len(shard)), dict(vars(first)))

@@ -76,9 +76,9 @@ def test_periodic_structures_among_others(tmp_path):
     (tmp_path / "frames.xyz").write_text(PERIODIC)
     store = Store(convert(Recipe(str(tmp_path / "frames.xyz")), tmp_path / "store", num_processes=1, refuse=False,
                           progress=False))
-    # Rock salt cut in two: each ion sees the other at 2.1 Å on both sides, images at 4.2 Å are too far.
+    # Each ion sees the other at 2.1 Å on both sides, and its own six images at 4.2 Å.
     assert count(store, 2.5).tolist() == [4, 6, 0]
-    assert count(store, 4.3).tolist()[0] == 4 + 2 * 6 + 16
+    assert count(store, 4.3)[0] == 2 * (2 + 6)
     assert count(store, 1.0).tolist() == [0, 4, 0]
 
 
@@ -115,21 +115,26 @@ def test_other_structures_in_the_same_folder_are_counted_anew(store, tmp_path):
     assert after[0] < before[0] and (after[1:] == before[1:]).all()
 
 
-def test_a_filtered_store_of_the_same_shards_has_its_own_counts(store, tmp_path):
-    """Outliers of a molecule are taken out by the index alone, the shards are the same."""
-    count(store)
+def test_filtered_stores_of_the_same_shards_have_their_own_counts(tmp_path):
+    """Outliers of a molecule are taken out by the index alone: one of energy here, one of forces there."""
     changed = tmp_path / "changed.hdf5"
     shutil.copy(DATA, changed)
     with h5py.File(changed, "a") as file:
-        next(iter(file.values()))["dft_total_energy"][2] += 3.0
-    plain, fewer = (Store(convert(Recipe(str(changed), filters=filters, atoms_per_shard=60), tmp_path / name,
-                                  num_processes=1, refuse=False, progress=False))
-                    for name, filters in (("plain", {"require": "none"}), ("fewer", {"max_energy_z": 20.0})))
-    assert [s["sha256"] for s in plain.manifest["shards"]] == [s["sha256"] for s in fewer.manifest["shards"]]
-    all_of_them = np.array(count(plain))
-    shutil.copytree(plain.path / "edges", fewer.path / "edges")
-    assert len(fewer) == len(plain) - 1
-    np.testing.assert_array_equal(count(fewer), np.delete(all_of_them, 2))
+        names = list(file)
+        file[names[0]]["dft_total_energy"][2] += 3.0
+        file[names[5]]["dft_total_gradient"][1] *= 50
+    plain, energy, force = (
+        Store(convert(Recipe(str(changed), filters=filters, atoms_per_shard=60), tmp_path / name, num_processes=1,
+                      refuse=False, progress=False))
+        for name, filters in (("plain", {}), ("energy", {"max_energy_z": 20.0}), ("force", {"max_force_z": 20.0})))
+    assert plain.manifest["shards"] == energy.manifest["shards"] == force.manifest["shards"]
+    assert len(energy) == len(force) == len(plain) - 1
+    everything = np.array(count(plain))
+    np.testing.assert_array_equal(count(energy), np.delete(everything, 2))
+    for edges in (plain, energy):
+        shutil.copytree(edges.path / "edges", force.path / "edges", dirs_exist_ok=True)
+    np.testing.assert_array_equal(count(force), np.delete(everything, 5 * 6 + 1))
+    assert np.delete(everything, 2).tolist() != np.delete(everything, 5 * 6 + 1).tolist()
 
 
 def test_where_they_cannot_be_kept_they_are_right_and_it_is_said(store, caplog):

@@ -96,6 +96,56 @@ def test_many_atoms_take_the_tree_and_count_the_same():
     check_contract(nb, positions, CUTOFF)
 
 
+@pytest.mark.parametrize("n", [0, 1, 2, 3])
+def test_few_atoms(n):
+    """Nobody, everybody and a chain within the cutoff: each edge and its reverse are named."""
+    for spacing in (0.7 * CUTOFF, 2 * CUTOFF):
+        positions = np.arange(n)[:, None] * np.array([spacing, 0.0, 0.0])
+        nb = neighbor_list(positions, CUTOFF)
+        edges = 2 * max(n - 1, 0) if spacing < CUTOFF else 0
+        assert len(nb.senders) == edges == count_edges(positions, CUTOFF)
+        assert nb.pair_order.shape == (edges,) and nb.shifts is None
+        assert edges_of(nb) == brute_force(positions, CUTOFF)
+        check_contract(nb, positions, CUTOFF)
+
+
+@pytest.mark.parametrize("path", [neighbors._dense, neighbors._tree])
+def test_two_atoms_at_one_place_are_neighbours(path):
+    positions = np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [9.0, 0.0, 0.0]])
+    nb = path(positions, CUTOFF)
+    assert edges_of(nb) == brute_force(positions, CUTOFF)
+    assert (0, 2, 0, 0, 0) in edges_of(nb) and not (nb.senders == nb.receivers).any()
+    check_contract(nb, positions, CUTOFF)
+    assert count_edges(positions, CUTOFF) == len(nb.senders) == 6
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_both_sides_of_the_limit_of_the_dense_path(extra, monkeypatch):
+    """The last size of the matrix and the first of the k-d tree, each by the path that is meant for it."""
+    n = neighbors._DENSE_LIMIT + extra
+    positions = np.random.default_rng(n).uniform(0, 12.0, (n, 3))
+    positions[-1] = positions[0]
+    used = []
+    for name in ("_dense", "_tree"):
+        path = getattr(neighbors, name)
+        monkeypatch.setattr(neighbors, name, lambda *a, name=name, path=path: (used.append(name), path(*a))[1])
+    nb = neighbor_list(positions, CUTOFF)
+    assert used == ["_tree" if extra else "_dense"]
+    assert edges_of(nb) == brute_force(positions, CUTOFF)
+    assert count_edges(positions, CUTOFF) == len(nb.senders)
+    check_contract(nb, positions, CUTOFF)
+
+
+def test_sizes_in_turn_do_not_disturb_each_other():
+    """More sizes than tables are kept, and the same size again with other positions."""
+    rng = np.random.default_rng(0)
+    for n in (*range(1, 80), 5, 79, 5, 1, 0):
+        positions = rng.uniform(0, 5.0, (n, 3))
+        nb = neighbor_list(positions, CUTOFF)
+        assert len(nb.senders) == len(brute_force(positions, CUTOFF))
+        check_contract(nb, positions, CUTOFF)
+
+
 def test_a_grid_right_at_the_cutoff_is_left_out_on_both_paths():
     grid = np.array(list(itertools.product(range(4), repeat=3)), float)
     for path in (neighbors._dense, neighbors._tree):

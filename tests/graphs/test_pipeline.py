@@ -34,7 +34,8 @@ def test_an_epoch_is_a_permutation_and_windows_are_its_parts(n, seed, epoch, par
 
 
 def test_epochs_and_seeds_differ():
-    orders = [Shuffle(64, seed).window(epoch, 0, 64).tolist() for seed in (0, 1_000_003, 2_000_006) for epoch in range(4)]
+    orders = [Shuffle(64, seed).window(epoch, 0, 64).tolist()
+              for seed in (0, 1_000_003, 2_000_006) for epoch in range(4)]
     assert len({tuple(order) for order in orders}) == len(orders)
     assert list(range(64)) not in orders
 
