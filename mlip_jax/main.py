@@ -71,6 +71,9 @@ def _parse(app, flags, args):
         return flags.FLAGS(args)
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         # the text of a KeyError is the repr of its argument, of ml_collections' twice over
+        if any(a.lstrip("-").startswith("config.data.reader_options.") for a in args):
+            sys.exit("error: options of a reader are given together: "
+                     '--config.data.reader_options="NAME=VALUE; NAME=VALUE"')
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         sys.exit("error: " + text.strip("'\"").replace("\\n", "\n").replace("\\'", "'"))
     except flags.Error as error:

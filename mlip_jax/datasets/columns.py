@@ -20,7 +20,8 @@ class Columns:
     Attributes:
       numbers: (A,) int32. positions, forces: (A, 3) float64, Å and eV/Å, NaN where a force is unknown.
       offsets: (S + 1,) int64. energy, charge: (S,) float64, eV and e.
-      molecule, smiles, subset, source: (S,) str. conformer, record: (S,) int64.
+      molecule, smiles, subset, source: (S,) object, each a str: in NumPy's own strings one long name would make
+        all others as long. conformer, record: (S,) int64.
       cell: (S, 3, 3) float64 in Å and pbc: (S, 3) bool, or None if nothing is periodic.
       properties: By name (S, ...) float64, NaN where unknown. atom_properties: By name (A, ...) float64.
     """
@@ -74,9 +75,9 @@ class Columns:
                             (3,), np.float64),
             offsets=np.concatenate([[0], np.cumsum([len(s) for s in items])]).astype(np.int64),
             energy=per_structure("energy", np.float64), charge=per_structure("charge", np.float64),
-            molecule=per_structure("molecule", np.str_), smiles=per_structure("smiles", np.str_),
+            molecule=per_structure("molecule", object), smiles=per_structure("smiles", object),
             conformer=per_structure("conformer", np.int64), record=per_structure("record", np.int64),
-            subset=per_structure("subset", np.str_), source=per_structure("source", np.str_),
+            subset=per_structure("subset", object), source=per_structure("source", object),
             cell=np.array([np.zeros((3, 3)) if s.cell is None else s.cell for s in items]) if periodic else None,
             pbc=np.array([np.zeros(3, bool) if s.pbc is None else s.pbc for s in items]) if periodic else None,
             properties={name: np.stack(list(_values(items, "properties", name)))

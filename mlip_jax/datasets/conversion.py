@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -21,13 +22,14 @@ import numpy as np
 from rich import progress as bars
 
 from mlip_jax import workers
+from mlip_jax.config import differences
 from mlip_jax.datasets import checks, geometry, readers
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.filters import Filters, force_rms_per_structure, identities
 from mlip_jax.datasets.finish import Part, finish, refuse_if
 from mlip_jax.datasets.reader import DatasetError, Reader, ReadReport
 from mlip_jax.datasets.shards import checksum, encode, write_shard
-from mlip_jax.datasets.store import MANIFEST, VERSION, is_store
+from mlip_jax.datasets.store import MANIFEST, VERSION, Store, is_store
 from mlip_jax.datasets.subsets import stable_ids
 from mlip_jax.datasets.verdict import verdict
 from mlip_jax.workdir import WorkdirError, write_json
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 
 _BLOCK = 2048  # structures that are held as objects at a time
 _SAMPLE = 32  # records that tell how large the records of a source are
+_MOST_RECORDS = 65_536  # in a shard, however small those that were looked at
+_FEW_FILES, _END = 64, 2**20  # of so many files the first and last bytes tell them apart, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,20 +118,19 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _plan(recipe: Recipe, source: Reader, folder: Path) -> dict[str, Any]:
     """What is to be done, as conversion.json says it; a plan that stands there already must be the same."""
-    files = [{"name": f.name, "bytes": f.stat().st_size, "modified": f.stat().st_mtime_ns} for f in source.files()]
     settings = {"recipe": json.loads(json.dumps(dataclasses.asdict(recipe) | {"path": Path(recipe.path).name})),
-                "files": files, "version": VERSION}
+                "source": identify(source), "version": VERSION}
     path = folder / "conversion.json"
     if path.exists():
         try:
             plan = dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
             raise DatasetError(f"{path}: is damaged ({error}). Give another folder, or delete that one.") from error
-        changed = [k for k in settings if plan.get(k) != settings[k]]
-        if changed:
-            raise DatasetError(f"{folder} holds the conversion of another source or with other settings ({changed[0]}: "
-                               f"{plan.get(changed[0])} there, {settings[changed[0]]} now). Give another folder, or "
-                               "delete that one.")
+        changed = differences({k: plan.get(k, {}) for k in settings}, settings)
+        only_times = len(changed) == 1 and changed[0].startswith("source.modified:")
+        if changed and not (only_times and _same_content(source, folder)):
+            raise DatasetError(f"{folder} holds the conversion of another source or with other settings:\n  "
+                               + "\n  ".join(changed) + "\nGive another folder, or delete that one.")
         return plan
     if folder.exists() and any(p.suffix == ".safetensors" for p in folder.rglob("*")):
         raise DatasetError(f"{folder}: holds shards but no conversion.json; give another folder")
@@ -138,13 +141,47 @@ def _plan(recipe: Recipe, source: Reader, folder: Path) -> dict[str, Any]:
     return plan
 
 
+def identify(source: Reader) -> dict[str, Any]:
+    """What tells the files of a source from others without reading them: names, sizes, times of change, and the ends
+    of few files.
+
+    Raises:
+      DatasetError: A file cannot be read.
+    """
+    files, digest, times, total = source.files(), hashlib.sha256(), hashlib.sha256(), 0
+    try:
+        for path in files:
+            size = path.stat().st_size
+            digest.update(f"{path.name}\0{size}\0".encode())
+            times.update(f"{path.stat().st_mtime_ns}\0".encode())
+            total += size
+            if len(files) <= _FEW_FILES:
+                with open(path, "rb") as file:
+                    digest.update(file.read(_END))
+                    file.seek(max(size - _END, 0))
+                    digest.update(file.read(_END))
+    except OSError as error:
+        raise DatasetError(f"{source.path}: cannot be read ({error})") from error
+    return {"files": len(files), "bytes": total, "digest": digest.hexdigest()[:16],
+            "modified": times.hexdigest()[:16]}
+
+
+def _same_content(source: Reader, folder: Path) -> bool:
+    """Whether the files are those of the finished store in `folder`, though their times of change differ."""
+    if not is_store(folder):
+        return False
+    before = [(f["name"], f["bytes"], f["sha256"]) for f in Store(folder).manifest["source"]["files"]]
+    return before == [(f.name, f.stat().st_size, checksum(f)) for f in source.files()]
+
+
 def _ranges(source: Reader, atoms_per_shard: int) -> list[tuple[int, int]]:
-    """Records of each shard: as many as hold about `atoms_per_shard` atoms, judged by a few of them."""
+    """Records of each shard: as many as hold about `atoms_per_shard` atoms, judged by a few of them that hold any."""
     count = len(source)
     places = range(min(count, _SAMPLE)) if source.sequential else np.unique(
         np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int)).tolist()
-    atoms = sum(len(s) for r in places for s in source.read(range(r, r + 1), ReadReport()))
-    step = max(1, int(atoms_per_shard / max(atoms / max(len(places), 1), 1)))
+    atoms = [sum(len(s) for s in source.read(range(r, r + 1), ReadReport())) for r in places]
+    filled = [n for n in atoms if n] or [1]
+    step = min(max(1, int(atoms_per_shard / np.mean(filled))), _MOST_RECORDS)
     return [(start, min(start + step, count)) for start in range(0, count, step)]
 
 
@@ -226,10 +263,13 @@ def _convert(job: _Job, source: Reader | None = None) -> None:
         removed.extend(identities(columns, reasons))
         blocks.append(columns if not reasons.any() else columns.take(np.flatnonzero(reasons == 0)))
 
-    for structure in source.read(range(job.start, job.stop), report):
-        block.append(structure)
-        if len(block) == _BLOCK:
-            flush()
+    try:
+        for structure in source.read(range(job.start, job.stop), report):
+            block.append(structure)
+            if len(block) == _BLOCK:
+                flush()
+    except OSError as error:
+        raise DatasetError(f"{recipe.path}: cannot be read ({error})") from error
     flush()
     columns = Columns.concatenate(blocks)
     shortest = geometry.shortest_distances(columns)

@@ -20,6 +20,8 @@ REQUIRE = ("any", "energy", "forces", "both", "none")
 # Added to the spread of a molecule, so that conformations that agree to this are never outliers: eV, eV/Å.
 ENERGY_FLOOR = 0.05
 FORCE_FLOOR = 0.05
+# Charges that were added up from those of atoms are not quite whole, e.
+CHARGE_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass
@@ -80,7 +82,7 @@ class Filters:
 
         leave_out("positions not finite", ~finite_positions(columns))
         if self.charge is not None:
-            leave_out("charge", columns.charge != self.charge)
+            leave_out("charge", ~(np.abs(columns.charge - self.charge) < CHARGE_TOLERANCE))
         if self.elements is not None:
             leave_out("elements", self._other_elements(columns))
         if self.min_atoms is not None:

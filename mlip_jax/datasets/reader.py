@@ -128,6 +128,7 @@ class Several(Reader):
         super().__init__(readers[0].path)
         self._readers = list(readers)
         self._ends = np.cumsum([len(r) for r in readers])
+        self._same_names = len({r.path.name for r in readers}) < len(readers)
         self.level_of_theory = " / ".join(sorted({r.level_of_theory for r in readers}))
         self.atom_energies = readers[0].atom_energies
         self.notes = list(dict.fromkeys(note for r in readers for note in r.notes))
@@ -155,7 +156,15 @@ class Several(Reader):
             part = range(max(records.start - first, 0), min(records.stop - first, len(reader)))
             if len(part):
                 for s in reader.read(part, report):
-                    yield dataclasses.replace(s, record=s.record + first)
+                    yield dataclasses.replace(s, record=s.record + first, **self._apart(s, reader))
+
+    def _apart(self, s: Structure, reader: Reader) -> dict[str, str]:
+        """Names of structures of files that have one name: with the folder before them."""
+        if not self._same_names:
+            return {}
+        folder = reader.path.parent.name
+        named_by_place = s.molecule == s.source or s.molecule.startswith(f"{reader.path.name}:")
+        return {"source": f"{folder}/{s.source}"} | ({"molecule": f"{folder}/{s.molecule}"} if named_by_place else {})
 
     def files(self) -> list[Path]:
         return [f for r in self._readers for f in r.files()]

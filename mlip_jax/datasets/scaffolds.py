@@ -69,7 +69,7 @@ def scaffold_index(smiles: Sequence[str] | np.ndarray, *, num_processes: int | N
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"num_processes must be at least 1, received {num_processes}")
     _require_rdkit()
-    smiles = np.asarray(smiles, np.str_)
+    smiles = np.array(smiles, object)
     number, count = group(smiles)
     one_of = np.zeros(count, np.int64)
     one_of[number] = np.arange(len(number))
@@ -82,7 +82,7 @@ def scaffold_index(smiles: Sequence[str] | np.ndarray, *, num_processes: int | N
                            "molecules out, or let each be a scaffold of its own (on_error='own').")
     if bad:
         log.warning("RDKit cannot read %d of %d different SMILES; each is a scaffold of its own", len(bad), count)
-    names, index = np.unique(np.array([s if f is None else f for s, f in zip(different, found)], np.str_),
+    names, index = np.unique(np.array([s if f is None else f for s, f in zip(different, found)], object),
                              return_inverse=True)
     return names, index.astype(np.int32)[number]
 

@@ -126,7 +126,7 @@ class Shard:
         for c in distinct.tolist():
             ends = self.rows(f"text.{name}.ends", max(c - 1, 0), c + 1)
             found.append(self.rows(f"text.{name}.bytes", int(ends[0]) if c else 0, int(ends[-1])).tobytes().decode())
-        return np.array(found, np.str_)[inverse] if found else np.zeros(0, np.str_)
+        return np.array(found, object)[inverse]
 
     def columns(self, start: int, stop: int) -> Columns:
         """The structures start:stop."""

@@ -16,7 +16,7 @@ from ase.data import atomic_numbers
 
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import scaffolds, split_files, splits
-from mlip_jax.datasets.conversion import Recipe, convert
+from mlip_jax.datasets.conversion import Recipe, convert, identify
 from mlip_jax.datasets.filters import Filters, count_reasons
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.readers import spice
@@ -85,8 +85,7 @@ def open_store(data: Any) -> Store:
         return store
     recipe = Recipe(path, data.reader, reader_options(data.reader_options))
     with recipe.open() as source:
-        files = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in source.files()]
-    identity = json.dumps([dataclasses.asdict(recipe) | {"path": ""}, files], sort_keys=True)
+        identity = json.dumps([dataclasses.asdict(recipe) | {"path": ""}, identify(source)], sort_keys=True)
     key = hashlib.sha256(identity.encode()).hexdigest()[:10]
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(path).stem)[:60]
     folder = Path(data.directory) / "stores" / f"{stem}-{key}"

@@ -166,7 +166,7 @@ class Store:
                 forces[to] = shard.rows("forces", a, b)
             if "cell" in shard.arrays:
                 cell[i], pbc[i] = shard.rows("cell", s, s + 1)[0], shard.rows("pbc", s, s + 1)[0]
-        empty = np.zeros(n, np.str_)
+        empty = np.full(n, "", object)
         return Columns(numbers, positions, forces, offsets, np.array(self.index("energy")[indices]),
                        np.asarray(self.index("charge")[indices], np.float64), empty, empty,
                        np.asarray(self.index("conformer")[indices], np.int64),

@@ -94,16 +94,13 @@ def stable_ids(molecule: np.ndarray) -> np.ndarray:
     molecule = np.asarray(molecule)
     if molecule.dtype.kind in "iu":
         return splitmix64(molecule.astype(np.int64 if molecule.dtype.kind == "i" else np.uint64).view(np.uint64))
-    if molecule.dtype.kind == "O" and all(isinstance(m, str) for m in molecule):
-        molecule = molecule.astype(np.str_)
-    if molecule.dtype.kind not in "USO" or molecule.dtype.kind == "O":
+    names = molecule.tolist()
+    different = set(names)
+    if not all(isinstance(name, str | bytes) for name in different):
         raise ValueError(f"molecules must be strings or whole numbers; received {molecule.dtype}")
-    number, _ = group(molecule)
-    one_of = np.zeros(number.max(initial=-1) + 1, np.int64)
-    one_of[number] = np.arange(len(number))
-    names = (name if isinstance(name, bytes) else name.encode() for name in molecule[one_of].tolist())
-    digests = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in names)
-    return np.frombuffer(digests, "<u8").astype(np.uint64)[number]
+    number = {name: int.from_bytes(hashlib.blake2b(name if isinstance(name, bytes) else name.encode(),
+                                                   digest_size=8).digest(), "little") for name in different}
+    return np.array([number[name] for name in names], np.uint64)
 
 
 def splitmix64(values: np.ndarray) -> np.ndarray:

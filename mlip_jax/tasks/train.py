@@ -99,8 +99,7 @@ def _train(config, workdir, model, data, splits, started) -> Path:
     budget = budget._replace(
         nodes=max(budget.nodes, *(int(s.sizes.n_node.max(initial=0)) + 1 for s in splits.values())),
         edges=max(budget.edges, *(int(s.sizes.n_edge.max(initial=0)) for s in splits.values())))
-    batches = Batches(budget, model.cutoff, reference, jax.local_device_count(), jax.process_count(),
-                      jax.process_index())
+    batches = Batches(budget, model.cutoff, reference, jax.local_device_count())
     filled = fill(plan_window(np.arange(min(len(train), 20_000)), train.sizes, budget), train.sizes, budget)
     log.info("batches of %d atoms, %d edges, %d graphs, filled to %.1f %%, %.1f %%, %.1f %%", *budget,
              *(100 * filled[k] for k in ("nodes", "edges", "graphs")))

@@ -93,3 +93,9 @@ def test_structure_with_wrong_shapes_is_refused(bad):
     fields = {"numbers": np.array([1, 1]), "positions": np.zeros((2, 3)), "source": "file:7"} | bad
     with pytest.raises(ValueError, match="file:7.*must have shape"):
         Structure(**fields)
+
+
+def test_one_long_name_does_not_make_all_long():
+    long, short = (Structure(np.array([1]), np.zeros((1, 3)), smiles=s) for s in ("C" * 100_000, "C"))
+    columns = Columns.from_structures([long] + [short] * 1000)
+    assert columns.smiles.nbytes < 10_000 and columns.smiles[0] == "C" * 100_000 and columns.smiles[1] == "C"

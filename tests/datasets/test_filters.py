@@ -68,7 +68,7 @@ def test_the_first_reason_counts():
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"elements": ("H", "Xy")}, "'Xy' is not the symbol"), ({"elements": "HC"}, "sequence of symbols"),
-    ({"require": "all"}, "any, energy, forces, both; received 'all'"),
+    ({"require": "all"}, "any, energy, forces, both, none; received 'all'"),
     ({"max_force": -1.0}, "max_force must be positive"),
     ({"min_distance": NAN}, "min_distance must be positive")])
 def test_wrong_options(options, message):
@@ -86,7 +86,7 @@ def naive(f: Filters, s: Structure) -> str:
         ("elements", f.elements is not None and not {allowed[e] for e in f.elements} >= set(s.numbers.tolist())),
         ("too few atoms", f.min_atoms is not None and len(s) < f.min_atoms),
         ("too many atoms", f.max_atoms is not None and len(s) > f.max_atoms),
-        ("no labels", no_energy and no_forces),
+        ("no labels", f.require != "none" and no_energy and no_forces),
         ("no energy", f.require in ("energy", "both") and no_energy),
         ("no forces", f.require in ("forces", "both") and no_forces),
         ("force too large", f.max_force is not None and any(abs(x) > f.max_force for x in forces.ravel()
@@ -195,3 +195,8 @@ def test_bookkeeping():
 def test_codes_are_equal_where_molecules_are(molecule):
     codes = filters.molecule_codes(np.array(molecule, np.str_))
     assert [[a == b for a in molecule] for b in molecule] == (codes[:, None] == codes).tolist()
+
+
+def test_charges_that_are_not_quite_whole():
+    columns = Columns.from_structures([structure(charge=c) for c in (1e-9, -2e-4, 0.3, 1.0, NAN)])
+    assert names(Filters(charge=0.0).reasons(columns)) == ["kept", "kept", "charge", "charge", "charge"]

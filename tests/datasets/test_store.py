@@ -234,10 +234,9 @@ def test_few_shards_are_open(stores, monkeypatch, labels_only):
     assert_same(found.take(order, labels_only=labels_only), expected.take(order), LABELS)
     assert len(found._open) == 3
     opened.clear()
-    last = np.argmax(expected.record == 16)  # of the last shard
-    for s in (0, last, 0, last, 0):
-        found.take([s], labels_only=labels_only)
-    assert max(opened.values()) == 1, "what was used last stays open"
+    for record in (0, 1, 0, 2, 0, 3, 0, 4, 0):
+        found.take([np.argmax(expected.record == record)], labels_only=labels_only)
+    assert opened["00000.safetensors"] <= 1 and len(opened) >= 4, "what was used last stays open"
 
 
 def in_memory(path):

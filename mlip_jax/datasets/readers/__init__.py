@@ -39,6 +39,8 @@ def detect(path: str | Path) -> str:
     path = Path(path)
     if not path.exists():
         raise DatasetError(f"{path}: no such file or folder. Give the path of the data as config.data.path.")
+    if (path / "manifest.json").is_file():
+        raise DatasetError(f"{path}: is a store already; train on it or inspect it as it is.")
     found = [name for name in names() if get(name).matches(path)]
     special = [name for name in found if not get(name).GENERAL]
     found = special or found
