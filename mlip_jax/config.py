@@ -31,6 +31,9 @@ def train_defaults() -> ml_collections.ConfigDict:
     c.data.split_files = ""  # record numbers of an own split: "split.json" or "train=a.csv,test=b.csv"
     c.data.split_seed = 0
     c.data.num_train, c.data.num_valid, c.data.num_test = 100_000, 20_000, 20_000
+    # Train on so many conformations of each of so many molecules of the training part; a larger subset holds a smaller.
+    c.data.num_molecules, c.data.num_conformers = placeholder(int), 1
+    c.data.min_conformers = placeholder(int)  # that a molecule must have; the largest num_conformers of a comparison
     c.data.reference_energies = "least_squares"  # or "isolated_atoms", "none", or "H=-13.6,C=-1029.4,..." in eV
 
     c.model = ml_collections.ConfigDict()

@@ -15,7 +15,7 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets import scaffolds, split_files, splits
+from mlip_jax.datasets import scaffolds, split_files, splits, subsets
 from mlip_jax.datasets.conversion import Recipe, convert, identify
 from mlip_jax.datasets.filters import Filters, count_reasons
 from mlip_jax.datasets.reader import DatasetError
@@ -199,7 +199,14 @@ def split(data: LoadedData, options: Any) -> dict[str, np.ndarray]:
         extra["record"] = np.asarray(store.index("record")[indices])
     parts = splits.split(by, (options.num_train, options.num_valid, options.num_test), seed=options.split_seed,
                          molecule=np.asarray(store.index("molecule")[indices]), **extra)
-    return {name: indices[places] for name, places in parts.items()}
+    parts = {name: indices[places] for name, places in parts.items()}
+    if options.num_molecules:
+        train = parts["train"]
+        molecule, conformer = (np.asarray(store.index(n)[train]) for n in ("molecule", "conformer"))
+        parts["train"] = np.sort(train[subsets.nested_subset(
+            molecule, conformer, options.num_molecules, options.num_conformers, seed=options.split_seed,
+            min_conformers=options.min_conformers)])
+    return parts
 
 
 def _scaffolds(store: Store) -> np.ndarray:

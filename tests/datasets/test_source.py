@@ -447,3 +447,19 @@ def test_reference_energies_that_cannot_be_read(text):
     ("level=PBE0", {"level": "PBE0"}), ("keep=True; x=None; y=1.5", {"keep": True, "x": None, "y": 1.5})])
 def test_reader_options_as_text(text, expected):
     assert source.reader_options(text) == expected
+
+
+def test_nested_subsets_of_the_training_part(options):
+    def parts(**fields):
+        data = options(DATA, num_train=80, num_valid=10, num_test=10, min_conformers=5, **fields)
+        loaded = source.load(data)
+        return loaded.store, source.split(loaded, data)
+
+    store, whole = parts()
+    _, large = parts(num_molecules=6, num_conformers=5)
+    _, small = parts(num_molecules=3, num_conformers=2)
+    assert len(large["train"]) == 30 and len(small["train"]) == 6
+    assert set(small["train"]) < set(large["train"]) < set(whole["train"])
+    assert len(np.unique(store.index("molecule")[small["train"]])) == 3
+    for name in ("valid", "test"):
+        np.testing.assert_array_equal(small[name], whole[name])
