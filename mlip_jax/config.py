@@ -161,6 +161,15 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return plain(config)
 
 
+def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The plain config without what changes no result, so that a folder stays that of a run when it changes."""
+    plain = to_dict(config)
+    for path in ("data.refuse", "data.verify", "store.num_processes"):
+        part, name = path.split(".")
+        plain.get(part, {}).pop(name, None)
+    return plain
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
     """Lines `field: old -> new` for all that differs between two plain configs."""
     lines = []

@@ -43,8 +43,15 @@ def claimed(workdir: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+        fresh = not (workdir / "config.json").exists()
         _check_config(workdir, config)
-        yield workdir
+        try:
+            yield workdir
+        except Exception:
+            # A run that came to nothing, by a mistyped path for instance, leaves the folder to the corrected one.
+            if fresh and {p.name for p in workdir.iterdir()} <= {".lock", "config.json"}:
+                (workdir / "config.json").unlink(missing_ok=True)
+            raise
 
 
 def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.distribution import Accumulator, Distribution
+from mlip_jax.datasets.distribution import Accumulator, Distribution, rounded
 from mlip_jax.datasets.geometry import chunks, finite_positions, segment_sum, shortest_distances
-from mlip_jax.datasets.pairs import close_pairs
+from mlip_jax.datasets.pairs import bond_stiffness, close_pairs, neighbours
 
 TOO_CLOSE = 0.4
 LARGE_FORCE = 100.0
@@ -25,9 +25,13 @@ WORST = 5
 COUNTS = ("blocks", "structures", "atoms", "no energy", "no forces", "partly forces", "no labels",
           "positions not finite", "too close", "large force", "energy outlier", "periodic")
 DISTRIBUTIONS = ("energy per atom", "energy residual", "force component", "net force", "relative net force",
-                 "shortest distance", "shortest distance organic", "pair ratio", "pair distance")
-# Of what the largest values are kept with the names of their structures; of distances it is the smallest.
-WORST_OF = ("force component", "relative net force", "shortest distance", "energy residual")
+                 "shortest distance", "shortest distance organic", "pair ratio", "pair distance", "pair stiffness",
+                 "bond stiffness")
+# Of what the largest values are kept with the names of their structures; of distances it is the smallest, of pair
+# ratios those next to -1.
+WORST_OF = ("force component", "relative net force", "shortest distance", "energy residual", "pair ratio")
+# ΔE/W of a pair whose forces have the wrong sign.
+FLIPPED = (-1.3, -0.7)
 
 
 @dataclasses.dataclass
@@ -41,7 +45,9 @@ class Findings:
         element energies in the block, centred. "force component": |component|, eV/Å. "net force": |ΣF|, eV/Å.
         "relative net force": |ΣF| / sqrt(Σ|F|²), 1 for forces drawn by chance. "shortest distance": Å; "organic":
         of structures with H and one of C, N, O. "pair ratio": ΔE/W, "pair distance": RMSD in Å of those pairs.
-      worst: By WORST_OF, [[value, "source#conformer"], ...], the worst first.
+        "pair stiffness": |F₂ - F₁| / |Δx| of them, eV/Å². "bond stiffness": of bonds of H to C, N or O, eV/Å².
+      worst: By WORST_OF, [[value, "source#conformer"], ...], the worst first; of pairs "source#conformer and
+        source#conformer", and only those within FLIPPED.
     """
 
     counts: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
@@ -50,15 +56,19 @@ class Findings:
     worst: dict[str, list[list[Any]]] = dataclasses.field(default_factory=lambda: {name: [] for name in WORST_OF})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values without NaN; from_json gives the findings back."""
-        return {"counts": dict(self.counts), "worst": {k: [list(w) for w in v] for k, v in self.worst.items()},
+        """Plain values without NaN, rounded: the last digits depend on the machine. from_json gives them back."""
+        worst = {k: [[rounded(value), name] for value, name in v] for k, v in self.worst.items()}
+        return {"counts": dict(self.counts), "worst": worst,
                 "distributions": {k: d.to_json() for k, d in self.distributions.items()}}
 
     @classmethod
     def from_json(cls, made: Mapping[str, Any]) -> Findings:
-        return cls({k: int(n) for k, n in made["counts"].items()},
-                   {k: Distribution.from_json(d) for k, d in made["distributions"].items()},
-                   {k: [list(w) for w in v] for k, v in made["worst"].items()})
+        """Of to_json; what an older version did not look for stays empty."""
+        found = cls()
+        found.counts |= {k: int(n) for k, n in made["counts"].items()}
+        found.distributions |= {k: Distribution.from_json(d) for k, d in made["distributions"].items()}
+        found.worst |= {k: [list(w) for w in v] for k, v in made["worst"].items()}
+        return found
 
 
 def combine(findings: Iterable[Findings]) -> Findings:
@@ -97,9 +107,9 @@ def examine(columns: Columns, *, seed: int = 0, shortest: np.ndarray | None = No
             "periodic": 0 if columns.pbc is None else int(columns.pbc.any(1).sum())}
         _examine_distances(columns, shortest, found)
         _examine_energies(columns, found)
-        pairs = close_pairs(columns, ~no_energy & finite & ~forces["none"] & ~forces["partly"], seed=seed)
-    found.distributions["pair ratio"] = Distribution.of(pairs.energy / pairs.work)
-    found.distributions["pair distance"] = Distribution.of(pairs.rmsd)
+        usable = finite & ~forces["none"] & ~forces["partly"]
+        both = usable & ~no_energy
+        _examine_pairs(columns, *neighbours(columns, both if both.any() else usable, seed=seed), found)
     return found
 
 
@@ -147,6 +157,18 @@ def _examine_forces(columns, found):
     return {"none": none, "partly": partly, "largest": largest}
 
 
+def _examine_pairs(columns, first, second, found):
+    pairs = close_pairs(columns, first, second)
+    ratio = pairs.energy / pairs.work
+    found.distributions["pair ratio"] = Distribution.of(ratio)
+    found.distributions["pair distance"] = Distribution.of(pairs.rmsd)
+    found.distributions["pair stiffness"] = Distribution.of(pairs.stiffness)
+    found.distributions["bond stiffness"] = Distribution.of(bond_stiffness(columns, first, second))
+    found.worst["pair ratio"] = _worst_first("pair ratio", [
+        [float(ratio[p]), f"{_name(columns, pairs.first[p])} and {_name(columns, pairs.second[p])}"]
+        for p in np.flatnonzero((ratio >= FLIPPED[0]) & (ratio <= FLIPPED[1]))])
+
+
 def _largest(forces, starts):
     largest = np.zeros(len(starts))
     filled = np.append(starts[1:], len(forces)) > starts
@@ -192,9 +214,11 @@ def _energy_residuals(columns, known):
     n_atoms = np.maximum(columns.n_atoms, 1)
     for _ in range(2):
         x, y = counts[used], columns.energy[used]
-        weight = 1 / n_atoms[used]
-        solution = np.linalg.lstsq((x * weight[:, None]).T @ x, (x * weight[:, None]).T @ y, rcond=1e-12)[0]
-        residual = np.where(known, columns.energy - counts @ solution, np.nan)
+        weighted = x / n_atoms[used, None]
+        # Not by BLAS, whose sums depend on the number of threads.
+        solution = np.linalg.lstsq(np.einsum("se,sf->ef", weighted, x), np.einsum("se,s->e", weighted, y),
+                                   rcond=1e-12)[0]
+        residual = np.where(known, columns.energy - np.einsum("se,e->s", counts, solution), np.nan)
         per_atom = residual / n_atoms
         centre = np.nanmedian(per_atom)
         deviation = np.abs(per_atom - centre)
@@ -205,10 +229,14 @@ def _energy_residuals(columns, known):
 def _worst(columns, name, values):
     score = np.where(np.isfinite(values), values if name == "shortest distance" else -values, np.inf)
     some = np.argpartition(score, WORST)[:WORST] if len(score) > WORST else np.arange(len(score))
-    return _worst_first(name, [[float(values[s]), f"{columns.source[s]}#{columns.conformer[s]}"]
-                               for s in some if np.isfinite(values[s])])
+    return _worst_first(name, [[float(values[s]), _name(columns, s)] for s in some if np.isfinite(values[s])])
 
 
 def _worst_first(name, worst):
-    sign = 1 if name == "shortest distance" else -1
-    return sorted(worst, key=lambda w: (sign * w[0], w[1]))[:WORST]
+    score = {"shortest distance": lambda value: value, "pair ratio": lambda value: abs(value + 1)}
+    worse = score.get(name, lambda value: -value)
+    return sorted(worst, key=lambda w: (worse(w[0]), w[1]))[:WORST]
+
+
+def _name(columns, s):
+    return f"{columns.source[s]}#{columns.conformer[s]}"

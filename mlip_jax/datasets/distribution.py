@@ -86,8 +86,8 @@ class Distribution:
         return float(counts[(middle >= low) & (middle <= high)].sum() / self.count)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; from_json gives the distribution back."""
-        fields = dataclasses.asdict(self)
+        """Plain values, rounded; from_json gives the distribution back."""
+        fields = {k: rounded(v) if isinstance(v, float) else v for k, v in dataclasses.asdict(self).items()}
         if not self.count:
             fields |= {"smallest": None, "largest": None}
         return fields | {"bins": {str(k): self.bins[k] for k in sorted(self.bins)}}
@@ -96,6 +96,15 @@ class Distribution:
     def from_json(cls, made: Mapping[str, Any]) -> Distribution:
         extremes = {k: float("nan") if made[k] is None else float(made[k]) for k in ("smallest", "largest")}
         return cls(**{**made, **extremes, "bins": {int(k): int(n) for k, n in made["bins"].items()}})
+
+
+def rounded(value: float) -> float:
+    """To nine significant digits; of a rounded value, the value itself.
+
+    >>> rounded(1 / 3), rounded(rounded(1 / 3)) == rounded(1 / 3)
+    (0.333333333, True)
+    """
+    return float(f"{value:.9g}")
 
 
 class Accumulator:
@@ -114,7 +123,7 @@ class Accumulator:
             if self._largest > _HUGE or self._smallest < -_HUGE:
                 values = values.clip(-_HUGE, _HUGE)
             self._total += float(values.sum())
-            self._squares += float(np.dot(values, values))
+            self._squares += float(np.einsum("i,i->", values, values))  # the same in any number of threads
 
     def distribution(self) -> Distribution:
         """Of all that was added."""

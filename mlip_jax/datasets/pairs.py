@@ -1,7 +1,8 @@
-"""Energy differences of close conformations against the work of their forces: do energies, forces and positions fit?
+"""Conformations of one molecule against each other: do energies, forces and positions fit, and are they in eV and Å?
 
-Between two close conformations of one molecule, ΔE = E₂ - E₁ is W = -½(F₁ + F₂)·Δx up to third order in Δx. The ratio
-ΔE/W is 1 for forces, -1 for gradients, and shows every unit that does not fit the others.
+Between two close conformations, ΔE = E₂ - E₁ is W = -½(F₁ + F₂)·Δx up to third order in Δx. The ratio ΔE/W is 1 for
+forces, -1 for gradients, and shows every unit that does not fit the others. It is blind to a factor that energies and
+forces share; that one shows in the stiffness of bonds to H, which hardly depends on molecule, method or temperature.
 """
 
 from __future__ import annotations
@@ -26,33 +27,44 @@ _MEMBERS_OF_MANY = 64
 _ALIGNED = 1000
 _PROBES = 24
 _NEIGHBOURS = 2
+_CHUNK = 400_000  # atoms
 _SAME = 1e-7  # Å², of the probes together
 # Forces across the displacement say nothing of the energy: |W| is compared with ½(|F₁| + |F₂|)|Δx|.
 _LEAST_COSINE = 0.1
+# Bonds to H that are measured: in so many pairs, so many in each.
+_BONDED = 300
+_HYDROGENS = 12
+# A bond that changes its length by less, relative, tells nothing; one that changes by more is another bond.
+_LEAST_STRETCH, _MOST_STRETCH = 1e-4, 0.5
 # Of a total energy in single precision: a pair whose W and ΔE are both below it says nothing.
 _RESOLUTION = 2e-7
 
 
 class ClosePairs(NamedTuple):
-    """Pairs of structures, each (p,): indices into the block, RMSD after alignment in Å, ΔE and W in eV."""
+    """Pairs of structures, each (p,): indices into the block, RMSD after alignment in Å, ΔE and W in eV, and
+    |F₂ - F₁| / |Δx| in eV/Å²."""
 
     first: np.ndarray
     second: np.ndarray
     rmsd: np.ndarray
     energy: np.ndarray
     work: np.ndarray
+    stiffness: np.ndarray
 
 
-def close_pairs(columns: Columns, usable: np.ndarray, *, seed: int = 0) -> ClosePairs:
-    """Close pairs of conformations of one molecule with the same order of atoms, at most MAX_PAIRS, the closest.
+def neighbours(columns: Columns, usable: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of conformations of one molecule with the same order of atoms, the nearest first: indices, (p,) each.
 
     Args:
       columns: A block.
-      usable: (S,), bool: energy, all forces and all positions are known.
+      usable: (S,), bool: all forces and all positions are known.
       seed: Of the choice of molecules where there are many.
     """
-    members, group = _choose_members(columns, usable, seed)
-    first, second = _nearest(columns, members, group)
+    return _nearest(columns, *_choose_members(columns, usable, seed))
+
+
+def close_pairs(columns: Columns, first: np.ndarray, second: np.ndarray) -> ClosePairs:
+    """Those of the neighbours that are close and have energies, at most MAX_PAIRS, the closest."""
     pairs = _align(columns, first, second)
     scale = np.abs(columns.energy[pairs.first]) * _RESOLUTION
     told = (np.maximum(np.abs(pairs.work), np.abs(pairs.energy)) > scale) & np.isfinite(pairs.work)
@@ -61,6 +73,49 @@ def close_pairs(columns: Columns, usable: np.ndarray, *, seed: int = 0) -> Close
     order = order[np.argsort(pairs.rmsd[order], kind="stable")]
     order = order[:min(max(len(order) // 2, _FEW), MAX_PAIRS)]
     return ClosePairs(*(values[order] for values in pairs))
+
+
+def bond_stiffness(columns: Columns, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """How fast the force along a bond of H to C, N or O falls with its length, between neighbours, eV/Å², (k,).
+
+    About 33 for whatever molecule and method, negative for gradients. Needs neither energies nor an alignment.
+    """
+    chosen = np.linspace(0, len(first) - 1, min(len(first), _BONDED)).astype(np.int64)
+    first, second = first[chosen], second[chosen]
+    found = [np.zeros(0)]
+    for n, part in same_size(columns.n_atoms[first]):
+        start_a, start_b = (columns.offsets[s[part], None] for s in (first, second))
+        numbers = columns.numbers[start_a + np.arange(n)]
+        hydrogen = np.argsort(numbers != 1, axis=1, kind="stable")[:, :_HYDROGENS]
+        pair, k = np.nonzero(np.take_along_axis(numbers, hydrogen, 1) == 1)
+        hydrogen, start_a, start_b = hydrogen[pair, k], start_a[pair, 0], start_b[pair, 0]
+        step = max(1, _CHUNK // n)
+        partner = np.concatenate([np.zeros(0, np.int64), *(
+            _partners(columns.positions, start_a[s:s + step], hydrogen[s:s + step], n)
+            for s in range(0, len(hydrogen), step))])
+        bonded = np.isin(numbers[pair, partner], (6, 7, 8))
+        hydrogen, partner, start_a, start_b = (v[bonded] for v in (hydrogen, partner, start_a, start_b))
+        (length_a, force_a), (length_b, force_b) = (_along(columns, s + hydrogen, s + partner)
+                                                    for s in (start_a, start_b))
+        stretch = length_b - length_a
+        told = (np.abs(stretch) > _LEAST_STRETCH * length_a) & (np.abs(stretch) < _MOST_STRETCH * length_a)
+        found.append((force_a - force_b)[told] / stretch[told])
+    return np.concatenate(found)
+
+
+def _partners(positions, start, hydrogen, n):
+    """The nearest other atom of each hydrogen, within its structure of n atoms that begins at `start`."""
+    difference = positions[start[:, None] + np.arange(n)] - positions[start + hydrogen][:, None]
+    squares = np.einsum("mni,mni->mn", difference, difference)
+    squares[np.arange(len(start)), hydrogen] = np.inf
+    return squares.argmin(1)
+
+
+def _along(columns, hydrogen, partner):
+    """Length of each bond and the force on its hydrogen along it."""
+    bond = columns.positions[hydrogen] - columns.positions[partner]
+    length = np.sqrt(np.einsum("ki,ki->k", bond, bond))
+    return length, np.einsum("ki,ki->k", columns.forces[hydrogen], bond) / length
 
 
 def _choose_members(columns, usable, seed):
@@ -137,9 +192,9 @@ def _distances_within(columns, members):
 
 
 def _align(columns, first, second):
-    """RMSD, ΔE and W of pairs; the second conformation and its forces are turned onto the first. W is NaN where the
+    """ClosePairs of all of them; the second conformation and its forces are turned onto the first. W is NaN where the
     forces are across the displacement."""
-    rmsd, work = np.full(len(first), np.inf), np.full(len(first), np.nan)
+    rmsd, work, stiffness = np.full(len(first), np.inf), np.full(len(first), np.nan), np.full(len(first), np.nan)
     for n, part in same_size(columns.n_atoms[first]):
         rows_a, rows_b = (columns.offsets[s[part], None] + np.arange(n) for s in (first, second))
         a, b = columns.positions[rows_a], columns.positions[rows_b]
@@ -150,9 +205,11 @@ def _align(columns, first, second):
             displacement, force_b = _displacement_periodic(columns, first[part], second[part], a, b, force_b)
         rmsd[part] = np.sqrt(np.einsum("mni,mni->m", displacement, displacement) / n)
         w = -0.5 * np.einsum("mni,mni->m", force_a + force_b, displacement)
-        norms = [np.sqrt(np.einsum("mni,mni->m", x, x)) for x in (force_a, force_b, displacement)]
+        norms = [np.sqrt(np.einsum("mni,mni->m", x, x))
+                 for x in (force_a, force_b, displacement, force_b - force_a)]
+        stiffness[part] = norms[3] / norms[2]
         work[part] = np.where(np.abs(w) > _LEAST_COSINE * 0.5 * (norms[0] + norms[1]) * norms[2], w, np.nan)
-    return ClosePairs(first, second, rmsd, columns.energy[second] - columns.energy[first], work)
+    return ClosePairs(first, second, rmsd, columns.energy[second] - columns.energy[first], work, stiffness)
 
 
 def _displacement(a, b, force_b):

@@ -126,6 +126,7 @@ class Several(Reader):
 
     def __init__(self, readers: Sequence[Reader]):
         super().__init__(readers[0].path)
+        self.path = Path(", ".join(str(r.path) for r in readers))
         self._readers = list(readers)
         self._ends = np.cumsum([len(r) for r in readers])
         self._same_names = len({r.path.name for r in readers}) < len(readers)

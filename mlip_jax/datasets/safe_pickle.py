@@ -6,7 +6,13 @@ plain Python values (dict, list, tuple, str, bytes, numbers, sets) and what the 
 - a name that is not admitted is refused before it is imported, and what is admitted is the CALLER'S function for it,
   which need not be the one that the name stands for. The pickle can call it, but not change or look into it;
 - the code is read through before it runs: numbers that stand for registered types, persistent ids, memo entries
-  far beyond the data and lengths beyond the end are refused there, since they cost memory before they fail.
+  far beyond the data and lengths beyond the end are refused there, since they cost memory before they fail. So is
+  code of more opcodes, sets, long integers or cells of tuples than data have, each of which takes more memory or time
+  than it takes bytes;
+- what functions make by copying is together no more than twice the pickle.
+
+A list can stand in itself and in others many times: a few bytes then stand for a structure without end. Code that
+walks through a value must look at the type of what it meets, and messages must show it by reprlib.
 
 NUMPY admits arrays and scalars of numbers. Data types with fields or objects are refused: their stored flags decide
 whether bytes are taken for pointers.
@@ -19,6 +25,8 @@ import math
 import pickle
 import pickletools
 import re
+import reprlib
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
@@ -28,8 +36,15 @@ from mlip_jax.datasets.reader import DatasetError
 
 Allowed = Mapping[tuple[str, str], Callable]
 
-# The C unpickler hashes nested tuples without a limit on the depth, and the process dies when the stack is full.
-_MAX_TUPLES = 50_000
+# Each opcode makes one object at most, of about 100 bytes. The longest of 3,000 trajectories of PubChemQCR has 80,000,
+# an ensemble of 200 conformers of GEOM 40,000.
+_MAX_OPCODES = 4_000_000
+# Tuples as keys are hashed cell by cell, again for each mention, without a limit on the depth: 45 tuples in one another
+# with two mentions each take hours, some 10,000 with one the stack of the process. Counted are the cells of each tuple
+# and of the tuples in it, for each mention. That ensemble has 1,000.
+_MAX_CELLS = 100_000
+_MAX_SETS = 10_000  # 216 bytes each; no data have any
+_MAX_LONG_INTEGERS = 10_000  # can be made to have the same hash, which takes the square of their number
 
 
 def load(file: BinaryIO, *, allowed: Allowed, source: str) -> Any:
@@ -49,6 +64,7 @@ def loads(data: bytes, *, allowed: Allowed, source: str) -> Any:
       DatasetError: It asks for something that is not allowed, or it is truncated, damaged or not a pickle.
     """
     check(data, source)
+    _copies.left = 2 * len(data) + 4096
     try:
         return _Unpickler(data, allowed, source).load()
     except DatasetError:
@@ -65,9 +81,10 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in self._allowed:
+            asked = f"{module}.{name}"[:200]
             raise DatasetError(
-                f"{self._source}: the pickle asks for '{module}.{name}', which this format does not need. This file "
-                "may be malicious; it was not executed. Get it from its original source.")
+                f"{self._source}: the pickle asks for '{asked}', which this format does not need. This file may be "
+                "malicious; it was not executed. Get it from its original source.")
         return _Admitted(self._allowed[module, name])
 
 
@@ -83,7 +100,7 @@ class _Admitted:
         return self._function(*args)
 
     def __setattr__(self, name, value):
-        raise pickle.UnpicklingError(f"changes {name!r} of a function")
+        raise pickle.UnpicklingError(f"changes {reprlib.repr(name)} of a function")
 
     def __setstate__(self, state):
         raise pickle.UnpicklingError("changes a function")
@@ -96,6 +113,8 @@ _REFUSED = {
     "EXT4": "a registered extension type", "PERSID": "a persistent id", "BINPERSID": "a persistent id",
     "NEXT_BUFFER": "a buffer outside of the file"}
 _TUPLES = (b"t", b"\x85", b"\x86", b"\x87")
+_SETS = (b"\x8f", b"\x91")
+_LONG = (b"L", b"\x8a", b"\x8b")
 _BY_CODE = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
 _COUNT_WIDTH = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
                 pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}
@@ -104,19 +123,20 @@ _COUNTED = {code: _COUNT_WIDTH[op.arg.n] for code, op in _BY_CODE.items()
 
 
 def _plain_opcodes() -> re.Pattern:
-    """Any run of the opcodes that need no closer look, with their arguments."""
-    special = {b".", b"r", b"p", b"c", b"i", *_TUPLES, *_COUNTED}
+    """A run of the opcodes that need no closer look, with their arguments; at most _RUN of them."""
+    special = {b".", b"r", b"p", b"c", b"i", b"I", *_LONG, *_TUPLES, *_SETS, *_COUNTED}
     by_size: dict[int, list[bytes]] = {}
     for code, op in _BY_CODE.items():
         if code not in special and op.name not in _REFUSED:
             by_size.setdefault(op.arg.n if op.arg else 0, []).append(re.escape(code))
     terms = [b"[" + b"".join(codes) + b"]" + (b"[^\n]*+\n" if size == pickletools.UP_TO_NEWLINE else b".{%d}" % size)
              for size, codes in by_size.items()]
-    # Memo entries up to 2**24; two lines for a global.
-    terms += [rb"r...\x00", rb"p[0-9]{1,7}\n", rb"[ci][^\n]*+\n[^\n]*+\n"]
-    return re.compile(b"(?:" + b"|".join(terms) + b")*+", re.DOTALL)
+    # Memo entries up to 2**24; integers of 64 bits; two lines for a global.
+    terms += [rb"r...\x00", rb"p[0-9]{1,7}\n", rb"I[^\n]{0,20}\n", rb"[ci][^\n]*+\n[^\n]*+\n"]
+    return re.compile(b"(?:" + b"|".join(terms) + b"){0,%d}+" % _RUN, re.DOTALL)
 
 
+_RUN = 1000
 _PLAIN = _plain_opcodes()
 
 
@@ -124,26 +144,119 @@ def check(data: bytes, source: str) -> None:
     """Read a pickle's opcodes without running them.
 
     Raises:
-      DatasetError: They do not make one whole pickle, or are of a kind that no data file needs.
+      DatasetError: They do not make one whole pickle, or are of a kind or number that no data file needs.
     """
-    position, tuples = 0, 0
-    while True:
+    position, opcodes, tuples, sets, long = 0, 0, 0, 0, 0
+    while opcodes <= _MAX_OPCODES:
+        start = position
         position = _PLAIN.match(data, position).end()
+        opcodes += min(position - start, _RUN) + 1  # not more than these
         code = data[position:position + 1]
         if code == b".":
             break
+        if code in _TUPLES:
+            position, tuples = position + 1, tuples + 1
+            continue
+        if code in _SETS and sets < _MAX_SETS:
+            position, sets = position + 1, sets + 1
+            continue
+        if code in _LONG:
+            long += 1
+            if long > _MAX_LONG_INTEGERS:
+                raise DatasetError(_malicious(source, f"more than {_MAX_LONG_INTEGERS} long integers"))
+        if code == b"L":
+            position = data.find(b"\n", position) + 1 or len(data)
+            continue
         if code in _COUNTED:
             start = position + 1 + _COUNTED[code]
             position = start + int.from_bytes(data[position + 1:start], "little")
             if position < len(data):
                 continue
-        elif code in _TUPLES and tuples < _MAX_TUPLES:
-            position, tuples = position + 1, tuples + 1
-            continue
+        elif position - start:
+            continue  # the run was cut by its length
         raise DatasetError(f"{source}: {_what_is_wrong(code, data, position)}")
+    else:
+        raise DatasetError(_malicious(source, f"more than {_MAX_OPCODES} values"))
     if position + 1 != len(data):
         raise DatasetError(f"{source}: {len(data) - position - 1} bytes follow the end of the pickle; expected one "
                            "pickle and nothing else. The file is damaged; download or make it again.")
+    if tuples and _cells(data, source) > _MAX_CELLS:
+        raise DatasetError(_malicious(source, f"tuples of tuples with more than {_MAX_CELLS} cells"))
+
+
+def _malicious(source: str, what: str) -> str:
+    return (f"{source}: the pickle makes {what}, which no data file needs. This file may be malicious; it was not "
+            "executed.")
+
+
+def _cells(data: bytes, source: str) -> int:
+    """Cells of all tuples that the code puts on its stack, those in other tuples included; no more than counts.
+
+    The stack is followed with the number of cells in the place of each value.
+    """
+    stack: list[int] = []
+    below: list[list[int]] = []
+    memo: dict[int, int] = {}
+    total = 0
+    try:
+        for op, argument, _ in pickletools.genops(data):
+            name, pushed = op.name, 1
+            if name in _NOTHING:
+                continue
+            if name in _PUTS:
+                memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
+                continue
+            if name == "MARK":
+                below.append(stack)
+                stack = []
+                continue
+            if name in _GETS:
+                pushed = memo[argument]
+            elif name == "DUP":
+                pushed = stack[-1]
+            elif name == "POP" and not stack:  # takes the mark
+                stack = below.pop()
+                continue
+            elif name in _UP_TO_MARK:
+                values, stack = stack, below.pop()
+                if name in _INTO_BELOW:
+                    stack[-1]  # must be there
+                    continue
+                if name == "POP_MARK":
+                    continue
+                if name == "TUPLE":
+                    pushed = 1 + sum(values)
+            else:
+                taken = _TAKEN.get(name, 0)
+                values = stack[len(stack) - taken:]
+                if len(stack) < taken:
+                    raise IndexError
+                del stack[len(stack) - taken:]
+                if name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+                    pushed = 1 + sum(values)
+                elif name == "BUILD":  # with the state None it leaves anything as it is
+                    pushed = values[0]
+                elif name == "POP":
+                    continue
+            stack.append(pushed)
+            if pushed > 1:
+                total += pushed
+                if total > _MAX_CELLS:
+                    break
+    except (IndexError, KeyError, ValueError) as error:
+        raise DatasetError(f"{source}: the pickle takes a value that is not there. It is damaged or malicious; "
+                           "download or make it again.") from error
+    return total
+
+
+_NOTHING = {"PROTO", "FRAME", "STOP", "READONLY_BUFFER"}
+_PUTS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
+_GETS = {"GET", "BINGET", "LONG_BINGET"}
+_UP_TO_MARK = {"TUPLE", "LIST", "DICT", "FROZENSET", "APPENDS", "SETITEMS", "ADDITEMS", "POP_MARK", "INST", "OBJ"}
+_INTO_BELOW = {"APPENDS", "SETITEMS", "ADDITEMS"}
+# Values that an opcode takes from the stack before it pushes one; POP pushes none.
+_TAKEN = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 2, "SETITEM": 3, "BUILD": 2, "REDUCE": 2, "NEWOBJ": 2,
+          "NEWOBJ_EX": 3, "STACK_GLOBAL": 2, "POP": 1}
 
 
 def _what_is_wrong(code: bytes, data: bytes, position: int) -> str:
@@ -151,8 +264,11 @@ def _what_is_wrong(code: bytes, data: bytes, position: int) -> str:
     if op is not None and op.name in _REFUSED:
         return (f"the pickle asks for {_REFUSED[op.name]} (opcode {op.name}), which no data file needs. This file may "
                 "be malicious; it was not executed.")
-    if code in _TUPLES:
-        return (f"the pickle makes more than {_MAX_TUPLES} tuples, which no data file needs. This file may be "
+    if code in _SETS:
+        return (f"the pickle makes more than {_MAX_SETS} sets, which no data file needs. This file may be malicious; "
+                "it was not executed.")
+    if code == b"I" and b"\n" in data[position:]:
+        return ("the pickle has an integer of more than 20 digits, which no data file needs. This file may be "
                 "malicious; it was not executed.")
     if code in (b"r", b"p") and len(data) - position > 8:
         return ("the pickle asks for a memo of more than 16 million entries. This file may be malicious; it was not "
@@ -165,18 +281,29 @@ def _what_is_wrong(code: bytes, data: bytes, position: int) -> str:
 
 # --- Arrays and scalars of numbers ---
 
+_copies = threading.local()  # .left: bytes that this pickle's functions may still make
+
+
+def _count_copy(size: int) -> None:
+    _copies.left -= size
+    if _copies.left < 0:
+        raise pickle.UnpicklingError("copies of the same bytes over and over")
+
+
 class _DType:
     """What a pickle makes of numpy.dtype: the character and size, then byte order by its state."""
 
     def __init__(self, code, align=False, copy=True):
         if not isinstance(code, str) or not re.fullmatch(r"[biufc](1|2|4|8|16)", code):
-            raise pickle.UnpicklingError(f"array type {code!r}, where only numbers and logical values are allowed")
+            raise pickle.UnpicklingError(f"array type {reprlib.repr(code)}, where only numbers and logical values are "
+                                         "allowed")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state):
         if not isinstance(state, tuple) or len(state) < 8 or state[1] not in ("<", ">", "|", "=") or state[2:8] != (
                 None, None, None, -1, -1, 0):
-            raise pickle.UnpicklingError(f"array type with the state {state!r}, where only a byte order is allowed")
+            raise pickle.UnpicklingError(f"array type with the state {reprlib.repr(state)}, where only a byte order is "
+                                         "allowed")
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
@@ -186,7 +313,11 @@ class Array(np.ndarray):
     def __setstate__(self, state):
         _, shape, dtype, fortran, content = state
         values = _from_buffer(content, dtype, shape, "F" if fortran else "C")
+        _count_copy(len(content))
         super().__setstate__((1, values.shape, values.dtype, bool(fortran), bytes(content)))
+
+    def __setitem__(self, key, value):
+        raise pickle.UnpicklingError("changes an array")  # the key could be a list of lists without end
 
 
 def _reconstruct(_kind, _shape, _code) -> Array:
@@ -197,10 +328,13 @@ def _reconstruct(_kind, _shape, _code) -> Array:
 def _from_buffer(content, dtype, shape, order) -> np.ndarray:
     if not isinstance(dtype, _DType) or not isinstance(content, bytes | bytearray) or order not in ("C", "F"):
         raise pickle.UnpicklingError(f"an array of {type(dtype).__name__} from {type(content).__name__}")
-    shape = tuple(int(n) for n in shape)
+    if not isinstance(shape, tuple) or len(shape) > 32 or not all(isinstance(n, int) and n < 2**48 for n in shape):
+        raise pickle.UnpicklingError(f"an array of shape {reprlib.repr(shape)}")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.dtype.itemsize != len(content):
         raise pickle.UnpicklingError(f"an array of shape {shape} of {dtype.dtype} from {len(content)} bytes")
-    return np.frombuffer(content, dtype.dtype).reshape(shape, order=order)
+    values = np.frombuffer(content, dtype.dtype).reshape(shape, order=order)
+    values.flags.writeable = False
+    return values
 
 
 def _scalar(dtype, content) -> np.generic:
@@ -210,7 +344,8 @@ def _scalar(dtype, content) -> np.generic:
 def _encode(text, encoding) -> bytes:
     """How protocols before 3 write bytes."""
     if encoding != "latin1" or not isinstance(text, str):
-        raise pickle.UnpicklingError(f"an encoding {encoding!r} of {type(text).__name__}")
+        raise pickle.UnpicklingError(f"an encoding {reprlib.repr(encoding)} of {type(text).__name__}")
+    _count_copy(len(text))
     return text.encode("latin-1")
 
 

@@ -27,10 +27,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
       ConfigError, WorkdirError, DatasetError: With what to do about it.
     """
     config = configs.complete(config, configs.convert_defaults())
-    settings = configs.to_dict(config)
-    # These make the same store; and what the checks refused may be wanted all the same.
-    del settings["store"]["num_processes"], settings["data"]["verify"], settings["data"]["refuse"]
-    with claimed(workdir, settings) as folder:
+    with claimed(workdir, configs.identity(config)) as folder:
         data = config.data
         filters = {f.name: data[f.name] for f in dataclasses.fields(Filters)}
         recipe = Recipe(locate(data), data.reader, reader_options(data.reader_options), filters, config.store.dtype,

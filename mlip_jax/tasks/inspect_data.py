@@ -28,7 +28,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
       ConfigError, WorkdirError, DatasetError: With what to do about it.
     """
     config = configs.complete(config, configs.inspect_defaults())
-    with claimed(workdir, configs.to_dict(config)) as folder:
+    with claimed(workdir, configs.identity(config)) as folder:
         config.data.refuse = False  # what is wrong with the data is what one wants to see
         summary = summarize(source.load(config.data))
         print_summary(summary)

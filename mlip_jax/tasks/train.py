@@ -46,7 +46,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     """
     started = time.monotonic()
     config = configs.complete(config, configs.train_defaults())
-    with claimed(workdir, configs.to_dict(config)) as workdir:
+    with claimed(workdir, configs.identity(config)) as workdir:
         model = models.create(config.model.name, **_plain(config.model.options))
         data = source.load(config.data)
         splits = _split(config, data, workdir, float(model.cutoff))

@@ -186,6 +186,13 @@ def test_number_of_processes_changes_no_byte(undisturbed, tmp_path):
     assert contents(folder) == contents(undisturbed)
 
 
+def test_number_of_threads_changes_no_byte(tmp_path):
+    """Workers compute with one thread, this process with many; a shard large enough for that comes from both."""
+    source = repeated(tmp_path / "many.hdf5", 40)
+    both = [convert(recipe(source, 12_000), tmp_path / f"{n}", num_processes=n, refuse=False) for n in (1, 2)]
+    assert len(shard_files(both[0])) >= 3 and contents(both[0]) == contents(both[1])
+
+
 def test_killed_at_any_moment(tmp_path):
     """Before each of the files that a conversion puts in place; what was being written then stays beside."""
     moments = range(20)
@@ -387,7 +394,7 @@ def test_what_the_first_shard_does_not_show_is_refused_in_the_end(tmp_path):
             gradients_negated(number, group)
 
     source = edited(tmp_path / "wrong.hdf5", all_but_first)
-    with pytest.raises(DatasetError, match="look like gradients"):
+    with pytest.raises(DatasetError, match="look like gradients|wrong sign"):
         convert(recipe(source), tmp_path / "store")
     assert len(shard_files(tmp_path / "store")) == 17 and not is_store(tmp_path / "store")
 

@@ -271,3 +271,10 @@ def test_painn_by_config(tmp_path):
         env=environment())
     assert process.returncode == 0, process.stderr
     assert json.loads((tmp_path / "run/metrics.json").read_text())["test"]["num_structures"] > 0
+
+
+def test_mistyped_path_leaves_the_folder_to_the_corrected_command(tmp_path):
+    code, output = run(tmp_path / "run", data__path="tests/data/nowhere.hdf5")
+    assert code != 0 and "nowhere.hdf5" in output
+    code, output = run(tmp_path / "run", data__path=tmp_path / "elsewhere.hdf5")
+    assert "elsewhere.hdf5: no such file" in output and "another config" not in output

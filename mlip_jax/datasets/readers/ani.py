@@ -34,7 +34,8 @@ import h5py
 import numpy as np
 from ase import units
 
-from mlip_jax.datasets import reader
+from mlip_jax.datasets import options, reader
+from mlip_jax.datasets.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport, symbols_to_numbers
 from mlip_jax.structure import Structure
 
@@ -58,7 +59,9 @@ class Reader(reader.Reader):
     def __init__(self, path: str | Path, level: str = "wb97x_dz", keep_unlabelled: bool = False,
                  high_energy: bool = False):
         super().__init__(path)
-        self._level, self._keep, self._high = level, keep_unlabelled, high_energy
+        self._level = options.text("level", level)
+        self._keep = options.flag("keep_unlabelled", keep_unlabelled)
+        self._high = options.flag("high_energy", high_energy)
         self._paths = _hdf5_files(self.path)
         self._files: list[h5py.File] = []
         try:
@@ -117,12 +120,13 @@ class Reader(reader.Reader):
                                    "Download or make it again.") from error
 
     def _read_1x(self, group, name, source, record, report) -> Iterator[Structure]:
-        numbers = np.asarray(group["atomic_numbers"][()], np.int32)
+        numbers = checked_numbers(group["atomic_numbers"][()], source)
         positions = _positions(group, "coordinates", len(numbers), source)
         m, n = positions.shape[:2]
         level = self._level
         energy = _labels(group, f"{level}.energy", (m,), source) * units.Hartree
-        forces = _labels(group, f"{level}.forces", (m, n, 3), source) * units.Hartree if self._has_forces else None
+        forces = _labels(group, f"{level}.forces", (m, n, 3), source) * units.Hartree if (
+            f"{level}.forces" in group) else None
         properties, charges = {}, {}
         if level in _CHARGES:
             properties["dipole"] = _labels(group, f"{level}.dipole", (m, 3), source)
@@ -136,7 +140,7 @@ class Reader(reader.Reader):
 
     def _read_1(self, group, name, source, record, report) -> Iterator[Structure]:
         symbols = [s.decode() if isinstance(s, bytes) else s for s in group["species"][()].tolist()]
-        numbers = symbols_to_numbers(symbols, source)
+        numbers = checked_numbers(symbols_to_numbers(symbols, source), source)
         smiles = _joined(group["smiles"][()]) if "smiles" in group else ""
         first = 0
         for suffix in ("", "HE") if self._high and "coordinatesHE" in group else ("",):
@@ -167,9 +171,9 @@ class Reader(reader.Reader):
         levels += ["wb97x_dz"] if "energies" in group and "species" in group else []
         if self._level not in levels:
             raise DatasetError(f"{self.path}: has no energies of level {self._level!r}; it has "
-                               f"{', '.join(map(repr, levels)) or 'no energies'}. Choose one as option level.")
+                               f"{', '.join(map(repr, levels)) or 'no energies'}. Choose one, "
+                               f"{options.how('level', '...')}.")
         self.level_of_theory = _LEVELS.get(self._level, self._level)
-        self._has_forces = f"{self._level}.forces" in group
 
 
 def _hdf5_files(path: Path) -> list[Path]:

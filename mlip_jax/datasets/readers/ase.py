@@ -12,6 +12,10 @@ Nothing in such a file says its units: they are options, eV and Å unless told o
 positions and cell as ASE gives them. Further labels (`property_keys`, `atom_property_keys`) are taken as they are,
 without conversion: they should be in eV, Å and e already.
 
+The total charge is the label `charge_key`; where a frame lacks it, that of its SMILES; without SMILES, the sum of ASE's
+initial charges if that is a whole number within 0.001, else 0: charges of atoms are often partial charges of a method,
+whose sum is no total charge.
+
 Extended XYZ, databases and trajectories are read at any frame; other formats only from the start (`sequential`).
 """
 
@@ -32,9 +36,11 @@ from ase import Atoms, units
 from ase.data import chemical_symbols
 
 from mlip_jax.config import ConfigError, unknown_name
-from mlip_jax.datasets import reader
+from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.ase_database import AseDatabase, is_ase_database, is_sqlite
+from mlip_jax.datasets.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.datasets.readers.spice import charge_from_smiles
 from mlip_jax.structure import Structure
 
 log = logging.getLogger(__name__)
@@ -102,7 +108,8 @@ class Reader(reader.Reader):
 
     Args:
       path: A file.
-      energy_key, forces_key, charge_key: Names of the labels in the file; "" for none. A file without the energy asked
+      energy_key, forces_key, charge_key: Names of the labels in the file; "" for none (the total charge then comes from
+        the SMILES or the initial charges). A file without the energy asked
         for is refused with the names that it has; one without anything like forces is read without.
       molecule_key: Name of the text or number that tells molecules apart. "" takes the SMILES where there is one, else
         the chemical formula: isomers then count as one molecule.
@@ -125,22 +132,27 @@ class Reader(reader.Reader):
                  energy_unit: str = "eV", length_unit: str = "Ang", forces_unit: str = "",
                  forces_are_gradients: bool = False, format: str = "", level_of_theory: str = ""):
         super().__init__(path)
-        self.level_of_theory = level_of_theory or self.LEVEL_OF_THEORY
-        self._keys = {"energy": energy_key, "forces": forces_key, "charge": charge_key, "molecule": molecule_key,
-                      "smiles": smiles_key}
-        self._energy = _unit(energy_unit, ENERGY_UNITS, "energy_unit")
-        self._length = _unit(length_unit, LENGTH_UNITS, "length_unit")
+        self.level_of_theory = options.text("level_of_theory", level_of_theory) or self.LEVEL_OF_THEORY
+        self._keys = {name: options.text(f"{name}_key", key) for name, key in (
+            ("energy", energy_key), ("forces", forces_key), ("charge", charge_key), ("molecule", molecule_key),
+            ("smiles", smiles_key))}
+        property_keys = options.texts("property_keys", property_keys)
+        atom_property_keys = options.texts("atom_property_keys", atom_property_keys)
+        self._energy = _unit(options.text("energy_unit", energy_unit), ENERGY_UNITS, "energy_unit")
+        self._length = _unit(options.text("length_unit", length_unit), LENGTH_UNITS, "length_unit")
+        forces_unit = options.text("forces_unit", forces_unit)
         self._force = _force_unit(forces_unit) if forces_unit else self._energy / self._length
-        self._force *= -1 if forces_are_gradients else 1
-        self._frames = _open(self.path, format)
+        self._force *= -1 if options.flag("forces_are_gradients", forces_are_gradients) else 1
+        self._frames = _open(self.path, options.text("format", format))
         self.sequential = self._frames.sequential
         try:
             if not len(self._frames):
                 raise DatasetError(f"{self.path}: the file holds no frames")
             first = list(self._frames.read(range(min(_FIRST, len(self._frames)))))
             self._check_keys(first)
-            self._property_shapes = self._shapes(first, _names(property_keys), "property_keys", False)
-            self._atom_shapes = self._shapes(first, _names(atom_property_keys), "atom_property_keys", True)
+            self._property_shapes = self._shapes(first, property_keys, "property_keys", False)
+            self._atom_shapes = self._shapes(first, atom_property_keys, "atom_property_keys", True)
+            self._note_partial_charges(first)
         except BaseException:
             self._frames.close()
             raise
@@ -169,8 +181,7 @@ class Reader(reader.Reader):
             if not np.isfinite(frame.positions).all():
                 report.skip("positions not finite", source)
                 continue
-            if frame.numbers.min() < 1:
-                raise DatasetError(f"{source}: has atoms of no element (dummy atoms 'X'); remove them from the file")
+            checked_numbers(frame.numbers, source)
             report.structures += 1
             yield self._structure(frame, record, source)
 
@@ -178,12 +189,11 @@ class Reader(reader.Reader):
         n, periodic = len(frame.numbers), bool(np.any(frame.pbc))
         energy = _label(frame, self._keys["energy"], (), False, source)
         forces = _label(frame, self._keys["forces"], (n, 3), True, source) if self._keys["forces"] else None
-        charge = float(_label(frame, self._keys["charge"], (), False, source))
         smiles = _text(frame, self._keys["smiles"])
         return Structure(
             numbers=frame.numbers, positions=frame.positions * self._length, energy=float(energy) * self._energy,
             forces=None if forces is None else forces * self._force,
-            charge=frame.charge if math.isnan(charge) else charge,
+            charge=self._charge(frame, smiles, source),
             cell=frame.cell * self._length if periodic else None, pbc=frame.pbc if periodic else None,
             molecule=self._molecule(frame, smiles, source), smiles=smiles, record=record, source=source,
             subset=_text(frame, "config_type"),
@@ -191,6 +201,21 @@ class Reader(reader.Reader):
                         for k, shape in self._property_shapes.items()},
             atom_properties={k: _label(frame, k, (n, *shape), True, source)
                              for k, shape in self._atom_shapes.items()})
+
+    def _charge(self, frame: _Frame, smiles: str, source: str) -> float:
+        charge = float(_label(frame, self._keys["charge"], (), False, source))
+        if not math.isnan(charge):
+            return charge
+        return float(charge_from_smiles(smiles)) if smiles else _whole(frame.charge) or 0.0
+
+    def _note_partial_charges(self, frames: list[_Frame]) -> None:
+        for i, f in enumerate(frames):
+            if _whole(f.charge) is None and not _has(f, self._keys["charge"]) and not _text(f, self._keys["smiles"]):
+                self.notes.append(
+                    f"{self.path.name}:{i}: the initial charges of the atoms add up to {f.charge:.4g}, which is no "
+                    "total charge; frames with such charges and without another are taken as neutral. Name the label of the "
+                    f"total charge, {options.how('charge_key', 'NAME')}, if there is one")
+                return
 
     def _molecule(self, frame: _Frame, smiles: str, source: str) -> str:
         key = self._keys["molecule"]
@@ -219,7 +244,8 @@ class Reader(reader.Reader):
         if not any(_has(f, key) for f in frames):
             raise DatasetError(
                 f"{self.path}: {key!r} is in none of the first {len(frames)} frames; found: {_found(frames)}. Give the "
-                f"name as config.data.options.{option}" + ("." if option == "molecule_key" else ", '' for none."))
+                f"name, {options.how(option, 'NAME')}" + (
+                    "." if option == "molecule_key" else ", or none, " + options.how(option, "''") + "."))
 
     def _shapes(self, frames: list[_Frame], keys: tuple[str, ...], option: str, atoms: bool) -> dict[str, tuple]:
         shapes = {}
@@ -229,10 +255,6 @@ class Reader(reader.Reader):
             shapes[key] = np.shape(_numbers(_value(frame, key, str(self.path)), key, str(self.path)))
             shapes[key] = shapes[key][1:] if atoms else () if shapes[key] == (1,) else shapes[key]
         return shapes
-
-
-def _names(keys: tuple[str, ...] | str) -> tuple[str, ...]:
-    return (keys,) if isinstance(keys, str) and keys else tuple(keys)
 
 
 def _has(frame: _Frame, key: str) -> bool:
@@ -272,6 +294,11 @@ def _numbers(value: Any, key: str, source: str) -> np.ndarray:
         return np.array(value, np.float64)
     except (TypeError, ValueError) as error:
         raise DatasetError(f"{source}: {key!r} holds no numbers ({error})") from error
+
+
+def _whole(charge: float) -> float | None:
+    """The whole number that a charge is, within 0.001; None if it is none."""
+    return float(round(charge)) if math.isfinite(charge) and abs(charge - round(charge)) <= 1e-3 else None
 
 
 def _plain(value: np.ndarray) -> float | np.ndarray:
@@ -448,7 +475,7 @@ class _Stream(_Frames):
         except Exception as error:
             raise DatasetError(
                 f"{self._path}: cannot be read as {self._format!r} ({type(error).__name__}: {error}). The file is "
-                "damaged, or of another format: name it as config.data.options.format.") from error
+                f"damaged, or of another format: name it, {options.how('format', 'NAME')}.") from error
 
     @staticmethod
     def _known_format(path: Path, format: str) -> str:
@@ -456,8 +483,8 @@ class _Stream(_Frames):
         try:
             format = format or filetype(str(path), guess=False)
         except Exception as error:
-            raise DatasetError(f"{path}: ASE does not know this format ({error}). Name it as "
-                               "config.data.options.format.") from error
+            raise DatasetError(f"{path}: ASE does not know this format ({error}). Name it, "
+                               f"{options.how('format', 'NAME')}.") from error
         if format in _PICKLES:
             raise DatasetError(f"{path}: ASE's {format!r} holds Python pickles, which could run anything: not read")
         return format

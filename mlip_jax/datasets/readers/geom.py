@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import reprlib
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -38,8 +39,8 @@ from typing import NamedTuple
 import numpy as np
 from ase import units
 
-from mlip_jax.config import ConfigError
-from mlip_jax.datasets import reader, safe_pickle
+from mlip_jax.datasets import archives, options, reader, safe_pickle
+from mlip_jax.datasets.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers.spice import charge_from_smiles
 from mlip_jax.structure import Structure
@@ -51,6 +52,8 @@ _OF_MOLECULE = {"ensemble_energy": ("ensembleenergy", _KCAL), "ensemble_free_ene
 _OF_CONFORMER = {"energy_relative": ("relativeenergy", _KCAL), "boltzmann_weight": ("boltzmannweight", 1.0),
                  "degeneracy": ("degeneracy", 1.0)}
 _HEAD = 1 << 16  # bytes in which the first molecule's key "conformers" stands
+_MAX_ATOMS = 10_000  # of a molecule; the largest of GEOM has 181
+_MAX_MOLECULE = 1 << 26  # bytes in MessagePack; 7,000 conformers of 100 atoms take 25 MB
 _READ_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error)
 
 
@@ -74,10 +77,9 @@ class Reader(reader.Reader):
     def __init__(self, path: str | Path, subset: str = "", max_conformers: int | None = None,
                  level_of_theory: str = ""):
         super().__init__(path)
-        if max_conformers is not None and max_conformers < 1:
-            raise ConfigError(f"max_conformers must be 1 or more; received {max_conformers}")
-        self._max_conformers = max_conformers
-        self.level_of_theory = level_of_theory or self.LEVEL_OF_THEORY
+        self._max_conformers = options.positive_integer("max_conformers", max_conformers, allow_none=True)
+        subset = options.text("subset", subset)
+        self.level_of_theory = options.text("level_of_theory", level_of_theory) or self.LEVEL_OF_THEORY
         kind = _kind(self.path)
         if kind is None:
             raise DatasetError(f"{self.path}: not GEOM data. Expected its rdkit_folder (summary_drugs.json, drugs/), "
@@ -126,7 +128,9 @@ class Reader(reader.Reader):
         if not conformers:
             report.skip("no conformers", source)
         shared = _labels(molecule, _OF_MOLECULE, source)
-        smiles = item.smiles or str(molecule.get("smiles") or "")
+        smiles = item.smiles or molecule.get("smiles") or ""
+        if not isinstance(smiles, str):
+            raise DatasetError(f"{source}: smiles is {reprlib.repr(smiles)}, expected a text")
         for c in _lowest(conformers, self._max_conformers, source):
             where = f"{source}#{c}"
             numbers, positions, charge = _atoms(conformers[c], where)
@@ -181,8 +185,11 @@ def _number(value, key, source) -> float:
     if value is None:
         return float("nan")
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise DatasetError(f"{source}: {key} is {value!r}, expected a number")
-    return float(value)
+        raise DatasetError(f"{source}: {key} is {reprlib.repr(value)}, expected a number")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise DatasetError(f"{source}: {key} is too large a number ({error})") from error
 
 
 def _atoms(conformer: Mapping, source: str) -> tuple[np.ndarray, np.ndarray, float | None]:
@@ -194,16 +201,27 @@ def _atoms(conformer: Mapping, source: str) -> tuple[np.ndarray, np.ndarray, flo
     if "xyz" not in conformer:
         raise DatasetError(f"{source}: expected a conformer with 'rd_mol' (an RDKit molecule) or 'xyz'; found "
                            f"{sorted(map(str, conformer))}")
+    table = _table(conformer["xyz"], source)
+    return checked_numbers(table[:, 0], source), table[:, 1:].copy(), None
+
+
+def _table(rows, source: str) -> np.ndarray:
+    """(n, 4) float64. Rows are looked at before numpy is, which would walk through lists of lists without end."""
+    if isinstance(rows, np.ndarray):
+        rows = np.asarray(rows).tolist() if rows.ndim == 2 else [rows]
+    if not isinstance(rows, list | tuple) or not 0 < len(rows) <= _MAX_ATOMS:
+        found = f"{len(rows)} rows" if isinstance(rows, list | tuple) else type(rows).__name__
+        raise DatasetError(f"{source}: xyz has {found}, expected a list of 1 to {_MAX_ATOMS} rows: atomic number, x, "
+                           "y, z")
+    for row in rows:
+        if not isinstance(row, list | tuple) or len(row) != 4:
+            raise DatasetError(f"{source}: xyz has the row {reprlib.repr(row)}, expected atomic number, x, y, z")
+        if not all(isinstance(cell, float | int | np.integer | np.floating) for cell in row):
+            raise DatasetError(f"{source}: xyz has the row {reprlib.repr(row)}, which is not four numbers")
     try:
-        table = np.asarray(conformer["xyz"], np.float64)
-    except (TypeError, ValueError) as error:
+        return np.array(rows, np.float64)
+    except (OverflowError, MemoryError) as error:
         raise DatasetError(f"{source}: xyz is not a table of numbers ({error})") from error
-    if table.ndim != 2 or table.shape[1] != 4 or not len(table):
-        raise DatasetError(f"{source}: xyz has shape {table.shape}, expected (n, 4): atomic number, x, y, z")
-    numbers = np.rint(table[:, 0])
-    if not np.array_equal(numbers, table[:, 0]) or not ((numbers > 0) & (numbers < 119)).all():
-        raise DatasetError(f"{source}: xyz starts its rows with {table[:, 0].tolist()}, expected atomic numbers")
-    return numbers.astype(np.int32), table[:, 1:].copy(), None
 
 
 class _RDKitMolecule:
@@ -235,7 +253,7 @@ class _RDKitMolecule:
                                f"{molecule.GetNumConformers()} conformers, expected positions of one")
         numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()], np.int32)
         positions = np.array(molecule.GetConformer().GetPositions(), np.float64)
-        return numbers, positions, float(Chem.GetFormalCharge(molecule))
+        return checked_numbers(numbers, source), positions, float(Chem.GetFormalCharge(molecule))
 
 
 _ALLOWED = {**safe_pickle.NUMPY, ("rdkit.Chem.rdchem", "Mol"): _RDKitMolecule}
@@ -261,8 +279,8 @@ def _kind(path: Path) -> str | None:
         return "pickle"
     if head[:2] == b"\x1f\x8b":
         try:
-            with tarfile.open(path, "r|gz") as archive:
-                first = archive.next()
+            with gzip.open(path) as file:
+                first = archives.Members(file).next()
                 return "tar" if first is not None and first.name.endswith(".msgpack") else None
         except _READ_ERRORS:
             return None
@@ -409,17 +427,35 @@ class _Stream:
                 yield from _unpack(file, self._path.stat().st_size, self._path, skip)
             return
         try:
-            with tarfile.open(self._path, "r|gz") as archive:
+            with gzip.open(self._path) as file:
+                archive = archives.Members(file)
                 member = archive.next()
-                yield from _unpack(archive.extractfile(member), member.size, self._path, skip)
-        except (*_READ_ERRORS, gzip.BadGzipFile) as error:
+                if member is None or not member.isfile():
+                    raise tarfile.ReadError("its first member is no file")
+                yield from _unpack(archive.content(member), member.size, self._path, skip)
+        except _READ_ERRORS as error:
             raise DatasetError(f"{self._path}: cannot be read to its end ({error}). It is truncated or damaged; "
                                "download it again.") from error
+
+
+class _Limited:
+    """A file that gives no more than `left` bytes: a value of many small parts takes some 60 times its bytes."""
+
+    def __init__(self, file):
+        self._file, self.left = file, _MAX_MOLECULE
+
+    def read(self, size: int) -> bytes:
+        if self.left < 0:
+            raise ValueError(f"more than {_MAX_MOLECULE} bytes, which no molecule has")
+        data = self._file.read(size)
+        self.left -= len(data)
+        return data
 
 
 def _unpack(file, size: int, path: Path, skip) -> Iterator[tuple[str, object]]:
     import msgpack
     # A length in a damaged file is believed, and its memory taken, up to these limits.
+    file = _Limited(file)
     unpacker = msgpack.Unpacker(file, raw=False, read_size=1 << 20, max_buffer_size=1 << 28,
                                 max_array_len=1 << 20, max_map_len=1 << 20)
     record, last = 0, "the beginning"
@@ -428,9 +464,11 @@ def _unpack(file, size: int, path: Path, skip) -> Iterator[tuple[str, object]]:
             for _ in range(unpacker.read_map_header()):
                 smiles = unpacker.unpack()
                 if not isinstance(smiles, str):
-                    raise DatasetError(f"{path.name}: molecule {record} has the key {smiles!r}, expected a SMILES")
-                last = smiles
+                    raise DatasetError(f"{path.name}: molecule {record} has the key {reprlib.repr(smiles)}, expected a "
+                                       "SMILES")
+                last, file.left = smiles, _MAX_MOLECULE
                 if skip(record):
+                    file.left = size
                     unpacker.skip()
                     molecule = None
                 else:

@@ -24,18 +24,21 @@ came with: for a file of fewer rows they are refused where they lie outside of i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from ase import units
 
-from mlip_jax.datasets import npz, reader
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets import npz, options, reader
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
 _REVISED = {"numbers": "nuclear_charges", "positions": "coords", "energy": "energies", "forces": "forces"}
 _ORIGINAL = {"numbers": "z", "positions": "R", "energy": "E", "forces": "F"}
+_TWO_FILES, _NONE = "('TRAIN.csv', 'TEST.csv')", "''"
 _BLOCK = 512  # rows read at once
 _KCAL = units.kcal / units.mol
 _E_UNITS = {"kcal/mol": _KCAL, "kcal mol-1": _KCAL, "kcal": _KCAL, "ev": 1.0}
@@ -49,22 +52,32 @@ class Reader(reader.Reader):
 
     Args:
       path: The .npz file.
-      split_files: CSV files of row numbers, (train, test), instead of the official ones beside the data.
+      split_files: CSV files of row numbers, (train, test), instead of the official ones beside the data; "" or ():
+        none.
       split_number: Which of the official splits, 1 to 5.
     """
 
     LEVEL_OF_THEORY = "PBE/def2-SVP (rMD17); PBE+vdW-TS (MD17)"
     UNITS = {"positions": "Å", "energy": "kcal/mol", "forces": "kcal/mol/Å"}
 
-    def __init__(self, path: str | Path, split_files: tuple[str, str] | None = None, split_number: int = 1):
+    def __init__(self, path: str | Path, split_files: tuple[str, str] | str | None = None, split_number: int = 1):
         super().__init__(path)
-        if split_files is not None and (isinstance(split_files, str) or len(split_files) != 2):
-            raise DatasetError(f"{self.path}: split_files are two files, (train, test); received {split_files!r}")
-        self._splits = tuple(Path(f) for f in split_files) if split_files else self._find_splits(split_number)
+        split_number = options.positive_integer("split_number", split_number)
+        if split_files is None:
+            self._splits = self._find_splits(split_number)
+        else:
+            if isinstance(split_files, list | tuple):
+                split_files = [os.fspath(f) if isinstance(f, os.PathLike) else f for f in split_files]
+            files = options.texts("split_files", split_files)
+            if len(files) not in (0, 2):
+                raise ConfigError("reader option split_files must be two files, ('TRAIN', 'TEST'), or '' for none; "
+                                  f"received {split_files!r}")
+            self._splits = tuple(Path(f) for f in files) or None
         self._file = npz.NpzFile(self.path)
         try:
             self._open()
-        except DatasetError:
+            self.official_split()  # one that does not fit shows before the data are converted, not after
+        except BaseException:
             self.close()
             raise
 
@@ -149,7 +162,8 @@ class Reader(reader.Reader):
         if len(outside):
             raise DatasetError(
                 f"{file}: {len(outside)} of its {len(rows)} rows, such as {outside[0]}, are not among the {len(self)} "
-                f"of {self.path.name}: the split belongs to another file. Name the right ones as split_files.")
+                f"of {self.path.name}: the split belongs to another file, or this one is a part of it. Give the right "
+                f"files, {options.how('split_files', _TWO_FILES)}, or none, {options.how('split_files', _NONE)}.")
         if len(np.unique(rows)) != len(rows):
             raise DatasetError(f"{file}: {len(rows) - len(np.unique(rows))} rows are named more than once")
         return rows

@@ -33,7 +33,7 @@ import numpy as np
 from ase import units
 
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets import reader, safe_pickle
+from mlip_jax.datasets import options, reader, safe_pickle
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers.spice import charge_from_smiles
 from mlip_jax.structure import Structure
@@ -42,7 +42,7 @@ STAGES = {"pm3": "PM3", "hf": "HF", "DFT_1st": "B3LYP/6-31G*", "DFT_2nd": "B3LYP
 _COLUMNS = {"homo_ev": ("homo", 1.0), "lumo_ev": ("lumo", 1.0), "gap_ev": ("gap", 1.0),
             "dipole_e_bohr": ("dipole_moment", units.Bohr)}
 _SUMMARY_STAGE = "DFT_1st"
-_MAX_RECORD = 2 ** 30  # bytes when decompressed; the longest trajectories take some megabytes
+_MAX_RECORD = 2 ** 26  # bytes when decompressed; the longest of 3,000 trajectories takes 260 kB
 
 
 class Reader(reader.Reader):
@@ -64,15 +64,18 @@ class Reader(reader.Reader):
     def __init__(self, path: str | Path, stages: Sequence[str] = ("DFT_1st",), stride: int = 1,
                  max_snapshots: int | None = None, summary: str = "auto", level_of_theory: str = ""):
         super().__init__(path)
-        self._stages = (stages,) if isinstance(stages, str) else tuple(stages)
+        self._stages = options.texts("stages", stages)
         unknown = [s for s in self._stages if s not in STAGES]
         if unknown or not self._stages or len(set(self._stages)) < len(self._stages):
             raise ConfigError(f"stages must be some of {', '.join(STAGES)}; received {self._stages}")
-        if stride < 1 or (max_snapshots is not None and max_snapshots < 1):
-            raise ConfigError(f"stride and max_snapshots must be 1 or more; received {stride} and {max_snapshots}")
-        self._stride, self._max_snapshots = int(stride), max_snapshots
-        self.level_of_theory = level_of_theory or ", ".join(dict.fromkeys(STAGES[s] for s in self._stages))
-        self._summary_path = _find_summary(self.path, summary)
+        self._stride = options.positive_integer("stride", stride)
+        self._max_snapshots = options.positive_integer("max_snapshots", max_snapshots, allow_none=True)
+        published = ", ".join(dict.fromkeys(STAGES[s] for s in self._stages))
+        self.level_of_theory = options.text("level_of_theory", level_of_theory) or published
+        if not level_of_theory:
+            self.notes.append(f"{self.path.name} does not state its level of theory; {published} as published is "
+                              f"assumed. If it is another, give {options.how('level_of_theory', '...')}")
+        self._summary_path = _find_summary(self.path, options.path("summary", summary))
         self._summary, self._names = _read_summary(self._summary_path) if self._summary_path else ({}, ())
         self._environment = _Environment(self.path)
         self._length = self._environment.handle.stat()["entries"]
@@ -241,7 +244,7 @@ def _check_header(path: Path) -> None:
         what = "a folder" if path.is_dir() else f"{path.stat().st_size} bytes of something else"
         raise DatasetError(f"{path}: not an LMDB file; found {what}, expected a single file (LMDB's subdir=False)")
     if path.stat().st_size < 2 * page:
-        raise _Truncated(path, 2 * page)
+        raise _truncated(path, 2 * page)
 
 
 def _open_lmdb(path: Path):
@@ -257,14 +260,17 @@ def _open_lmdb(path: Path):
     needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     if path.stat().st_size < needed:
         environment.close()
-        raise _Truncated(path, needed)
+        raise _truncated(path, needed)
     return environment
 
 
 class _Truncated(DatasetError):
-    def __init__(self, path: Path, needed: int):
-        super().__init__(f"{path}: truncated: {path.stat().st_size} bytes, where its header tells of {needed}. "
-                         "Download or make it again.")
+    """A file that is too short for what its header tells of."""
+
+
+def _truncated(path: Path, needed: int) -> _Truncated:
+    return _Truncated(f"{path}: truncated: {path.stat().st_size} bytes, where its header tells of {needed}. Download "
+                      "or make it again.")
 
 
 # --- A record ---
@@ -284,7 +290,10 @@ def _unpack(value: bytes, source: str) -> dict:
         raise DatasetError(f"{source}: the record is not gzip or is damaged ({error}). Is this a PubChemQCR "
                            "file?") from error
     if not decompressor.eof:
-        raise DatasetError(f"{source}: the record is truncated, or has more than {_MAX_RECORD} bytes when decompressed")
+        if len(data) >= _MAX_RECORD:
+            raise DatasetError(f"{source}: the record has more than {_MAX_RECORD} bytes when decompressed, which no "
+                               "trajectory has. The file is damaged or malicious.")
+        raise DatasetError(f"{source}: the record is truncated. Download or make the file again.")
     stages = safe_pickle.loads(data, allowed={}, source=source)
     if not isinstance(stages, dict) or not set(stages) & set(STAGES):
         raise DatasetError(f"{source}: expected a dict with {', '.join(STAGES)}; found "
@@ -301,7 +310,7 @@ def _read_snapshot(snapshot, source) -> tuple[np.ndarray, np.ndarray, float, np.
         if not snapshot.get("gradient"):
             return numbers, positions, energy, np.full_like(positions, np.nan)
         of_gradient, gradient = _columns(snapshot["gradient"], "dx", "dy", "dz", source=source)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"{source}: not a snapshot with coordinates (atom, x, y, z), energy and gradient "
@@ -314,7 +323,8 @@ def _read_snapshot(snapshot, source) -> tuple[np.ndarray, np.ndarray, float, np.
 
 def _columns(atoms, *names, source) -> tuple[np.ndarray, np.ndarray]:
     numbers = reader.symbols_to_numbers((a["atom"] for a in atoms), source)
-    values = np.array([[a[name] for name in names] for a in atoms], np.float64)
+    # Of single numbers only: numpy.array would walk through a list in the place of a number, which can be endless.
+    values = np.fromiter((a[name] for a in atoms for name in names), np.float64).reshape(-1, len(names))
     if not len(numbers) or not numbers.all():
         raise DatasetError(f"{source}: a snapshot of {len(numbers)} atoms, {int((numbers == 0).sum())} of them "
                            "without a nucleus")
@@ -328,7 +338,8 @@ def _find_summary(path: Path, summary: str) -> Path | None:
         beside = path.parent / "summary.csv"
         return beside if beside.is_file() else None
     if summary and not Path(summary).is_file():
-        raise DatasetError(f"{summary}: no such file. Give the path of the table as option summary, or '' for none.")
+        raise DatasetError(f"{summary}: no such file. Give the path of the table as option summary, "
+                           f"{options.how('summary', '...')}, or '' for none.")
     return Path(summary) if summary else None
 
 

@@ -40,7 +40,8 @@ from typing import Any
 import numpy as np
 from ase import units
 
-from mlip_jax.datasets import ase_database, reader
+from mlip_jax.datasets import archives, ase_database, options, reader
+from mlip_jax.datasets.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport, symbols_to_numbers
 from mlip_jax.structure import Structure
 
@@ -48,6 +49,7 @@ SIZE = 133_885
 _MEMBER = re.compile(r"dsgdb9nsd_(\d{6})\.xyz$")
 _CAL = units.kcal / units.mol / 1000
 _ATOM_ENERGIES = {"H": -0.500273, "C": -37.846772, "N": -54.583861, "O": -75.064579, "F": -99.718730}  # hartree
+_MAX_MEMBER = 1 << 20  # bytes; a molecule has 2,000
 _BINDING = (-9.0, -0.5)  # eV per atom; that of QM9 lies between -6 and -3
 
 # Name here: (in the archive's line 2, in extended xyz, in databases; unit in QM9; unit in older databases of eV)
@@ -105,8 +107,9 @@ class Reader(reader.Reader):
     def __init__(self, path: str | Path, uncharacterized: str | Path | None = None, keep_uncharacterized: bool = False,
                  db_units: str = "auto"):
         super().__init__(path)
-        if db_units not in ("auto", "eV", "hartree"):
-            raise DatasetError(f"{self.path}: db_units is {db_units!r}, expected 'auto', 'eV' or 'hartree'")
+        db_units = options.one_of("db_units", db_units, ("auto", "eV", "hartree"))
+        uncharacterized = options.path("uncharacterized", uncharacterized, allow_none=True)
+        keep_uncharacterized = options.flag("keep_uncharacterized", keep_uncharacterized)
         self.atom_energies = {symbol: e * units.Hartree for symbol, e in _ATOM_ENERGIES.items()}
         self._list: Path | None = None
         self._excluded: frozenset[int] = frozenset()
@@ -163,7 +166,8 @@ class Reader(reader.Reader):
             self.notes.append(problem)
         elif found is None:
             self.notes.append("uncharacterized.txt is not beside the data: the 3,054 molecules whose bonds changed on "
-                              "relaxation are kept. Download it with the data, or name it as option uncharacterized.")
+                              "relaxation are kept. Download it with the data, or name it, "
+                              f"{options.how('uncharacterized', '...')}.")
         else:
             self._list, self._excluded = found, _read_list(found)
 
@@ -211,7 +215,7 @@ class _Archive:
 
     def __init__(self, path: Path):
         self.path = path
-        self._tar: tarfile.TarFile | None = None
+        self._tar: archives.Members | None = None
         self._following: Iterator[tarfile.TarInfo] = iter(())
         self._next = 0  # record that `_following` gives next
         self._length: int | None = None
@@ -242,7 +246,7 @@ class _Archive:
         self._rewind()
         for _ in range(5):
             info = self._tar.next()
-            if info is None:
+            if info is None or info.size > _MAX_MEMBER:
                 return None
             if info.isfile() and _MEMBER.search(info.name):
                 return info
@@ -266,7 +270,9 @@ class _Archive:
 
     def _content(self, info) -> bytes:
         try:
-            return self._tar.extractfile(info).read()
+            if info.size > _MAX_MEMBER:
+                raise tarfile.ReadError(f"{info.name[:60]!r} has {info.size} bytes, which no molecule has")
+            return self._tar.content(info).read()
         except (OSError, EOFError, tarfile.TarError) as error:
             raise self._damaged(error) from error
 
@@ -274,7 +280,6 @@ class _Archive:
         try:
             self._rewind()
             while (info := self._tar.next()) is not None:
-                self._tar.members.clear()  # the list would only grow
                 if info.isfile() and _MEMBER.search(info.name):
                     yield info
         except (OSError, EOFError, tarfile.TarError) as error:
@@ -285,7 +290,7 @@ class _Archive:
         # bz2.open and not tarfile's own "r|bz2", which takes a truncated stream for the end of the archive.
         self._file = bz2.open(self.path)
         try:
-            self._tar = tarfile.open(fileobj=self._file, mode="r|")
+            self._tar = archives.Members(self._file)
         except BaseException:
             self._file.close()
             raise
@@ -449,7 +454,7 @@ class _Database:
                     "this molecule in eV or hartree. Are atomic energies subtracted? Total energies are needed.")
             return fitting[0]
         raise DatasetError(f"{self.path}: names no units and its first rows have no energy_U0 to tell them by. Give "
-                           "option db_units: 'eV' or 'hartree'.")
+                           f"{options.how('db_units', 'eV')} (or hartree).")
 
 
 def _parse_member(content: bytes, index: int, source: str) -> dict[str, Any]:
@@ -480,7 +485,7 @@ def _structure(numbers, positions, raw: dict[str, float], factors: dict[str, flo
     values = {name: raw[name] * factors[name] if name in raw else float("nan") for name in _FIELDS}
     energy = values.pop("energy")
     rotational = np.array([values.pop(axis) for axis in "ABC"])
-    return dict(numbers=numbers, positions=positions, energy=energy, smiles=smiles,
+    return dict(numbers=checked_numbers(numbers, source), positions=positions, energy=energy, smiles=smiles,
                 properties=values | {"rotational_constants": rotational},
                 atom_properties={} if mulliken_charges is None else {"mulliken_charges": mulliken_charges})
 

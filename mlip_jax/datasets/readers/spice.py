@@ -24,6 +24,7 @@ import numpy as np
 from ase import units
 
 from mlip_jax.datasets import reader
+from mlip_jax.datasets.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -50,7 +51,12 @@ def charge_from_smiles(smiles: str) -> int:
 
 
 def molecule_identity(smiles: str) -> str:
-    """The SMILES without atom maps: the same molecule in two records has the same identity."""
+    """The SMILES without atom maps.
+
+    It is not made canonical, since identities must not depend on whether RDKit is there: records of the same SMILES but
+    for the maps have the same identity; those that write a molecule with its atoms in another order have different
+    ones, and a split by molecule can then part them.
+    """
     return _ATOM_MAP.sub("", smiles)
 
 
@@ -94,12 +100,14 @@ class Reader(reader.Reader):
                 if self._file.get(name, getclass=True) is not h5py.Group:
                     raise DatasetError(f"{source}: expected a group for each molecule, as SPICE has it; found a "
                                        f"{self._file.get(name, getclass=True).__name__}. Is this a SPICE file?")
-                group = h5py.h5g.open(self._file.id, name.encode())
+                group = h5py.h5g.open(self._file.id, name.encode("utf-8", "surrogateescape"))
                 if b"atomic_numbers" not in group:
                     raise DatasetError(f"{source}: expected a group with 'atomic_numbers', as SPICE has it; found "
                                        f"{sorted(n.decode() for n in group)}. Is this a SPICE file?")
                 yield from _read_molecule(group, source, record, report)
-            except (OSError, KeyError, RuntimeError, TypeError) as error:
+            except DatasetError:
+                raise
+            except (OSError, KeyError, RuntimeError, TypeError, ValueError, IndexError, MemoryError) as error:
                 raise DatasetError(f"{source}: the record cannot be read ({error}); the file is damaged. "
                                    "Download or make it again.") from error
 
@@ -110,7 +118,7 @@ def _read_molecule(group: h5py.h5g.GroupID, source: str, record: int, report: Re
     if positions is None or not positions.size:
         report.skip("no positions", source)
         return
-    numbers = _floats(group, "atomic_numbers", None, source).astype(np.int32)
+    numbers = checked_numbers(_floats(group, "atomic_numbers", None, source), source)
     positions *= units.Bohr
     if positions.ndim != 3 or positions.shape[1:] != (len(numbers), 3):
         raise DatasetError(f"{source}: conformations have shape {positions.shape}, expected "
@@ -119,7 +127,7 @@ def _read_molecule(group: h5py.h5g.GroupID, source: str, record: int, report: Re
     energy = _labels(group, "dft_total_energy", (count,), source) * units.Hartree
     forces = _labels(group, "dft_total_gradient", positions.shape, source) * (-units.Hartree / units.Bohr)
     formation = _labels(group, "formation_energy", (count,), source) * units.Hartree
-    smiles, subset = (_text(group, name) for name in ("smiles", "subset"))
+    smiles, subset = (_text(group, name, source) for name in ("smiles", "subset"))
     charge, molecule = charge_from_smiles(smiles), molecule_identity(smiles)
     finite = np.isfinite(positions).all((1, 2))
     for c in range(count):
@@ -158,11 +166,16 @@ def _floats(group, name, shape, source) -> np.ndarray | None:
     return values
 
 
-def _text(group, name) -> str:
+def _text(group, name, source) -> str:
     if name.encode() not in group:
         return ""
     data = h5py.h5d.open(group, name.encode())
     value = np.empty(data.shape, data.dtype)
     data.read(h5py.h5s.ALL, h5py.h5s.ALL, value)
+    if value.size != 1:
+        raise DatasetError(f"{source}: {name} has shape {value.shape}, expected one text")
     value = value.ravel()[0]
-    return value.decode() if isinstance(value, bytes) else str(value)
+    try:
+        return value.decode() if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{source}: {name} is no text in UTF-8 ({error})") from error

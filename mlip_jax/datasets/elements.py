@@ -1,0 +1,29 @@
+"""Atomic numbers as data files state them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlip_jax.datasets.reader import DatasetError
+
+HEAVIEST = 118
+
+
+def checked_numbers(values: np.ndarray, source: str) -> np.ndarray:
+    """Atomic numbers as (n,) int32.
+
+    Raises:
+      DatasetError: They are not a list of whole numbers from 1 to 118; `source` names the record.
+    """
+    values = np.asarray(values)
+    if values.ndim != 1 or values.dtype.kind not in "iuf":
+        raise DatasetError(f"{source}: atomic numbers have shape {values.shape} and type {values.dtype}, expected a "
+                           "list of numbers, (n,)")
+    if len(values) and not (values.min() >= 1 and values.max() <= HEAVIEST):  # also false for NaN
+        wrong = values[~((values >= 1) & (values <= HEAVIEST))]
+        raise DatasetError(f"{source}: {wrong[0]} is no atomic number; expected 1 to {HEAVIEST}. Dummy atoms and "
+                           "atoms of no element must be removed from the file")
+    numbers = values.astype(np.int32)
+    if values.dtype.kind == "f" and not np.array_equal(numbers, values):
+        raise DatasetError(f"{source}: {values[numbers != values][0]} is no atomic number; expected whole numbers")
+    return numbers
