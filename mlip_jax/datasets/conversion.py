@@ -31,7 +31,7 @@ from mlip_jax.datasets.reader import DatasetError, Reader, ReadReport
 from mlip_jax.datasets.shards import checksum, encode, write_shard
 from mlip_jax.datasets.store import MANIFEST, VERSION, Store, is_store
 from mlip_jax.datasets.subsets import stable_ids
-from mlip_jax.datasets.verdict import verdict
+from mlip_jax.datasets.verdict import EARLY, verdict
 from mlip_jax.workdir import WorkdirError, write_json
 
 log = logging.getLogger(__name__)
@@ -235,11 +235,10 @@ def _run(waiting: list[_Job], source: Reader, records: int, num_processes, progr
 
 
 def _judge_first(jobs: list[_Job]) -> None:
-    """Refuse by the first shard. A later one is not judged alone, though a killed conversion may go on with it: whether
-    a source is refused must not depend on that."""
-    told = jobs[0].tell()
-    if told["totals"]["structures"]:  # filters may leave none of this shard, and enough of others
-        refuse_if(verdict(checks.Findings.from_json(told["findings"])), jobs[0].recipe.path)
+    """Refuse by the first shard what a part of the data is enough for: units and signs. A later one is not judged
+    alone, though a killed conversion may go on with it: whether a source is refused must not depend on that."""
+    problems = verdict(checks.Findings.from_json(jobs[0].tell()["findings"]))
+    refuse_if([p for p in problems if p.what in EARLY], jobs[0].recipe.path)
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ plain Python values (dict, list, tuple, str, bytes, numbers, sets) and what the 
 - what functions make by copying is together no more than twice the pickle.
 
 A list can stand in itself and in others many times: a few bytes then stand for a structure without end. Code that
-walks through a value must look at the type of what it meets, and messages must show it by reprlib.
+walks through a value must look at the type of what it meets, and messages must show it by `shown`.
 
 NUMPY admits arrays and scalars of numbers. Data types with fields or objects are refused: their stored flags decide
 whether bytes are taken for pointers.
@@ -45,6 +45,15 @@ _MAX_OPCODES = 4_000_000
 _MAX_CELLS = 100_000
 _MAX_SETS = 10_000  # 216 bytes each; no data have any
 _MAX_LONG_INTEGERS = 10_000  # can be made to have the same hash, which takes the square of their number
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+
+
+def shown(value: Any) -> str:
+    """A value of a pickle for messages, cut at some 200 characters and two levels of nesting."""
+    return _SHORT.repr(value)
 
 
 def load(file: BinaryIO, *, allowed: Allowed, source: str) -> Any:
@@ -100,7 +109,7 @@ class _Admitted:
         return self._function(*args)
 
     def __setattr__(self, name, value):
-        raise pickle.UnpicklingError(f"changes {reprlib.repr(name)} of a function")
+        raise pickle.UnpicklingError(f"changes {shown(name)} of a function")
 
     def __setstate__(self, state):
         raise pickle.UnpicklingError("changes a function")
@@ -295,14 +304,14 @@ class _DType:
 
     def __init__(self, code, align=False, copy=True):
         if not isinstance(code, str) or not re.fullmatch(r"[biufc](1|2|4|8|16)", code):
-            raise pickle.UnpicklingError(f"array type {reprlib.repr(code)}, where only numbers and logical values are "
+            raise pickle.UnpicklingError(f"array type {shown(code)}, where only numbers and logical values are "
                                          "allowed")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state):
         if not isinstance(state, tuple) or len(state) < 8 or state[1] not in ("<", ">", "|", "=") or state[2:8] != (
                 None, None, None, -1, -1, 0):
-            raise pickle.UnpicklingError(f"array type with the state {reprlib.repr(state)}, where only a byte order is "
+            raise pickle.UnpicklingError(f"array type with the state {shown(state)}, where only a byte order is "
                                          "allowed")
         self.dtype = self.dtype.newbyteorder(state[1])
 
@@ -329,7 +338,7 @@ def _from_buffer(content, dtype, shape, order) -> np.ndarray:
     if not isinstance(dtype, _DType) or not isinstance(content, bytes | bytearray) or order not in ("C", "F"):
         raise pickle.UnpicklingError(f"an array of {type(dtype).__name__} from {type(content).__name__}")
     if not isinstance(shape, tuple) or len(shape) > 32 or not all(isinstance(n, int) and n < 2**48 for n in shape):
-        raise pickle.UnpicklingError(f"an array of shape {reprlib.repr(shape)}")
+        raise pickle.UnpicklingError(f"an array of shape {shown(shape)}")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.dtype.itemsize != len(content):
         raise pickle.UnpicklingError(f"an array of shape {shape} of {dtype.dtype} from {len(content)} bytes")
     values = np.frombuffer(content, dtype.dtype).reshape(shape, order=order)
@@ -344,7 +353,7 @@ def _scalar(dtype, content) -> np.generic:
 def _encode(text, encoding) -> bytes:
     """How protocols before 3 write bytes."""
     if encoding != "latin1" or not isinstance(text, str):
-        raise pickle.UnpicklingError(f"an encoding {reprlib.repr(encoding)} of {type(text).__name__}")
+        raise pickle.UnpicklingError(f"an encoding {shown(encoding)} of {type(text).__name__}")
     _count_copy(len(text))
     return text.encode("latin-1")
 

@@ -13,9 +13,12 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import ase
+import ase.io
 import h5py
 import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import conversion
@@ -590,3 +593,19 @@ def test_default_filters_leave_out_nothing_without_labels(tmp_path):
     assert np.isnan(store.take(without).forces).all() and np.isnan(store.index("max_force")[without]).all()
     assert np.isfinite(store.take(np.flatnonzero(np.asarray(store.index("record")) != 3)).forces).all()
     assert json.loads((store.path / "manifest.json").read_text())["problems"][0]["severity"] == "warning"
+
+
+def test_a_first_shard_without_labels_refuses_nothing(tmp_path):
+    """What only the whole tells is not judged by a part."""
+    frames = []
+    for s in range(60):
+        atoms = ase.Atoms("OH2", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+        atoms.positions[1, 0] += 0.001 * s
+        energy = -10.0 if s >= 30 else np.nan
+        atoms.calc = SinglePointCalculator(atoms, energy=energy)
+        frames.append(atoms)
+    ase.io.write(tmp_path / "half.xyz", frames, format="extxyz")
+    made = Store(convert(Recipe(str(tmp_path / "half.xyz"), "ase", {"energy_key": "energy"}, atoms_per_shard=30),
+                         tmp_path / "store", num_processes=1, progress=False))
+    assert len(made) == 60 and np.isfinite(made.index("energy")).sum() == 30
+    assert any("energy" in p["message"] for p in made.manifest["problems"])

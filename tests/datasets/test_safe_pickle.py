@@ -261,3 +261,111 @@ def test_trailing_bytes_and_other_files():
     for data in (b"", b"<html>404</html>", bytes(range(256)), b"\x80\x04"):
         with pytest.raises(DatasetError, match=r"file\.pickle:7: (the pickle is truncated|not a pickle)"):
             loads(data)
+
+
+def hand(*parts):
+    return b"\x80\x04" + b"".join(parts) + b"."
+
+
+TWINS = 22  # tuples in one another, each twice: 2**22 cells
+ENDLESS = {
+    "DUP": hand(b"}K\x01", b"2\x86" * TWINS, b"Ns"),
+    "MEMOIZE": hand(b"}K\x01\x94", b"".join(b"h" + bytes([i]) + b"\x86\x94" for i in range(TWINS)), b"Ns"),
+    "BINPUT": hand(b"}K\x01q\x07", b"h\x07\x86q\x07" * TWINS, b"Ns"),
+    "PUT": hand(b"}K\x01p7\n", b"g7\n\x86p7\n" * TWINS, b"Ns"),
+    "after a mark": hand(b"}K\x01q\x07", b"(h\x07h\x07tq\x07" * TWINS, b"Ns"),
+    "three": hand(b"}K\x01q\x07", b"h\x07h\x07\x87q\x07" * (TWINS * 2 // 3), b"Ns"),
+    "BUILD of nothing": hand(b"}K\x01", b"Nb2\x86" * TWINS, b"Ns"),
+    "POP of a mark": hand(b"}K\x01", b"(02\x86" * TWINS, b"Ns"),
+    "APPENDS of nothing": hand(b"}K\x01", b"(e2\x86" * TWINS, b"Ns"),
+    "deep": hand(b"})", b"\x85" * 2000, b"Ns"),
+    "mentioned often": hand(b"](K\x01K\x02K\x03\x87q\x07", b"h\x07" * 50_000, b"e")}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_tuples_without_end(name):
+    """They are hashed cell by cell when they are keys: of 45 tuples no process would come back."""
+    with pytest.raises(DatasetError, match=r"file\.pickle:7: the pickle makes tuples of tuples with more than 100000 c"):
+        loads(ENDLESS[name])
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_cells_of_tuples_are_counted(protocol):
+    def cells(value):
+        return 1 + sum(map(cells, value)) if isinstance(value, tuple) else 1
+    flat = [(1, 2.5), ("a",), (), (1, 2, 3), (1, 2, 3, 4, 5), [(0, (1, (2, 3)))]]
+    data = pickle.dumps(flat, protocol)
+    inner, middle, outer = (2, 3), (1, (2, 3)), (0, (1, (2, 3)))
+    expected = sum(cells(t) for t in ((1, 2.5), ("a",), (1, 2, 3), (1, 2, 3, 4, 5), inner, middle, outer))
+    assert safe_pickle._cells(data, "x") == expected and loads(data) == flat
+    shared = [inner, inner, (inner, inner)]
+    assert safe_pickle._cells(pickle.dumps(shared, protocol), "x") == 4 * 3 + 7 and loads(
+        pickle.dumps(shared, protocol)) == shared
+
+
+def test_values_without_end():
+    """Small when compressed; each opcode makes an object."""
+    for code, what in ((b"]", "values"), (b"}", "values"), (b"K\x01", "values"), (b"\x8c\0", "values"),
+                       (b"\x8f", "sets"), (b"(\x91", "sets"), (b"\x8a\x01\x05", "long integers"),
+                       (b"L5L\n", "long integers")):
+        with pytest.raises(DatasetError, match=f"file.pickle:7: the pickle makes more than [0-9]+ {what}, which no data"):
+            loads(hand(code * 4_100_000))
+    for data in (hand(b"I" + b"9" * 30 + b"\n"), hand(b"I" + b"9" * 5000 + b"\n")):
+        with pytest.raises(DatasetError, match="integer of more than 20 digits"):
+            loads(data)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_as_many_values_as_data_have(protocol):
+    """Several times the longest trajectories and ensembles; runs of thousands of opcodes without a text among them."""
+    values = [{"atom": "C", "x": 0.5 * i, "y": [i], "flag": None} for i in range(50_000)]
+    assert loads(pickle.dumps(values, protocol)) == values
+    numbers = list(range(70_000)) + [2**31, -2**31, 2**63, -2**63]
+    assert loads(pickle.dumps(numbers, protocol)) == numbers
+    scalars = [np.float64(i) for i in range(5_000)]
+    assert loads(pickle.dumps(scalars, protocol)) == scalars
+
+
+def test_bytes_that_are_copied_over_and_over():
+    text = b"X" + struct.pack("<I", 100_000) + b"a" * 100_000
+    once = b"\x80\x02](c_codecs\nencode\nq\x00" + text + b"X\x06\0\0\0latin1\x86q\x01R"
+    assert loads(once + b"e.") == [b"a" * 100_000]
+    with pytest.raises(DatasetError, match="copies of the same bytes over and over"):
+        loads(once + b"h\x00h\x01R" * 100 + b"e.")
+
+    state = (1, (10_000,), np.dtype("f8"), False, bytes(80_000))
+
+    class Array:
+        def __reduce__(self):
+            return np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state
+    assert loads(pickle.dumps(Array(), 3)).shape == (10_000,)
+    with pytest.raises(DatasetError, match="copies of the same bytes over and over"):
+        loads(pickle.dumps([Array() for _ in range(10)], 3))
+
+
+def test_arrays_cannot_be_changed():
+    """The key of an item could be a list of lists without end, which numpy would walk through."""
+    class Array:
+        def __init__(self, items):
+            self.items = items
+
+        def __reduce__(self):
+            return (np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"),
+                    (1, (2,), np.dtype("f8"), False, bytes(16)), None, iter(self.items))
+    assert loads(pickle.dumps(Array([]), 3)).tolist() == [0, 0]
+    with pytest.raises(DatasetError, match="changes an array|damaged or malicious"):
+        loads(pickle.dumps(Array([(0, 1.0)]), 3))
+    shared = pickle.dumps([np.arange(4.0)], 5)
+    assert b"_frombuffer" in shared and not loads(shared)[0].flags.writeable
+
+
+def test_messages_stay_short():
+    """What a message shows may be a list of lists without end, or a text of megabytes."""
+    endless = []
+    for _ in range(16):
+        endless = [endless] * 2
+    for data in (state_of_dtype("f8", endless), b"c" + b"x" * 10_000 + b"\nthing\n.", pickle.dumps(
+            Calls(np.dtype, endless), 3)):
+        with pytest.raises(DatasetError) as error:
+            loads(data)
+        assert len(str(error.value)) < 1000

@@ -213,8 +213,8 @@ class Reader(reader.Reader):
             if _whole(f.charge) is None and not _has(f, self._keys["charge"]) and not _text(f, self._keys["smiles"]):
                 self.notes.append(
                     f"{self.path.name}:{i}: the initial charges of the atoms add up to {f.charge:.4g}, which is no "
-                    "total charge; frames with such charges and without another are taken as neutral. Name the label of the "
-                    f"total charge, {options.how('charge_key', 'NAME')}, if there is one")
+                    "total charge; frames with such charges and without another are taken as neutral. Name the label "
+                    f"of the total charge, {options.how('charge_key', 'NAME')}, if there is one")
                 return
 
     def _molecule(self, frame: _Frame, smiles: str, source: str) -> str:

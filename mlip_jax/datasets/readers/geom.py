@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import reprlib
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -130,7 +129,7 @@ class Reader(reader.Reader):
         shared = _labels(molecule, _OF_MOLECULE, source)
         smiles = item.smiles or molecule.get("smiles") or ""
         if not isinstance(smiles, str):
-            raise DatasetError(f"{source}: smiles is {reprlib.repr(smiles)}, expected a text")
+            raise DatasetError(f"{source}: smiles is {safe_pickle.shown(smiles)}, expected a text")
         for c in _lowest(conformers, self._max_conformers, source):
             where = f"{source}#{c}"
             numbers, positions, charge = _atoms(conformers[c], where)
@@ -185,7 +184,7 @@ def _number(value, key, source) -> float:
     if value is None:
         return float("nan")
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise DatasetError(f"{source}: {key} is {reprlib.repr(value)}, expected a number")
+        raise DatasetError(f"{source}: {key} is {safe_pickle.shown(value)}, expected a number")
     try:
         return float(value)
     except OverflowError as error:
@@ -215,9 +214,9 @@ def _table(rows, source: str) -> np.ndarray:
                            "y, z")
     for row in rows:
         if not isinstance(row, list | tuple) or len(row) != 4:
-            raise DatasetError(f"{source}: xyz has the row {reprlib.repr(row)}, expected atomic number, x, y, z")
+            raise DatasetError(f"{source}: xyz has the row {safe_pickle.shown(row)}, expected atomic number, x, y, z")
         if not all(isinstance(cell, float | int | np.integer | np.floating) for cell in row):
-            raise DatasetError(f"{source}: xyz has the row {reprlib.repr(row)}, which is not four numbers")
+            raise DatasetError(f"{source}: xyz has the row {safe_pickle.shown(row)}, which is not four numbers")
     try:
         return np.array(rows, np.float64)
     except (OverflowError, MemoryError) as error:
@@ -464,7 +463,7 @@ def _unpack(file, size: int, path: Path, skip) -> Iterator[tuple[str, object]]:
             for _ in range(unpacker.read_map_header()):
                 smiles = unpacker.unpack()
                 if not isinstance(smiles, str):
-                    raise DatasetError(f"{path.name}: molecule {record} has the key {reprlib.repr(smiles)}, expected a "
+                    raise DatasetError(f"{path.name}: molecule {record} has the key {safe_pickle.shown(smiles)}, expected a "
                                        "SMILES")
                 last, file.left = smiles, _MAX_MOLECULE
                 if skip(record):

@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from mlip_jax.config import ConfigError
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import ani
 
@@ -215,3 +216,30 @@ def test_files_are_closed(tmp_path):
         ani.Reader(path, level="nothing")
     with h5py.File(path, "r+"):
         pass
+
+
+def test_forces_that_only_some_groups_have(tmp_path):
+    path = ani1x(tmp_path / "a.h5", **{"wb97x_dz.forces": None})
+    with h5py.File(path, "a") as file:
+        for field, value in {"atomic_numbers": np.array([8, 1], np.uint8), "coordinates": np.ones((1, 2, 3)),
+                             "wb97x_dz.energy": np.array([-75.0]), "wb97x_dz.forces": np.full((1, 2, 3), 0.5)}.items():
+            file[f"OH/{field}"] = value
+    found = read(path)
+    assert [s.molecule for s in found] == ["H2", "H2", "OH"] and found[0].forces is found[1].forces is None
+    np.testing.assert_allclose(found[2].forces, 0.5 * 27.211386245988, rtol=1e-8)
+
+
+@pytest.mark.parametrize("number", [0, 119])
+def test_atomic_numbers_that_are_none(tmp_path, number):
+    path = ani1x(tmp_path / "a.h5", atomic_numbers=np.array([1, number], np.uint8))
+    with pytest.raises(DatasetError, match=f"a.h5:H2: {number} is no atomic number"):
+        read(path)
+    with pytest.raises(DatasetError, match="b.h5:gdb11_s01/gdb11_s01-0: 0 is no atomic number"):
+        read(ani1(tmp_path / "b.h5", species=np.array([b"C", b"X", b"H", b"H", b"H"])))
+
+
+@pytest.mark.parametrize("options", [{"level": 5}, {"keep_unlabelled": "no"}, {"keep_unlabelled": 1},
+                                     {"high_energy": None}])
+def test_options_of_a_wrong_type(options):
+    with pytest.raises(ConfigError, match=f"reader option {next(iter(options))} must be .*received"):
+        ani.Reader(GENUINE, **options)

@@ -227,7 +227,7 @@ def test_the_same_name_twice_with_different_values(tmp_path):
     ("energy=-2078.50", "energy=low", "'energy' holds no numbers"), ("pos:R:3:forces:R:3:q:R:1 energy=-2078.50",
                                                                      "pos:R:3:forces:R:2:q:R:2 energy=-2078.50", ""),
     ("O 0.000 0.000 0.129", "O 0.000 zero 0.129", "cannot be read"),
-    ("O 0.000 0.000 0.129", "X 0.000 0.000 0.129", "dummy atoms"),
+    ("O 0.000 0.000 0.129", "X 0.000 0.000 0.129", "0 is no atomic number.*Dummy atoms"),
     ("O 0.000 0.000 0.129 0.00", "O 0.000 0.000 0.129", "cannot be read")])
 def test_damaged_frames_are_named(frames, old, new, message):
     change(frames, old, new)
@@ -292,7 +292,7 @@ def test_formats_by_name(tmp_path):
     write(cell, Atoms("NaCl", [[0, 0, 0], [2.4, 0, 0]], cell=[5, 5, 5], pbc=True), format="vasp")
     s, = read(cell, format="vasp", energy_key="")
     assert s.pbc.all() and sorted(s.numbers.tolist()) == [11, 17]
-    with pytest.raises(DatasetError, match="ASE does not know this format.*options.format"):
+    with pytest.raises(DatasetError, match="ASE does not know this format.*reader_options=\"format=NAME\""):
         ase_reader.Reader(cell)
     with pytest.raises(DatasetError, match="cannot be read as 'cif'"):
         ase_reader.Reader(cell, format="cif")
@@ -317,3 +317,64 @@ def test_recognised_by_content(kind, tmp_path):
 def test_special_formats_come_first(sample):
     path, _ = sample("nabladft")
     assert ase_reader.Reader.matches(path) and readers.detect(path) == "nabladft"
+
+
+def charged(charges, **info):
+    atoms = Atoms("OH2", [[0, 0, 0.119], [0, 0.763, -0.477], [0, -0.763, -0.477]], charges=charges)
+    atoms.info |= {"energy": -2078.0} | info
+    return atoms
+
+
+@pytest.mark.parametrize("kind", ["xyz", "traj", "db"])
+def test_total_charges(tmp_path, kind):
+    """Partial charges of the atoms are no total charge; whole ones are, where nothing better is known."""
+    path = tmp_path / f"a.{kind}"
+    partial = [-0.8, 0.4, 0.1]
+    images = [charged([-0.8, 0.4, 0.4 - 1e-5]), charged([-1, 0, 0.0]), charged(partial), charged(partial, charge=-1),
+              charged(partial, smiles="[OH3+]"), charged([0, 0, 1.0], charge=2, smiles="O")]
+    if kind == "db":
+        with connect(path) as database:
+            for atoms in images:
+                database.write(atoms, key_value_pairs={"total": atoms.info["energy"]} | (
+                    {"smiles": atoms.info["smiles"]} if "smiles" in atoms.info else {}), data={
+                        k: v for k, v in atoms.info.items() if k == "charge"})
+        options = {"energy_key": "total"}
+    else:
+        write(path, images, format={"xyz": "extxyz"}.get(kind))
+        options = {}
+    assert [s.charge for s in read(path, **options)] == [0, -1, 0, -1, 1, 2]
+    with ase_reader.Reader(path, **options) as source:
+        note, = source.notes
+    assert f"a.{kind}:2: the initial charges of the atoms add up to -0.3, which is no total charge" in note
+    assert 'reader_options="charge_key=NAME"' in note
+
+
+def test_whole_charges_need_no_note(tmp_path, frames):
+    write(tmp_path / "a.xyz", [charged([-1, 0, 0.0]), charged([0.1, 0.1, 0.1], charge=0)], format="extxyz")
+    for path in (tmp_path / "a.xyz", frames):
+        with ase_reader.Reader(path) as source:
+            assert source.notes == []
+
+
+def test_elements_beyond_the_last(frames):
+    change(frames, "Properties=species:S:1:pos:R:3:forces:R:3:q:R:1 energy=-2078.50",
+           "Properties=Z:I:1:pos:R:3:forces:R:3:q:R:1 energy=-2078.50")
+    change(frames, "O 0.000 0.000 0.129", "200 0.000 0.000 0.129")
+    change(frames, "H 0.000 0.783", "1 0.000 0.783")
+    change(frames, "H 0.000 -0.783", "1 0.000 -0.783")
+    with pytest.raises(DatasetError, match="frames.xyz:1: 200 is no atomic number"):
+        read(frames)
+
+
+@pytest.mark.parametrize("options", [
+    {"energy_key": 5}, {"charge_key": None}, {"property_keys": 3}, {"atom_property_keys": ("q", 1)}, {"energy_unit": 1},
+    {"length_unit": None}, {"forces_unit": 2}, {"forces_are_gradients": "no"}, {"format": 1}, {"level_of_theory": 2}])
+def test_options_of_a_wrong_type(frames, options):
+    with pytest.raises(ConfigError, match=f"reader option {next(iter(options))} must be .*received"):
+        ase_reader.Reader(frames, **options)
+
+
+def test_messages_tell_options_as_the_command_line_takes_them(frames):
+    with pytest.raises(DatasetError, match='--config.data.reader_options="energy_key=NAME", or none, '
+                                           "--config.data.reader_options=\"energy_key=''\""):
+        ase_reader.Reader(frames, energy_key="nowhere")

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import msgpack
@@ -19,6 +20,7 @@ from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import geom
 
 Chem = pytest.importorskip("rdkit.Chem")
+pytest.importorskip("rdkit.Chem.AllChem")
 
 HARTREE = 27.211386245988
 KCAL_PER_MOL = 0.0433641153087705
@@ -293,10 +295,13 @@ def _conformer(**changes):
 
 @pytest.mark.parametrize(("molecule", "message"), [
     ([1, 2], "found list"), ("conformers", "found str"), (5, "found int"), ({"conformers": {}}, "found.*conformers"),
-    (crude(conformers=[1]), "#0: a conformer is int"), (_conformer(xyz=[[8, 0, 0]]), r"#0: xyz has shape \(1, 3\)"),
-    (_conformer(xyz=[]), "#0: xyz has shape"), (_conformer(xyz=[["O", 0, 0, 0]]), "#0: xyz is not a table"),
-    (_conformer(xyz=[[8.5, 0, 0, 0]]), "atomic numbers"), (_conformer(xyz=[[0, 0, 0, 0]]), "atomic numbers"),
-    (_conformer(xyz=[[8, 0, 0, 0], [1, 0]]), "not a table"), (_conformer(rd_mol=b"x", xyz=None), "#0: xyz"),
+    (crude(conformers=[1]), "#0: a conformer is int"), (_conformer(xyz=[[8, 0, 0]]), r"#0: xyz has the row \[8, 0, 0\]"),
+    (_conformer(xyz=[]), "#0: xyz has 0 rows"), (_conformer(xyz=[["O", 0, 0, 0]]), "#0: .*not four numbers"),
+    (_conformer(xyz=[[8.5, 0, 0, 0]]), "#0: 8.5 is no atomic"),
+    (_conformer(xyz=[[0, 0, 0, 0]]), "#0: 0 is no atomic"),
+    (_conformer(xyz=[[119, 0, 0, 0]]), "#0: 119 is no atomic"), (_conformer(xyz=5), "#0: xyz has int"),
+    (_conformer(xyz=[[8, 0, 0, 0]] * 10_001), "#0: xyz has 10001 rows"),
+    (_conformer(xyz=[[8, 0, 0, 0], [1, 0]]), r"the row \[1, 0\]"), (_conformer(rd_mol=b"x", xyz=None), "#0: xyz"),
     (_conformer(totalenergy="low"), "#0: totalenergy is 'low'"),
     (_conformer(boltzmannweight=[1]), r"boltzmannweight is \[1\]"),
     (crude(charge="one"), "charge is 'one'"), (crude(ensembleenergy={}), "ensembleenergy is {}")])
@@ -423,3 +428,114 @@ def test_folders_of_something_else(tmp_path):
         with pytest.raises(DatasetError, match="not GEOM data"):
             geom.Reader(tmp_path / name)
     assert not geom.Reader.matches(write_msgpack(tmp_path / "c.msgpack", {"O": {"bonds": []}}))
+
+
+@pytest.mark.parametrize(("where", "message"), [
+    ("charge", "charge is \\[\\[\\["), ("smiles", "smiles is \\[\\[\\["), ("totalenergy", "totalenergy is \\[\\[\\["),
+    ("xyz", "xyz has the row"), ("cell of xyz", "which is not four numbers"), ("conformers", "a conformer is list")])
+def test_lists_without_end(tmp_path, where, message):
+    """60 lists, each four times in the next: to walk through them, or to write them out, takes more than centuries."""
+    endless = []
+    for _ in range(60):
+        endless = [endless] * 4
+    conformer = {"xyz": [[8.0, 0.0, 0.0, 0.0]], "totalenergy": -76.0}
+    changes = {"charge": {"charge": endless}, "smiles": {"smiles": endless}, "conformers": {"conformers": endless},
+               "totalenergy": {"conformers": [conformer | {"totalenergy": endless}]},
+               "xyz": {"conformers": [conformer | {"xyz": endless}]},
+               "cell of xyz": {"conformers": [conformer | {"xyz": [[8.0, endless, 0.0, 0.0]]}]}}[where]
+    path = tmp_path / "a.pickle"
+    path.write_bytes(pickle.dumps({"smiles": "O", "charge": 0, "conformers": [conformer]} | changes, 3))
+    assert readers.detect(path) == "geom" and path.stat().st_size < 3000
+    with pytest.raises(DatasetError, match=f"a.pickle.*: .*{message}") as error:
+        read(path)
+    assert len(str(error.value)) < 1000
+
+
+def test_arrays_as_tables(tmp_path):
+    table = np.array([[8.0, 0.0, 0.0, 0.1], [1.0, 0.9, 0.0, 0.1]])
+    for value in (table, table.tolist(), [tuple(row) for row in table], list(map(list, table))):
+        path = tmp_path / "a.pickle"
+        path.write_bytes(pickle.dumps({"smiles": "O", "conformers": [{"xyz": value, "totalenergy": -76.0}]}, 3))
+        found, = read(path)
+        assert found.numbers.tolist() == [8, 1] and found.positions.tolist() == table[:, 1:].tolist()
+    path.write_bytes(pickle.dumps({"smiles": "O", "conformers": [{"xyz": table[0], "totalenergy": -76.0}]}, 3))
+    with pytest.raises(DatasetError, match="#0: xyz has the row"):
+        read(path)
+
+
+def test_atoms_of_no_element_in_a_pickle(tmp_path):
+    molecule = Chem.RWMol(Chem.AddHs(Chem.MolFromSmiles("O")))
+    Chem.AllChem.EmbedMolecule(molecule, randomSeed=1)
+    molecule.GetAtomWithIdx(0).SetAtomicNum(0)
+    with pytest.raises(DatasetError, match="a.pickle#0: 0 is no atomic number"):
+        read(write_pickle(tmp_path / "a.pickle", conformers=[{"totalenergy": -76.0, "rd_mol": molecule.GetMol()}]))
+
+
+def test_molecule_of_a_stream_that_is_too_long(tmp_path, monkeypatch):
+    """In MessagePack a byte is a list of 56 bytes."""
+    monkeypatch.setattr(geom, "_MAX_MOLECULE", 2**16)
+    path = write_msgpack(tmp_path / "a.msgpack", {"O": crude(), "OO": crude(conformers=[[[]] * 2**20] * 3),
+                                                "N": crude()})
+    with geom.Reader(path) as source:
+        assert len(source) == 3
+        assert len(list(source.read(range(1), ReadReport()))) == 3
+        with pytest.raises(DatasetError, match=r"molecule 1 \(after OO\).*more than 65536 bytes"):
+            list(source.read(range(1, 2), ReadReport()))
+
+
+def headers(kind, size, content=b""):
+    """A tar header that says what follows it, of `size` bytes, and that."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def bombs():
+    """Archives whose first member, a sound one, comes after far too much that only describes it."""
+    comment = b"60000 comment=" + b"x" * (60_000 - 15) + b"\n"
+    sparse = bytearray(headers(b"S", 0))
+    sparse[482] = 1  # its map goes on in the next block
+    sparse[148:156] = b"%06o\0 " % (sum(sparse[:148]) + 8 * 32 + sum(sparse[156:512]))
+    more = bytes(504) + b"\1" + bytes(7)
+    return {"pax": headers(b"x", len(comment), comment), "global pax": headers(b"g", len(comment), comment),
+            "long name": headers(b"L", 60_000, b"x" * 59_999 + b"\0"),
+            "chain": headers(b"x", 11, b"11 a=bcdef\n") * 2000, "zeros": headers(b"x", 2**31), "map of a sparse file": bytes(sparse) + more * 200}
+
+
+@pytest.mark.parametrize("name", bombs())
+def test_archives_with_endless_headers(tmp_path, name):
+    packed = msgpack.packb({"O": crude()})
+    member = tarfile.TarInfo("qm9_crude.msgpack")
+    member.size = len(packed)
+    content = bombs()[name] + (bytes(2**26) if name == "zeros" else b"") + member.tobuf() + packed + bytes(2048)
+    path = tmp_path / "a.msgpack.tar.gz"
+    path.write_bytes(gzip.compress(content, 1))
+    del content
+    tracemalloc.start()
+    try:
+        assert geom.Reader.matches(path) is False
+        with pytest.raises(DatasetError, match=r"a\.msgpack\.tar\.gz"):
+            geom.Reader(path)
+        with pytest.raises(DatasetError, match=r"a\.msgpack\.tar\.gz"):
+            list(geom._Stream(path, "tar", "").read(range(1)))
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+    finally:
+        tracemalloc.stop()
+
+
+def test_archives_with_long_names(tmp_path):
+    """Headers of an ordinary length are read."""
+    packed = msgpack.packb({"O": crude()})
+    for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        with tarfile.open(tmp_path / "a.tar.gz", "w:gz", format=format) as file:
+            member = tarfile.TarInfo("folder/" * 400 + "qm9_crude.msgpack")
+            member.size = len(packed)
+            file.addfile(member, io.BytesIO(packed))
+        assert geom.Reader.matches(tmp_path / "a.tar.gz") and len(read(tmp_path / "a.tar.gz")) == 3
+
+
+@pytest.mark.parametrize("options", [
+    {"max_conformers": "3"}, {"max_conformers": 2.5}, {"max_conformers": True}, {"subset": 5}, {"level_of_theory": 5}])
+def test_options_of_a_wrong_type(sample, options):
+    with pytest.raises(ConfigError, match=f"reader option {next(iter(options))} must be .*received"):
+        geom.Reader(sample("geom")[0], **options)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlip_jax.config import ConfigError
 from mlip_jax.datasets import npz
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import md17
@@ -137,13 +138,34 @@ def test_splits_that_do_not_fit(tmp_path, train, test, message):
         if text is not None:
             (tmp_path / f"{name}.csv").write_text(text)
     files = (str(tmp_path / "train.csv"), str(tmp_path / "test.csv"))
-    with md17.Reader(GENUINE, split_files=files) as source, pytest.raises(DatasetError, match=message):
-        source.official_split()
+    with pytest.raises(DatasetError, match=message):  # when it is opened, not after a conversion
+        md17.Reader(GENUINE, split_files=files)
 
 
 def test_split_files_are_two():
-    with pytest.raises(DatasetError, match="split_files are two files"):
-        md17.Reader(GENUINE, split_files="train.csv")
+    for files in ("train.csv", ("a", "b", "c"), 5, (1, 2)):
+        with pytest.raises(ConfigError, match="split_files must be"):
+            md17.Reader(GENUINE, split_files=files)
+
+
+def test_part_of_a_file_beside_the_splits_of_the_whole(tmp_path):
+    """The row numbers of the split are those of the whole file; the message says how to do without."""
+    (tmp_path / "splits").mkdir()
+    path = shutil.copy(GENUINE, tmp_path / "rmd17_ethanol.npz")
+    (tmp_path / "splits" / "index_train_01.csv").write_text("1\n70\n")
+    (tmp_path / "splits" / "index_test_01.csv").write_text("19\n3\n")
+    with pytest.raises(DatasetError, match="train_01.csv: 1 of its 2 rows.*reader_options=\"split_files=''\""):
+        md17.Reader(path)
+    for none in ("", (), []):
+        assert len(read(path, split_files=none)) == 20
+        assert md17.Reader(path, split_files=none).official_split() is None
+        assert md17.Reader(path, split_files=none).files() == [tmp_path / "rmd17_ethanol.npz"]
+
+
+@pytest.mark.parametrize("value", ["one", 1.5, True, None, 0])
+def test_number_of_the_split_is_an_integer(value):
+    with pytest.raises(ConfigError, match="reader option split_number must be an integer of 1 or more; received"):
+        md17.Reader(GENUINE, split_number=value)
 
 
 @pytest.mark.parametrize("keep", [0, 50, 4000, 9000])

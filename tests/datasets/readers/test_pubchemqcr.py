@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -149,7 +150,9 @@ def test_single_snapshot(tmp_path):
 
 
 @pytest.mark.parametrize("options", [
-    {"stages": ("DFT_3rd",)}, {"stages": ()}, {"stages": ("pm3", "pm3")}, {"stride": 0}, {"max_snapshots": 0}])
+    {"stages": ("DFT_3rd",)}, {"stages": ()}, {"stages": ("pm3", "pm3")}, {"stride": 0}, {"max_snapshots": 0},
+    {"stages": 3}, {"stages": ("pm3", 1)}, {"stride": "abc"}, {"stride": 2.5}, {"stride": True}, {"stride": None},
+    {"max_snapshots": "5"}, {"max_snapshots": 1.0}, {"summary": 5}, {"level_of_theory": 6}])
 def test_options_that_mean_nothing(sample, options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         pubchemqcr.Reader(sample("pubchemqcr")[0], **options)
@@ -275,6 +278,20 @@ def test_record_that_explodes(tmp_path, monkeypatch):
         read(path)
 
 
+def test_record_of_zeros_is_not_decompressed_whole(tmp_path):
+    """160 MiB of zeros, less than 1 MB in the file; zlib takes twice the limit while it puts its parts together."""
+    data = b"\x80\x04\x8d" + (160 * 2**20).to_bytes(8, "little") + bytes(160 * 2**20) + b"."
+    path = write(tmp_path, data, dump=lambda d: d, compress=lambda d: SAMPLE.gzip.compress(d, 1))
+    del data
+    tracemalloc.start()
+    try:
+        with pytest.raises(DatasetError, match="000000007: .*more than 67108864 bytes when decompressed"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 140 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
 def test_key_that_is_no_cid(tmp_path):
     path = write(tmp_path, {"DFT_1st": [WATER]}, key=b"metadata")
     assert not pubchemqcr.Reader.matches(path)
@@ -366,3 +383,37 @@ def test_two_readers_of_one_file(sample):
         list(first)
     second.close()
     assert not pubchemqcr._Environment._open
+
+
+def test_assumed_level_of_theory_is_told(sample):
+    path, _ = sample("pubchemqcr")
+    with pubchemqcr.Reader(path) as source:
+        note, = source.notes
+        assert "does not state its level of theory; B3LYP/6-31G* as published is assumed" in note
+        assert '--config.data.reader_options="level_of_theory=...' in note
+    with pubchemqcr.Reader(path, level_of_theory="B3LYP/6-31G*") as source:
+        assert source.notes == []
+
+
+def test_error_of_a_truncated_file_goes_between_processes(sample, tmp_path):
+    """A worker's error is pickled; one that cannot be read again hides what was wrong."""
+    cut = tmp_path / "cut.lmdb"
+    cut.write_bytes(sample("pubchemqcr")[0].read_bytes()[:12_288])
+    with pytest.raises(DatasetError) as error:
+        pubchemqcr.Reader(cut)
+    again = pickle.loads(pickle.dumps(error.value))
+    assert str(again) == str(error.value) and "cut.lmdb: truncated: 12288 bytes" in str(again)
+    assert isinstance(again, DatasetError)
+
+
+def test_lists_without_end_in_the_place_of_a_number(tmp_path):
+    """60 lists, each twice in the next: to walk through them takes centuries."""
+    endless = []
+    for _ in range(60):
+        endless = [endless, endless]
+    atom = WATER["coordinates"][0] | {"x": endless}
+    for field, value in (("coordinates", [atom] * 3), ("energy", endless), ("coordinates", endless),
+                         ("gradient", [WATER["gradient"][0] | {"dx": endless}] * 3), ("energy", 10**400)):
+        with pytest.raises(DatasetError, match=r"data\.lmdb:000000007/DFT_1st#0") as error:
+            read(write(tmp_path, {"DFT_1st": [WATER | {field: value}]}))
+        assert len(str(error.value)) < 1000

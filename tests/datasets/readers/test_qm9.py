@@ -1,11 +1,14 @@
 """The QM9 reader: its three forms, their units, the list of uncharacterized molecules, and damaged files."""
 
 import base64
+import bz2
 import importlib.util
+import io
 import json
 import shutil
 import sqlite3
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import ase
@@ -13,6 +16,7 @@ import ase.db
 import numpy as np
 import pytest
 
+from mlip_jax.config import ConfigError
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import qm9
 
@@ -195,8 +199,12 @@ def test_units_of_a_database_by_option(tmp_path):
     check_water(read(path, db_units="hartree")[0], "qm9.db:1")
     with pytest.raises(DatasetError, match="qm9.db:1: U0 of -76.4047 eV is .* off the isolated atoms"):
         read(path, db_units="eV")
-    with pytest.raises(DatasetError, match="db_units is 'kcal', expected"):
-        read(path, db_units="kcal")
+    for value in ("kcal", 1.0):
+        with pytest.raises(ConfigError, match="db_units.*(hartree|'hartree')"):
+            read(path, db_units=value)
+    for option, value in (("keep_uncharacterized", "yes"), ("keep_uncharacterized", 1), ("uncharacterized", 7)):
+        with pytest.raises(ConfigError, match=f"reader option {option} must be"):
+            read(path, **{option: value})
     named = database(tmp_path / "named.db", IN_HARTREE, metadata={"_property_unit_dict": NAMED})
     with pytest.raises(DatasetError, match="names its own units.*remove db_units='eV'"):
         read(named, db_units="eV")
@@ -306,3 +314,57 @@ def test_database_that_is_damaged(tmp_path):
     connection.close()
     with pytest.raises(DatasetError, match="a.db:2: energy_U0 has shape .*expected one number"):
         read(path)
+
+
+def write_members(path, *members):
+    with tarfile.open(path, "w:bz2") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_archives_that_explode(tmp_path):
+    """A few kB that stand for a header or a molecule of many MB."""
+    first = ("dsgdb9nsd_000001.xyz", made.METHANE.encode())
+    long = tarfile.TarInfo("x")
+    long.type, long.size = tarfile.XHDTYPE, 2**31
+    path = tmp_path / "a.tar.bz2"
+    path.write_bytes(bz2.compress(long.tobuf() + bytes(2**25)))
+    huge = write_members(tmp_path / "b.tar.bz2", ("dsgdb9nsd_000001.xyz", bytes(2**25)))
+    later = write_members(tmp_path / "c.tar.bz2", first, ("dsgdb9nsd_000002.xyz", bytes(2**25)))
+    comment = b"60000 comment=" + b"x" * (60_000 - 15) + b"\n"
+    long.size = len(comment)
+    between = tmp_path / "d.tar.bz2"
+    sound = bz2.decompress(write_members(tmp_path / "e.tar.bz2", first).read_bytes())[:512 * 3]
+    between.write_bytes(bz2.compress(sound + long.tobuf() + comment + bytes(-len(comment) % 512) + sound + bytes(1024)))
+    tracemalloc.start()
+    try:
+        for file in (path, huge):
+            assert qm9.Reader.matches(file) is False
+            with pytest.raises(DatasetError, match=f"{file.name}: (cannot be read|is none of QM9's forms)"):
+                qm9.Reader(file)
+        with qm9.Reader(later) as source, pytest.raises(DatasetError, match="c.tar.bz2.*33554432 bytes, which no mol"):
+            list(source.read(range(2), ReadReport()))
+        with qm9.Reader(between) as source, pytest.raises(DatasetError, match="d.tar.bz2: .*bytes of headers before a"):
+            list(source.read(range(2), ReadReport()))
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+
+
+def test_members_between_the_molecules_are_passed_over(tmp_path):
+    """Whatever their size."""
+    path = write_members(tmp_path / "a.tar.bz2", ("dsgdb9nsd_000001.xyz", made.METHANE.encode()),
+                         ("notes", bytes(10**6)), ("dsgdb9nsd_000002.xyz", made.AMMONIA.encode()))
+    assert [s.molecule for s in read(path)] == ["gdb 1", "gdb 2"]
+
+
+@pytest.mark.parametrize("number", [0, 119])
+def test_atoms_of_no_element(tmp_path, number):
+    path = database(tmp_path / "a.db", IN_HARTREE)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE systems SET numbers = ?", (np.array([number, 1, 1], np.int32).tobytes(),))
+    with pytest.raises(DatasetError, match=f"a.db:1: {number} is no atomic number"):
+        read(path, db_units="hartree")

@@ -6,7 +6,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from mlip_jax.datasets.selection import Selection
 
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import spice
@@ -73,12 +72,6 @@ def test_charges_of_the_genuine_molecules():
     assert len(charges) == 2
     assert next(charge for molecule, charge in charges.items() if "[Na+]" in molecule) == 1.0
     assert all(charge != 0 for charge in charges.values())
-
-
-def test_neutral_selection_of_charged_molecules_leaves_nothing():
-    selection = Selection(charge=0.0)
-    assert list(selection.filter(read(GENUINE))) == []
-    assert selection.removed == {"charge": 6} and selection.kept == 0
 
 
 def test_forces_point_downhill(tmp_path):
@@ -272,3 +265,47 @@ def test_reading_is_lazy_and_leaves_the_file_closed(tmp_path):
     structures.close()
     with h5py.File(path, "r+"):
         pass
+
+
+@pytest.mark.parametrize(("numbers", "message"), [
+    ([8, 0, 1], "0 is no atomic number; expected 1 to 118"), ([8, 306, 1], "306 is no atomic number"),
+    ([8, -1, 1], "-1 is no atomic number"), ([8, 119, 1], "119 is no atomic number"),
+    ([[8], [1], [1]], r"atomic numbers have shape \(3, 1\)"), (8, r"atomic numbers have shape \(\)")])
+def test_atomic_numbers_that_are_none(tmp_path, numbers, message):
+    path = write(tmp_path / "a.hdf5", atomic_numbers=np.array(numbers, np.int16))
+    with pytest.raises(DatasetError, match=f"a.hdf5:water: {message}"):
+        list(read(path))
+
+
+def test_all_elements_are_read(tmp_path):
+    path = write(tmp_path / "a.hdf5", numbers=(1, 118), smiles="[H][Og]")
+    assert [s.numbers.tolist() for s in read(path)] == [[1, 118]] * 2
+
+
+@pytest.mark.parametrize("field", ["smiles", "subset"])
+def test_texts_that_are_none(tmp_path, field):
+    path = write(tmp_path / "a.hdf5", **{field: None})
+    for count in (0, 2):
+        with h5py.File(path, "a") as file:
+            file["water"].pop(field, None)
+            file["water"].create_dataset(field, (count,), h5py.string_dtype())
+        with pytest.raises(DatasetError, match=rf"a.hdf5:water: {field} has shape \({count},\), expected one text"):
+            list(read(path))
+    with h5py.File(path, "a") as file:
+        del file["water"][field]
+        file["water"][field] = np.array([b"\xff\xfe"])
+    with pytest.raises(DatasetError, match=f"a.hdf5:water: {field} is no text in UTF-8"):
+        list(read(path))
+
+
+def test_data_of_an_impossible_size(tmp_path):
+    path = write(tmp_path / "a.hdf5", conformations=None)
+    with h5py.File(path, "a") as file:
+        file["water"].create_dataset("conformations", (2**40, 3, 3), "f8", chunks=(1, 3, 3))
+    with pytest.raises(DatasetError, match="a.hdf5:water: the record cannot be read"):
+        list(read(path))
+
+
+def test_order_of_the_atoms_is_part_of_the_identity():
+    """What the docstring says: nothing makes the SMILES canonical."""
+    assert molecule_identity("[O:1]([H:2])[H:3]") != molecule_identity("[H:1][O:2][H:3]")
