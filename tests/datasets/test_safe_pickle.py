@@ -285,7 +285,7 @@ ENDLESS = {
 @pytest.mark.parametrize("name", ENDLESS)
 def test_tuples_without_end(name):
     """They are hashed cell by cell when they are keys: of 45 tuples no process would come back."""
-    with pytest.raises(DatasetError, match=r"file\.pickle:7: the pickle makes tuples of tuples with more than 100000 c"):
+    with pytest.raises(DatasetError, match=r"file\.pickle:7: the pickle makes tuples of tuples with more than 100000"):
         loads(ENDLESS[name])
 
 
@@ -308,7 +308,7 @@ def test_values_without_end():
     for code, what in ((b"]", "values"), (b"}", "values"), (b"K\x01", "values"), (b"\x8c\0", "values"),
                        (b"\x8f", "sets"), (b"(\x91", "sets"), (b"\x8a\x01\x05", "long integers"),
                        (b"L5L\n", "long integers")):
-        with pytest.raises(DatasetError, match=f"file.pickle:7: the pickle makes more than [0-9]+ {what}, which no data"):
+        with pytest.raises(DatasetError, match=f"file.pickle:7: the pickle makes more than [0-9]+ {what}, which no d"):
             loads(hand(code * 4_100_000))
     for data in (hand(b"I" + b"9" * 30 + b"\n"), hand(b"I" + b"9" * 5000 + b"\n")):
         with pytest.raises(DatasetError, match="integer of more than 20 digits"):

@@ -463,8 +463,8 @@ def _unpack(file, size: int, path: Path, skip) -> Iterator[tuple[str, object]]:
             for _ in range(unpacker.read_map_header()):
                 smiles = unpacker.unpack()
                 if not isinstance(smiles, str):
-                    raise DatasetError(f"{path.name}: molecule {record} has the key {safe_pickle.shown(smiles)}, expected a "
-                                       "SMILES")
+                    raise DatasetError(f"{path.name}: molecule {record} has the key {safe_pickle.shown(smiles)}, "
+                                       "expected a SMILES")
                 last, file.left = smiles, _MAX_MOLECULE
                 if skip(record):
                     file.left = size

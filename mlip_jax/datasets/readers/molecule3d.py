@@ -34,8 +34,7 @@ import numpy as np
 from ase import units
 from ase.data import atomic_numbers
 
-from mlip_jax.config import ConfigError, unknown_name
-from mlip_jax.datasets import reader
+from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -71,7 +70,7 @@ class Reader(reader.Reader):
         self._orbital = _option("orbital_unit", orbital_unit, _ENERGY_UNITS)
         self._dipole = _option("dipole_unit", dipole_unit, _DIPOLE_UNITS)
         self._split = _option("split", split, {name: name for name in _SPLITS})
-        self._smiles = smiles
+        self._smiles = options.flag("smiles", smiles)
         folder = self.path / "raw" if (self.path / "raw").is_dir() else self.path
         self._parts = [_Sdf(p, *span) for span, p in sorted(_sdf_files(folder).items())]
         if not self._parts or not (folder / "properties.csv").is_file():
@@ -171,8 +170,8 @@ class Reader(reader.Reader):
             if len(numbers) and numbers.max() <= 18 and math.isfinite(energy) and not 0.3 < energy / scale < 2:
                 raise DatasetError(
                     f"{part.path.name}:{molecule}: a total energy of {energy:.4g} eV does not fit these atoms (about "
-                    f"{0.7 * scale:.4g}): the table is in another unit, or in another order than the SDF files. See "
-                    "the option energy_unit.")
+                    f"{0.7 * scale:.4g}): the table is in another unit, or in another order than the SDF files. "
+                    f"Name the unit, {options.how('energy_unit', 'hartree')}.")
 
     def _structure(self, block: bytes, molecule: int, record: int, source: str) -> Structure:
         numbers, positions, charge, title = _parse(block, source)
@@ -302,9 +301,7 @@ def _sdf_files(folder: Path) -> dict[tuple[int, int], Path]:
 
 
 def _option(name: str, value: str, known: dict):
-    if value not in known:
-        raise ConfigError(unknown_name(f"option {name} of reader 'molecule3d'", value, list(known)))
-    return known[value]
+    return known[options.one_of(name, value, list(known))]
 
 
 def _parse(block: bytes, source: str) -> tuple[np.ndarray, np.ndarray, int, str]:
@@ -324,6 +321,8 @@ def _parse(block: bytes, source: str) -> tuple[np.ndarray, np.ndarray, int, str]
             raise ValueError("positions that are not finite")
         symbols = [line[31:34].strip() for line in atoms]
         numbers = np.array([_ISOTOPES.get(s) or atomic_numbers[s] for s in symbols], np.int32)
+        if not numbers.all():
+            raise ValueError("a dummy atom")
         return numbers, positions, _charge(atoms, lines[4 + count:]), lines[0].strip()
     except (ValueError, KeyError) as error:
         raise DatasetError(f"{source}: the mol block is damaged ({type(error).__name__}: {error})") from error

@@ -33,8 +33,9 @@ import numpy as np
 from ase import units
 from ase.data import atomic_numbers, chemical_symbols
 
-from mlip_jax.datasets import reader
+from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.ase_database import AseDatabase, AseRow, is_ase_database
+from mlip_jax.datasets.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -67,6 +68,7 @@ class Reader(reader.Reader):
 
     def __init__(self, path: str | Path, summary: str = "auto"):
         super().__init__(path)
+        summary = options.text("summary", summary)
         self._database = AseDatabase(self.path)
         try:
             self._open(summary)
@@ -130,7 +132,7 @@ class Reader(reader.Reader):
         if self._summary is not None:
             properties = self._summary.labels(row, energy, source)
         return Structure(
-            numbers=row.numbers, positions=row.positions, energy=energy * units.Hartree,
+            numbers=checked_numbers(row.numbers, source), positions=row.positions, energy=energy * units.Hartree,
             forces=_forces(row, source), molecule=smiles or f"moses {row.key_value_pairs['moses_id']}", smiles=smiles,
             record=record, source=source, properties=properties)
 
@@ -174,8 +176,8 @@ class Reader(reader.Reader):
         if not summary:
             return None
         if not Path(summary).is_file() or summary.endswith(".gz"):
-            raise DatasetError(f"{summary}: no such unpacked table. Give summary.csv of the release as the option "
-                               "summary (after gzip -d), or summary='' for none.")
+            raise DatasetError(f"{summary}: no such unpacked table. Give summary.csv of the release (after gzip -d), "
+                               f"{options.how('summary', 'FILE')}, or '' for none.")
         return Path(summary)
 
 

@@ -34,7 +34,8 @@ import numpy as np
 from ase import units
 from ase.data import chemical_symbols
 
-from mlip_jax.datasets import npz, reader
+from mlip_jax.datasets import npz, options, reader
+from mlip_jax.datasets.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -65,7 +66,8 @@ class Reader(reader.Reader):
     def __init__(self, path: str | Path, properties: bool = True, duplicates: str | Path | None = None):
         super().__init__(path)
         self.atom_energies = {chemical_symbols[z]: e for z, e in _ATOM_ENERGIES.items()}
-        self._properties = properties
+        self._properties = properties = options.flag("properties", properties)
+        duplicates = options.path("duplicates", duplicates, allow_none=True)
         self._duplicates = Path(duplicates) if duplicates else None
         duplicate = _duplicates(self._duplicates)
         if self.path.suffix == ".npz":
@@ -158,7 +160,7 @@ class _Groups:
         for field in ("atNUM", "atXYZ", "ePBE0+MBD"):
             if field not in group:
                 raise DatasetError(f"{source}: expected {field!r}, as QM7-X has it; found {sorted(group)}")
-        numbers = np.asarray(group["atNUM"][()], np.int32).reshape(-1)
+        numbers = checked_numbers(group["atNUM"][()].reshape(-1), source)
         n = len(numbers)
         energy = float(_values(group, "ePBE0+MBD", (), source))
         _check_energy(energy, numbers, source)
@@ -212,7 +214,7 @@ class _Padded:
     def _structure(self, record, z, R, E, F) -> Structure:
         real = z > 0  # padding has atomic number 0
         source = f"{self.paths[0].name}:{record}"
-        numbers = z[real].astype(np.int32)
+        numbers = checked_numbers(z[real], source)
         energy = float(E.reshape(-1)[0])
         if not len(numbers) or (z < 0).any():
             raise DatasetError(f"{source}: {z.tolist()} are no atomic numbers with zeros for padding")

@@ -295,7 +295,8 @@ def _conformer(**changes):
 
 @pytest.mark.parametrize(("molecule", "message"), [
     ([1, 2], "found list"), ("conformers", "found str"), (5, "found int"), ({"conformers": {}}, "found.*conformers"),
-    (crude(conformers=[1]), "#0: a conformer is int"), (_conformer(xyz=[[8, 0, 0]]), r"#0: xyz has the row \[8, 0, 0\]"),
+    (crude(conformers=[1]), "#0: a conformer is int"),
+    (_conformer(xyz=[[8, 0, 0]]), r"#0: xyz has the row \[8, 0, 0\]"),
     (_conformer(xyz=[]), "#0: xyz has 0 rows"), (_conformer(xyz=[["O", 0, 0, 0]]), "#0: .*not four numbers"),
     (_conformer(xyz=[[8.5, 0, 0, 0]]), "#0: 8.5 is no atomic"),
     (_conformer(xyz=[[0, 0, 0, 0]]), "#0: 0 is no atomic"),
@@ -483,9 +484,9 @@ def test_molecule_of_a_stream_that_is_too_long(tmp_path, monkeypatch):
             list(source.read(range(1, 2), ReadReport()))
 
 
-def headers(kind, size, content=b""):
+def headers(kind, size, content=b"", name="x"):
     """A tar header that says what follows it, of `size` bytes, and that."""
-    info = tarfile.TarInfo("x")
+    info = tarfile.TarInfo(name)
     info.type, info.size = kind, size
     return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
 
@@ -493,13 +494,14 @@ def headers(kind, size, content=b""):
 def bombs():
     """Archives whose first member, a sound one, comes after far too much that only describes it."""
     comment = b"60000 comment=" + b"x" * (60_000 - 15) + b"\n"
-    sparse = bytearray(headers(b"S", 0))
+    sparse = bytearray(headers(b"S", 0, name="qm9_crude.msgpack"))
     sparse[482] = 1  # its map goes on in the next block
     sparse[148:156] = b"%06o\0 " % (sum(sparse[:148]) + 8 * 32 + sum(sparse[156:512]))
     more = bytes(504) + b"\1" + bytes(7)
     return {"pax": headers(b"x", len(comment), comment), "global pax": headers(b"g", len(comment), comment),
             "long name": headers(b"L", 60_000, b"x" * 59_999 + b"\0"),
-            "chain": headers(b"x", 11, b"11 a=bcdef\n") * 2000, "zeros": headers(b"x", 2**31), "map of a sparse file": bytes(sparse) + more * 200}
+            "chain": headers(b"x", 11, b"11 a=bcdef\n") * 2000, "zeros": headers(b"x", 2**31),
+            "map of a sparse file": bytes(sparse) + more * 200 + bytes(512)}
 
 
 @pytest.mark.parametrize("name", bombs())
