@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Store:
         self.manifest = _read_manifest(self.path)
         sizes = [s["structures"] for s in self.manifest["shards"]]
         self._ends = np.cumsum(sizes, dtype=np.int64)
+        self._lock = threading.Lock()
         self._open: collections.OrderedDict[int, Shard] = collections.OrderedDict()
         self._index: dict[str, np.ndarray] = {}
         physical = self.path / "index" / "physical.npy"
@@ -173,15 +175,16 @@ class Store:
                        np.array(self.index("record")[indices]), empty, empty, cell, pbc)
 
     def _shard(self, number: int) -> Shard:
-        shard = self._open.get(number)
-        if shard is None:
-            shard = Shard(self.path / "shards" / self.manifest["shards"][number]["file"])
-            self._open[number] = shard
-            if len(self._open) > _OPEN_SHARDS:
-                self._open.popitem(last=False)
-        else:
-            self._open.move_to_end(number)
-        return shard
+        with self._lock:  # batches are built in a thread while another reads for validation
+            shard = self._open.get(number)
+            if shard is None:
+                shard = Shard(self.path / "shards" / self.manifest["shards"][number]["file"])
+                self._open[number] = shard
+                if len(self._open) > _OPEN_SHARDS:
+                    self._open.popitem(last=False)
+            else:
+                self._open.move_to_end(number)
+            return shard
 
 
 _NOTHING = Columns.from_structures([])

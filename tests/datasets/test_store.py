@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -345,3 +346,19 @@ def test_holes_have_no_numbers(stores):
     assert {reason for _, reason in removed} == {"energy outlier"} and len(removed) == 102 - len(found)
     assert not kept & {identity for identity, _ in removed}
     assert found.manifest["counts"]["removed"] == {"energy outlier": len(removed)}
+
+
+def test_threads_share_a_store(stores, monkeypatch):
+    """Fewer shards open than there are: one thread closes what another is about to use."""
+    monkeypatch.setattr(store, "_OPEN_SHARDS", 2)
+    path, expected = stores["molecules"]
+    found = Store(path)
+
+    def read(seed):
+        order = np.random.default_rng(seed).permutation(len(expected))
+        for s in order:
+            np.testing.assert_allclose(found.take([s], labels_only=True).energy, expected.energy[[s]])
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(16)))
