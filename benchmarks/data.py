@@ -33,6 +33,7 @@ from mlip_jax.graphs.neighbors import neighbor_list
 from mlip_jax.main import ALLOCATOR
 
 CUTOFF = 5.0
+SPRING = 2.4  # hartree/Å², so that a bond is as stiff as a real one, which the checks look at
 PACKAGES = ("numpy", "h5py", "grain", "jax", "vesin", "matscipy", "ase")
 
 
@@ -48,7 +49,7 @@ def molecule(rng: np.random.Generator, n_atoms: int) -> np.ndarray:
 
 
 def write_spice(path: Path, num_molecules: int, conformations: int = 50, n_atoms: int = 40, seed: int = 0) -> int:
-    """A SPICE-layout file of so many structures; energies and forces are those of springs between neighbours."""
+    """A SPICE-layout file of so many structures; energies and forces are those of springs that hold the atoms."""
     rng = np.random.default_rng(seed)
     templates = [molecule(rng, n_atoms) for _ in range(20)]
     with h5py.File(path, "w") as file:
@@ -61,8 +62,8 @@ def write_spice(path: Path, num_molecules: int, conformations: int = 50, n_atoms
             for name, data, unit in (
                     ("atomic_numbers", numbers.astype(np.int16), None),
                     ("conformations", ((rest + moves) / 0.529177210903).astype(np.float32), "bohr"),
-                    ("dft_total_energy", -40.0 * n_atoms + 0.5 * 0.2 * (moves ** 2).sum((1, 2)), "hartree"),
-                    ("dft_total_gradient", (0.2 * moves * 0.529177210903).astype(np.float32), "hartree/bohr"),
+                    ("dft_total_energy", -40.0 * n_atoms + 0.5 * SPRING * (moves ** 2).sum((1, 2)), "hartree"),
+                    ("dft_total_gradient", (SPRING * moves * 0.529177210903).astype(np.float32), "hartree/bohr"),
                     ("formation_energy", np.full(conformations, -5.0), "hartree")):
                 made = group.create_dataset(name, data=data)
                 if unit:
@@ -208,15 +209,19 @@ def _memory_of(folder: Path, atoms: int) -> None:
     print(f"{count} structures, {40 * count / 1e6:.1f} million atoms, {path.stat().st_size / 2**20:.0f} MiB of HDF5")
     store = folder / "store"
     model = ["num_features=24", "num_layers=1"]
+    script = [sys.executable, __file__]
     for task, command in (
-            ("convert", ["--config=configs/convert.py", f"--config.data.path={path}", f"--workdir={store}"]),
-            ("train", ["--config=configs/spice.py:painn", f"--config.data.path={store}", f"--workdir={folder / 'run'}",
+            ("convert", [*script, "child", "--config=configs/convert.py", f"--config.data.path={path}",
+                         f"--workdir={store}"]),
+            ("input alone, 2,000 batches", [*script, "pull", str(store)]),
+            ("train", [*script, "child", "--config=configs/spice.py:painn", f"--config.data.path={store}",
+                       f"--workdir={folder / 'run'}",
                        "--config.train.num_steps=1000", "--config.train.valid_every=500",
                        f"--config.data.num_train={count}", "--config.data.num_valid=1000",
                        "--config.data.num_test=1000", *(f"--config.model.options.{m}" for m in model)])):
         start = time.perf_counter()
         with open(folder / "log", "w") as log:
-            run = subprocess.run([sys.executable, __file__, "child", *command], stdout=log, stderr=log)
+            run = subprocess.run(command, stdout=log, stderr=log)
         lines = (folder / "log").read_text().splitlines()
         if run.returncode:
             sys.exit("\n".join(lines[-30:]))
@@ -233,14 +238,27 @@ def child(arguments: list[str]) -> None:
         if end.code:
             raise
     finally:
-        own, largest = (resource.getrusage(who).ru_maxrss / 2**10
-                        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        print(f"peak memory {own:.0f} MiB, of the largest worker {largest:.0f} MiB", file=sys.stderr)
+        _tell_memory()
+
+
+def pull(store: str) -> None:
+    """Batches from a store, without a model and without compiling anything."""
+    batches, split = _batches(Store(store), 8)
+    _pull(batches, split, None, 2000)
+    _tell_memory()
+
+
+def _tell_memory() -> None:
+    own, largest = (resource.getrusage(who).ru_maxrss / 2**10
+                    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(f"peak memory {own:.0f} MiB, of the largest worker {largest:.0f} MiB", file=sys.stderr)
 
 
 def main() -> None:
     if sys.argv[1:2] == ["child"]:
         return child(sys.argv[2:])
+    if sys.argv[1:2] == ["pull"]:
+        return pull(sys.argv[2])
     if "GLIBC_TUNABLES" not in os.environ:  # as the main program has it; read when a process starts
         os.environ["GLIBC_TUNABLES"] = ALLOCATOR
         os.execv(sys.executable, [sys.executable, *sys.argv])
