@@ -108,7 +108,7 @@ def data_defaults(data: ml_collections.ConfigDict) -> None:
     data.verify = placeholder(bool)  # compare a store with its checksums at the start; unset: up to 4 GiB
     data.refuse = True  # stop when the checks of a new file find errors
     data.elements = placeholder(tuple)
-    data.charge = placeholder(float)  # only this total charge
+    data.charge = placeholder(float)  # only this total charge; nan: any
     data.min_atoms = placeholder(int)
     data.max_atoms = placeholder(int)
     data.max_force = placeholder(float)  # largest force component, eV/Å

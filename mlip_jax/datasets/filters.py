@@ -30,7 +30,7 @@ class Filters:
 
     Attributes:
       elements: Symbols that are allowed.
-      charge: Total charge that is asked for, in e.
+      charge: Total charge that is asked for, in e; NaN is off, too.
       min_atoms, max_atoms: Smallest and largest number of atoms.
       max_force: Largest force component, eV/Å.
       min_distance: Smallest distance between two atoms, Å.
@@ -53,6 +53,8 @@ class Filters:
     max_force_z: float | None = None
 
     def __post_init__(self):
+        if self.charge is not None and np.isnan(self.charge):
+            self.charge = None
         if isinstance(self.elements, str):
             raise ValueError(f"elements must be a sequence of symbols such as ('H', 'C'), received {self.elements!r}")
         for symbol in self.elements or ():

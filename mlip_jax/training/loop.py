@@ -125,16 +125,17 @@ class Loop:
         row.update({k: float(f(position.step)) for k, f in self.schedules.items()})
         self._recorder.write({"step": position.step, "epoch": position.epoch, "seconds": position.seconds,
                               "structures_per_second": rate, **row})
-        self._show(position.step, f"E {row['train_energy_mae_mev_per_atom']:.1f} meV/atom  "
-                   f"F {row['train_force_mae_mev_per_ang']:.0f} meV/Å  {rate:.0f} structures/s")
+        self._show(position.step, f"E {_figure(row['train_energy_mae_mev_per_atom'], 1)} meV/atom  "
+                   f"F {_figure(row['train_force_mae_mev_per_ang'], 0)} meV/Å  {rate:.0f} structures/s")
 
     def _validate(self, state: TrainState, position: Position) -> None:
         row = averages(validate(self.trainer, state.ema, self.valid, self.batches), self.beta_valid, "valid")
         position.seconds = time.monotonic() - self._begin
         self._recorder.write({"step": position.step, "epoch": position.epoch, "seconds": position.seconds, **row})
         best = row["valid_loss"] < position.best_loss
-        log.info("step %d  validation: energy %.2f meV/atom, force %.1f meV/Å%s", position.step,
-                 row["valid_energy_mae_mev_per_atom"], row["valid_force_mae_mev_per_ang"], "  (best)" if best else "")
+        log.info("step %d  validation: energy %s meV/atom, force %s meV/Å%s", position.step,
+                 _figure(row["valid_energy_mae_mev_per_atom"], 2), _figure(row["valid_force_mae_mev_per_ang"], 1),
+                 "  (best)" if best else "")
         if best:
             position.best_loss = row["valid_loss"]
             self._save(self._best, state, position)
@@ -155,3 +156,8 @@ class Loop:
         self._bar.update(self._task, completed=step, text=text)
         if not self._bar.console.is_terminal:
             log.info("step %d/%d  %s", step, self.options.num_steps, text)
+
+
+def _figure(value: float, digits: int) -> str:
+    """A dash where the data have no such label."""
+    return f"{value:.{digits}f}" if np.isfinite(value) else "-"

@@ -6,6 +6,7 @@ import csv
 import os
 from pathlib import Path
 
+import numpy as np
 from tensorboardX import SummaryWriter
 
 COLUMNS = ("step", "epoch", "seconds", "learning_rate", "beta", "train_loss", "train_energy_mae_mev_per_atom",
@@ -40,7 +41,7 @@ class Recorder:
             csv.DictWriter(file, COLUMNS).writerow(
                 {k: f"{v:.7g}" if isinstance(v, float) else v for k, v in row.items()})
         for name, value in row.items():
-            if name != "step":
+            if name != "step" and np.isfinite(value):  # NaN where the data have no such label
                 self._board.add_scalar(name, value, int(row["step"]))
 
     def close(self) -> None:

@@ -200,3 +200,4 @@ def test_codes_are_equal_where_molecules_are(molecule):
 def test_charges_that_are_not_quite_whole():
     columns = Columns.from_structures([structure(charge=c) for c in (1e-9, -2e-4, 0.3, 1.0, NAN)])
     assert names(Filters(charge=0.0).reasons(columns)) == ["kept", "kept", "charge", "charge", "charge"]
+    assert not Filters(charge=NAN).reasons(columns).any()
