@@ -210,18 +210,19 @@ def _memory_of(folder: Path, atoms: int) -> None:
     store = folder / "store"
     model = ["num_features=24", "num_layers=1"]
     script = [sys.executable, __file__]
-    for task, command in (
+    train = [*script, "child", "--config=configs/spice.py:painn", f"--config.data.path={store}",
+             "--config.train.num_steps=1000", "--config.train.valid_every=500", f"--config.data.num_train={count}",
+             "--config.data.num_valid=1000", "--config.data.num_test=1000",
+             *(f"--config.model.options.{m}" for m in model)]
+    for task, command, tunables in (
             ("convert", [*script, "child", "--config=configs/convert.py", f"--config.data.path={path}",
-                         f"--workdir={store}"]),
-            ("input alone, 2,000 batches", [*script, "pull", str(store)]),
-            ("train", [*script, "child", "--config=configs/spice.py:painn", f"--config.data.path={store}",
-                       f"--workdir={folder / 'run'}",
-                       "--config.train.num_steps=1000", "--config.train.valid_every=500",
-                       f"--config.data.num_train={count}", "--config.data.num_valid=1000",
-                       "--config.data.num_test=1000", *(f"--config.model.options.{m}" for m in model)])):
+                         f"--workdir={store}"], ALLOCATOR),
+            ("input alone, 2,000 batches", [*script, "pull", str(store)], ALLOCATOR),
+            ("train", [*train, f"--workdir={folder / 'tuned'}"], ALLOCATOR),
+            ("train, allocator as the system has it", [*train, f"--workdir={folder / 'plain'}"], "")):
         start = time.perf_counter()
         with open(folder / "log", "w") as log:
-            run = subprocess.run(command, stdout=log, stderr=log)
+            run = subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"GLIBC_TUNABLES": tunables})
         lines = (folder / "log").read_text().splitlines()
         if run.returncode:
             sys.exit("\n".join(lines[-30:]))

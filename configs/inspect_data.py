@@ -2,9 +2,9 @@
 
     python -m mlip_jax.main --config=configs/inspect_data.py --config.data.path=FILE_OR_STORE --workdir=runs/look
 
-Prints a summary, and writes dataset.md, dataset.png and dataset.json into the workdir. A file is converted into a store
-first (configs/convert.py), whatever the checks find; the filters of config.data apply. Hardware: CPU; some 10,000
-structures a second and core for the conversion, a tenth of its time for the rest.
+Prints a summary, and writes dataset.md, dataset.png, dataset.json and left_out.csv (what filters took) into the workdir.
+A file is converted into a store first (configs/convert.py), whatever the checks find; the filters of config.data apply.
+Hardware: CPU; some 10,000 structures a second and core for the conversion, about as long for the rest.
 """
 
 import ml_collections

@@ -4,10 +4,12 @@ generated."""
 from __future__ import annotations
 
 import ast
+import csv
 import dataclasses
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from ase.data import atomic_numbers
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import scaffolds, split_files, splits, subsets
 from mlip_jax.datasets.conversion import Recipe, convert, identify
-from mlip_jax.datasets.filters import Filters, count_reasons
+from mlip_jax.datasets.filters import Filters, count_reasons, identities
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.readers import spice
 from mlip_jax.datasets.statistics import NUM_ELEMENTS, isolated_from_formation
@@ -40,13 +42,15 @@ class LoadedData:
     """The selected structures of a store, and what is known of them.
 
     Attributes:
-      store: Where they are. indices: Their numbers there, ascending, (S,) int64.
+      store: Where they are. indices: Their numbers there, ascending, (S,) int64. reasons: Why each structure of the
+        store is left out, (len(store),) int8: codes of filters.REASONS, 0 for those that are not.
       name: Of the data. level_of_theory: Of the labels. notes: What a reader of results must know.
       counts: What was read, skipped and left out.
     """
 
     store: Store
     indices: np.ndarray
+    reasons: np.ndarray
     name: str
     level_of_theory: str
     notes: list[str]
@@ -164,7 +168,7 @@ def load(data: Any) -> LoadedData:
                      + HOW_TO_GET_SPICE)
     for note in notes:
         log.warning(note)
-    return LoadedData(store, indices, name, level, notes, counts)
+    return LoadedData(store, indices, reasons, name, level, notes, counts)
 
 
 def select(store: Store, filters: Filters) -> np.ndarray:
@@ -177,6 +181,17 @@ def select(store: Store, filters: Filters) -> np.ndarray:
         reasons[kept] = filters.molecule_outliers(*(store.index(n)[kept] for n in (
             "molecule", "energy", "force_rms", "n_atoms")))
     return reasons
+
+
+def write_left_out(path: Path, data: LoadedData) -> None:
+    """A CSV with the identity of every structure of the store that the filters took out, and the reason."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["structure", "reason"])
+        for here, columns in data.store.chunks(np.flatnonzero(data.reasons)):
+            writer.writerows(identities(columns, data.reasons[here]))
+    os.replace(temporary, path)
 
 
 def split(data: LoadedData, options: Any) -> dict[str, np.ndarray]:

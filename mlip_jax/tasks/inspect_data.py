@@ -30,7 +30,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     config = configs.complete(config, configs.inspect_defaults())
     with claimed(workdir, configs.identity(config)) as folder:
         config.data.refuse = False  # what is wrong with the data is what one wants to see
-        summary = summarize(source.load(config.data))
+        data = source.load(config.data)
+        source.write_left_out(folder / "left_out.csv", data)
+        summary = summarize(data)
         print_summary(summary)
         write_dataset_report(folder, summary)
     log.info("%s", folder / "dataset.md")

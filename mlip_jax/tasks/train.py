@@ -63,6 +63,8 @@ def _split(config, data, workdir, cutoff: float) -> dict[str, Split]:
     parts = source.split(data, c)
     molecule = data.store.index("molecule")
     about = splits_module.describe(parts, molecule)
+    if not (workdir / "left_out.csv").exists():
+        source.write_left_out(workdir / "left_out.csv", data)
     _keep_split(workdir / "splits.npz", parts, {
         "store": str(data.store.path), "split": c.split_files or c.split, "seed": c.split_seed, "parts": about})
     n_atoms, n_edge = data.store.index("n_atoms"), edge_counts(data.store, cutoff)

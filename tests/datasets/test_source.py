@@ -463,3 +463,12 @@ def test_nested_subsets_of_the_training_part(options):
     assert len(np.unique(store.index("molecule")[small["train"]])) == 3
     for name in ("valid", "test"):
         np.testing.assert_array_equal(small[name], whole[name])
+
+
+def test_what_filters_took_is_listed(options, tmp_path):
+    loaded = source.load(options(DATA, charge=0.0, max_atoms=8))
+    source.write_left_out(tmp_path / "left_out.csv", loaded)
+    rows = [line.rsplit(",", 1) for line in (tmp_path / "left_out.csv").read_text().splitlines()[1:]]
+    expected = [(f"{s.source}#{s.conformer}", "charge" if s.charge else "too many atoms") for s in structures()
+                if s.charge or len(s) > 8]
+    assert [tuple(row) for row in rows] == expected and len(rows) == 102 - len(loaded.indices) > 10
