@@ -2,7 +2,7 @@
 
     python -m mlip_jax.main --config=configs/inspect_data.py --config.data.path=FILE_OR_STORE --workdir=runs/look
 
-Prints a summary, and writes dataset.md, dataset.png, dataset.json and left_out.csv (what filters took) into the workdir.
+Prints a summary, and writes dataset.md, dataset.png, dataset.json and left_out.csv (what filters took) to the workdir.
 A file is converted into a store first (configs/convert.py), whatever the checks find; the filters of config.data apply.
 Hardware: CPU; some 10,000 structures a second and core for the conversion, about as long for the rest.
 """
