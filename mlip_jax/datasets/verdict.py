@@ -169,7 +169,10 @@ def _judge_scale(findings, length):
         also = ", and that of the energies, which fit them" if fits else ""
         problems.append(Problem("error", "gradients", "these look like gradients (dE/dx), not forces: change their "
                                 f"sign{also} ({found})"))
-    if not 1 / _BOND_BAND <= abs(scale) <= _BOND_BAND:
+    if scale == 0:
+        problems.append(Problem("error", "units", f"forces do not change with the positions ({found}): are they all "
+                                "zero? Store unknown forces as NaN, or leave them out"))
+    elif not 1 / _BOND_BAND <= abs(scale) <= _BOND_BAND:
         problems.append(Problem("error", "units", f"{_explain_scale(abs(scale), fits)} ({found}). {_CONVERT}"))
     return problems
 
@@ -178,7 +181,7 @@ def _explain_scale(scale, fits):
     """What a factor of the forces is, where energies fit them and where nothing is known of energies."""
     table = [g for g in _unit_table() if abs(math.log(g.ratio)) <= math.log(1 + _NAMED)] if fits else _forces_table()
     which = "energies and forces are both about" if fits else "forces are about"
-    factor = float(f"{max(scale, 1 / scale if scale else math.inf):.2g}")
+    factor = float(f"{max(scale, 1 / scale):.2g}")
     size = f"{factor:g} times too {'large' if scale > 1 else 'small'}"
     near = [(abs(math.log(scale / g.scale)), g) for g in table] if scale else []
     near = sorted((g.far, distance, g) for distance, g in near if distance <= math.log(_BOND_NAMED))

@@ -508,3 +508,14 @@ def test_distribution_leaves_out_what_is_not_finite():
     assert found.count == 3 and sum(found.bins.values()) == 3
     json.dumps(found.to_json(), allow_nan=False)
     assert found.quantile(0.0) <= 0 and np.isnan(Distribution().median)
+
+
+def test_forces_that_are_all_zero():
+    """As files have it that hold none."""
+    rng = np.random.default_rng(0)
+    water = np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    columns = Columns.from_structures([
+        Structure(np.array([8, 1, 1]), water + rng.normal(0, 0.03, (3, 3)), energy=-10.0, forces=np.zeros((3, 3)),
+                  molecule="water", conformer=c) for c in range(60)])
+    messages = [p.message for p in verdict(examine(columns)) if p.severity == "error"]
+    assert len(messages) == 1 and "are they all zero" in messages[0] and "inf" not in messages[0].replace("infin", "")
