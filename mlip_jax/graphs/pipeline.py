@@ -6,7 +6,6 @@ nor the time to the first batch grow with the data set.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -84,8 +83,7 @@ class Stream:
 
     def close(self) -> None:
         """Stop the thread."""
-        with contextlib.suppress(Exception):
-            self._iterator.close()
+        self._iterator.close()
 
 
 def _unstoppable(function):

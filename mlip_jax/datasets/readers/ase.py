@@ -21,10 +21,6 @@ Extended XYZ, databases and trajectories are read at any frame; other formats on
 
 from __future__ import annotations
 
-import abc
-import dataclasses
-import io
-import itertools
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -32,12 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import Atoms, units
+from ase import units
 from ase.data import chemical_symbols
 
 from mlip_jax.config import ConfigError, unknown_name
 from mlip_jax.datasets import options, reader
-from mlip_jax.datasets.ase_database import AseDatabase, is_ase_database, is_sqlite
+from mlip_jax.datasets.ase_database import is_ase_database
+from mlip_jax.datasets.ase_frames import Frame, is_trajectory, is_xyz, open_frames
 from mlip_jax.datasets.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers.spice import charge_from_smiles
@@ -50,8 +47,6 @@ ENERGY_UNITS = {"eV": 1.0, "meV": 1e-3, "hartree": units.Hartree, "Ha": units.Ha
                 "kJ/mol": units.kJ / units.mol}
 LENGTH_UNITS = {"Ang": 1.0, "angstrom": 1.0, "Å": 1.0, "bohr": units.Bohr, "nm": 10.0, "pm": 0.01}
 _FIRST = 10  # frames that are searched for the labels asked for
-_TRAJECTORY_MAGIC = b"- of UlmASE-Trajectory"
-_PICKLES = {"bundletrajectory"}
 
 
 def _force_unit(text: str) -> float:
@@ -69,38 +64,6 @@ def _unit(text: str, table: Mapping[str, float], option: str) -> float:
         if name.lower() == text.strip().lower():
             return value
     raise ConfigError(unknown_name(option, text, list(table)))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Frame:
-    """What one frame holds, nothing converted. `labels` belong to the whole, `arrays` to the atoms."""
-
-    numbers: np.ndarray
-    positions: np.ndarray
-    cell: np.ndarray
-    pbc: np.ndarray
-    charge: float
-    labels: dict[str, Any]
-    arrays: dict[str, Any]
-    results: dict[str, Any]
-
-
-class _Frames(abc.ABC):
-    """The frames of a file."""
-
-    sequential = False
-
-    @abc.abstractmethod
-    def __len__(self) -> int:
-        """Number of frames."""
-
-    @abc.abstractmethod
-    def read(self, records: range) -> Iterator[_Frame]:
-        """Frames by number, ascending."""
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Let go of the file."""
 
 
 class Reader(reader.Reader):
@@ -143,7 +106,7 @@ class Reader(reader.Reader):
         forces_unit = options.text("forces_unit", forces_unit)
         self._force = _force_unit(forces_unit) if forces_unit else self._energy / self._length
         self._force *= -1 if options.flag("forces_are_gradients", forces_are_gradients) else 1
-        self._frames = _open(self.path, options.text("format", format))
+        self._frames = open_frames(self.path, options.text("format", format))
         self.sequential = self._frames.sequential
         try:
             if not len(self._frames):
@@ -160,7 +123,7 @@ class Reader(reader.Reader):
     @classmethod
     def matches(cls, path: Path) -> bool:
         try:
-            return path.is_file() and (is_ase_database(path) or _is_trajectory(path) or _is_xyz(path))
+            return path.is_file() and (is_ase_database(path) or is_trajectory(path) or is_xyz(path))
         except OSError:
             return False
 
@@ -185,7 +148,7 @@ class Reader(reader.Reader):
             report.structures += 1
             yield self._structure(frame, record, source)
 
-    def _structure(self, frame: _Frame, record: int, source: str) -> Structure:
+    def _structure(self, frame: Frame, record: int, source: str) -> Structure:
         n, periodic = len(frame.numbers), bool(np.any(frame.pbc))
         energy = _label(frame, self._keys["energy"], (), False, source)
         forces = _label(frame, self._keys["forces"], (n, 3), True, source) if self._keys["forces"] else None
@@ -202,13 +165,13 @@ class Reader(reader.Reader):
             atom_properties={k: _label(frame, k, (n, *shape), True, source)
                              for k, shape in self._atom_shapes.items()})
 
-    def _charge(self, frame: _Frame, smiles: str, source: str) -> float:
+    def _charge(self, frame: Frame, smiles: str, source: str) -> float:
         charge = float(_label(frame, self._keys["charge"], (), False, source))
         if not math.isnan(charge):
             return charge
         return float(charge_from_smiles(smiles)) if smiles else _whole(frame.charge) or 0.0
 
-    def _note_partial_charges(self, frames: list[_Frame]) -> None:
+    def _note_partial_charges(self, frames: list[Frame]) -> None:
         for i, f in enumerate(frames):
             if _whole(f.charge) is None and not _has(f, self._keys["charge"]) and not _text(f, self._keys["smiles"]):
                 self.notes.append(
@@ -217,7 +180,7 @@ class Reader(reader.Reader):
                     f"of the total charge, {options.how('charge_key', 'NAME')}, if there is one")
                 return
 
-    def _molecule(self, frame: _Frame, smiles: str, source: str) -> str:
+    def _molecule(self, frame: Frame, smiles: str, source: str) -> str:
         key = self._keys["molecule"]
         name = _text(frame, key) if key else smiles or _formula(frame.numbers)
         if not name:
@@ -225,7 +188,7 @@ class Reader(reader.Reader):
                                "leave out molecule_key.")
         return name
 
-    def _check_keys(self, frames: list[_Frame]) -> None:
+    def _check_keys(self, frames: list[Frame]) -> None:
         for option in ("energy", "molecule"):
             if self._keys[option]:
                 self._require(frames, self._keys[option], f"{option}_key")
@@ -240,14 +203,14 @@ class Reader(reader.Reader):
                 self._require(frames, key, "forces_key")
             log.warning("%s: no forces in the first %d frames", self.path, len(frames))
 
-    def _require(self, frames: list[_Frame], key: str, option: str) -> None:
+    def _require(self, frames: list[Frame], key: str, option: str) -> None:
         if not any(_has(f, key) for f in frames):
             raise DatasetError(
                 f"{self.path}: {key!r} is in none of the first {len(frames)} frames; found: {_found(frames)}. Give the "
                 f"name, {options.how(option, 'NAME')}" + (
                     "." if option == "molecule_key" else ", or none, " + options.how(option, "''") + "."))
 
-    def _shapes(self, frames: list[_Frame], keys: tuple[str, ...], option: str, atoms: bool) -> dict[str, tuple]:
+    def _shapes(self, frames: list[Frame], keys: tuple[str, ...], option: str, atoms: bool) -> dict[str, tuple]:
         shapes = {}
         for key in keys:
             self._require(frames, key, option)
@@ -257,16 +220,16 @@ class Reader(reader.Reader):
         return shapes
 
 
-def _has(frame: _Frame, key: str) -> bool:
+def _has(frame: Frame, key: str) -> bool:
     return any(key in part for part in (frame.labels, frame.arrays, frame.results))
 
 
-def _found(frames: list[_Frame]) -> str:
+def _found(frames: list[Frame]) -> str:
     names = {k: None for f in frames for part in (f.labels, f.arrays, f.results) for k in part}
     return ", ".join(names) or "no labels"
 
 
-def _value(frame: _Frame, key: str, source: str) -> Any:
+def _value(frame: Frame, key: str, source: str) -> Any:
     """The label of this name; None where there is none. What stands there twice must be the same."""
     values = [part[key] for part in (frame.labels, frame.arrays, frame.results) if part.get(key) is not None]
     if len(values) > 1 and not all(np.array_equal(values[0], v) for v in values[1:]):
@@ -275,7 +238,7 @@ def _value(frame: _Frame, key: str, source: str) -> Any:
     return values[0] if values else None
 
 
-def _label(frame: _Frame, key: str, shape: tuple[int, ...], atoms: bool, source: str) -> np.ndarray:
+def _label(frame: Frame, key: str, shape: tuple[int, ...], atoms: bool, source: str) -> np.ndarray:
     """float64 of this shape, all NaN where the frame lacks it."""
     value = _value(frame, key, source) if key else None
     if value is None:
@@ -305,212 +268,10 @@ def _plain(value: np.ndarray) -> float | np.ndarray:
     return value if value.shape else float(value)
 
 
-def _text(frame: _Frame, key: str) -> str:
+def _text(frame: Frame, key: str) -> str:
     value = frame.labels.get(key, frame.arrays.get(key)) if key else None
     return "" if value is None or isinstance(value, (bool, dict, list, np.ndarray)) else str(value)
 
 
 def _formula(numbers: np.ndarray) -> str:
     return "".join(f"{chemical_symbols[z]}{n}" for z, n in zip(*np.unique(numbers, return_counts=True)))
-
-
-def _open(path: Path, format: str) -> _Frames:
-    from ase.io.formats import ioformats
-    if not path.is_file():
-        raise DatasetError(f"{path}: expected a file, found a folder")
-    if format and format not in ioformats:
-        raise ConfigError(unknown_name("ASE format", format, list(ioformats)))
-    if format == "db" or not format and is_sqlite(path):
-        return _Database(path)
-    if format == "traj" or not format and _is_trajectory(path):
-        return _Trajectory(path)
-    if format in ("xyz", "extxyz") or not format and (path.suffix in (".xyz", ".extxyz") or _is_xyz(path)):
-        return _Xyz(path, format or "extxyz")
-    return _Stream(path, format)
-
-
-def _from_atoms(atoms: Atoms) -> _Frame:
-    results = getattr(atoms.calc, "results", {}) if atoms.calc is not None else {}
-    arrays = {k: v for k, v in atoms.arrays.items() if k not in ("numbers", "positions")}
-    return _Frame(
-        numbers=np.asarray(atoms.numbers, np.int32), positions=np.array(atoms.positions, np.float64),
-        cell=np.array(atoms.cell.array, np.float64), pbc=np.array(atoms.pbc, bool),
-        charge=float(atoms.get_initial_charges().sum()), labels=dict(atoms.info), arrays=arrays, results=dict(results))
-
-
-class _Xyz(_Frames):
-    """Extended XYZ by the places of its frames."""
-
-    def __init__(self, path: Path, format: str):
-        self._path, self._format = path, format
-        self._file = path.open("rb")
-        try:
-            self._places = self._index()
-        except BaseException:
-            self._file.close()
-            raise
-
-    def __len__(self) -> int:
-        return len(self._places) - 1
-
-    def close(self) -> None:
-        self._file.close()
-
-    def read(self, records: range) -> Iterator[_Frame]:
-        from ase.io import read
-        for record in records:
-            start, end = (int(self._places[record + i]) for i in (0, 1))
-            self._file.seek(start)
-            try:
-                text = io.StringIO(self._file.read(end - start).decode())
-                frame = _from_atoms(read(text, format=self._format))
-            except Exception as error:  # ASE's parser raises whatever it stumbles on
-                raise DatasetError(f"{self._path.name}:{record}: the frame cannot be read ({type(error).__name__}: "
-                                   f"{error}); it is damaged or no extended XYZ") from error
-            yield frame
-
-    def _index(self) -> np.ndarray:
-        file, places, line_number = self._file, [], 0
-        while True:
-            place = file.tell()
-            line = file.readline(1000)
-            line_number += 1
-            if not line.strip():
-                if not line:
-                    return np.array([*places, place], np.int64)
-                continue
-            try:
-                atoms = int(line)
-                if atoms < 0:
-                    raise ValueError(f"{atoms} atoms")
-            except ValueError as error:
-                raise DatasetError(
-                    f"{self._path}: line {line_number}: expected the number of atoms of frame {len(places)}, found "
-                    f"{line[:40]!r}. The file is damaged or no XYZ file.") from error
-            found = sum(1 for _ in itertools.islice(file, atoms + 1))
-            if found < atoms + 1:
-                raise DatasetError(
-                    f"{self._path}: frame {len(places)} (line {line_number}) says {atoms} atoms, but the file ends "
-                    f"after {max(found - 1, 0)}. It is truncated; download or make it again.")
-            places.append(place)
-            line_number += found
-
-
-class _Database(_Frames):
-    """ASE database: key-value pairs and data are the labels, as are the calculator's results."""
-
-    def __init__(self, path: Path):
-        self._database = AseDatabase(path)
-
-    def __len__(self) -> int:
-        return len(self._database)
-
-    def close(self) -> None:
-        self._database.close()
-
-    def read(self, records: range) -> Iterator[_Frame]:
-        for row in self._database.rows(records):
-            yield _Frame(numbers=row.numbers, positions=row.positions, cell=row.cell, pbc=row.pbc, charge=row.charge,
-                         labels=row.key_value_pairs, arrays=row.data, results=row.results)
-
-
-class _Trajectory(_Frames):
-    """ASE's own trajectories."""
-
-    def __init__(self, path: Path):
-        from ase.io.trajectory import TrajectoryReader
-        self._path = path
-        try:
-            self._reader = TrajectoryReader(path)
-        except Exception as error:
-            raise DatasetError(f"{path}: cannot be opened as an ASE trajectory ({type(error).__name__}: {error}); it "
-                               "is truncated or of another format") from error
-
-    def __len__(self) -> int:
-        return len(self._reader)
-
-    def close(self) -> None:
-        self._reader.close()
-
-    def read(self, records: range) -> Iterator[_Frame]:
-        for record in records:
-            try:
-                frame = _from_atoms(self._reader[record])
-            except Exception as error:
-                raise DatasetError(f"{self._path.name}:{record}: the frame cannot be read ({type(error).__name__}: "
-                                   f"{error}); the file is damaged") from error
-            yield frame
-
-
-class _Stream(_Frames):
-    """Any other format of `ase.io`, from the start to the end."""
-
-    sequential = True
-
-    def __init__(self, path: Path, format: str):
-        self._path, self._format = path, self._known_format(path, format)
-        self._iterator, self._position = None, 0
-        self._length = sum(1 for _ in self._atoms())
-
-    def __len__(self) -> int:
-        return self._length
-
-    def close(self) -> None:
-        self._iterator = None
-
-    def read(self, records: range) -> Iterator[_Frame]:
-        for record in records:
-            if self._iterator is None or record < self._position:
-                self._iterator, self._position = self._atoms(), 0
-            atoms = next(itertools.islice(self._iterator, record - self._position, None), None)
-            if atoms is None:
-                raise DatasetError(f"{self._path}: ends before frame {record} of {self._length}: the file has changed")
-            self._position = record + 1
-            yield _from_atoms(atoms)
-
-    def _atoms(self) -> Iterator[Atoms]:
-        from ase.io import iread
-        try:
-            yield from iread(self._path, index=":", format=self._format)
-        except Exception as error:
-            raise DatasetError(
-                f"{self._path}: cannot be read as {self._format!r} ({type(error).__name__}: {error}). The file is "
-                f"damaged, or of another format: name it, {options.how('format', 'NAME')}.") from error
-
-    @staticmethod
-    def _known_format(path: Path, format: str) -> str:
-        from ase.io.formats import filetype
-        try:
-            format = format or filetype(str(path), guess=False)
-        except Exception as error:
-            raise DatasetError(f"{path}: ASE does not know this format ({error}). Name it, "
-                               f"{options.how('format', 'NAME')}.") from error
-        if format in _PICKLES:
-            raise DatasetError(f"{path}: ASE's {format!r} holds Python pickles, which could run anything: not read")
-        return format
-
-
-def _is_trajectory(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(_TRAJECTORY_MAGIC)) == _TRAJECTORY_MAGIC
-
-
-def _is_xyz(path: Path) -> bool:
-    """A number of atoms, a comment, and that many lines of a symbol and at least three numbers."""
-    with path.open("rb") as file:
-        first = file.readline(50)
-        if not first.strip().isdigit() or not 0 < int(first) < 10_000_000:
-            return False
-        file.readline()
-        for _ in range(min(int(first), 20)):
-            cells = file.readline(10_000).split()
-            if len(cells) < 4:
-                return False
-        return sum(_is_number(c) for c in cells) >= 3
-
-
-def _is_number(text: bytes) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
