@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets import readers
+from mlip_jax.datasets import geom_files, readers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import geom
 
@@ -247,8 +247,8 @@ def test_parts_of_a_stream_are_the_whole_and_not_read_again(tmp_path, packed, mo
         path = archive(tmp_path / "a.msgpack.tar.gz", path.read_bytes())
     whole = [(s.record, s.molecule, s.positions.tolist()) for s in read(path)]
     opened = []
-    original = geom._Stream._open
-    monkeypatch.setattr(geom._Stream, "_open", lambda self, skip: opened.append(1) or original(self, skip))
+    original = geom_files.Stream._open
+    monkeypatch.setattr(geom_files.Stream, "_open", lambda self, skip: opened.append(1) or original(self, skip))
     for parts in ([range(0, 2), range(2, 2), range(2, 7), range(7, 9)], [range(0, 1), range(4, 5), range(8, 9)]):
         with geom.Reader(path) as source:
             assert source.sequential
@@ -372,12 +372,12 @@ def molecule_pickle(binary=b"Vx\ntR."):
     (b"(C\x05aaaaatR", "#0: RDKit cannot read the molecule"), (b"(C\0tR", "#0: RDKit cannot read|#0: an RDKit"),
     (b"}X\x05\0\0\0atomsK\x01sb(C\0tR", "changes a function"), (b"(C\0t\x81", "damaged or malicious")])
 def test_rdkit_molecules_that_carry_something_else(tmp_path, binary, message):
-    before = geom._RDKitMolecule.atoms
+    before = geom_files.RDKitMolecule.atoms
     path = tmp_path / "bad.pickle"
     path.write_bytes(molecule_pickle(binary))
     with pytest.raises(DatasetError, match=rf"bad\.pickle.*({message})"):
         read(path)
-    assert geom._RDKitMolecule.atoms is before
+    assert geom_files.RDKitMolecule.atoms is before
 
 
 def test_rdkit_molecules_are_made_of_bytes_only(tmp_path):
@@ -474,7 +474,7 @@ def test_atoms_of_no_element_in_a_pickle(tmp_path):
 
 def test_molecule_of_a_stream_that_is_too_long(tmp_path, monkeypatch):
     """In MessagePack a byte is a list of 56 bytes."""
-    monkeypatch.setattr(geom, "_MAX_MOLECULE", 2**16)
+    monkeypatch.setattr(geom_files, "MAX_MOLECULE", 2**16)
     path = write_msgpack(tmp_path / "a.msgpack", {"O": crude(), "OO": crude(conformers=[[[]] * 2**20] * 3),
                                                 "N": crude()})
     with geom.Reader(path) as source:
@@ -519,7 +519,7 @@ def test_archives_with_endless_headers(tmp_path, name):
         with pytest.raises(DatasetError, match=r"a\.msgpack\.tar\.gz"):
             geom.Reader(path)
         with pytest.raises(DatasetError, match=r"a\.msgpack\.tar\.gz"):
-            list(geom._Stream(path, "tar", "").read(range(1)))
+            list(geom_files.Stream(path, "tar", "").read(range(1)))
         assert tracemalloc.get_traced_memory()[1] < 2**21
     finally:
         tracemalloc.stop()
