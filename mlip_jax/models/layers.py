@@ -6,7 +6,8 @@ Every function of a distance is smooth where it must be and has no NaN in any de
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import e3x
 import flax.linen as nn
@@ -34,7 +35,11 @@ ACTIVATIONS: dict[str, Callable] = {
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
     "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "mish": jax.nn.mish,
     "shifted_softplus": lambda x: jax.nn.softplus(x) - float(np.log(2.0)),
+    # ln 2 rounded as TorchMD-Net keeps it: the last digits matter for imported force fields
+    "shifted_softplus_float32": lambda x: jax.nn.softplus(x) - float(np.log(np.float32(2.0))),
 }
 
 
@@ -92,31 +97,57 @@ def bernstein_basis(d, num, cutoff, gamma=_BERNSTEIN_GAMMA):
     return jnp.where(zero, jnp.asarray(k == num - 1, d.dtype), inside)
 
 
-def gaussian_basis(d, num, cutoff):
-    """exp(-(d - c_k)² / (2 w²)), c_k evenly spaced from 0 to the cutoff, w their distance. (E,) -> (E, num)."""
-    centers = jnp.asarray(np.linspace(0.0, cutoff, num), d.dtype)
-    width = cutoff / (num - 1)
-    return jnp.exp(-0.5 / width ** 2 * (d[:, None] - centers) ** 2)
+def gaussian_basis(d, num, cutoff, centers=None, widths=None):
+    """exp(-(d - c_k)² / (2 w_k²)); unless given, c_k evenly spaced from 0 to the cutoff, w_k their distance.
+    (E,) -> (E, num)."""
+    centers = _constants("centers", centers, np.linspace(0.0, cutoff, num))
+    widths = _constants("widths", widths, np.full(num, cutoff / (num - 1)))
+    return jnp.exp(jnp.asarray(-0.5 / widths ** 2, d.dtype) * (d[:, None] - jnp.asarray(centers, d.dtype)) ** 2)
 
 
-def bessel_basis(d, num, cutoff):
-    """sin(k pi d / cutoff) / d times sqrt(2 / cutoff), the spherical Bessel functions of DimeNet. (E,) -> (E, num)."""
-    k = jnp.arange(1, num + 1, dtype=d.dtype) / cutoff
-    return np.sqrt(2.0 / cutoff) * jnp.pi * k * jnp.sinc(k * d[:, None])
+def bessel_basis(d, num, cutoff, wave_numbers=None):
+    """sin(k_n d) / d times sqrt(2 / cutoff), k_n = n pi / cutoff unless given: the spherical Bessel functions of
+    DimeNet. (E,) -> (E, num)."""
+    k = _constants("wave numbers", wave_numbers, np.arange(1, num + 1) * np.pi / cutoff)
+    scale = jnp.asarray(np.sqrt(2.0 / cutoff) * k, d.dtype)
+    return scale * jnp.sinc(jnp.asarray(k / np.pi, d.dtype) * d[:, None])
+
+
+def _constants(what, given, computed):
+    if given is None:
+        return computed
+    if len(given) != len(computed):
+        raise ValueError(f"the radial basis has {len(computed)} functions (num_radial), received {len(given)} {what}")
+    return np.asarray(given, np.float64)
 
 
 RADIAL_BASES: dict[str, Callable] = {
     "physnet": physnet_basis, "bernstein": bernstein_basis, "gaussian": gaussian_basis, "bessel": bessel_basis}
 
 
-def radial_basis(name: str) -> Callable:
-    """`(d, num, cutoff) -> (E, num)` by name."""
-    return _lookup(RADIAL_BASES, "radial basis", name)
+def radial_basis(name: str, centers: Sequence[float] | None = None, widths: Sequence[float] | None = None) -> Callable:
+    """`(d, num, cutoff) -> (E, num)` by name.
+
+    Args:
+      name: A key of RADIAL_BASES.
+      centers, widths: Constants in the place of those computed, as another program has rounded them: centers and
+        widths of "gaussian" (Å), the wave numbers of "bessel" (1/Å) as centers.
+    """
+    basis = _lookup(RADIAL_BASES, "radial basis", name)
+    if centers is None and widths is None:
+        return basis
+    if name == "gaussian":
+        return functools.partial(basis, centers=centers, widths=widths)
+    if name == "bessel" and widths is None:
+        return functools.partial(basis, wave_numbers=centers)
+    raise ValueError(f"radial_centers go with the radial bases 'gaussian' and 'bessel' and radial_widths with "
+                     f"'gaussian', received them for {name!r}")
 
 
 def spherical_harmonics(unit: jax.Array, degrees: tuple[int, ...]) -> jax.Array:
     """Orthonormal real spherical harmonics of `degrees`, end to end: (E, 3) -> (E, sum of 2l + 1)."""
     values = e3x.so3.spherical_harmonics(unit, max(degrees), r_is_normalized=True, normalization="orthonormal")
+    values = values.astype(unit.dtype)  # e3x takes float32 to float64 where x64 is on
     if tuple(degrees) == tuple(range(degrees[0], degrees[-1] + 1)):
         return values[:, degrees[0] ** 2:]
     return jnp.concatenate([values[:, l * l:(l + 1) ** 2] for l in degrees], axis=-1)

@@ -1,10 +1,13 @@
 """PaiNN: polarizable atom interaction network (Schütt, Unke, Gastegger, ICML 2021, arXiv:2102.03150).
 
 Every atom carries scalars s (N, F) and vectors v (N, 3, F). Filters come from the distance alone, from one linear
-layer for all interactions, and are computed once for each pair.
+layer for all interactions, and are computed once for each pair. What belongs to edges is kept in arrays (P, F) that
+are neither joined nor cut: on a CPU the derivatives of a concatenation of edges cost more than the messages.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -23,6 +26,7 @@ class Model(nn.Module):
       num_features: F. num_layers: Message and update blocks.
       cutoff: Å.
       radial_basis, num_radial: Basis of the distance (layers.RADIAL_BASES) and its size.
+      radial_centers, radial_widths: Its constants, where they are not to be computed (layers.radial_basis).
       cutoff_fn: Envelope of the filters (layers.CUTOFFS).
       epsilon: Added under the square root of the vectors' norms.
       energy_width, energy_act, zero_init, learned_scale, learned_shift: Of the energy head (heads.AtomicEnergy).
@@ -34,6 +38,8 @@ class Model(nn.Module):
     cutoff: float = 5.0
     radial_basis: str = "gaussian"
     num_radial: int = 20
+    radial_centers: Sequence[float] | None = None
+    radial_widths: Sequence[float] | None = None
     cutoff_fn: str = "cosine"
     epsilon: float = 1e-8
     energy_width: int | None = None
@@ -50,15 +56,16 @@ class Model(nn.Module):
         distances = safe_norm(edge.displacements)
         direction = unit_vectors(edge.displacements, distances)
         envelope = cutoff_function(self.cutoff_fn)(distances, self.cutoff)
-        rbf = radial_basis(self.radial_basis)(distances, self.num_radial, self.cutoff)
-        filters = Dense(3 * width * self.num_layers, name="filters")(rbf) * envelope[:, None]
+        rbf = radial_basis(self.radial_basis, self.radial_centers, self.radial_widths)(
+            distances, self.num_radial, self.cutoff)
+        filters = LinearFilters(3 * self.num_layers, width, name="filters")(rbf, envelope)
         s = embed_elements(self, numbers, width, direction.dtype)
-        v = jnp.zeros((len(numbers), 3, width), s.dtype)
-        for n, weights in enumerate(jnp.split(filters, self.num_layers, axis=-1)):
+        v = None
+        for n in range(self.num_layers):
             phi = Dense(width, name=f"message_{n}_layer_1")(s)
             phi = Dense(3 * width, name=f"message_{n}_layer_2")(jax.nn.silu(phi))
-            ds, dv = messages(phi, None if n == 0 else v, weights, direction, edge)
-            s, v = s + ds, v + dv
+            ds, dv = messages(phi, v, filters[3 * n:3 * n + 3], direction, edge)
+            s, v = s + ds, dv if v is None else v + dv
             s, v = Update(self.epsilon, name=f"update_{n}")(s, v)
         energies = AtomicEnergy(
             self.energy_width or width // 2, self.energy_act, self.zero_init, self.learned_scale, self.learned_shift,
@@ -66,25 +73,54 @@ class Model(nn.Module):
         return AtomOutputs(energies, jnp.concatenate([s[:, None, None, :], v[:, None]], axis=2))
 
 
+class LinearFilters(nn.Module):
+    """(rbf @ kernel + bias) * envelope, cut into `num` filters of `width` features before it is computed."""
+
+    num: int
+    width: int
+
+    @nn.compact
+    def __call__(self, rbf, envelope):
+        """(P, K), (P,) -> list of (P, width)."""
+        shape = (rbf.shape[-1], self.num * self.width)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:])
+        # with the envelope inside the basis no product of the size of the filters is left
+        table = jnp.concatenate([kernel, bias[None]]).astype(rbf.dtype)
+        enveloped = jnp.concatenate([rbf, jnp.ones_like(rbf[:, :1])], axis=-1) * envelope[:, None]
+        return [enveloped @ part for part in jnp.split(table, self.num, axis=-1)]
+
+
 def messages(phi, v, weights, direction, edge: Pairs):
-    """Messages of the neighbours (eqs. 7 and 8): (N, 3F), (N, 3, F) or None for zero, (P, 3F), (P, 3)
-    -> (N, F), (N, 3, F)."""
-    num, width = phi.shape[0], phi.shape[1] // 3
+    """Messages of the neighbours (eqs. 7 and 8).
+
+    Args:
+      phi: (N, 3F). v: (N, 3, F), or None for zero.
+      weights: Filters of the scalars, of the radial vectors and of the neighbours' vectors, each (P, F).
+      direction: (P, 3).
+
+    Returns:
+      Changes of s (N, F) and of v (N, 3, F).
+    """
+    num = len(phi)
+    to_scalar, to_radial, to_vector = jnp.split(phi, 3, axis=-1)
+    vectors = None if v is None else [to_vector * v[:, x] for x in range(3)]
 
     def one_way(source, target, unit):
-        x = gather(phi, source) * weights
-        ds, dv_radial, dv_own = jnp.split(x, 3, axis=-1)
-        dv = dv_radial[:, None, :] * unit[:, :, None]
-        if v is not None:
-            dv = dv + dv_own[:, None, :] * gather(v, source)
-        packed = jnp.concatenate([ds[:, None, :], dv], axis=1).reshape(len(unit), 4 * width)
-        return segment_sum(packed, target, num)
+        ds = segment_sum(weights[0] * gather(to_scalar, source), target, num)
+        radial, dv = weights[1] * gather(to_radial, source), []
+        for x in range(3):
+            message = radial * unit[:, x, None]
+            if vectors is not None:
+                message = message + weights[2] * gather(vectors[x], source)
+            dv.append(segment_sum(message, target, num))
+        return ds, jnp.stack(dv, axis=1)
 
-    total = one_way(edge.senders, edge.receivers, direction)
+    ds, dv = one_way(edge.senders, edge.receivers, direction)
     if edge.undirected:
-        total = total + one_way(edge.receivers, edge.senders, -direction)
-    total = total.reshape(num, 4, width)
-    return total[:, 0], total[:, 1:]
+        back_s, back_v = one_way(edge.receivers, edge.senders, -direction)
+        ds, dv = ds + back_s, dv + back_v
+    return ds, dv
 
 
 class Update(nn.Module):

@@ -1,0 +1,299 @@
+"""PaiNN and SchNet of SchNetPack 2 from their saved weights.
+
+The state dict of a `NeuralNetworkPotential` (also under a prefix, as in "model." of a Lightning task) says which of the
+two it is, its widths, depth, basis and cutoff. What it does not say are arguments here, with SchNetPack's defaults.
+Weights that have no counterpart (electronic embeddings, several outputs, other representations) are an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ase.data import atomic_numbers
+
+from mlip_jax import models
+from mlip_jax.importers.weights import WeightsError, read
+from mlip_jax.models.heads import MAX_ATOMIC_NUMBER
+from mlip_jax.models.layers import activation as activation_function
+from mlip_jax.potential import Potential
+
+_EMBEDDING = "representation.embedding.weight"
+_INTERACTIONS = "representation.interactions"
+
+
+class Converted(NamedTuple):
+    """A force field in the terms of this package, energies in the units of its training.
+
+    Attributes:
+      name, options, params: Of the model: `models.create(name, **options)` with these parameters.
+      offsets: Energy of each element that is to be added; element z stands in row z. There is a row for each element
+        that the embedding, and the atomic references if there are any, know.
+    """
+
+    name: str
+    options: dict[str, Any]
+    params: dict[str, Any]
+    offsets: np.ndarray
+
+
+def load(path: str | Path, *, activation: str | None = None, energy_act: str = "silu", epsilon: float = 1e-8,
+         do_postprocessing: bool = True, energy_unit: float = 1.0,
+         elements: Sequence[int | str] | None = None) -> Potential:
+    """The force field of a file that holds the state dict of a SchNetPack model.
+
+    Args:
+      path: .npz or .safetensors, see importers/weights.py.
+      activation, energy_act, epsilon, do_postprocessing: As for `convert`.
+      energy_unit: eV in the unit of energy that the model was trained in, such as
+        `ase.units.kcal / ase.units.mol`. Lengths are Å.
+      elements: Symbols or atomic numbers that it was trained on; others are refused later. None: all in its table,
+        which in SchNetPack has 99 elements whatever the data held.
+
+    Raises:
+      FileNotFoundError, WeightsError: As for `weights.read` and `convert`.
+      ValueError: `elements` holds some that the weights have no row for, or an energy that is not finite.
+    """
+    weights = read(path)
+    try:
+        found = convert(weights, activation, energy_act, epsilon, do_postprocessing)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    known = _elements(path, elements, found.offsets)
+    reference = np.zeros(MAX_ATOMIC_NUMBER + 1)
+    reference[list(known)] = found.offsets[list(known)] * energy_unit
+    model, cutoff = models.create(found.name, **found.options), found.options["cutoff"]
+    metadata = {
+        "source": "SchNetPack", "file": Path(path).name,
+        "config": {"model": {"name": found.name, "options": found.options}},
+        "statistics": {"cutoff": cutoff, "reference_energies": reference.tolist(), "energy_scale": energy_unit,
+                       "elements": list(known)}}
+    return Potential(model, found.params, cutoff, reference, energy_unit, known, metadata)
+
+
+def _elements(path, elements, offsets) -> tuple[int, ...]:
+    """Atomic numbers of `elements`, of all that have a row in `offsets` if None, once they are checked."""
+    if elements is None:
+        known = tuple(range(1, len(offsets)))
+    else:
+        known = tuple(sorted({atomic_numbers.get(z, -1) if isinstance(z, str) else int(z) for z in elements}))
+        if not known or not 1 <= known[0] <= known[-1] < len(offsets):
+            raise ValueError(f"{path}: elements must be symbols or atomic numbers from 1 to {len(offsets) - 1}, for "
+                             f"which there are weights; received {list(elements)}")
+    bad = [z for z in known if not np.isfinite(offsets[z])]
+    if bad:
+        raise ValueError(f"{path}: the reference energies of elements {bad} are not finite; give `elements`, those "
+                         "that the model was trained on, without them")
+    return known
+
+
+def convert(weights: Mapping[str, np.ndarray], activation: str | None = None, energy_act: str = "silu",
+            epsilon: float = 1e-8, do_postprocessing: bool = True) -> Converted:
+    """Options and parameters from the state dict of a PaiNN or SchNet with one `Atomwise` output, the energy.
+
+    Args:
+      weights: The state dict as arrays.
+      activation: Of the representation (layers.ACTIVATIONS); None: silu in PaiNN, shifted_softplus in SchNet. PaiNN has
+        no other here.
+      energy_act: Of the output module, whose contributions are summed over the atoms (`aggregation_mode="sum"`).
+      epsilon: PaiNN's. Not used by SchNet.
+      do_postprocessing: As in SchNetPack: add the mean and the atomic references of the postprocessor `AddOffsets`,
+        which is taken to be for the energy, with `is_extensive`.
+
+    Raises:
+      WeightsError: Weights are missing, of an unexpected shape, or have no counterpart; all of these are named.
+      ValueError: Unknown activation.
+    """
+    state = _State(weights)
+    embedding = state.take(_EMBEDDING, None, None)
+    rows, width = embedding.shape
+    table = np.zeros((MAX_ATOMIC_NUMBER + 1, width), embedding.dtype)
+    table[:rows] = embedding[:len(table)]
+    cutoff, options = _cutoff_and_basis(state)
+    convert_blocks = {"painn": _painn, "schnet": _schnet}[_kind(state)]
+    name, more, params = convert_blocks(state, width, cutoff, options, activation, epsilon)
+    activation_function(energy_act)
+    head, energy_width = _energy(state, width)
+    offsets = _offsets(state, min(rows, len(table)), do_postprocessing)
+    state.finish()
+    options |= more | {"num_features": width, "energy_width": energy_width, "energy_act": energy_act,
+                       "learned_shift": False}
+    return Converted(name, options, {"params": {"embedding": table, **params, "energy": head}}, offsets)
+
+
+class _State:
+    """Weights that are taken out one by one, so that those without a counterpart are left over."""
+
+    def __init__(self, weights: Mapping[str, np.ndarray]):
+        found = [name for name in weights if name.endswith(_EMBEDDING)]
+        if len(found) != 1:
+            raise WeightsError(
+                f"expected the state dict of one SchNetPack model, with one {_EMBEDDING!r}; received "
+                f"{len(found)} of them among {len(weights)} arrays: {_list(weights)}")
+        prefix = found[0].removesuffix(_EMBEDDING)
+        self.left = {name.removeprefix(prefix) if name.startswith(prefix) else name: array
+                     for name, array in weights.items()}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.left
+
+    def take(self, name: str, *shape: int | None) -> np.ndarray:
+        """The weight, in float32 or float64; None stands for any size, and no shape at all for any."""
+        if name not in self.left:
+            raise WeightsError(f"weight {name!r} is missing; there are {_list(self.left)}")
+        array = np.asarray(self.left.pop(name))
+        if shape and (array.ndim != len(shape) or any(s not in (None, n) for s, n in zip(shape, array.shape))):
+            raise WeightsError(f"weight {name!r}: expected shape ({', '.join(str(s or 'any') for s in shape)}), "
+                               f"received {array.shape}")
+        return array if array.dtype == np.float64 else array.astype(np.float32)
+
+    def dense(self, name: str, num_in: int, num_out: int | None, use_bias: bool = True) -> dict[str, np.ndarray]:
+        """A linear layer."""
+        kernel = self.take(f"{name}.weight", num_out, num_in).T
+        return {"kernel": kernel} | ({"bias": self.take(f"{name}.bias", kernel.shape[1])} if use_bias else {})
+
+    def number(self, name: str) -> float:
+        """The single number that a weight of any shape holds."""
+        array = self.take(name)
+        if array.size != 1:
+            raise WeightsError(f"weight {name!r}: expected one number, received shape {array.shape}")
+        return float(array.reshape(()))
+
+    def numbers(self, pattern: str) -> list[int]:
+        """Sorted numbers that the group of `pattern` finds at the start of names."""
+        found = (re.match(pattern, name) for name in self.left)
+        return sorted({int(match[1]) for match in found if match})
+
+    def count(self, name: str) -> int:
+        """How many blocks `name.0`, `name.1`, ... there are."""
+        numbers = self.numbers(rf"{re.escape(name)}\.(\d+)\.")
+        if numbers != list(range(len(numbers))) or not numbers:
+            raise WeightsError(f"expected the blocks {name}.0, {name}.1, ... without gaps, received {numbers}; "
+                               "blocks that share their weights must be stored under each name")
+        return len(numbers)
+
+    def finish(self) -> None:
+        """Refuse what is left over."""
+        if self.left:
+            raise WeightsError(
+                f"these weights have no counterpart here: {_list(self.left, 20)}. PaiNN and SchNet with one Atomwise "
+                "output (two layers, the energy) are read; leave out the weights of other outputs when saving, if "
+                "the energy does not depend on them")
+
+
+def _list(names: Iterable[str], most: int = 8) -> str:
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _kind(state: _State) -> str:
+    for kind, mark in (("painn", "representation.filter_net.weight"), ("schnet", f"{_INTERACTIONS}.0.in2f.weight")):
+        if mark in state:
+            return kind
+    raise WeightsError(f"neither SchNetPack's PaiNN nor its SchNet; the weights are {_list(state.left, 20)}")
+
+
+def _cutoff_and_basis(state: _State) -> tuple[float, dict[str, Any]]:
+    """The cutoff, and the options for cutoff and basis with the constants as they are stored."""
+    cutoff = state.number("representation.cutoff_fn.cutoff")
+    options: dict[str, Any] = {"cutoff": cutoff, "cutoff_fn": "cosine"}
+    if "representation.cutoff_fn.eps" in state:  # MollifierCutoff; eps only keeps it from dividing by zero
+        state.number("representation.cutoff_fn.eps")
+        options["cutoff_fn"] = "exponential"
+    basis = "representation.radial_basis"
+    if f"{basis}.freqs" in state:
+        constants = {"radial_centers": state.take(f"{basis}.freqs", None)}
+        options["radial_basis"] = "bessel"
+    else:
+        centers = state.take(f"{basis}.offsets", None)
+        constants = {"radial_centers": centers, "radial_widths": state.take(f"{basis}.widths", len(centers))}
+        options["radial_basis"] = "gaussian"
+    options["num_radial"] = len(constants["radial_centers"])
+    return cutoff, options | {name: tuple(values.astype(np.float64).tolist()) for name, values in constants.items()}
+
+
+def _of_radial_basis(state: _State, name: str, cutoff: float, options, num_out: int | None) -> dict[str, np.ndarray]:
+    """The linear layer that takes the radial basis."""
+    layer = state.dense(name, options["num_radial"], num_out)
+    if options["radial_basis"] == "bessel":  # without DimeNet's factor in SchNetPack
+        layer["kernel"] = layer["kernel"].astype(np.float64) / np.sqrt(2.0 / cutoff)
+    return layer
+
+
+def _painn(state, width, cutoff, options, activation, epsilon):
+    if activation not in (None, "silu"):
+        raise ValueError(f"PaiNN's activation is silu, received {activation!r}")
+    num_layers = state.count(_INTERACTIONS)
+    filters = _of_radial_basis(state, "representation.filter_net", cutoff, options, None)
+    if filters["kernel"].shape[1] == 3 * width:  # shared by all interactions
+        filters = {name: np.concatenate([array] * num_layers, axis=-1) for name, array in filters.items()}
+    if filters["kernel"].shape[1] != 3 * width * num_layers:
+        raise WeightsError(
+            f"representation.filter_net.weight: expected {3 * width * num_layers} or, shared, {3 * width} rows for "
+            f"{num_layers} interactions, received {filters['kernel'].shape[1]}")
+    params: dict[str, Any] = {"filters": filters}
+    for n in range(num_layers):
+        message, mixing = f"{_INTERACTIONS}.{n}.interatomic_context_net", f"representation.mixing.{n}"
+        params[f"message_{n}_layer_1"] = state.dense(f"{message}.0", width, width)
+        params[f"message_{n}_layer_2"] = state.dense(f"{message}.1", width, 3 * width)
+        params[f"update_{n}"] = {
+            "mix": state.dense(f"{mixing}.mu_channel_mix", width, 2 * width, use_bias=False),
+            "layer_1": state.dense(f"{mixing}.intraatomic_context_net.0", 2 * width, width),
+            "layer_2": state.dense(f"{mixing}.intraatomic_context_net.1", width, 3 * width)}
+    return "painn", {"num_layers": num_layers, "epsilon": epsilon}, params
+
+
+def _schnet(state, width, cutoff, options, activation, epsilon):
+    activation = activation or "shifted_softplus"
+    activation_function(activation)
+    num_layers, num_filters, params = state.count(_INTERACTIONS), None, {}
+    for n in range(num_layers):
+        block = f"{_INTERACTIONS}.{n}"
+        first = _of_radial_basis(state, f"{block}.filter_network.0", cutoff, options, num_filters)
+        num_filters = first["kernel"].shape[1]
+        params[f"filter_{n}"] = {
+            "layer_1": first, "layer_2": state.dense(f"{block}.filter_network.1", num_filters, num_filters)}
+        params[f"in_{n}"] = state.dense(f"{block}.in2f", width, num_filters, use_bias=False)
+        params[f"out_{n}"] = {"layer_1": state.dense(f"{block}.f2out.0", num_filters, width),
+                              "layer_2": state.dense(f"{block}.f2out.1", width, width)}
+    return "schnet", {"num_layers": num_layers, "num_filters": num_filters, "activation": activation}, params
+
+
+def _energy(state: _State, width: int) -> tuple[dict[str, Any], int]:
+    """Parameters of the energy head and its hidden width."""
+    modules = state.numbers(r"output_modules\.(\d+)\.outnet\.")
+    if len(modules) != 1:
+        raise WeightsError(
+            f"expected one output module with weights, the Atomwise of the energy; received {len(modules)}: "
+            f"{_list(name for name in state.left if name.startswith('output_modules.'))}. Leave out the others when "
+            "saving, if the energy does not depend on them")
+    outnet = f"output_modules.{modules[0]}.outnet"
+    if state.numbers(rf"{re.escape(outnet)}\.(\d+)\.") != [0, 1]:
+        raise WeightsError(f"the energy must come of two layers, {outnet}.0 and {outnet}.1; received "
+                           f"{_list(name for name in state.left if name.startswith(outnet))}")
+    hidden = state.dense(f"{outnet}.0", width, None)
+    energy_width = hidden["kernel"].shape[1]
+    return {"hidden": hidden, "final": state.dense(f"{outnet}.1", energy_width, 1)}, energy_width
+
+
+def _offsets(state: _State, rows: int, do_postprocessing: bool) -> np.ndarray:
+    """What the postprocessors add for each element, (rows,) or shorter."""
+    offsets = np.zeros(rows)
+    for name in [name for name in state.left if name.startswith("postprocessors.")]:
+        if not do_postprocessing:
+            del state.left[name]
+        elif name.endswith(".mean"):
+            offsets = offsets + state.number(name)
+        elif name.endswith(".atomref"):
+            atomref = state.take(name).astype(np.float64)
+            if atomref.shape[:1] != (atomref.size,):
+                raise WeightsError(f"weight {name!r}: expected one energy for each element, received {atomref.shape}")
+            offsets = offsets[:len(atomref)] + atomref.reshape(-1)[:len(offsets)]
+        elif name.endswith(".scale"):
+            raise WeightsError(f"weight {name!r} is that of a ScaleProperty, and the state dict does not say what it "
+                               "scales. Leave it out when saving; if it scales the energy, multiply weight and bias of "
+                               "the last layer of the output module by it")
+    return offsets

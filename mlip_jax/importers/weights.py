@@ -1,0 +1,74 @@
+"""Weights by name from files that hold nothing but arrays."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import safetensors
+
+HOW_TO_SAVE = (
+    "Save the weights where the model was trained: "
+    '`safetensors.torch.save_file(model.state_dict(), "weights.safetensors")`, or '
+    '`numpy.savez("weights.npz", **{k: v.cpu().numpy() for k, v in model.state_dict().items()})`.')
+
+
+class WeightsError(ValueError):
+    """A file holds no weights that can be read, or weights that do not fit what they are to become."""
+
+
+def read(path: str | Path) -> dict[str, np.ndarray]:
+    """All arrays of a .npz or .safetensors file by name; parameters shared under several names have all of them.
+
+    Raises:
+      FileNotFoundError: No such file.
+      WeightsError: Another format (pickles such as .pt are not opened, since reading one runs what stands in it), a
+        damaged file, or an array that is not numbers.
+    """
+    path = Path(path)
+    if path.suffix not in (".npz", ".safetensors"):
+        raise WeightsError(
+            f"{path}: weights are read from .npz and .safetensors files, received {path.suffix or 'no suffix'!r}; "
+            f"pickles (.pt, .pth, .ckpt, .pkl) can run foreign code and are not opened. {HOW_TO_SAVE}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; weights in .npz or .safetensors are expected")
+    return _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    arrays = {}
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            for name in data.files:
+                arrays[name] = _numbers(path, name, data)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path}: not a whole .npz file: {error}. {HOW_TO_SAVE}") from error
+    return arrays
+
+
+def _numbers(path, name, data) -> np.ndarray:
+    try:
+        array = data[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise WeightsError(f"{path}: array {name!r} holds Python objects, expected numbers; such arrays are pickles "
+                           f"and are not opened. {HOW_TO_SAVE}") from error
+    if array.dtype.kind not in "biuf":
+        raise WeightsError(f"{path}: array {name!r} has dtype {array.dtype}, expected real numbers")
+    return array
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with safetensors.safe_open(path, framework="np") as data:
+            arrays = {name: data.get_tensor(name) for name in data.keys()}
+            # safetensors.torch.save_model keeps a shared parameter once, and here the names that it left out
+            others = data.metadata() or {}
+    except (safetensors.SafetensorError, OSError, TypeError, KeyError) as error:
+        raise WeightsError(f"{path}: not a whole .safetensors file of NumPy's types: {error}. {HOW_TO_SAVE}") from error
+    return arrays | {name: arrays[kept] for name, kept in others.items() if kept in arrays and name not in arrays}
