@@ -14,8 +14,10 @@ class ConfigError(ValueError):
     """A config holds something that it must not."""
 
 
-# The model checks its own options.
-_FREE = ("model.options",)
+# Energy terms that can be added to a model, one file of mlip_jax/terms each.
+TERMS = ("zbl", "electrostatics", "dispersion")
+# Models and energy terms check their own options.
+_FREE = ("model.options", *(f"potential.{term}_options" for term in TERMS))
 
 
 def train_defaults() -> ml_collections.ConfigDict:
@@ -39,6 +41,9 @@ def train_defaults() -> ml_collections.ConfigDict:
     c.model = ml_collections.ConfigDict()
     c.model.name = "so3krates"
     c.model.options = ml_collections.ConfigDict()  # fields of the model's class
+
+    c.potential = ml_collections.ConfigDict()
+    _term_defaults(c.potential)
 
     c.loss = ml_collections.ConfigDict()
     c.loss.beta = 0.99  # (1 - beta) * energy + beta * force
@@ -71,6 +76,14 @@ def train_defaults() -> ml_collections.ConfigDict:
     c.report.max_train = 5_000  # training structures that the report evaluates
     c.report.max_test = 50_000  # validation and test structures that it evaluates
     return c
+
+
+def _term_defaults(potential: ml_collections.ConfigDict) -> None:
+    """Energy terms that are added to the model's energy."""
+    for term in TERMS:
+        potential[term] = False
+        potential[f"{term}_options"] = ml_collections.ConfigDict()  # fields of the term's class
+    potential.long_range_cutoff = 12.0  # Å, of electrostatics and dispersion; inf: all pairs, for open structures alone
 
 
 def convert_defaults() -> ml_collections.ConfigDict:
@@ -167,6 +180,8 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     for path in ("data.refuse", "data.verify", "store.num_processes"):
         part, name = path.split(".")
         plain.get(part, {}).pop(name, None)
+    if not any(plain.get("potential", {}).get(term) for term in TERMS):
+        plain.pop("potential", None)
     return plain
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import jraph
 import numpy as np
 from ase.data import chemical_symbols
 
-from mlip_jax import models
+from mlip_jax import models, terms
 from mlip_jax.checkpoint import CheckpointError, CheckpointStore, from_arrays
 from mlip_jax.graphs.graph import node_graph_index
 
@@ -29,17 +30,19 @@ class Evaluation(NamedTuple):
       forces: (N, 3) eV/Å, zero for padding atoms.
       energies: (N,) atomic energies in eV, zero for padding atoms.
       stress: (G, 3, 3) eV/Å³ or None.
+      properties: Predictions for each atom by name, (N,) each, zero for padding atoms.
     """
 
     energy: jax.Array
     forces: jax.Array
     energies: jax.Array
     stress: jax.Array | None = None
+    properties: dict[str, jax.Array] = {}
 
 
 def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_scale: float,
              with_stress: bool = False) -> Evaluation:
-    """Energies, and forces as minus the gradient. Pure; call it under jit.
+    """Energies, with those of further terms, and forces as minus the gradient. Pure; call it under jit.
 
     Args:
       model, params: On the contract of mlip_jax.models.
@@ -53,23 +56,25 @@ def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_sca
     num = graph.n_node.shape[0]
 
     def total(positions, strain):
-        energies = model.apply(params, _moved(graph, positions, strain, node_graph)).energies
-        energies = jnp.where(node_mask, energies * energy_scale, 0.0)
-        return energies.sum(), energies
+        outputs = model.apply(params, _moved(graph, positions, strain, node_graph))
+        energies = sum(outputs.terms.values(), outputs.energies * energy_scale)
+        energies = jnp.where(node_mask, energies, 0.0)
+        properties = {name: jnp.where(node_mask, values, 0.0) for name, values in outputs.properties.items()}
+        return energies.sum(), (energies, properties)
 
     positions = graph.nodes["positions"]
     if not with_stress:
-        gradient, energies = jax.grad(total, has_aux=True)(positions, None)
+        gradient, (energies, properties) = jax.grad(total, has_aux=True)(positions, None)
         stress = None
     else:
         strain = jnp.zeros((num, 3, 3), positions.dtype)
-        (gradient, by_strain), energies = jax.grad(total, argnums=(0, 1), has_aux=True)(positions, strain)
+        (gradient, by_strain), (energies, properties) = jax.grad(total, (0, 1), has_aux=True)(positions, strain)
         volume = jnp.abs(jnp.linalg.det(graph.globals["cell"]))
         by_strain = 0.5 * (by_strain + by_strain.transpose(0, 2, 1))
         stress = by_strain / jnp.where(volume > 0, volume, 1.0)[:, None, None]
     forces = jnp.where(node_mask[:, None], -gradient, 0.0)
     energy = jax.ops.segment_sum(energies, node_graph, num, indices_are_sorted=True)
-    return Evaluation(energy, forces, energies, stress)
+    return Evaluation(energy, forces, energies, stress, properties)
 
 
 def _moved(graph, positions, strain, node_graph):
@@ -131,13 +136,18 @@ class Potential:
     def from_checkpoint(cls, arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> Potential:
         """The force field of the arrays under "params/" and the metadata of a checkpoint."""
         statistics, config = metadata["statistics"], metadata["config"]
-        model = models.create(config["model"]["name"], **_options(config["model"]["options"]))
+        model = create_model(config["model"], config.get("potential"))
         template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
         return cls(model=model, params=from_arrays(template, arrays, "params/"),
                    cutoff=float(statistics["cutoff"]),
                    reference_energies=np.array(statistics["reference_energies"], np.float64),
                    energy_scale=float(statistics["energy_scale"]), elements=tuple(statistics["elements"]),
                    metadata=metadata)
+
+    @property
+    def long_range_cutoff(self) -> float | None:
+        """See the function of this name."""
+        return long_range_cutoff(self.model)
 
     def check_elements(self, numbers: np.ndarray) -> None:
         """Raise ValueError naming the elements that the force field never saw."""
@@ -148,17 +158,62 @@ class Potential:
                 f"{', '.join(chemical_symbols[z] for z in self.elements)}")
 
 
-def _options(options: dict[str, Any]) -> dict[str, Any]:
+def create_model(model: Mapping[str, Any], potential: Mapping[str, Any] | None = None) -> nn.Module:
+    """The model of a config, and the further energy terms that are switched on in it.
+
+    Args:
+      model: The part "model": name and options.
+      potential: The part "potential", see `active_terms`; None for no terms.
+
+    Raises:
+      ValueError: No such model, term or option; the message says which there are.
+    """
+    made = models.create(model["name"], **_options(model["options"]))
+    return terms.with_terms(made, active_terms(potential or {}))
+
+
+def active_terms(potential: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options of each energy term that is on: {name: options}.
+
+    Args:
+      potential: For a term `name` the fields `name` (is it on?) and `name_options`, and long_range_cutoff in Å, inf
+        for all pairs: the cutoff of the terms of long range whose options give no other.
+
+    Raises:
+      ValueError: No such term; a cutoff that is not positive.
+    """
+    cutoff = float(potential.get("long_range_cutoff", math.inf))
+    if not cutoff > 0:
+        raise ValueError(f"potential.long_range_cutoff must be positive (Å, or inf for all pairs), received {cutoff}")
+    switches = [k for k in potential if k != "long_range_cutoff" and not k.endswith("_options")]
+    active = {}
+    for name in sorted(switches):
+        options = _options(potential.get(f"{name}_options", {}))
+        term = terms.create(name, **options)
+        if term.long_range:
+            options.setdefault("cutoff", None if math.isinf(cutoff) else cutoff)
+        if potential[name]:
+            active[name] = options
+    return active
+
+
+def long_range_cutoff(model: nn.Module) -> float | None:
+    """Å that a graph's long-range pairs must reach for a model: inf for all pairs, None if it uses none."""
+    return getattr(model, "long_range_cutoff", None)
+
+
+def _options(options: Mapping[str, Any]) -> dict[str, Any]:
     # JSON has no tuples, flax modules want hashable fields
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    return {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in options.items()}
 
 
 def example_graph(dtype=np.float32) -> jraph.GraphsTuple:
-    """A small padded graph (a pair of atoms and padding), enough to initialise any model."""
+    """A small padded graph (a pair of atoms and padding), enough to initialise any model with any terms."""
     return jraph.GraphsTuple(
         nodes={"positions": np.array([[0, 0, 0], [0, 0, 1], [0, 0, 0]], dtype),
                "numbers": np.array([6, 1, 0], np.int32)},
-        edges={"pair_order": np.array([0, 2, 1, 3], np.int32)},
+        edges={"pair_order": np.array([0, 2, 1, 3], np.int32),
+               "long_range": {"receivers": np.array([0, 2], np.int32), "senders": np.array([1, 2], np.int32)}},
         senders=np.array([1, 0, 2, 2], np.int32), receivers=np.array([0, 1, 2, 2], np.int32),
-        globals={"charge": np.zeros(2, dtype)},
+        globals={"charge": np.zeros(2, dtype), "spin": np.zeros(2, dtype)},
         n_node=np.array([2, 1], np.int32), n_edge=np.array([2, 2], np.int32))

@@ -13,37 +13,46 @@ import jraph
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.edge_counts import count_all
-from mlip_jax.graphs.neighbors import neighbor_list
+from mlip_jax.graphs.edge_counts import count_all, count_all_pairs
+from mlip_jax.graphs.neighbors import long_range_list, neighbor_list
 
 # Structures that compete for the gap which the in-order ones leave in a batch.
 _WINDOW = 256
+# Pairs go with the square of the size, so that batches of as many edges differ in them.
+_PAIR_SLACK = 1.25
 
 
 class Sizes(NamedTuple):
-    """Atoms and directed edges of each structure, both shape (S,), int64."""
+    """Atoms and directed edges of each structure and, where wanted, its long-range pairs: shape (S,), int64."""
 
     n_node: np.ndarray
     n_edge: np.ndarray
+    n_pair: np.ndarray | None = None
+
+    def take(self, places: np.ndarray) -> Sizes:
+        """The sizes of the structures at `places`."""
+        return Sizes(*(None if size is None else np.asarray(size[places], np.int64) for size in self))
 
 
 class Budget(NamedTuple):
-    """Static shape of a batch, its padding graph and padding atom included."""
+    """Static shape of a batch, its padding graph and padding atom included; no long-range pairs unless wanted."""
 
     nodes: int
     edges: int
     graphs: int
+    pairs: int = 0
 
 
-def measure(columns: Columns, cutoff: float) -> Sizes:
-    """Atoms and edges of every structure."""
-    return Sizes(columns.n_atoms.astype(np.int64), count_all(columns, cutoff).astype(np.int64))
+def measure(columns: Columns, cutoff: float, long_range_cutoff: float | None = None) -> Sizes:
+    """Atoms, edges and, with a long-range cutoff, pairs of every structure."""
+    n_pair = None if long_range_cutoff is None else count_all_pairs(columns, long_range_cutoff)
+    return Sizes(columns.n_atoms.astype(np.int64), count_all(columns, cutoff).astype(np.int64), n_pair)
 
 
 def choose_budget(sizes: Sizes, batch_size: int) -> Budget:
     """A budget that holds about `batch_size` average structures with little padding.
 
-    Edges are what costs, so that they are made to be the limit that fills up: atoms and graphs get some slack.
+    Edges are what costs, so that they are made to be the limit that fills up: atoms, graphs and pairs get some slack.
     """
     if not len(sizes.n_node):
         raise ValueError("a batch budget needs at least one structure")
@@ -51,7 +60,19 @@ def choose_budget(sizes: Sizes, batch_size: int) -> Budget:
     few = 1 + 1.5 / np.sqrt(batch_size)
     nodes = max(int(np.ceil(batch_size * sizes.n_node.mean() * min(few, 1.1))), int(sizes.n_node.max())) + 1
     graphs = max(int(np.ceil(batch_size * min(few, 1.5))), 1) + 1
-    return Budget(_round_up(nodes, 8), _round_up(edges, 16), graphs)
+    pairs = 0
+    if sizes.n_pair is not None:
+        pairs = max(int(np.ceil(batch_size * sizes.n_pair.mean() * min(few, _PAIR_SLACK))), int(sizes.n_pair.max()), 1)
+    return Budget(_round_up(nodes, 8), _round_up(edges, 16), graphs, _round_up(pairs, 16))
+
+
+def enlarge(budget: Budget, sizes: Sizes) -> Budget:
+    """The budget, larger where a structure does not fit into an empty batch."""
+    if not len(sizes.n_node):
+        return budget
+    return budget._replace(nodes=max(budget.nodes, int(sizes.n_node.max()) + 1),
+                           edges=max(budget.edges, int(sizes.n_edge.max())),
+                           pairs=budget.pairs if sizes.n_pair is None else max(budget.pairs, int(sizes.n_pair.max())))
 
 
 def _round_up(n: int, to: int) -> int:
@@ -60,13 +81,19 @@ def _round_up(n: int, to: int) -> int:
 
 def check_sizes(sizes: Sizes, budget: Budget, name: Callable[[int], str] = "structure {}".format) -> None:
     """Raises ValueError where a structure does not fit into an empty batch; `name` tells what it is called."""
-    too_large = (sizes.n_node > budget.nodes - 1) | (sizes.n_edge > budget.edges)
+    n_pair = _pairs_of(sizes)
+    too_large = (sizes.n_node > budget.nodes - 1) | (sizes.n_edge > budget.edges) | (n_pair > budget.pairs)
     if too_large.any():
         s = int(np.flatnonzero(too_large)[0])
+        has, room = (f", {n_pair[s]} long-range pairs", f", {budget.pairs} pairs") if n_pair.any() else ("", "")
         raise ValueError(
-            f"{name(s)} has {sizes.n_node[s]} atoms and {sizes.n_edge[s]} edges and does not fit into a batch of "
-            f"{budget.nodes - 1} atoms and {budget.edges} edges; {too_large.sum()} such structures. "
+            f"{name(s)} has {sizes.n_node[s]} atoms and {sizes.n_edge[s]} edges{has} and does not fit into a batch of "
+            f"{budget.nodes - 1} atoms and {budget.edges} edges{room}; {too_large.sum()} such structures. "
             "Give a larger batch size or leave them out with data.max_atoms.")
+
+
+def _pairs_of(sizes: Sizes) -> np.ndarray:
+    return np.zeros(len(sizes.n_node), np.int64) if sizes.n_pair is None else sizes.n_pair
 
 
 def plan_window(order: np.ndarray, sizes: Sizes, budget: Budget) -> list[np.ndarray]:
@@ -80,62 +107,68 @@ def plan_window(order: np.ndarray, sizes: Sizes, budget: Budget) -> list[np.ndar
     Raises:
       ValueError: A structure does not fit into an empty batch.
     """
-    n_node, n_edge = (np.asarray(s[order], np.int64) for s in sizes)
-    check_sizes(Sizes(n_node, n_edge), budget, lambda s: f"structure {order[s]}")
+    ordered = sizes.take(order)
+    check_sizes(ordered, budget, lambda s: f"structure {order[s]}")
+    limits = (np.stack([ordered.n_node, ordered.n_edge, _pairs_of(ordered)]),
+              np.array([budget.nodes - 1, budget.edges, budget.pairs]))
     batches, pool, position = [], np.zeros(0, np.int64), 0
     while position < len(order) or len(pool):
         fresh = np.arange(position, min(position + _WINDOW - len(pool), len(order)))
         position += len(fresh)
         pool = np.concatenate([pool, fresh])
-        chosen = _fill(n_node[pool], n_edge[pool], budget)
+        chosen = _fill(limits[0][:, pool], limits[1], budget.graphs - 1)
         batches.append(order[pool[chosen]])
         pool = np.delete(pool, chosen)
     return batches
 
 
-def _fill(n_node, n_edge, budget) -> np.ndarray:
-    """Positions in the pool that make one batch: in order while they fit, then the largest that fit the gap."""
-    room_node, room_edge, room_graph = budget.nodes - 1, budget.edges, budget.graphs - 1
-    run = (np.cumsum(n_node) <= room_node) & (np.cumsum(n_edge) <= room_edge)
+def _fill(sizes: np.ndarray, room: np.ndarray, room_graph: int) -> np.ndarray:
+    """Positions in the pool that make one batch: in order while they fit, then the largest that fit the gap.
+
+    Args:
+      sizes: Atoms, edges and pairs of the pool, (3, W). room: For them, (3,). room_graph: For structures.
+    """
+    run = (np.cumsum(sizes, axis=1) <= room[:, None]).all(axis=0)
     count = min(len(run) if run.all() else int(np.argmin(run)), room_graph)
-    free = np.ones(len(n_node), bool)
+    free = np.ones(len(run), bool)
     free[:count] = False
-    room_node -= int(n_node[:count].sum())
-    room_edge -= int(n_edge[:count].sum())
+    room = room - sizes[:, :count].sum(axis=1)
     room_graph -= count
     chosen = list(range(count))
     while room_graph > 0:
-        fits = free & (n_node <= room_node) & (n_edge <= room_edge)
+        fits = free & (sizes <= room[:, None]).all(axis=0)
         if not fits.any():
             break
-        best = int(np.argmax(np.where(fits, n_edge, -1)))
+        best = int(np.argmax(np.where(fits, sizes[1], -1)))
         chosen.append(best)
         free[best] = False
-        room_node, room_edge, room_graph = room_node - n_node[best], room_edge - n_edge[best], room_graph - 1
+        room, room_graph = room - sizes[:, best], room_graph - 1
     return np.array(chosen, np.int64)
 
 
 def fill(plan: list[np.ndarray], sizes: Sizes, budget: Budget) -> dict[str, float]:
-    """Shares of the padded atoms, edges and graphs of a plan that are real."""
+    """Shares of the padded atoms, edges, graphs and, if there are any, long-range pairs of a plan that are real."""
     n, chosen = len(plan), np.concatenate(plan)
+    pairs = {} if not budget.pairs else {"pairs": float(_pairs_of(sizes)[chosen].sum() / (n * budget.pairs))}
     return {"nodes": float(sizes.n_node[chosen].sum() / (n * budget.nodes)),
             "edges": float(sizes.n_edge[chosen].sum() / (n * budget.edges)),
-            "graphs": float(len(chosen) / (n * budget.graphs))}
+            "graphs": float(len(chosen) / (n * budget.graphs)), **pairs}
 
 
 def build_batch(columns: Columns, budget: Budget, cutoff: float, reference: np.ndarray | None = None,
-                dtype=np.float32) -> jraph.GraphsTuple:
+                dtype=np.float32, long_range_cutoff: float | None = None) -> jraph.GraphsTuple:
     """One padded batch (NumPy arrays) of all structures of `columns`, laid out as graphs/graph.py says.
 
     Args:
       reference: Reference energy of every element, shape (119,), eV: subtracted in float64.
       dtype: Of all that is floating.
+      long_range_cutoff: Å; makes the list of long-range pairs too, which hold all pairs if it is inf.
 
     Raises:
-      ValueError: The structures do not fit into the budget.
+      ValueError: The structures do not fit into the budget; or an infinite cutoff for a periodic structure.
     """
     n_node = columns.n_atoms
-    neighbors = [_neighbors_of(columns, s, cutoff) for s in range(len(columns))]
+    neighbors = [neighbor_list(positions, cutoff, *box) for positions, *box in _each(columns)]
     n_edge = np.array([len(nb.senders) for nb in neighbors], np.int64)
     if n_node.sum() > budget.nodes - 1 or n_edge.sum() > budget.edges or len(columns) > budget.graphs - 1:
         raise ValueError(f"{len(columns)} structures with {n_node.sum()} atoms and {n_edge.sum()} edges do not "
@@ -144,14 +177,16 @@ def build_batch(columns: Columns, budget: Budget, cutoff: float, reference: np.n
     if reference is not None and len(columns):
         energy -= np.add.reduceat(reference[columns.numbers], columns.offsets[:-1])
     pad = budget.graphs - len(columns)
-    edges = _concatenate_edges(neighbors, n_node, n_edge, budget, columns.cell is not None)
+    made = _concatenate_edges(neighbors, n_node, n_edge, budget, columns.cell is not None)
+    edges = {k: made[k] for k in ("pair_order", "shifts") if made[k] is not None}
+    if long_range_cutoff is not None:
+        edges["long_range"] = _long_range(columns, long_range_cutoff, budget)
     cell = None if columns.cell is None else _pad(columns.cell.astype(dtype), budget.graphs)
     return jraph.GraphsTuple(
         nodes={"positions": _pad(columns.positions.astype(dtype), budget.nodes),
                "numbers": _pad(columns.numbers.astype(np.int32), budget.nodes),
                "forces": _pad(columns.forces.astype(dtype), budget.nodes)},
-        edges={k: edges[k] for k in ("pair_order", "shifts") if edges[k] is not None},
-        senders=edges["senders"], receivers=edges["receivers"],
+        edges=edges, senders=made["senders"], receivers=made["receivers"],
         globals={"energy": _pad(energy.astype(dtype), budget.graphs),
                  "charge": _pad(columns.charge.astype(dtype), budget.graphs),
                  **({} if cell is None else {"cell": cell})},
@@ -159,11 +194,28 @@ def build_batch(columns: Columns, budget: Budget, cutoff: float, reference: np.n
         n_edge=np.concatenate([n_edge, [budget.edges - n_edge.sum()], np.zeros(pad - 1)]).astype(np.int32))
 
 
-def _neighbors_of(columns, s, cutoff):
-    atoms = slice(columns.offsets[s], columns.offsets[s + 1])
-    if columns.pbc is None or not columns.pbc[s].any():
-        return neighbor_list(columns.positions[atoms], cutoff)
-    return neighbor_list(columns.positions[atoms], cutoff, columns.cell[s], columns.pbc[s])
+def _each(columns):
+    """(positions, cell, pbc) of each structure, the latter two None for open boundaries."""
+    for s in range(len(columns)):
+        atoms = slice(columns.offsets[s], columns.offsets[s + 1])
+        periodic = columns.pbc is not None and columns.pbc[s].any()
+        yield columns.positions[atoms], columns.cell[s] if periodic else None, columns.pbc[s] if periodic else None
+
+
+def _long_range(columns, cutoff, budget) -> dict[str, np.ndarray]:
+    """Long-range pairs of the batch; padding pairs join the first padding atom to itself."""
+    lists = [long_range_list(positions, cutoff, *box) for positions, *box in _each(columns)]
+    n_pair = sum(len(pairs[0]) for pairs in lists)
+    if n_pair > budget.pairs:
+        raise ValueError(f"{len(columns)} structures with {n_pair} long-range pairs do not fit into {budget}")
+    padding = np.full(budget.pairs - n_pair, len(columns.numbers), np.int32)
+    first_atom = columns.offsets.astype(np.int32)
+    out = {name: np.concatenate([*(pairs[k] + a for pairs, a in zip(lists, first_atom)), padding])
+           for k, name in enumerate(("receivers", "senders"))}
+    if columns.cell is not None:
+        rows = [np.zeros((len(pairs[0]), 3), np.int32) if pairs[2] is None else pairs[2] for pairs in lists]
+        out["shifts"] = _pad(np.concatenate([np.zeros((0, 3), np.int32), *rows]), budget.pairs)
+    return out
 
 
 def _pad(array: np.ndarray, length: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from rich import progress as bars
 from mlip_jax import workers
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.store import Store
-from mlip_jax.graphs.neighbors import count_edges
+from mlip_jax.graphs.neighbors import count_edges, infinite_pairs
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,38 @@ def count_all(columns: Columns, cutoff: float) -> np.ndarray:
         counts[s] = count_edges(columns.positions[atoms], cutoff, columns.cell[s] if periodic else None,
                                 columns.pbc[s] if periodic else None)
     return counts
+
+
+def count_all_pairs(columns: Columns, cutoff: float) -> np.ndarray:
+    """Long-range pairs of every structure, (S,) int64; those of an infinite cutoff without looking at positions.
+
+    Raises:
+      ValueError: An infinite cutoff, and a structure is periodic.
+    """
+    if not np.isinf(cutoff):
+        return count_all(columns, cutoff).astype(np.int64) // 2
+    if columns.pbc is not None and columns.pbc.any():
+        raise infinite_pairs(columns.pbc[columns.pbc.any(axis=1)][0])
+    return all_pairs_of(columns.n_atoms)
+
+
+def pair_counts(store: Store, cutoff: float, **options) -> np.ndarray:
+    """Long-range pairs of every structure of a store, (S,) int64; options and what is kept: see `edge_counts`.
+
+    Raises:
+      ValueError: An infinite cutoff for a store with periodic structures.
+    """
+    if np.isinf(cutoff):
+        if store.manifest["periodic"]:
+            raise ValueError(f"{store.path}: {infinite_pairs(np.ones(3, bool))}")
+        return all_pairs_of(store.index("n_atoms"))
+    return edge_counts(store, cutoff, **options).astype(np.int64) // 2
+
+
+def all_pairs_of(n_atoms: np.ndarray) -> np.ndarray:
+    """n (n - 1) / 2, int64."""
+    n = np.asarray(n_atoms, np.int64)
+    return n * (n - 1) // 2
 
 
 def edge_counts(store: Store, cutoff: float, *, num_processes: int | None = None, progress: bool = True) -> np.ndarray:

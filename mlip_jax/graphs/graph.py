@@ -1,10 +1,14 @@
 """jraph.GraphsTuple of structures: what the fields hold, and how displacements come of them.
 
     nodes   {"positions": (N, 3) Å, "numbers": (N,) int32, "forces": (N, 3) eV/Å or absent}
-    edges   {"pair_order": (E,) int32, "shifts": (E, 3) or absent}
-    globals {"energy": (G,) eV or absent, "charge": (G,) e, "cell": (G, 3, 3) Å or absent}
+    edges   {"pair_order": (E,) int32, "shifts": (E, 3) or absent, "long_range": see below, or absent}
+    globals {"energy": (G,) eV or absent, "charge": (G,) e, "cell": (G, 3, 3) Å or absent,
+             "spin": (G,) number of unpaired electrons, or absent for 0}
 
-N, E and G count padding too. Energies on the device are remainders after the reference energies.
+    edges["long_range"] {"receivers": (P,) int32, "senders": (P,) int32, "shifts": (P, 3) int32 or absent}
+
+N, E, G and P count padding too. Energies on the device are remainders after the reference energies. The long-range
+list holds every pair once, whatever its order; its padding pairs join the first padding atom to itself.
 """
 
 from __future__ import annotations
@@ -45,6 +49,10 @@ def displacements(graph: jraph.GraphsTuple, edges: jax.Array | None = None) -> j
     if edges is not None:
         senders, receivers = senders[edges], receivers[edges]
         shifts = None if shifts is None else shifts[edges]
+    return _vectors(graph, receivers, senders, shifts)
+
+
+def _vectors(graph, receivers, senders, shifts):
     positions = graph.nodes["positions"]
     vectors = positions[senders] - positions[receivers]
     if shifts is not None:
@@ -60,3 +68,18 @@ def pairs(graph: jraph.GraphsTuple, undirected: bool = True) -> Pairs:
         return Pairs(graph.receivers, graph.senders, displacements(graph), False)
     forward = order[:order.shape[0] // 2]
     return Pairs(graph.receivers[forward], graph.senders[forward], displacements(graph, forward), True)
+
+
+def long_range_pairs(graph: jraph.GraphsTuple) -> Pairs:
+    """The pairs of the long-range list, each once.
+
+    Raises:
+      ValueError: The graph has none.
+    """
+    listed = graph.edges.get("long_range")
+    if listed is None:
+        raise ValueError(
+            f"this graph has no long-range pairs: expected edges['long_range'], found {sorted(graph.edges)}; give "
+            "build_batch the long_range_cutoff of the model")
+    receivers, senders = listed["receivers"], listed["senders"]
+    return Pairs(receivers, senders, _vectors(graph, receivers, senders, listed.get("shifts")), True)

@@ -2,7 +2,7 @@
 
 A list is directed (each pair stands in it twice), sorted by receiver, and comes with `pair_order`: a
 permutation of the edges whose first half names one edge of every pair and whose second half the reverse of
-each. What is the same for i -> j and j -> i is computed once, on the first half.
+each. What is the same for i -> j and j -> i is computed once, on the first half. Long-range lists have every pair once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import numpy as np
 
 # Above this many atoms a k-d tree beats the dense distance matrix.
 _DENSE_LIMIT = 160
+_TREE_LIMIT = 4000  # the same for long-range lists, where most pairs are close
+# Rows times columns of the distance matrix that long-range lists look at in one piece.
+_BLOCK = 1 << 18
 
 
 class Neighbors(NamedTuple):
@@ -64,15 +67,98 @@ def count_edges(positions: np.ndarray, cutoff: float, cell=None, pbc=None) -> in
     return int((_squared_distances(np.asarray(positions, np.float64)) < cutoff * cutoff).sum()) - len(positions)
 
 
-def _squared_distances(positions: np.ndarray) -> np.ndarray:
-    # Differences, not the Gram matrix: |a|²+|b|²-2ab loses digits right at the cutoff.
+def long_range_list(positions: np.ndarray, cutoff: float, cell: np.ndarray | None = None,
+                    pbc: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Every pair closer than `cutoff` once, an atom and its own image included: (receivers, senders, shifts).
+
+    Receivers and senders have shape (n_pair,), int32, receivers ascending; shifts (n_pair, 3), int32, or None
+    without periodicity, as in `Neighbors`. Callers must not write into them.
+
+    Args:
+      positions, cell, pbc: As for `neighbor_list`.
+      cutoff: Å; inf for all pairs of an open structure.
+
+    Raises:
+      ValueError: As `neighbor_list`; or an infinite cutoff for a periodic structure.
+    """
+    positions = np.asarray(positions, np.float64)
+    if not np.isfinite(positions).all():
+        raise ValueError("positions hold NaN or infinite values; no long-range list can be made of them")
+    if pbc is not None and np.any(pbc):
+        if np.isinf(cutoff):
+            raise infinite_pairs(pbc)
+        return _periodic_half(positions, cutoff, np.asarray(cell, np.float64), np.asarray(pbc, bool))
+    if np.isinf(cutoff):
+        return *_all_pairs(len(positions)), None
+    if len(positions) <= _DENSE_LIMIT:
+        return *_close_of_all(positions, cutoff), None
+    if len(positions) <= _TREE_LIMIT:
+        return *_dense_half(positions, cutoff), None
+    return *_tree_half(positions, cutoff), None
+
+
+def infinite_pairs(pbc) -> ValueError:
+    """The error of an infinite long-range cutoff for a periodic structure."""
+    return ValueError(f"a periodic structure (pbc={np.asarray(pbc).tolist()}) has pairs without end: its long-range "
+                      "cutoff must be finite, received inf. Give the terms of long range a cutoff.")
+
+
+def _all_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Receivers and senders of all i < j, int32."""
+    return _kept_pairs(n) if n <= _DENSE_LIMIT else _new_pairs(n)
+
+
+def _new_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
+    receivers = np.repeat(np.arange(n, dtype=np.int32), np.arange(n - 1, -1, -1)[:n])
+    senders = np.arange(len(receivers), dtype=np.int32)
+    # row i begins at place i * (2 n - i - 1) / 2 with the column i + 1
+    row = np.arange(n, dtype=np.int64)
+    first = row * (2 * n - row - 1) // 2
+    return receivers, (senders - (first - row - 1)[receivers]).astype(np.int32)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
+    pairs = _new_pairs(n)
+    for array in pairs:
+        array.flags.writeable = False
+    return pairs
+
+
+def _close_of_all(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+    i, j = _kept_pairs(len(positions))
     x = np.ascontiguousarray(positions.T)
-    d = x[:, :, None] - x[:, None, :]
+    close = _squares(x.take(i, axis=1) - x.take(j, axis=1)) < cutoff * cutoff
+    return (i, j) if close.all() else (i[close], j[close])
+
+
+def _dense_half(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+    n, x = len(positions), np.ascontiguousarray(positions.T)
+    receivers, senders, start = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], 0
+    while start < n - 1:
+        stop = min(n - 1, start + max(1, _BLOCK // (n - start)))
+        d = x[:, start:stop, None] - x[:, None, start + 1:]
+        row, column = np.divmod(np.flatnonzero(_squares(d) < cutoff * cutoff).astype(np.int32), n - start - 1)
+        upper = column >= row
+        receivers.append(row[upper] + np.int32(start))
+        senders.append(column[upper] + np.int32(start + 1))
+        start = stop
+    return np.concatenate(receivers), np.concatenate(senders)
+
+
+def _squares(d: np.ndarray) -> np.ndarray:
+    """d[0]² + d[1]² + d[2]², in d's own memory; added in this order everywhere, so that all lists and counts agree."""
     d *= d
     total = d[0]
     total += d[1]
     total += d[2]
     return total
+
+
+def _squared_distances(positions: np.ndarray) -> np.ndarray:
+    # Differences, not the Gram matrix: |a|²+|b|²-2ab loses digits right at the cutoff.
+    x = np.ascontiguousarray(positions.T)
+    return _squares(x[:, :, None] - x[:, None, :])
 
 
 @functools.lru_cache(maxsize=64)
@@ -98,15 +184,24 @@ def _dense(positions: np.ndarray, cutoff: float) -> Neighbors:
 
 
 def _tree(positions: np.ndarray, cutoff: float) -> Neighbors:
-    from scipy.spatial import cKDTree
     n = len(positions)
-    pairs = cKDTree(positions).query_pairs(cutoff, output_type="ndarray")
-    # query_pairs includes the cutoff itself
-    d = positions[pairs[:, 0]] - positions[pairs[:, 1]]
-    pairs = pairs[np.einsum("ij,ij->i", d, d) < cutoff * cutoff]
-    flat = np.sort(np.concatenate([pairs[:, 0] * n + pairs[:, 1], pairs[:, 1] * n + pairs[:, 0]]))
-    receivers, senders = (a.astype(np.int32) for a in np.divmod(flat, n))
+    i, j = (a.astype(np.int64) for a in _close_pairs(positions, cutoff))
+    receivers, senders = (a.astype(np.int32) for a in np.divmod(np.sort(np.concatenate([i * n + j, j * n + i])), n))
     return Neighbors(receivers, senders, None, _pair_order_open(receivers, senders, n))
+
+
+def _tree_half(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+    i, j = _close_pairs(positions, cutoff)
+    return tuple(a.astype(np.int32) for a in np.divmod(np.sort(i * len(positions) + j), len(positions)))
+
+
+def _close_pairs(positions, cutoff):
+    """Pairs i < j by a k-d tree, in any order."""
+    from scipy.spatial import cKDTree
+    i, j = cKDTree(positions).query_pairs(cutoff, output_type="ndarray").T
+    # query_pairs includes the cutoff itself
+    close = _squares((positions[i] - positions[j]).T) < cutoff * cutoff
+    return i[close], j[close]
 
 
 def _pair_order_open(receivers: np.ndarray, senders: np.ndarray, n: int) -> np.ndarray:
@@ -117,11 +212,22 @@ def _pair_order_open(receivers: np.ndarray, senders: np.ndarray, n: int) -> np.n
 
 
 def _periodic(positions, cutoff, cell, pbc) -> Neighbors:
+    """Both directions of each pair of the half list: sorted apart, rounding at the cutoff might keep but one."""
+    i, j, shifts = _periodic_half(positions, cutoff, cell, pbc)
+    receivers, senders = np.concatenate([i, j]), np.concatenate([j, i])
+    shifts = np.concatenate([shifts, -shifts])
+    order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], senders, receivers))
+    place = np.empty(len(order), np.int32)
+    place[order] = np.arange(len(order), dtype=np.int32)
+    return Neighbors(receivers[order], senders[order], shifts[order], place)
+
+
+def _periodic_half(positions, cutoff, cell, pbc) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Receivers <= senders and shifts, sorted."""
     if cell.shape != (3, 3) or not np.isfinite(cell).all():
         raise ValueError(f"a periodic structure needs a finite cell of shape (3, 3), received {cell!r}")
     if (np.linalg.norm(cell, axis=1)[pbc] < 1e-9).any():
         raise ValueError(f"pbc is {pbc.tolist()} but a periodic direction has no lattice vector: {cell.tolist()}")
-    from scipy.spatial import cKDTree
     full = _completed_cell(cell, pbc)
     if abs(np.linalg.det(full)) < 1e-9:
         raise ValueError(f"the lattice vectors {cell.tolist()} lie in one plane; they span no cell")
@@ -131,19 +237,30 @@ def _periodic(positions, cutoff, cell, pbc) -> Neighbors:
     # How far the images must reach: the planes of the lattice stand 1/|reciprocal vector| apart.
     reach = np.where(pbc, np.ceil(cutoff * np.linalg.norm(inverse, axis=0)), 0).astype(int)
     images = np.array(list(itertools.product(*(range(-r, r + 1) for r in reach))), np.int64)
-    ghosts = (wrapped[None] + (images @ full)[:, None]).reshape(-1, 3)
-    hits = cKDTree(wrapped).query_ball_tree(cKDTree(ghosts), cutoff)
-    n = len(positions)
-    receivers = np.repeat(np.arange(n), [len(h) for h in hits])
-    ghost = np.concatenate([np.asarray(h, np.int64) for h in hits]) if len(receivers) else np.zeros(0, np.int64)
-    image, senders = np.divmod(ghost, n)
-    shifts = images[image]
-    d = ghosts[ghost] - wrapped[receivers]
-    keep = (np.einsum("ij,ij->i", d, d) < cutoff * cutoff) & ((receivers != senders) | shifts.any(1))
-    receivers, senders, shifts = receivers[keep], senders[keep], shifts[keep]
+    # Of the images s and -s one is enough: they come in the order of their shifts, the structure itself in the middle.
+    receivers, senders, shifts = _image_pairs(wrapped, images[:len(images) // 2 + 1], full, cutoff)
     # from the wrapped atoms' images to those of the atoms as given
     shifts = shifts - (offset[senders] - offset[receivers]).astype(np.int64)
-    return _sorted_periodic(receivers, senders, shifts)
+    turned = receivers > senders
+    receivers, senders = np.where(turned, senders, receivers), np.where(turned, receivers, senders)
+    shifts = np.where(turned[:, None], -shifts, shifts)
+    order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], senders, receivers))
+    return tuple(a[order].astype(np.int32) for a in (receivers, senders, shifts))
+
+
+def _image_pairs(wrapped, images, full, cutoff):
+    """Atoms and the images (the last of them the structure itself) of other atoms that are close, each pair once."""
+    from scipy.spatial import cKDTree
+    n = len(wrapped)
+    ghosts = (wrapped[None] + (images @ full)[:, None]).reshape(-1, 3)
+    low, high = wrapped.min(axis=0, initial=np.inf) - cutoff, wrapped.max(axis=0, initial=-np.inf) + cutoff
+    near = np.flatnonzero(((ghosts >= low) & (ghosts <= high)).all(axis=1))
+    hits = cKDTree(wrapped).sparse_distance_matrix(cKDTree(ghosts[near]), cutoff, output_type="ndarray")
+    receivers, ghost = hits["i"], near[hits["j"]]
+    image, senders = np.divmod(ghost, n)
+    close = _squares((ghosts[ghost] - wrapped[receivers]).T) < cutoff * cutoff
+    keep = close & ((image < len(images) - 1) | (receivers < senders))
+    return receivers[keep], senders[keep], images[image[keep]]
 
 
 def _completed_cell(cell, pbc):
@@ -153,15 +270,3 @@ def _completed_cell(cell, pbc):
         _, _, basis = np.linalg.svd(full[pbc])
         full[~pbc] = basis[pbc.sum():]
     return full
-
-
-def _sorted_periodic(receivers, senders, shifts) -> Neighbors:
-    order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], senders, receivers))
-    receivers, senders, shifts = receivers[order], senders[order], shifts[order]
-    # The reverse of (i, j, s) is (j, i, -s): sorting both keys gives the reverse of each edge.
-    mirrored = np.lexsort((-shifts[:, 2], -shifts[:, 1], -shifts[:, 0], receivers, senders))
-    reverse = np.empty(len(receivers), np.int64)
-    reverse[mirrored] = np.arange(len(receivers))
-    forward = np.flatnonzero(np.arange(len(receivers)) < reverse)
-    return Neighbors(receivers.astype(np.int32), senders.astype(np.int32), shifts.astype(np.int32),
-                     np.concatenate([forward, reverse[forward]]).astype(np.int32))

@@ -18,11 +18,15 @@ class AtomOutputs(NamedTuple):
 
     Attributes:
       energies: Atomic energies, shape (N,), in units of the potential's energy scale.
-      features: Equivariant features in e3x's layout, shape (N, 1, (max_degree + 1)**2, F).
+      features: Equivariant features in e3x's layout, shape (N, 1 or 2, (max_degree + 1)**2, F).
+      terms: Atomic energies of further terms (mlip_jax/terms) by name, shape (N,) each, in eV.
+      properties: Predictions for each atom by name, shape (N,) each: "partial_charges" (e), "hirshfeld_ratios".
     """
 
     energies: jax.Array
     features: jax.Array
+    terms: dict[str, jax.Array] = {}
+    properties: dict[str, jax.Array] = {}
 
 
 class AtomicEnergy(nn.Module):

@@ -167,6 +167,25 @@ class Dense(nn.Dense):
     """flax's Dense; computes in the dtype of its input, so that float64 graphs stay float64."""
 
 
+class SplitDense(nn.Module):
+    """Dense of which the output comes in `parts` of equal width: (P, K) -> `parts` times (P, width).
+
+    For edges: each part is a product of its own, since to cut an array of edges, and to join the parts of its
+    derivative, costs a CPU more than the product.
+    """
+
+    parts: int
+    width: int
+    kernel_init: Callable = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (x.shape[-1], self.parts * self.width)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:]).astype(x.dtype)
+        return [x @ k + b for k, b in zip(jnp.split(kernel, self.parts, axis=1), jnp.split(bias, self.parts))]
+
+
 class ResidualMLP(nn.Module):
     """x + W2 act(W1 act(x)), shape kept."""
 

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
-from mlip_jax.graphs.graph import Pairs, pairs
+from mlip_jax.graphs.graph import Pairs, node_graph_index, pairs
+from mlip_jax.models.embeddings import StateEmbedding
 from mlip_jax.models.heads import AtomicEnergy, AtomOutputs, embed_elements
 from mlip_jax.models.layers import (
     Dense,
@@ -55,6 +56,9 @@ class Model(nn.Module):
       ev_init: "zeros", or "neighborhood": the cutoff-weighted mean of the neighbours' harmonics (eq. 4, where the
         divisor is the sum of the weights; here one is added to it, since without it the energy jumps when the last
         neighbour of an atom leaves the cutoff).
+      charge_embedding, spin_embedding: The total charge and the number of unpaired electrons (graph.globals "charge"
+        and "spin", which is 0 where it is absent) are embedded too (embeddings.StateEmbedding); the embeddings are
+        added and divided by the square root of their number.
       energy_width, energy_act, zero_init, learned_scale, learned_shift: Of the energy head (heads.AtomicEnergy).
       radial_filter: "exact", or "spline": the radial filter networks are evaluated on `num_knots` knots and
         interpolated by cubic B-splines (twice continuously differentiable), which costs a third.
@@ -77,6 +81,8 @@ class Model(nn.Module):
     residual_mlp_2: bool = False
     layer_norm_2: bool = False
     ev_init: str = "zeros"
+    charge_embedding: bool = False
+    spin_embedding: bool = False
     energy_width: int | None = None
     energy_act: str = "identity"
     zero_init: bool = True
@@ -105,7 +111,7 @@ class Model(nn.Module):
         harmonics = spherical_harmonics(unit_vectors(edge.displacements, distances), degrees)
         envelope = cutoff_function(self.cutoff_fn)(distances, self.cutoff)
         numbers = graph.nodes["numbers"]
-        f = embed_elements(self, numbers, self.num_features, edge.displacements.dtype)
+        f = self._embed(graph, edge.displacements.dtype)
         x = self._initial_ev(edge, harmonics, envelope, len(numbers), degrees)
         filters = self._radial_filters(distances)
         for n in range(self.num_layers):
@@ -115,6 +121,16 @@ class Model(nn.Module):
             self.energy_width or self.num_features, self.energy_act, self.zero_init, self.learned_scale,
             self.learned_shift, name="energy")(f, numbers)
         return AtomOutputs(energies, f[:, None, None, :])
+
+    def _embed(self, graph, dtype):
+        numbers = graph.nodes["numbers"]
+        parts = [embed_elements(self, numbers, self.num_features, dtype)]
+        for name, wanted in (("charge", self.charge_embedding), ("spin", self.spin_embedding)):
+            if wanted:
+                psi = graph.globals.get(name, jnp.zeros(graph.n_node.shape, dtype))
+                parts.append(StateEmbedding(self.num_features, name=f"{name}_embedding")(
+                    psi, numbers, node_graph_index(graph), dtype))
+        return sum(parts) / float(np.sqrt(len(parts))) if len(parts) > 1 else parts[0]
 
     def _initial_ev(self, edge: Pairs, harmonics, envelope, num, degrees):
         zeros = jnp.zeros((num, harmonics.shape[-1]), harmonics.dtype)
@@ -136,10 +152,8 @@ class Model(nn.Module):
             return [[network(rbf) for network in both] for both in networks]
         grid = SplineGrid(self.num_knots, self.cutoff)
         rbf = basis(grid.distances(distances.dtype), self.num_radial, self.cutoff)
-        table = jnp.concatenate([network(rbf) for both in networks for network in both], axis=-1)
-        values = grid.interpolate(table, distances)
-        parts = jnp.split(values, 2 * self.num_layers, axis=-1)
-        return [parts[2 * n:2 * n + 2] for n in range(self.num_layers)]
+        splines = grid.basis(distances)
+        return [[splines @ grid.coefficients(network(rbf)) for network in both] for both in networks]
 
 
 class FilterNetwork(nn.Module):
@@ -242,7 +256,7 @@ def degree_invariants(x: jax.Array, degrees: tuple[int, ...]) -> jax.Array:
     """Squared norm of each degree over sqrt(2l + 1): (..., D) -> (..., number of degrees)."""
     squares, start, out = x * x, 0, []
     for l in degrees:
-        out.append(squares[..., start:start + 2 * l + 1].sum(-1) / np.sqrt(2 * l + 1))
+        out.append(squares[..., start:start + 2 * l + 1].sum(-1) / float(np.sqrt(2 * l + 1)))
         start += 2 * l + 1
     return jnp.stack(out, axis=-1)
 

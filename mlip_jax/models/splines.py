@@ -31,8 +31,11 @@ class SplineGrid:
 
     def interpolate(self, table: jax.Array, distances: jax.Array) -> jax.Array:
         """The functions with values `table` (num, F) on the knots, at `distances` (P,): shape (P, F)."""
-        coefficients = jnp.asarray(self._inverse(), table.dtype) @ table
-        return self.basis(distances) @ coefficients
+        return self.basis(distances) @ self.coefficients(table)
+
+    def coefficients(self, table: jax.Array) -> jax.Array:
+        """What the B-splines of `basis` are multiplied with, for the values `table` (num, F): shape (num + 2, F)."""
+        return jnp.asarray(self._inverse(), table.dtype) @ table
 
     def basis(self, distances: jax.Array) -> jax.Array:
         """The cubic B-splines at `distances` (P,): shape (P, num + 2), at most four of a row not zero."""

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jraph
+import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import CalculationFailed, Calculator, PropertyNotImplementedError, all_changes
 from ase.geometry import wrap_positions
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from mlip_jax.graphs.neighbors import Neighbors, neighbor_list
-from mlip_jax.potential import Evaluation, Potential, evaluate
+from mlip_jax.graphs.neighbors import long_range_list, neighbor_list
+from mlip_jax.importers import schnetpack, so3lr
+from mlip_jax.potential import Potential, evaluate, example_graph
+from mlip_jax.simulation.packing import Shape, pack, unpack
 
 _GROWTH = 1.25
 _NODE_MULTIPLE, _EDGE_MULTIPLE = 8, 64
-# Edges come and go while atoms move: a new shape has room for some more of them.
-_EDGE_ROOM = 1.1
+# Edges and pairs come and go while atoms move: a new shape has room for some more of them.
+_ROOM = 1.1
 # A compiled shape serves structures down to this share of it; smaller ones are worth a program of their own.
 _MAX_WASTE = 3
-
-
-class Shape(NamedTuple):
-    """Static shape of a padded structure: atoms (the padding atom included) and directed edges."""
-
-    nodes: int
-    edges: int
 
 
 class MLIPCalculator(Calculator):
@@ -39,7 +35,11 @@ class MLIPCalculator(Calculator):
     Units are ASE's: energy, free_energy (the same number) and energies (n_atoms,) in eV, forces (n_atoms, 3) in
     eV/Å, stress (6,) in eV/Å³ in Voigt order xx, yy, zz, yz, xz, xy, positive under tension; stress needs all
     three directions to be periodic. All are float64 arrays; energies hold the reference energies and add up to
-    energy. The total charge is read from `atoms.info["charge"]`.
+    energy. The total charge is read from `atoms.info["charge"]`, the number of unpaired electrons from
+    `atoms.info["num_unpaired_electrons"]`.
+
+    Where the force field predicts partial charges there are also charges (n_atoms,) in e and, for structures without
+    periodicity, dipole (3,) in e·Å about the mean of the positions (for a neutral molecule: about any point).
 
     Structures are padded to a few sizes, and the force field is compiled once for each: molecular dynamics of
     one molecule compiles once, and so do molecules of similar size. The neighbour list is made anew on every
@@ -49,6 +49,9 @@ class MLIPCalculator(Calculator):
       potential: The force field, parameters on the host.
       dtype: float32, or float64 for all of the calculation. Does not depend on JAX's x64 flag, nor changes it.
       num_compiles: Programs compiled so far.
+      implemented_properties: Of this force field.
+      predictions: What the force field predicts for each atom of the last structure besides energies, (n_atoms,) each,
+        by name: "partial_charges" (e), "hirshfeld_ratios"; empty if nothing.
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "energies", "stress"]
@@ -68,8 +71,19 @@ class MLIPCalculator(Calculator):
         self.dtype = np.dtype(dtype)
         params = jax.tree.map(lambda leaf: np.asarray(leaf, self.dtype), potential.params)
         self.potential = dataclasses.replace(potential, params=params)
-        self._warned_of_charge = False
+        self._warned_of = set()
+        self.predictions: dict[str, np.ndarray] = {}
         self._forget_programs()
+        self._long_range_cutoff = self.potential.long_range_cutoff
+        self._predicted = self._predictions()
+        if "partial_charges" in self._predicted:
+            self.implemented_properties = [*self.implemented_properties, "charges", "dipole"]
+
+    def _predictions(self) -> tuple[str, ...]:
+        """Names of what the model predicts for each atom besides energies; traces it, compiles nothing."""
+        with jax.enable_x64(self.dtype == np.float64):
+            out = jax.eval_shape(self.potential.model.apply, self.potential.params, example_graph(self.dtype))
+        return tuple(sorted(out.properties))
 
     @classmethod
     def from_workdir(cls, path: str | Path, dtype: str = "float32") -> MLIPCalculator:
@@ -80,12 +94,50 @@ class MLIPCalculator(Calculator):
         """
         return cls(Potential.load(path), dtype)
 
+    @classmethod
+    def from_schnetpack(cls, path: str | Path, dtype: str = "float32", **options) -> MLIPCalculator:
+        """The calculator of a PaiNN or SchNet that SchNetPack 2 trained, from its saved weights.
+
+        Save them in SchNetPack's environment with `safetensors.torch.save_file(model.state_dict(),
+        "weights.safetensors")` or `numpy.savez("weights.npz", **{k: v.cpu().numpy() for k, v in
+        model.state_dict().items()})`, where `model` is what `torch.load("best_model", weights_only=False)` gives. The
+        file best_model itself is not opened: it is a pickle, and a pickle can run any code when it is read.
+
+        Args:
+          path: .npz or .safetensors.
+          dtype: "float32" or "float64".
+          **options: What the weights do not say, see importers/schnetpack.py: energy_unit, elements, activation, ...
+
+        Raises:
+          FileNotFoundError: No such file.
+          WeightsError (a ValueError): A pickle, a damaged file, or weights that have no counterpart.
+        """
+        return cls(schnetpack.load(path, **options), dtype)
+
+    @classmethod
+    def from_so3lr(cls, path: str | Path = "params.pkl", dtype: str = "float32",
+                   long_range_cutoff: float | None = so3lr.LONG_RANGE_CUTOFF) -> MLIPCalculator:
+        """The calculator of SO3LR, a pretrained force field for molecules of H, C, N, O, F, P, S and Cl.
+
+        Args:
+          path: params.pkl of the SO3LR release, a pickle; the unpickler admits nothing but arrays.
+          dtype: "float32" or "float64".
+          long_range_cutoff: Å, of electrostatics and dispersion; None: all pairs, for open boundaries alone.
+
+        Raises:
+          FileNotFoundError: No such file.
+          ValueError: It holds no weights, or others than SO3LR's.
+        """
+        return cls(so3lr.load(path, long_range_cutoff), dtype)
+
     def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
         """Fill `results` with everything that there is for `atoms`, whatever part of it is asked for.
 
         Raises:
-          ValueError: No atoms, positions that are not finite, or an element that the force field never saw.
-          PropertyNotImplementedError: Stress of a structure that is not periodic in all directions.
+          ValueError: No atoms, positions that are not finite, an element that the force field never saw, or a
+            periodic structure for a force field whose long-range terms have no cutoff.
+          PropertyNotImplementedError: Stress of a structure that is not periodic in all directions, or the dipole
+            of one that is periodic.
           CalculationFailed: The force field gives NaN or infinite numbers.
         """
         # not through Calculator.calculate, which also looks after a directory on disk
@@ -96,32 +148,32 @@ class MLIPCalculator(Calculator):
         self.results = {}
         atoms = self.atoms
         self._check(atoms, properties)
-        charge = _charge(atoms)
-        self._check_charge(charge)
-        with_stress = bool(atoms.pbc.all())
-        graph = self._graph(atoms, charge)
+        positions = _centred(atoms)
+        shape, packed = self._pack(atoms, positions)
         with jax.enable_x64(self.dtype == np.float64):
-            out = jax.device_get(self._run(graph, with_stress))
-        self.results = self._results(atoms, out)
+            out, stress = self._run(shape, *packed, bool(atoms.pbc.all()))
+        self.results = self._results(atoms, positions, np.asarray(out)[:len(atoms)].astype(np.float64), stress)
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
-        """What has changed since the last calculation, as ASE names it, and "charge".
+        """What has changed since the last calculation, as ASE names it, "charge" and "num_unpaired_electrons".
 
         Compares exactly, whatever `tol` is: ASE's comparison costs as much as all else on the host together.
         """
         old = self.atoms
         if old is None:
             return list(all_changes)
-        pairs = {"positions": (old.positions, atoms.positions), "numbers": (old.numbers, atoms.numbers),
-                 "cell": (old.cell.array, atoms.cell.array), "pbc": (old.pbc, atoms.pbc),
-                 "charge": (_charge(old), _charge(atoms))}
-        return [name for name, (a, b) in pairs.items() if not np.array_equal(a, b)]
+        arrays = {"positions": (old.positions, atoms.positions), "numbers": (old.numbers, atoms.numbers),
+                  "cell": (old.cell.array, atoms.cell.array), "pbc": (old.pbc, atoms.pbc)}
+        # their bytes: NumPy's own comparison is ten times slower for small arrays
+        changed = [name for name, (a, b) in arrays.items() if a.tobytes() != b.tobytes()]
+        states = ("charge", "num_unpaired_electrons")
+        return changed + [name for name in states if _state(old, name) != _state(atoms, name)]
 
     def _check(self, atoms, properties) -> None:
         if len(atoms) == 0:
             raise ValueError("the structure has no atoms; a force field needs at least one")
-        bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
-        if len(bad):
+        if not np.isfinite(atoms.positions).all():
+            bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
             raise ValueError(
                 f"positions must be finite, received NaN or infinite values for {len(bad)} of {len(atoms)} atoms, "
                 f"the first of them atom {bad[0]}: {atoms.positions[bad[0]]}")
@@ -129,78 +181,106 @@ class MLIPCalculator(Calculator):
         if "stress" in properties and not atoms.pbc.all():
             raise PropertyNotImplementedError(
                 f"stress needs a cell that is periodic in all three directions, received pbc={atoms.pbc.tolist()}")
+        if "dipole" in properties and atoms.pbc.any():
+            raise PropertyNotImplementedError(
+                f"a periodic structure has no dipole moment, received pbc={atoms.pbc.tolist()}")
+        self._check_state_known(atoms, "charge", "charges", "total charges")
+        self._check_state_known(atoms, "num_unpaired_electrons", "spins", "numbers of unpaired electrons")
 
-    def _check_charge(self, charge: float) -> None:
-        known = self.potential.metadata.get("statistics", {}).get("charges") or [0.0]
-        if charge == 0 or charge in known or self._warned_of_charge:
+    def _check_state_known(self, atoms, key: str, statistic: str, words: str) -> None:
+        value = _state(atoms, key)
+        if value == 0 or key in self._warned_of:
             return
-        self._warned_of_charge = True
+        known = self.potential.metadata.get("statistics", {}).get(statistic, [0.0])
+        if known is None or value in (known or [0.0]):  # None: not known of an imported force field
+            return
+        self._warned_of.add(key)
         warnings.warn(
-            f"atoms.info['charge'] is {charge:g}, but this force field was trained on total charges "
-            f"{', '.join(f'{c:g}' for c in known)} only; do not expect its energies to be right",
+            f"atoms.info['{key}'] is {value:g}, but this force field was trained on {words} "
+            f"{', '.join(f'{c:g}' for c in known or [0.0])} only; do not expect its energies to be right",
             UserWarning, stacklevel=2)
 
-    def _results(self, atoms, out: Evaluation) -> dict[str, Any]:
-        n = len(atoms)
-        energies = self.potential.reference_energies[atoms.numbers] + out.energies[:n].astype(np.float64)
-        forces = out.forces[:n].astype(np.float64)
+    def _results(self, atoms, positions, out: np.ndarray, stress) -> dict[str, Any]:
+        """Results from atomic energies, forces and predictions side by side, (n_atoms, 4 + predictions)."""
+        energies, forces = self.potential.reference_energies[atoms.numbers] + out[:, 0], np.array(out[:, 1:4])
         energy = float(energies.sum())
-        if not (np.isfinite(energy) and np.isfinite(forces).all()):
+        if not np.isfinite(out).all():
             raise CalculationFailed(
                 "the force field gives NaN or infinite energies or forces here; are atoms on top of each other, or "
                 "has the dynamics blown up?")
         results = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
-        if out.stress is not None:
-            results["stress"] = full_3x3_to_voigt_6_stress(out.stress[0].astype(np.float64))
+        if stress is not None:
+            results["stress"] = full_3x3_to_voigt_6_stress(np.asarray(stress)[0].astype(np.float64))
+        self.predictions = {name: np.array(out[:, 4 + n]) for n, name in enumerate(self._predicted)}
+        if "partial_charges" in self._predicted:
+            charges = results["charges"] = self.predictions["partial_charges"].copy()
+            if not atoms.pbc.any():
+                results["dipole"] = charges @ positions
         return results
 
-    def _graph(self, atoms, charge) -> jraph.GraphsTuple:
+    def _pack(self, atoms, positions) -> tuple[Shape, tuple[np.ndarray, np.ndarray]]:
         pbc = atoms.pbc
-        cell = atoms.cell.array if pbc.any() else None
-        # Close to the origin first: float32 has fewer digits for a molecule that drifted away.
-        if cell is None:
-            positions = atoms.positions - atoms.positions.sum(axis=0) / len(atoms)
-            neighbors = neighbor_list(positions, self.potential.cutoff)
-        else:
-            positions = wrap_positions(atoms.positions, cell, pbc, eps=0)
-            neighbors = neighbor_list(positions, self.potential.cutoff, cell, pbc)
-        shape = self._shape(len(atoms), len(neighbors.senders), tuple(pbc))
-        return padded_graph(atoms.numbers, positions, neighbors, shape, charge, cell, self.dtype)
+        periodic = bool(pbc.any())
+        box = (atoms.cell.array, pbc) if periodic else (None, None)
+        neighbors = neighbor_list(positions, self.potential.cutoff, *box)
+        reach = self._long_range_cutoff
+        long_range = None if reach is None else long_range_list(positions, reach, *box)
+        shape = self._shape(len(atoms), len(neighbors.senders), None if reach is None else len(long_range[0]), periodic)
+        return shape, pack(
+            atoms.numbers, positions, neighbors, shape, self.dtype, charge=_state(atoms, "charge"),
+            spin=_state(atoms, "num_unpaired_electrons"), cell=box[0], long_range=long_range)
 
-    def _shape(self, n_node: int, n_edge: int, pbc: tuple) -> Shape:
+    def _shape(self, n_node: int, n_edge: int, n_pair: int | None, periodic: bool) -> Shape:
         """The tightest compiled shape that holds the structure and is not far too large, or else a new one."""
-        known = self._shapes.setdefault(pbc, set())
         nodes = n_node + 1
-        fitting = [s for s in known if nodes <= s.nodes <= _MAX_WASTE * nodes
-                   and n_edge <= s.edges <= _MAX_WASTE * n_edge]
+        fitting = [s for s in self._shapes if s.periodic == periodic and nodes <= s.nodes <= _MAX_WASTE * nodes
+                   and n_edge <= s.edges <= _MAX_WASTE * n_edge
+                   and (n_pair is None or n_pair <= s.pairs <= _MAX_WASTE ** 2 * n_pair)]
         if fitting:
-            return min(fitting, key=lambda s: (s.edges, s.nodes))
-        edges = int(np.ceil(n_edge * _EDGE_ROOM))
-        if not any(pbc):
+            return min(fitting, key=lambda s: (s.edges, s.pairs or 0, s.nodes))
+        nodes, edges = bucket(nodes, _NODE_MULTIPLE), int(np.ceil(n_edge * _ROOM))
+        if not periodic:
             edges = min(edges, n_node * (n_node - 1))
-        shape = Shape(bucket(nodes, _NODE_MULTIPLE), bucket(edges, _EDGE_MULTIPLE))
-        known.add(shape)
+        shape = Shape(nodes, bucket(edges, _EDGE_MULTIPLE), self._room_for_pairs(n_node, nodes, n_pair, periodic),
+                      periodic)
+        self._shapes.add(shape)
         return shape
+
+    def _room_for_pairs(self, n_node, nodes, n_pair, periodic) -> int | None:
+        if n_pair is None:
+            return None
+        if np.isinf(self._long_range_cutoff):
+            pairs = (nodes - 1) * (nodes - 2) // 2  # of any structure that there are atoms for
+        else:
+            pairs = int(np.ceil(n_pair * _ROOM))
+            pairs = pairs if periodic else min(pairs, n_node * (n_node - 1) // 2)
+        return bucket(pairs, _EDGE_MULTIPLE)
 
     def _forget_programs(self) -> None:
         self.num_compiles = 0
-        self._shapes: dict[tuple, set[Shape]] = {}
+        self._shapes: set[Shape] = set()
         self._program = None
 
-    def _run(self, graph, with_stress: bool) -> Evaluation:
+    def _run(self, shape: Shape, floats: np.ndarray, ints: np.ndarray, with_stress: bool):
         if self._program is None:
             # Parameters are an argument: as fast as constants, and not copied into each program.
-            self._program = jax.jit(self._traced, static_argnums=2), jax.device_put(self.potential.params)
-        function, params = self._program
-        return function(params, graph, with_stress)
+            leaves, structure = jax.tree.flatten(self.potential.params)
+            traced = functools.partial(self._traced, structure)
+            self._program = jax.jit(traced, static_argnums=(1, 4)), jax.device_put(leaves)
+        function, leaves = self._program
+        return function(leaves, shape, floats, ints, with_stress)
 
-    def _traced(self, params, graph, with_stress):
+    def _traced(self, structure, leaves, shape, floats, ints, with_stress):
+        """Atomic energies, forces and predictions side by side, (nodes, 4 + predictions), and the stress or None."""
         self.num_compiles += 1  # runs when JAX traces, which it does once for each program
+        params, graph = jax.tree.unflatten(structure, leaves), unpack(shape, floats, ints)
         out = evaluate(self.potential.model, params, graph, self.potential.energy_scale, with_stress)
-        return out._replace(energy=None)  # the sum is made on the host, in float64
+        columns = [out.energies, *out.forces.T, *(out.properties[name] for name in self._predicted)]
+        # the sum of the energies is made on the host, in float64
+        return jnp.stack(columns, axis=1), out.stress
 
     def __getstate__(self):
-        return {**self.__dict__, "num_compiles": 0, "_shapes": {}, "_program": None}
+        return {**self.__dict__, "num_compiles": 0, "_shapes": set(), "_program": None}
 
 
 def bucket(size: int, multiple: int) -> int:
@@ -211,40 +291,12 @@ def bucket(size: int, multiple: int) -> int:
     return edge
 
 
-def padded_graph(numbers: np.ndarray, positions: np.ndarray, neighbors: Neighbors, shape: Shape, charge: float,
-                 cell: np.ndarray | None, dtype) -> jraph.GraphsTuple:
-    """One structure and one padding graph as graphs/graph.py says; what build_batch makes of it, with less work.
-
-    Args:
-      numbers, positions: (n_atoms,) and (n_atoms, 3) in Å.
-      neighbors: Of these positions.
-      shape: Holds n_atoms + 1 atoms and all edges; its number of edges is even.
-      charge: e. cell: (3, 3) in Å, or None for open boundaries.
-      dtype: Of all that is floating.
-    """
-    n, e = len(numbers), len(neighbors.senders)
-
-    def padded(values, length, fill, dtype):
-        out = np.full((length, *values.shape[1:]), fill, dtype)
-        out[:len(values)] = values
-        return out
-
-    # the reverse of the padding edge at place p of the first half stands at place p of the second
-    half, idle = e // 2, np.arange(e, shape.edges, dtype=np.int32)
-    order = neighbors.pair_order
-    edges = {"pair_order": np.concatenate([order[:half], idle[0::2], order[half:], idle[1::2]])}
-    globals_ = {"charge": np.array([charge, 0.0], dtype)}
-    if cell is not None:
-        edges["shifts"] = padded(neighbors.shifts, shape.edges, 0, np.int32)
-        globals_["cell"] = np.stack([cell, np.zeros((3, 3))]).astype(dtype)
-    return jraph.GraphsTuple(
-        nodes={"positions": padded(positions, shape.nodes, 0, dtype),
-               "numbers": padded(numbers, shape.nodes, 0, np.int32)},
-        edges=edges, globals=globals_,
-        senders=padded(neighbors.senders, shape.edges, n, np.int32),
-        receivers=padded(neighbors.receivers, shape.edges, n, np.int32),
-        n_node=np.array([n, shape.nodes - n], np.int32), n_edge=np.array([e, shape.edges - e], np.int32))
+def _centred(atoms) -> np.ndarray:
+    """Positions close to the origin: float32 has fewer digits for a molecule that drifted away."""
+    if not atoms.pbc.any():
+        return atoms.positions - atoms.positions.sum(axis=0) / len(atoms)
+    return wrap_positions(atoms.positions, atoms.cell.array, atoms.pbc, eps=0)
 
 
-def _charge(atoms) -> float:
-    return float(atoms.info.get("charge", 0.0))
+def _state(atoms, name: str) -> float:
+    return float(atoms.info.get(name, 0.0))

@@ -15,15 +15,15 @@ import ml_collections
 import numpy as np
 
 from mlip_jax import config as configs
-from mlip_jax import models
+from mlip_jax import terms
 from mlip_jax.checkpoint import CheckpointStore, from_arrays
 from mlip_jax.datasets import source, statistics
 from mlip_jax.datasets import splits as splits_module
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.split_files import load_split, save_split
-from mlip_jax.graphs.batching import Sizes, choose_budget, fill, plan_window
-from mlip_jax.graphs.edge_counts import edge_counts
-from mlip_jax.potential import BEST, example_graph
+from mlip_jax.graphs.batching import Sizes, choose_budget, enlarge, fill, plan_window
+from mlip_jax.graphs.edge_counts import edge_counts, pair_counts
+from mlip_jax.potential import BEST, create_model, example_graph, long_range_cutoff
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import write_report
 from mlip_jax.training import losses, optimizer
@@ -47,17 +47,22 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     started = time.monotonic()
     config = configs.complete(config, configs.train_defaults())
     with claimed(workdir, configs.identity(config)) as workdir:
-        model = models.create(config.model.name, **_plain(config.model.options))
+        model = create_model(config.model, config.potential)
+        _log_terms(model)
         data = source.load(config.data)
-        splits = _split(config, data, workdir, float(model.cutoff))
+        splits = _split(config, data, workdir, model)
         return _train(config, workdir, model, data, splits, started)
 
 
-def _plain(options) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in options.items()}
+def _log_terms(model) -> None:
+    for name, options in getattr(model, "terms", ()):
+        log.info("energy term %s: %s", name, ", ".join(f"{k}={v}" for k, v in options) or "defaults")
+    cutoff = long_range_cutoff(model)
+    if cutoff is not None:
+        log.info("long-range pairs: %s", "all" if np.isinf(cutoff) else f"within {cutoff:g} Å")
 
 
-def _split(config, data, workdir, cutoff: float) -> dict[str, Split]:
+def _split(config, data, workdir, model) -> dict[str, Split]:
     """The parts of the data with their sizes; which structure went where is written to splits.npz."""
     c = config.data
     parts = source.split(data, c)
@@ -67,12 +72,14 @@ def _split(config, data, workdir, cutoff: float) -> dict[str, Split]:
         source.write_left_out(workdir / "left_out.csv", data)
     _keep_split(workdir / "splits.npz", parts, {
         "store": str(data.store.path), "split": c.split_files or c.split, "seed": c.split_seed, "parts": about})
-    n_atoms, n_edge = data.store.index("n_atoms"), edge_counts(data.store, cutoff)
+    cutoff = long_range_cutoff(model)
+    sizes = Sizes(data.store.index("n_atoms"), edge_counts(data.store, float(model.cutoff)),
+                  None if cutoff is None else pair_counts(data.store, cutoff))
     splits = {}
     for name, indices in parts.items():
-        splits[name] = Split(data.store, indices, Sizes(n_atoms[indices], n_edge[indices]))
+        splits[name] = Split(data.store, indices, sizes.take(indices))
         log.info("%s: %d structures of %d molecules, %.1f atoms on average", name, len(indices),
-                 about[name]["molecules"], n_atoms[indices].mean() if len(indices) else 0)
+                 about[name]["molecules"], splits[name].sizes.n_node.mean() if len(indices) else 0)
     return splits
 
 
@@ -90,6 +97,7 @@ def _keep_split(path: Path, parts, meta) -> None:
 def _train(config, workdir, model, data, splits, started) -> Path:
     train = splits["train"]
     summary = statistics.Summary(columns for _, columns in data.store.chunks(train.indices, labels_only=True))
+    terms.check_elements([name for name, _ in getattr(model, "terms", ())], summary.elements.tolist())
     if config.loss.beta == 1.0 and not np.isfinite(summary.force_rms):
         raise DatasetError("loss.beta is 1 (forces alone) but the training set has no forces")
     method = source.parse_reference(config.data.reference_energies)
@@ -98,13 +106,14 @@ def _train(config, workdir, model, data, splits, started) -> Path:
     scale = summary.force_rms
     scale = scale if np.isfinite(scale) and scale > 0 else 1.0
     budget = choose_budget(train.sizes, config.train.batch_size)
-    budget = budget._replace(
-        nodes=max(budget.nodes, *(int(s.sizes.n_node.max(initial=0)) + 1 for s in splits.values())),
-        edges=max(budget.edges, *(int(s.sizes.n_edge.max(initial=0)) for s in splits.values())))
-    batches = Batches(budget, model.cutoff, reference, jax.local_device_count())
+    for split in splits.values():
+        budget = enlarge(budget, split.sizes)
+    batches = Batches(budget, model.cutoff, reference, jax.local_device_count(),
+                      long_range_cutoff=long_range_cutoff(model))
     filled = fill(plan_window(np.arange(min(len(train), 20_000)), train.sizes, budget), train.sizes, budget)
-    log.info("batches of %d atoms, %d edges, %d graphs, filled to %.1f %%, %.1f %%, %.1f %%", *budget,
-             *(100 * filled[k] for k in ("nodes", "edges", "graphs")))
+    room = {"nodes": "atoms", "edges": "edges", "graphs": "graphs", "pairs": "long-range pairs"}
+    log.info("batches of %s", ", ".join(
+        f"{getattr(budget, k)} {room[k]} ({100 * share:.1f} % filled)" for k, share in filled.items()))
     metadata = _metadata(config, data, train, summary, reference, scale, model)
     beta = losses.beta_schedule(config.loss.beta, config.loss.beta_end, config.loss.beta_begin, config.train.num_steps)
     trainer = Trainer(model, scale, optimizer.create(config.optimizer, config.train.num_steps), beta,
@@ -118,7 +127,7 @@ def _train(config, workdir, model, data, splits, started) -> Path:
     position = Loop(trainer, batches, train, valid.sample(config.train.max_valid, config.seed), workdir, metadata,
                     schedules, config.train, config.seed, config.loss.beta_end).run(params)
     metadata["seconds"] = {"training": position.seconds, "this process": time.monotonic() - started}
-    return _report(config, workdir, trainer, batches, splits, metadata, params, data, filled)
+    return _report(config, workdir, model, trainer, batches, splits, metadata, params, data, filled)
 
 
 def _metadata(config, data, train: Split, summary, reference, scale, model) -> dict[str, Any]:
@@ -143,7 +152,7 @@ def _version(package: str) -> str:
         return __version__ if package == "mlip_jax" else "unknown"
 
 
-def _report(config, workdir, trainer, batches, splits, metadata, params, data, filled) -> Path:
+def _report(config, workdir, model, trainer, batches, splits, metadata, params, data, filled) -> Path:
     store = CheckpointStore(workdir / BEST, read_only=True)
     best = store.restore()
     store.close()
@@ -158,7 +167,7 @@ def _report(config, workdir, trainer, batches, splits, metadata, params, data, f
     training = metadata["seconds"]["training"]
     report = write_report(
         workdir, predictions, title=f"{config.model.name} on {data.name}", metrics_csv=workdir / "metrics.csv",
-        seconds=training, notes=data.notes, info=_info(config, metadata, data, best.step, filled, params))
+        seconds=training, notes=data.notes, info=_info(config, model, metadata, data, best.step, filled, params))
     scores = json.loads((workdir / "metrics.json").read_text())["test"] or {}
     log.info("test: energy %s meV/atom, force %s meV/Å, slope %s meV/atom", *(
         "-" if scores.get(k) is None else f"{scores[k]:.2f}" for k in
@@ -174,7 +183,7 @@ def _predictions(split: Split, predicted) -> Predictions:
         forces_predicted=predicted.forces, molecule=c.molecule, conformer=c.conformer, subset=c.subset, source=c.source)
 
 
-def _info(config, metadata, data, step, filled, params) -> dict[str, dict[str, Any]]:
+def _info(config, model, metadata, data, step, filled, params) -> dict[str, dict[str, Any]]:
     s = metadata["statistics"]
     return {
         "Data": {"file": data.name, "level of theory": s["level_of_theory"],
@@ -185,7 +194,9 @@ def _info(config, metadata, data, step, filled, params) -> dict[str, dict[str, A
                  "force RMS (eV/Å)": round(s["energy_scale"], 4), "mean neighbours": round(s["mean_neighbors"], 2),
                  "reference energies": config.data.reference_energies},
         "Model": {"architecture": config.model.name, "parameters": sum(p.size for p in jax.tree.leaves(params)),
-                  **{k: str(v) for k, v in config.model.options.items()}},
+                  **{k: str(v) for k, v in config.model.options.items()},
+                  **{f"energy term {k}": ", ".join(f"{a}={b}" for a, b in v) or "on"
+                     for k, v in getattr(model, "terms", ())}},
         "Training": {"steps": config.train.num_steps, "best checkpoint at step": step,
                      "training seconds": round(metadata["seconds"]["training"], 1),
                      "real share of padded edges": round(filled["edges"], 4),

@@ -40,7 +40,7 @@ class Split:
 
     def part(self, places: np.ndarray) -> Split:
         """The structures at `places` of this part."""
-        return Split(self.rows, self.indices[places], Sizes(*(s[places] for s in self.sizes)))
+        return Split(self.rows, self.indices[places], self.sizes.take(places))
 
     def sample(self, most: int, seed: int) -> Split:
         """At most so many structures, drawn at random, in their order."""
@@ -67,6 +67,7 @@ class Batches:
     Attributes:
       budget: Static shape of a batch. cutoff: Å. reference: (119,) eV. num_devices: Of this host.
       num_hosts, host: Each host plans all batches and reads those of its own devices.
+      long_range_cutoff: Å, or None for batches without long-range pairs.
     """
 
     budget: Budget
@@ -75,6 +76,7 @@ class Batches:
     num_devices: int
     num_hosts: int = 1
     host: int = 0
+    long_range_cutoff: float | None = None
 
     def training(self, split: Split, seed: int, state: dict[str, Any] | None = None) -> Stream:
         """(group, stacked batches) without end, every epoch in another order: a function of split, budget and seed."""
@@ -110,7 +112,8 @@ class Batches:
 
     def _builder(self, split: Split):
         def build(group: Group):
-            return stack([build_batch(split.columns(places, labels_only=True), self.budget, self.cutoff, self.reference)
+            return stack([build_batch(split.columns(places, labels_only=True), self.budget, self.cutoff, self.reference,
+                                      long_range_cutoff=self.long_range_cutoff)
                           for places in self.of_this_host(group)])
 
         return build

@@ -15,12 +15,13 @@ from mlip_jax.graphs.batching import (
     build_batch,
     check_sizes,
     choose_budget,
+    enlarge,
     fill,
     measure,
     plan_window,
 )
-from mlip_jax.graphs.graph import displacements, node_graph_index, pairs
-from mlip_jax.graphs.neighbors import neighbor_list
+from mlip_jax.graphs.graph import displacements, long_range_pairs, node_graph_index, pairs
+from mlip_jax.graphs.neighbors import long_range_list, neighbor_list
 from mlip_jax.structure import Structure
 
 CUTOFF = 3.0
@@ -258,3 +259,107 @@ def test_what_does_not_fit_is_refused(budget):
     columns = Columns.from_structures(structures([3, 4]))
     with pytest.raises(ValueError, match="do not fit into Budget"):
         build_batch(columns, budget, 10.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=size_lists(), batch_size=st.integers(1, 40), seed=st.integers(0, 99))
+def test_plan_respects_the_room_for_pairs(sizes, batch_size, seed):
+    rng = np.random.default_rng(seed)
+    sizes = sizes._replace(n_pair=(sizes.n_edge // 2 * rng.uniform(0, 3, len(sizes.n_edge))).astype(np.int64))
+    budget = choose_budget(sizes, batch_size)
+    order = rng.permutation(len(sizes.n_node))
+    plan = plan_window(order, sizes, budget)
+    assert sorted(np.concatenate(plan).tolist()) == sorted(order.tolist())
+    for batch in plan:
+        chosen = sizes.take(batch)
+        assert chosen.n_node.sum() <= budget.nodes - 1 and chosen.n_edge.sum() <= budget.edges
+        assert chosen.n_pair.sum() <= budget.pairs and len(batch) <= budget.graphs - 1
+    assert 0 <= fill(plan, sizes, budget)["pairs"] <= 1
+
+
+@pytest.mark.parametrize("batch_size", [16, 64])
+def test_pairs_leave_the_batches_full_of_edges(batch_size):
+    sizes = realistic_sizes()
+    order = np.random.default_rng(1).permutation(len(sizes.n_node))
+    plain = choose_budget(sizes, batch_size)
+    with_pairs = sizes._replace(n_pair=sizes.n_node * (sizes.n_node - 1) // 2)
+    budget = choose_budget(with_pairs, batch_size)
+    assert budget[:3] == plain[:3] and plain.pairs == 0
+    plan = plan_window(order, with_pairs, budget)
+    shares = fill(plan, with_pairs, budget)
+    assert shares["edges"] >= 0.88 and shares["pairs"] >= 0.7
+    assert "pairs" not in fill(plan_window(order, sizes, plain), sizes, plain)
+
+
+def test_pairs_that_do_not_fit_are_named():
+    sizes = Sizes(np.array([3, 50]), np.array([6, 90]), np.array([3, 1225]))
+    budget = Budget(60, 100, 5, 1000)
+    with pytest.raises(ValueError, match="structure 1 has 50 atoms and 90 edges, 1225 long-range pairs.*1000 pairs"):
+        check_sizes(sizes, budget)
+    assert enlarge(budget, sizes) == budget._replace(pairs=1225)
+    assert enlarge(budget, sizes.take(np.zeros(0, int))) == budget
+    assert enlarge(Budget(8, 16, 3), sizes._replace(n_pair=None)) == Budget(51, 90, 3)
+    columns = Columns.from_structures(structures([3, 4]))
+    with pytest.raises(ValueError, match="9 long-range pairs do not fit into Budget"):
+        build_batch(columns, Budget(20, 60, 5, 8), CUTOFF, long_range_cutoff=np.inf)
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes=st.lists(st.integers(1, 9), min_size=0, max_size=6), seed=st.integers(0, 999),
+       periodic=st.sets(st.integers(0, 5), max_size=2), spare=st.integers(0, 7),
+       cutoff=st.sampled_from([3.5, 5.0, np.inf]))
+def test_pairs_of_a_batch_are_those_of_the_single_structures(sizes, seed, periodic, spare, cutoff):
+    periodic = set() if np.isinf(cutoff) else periodic
+    made = structures(sizes, seed, periodic)
+    columns = Columns.from_structures(made)
+    measured = measure(columns, CUTOFF, cutoff)
+    n_pair, atoms = int(measured.n_pair.sum()), int(measured.n_node.sum())
+    budget = Budget(atoms + 1 + spare, int(measured.n_edge.sum()) + 2 * spare, len(made) + 1, n_pair + spare)
+    batch = build_batch(columns, budget, CUTOFF, dtype=np.float64, long_range_cutoff=cutoff)
+    plain = build_batch(columns, budget._replace(pairs=0), CUTOFF, dtype=np.float64)
+    listed = batch.edges.pop("long_range")
+    assert jax.tree.structure(batch) == jax.tree.structure(plain)
+    jax.tree.map(np.testing.assert_array_equal, batch, plain)
+    first, place = 0, 0
+    for s, count in zip(made, measured.n_pair):
+        receivers, senders, shifts = long_range_list(s.positions, cutoff, s.cell, s.pbc)
+        assert len(receivers) == count
+        rows = slice(place, place + count)
+        np.testing.assert_array_equal(listed["receivers"][rows], receivers + first)
+        np.testing.assert_array_equal(listed["senders"][rows], senders + first)
+        if columns.cell is not None:
+            np.testing.assert_array_equal(listed["shifts"][rows], 0 if shifts is None else shifts)
+        first, place = first + len(s), place + count
+    assert all(len(part) == budget.pairs for part in listed.values())
+    assert (listed["receivers"][place:] == atoms).all() and (listed["senders"][place:] == atoms).all()
+    assert "shifts" not in listed or not listed["shifts"][place:].any()
+    assert ("shifts" in listed) == (columns.cell is not None)
+
+
+def test_long_range_displacements_reach_the_images():
+    made = structures([5, 4, 6], 3, periodic={0, 2})
+    columns = Columns.from_structures(made)
+    measured = measure(columns, CUTOFF, 6.0)
+    budget = Budget(20, int(measured.n_edge.sum()), 5, int(measured.n_pair.sum()) + 9)
+    found = long_range_pairs(build_batch(columns, budget, CUTOFF, dtype=np.float64, long_range_cutoff=6.0))
+    assert found.undirected
+    expected = []
+    for s in made:
+        i, j, shifts = long_range_list(s.positions, 6.0, s.cell, s.pbc)
+        expected.append(s.positions[j] - s.positions[i] + (0 if shifts is None else shifts @ s.cell))
+    # what follows are padding pairs, of no length
+    np.testing.assert_allclose(found.displacements, np.concatenate([*expected, np.zeros((9, 3))]), atol=1e-5)
+
+
+def test_a_graph_without_long_range_pairs_says_so():
+    batch = build_batch(Columns.from_structures(structures([3])), Budget(8, 16, 2), CUTOFF)
+    with pytest.raises(ValueError, match=r"no long-range pairs.*found \['pair_order'\]"):
+        long_range_pairs(batch)
+
+
+def test_all_pairs_of_a_periodic_structure_are_refused():
+    columns = Columns.from_structures(structures([3, 4], periodic={1}))
+    with pytest.raises(ValueError, match="pairs without end"):
+        measure(columns, CUTOFF, np.inf)
+    with pytest.raises(ValueError, match="pairs without end"):
+        build_batch(columns, Budget(20, 400, 5, 400), CUTOFF, long_range_cutoff=np.inf)

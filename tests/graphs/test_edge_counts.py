@@ -11,7 +11,7 @@ import pytest
 from mlip_jax.datasets.conversion import Recipe, convert
 from mlip_jax.datasets.store import Store
 from mlip_jax.graphs import edge_counts as module
-from mlip_jax.graphs.edge_counts import count_all, edge_counts
+from mlip_jax.graphs.edge_counts import count_all, count_all_pairs, edge_counts, pair_counts
 
 DATA = Path(__file__).parents[1] / "data/gfn2_small.hdf5"
 CUTOFF = 2.6
@@ -204,3 +204,26 @@ def test_several_processes_count_the_same(store, monkeypatch):
     monkeypatch.setattr(module, "_WORTH_PROCESSES", 1)
     monkeypatch.setattr(module, "count_all", forbid)  # in this process; the others have it
     np.testing.assert_array_equal(count(store, num_processes=2), expected)
+
+
+def test_pairs_are_half_of_the_edges_and_kept_with_them(store):
+    pairs = pair_counts(store, 5.0, progress=False)
+    np.testing.assert_array_equal(2 * pairs, brute_force(store, 5.0))
+    np.testing.assert_array_equal(count_all_pairs(store.take(np.arange(len(store))), 5.0), pairs)
+    assert len(list((store.path / "edges").iterdir())) == 1
+
+
+def test_all_pairs_are_counted_without_positions(store, monkeypatch):
+    monkeypatch.setattr(module, "count_edges", forbid)
+    n = np.array(store.index("n_atoms"), np.int64)
+    np.testing.assert_array_equal(pair_counts(store, np.inf), n * (n - 1) // 2)
+    np.testing.assert_array_equal(count_all_pairs(store.take(np.arange(len(store))), np.inf), n * (n - 1) // 2)
+
+
+def test_all_pairs_of_a_store_with_periodic_structures_are_refused(tmp_path):
+    (tmp_path / "frames.xyz").write_text(PERIODIC)
+    store = Store(convert(Recipe(str(tmp_path / "frames.xyz")), tmp_path / "store", num_processes=1, refuse=False,
+                          progress=False))
+    with pytest.raises(ValueError, match="store.*pairs without end"):
+        pair_counts(store, np.inf)
+    assert pair_counts(store, 4.3, progress=False).tolist() == [8, 3, 0]

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlip_jax.graphs import neighbors
-from mlip_jax.graphs.neighbors import count_edges, neighbor_list
+from mlip_jax.graphs.neighbors import count_edges, long_range_list, neighbor_list
 
 CUTOFF = 3.0
 
@@ -218,3 +218,87 @@ def test_positions_must_be_finite(bad, periodic):
 def test_cells_that_cannot_be(cell, message):
     with pytest.raises(ValueError, match=message):
         neighbor_list(np.zeros((1, 3)), CUTOFF, cell, np.ones(3, bool))
+
+
+def pairs_once(positions, cutoff, cell=None, pbc=None):
+    """Of the directed edges of brute force, each with its reverse: the smaller of the two."""
+    edges = brute_force(positions, cutoff, cell, pbc)
+    return sorted({min((i, j, *s), (j, i, *(-k for k in s))) for i, j, *s in edges})
+
+
+def check_long_range(positions, cutoff, cell=None, pbc=None):
+    receivers, senders, shifts = listed = long_range_list(positions, cutoff, cell, pbc)
+    assert (shifts is None) == (pbc is None or not np.any(pbc))
+    rows = np.zeros((len(senders), 3), int) if shifts is None else shifts
+    found = [min((i, j, *s), (j, i, *(-k for k in s)))
+             for i, j, s in zip(receivers.tolist(), senders.tolist(), map(tuple, rows.tolist()))]
+    assert sorted(found) == pairs_once(positions, cutoff, cell, pbc)
+    assert (np.diff(receivers) >= 0).all()
+    assert all(a is None or a.dtype == np.int32 for a in listed)
+    assert 2 * len(receivers) == count_edges(positions, cutoff, cell, pbc)
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(0, 12), seed=st.integers(0, 10_000), size=st.floats(0.5, 12.0))
+def test_long_range_pairs_against_brute_force(n, seed, size):
+    check_long_range(np.random.default_rng(seed).uniform(-size, size, (n, 3)), CUTOFF)
+
+
+@settings(max_examples=60, deadline=None)
+@given(crystal=crystals())
+@example(crystal=(np.zeros((1, 3)), 2.0 * np.eye(3), np.ones(3, bool)))
+@example(crystal=(np.array([[7.9, 0.1, -5.0], [0.3, 0.0, 0.0], [4.1, 9.0, 2.0]]), 1.9 * np.eye(3),
+                  np.array([True, False, True])))
+def test_periodic_long_range_pairs_against_brute_force(crystal):
+    positions, cell, pbc = crystal
+    if well_separated(positions, CUTOFF, cell, pbc):
+        check_long_range(positions, CUTOFF, cell, pbc)
+
+
+def test_an_atom_and_its_own_image_are_one_pair():
+    receivers, senders, shifts = long_range_list(np.zeros((1, 3)), 2.5, 2.0 * np.eye(3), np.ones(3, bool))
+    assert receivers.tolist() == senders.tolist() == [0, 0, 0]
+    assert len({tuple(s) for s in np.concatenate([shifts, -shifts]).tolist()}) == 6
+
+
+def test_distances_right_at_the_cutoff_leave_no_edge_without_its_reverse():
+    """A cubic cell as long as the cutoff: rounding decides about each pair, but never about one direction alone."""
+    cutoff, rng = 3.3, np.random.default_rng(0)
+    for _ in range(50):
+        cell, positions = cutoff * np.eye(3), rng.uniform(-9, 9, (2, 3))
+        nb = neighbor_list(positions, cutoff, cell, np.ones(3, bool))
+        order, middle = nb.pair_order, len(nb.pair_order) // 2
+        forward, backward = order[:middle], order[middle:]
+        np.testing.assert_array_equal(nb.senders[forward], nb.receivers[backward])
+        np.testing.assert_array_equal(nb.shifts[forward], -nb.shifts[backward])
+        assert 2 * len(long_range_list(positions, cutoff, cell, np.ones(3, bool))[0]) == len(nb.senders)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, neighbors._DENSE_LIMIT, neighbors._DENSE_LIMIT + 1])
+def test_without_a_cutoff_all_pairs_are_listed(n):
+    receivers, senders, shifts = long_range_list(np.zeros((n, 3)), np.inf)
+    expected = np.triu_indices(n, 1)
+    np.testing.assert_array_equal(receivers, expected[0])
+    np.testing.assert_array_equal(senders, expected[1])
+    assert shifts is None and receivers.dtype == senders.dtype == np.int32
+
+
+def test_blocks_of_the_matrix_and_the_tree_agree(monkeypatch):
+    positions = np.random.default_rng(1).uniform(0, 8.0, (97, 3))
+    tree = neighbors._tree_half(positions, CUTOFF)
+    for block in (1, 200, 97 * 96, 1 << 18):
+        monkeypatch.setattr(neighbors, "_BLOCK", block)
+        for path in (neighbors._dense_half, neighbors._close_of_all):
+            for a, b in zip(path(positions, CUTOFF), tree):
+                np.testing.assert_array_equal(a, b)
+    for name in ("_DENSE_LIMIT", "_TREE_LIMIT"):
+        monkeypatch.setattr(neighbors, name, 50)
+        check_long_range(positions, CUTOFF)
+
+
+def test_long_range_lists_that_cannot_be():
+    with pytest.raises(ValueError, match="pairs without end.*cutoff must be finite"):
+        long_range_list(np.zeros((2, 3)), np.inf, np.eye(3), np.array([False, True, False]))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        long_range_list(np.full((2, 3), np.nan), CUTOFF)
+    assert len(long_range_list(np.eye(3), np.inf, None, np.zeros(3, bool))[0]) == 3

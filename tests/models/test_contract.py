@@ -35,6 +35,13 @@ FURTHER_OPTIONS = {
          "avg_num_neighbors": 6.0, "layer_norm_1": True, "layer_norm_2": True, "residual_mlp_1": True,
          "residual_mlp_2": True}],
     "painn": [{"radial_basis": "bessel", "cutoff_fn": "phys"}],
+    "schnet": [{"num_filters": 24, "radial_basis": "bessel", "cutoff_fn": "phys", "activation": "silu",
+                "learned_scale": True}],
+    "equivariant_transformer": [
+        {"radial_filter": "spline", "num_knots": 24, "attn_activation": "tanh", "cutoff_lower": 0.7},
+        {"radial_basis": "gaussian", "trainable_rbf": True, "distance_influence": "values",
+         "neighbor_embedding": False, "activation": "mish"},
+        {"distance_influence": "none", "head": "scalar"}],
 }
 SCALE = 1.7  # eV per unit of the model's output
 BUDGET = Budget(nodes=16, edges=64, graphs=5)

@@ -17,6 +17,7 @@ import pytest
 from mlip_jax import models
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batching import Budget, build_batch, measure
+from mlip_jax.importers import mlff
 from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.structure import Structure
 
@@ -46,63 +47,24 @@ def assert_agree(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
 
 
-def so3krates_params(data, config):
-    """mlff's weights in the tree of our So3krates."""
-    def weight(name):
-        return data[f"weights/{name}"]
-
-    def dense(name):
-        return {"kernel": weight(f"{name}/kernel"), "bias": weight(f"{name}/bias")}
-
-    params = {"embedding": weight("feature_embeddings_0/Embed_0/embedding")}
-    for n in range(config["num_layers"]):
-        block, layer = f"layers_{n}/attention_block", {}
-        for mark, branch in (("1", "features"), ("2", "ev")):
-            layer[f"q_{branch}"] = {"kernel": weight(f"{block}/Wq{mark}")}
-            layer[f"k_{branch}"] = {"kernel": weight(f"{block}/Wk{mark}")}
-            layer[f"spherical_{branch}"] = {
-                f"layer_{k}": dense(f"{block}/spherical_filter{mark}_layer_{k}") for k in (1, 2)}
-            params[f"layer_{n}_radial_{branch}"] = {
-                f"layer_{k}": dense(f"{block}/radial_filter{mark}_layer_{k}") for k in (1, 2)}
-        layer["v_features"] = {"kernel": weight(f"{block}/Wv1")}
-        layer["exchange"] = dense(f"layers_{n}/exchange_block/mlp_layer_2")
-        for mark in (1, 2):
-            if config[f"layer_normalization_{mark}"]:
-                name = f"layers_{n}/layer_normalization_{mark}"
-                layer[f"layer_norm_{mark}"] = {"scale": weight(f"{name}/scale"), "bias": weight(f"{name}/bias")}
-            if config[f"residual_mlp_{mark}"]:
-                layer[f"residual_mlp_{mark}"] = {
-                    f"layer_{k}": dense(f"layers_{n}/res_mlp_{mark}_layer_{k}") for k in (1, 2)}
-        params[f"layer_{n}"] = layer
-    params["energy"] = {"hidden": dense("observables_0/energy_dense_regression"),
-                        "final": dense("observables_0/energy_dense_final")}
-    return {"params": params}
-
-
-def so3krates_options(config):
-    return {
-        "num_features": config["num_features"], "num_layers": config["num_layers"],
-        "degrees": tuple(config["degrees"]), "num_heads": config["num_heads"], "cutoff": config["cutoff"],
-        "radial_basis": config["radial_basis_fn"], "num_radial": config["num_radial_basis_fn"],
-        "cutoff_fn": config["cutoff_fn"], "qk_activation": config["qk_non_linearity"],
-        "message_normalization": config["message_normalization"],
-        "avg_num_neighbors": config.get("avg_num_neighbors", 1.0),
-        "layer_norm_1": config["layer_normalization_1"], "layer_norm_2": config["layer_normalization_2"],
-        "residual_mlp_1": config["residual_mlp_1"], "residual_mlp_2": config["residual_mlp_2"],
-        "energy_width": config["energy_regression_dim"], "learned_shift": False}
+def so3krates_of(data, **options):
+    """Our So3krates with further options, and its parameters, of a file of mlff's."""
+    settings = ast.literal_eval(str(data["config"]))
+    weights = mlff.Weights({name.removeprefix("weights/"): data[name] for name in data if name.startswith("weights/")})
+    model = models.create("so3krates", **mlff.model_options(settings), **options)
+    params = {"params": mlff.model_params(weights, settings)}
+    weights.check_all_taken()
+    mlff.check_shapes(model, params)
+    return model, params
 
 
 @pytest.mark.parametrize(("kind", "undirected"), [("plain", True), ("full", True), ("full", False)])
 def test_so3krates_agrees_with_mlff(kind, undirected):
     with np.load(DATA / f"parity_mlff_so3krates_{kind}.npz") as data:
-        config = ast.literal_eval(str(data["config"]))
         structures = [Structure(data[f"structures/{s}/numbers"], data[f"structures/{s}/positions"]) for s in (0, 1)]
         expected_energies = np.concatenate([data[f"structures/{s}/energy"] for s in (0, 1)])
         expected_forces = np.concatenate([data[f"structures/{s}/forces"] for s in (0, 1)])
-        model = models.create("so3krates", **so3krates_options(config), undirected=undirected)
-        params = so3krates_params(data, config)
-    template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph(np.float64)))
-    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda p: p.shape, template)
+        model, params = so3krates_of(data, undirected=undirected)
     energies, forces = energies_and_forces(model, params, structures)
     assert_agree(energies, expected_energies)
     assert_agree(forces, expected_forces)
@@ -111,13 +73,11 @@ def test_so3krates_agrees_with_mlff(kind, undirected):
 def test_spline_filters_follow_the_exact_ones():
     """The interpolated filters of a trained-like network are close to the exact ones, closer with more knots."""
     with np.load(DATA / "parity_mlff_so3krates_plain.npz") as data:
-        config = ast.literal_eval(str(data["config"]))
         structures = [Structure(data[f"structures/{s}/numbers"], data[f"structures/{s}/positions"]) for s in (0, 1)]
         expected = np.concatenate([data[f"structures/{s}/forces"] for s in (0, 1)])
-        params = so3krates_params(data, config)
+        cases = [so3krates_of(data, radial_filter="spline", num_knots=knots) for knots in (48, 96)]
     errors = []
-    for knots in (48, 96):
-        model = models.create("so3krates", **so3krates_options(config), radial_filter="spline", num_knots=knots)
+    for model, params in cases:
         _, forces = energies_and_forces(model, params, structures)
         errors.append(np.abs(forces - expected).max() / np.abs(expected).max())
     assert errors[0] < 1e-2 and errors[1] < 0.2 * errors[0]

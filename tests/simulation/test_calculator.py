@@ -28,7 +28,7 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batching import Budget, build_batch
 from mlip_jax.graphs.neighbors import neighbor_list
 from mlip_jax.potential import evaluate
-from mlip_jax.simulation.calculator import MLIPCalculator, Shape, bucket, padded_graph
+from mlip_jax.simulation.calculator import MLIPCalculator, bucket
 from mlip_jax.structure import from_ase
 
 
@@ -180,22 +180,6 @@ def test_stress_of_a_molecule(tiny32):
         tiny32.get_property("stress", slab)
 
 
-@pytest.mark.parametrize("periodic", [False, True])
-def test_padded_graph_is_what_build_batch_makes(periodic):
-    atoms = crystal(3.0) if periodic else random_molecule(9)
-    structure, cutoff = from_ase(atoms), 4.0
-    neighbors = neighbor_list(structure.positions, cutoff, structure.cell, structure.pbc)
-    shape = Shape(16, bucket(len(neighbors.senders), 64))
-    ours = padded_graph(structure.numbers, structure.positions, neighbors, shape, 0.0, structure.cell, np.float32)
-    theirs = build_batch(Columns.from_structures([structure]), Budget(*shape, 2), cutoff)
-    theirs.nodes.pop("forces")
-    theirs.globals.pop("energy")
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-
-
 def test_buckets():
     for multiple in (8, 64):
         sizes = sorted({bucket(n, multiple) for n in range(20000)})
@@ -300,7 +284,8 @@ def test_atoms_far_apart(tiny64):
 
 
 @pytest.mark.parametrize("statistics, warns", [
-    ({}, True), ({"charges": [0.0]}, True), ({"charges": [-1.0, 0.0]}, False)])
+    ({}, True), ({"charges": []}, True), ({"charges": [0.0]}, True), ({"charges": [-1.0, 0.0]}, False),
+    ({"charges": None}, False)])
 def test_charge_that_was_not_trained_on(make_potential, tiny32, statistics, warns):
     calculator = MLIPCalculator(dataclasses.replace(make_potential("tiny"), metadata={"statistics": statistics}))
     # nothing is compiled for a warning

@@ -1,0 +1,302 @@
+"""Our models against their peers: training, latency, repeatability and the roofline, side by side in one go.
+
+    python benchmarks/models.py all --home=DIR --pin=0          # everything
+    python benchmarks/models.py all --home=DIR --pin=0 --quick  # a look: PaiNN, SchNet, So3krates
+    python benchmarks/models.py train latency --home=DIR --only=painn --only=schnet
+    python benchmarks/models.py roofline --home=DIR             # on a GPU: over batch sizes
+    python benchmarks/models.py table --home=DIR                # of results that are there
+
+Parts: `environments` (one for each peer, in DIR), `data` (the common work), `train`, `latency`, `repeat` (two processes
+give the same bits), `roofline`, `table`. Everything that is measured is a process of its own, peers in turn in every
+round, with the same allocator; a row that cannot be measured is left out and says why. Results are lines of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import environments, tables
+from benchmarks.cases import OURS, Case, chosen, is_ours, is_peer
+from benchmarks.machine import describe
+from mlip_jax.main import ALLOCATOR
+
+PARTS = ("environments", "data", "train", "latency", "repeat", "roofline", "table")
+DRIVERS = {OURS: ROOT / "benchmarks" / "ours.py",
+           **{name: ROOT / "benchmarks" / "peers" / f"run_{file}.py" for name, file in (
+               ("spk", "schnetpack"), ("tmd", "torchmdnet"), ("mace", "mace"), ("mlip", "mlip"))}}
+PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+BATCH, REPEAT_BATCH = 32, 8
+SWEEP = (32, 64, 128, 256, 512, 1024)
+TIME_LIMIT = 1200  # seconds for one process
+
+
+class Effort(NamedTuple):
+    """How much is measured.
+
+    Attributes:
+      rounds: Of everything. latency_rounds: Of part latency.
+      batches: That a process works on. seconds: That it is timed for, at least. latency_seconds: For each structure.
+      conformations: Of each molecule of the common work. systems: Of measure.SYSTEMS.
+    """
+
+    rounds: int
+    latency_rounds: int
+    batches: int
+    seconds: float
+    latency_seconds: float
+    conformations: int
+    systems: tuple[str, ...]
+
+
+FULL = Effort(3, 2, 4, 5.0, 2.0, 50, ("small", "medium", "cluster"))
+QUICK = Effort(1, 1, 1, 1.0, 0.5, 8, ("small",))
+
+
+class Job(NamedTuple):
+    """What a measuring process is asked for.
+
+    Attributes:
+      part: train, latency, repeat or device. model, options: See cases.Case. work: The file of the common work.
+      batch: Structures. batches: Of so many structures. seconds: To measure for. systems: For latency.
+      counters: Also count FLOPs and bytes, which takes another compilation.
+    """
+
+    part: str
+    model: str
+    options: Mapping[str, Any]
+    work: str
+    batch: int = BATCH
+    batches: int = 1
+    seconds: float = 1.0
+    systems: tuple[str, ...] = ()
+    counters: bool = False
+
+
+class Runner:
+    """Starts measuring processes and keeps their results.
+
+    Args:
+      home: Where environments are. results: File that lines are added to.
+      pin: Core that every process is bound to, with one thread; None for all cores.
+      tuned: Give all of them glibc's tuned allocator.
+    """
+
+    def __init__(self, home: Path, results: Path, pin: int | None, tuned: bool):
+        self._home, self.results, self._pin, self._tuned = home, results, pin, tuned
+        self._hopeless: set[tuple[str, str, int]] = set()
+        self._machine = describe(PACKAGES) + (f", core {pin} alone" if pin is not None else "") + (
+            "" if tuned else ", allocator untuned")
+        self.lines: list[tables.Line] = []
+
+    def measure(self, case: Case, job: Job, part: str, number: int, **more) -> None:
+        """Measure one case for `part` in round `number`; what failed once is not tried again."""
+        if (part, case.name, job.batch) not in self._hopeless:
+            self.keep(case, job, part, number, self.start(case, job) | more)
+
+    def keep(self, case: Case, job: Job, part: str, number: int, found: tables.Line) -> None:
+        """Add a result to the file and print it, or why there is none."""
+        line = {"part": part, "case": case.name, "round": number, "batch": job.batch, "machine": self._machine,
+                "pin": self._pin, "tuned": self._tuned, **found}
+        self.lines.append(line)
+        with open(self.results, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        if "failed" in found:
+            self._hopeless.add((part, case.name, job.batch))
+            print(f"  {part} {case.name}: skipped, {found['failed']}", flush=True)
+        else:
+            print(f"  {part} {case.name}, round {number + 1}: {brief(line)}", flush=True)
+
+    def start(self, case: Case, job: Job) -> tables.Line:
+        """Run the process of a job: its result, or {"failed": why}."""
+        python = Path(sys.executable) if is_ours(case) else environments.python_of(self._home, case.environment)
+        if not python.exists():
+            return {"failed": f"no environment {python.parents[1]}"}
+        command = ["taskset", "-c", str(self._pin)] if self._pin is not None else []
+        command += [str(python), "-W", "ignore", str(DRIVERS[case.environment]), json.dumps(job._asdict())]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=environment(self._pin, self._tuned),
+                                  timeout=TIME_LIMIT)
+        except subprocess.TimeoutExpired:
+            return {"failed": f"not done in {TIME_LIMIT} s"}
+        if done.returncode:
+            return {"failed": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300]}
+        try:
+            return tables.last_result(done.stdout)
+        except ValueError as error:
+            return {"failed": str(error)}
+
+
+def environment(pin: int | None, tuned: bool) -> dict[str, str]:
+    """Environment variables of every measuring process: the same for ours and for the peers."""
+    variables = dict(os.environ) | {"GLIBC_TUNABLES": ALLOCATOR if tuned else ""}
+    variables.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    if pin is not None:
+        threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        variables |= dict.fromkeys(threads, "1")
+        variables["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    return variables
+
+
+def brief(line: tables.Line) -> str:
+    """The figure of a line that one wants to see while it runs."""
+    if "structures_per_s" in line:
+        return (f"{line['structures_per_s']:.4g} structures/s, {line['structures_per_cpu_s']:.4g} per CPU-second, "
+                f"{line['peak_mib']:.0f} MiB, compiled in {line['compile_s']:.1f} s")
+    if "systems" in line:
+        return ", ".join(f"{s['atoms']} atoms {s['ms']['median']:.4g} ms" for s in line["systems"].values())
+    return ", ".join(f"{what} {value[:12]}" for what, value in line["hashes"].items())
+
+
+class Work(NamedTuple):
+    """What is measured: cases, the file of the common work, how many structures it holds, and how much is done."""
+
+    cases: list[Case]
+    path: str
+    structures: int
+    effort: Effort
+
+    def training(self, case: Case, batch: int, counters: bool) -> Job:
+        """The job of training steps with batches of so many structures."""
+        count = max(1, min(self.effort.batches, self.structures // batch))
+        return Job("train", case.model, case.options, self.path, batch, count, self.effort.seconds, counters=counters)
+
+    def in_round(self, number: int) -> list[Case]:
+        """Those of a round: what is there for orientation alone is in the first one."""
+        return [case for case in self.cases if number == 0 or is_ours(case) or is_peer(case)]
+
+    def ours(self) -> list[Case]:
+        return [case for case in self.cases if is_ours(case)]
+
+
+def run_train(runner: Runner, work: Work, batch_sizes: list[int]) -> None:
+    for number in range(work.effort.rounds):
+        for batch in batch_sizes or [BATCH]:
+            for case in work.in_round(number):
+                runner.measure(case, work.training(case, batch, counters=number == 0), "train", number)
+
+
+def run_latency(runner: Runner, work: Work) -> None:
+    effort = work.effort
+    for number in range(effort.latency_rounds):
+        for case in work.in_round(number):
+            runner.measure(case, Job("latency", case.model, case.options, work.path, seconds=effort.latency_seconds,
+                                     systems=effort.systems), "latency", number)
+
+
+def run_repeat(runner: Runner, work: Work) -> None:
+    for number in range(2):
+        for case in work.ours():
+            runner.measure(case, Job("repeat", case.model, case.options, work.path, REPEAT_BATCH), "repeat", number)
+
+
+def run_roofline(runner: Runner, work: Work, batch_sizes: list[int]) -> None:
+    """Training steps of ours with their counters, beside what the device can do; on a GPU over batch sizes.
+
+    Steps that part `train` has measured just before are taken from there.
+    """
+    limits = runner.start(Case("device", OURS, "", {}), Job("device", "", {}, work.path, seconds=work.effort.seconds))
+    if "failed" in limits:
+        print(f"  roofline: skipped, {limits['failed']}")
+        return
+    measured = {(line["case"], line["batch"]): line for line in runner.lines
+                if line["part"] == "train" and line["round"] == 0 and "failed" not in line}
+    for batch in batch_sizes or ([BATCH] if limits["device"] == "cpu" else list(SWEEP)):
+        for case in work.ours():
+            job, known = work.training(case, batch, counters=True), measured.get((case.name, batch))
+            if known is None:
+                runner.measure(case, job, "roofline", 0, limits=limits)
+            else:
+                runner.keep(case, job, "roofline", 0, known | {"part": "roofline", "limits": limits})
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=(*PARTS, "all"))
+    parser.add_argument("--home", type=Path, required=True, help="folder of environments, data and results")
+    parser.add_argument("--only", action="append", default=[], help="cases with this in their name; may be repeated")
+    parser.add_argument("--batch", type=_sizes, default=[], help="structures in a batch, or several: 32,128,512")
+    parser.add_argument("--pin", type=int, help="core that every process is bound to, with one thread")
+    parser.add_argument("--untuned", action="store_true", help="the allocator as the system has it, for all alike")
+    parser.add_argument("--quick", action="store_true", help="one short round")
+    parser.add_argument("--rounds", type=int, help="of every part but repeat")
+    parser.add_argument("--data", help="a store or a data file in place of the drugs that are made here")
+    parser.add_argument("--torch", default=environments.TORCH, help="version of PyTorch in the peers' environments")
+    parser.add_argument("--results", type=Path, help="file of the results; default: one in --home for each start")
+    chosen_parts = parser.parse_args(arguments)
+    if "all" in chosen_parts.parts:
+        chosen_parts.parts = list(PARTS)
+    return chosen_parts
+
+
+def _sizes(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def main() -> None:
+    arguments = parse()
+    effort = QUICK if arguments.quick else FULL
+    if arguments.rounds:
+        effort = effort._replace(rounds=arguments.rounds, latency_rounds=arguments.rounds)
+    home, parts = arguments.home.resolve(), arguments.parts
+    cases = chosen(arguments.only, arguments.quick)
+    home.mkdir(parents=True, exist_ok=True)
+    if parts == ["table"]:
+        path = arguments.results or max(home.glob("results-*.jsonl"), default=None)
+        if path is None:
+            sys.exit(f"{home} holds no results-*.jsonl; measure first")
+        print(tables.report(tables.read(path)))
+        return
+    if "environments" in parts:
+        make_environments(home, cases, arguments.torch)
+    if parts == ["environments"]:
+        return
+    runner = Runner(home, arguments.results or home / f"results-{datetime.datetime.now():%Y%m%d-%H%M%S}.jsonl",
+                    arguments.pin, not arguments.untuned)
+    measure(runner, parts, prepare(home, cases, arguments.data, effort), arguments.batch)
+    if runner.lines:
+        print(f"\n{tables.report(runner.lines)}\n\n{runner.results}")
+
+
+def prepare(home: Path, cases: list[Case], data: str | None, effort: Effort) -> Work:
+    """Make the common work, unless it is there."""
+    from benchmarks.work import make_work
+    path = make_work(home / "data", data, effort.conformations)
+    with np.load(path) as file:
+        return Work(cases, str(path), len(file["energy"]), effort)
+
+
+def measure(runner: Runner, parts: list[str], work: Work, batch_sizes: list[int]) -> None:
+    """The parts that measure, of those that are asked for."""
+    if "train" in parts:
+        run_train(runner, work, batch_sizes)
+    if "latency" in parts:
+        run_latency(runner, work)
+    if "repeat" in parts:
+        run_repeat(runner, work)
+    if "roofline" in parts:
+        run_roofline(runner, work, batch_sizes)
+
+
+def make_environments(home: Path, cases: list[Case], torch: str) -> None:
+    """Those that the cases need; one that cannot be made is reported, and its rows are left out later."""
+    for name in dict.fromkeys(case.environment for case in cases if case.environment != OURS):
+        problem = environments.make(home, name, torch)
+        print(f"environment v_{name}: {problem or environments.ENVIRONMENTS[name].package + ' is there'}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The models of this package, measured as benchmarks/peers measures those of others. Started by benchmarks/models.py.
+
+Training is the path that a run takes: planned padded batches, `Trainer`, its pmap and its moving average.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks" / "peers")]
+
+import measure as clock
+
+from mlip_jax import models
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.graphs.batching import build_batch, choose_budget, plan_window
+from mlip_jax.graphs.batching import measure as measure_sizes
+from mlip_jax.potential import Potential, example_graph
+from mlip_jax.simulation.calculator import MLIPCalculator
+from mlip_jax.structure import Structure
+from mlip_jax.training.step import Trainer
+
+LOSS = {"penalty": "mse", "energy_per_atom": False}
+EMA_DECAY = 0.999
+REPEATED_STEPS = 3
+
+
+def make_model(job: dict[str, Any]):
+    """The model; its energy head does not start at zero, so that gradients reach every parameter at once."""
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in job["options"].items()}
+    return models.create(job["model"], cutoff=clock.CUTOFF, zero_init=False, **options)
+
+
+def make_params(model):
+    return jax.device_get(jax.jit(model.init)(jax.random.key(0), example_graph()))
+
+
+class Setup:
+    """Trainer, first state and batches of a job.
+
+    Attributes:
+      real: Structures, atoms and edges of each batch, padding not counted. budget: Static shape of a batch.
+    """
+
+    def __init__(self, job: dict[str, Any], num_batches: int):
+        count = job["batch"] * num_batches
+        # more than the batches need, so that the last of them is as full as the batches of a long run
+        columns = Columns.from_structures([
+            Structure(numbers=m.numbers, positions=m.positions, energy=m.energy, forces=m.forces)
+            for m in clock.read_molecules(job["work"])][:2 * count])
+        sizes = measure_sizes(columns, clock.CUTOFF)
+        self.budget = choose_budget(sizes, job["batch"])
+        plan = plan_window(np.arange(len(columns)), sizes, self.budget)[:num_batches]
+        self.real = [(len(p), int(sizes.n_node[p].sum()), int(sizes.n_edge[p].sum())) for p in plan]
+        model = make_model(job)
+        params = make_params(model)
+        self.num_parameters = sum(p.size for p in jax.tree.leaves(params))
+        self.trainer = Trainer(model, 1.0, optax.adam(clock.LEARNING_RATE), lambda step: clock.FORCE_WEIGHT,
+                               EMA_DECAY, LOSS)
+        if self.trainer.num_devices != 1:
+            raise ValueError(f"one device is measured, {self.trainer.num_devices} are there: CUDA_VISIBLE_DEVICES=0")
+        self.state = self.trainer.init(params)
+        self.data = [self.trainer.replicate(build_batch(columns.take(p), self.budget, clock.CUTOFF)) for p in plan]
+
+    def step(self, graphs) -> None:
+        self.state, _ = self.trainer.train(self.state, graphs)
+
+
+def train(job: dict[str, Any]) -> dict[str, Any]:
+    run = Setup(job, job["batches"])
+    device = jax.devices()[0]
+    times = clock.time_steps(run.step, run.data, job["seconds"], lambda: jax.block_until_ready(run.state.params),
+                             each=device.platform == "cpu")
+    if run.trainer.num_compiles != 1:
+        raise RuntimeError(f"the training step was traced {run.trainer.num_compiles} times, once was expected")
+    peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    result = clock.training_result(
+        times, run.real, run.num_parameters, device=device.platform, padded=run.budget._asdict(),
+        peak_device_mib=None if peak is None else peak / 2**20)
+    if job["counters"]:
+        result |= clock.xla_cost(run.trainer._train.lower(run.state, run.data[0]).compile())
+    return result
+
+
+def latency(job: dict[str, Any]) -> dict[str, Any]:
+    model = make_model(job)
+    elements = tuple(range(1, 119))
+    calculator = MLIPCalculator(Potential(model, make_params(model), clock.CUTOFF, np.zeros(119), 1.0, elements))
+    return clock.latency(job, lambda atoms: calculator)
+
+
+def repeat(job: dict[str, Any]) -> dict[str, Any]:
+    """Hash of the gradients, and of everything that training has after some steps.
+
+    Adam's first moment after one step is the gradient times 1 - b1: equal bits there are equal bits of the gradient.
+    """
+    run = Setup(job, REPEATED_STEPS)
+    hashes = {}
+    for n, graphs in enumerate(run.data):
+        run.step(graphs)
+        if n == 0:
+            hashes["gradients"] = _hash(run.state.optimizer[0].mu)
+    hashes[f"state after {REPEATED_STEPS} steps"] = _hash(run.state)
+    return {"hashes": hashes, "device": jax.devices()[0].platform}
+
+
+def _hash(tree) -> str:
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    if not all(np.isfinite(leaf).all() for leaf in leaves):
+        raise ValueError("not finite: nothing to compare")
+    return hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
+
+
+def device(job: dict[str, Any]) -> dict[str, Any]:
+    """What the device can do: FLOP/s of a float32 matrix product, and bytes/s of a copy, read and written.
+
+    The product has JAX's default precision, as in the models. On a CPU the seconds are those of the processor.
+    """
+    first = jax.devices()[0]
+    cpu = first.platform == "cpu"
+    clock_of_device = time.process_time if cpu else time.perf_counter
+    size, length = (2048, 2**25) if cpu else (8192, 2**28)
+    multiply = jax.jit(lambda a: a @ a)
+    copy = jax.jit(lambda a: -a, donate_argnums=0)  # into the same memory: no pages to be had from the system
+    matrix, held = jax.random.normal(jax.random.key(0), (size, size), jnp.float32), [jnp.ones(length, jnp.float32)]
+
+    def copy_held():
+        held[0] = copy(held[0])
+        return held[0]
+
+    return {"device": first.platform, "kind": first.device_kind,
+            "flops_per_s": 2 * size**3 / _shortest(lambda: multiply(matrix), job["seconds"], clock_of_device),
+            "bytes_per_s": 8 * length / _shortest(copy_held, job["seconds"], clock_of_device)}
+
+
+def _shortest(function, seconds: float, clock_of_device) -> float:
+    jax.block_until_ready(function())
+    found, stop = [], time.perf_counter() + seconds
+    while not found or time.perf_counter() < stop:
+        start = clock_of_device()
+        jax.block_until_ready(function())
+        found.append(clock_of_device() - start)
+    return min(found)
+
+
+if __name__ == "__main__":
+    clock.main({"train": train, "latency": latency, "repeat": repeat, "device": device}, ("jax", "jaxlib", "flax"))

@@ -1,0 +1,95 @@
+"""The common work of benchmarks/models.py: the same molecules in the same order for everyone, as one .npz.
+
+60 drugs (drugs.smi: 20 to 59 atoms, 37 in the mean) in 50 conformations each, sampled and labelled by the package's
+own generator; or the structures of a store or of a file that the package reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.build import molecule
+
+from mlip_jax.datasets import statistics
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.conversion import Recipe, convert
+from mlip_jax.datasets.embedded import generate_embedded, read_smiles_file
+from mlip_jax.datasets.store import Store, is_store
+
+DRUGS = Path(__file__).with_name("drugs.smi")
+MAX_STRUCTURES = 6000
+SMALL, MEDIUM = 20, 60
+WATERS = 7  # along each side of the cluster: 343 molecules, 1,029 atoms
+WATER_VOLUME = 29.9  # Å³ of one molecule at room temperature
+
+
+def make_work(folder: Path, data: str | None, conformations: int, seed: int = 0) -> Path:
+    """The file of the common work in `folder`, made if it is not there.
+
+    Args:
+      data: A store or a data file; None for the drugs.
+      conformations: Of each drug.
+
+    Raises:
+      ValueError: No structure of the data has energy and forces.
+    """
+    name = hashlib.sha256(f"{data and Path(data).resolve()} {conformations} {seed}".encode()).hexdigest()[:12]
+    path = folder / f"work-{name}.npz"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        store = _open(folder, data, conformations, seed, name)
+        columns = _shuffled(store, seed)
+        arrays = {name: getattr(columns, name) for name in ("numbers", "positions", "forces", "offsets")}
+        np.savez(path.with_suffix(".tmp.npz"), **arrays, energy=_remainders(columns), **latency_systems(columns, seed))
+        path.with_suffix(".tmp.npz").rename(path)
+    return path
+
+
+def _open(folder: Path, data: str | None, conformations: int, seed: int, name: str) -> Store:
+    if data and is_store(data):
+        return Store(data)
+    if data is None:
+        drugs, problems = read_smiles_file(DRUGS)
+        if problems:
+            raise ValueError("; ".join(problems))
+        data = str(generate_embedded(folder / f"drugs-{conformations}.h5", molecules=drugs, seed=seed,
+                                     num_conformations=conformations * len(drugs)))
+    return Store(convert(Recipe(data, filters={"require": "forces"}), folder / f"store-{name}"))
+
+
+def _shuffled(store: Store, seed: int) -> Columns:
+    if not len(store):
+        raise ValueError(f"{store.path}: no structure with energy and forces")
+    return store.take(np.random.default_rng(seed).permutation(len(store))[:MAX_STRUCTURES])
+
+
+def _remainders(columns: Columns) -> np.ndarray:
+    """Energies without the part that is linear in the composition, (S,) eV."""
+    counts = statistics.element_counts(columns)
+    fitted, *_ = np.linalg.lstsq(counts, columns.energy, rcond=None)
+    return columns.energy - counts @ fitted
+
+
+def latency_systems(columns: Columns, seed: int) -> dict[str, np.ndarray]:
+    """Numbers and positions of the structures nearest to SMALL and MEDIUM atoms, and of a cluster of water."""
+    arrays = {}
+    for name, size in (("small", SMALL), ("medium", MEDIUM)):
+        nearest = columns[int(np.argmin(np.abs(columns.n_atoms - size)))]
+        arrays |= {f"{name}_numbers": nearest.numbers, f"{name}_positions": nearest.positions}
+    cluster = water_cluster(WATERS, seed)
+    return arrays | {"cluster_numbers": cluster.numbers, "cluster_positions": cluster.positions}
+
+
+def water_cluster(side: int, seed: int) -> Atoms:
+    """side³ molecules of water, turned at random, on a cubic lattice of the density of the liquid."""
+    rng, water = np.random.default_rng(seed), molecule("H2O")
+    cluster = Atoms()
+    for place in np.ndindex(side, side, side):
+        turned = water.copy()
+        turned.euler_rotate(*rng.uniform([0, 0, 0], [360, 180, 360]), center="COP")
+        turned.positions += WATER_VOLUME ** (1 / 3) * np.array(place) - turned.positions.mean(axis=0)
+        cluster += turned
+    return cluster

@@ -1,0 +1,316 @@
+"""So3krates as mlff v1.0 (sparse form) trains it, with the energy terms of SO3LR: weights and hyper-parameters.
+
+Units are those of the training, which hyperparameters.yaml names; only eV and Å are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlip_jax import models
+from mlip_jax.datasets import safe_pickle
+from mlip_jax.importers import weights as weight_files
+from mlip_jax.importers.weights import WeightsError
+from mlip_jax.models.heads import MAX_ATOMIC_NUMBER
+from mlip_jax.potential import Potential, example_graph
+from mlip_jax.terms import with_terms
+
+_MAX_DEPTH = 12  # of nested dicts
+
+
+class Weights:
+    """Weights by their names in mlff, which remembers which were taken.
+
+    Args:
+      tree: Nested dicts or flat names with "/", with or without "params" at the top; leaves are arrays.
+
+    Raises:
+      WeightsError: A leaf is not an array of floating numbers.
+    """
+
+    def __init__(self, tree: Mapping[str, Any]):
+        self._arrays = {name.removeprefix("params/"): value for name, value in _flat(tree, "")}
+        self._taken: set[str] = set()
+
+    def __call__(self, name: str) -> np.ndarray:
+        """The array of that name; WeightsError where there is none."""
+        if name not in self._arrays:
+            raise WeightsError(f"the weights hold no {name!r}; the hyper-parameters do not belong to them, or they are "
+                               f"not of mlff v1.0. There are {', '.join(sorted(self._arrays)[:8])}, ...")
+        self._taken.add(name)
+        return self._arrays[name]
+
+    def dense(self, name: str) -> dict[str, np.ndarray]:
+        """Kernel, and bias if there is one."""
+        found = {"kernel": self(f"{name}/kernel")}
+        return found | ({"bias": self(f"{name}/bias")} if f"{name}/bias" in self._arrays else {})
+
+    def elements(self, name: str) -> np.ndarray:
+        """A table by atomic number, (<= 119, ...), filled up with zeros to 119 rows."""
+        table = self(name)
+        missing = MAX_ATOMIC_NUMBER + 1 - len(table)
+        return np.concatenate([table, np.zeros((missing, *table.shape[1:]), table.dtype)])
+
+    def ending(self, end: str) -> str:
+        """What stands before `end` in the one name that ends so, "/" included."""
+        found = [name for name in self._arrays if name.endswith(f"/{end}")]
+        if len(found) != 1:
+            raise WeightsError(f"expected one weight whose name ends with {end!r}, found {len(found)}: {found}")
+        return found[0].removesuffix(end)
+
+    def check_all_taken(self) -> None:
+        """Raise WeightsError if a weight was never asked for: the model would not be the one that was trained."""
+        left = sorted(set(self._arrays) - self._taken)
+        if left:
+            raise WeightsError(f"{len(left)} weights have no place in the model that the hyper-parameters describe: "
+                               f"{', '.join(left[:8])}")
+
+
+def _flat(tree, prefix):
+    for name, value in tree.items():
+        where = f"{prefix}{safe_pickle.shown(name) if not isinstance(name, str) else name[:200]}"
+        if isinstance(value, Mapping) and where.count("/") < _MAX_DEPTH:
+            yield from _flat(value, f"{where}/")
+        elif isinstance(value, np.ndarray) and value.dtype.kind == "f":
+            yield where, np.asarray(value)
+        else:
+            raise WeightsError(f"weight {where} must be an array of floating numbers, received {type(value).__name__}")
+
+
+def load(path: str | Path, hyperparameters: Mapping[str, Any] | str | Path, elements: Iterable[int],
+         long_range_cutoff: float | None = None, dispersion_switch_width: float = 2.0,
+         reference_energies: np.ndarray | None = None) -> Potential:
+    """The force field of saved weights.
+
+    Args:
+      path: .npz or .safetensors with names that hold "/", or mlff's own .pkl, a pickle of NumPy arrays, which is read
+        by an unpickler that admits nothing else.
+      hyperparameters: As mlff's constructor takes them, or a hyperparameters.yaml.
+      elements, long_range_cutoff, dispersion_switch_width, reference_energies: See `potential`.
+
+    Raises:
+      FileNotFoundError: No such file.
+      ValueError: It holds no weights, or others than the hyper-parameters describe.
+    """
+    if not isinstance(hyperparameters, Mapping):
+        hyperparameters = read_hyperparameters(hyperparameters)
+    return potential(read(path), hyperparameters, elements, long_range_cutoff, dispersion_switch_width,
+                     reference_energies, {"source": "mlff", "file": Path(path).name})
+
+
+def read(path: str | Path) -> Mapping[str, Any]:
+    """The weights of a file, see `load`."""
+    path = Path(path)
+    if path.suffix != ".pkl":
+        return weight_files.read(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; a pickle of mlff's parameters is expected")
+    with path.open("rb") as file:
+        tree = safe_pickle.load(file, allowed=safe_pickle.NUMPY, source=str(path))
+    if not isinstance(tree, dict) or not isinstance(tree.get("params"), dict):
+        raise WeightsError(f"{path}: expected a dict with the entry 'params', received {safe_pickle.shown(tree)}")
+    return tree["params"]
+
+
+def read_hyperparameters(path: str | Path) -> dict[str, Any]:
+    """A hyperparameters.yaml as mlff writes it; WeightsError if it is none."""
+    import yaml
+    try:
+        found = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path}: cannot be read as YAML ({error})") from error
+    if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
+        raise WeightsError(f"{path}: expected hyper-parameters of mlff with the entry 'model'")
+    return found
+
+
+def potential(tree: Mapping[str, Any], hyperparameters: Mapping[str, Any], elements: Iterable[int],
+              long_range_cutoff: float | None = None, dispersion_switch_width: float = 2.0,
+              reference_energies: np.ndarray | None = None, metadata: Mapping[str, Any] | None = None) -> Potential:
+    """The force field of mlff's weights.
+
+    Args:
+      tree: See `Weights`.
+      hyperparameters: As mlff's constructor takes them, or the whole of its hyperparameters.yaml.
+      elements: Atomic numbers that it was trained on.
+      long_range_cutoff: Å; None: all pairs, for open boundaries.
+      dispersion_switch_width: Å.
+      reference_energies: (119,) eV; None: zeros. mlff subtracts the shifts of its hyper-parameters before training.
+      metadata: Of the potential.
+
+    Raises:
+      WeightsError: Weights and hyper-parameters do not belong together, or ask for what is not supported.
+    """
+    weights, settings = Weights(tree), model_settings(hyperparameters)
+    terms = term_options(settings, long_range_cutoff, dispersion_switch_width)
+    model = with_terms(models.create("so3krates", **model_options(settings)), terms)
+    params = model_params(weights, settings)
+    if terms:
+        params = {"model": params} | {name: TERM_PARAMS[name](weights) for name in terms}
+    weights.check_all_taken()
+    params = {"params": params}
+    check_shapes(model, params)
+    if reference_energies is None:
+        reference_energies = np.zeros(MAX_ATOMIC_NUMBER + 1)
+    return Potential(model, params, float(model.cutoff), reference_energies, 1.0, tuple(elements), dict(metadata or {}))
+
+
+def model_settings(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments, `avg_num_neighbors` among them, of either form of the hyper-parameters."""
+    if "model" not in hyperparameters:
+        return dict(hyperparameters)
+    for name, unit in (("energy_unit", "eV"), ("length_unit", "Angstrom")):
+        given = hyperparameters.get("data", {}).get(name, unit)
+        if given != unit:
+            raise WeightsError(f"hyper-parameter data.{name} is {given!r}; only force fields in eV and Angstrom are "
+                               "supported")
+    settings = dict(hyperparameters["model"])
+    average = hyperparameters.get("data", {}).get("avg_num_neighbors")
+    return settings | ({} if average is None else {"avg_num_neighbors": float(average)})
+
+
+def model_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of our So3krates.
+
+    Raises:
+      WeightsError: A setting is missing or not supported.
+    """
+    _check_supported(settings)
+    renamed = {
+        "num_features": "num_features", "num_layers": "num_layers", "num_heads": "num_heads",
+        "radial_basis": "radial_basis_fn", "num_radial": "num_radial_basis_fn", "cutoff_fn": "cutoff_fn",
+        "qk_activation": "qk_non_linearity", "message_normalization": "message_normalization",
+        "layer_norm_1": "layer_normalization_1", "layer_norm_2": "layer_normalization_2",
+        "residual_mlp_1": "residual_mlp_1", "residual_mlp_2": "residual_mlp_2",
+        "energy_width": "energy_regression_dim"}
+    missing = [name for name in (*renamed.values(), "degrees", "cutoff") if name not in settings]
+    if missing:
+        raise WeightsError(f"the hyper-parameters of mlff's So3krates lack {', '.join(missing)}")
+    options = {ours: settings[theirs] for ours, theirs in renamed.items()}
+    return options | {
+        "degrees": tuple(settings["degrees"]), "cutoff": float(settings["cutoff"]),
+        "avg_num_neighbors": settings.get("avg_num_neighbors", 1.0),
+        "energy_act": settings.get("energy_activation_fn", "identity"),
+        "learned_scale": settings.get("energy_learn_atomic_type_scales", False),
+        "learned_shift": settings.get("energy_learn_atomic_type_shifts", False),
+        "charge_embedding": settings.get("use_charge_embed", False),
+        "spin_embedding": settings.get("use_spin_embed", False)}
+
+
+def _check_supported(settings) -> None:
+    act, width = settings.get("activation_fn", "silu"), settings.get("energy_regression_dim")
+    if act != "silu":
+        raise WeightsError(f"hyper-parameter activation_fn must be 'silu', received {act!r}; filters and residual "
+                           "MLPs with another activation are not supported")
+    if not isinstance(width, int):
+        raise WeightsError(f"hyper-parameter energy_regression_dim must be a number, received {width!r}; an energy "
+                           "head without a hidden layer is not supported")
+
+
+def model_params(weights: Weights, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of our So3krates."""
+    params = {"embedding": weights.elements("feature_embeddings_0/Embed_0/embedding")}
+    states = [name for name in ("charge", "spin") if settings.get(f"use_{name}_embed")]
+    for n, name in enumerate(states, 1):
+        params[f"{name}_embedding"] = _state_embedding(weights, f"feature_embeddings_{n}/ChargeSpinEmbedSparse_0")
+    for n in range(settings["num_layers"]):
+        params |= _layer(weights, settings, n)
+    head = {"hidden": weights.dense("observables_0/energy_dense_regression"),
+            "final": weights.dense("observables_0/energy_dense_final")}
+    if settings.get("energy_learn_atomic_type_scales"):
+        head["scale"] = weights.elements("observables_0/atomic_scales")
+    if settings.get("energy_learn_atomic_type_shifts"):
+        head["shift"] = weights.elements("observables_0/energy_offset")
+    return params | {"energy": head}
+
+
+def _state_embedding(weights, name):
+    return {"queries": weights.elements(f"{name}/Embed_0/embedding"), "keys": weights(f"{name}/Embed_1/embedding"),
+            "values": weights(f"{name}/Embed_2/embedding"),
+            "residual": {f"layer_{k}": weights.dense(f"{name}/Residual_0/layers_{k - 1}") for k in (1, 2)}}
+
+
+def _layer(weights, settings, n):
+    block, layer, radial = f"layers_{n}/attention_block", {}, {}
+    for mark, branch in ((1, "features"), (2, "ev")):
+        layer[f"q_{branch}"] = {"kernel": weights(f"{block}/Wq{mark}")}
+        layer[f"k_{branch}"] = {"kernel": weights(f"{block}/Wk{mark}")}
+        layer[f"spherical_{branch}"] = _two_layers(weights, f"{block}/spherical_filter{mark}_layer")
+        radial[f"layer_{n}_radial_{branch}"] = _two_layers(weights, f"{block}/radial_filter{mark}_layer")
+    layer["v_features"] = {"kernel": weights(f"{block}/Wv1")}
+    layer["exchange"] = weights.dense(f"layers_{n}/exchange_block/mlp_layer_2")
+    for mark in (1, 2):
+        if settings[f"layer_normalization_{mark}"]:
+            name = f"layers_{n}/layer_normalization_{mark}"
+            layer[f"layer_norm_{mark}"] = {part: weights(f"{name}/{part}") for part in ("scale", "bias")}
+        if settings[f"residual_mlp_{mark}"]:
+            layer[f"residual_mlp_{mark}"] = _two_layers(weights, f"layers_{n}/res_mlp_{mark}_layer")
+    return radial | {f"layer_{n}": layer}
+
+
+def _two_layers(weights, name):
+    return {f"layer_{k}": weights.dense(f"{name}_{k}") for k in (1, 2)}
+
+
+def term_options(settings: Mapping[str, Any], long_range_cutoff: float | None = None,
+                 dispersion_switch_width: float = 2.0) -> dict[str, dict[str, Any]]:
+    """{name: options} of the energy terms that the settings switch on."""
+    width = settings.get("energy_regression_dim")
+    act = settings.get("energy_activation_fn", "identity")
+    terms: dict[str, dict[str, Any]] = {}
+    if settings.get("zbl_repulsion_bool"):
+        terms["zbl"] = {"cutoff": float(settings["cutoff"]), "cutoff_fn": settings["cutoff_fn"]}
+    if settings.get("electrostatic_energy_bool"):
+        terms["electrostatics"] = {"cutoff": long_range_cutoff, "damping": settings["electrostatic_energy_scale"],
+                                   "width": width, "act": act}
+    if settings.get("dispersion_energy_bool"):
+        terms["dispersion"] = {"cutoff": long_range_cutoff, "switch_width": dispersion_switch_width,
+                               "scale": settings["dispersion_energy_scale"], "width": width // 2, "act": act}
+    return terms
+
+
+def zbl_params(weights: Weights) -> dict[str, np.ndarray]:
+    """Parameters of terms/zbl.py; softplus⁻¹ of the value in both."""
+    def stored(*names):
+        return np.concatenate([weights(f"observables_0/zbl_repulsion/{name}") for name in names])
+
+    return {"exponents": stored("a1", "a2", "a3", "a4"), "coefficients": stored("c1", "c2", "c3", "c4"),
+            "power": stored("p")[0], "inverse_length": stored("d")[0]}
+
+
+def electrostatics_params(weights: Weights) -> dict[str, Any]:
+    """Parameters of terms/electrostatics.py."""
+    name = weights.ending("charge_dense_final_vec/kernel")
+    return {"bias": weights.elements(f"{name}Embed_0/embedding")[:, 0],
+            "hidden": weights.dense(f"{name}charge_dense_regression_vec"),
+            "final": weights.dense(f"{name}charge_dense_final_vec")}
+
+
+def dispersion_params(weights: Weights) -> dict[str, Any]:
+    """Parameters of terms/dispersion.py."""
+    name = weights.ending("hirshfeld_ratios_dense_final/kernel")
+    return {"shift": weights.elements(f"{name}Embed_0/embedding")[:, 0],
+            "queries": weights.elements(f"{name}Embed_1/embedding"),
+            "hidden": weights.dense(f"{name}hirshfeld_ratios_dense_regression"),
+            "final": weights.dense(f"{name}hirshfeld_ratios_dense_final")}
+
+
+TERM_PARAMS = {"zbl": zbl_params, "electrostatics": electrostatics_params, "dispersion": dispersion_params}
+
+
+def check_shapes(model, params) -> None:
+    """Raise WeightsError where the parameters are not of the shapes that the model has."""
+    template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
+    expected = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(template)}
+    found = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        name = wrong[0]
+        raise WeightsError(
+            f"{len(wrong)} parameters do not fit the model that the hyper-parameters describe, the first of them "
+            f"{name}: shape {found.get(name)}, expected {expected.get(name)}")

@@ -1,0 +1,350 @@
+"""Equivariant transformer of TorchMD-Net (Thölke, De Fabritiis, ICLR 2022, arXiv:2202.02541).
+
+Every atom carries scalars s (N, F) and vectors v (N, 3, F). Attention without softmax sums over the neighbours and
+the atom itself; filters of the distance alone weigh keys and values. They are the same for i -> j and j -> i and
+are computed once for each pair, in arrays (P, F) that are neither joined nor cut; what an atom sends to itself is
+computed on atoms. Agrees with TorchMD-Net 3.1.0
+where the options say the same (importers/torchmdnet.py).
+
+Two of this file's defaults are not those of TorchMD-Net, since the energy is not smooth with them:
+- `vector_cutoff=False` lets messages to the vectors end abruptly at the cutoff (and begin so at `cutoff_lower`):
+  without a filter on the values, or with one whose bias is not zero, they are not zero there, and the energy jumps.
+- `epsilon=0` takes plain norms of vectors in the gated head. These have a kink where the vectors of an atom vanish:
+  with a neighbourhood that is symmetric by inversion, forces jump.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+
+from mlip_jax.graphs.graph import Pairs, pairs
+from mlip_jax.models.heads import AtomicEnergy, AtomOutputs, embed_elements
+from mlip_jax.models.layers import (
+    Dense,
+    SplitDense,
+    activation,
+    cosine_cutoff,
+    gather,
+    safe_norm,
+    segment_sum,
+    unit_vectors,
+)
+from mlip_jax.models.splines import SplineGrid
+
+CHOICES = {"radial_basis": ("expnorm", "gaussian"), "distance_influence": ("both", "keys", "values", "none"),
+           "head": ("gated", "scalar"), "radial_filter": ("exact", "spline")}
+
+
+class Model(nn.Module):
+    """Equivariant transformer; the defaults are the published ones but for `vector_cutoff` and `epsilon`.
+
+    Attributes:
+      num_features: F, even and divisible by num_heads. num_layers: Attention layers.
+      num_heads: Heads of the attention.
+      cutoff, cutoff_lower: Å; pairs closer than `cutoff_lower` do not interact.
+      radial_basis, num_radial: "expnorm" or "gaussian" functions of the distance, and their number.
+      trainable_rbf: Centers and widths of the functions are parameters.
+      radial_centers, radial_widths: Their values, or at the start where they are trainable; None: the published ones.
+        Of "gaussian" num_radial centers and one width for all (Å); of "expnorm" num_radial means and betas.
+      activation: In the filters and in the head. attn_activation: On the attention.
+      distance_influence: What the distance weighs besides the cutoff: "keys", "values", "both", "none".
+      neighbor_embedding: The start is mixed from the atom's and its neighbours' elements.
+      vector_cutoff: Messages to the vectors go to zero at the cutoff too.
+      epsilon: Added under the square root of the vectors' norms in the gated head.
+      head: "gated": two gated equivariant blocks on scalars and vectors; "scalar": heads.AtomicEnergy on the scalars.
+      zero_init: Last kernel of the head starts at zero.
+      radial_filter: "exact", or "spline": the filters are evaluated on `num_knots` knots and interpolated by cubic
+        B-splines (twice continuously differentiable).
+      undirected: False computes filters for both directions of each pair; the plain form, for tests.
+    """
+
+    num_features: int = 128
+    num_layers: int = 8
+    num_heads: int = 8
+    cutoff: float = 5.0
+    cutoff_lower: float = 0.0
+    radial_basis: str = "expnorm"
+    num_radial: int = 64
+    trainable_rbf: bool = False
+    radial_centers: Sequence[float] | None = None
+    radial_widths: Sequence[float] | None = None
+    activation: str = "silu"
+    attn_activation: str = "silu"
+    distance_influence: str = "both"
+    neighbor_embedding: bool = True
+    vector_cutoff: bool = True
+    epsilon: float = 1e-8
+    head: str = "gated"
+    zero_init: bool = True
+    radial_filter: str = "exact"
+    num_knots: int = 48
+    undirected: bool = True
+
+    def _check_options(self):
+        if self.num_features % self.num_heads or self.num_features % 2:
+            raise ValueError(f"num_features={self.num_features} must be even and divisible by "
+                             f"num_heads={self.num_heads}")
+        if not 0 <= self.cutoff_lower < self.cutoff:
+            raise ValueError(f"cutoff_lower={self.cutoff_lower} must be between 0 and cutoff={self.cutoff}")
+        for field, allowed in CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"{field} must be one of {allowed}, received {getattr(self, field)!r}")
+
+    @nn.compact
+    def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:
+        self._check_options()
+        width, numbers = self.num_features, graph.nodes["numbers"]
+        edge = pairs(graph, self.undirected)
+        distances = safe_norm(edge.displacements)
+        direction = unit_vectors(edge.displacements, distances)
+        basis = RadialBasis(self.radial_basis, self.num_radial, self.cutoff_lower, self.cutoff, self.trainable_rbf,
+                            self.radial_centers, self.radial_widths, name="radial_basis")
+        s, v = embed_elements(self, numbers, width, direction.dtype), None
+        envelope = cutoff_envelope(distances, self.cutoff_lower, self.cutoff)[:, None]
+        if self.neighbor_embedding:
+            s = NeighborEmbedding(name="neighbors")(s, numbers, basis(distances), envelope, edge)
+        cuts, own_cuts = self._cuts(distances, envelope)
+        filters, own_filters = self._filters(basis, distances, cuts["vector_cut"])
+        for n in range(self.num_layers):
+            s, v = Layer(self.num_heads, self.attn_activation, name=f"layer_{n}")(
+                s, v, filters[n] | cuts, own_filters[n] | own_cuts, direction, edge)
+        s = layer_norm("norm")(s)
+        if self.head == "gated":
+            energies = GatedEnergy(self.activation, self.epsilon, self.zero_init, name="energy")(s, v)
+        else:
+            energies = AtomicEnergy(width // 2, self.activation, self.zero_init, learned_shift=False,
+                                    name="energy")(s, numbers)
+        return AtomOutputs(energies, jnp.concatenate([s[:, None, None, :], v[:, None]], axis=2))
+
+    def _filters(self, basis, distances, vector_cut):
+        """What of the messages depends on the distance, layer by layer: of pairs (P, F) and of an atom with itself
+        (1, F), by name; a name that is not there is 1. That along vectors has their cutoff in it."""
+        names = [filter_names(self.distance_influence, n > 0) for n in range(self.num_layers)]
+        networks = [FilterNetwork(parts, self.num_features, self.activation, name=f"layer_{n}_filters")
+                    for n, parts in enumerate(names)]
+        if not names[0]:
+            return [{}] * self.num_layers, [{}] * self.num_layers
+        own = [network(basis(jnp.zeros((1,), distances.dtype))) for network in networks]
+        if self.radial_filter == "exact":
+            rbf = basis(distances)
+            return [with_cut(network(rbf), vector_cut) for network in networks], own
+        grid = SplineGrid(self.num_knots, self.cutoff)
+        rbf, splines = basis(grid.distances(distances.dtype)), grid.basis(distances)
+        cut_splines = splines * vector_cut
+        return [{part: (cut_splines if part == "along_vectors" else splines) @ grid.coefficients(values)
+                 for part, values in network(rbf).items()} for network in networks], own
+
+    def _cuts(self, distances, envelope):
+        """Cutoffs of the messages to scalars and to vectors: of pairs (P, 1) and of an atom with itself."""
+        own = 0.0 if self.cutoff_lower > 0 else 1.0
+        if self.vector_cutoff:
+            return {"scalar_cut": envelope, "vector_cut": envelope}, {"scalar_cut": own, "vector_cut": own}
+        within = (distances >= self.cutoff_lower) & (distances < self.cutoff)
+        return ({"scalar_cut": envelope, "vector_cut": within[:, None].astype(distances.dtype)},
+                {"scalar_cut": own, "vector_cut": 1.0})
+
+
+def value_names(has_vectors: bool) -> tuple[str, ...]:
+    """The values of a layer: to scalars, to vectors along vectors of the sender (not in the first layer, where these
+    are zero), and to vectors along the pair's direction."""
+    return ("to_scalars", "along_vectors", "along_pairs") if has_vectors else ("to_scalars", "along_pairs")
+
+
+def filter_names(distance_influence: str, has_vectors: bool) -> tuple[str, ...]:
+    """What a layer has filters for."""
+    keys = ("key",) if distance_influence in ("both", "keys") else ()
+    return keys + (value_names(has_vectors) if distance_influence in ("both", "values") else ())
+
+
+def cutoff_envelope(d, lower: float, upper: float):
+    """Cosine from 1 at distance 0 to 0 at `upper`; with a `lower` cutoff, from 0 there to 1 midway and back to 0."""
+    if lower == 0:
+        return cosine_cutoff(d, upper)
+    return 0.5 * (1.0 - jnp.cos(2.0 * jnp.pi * (jnp.clip(d, lower, upper) - lower) / (upper - lower)))
+
+
+def with_cut(filters: dict, vector_cut) -> dict:
+    """The filters with the cutoff of the vectors, (P, 1), in those along vectors."""
+    return {part: x * vector_cut if part == "along_vectors" else x for part, x in filters.items()}
+
+
+class RadialBasis(nn.Module):
+    """Radial functions of distances (P,) -> (P, num); the options are those of `Model`."""
+
+    kind: str
+    num: int
+    lower: float
+    upper: float
+    trainable: bool
+    centers: Sequence[float] | None
+    widths: Sequence[float] | None
+
+    @nn.compact
+    def __call__(self, d):
+        centers, widths = self._constants()
+        if self.trainable:
+            centers = self.param("centers", lambda _: jnp.asarray(centers, jnp.float32)).astype(d.dtype)
+            widths = self.param("widths", lambda _: jnp.asarray(widths, jnp.float32)).astype(d.dtype)
+        else:
+            centers, widths = jnp.asarray(centers, d.dtype), jnp.asarray(widths, d.dtype)
+        if self.kind == "gaussian":
+            return jnp.exp(-0.5 / (widths * widths) * (d[:, None] - centers) ** 2)
+        alpha = 5.0 / (self.upper - self.lower)
+        shifted = jnp.exp(alpha * (self.lower - d))[:, None] - centers
+        return cosine_cutoff(d, self.upper)[:, None] * jnp.exp(-widths * shifted * shifted)
+
+    def _constants(self):
+        if self.kind == "gaussian":
+            centers = np.linspace(self.lower, self.upper, self.num)
+            widths = np.array([(self.upper - self.lower) / (self.num - 1)])
+        else:
+            start = np.exp(self.lower - self.upper)
+            centers = np.linspace(start, 1.0, self.num)
+            widths = np.full(self.num, (2.0 / self.num * (1.0 - start)) ** -2)
+        given = [x if y is None else np.asarray(y) for x, y in ((centers, self.centers), (widths, self.widths))]
+        for name, x, y in (("radial_centers", given[0], centers), ("radial_widths", given[1], widths)):
+            if x.shape != y.shape:
+                raise ValueError(f"{name} holds {x.size} numbers; num_radial={self.num} {self.kind} functions have "
+                                 f"{y.size}")
+        return given
+
+
+class FilterNetwork(nn.Module):
+    """Dense -> activation for each of the filters `parts`: (P, num_radial) -> {part: (P, F)}."""
+
+    parts: tuple[str, ...]
+    width: int
+    act: str
+
+    @nn.compact
+    def __call__(self, rbf):
+        init = packed_xavier(*((self.width, (1 if part == "key" else 3) * self.width) for part in self.parts))
+        values = SplitDense(len(self.parts), self.width, init, name="dense")(rbf)
+        return {part: activation(self.act)(x) for part, x in zip(self.parts, values)}
+
+
+class NeighborEmbedding(nn.Module):
+    """Mixes into s (N, F) the elements of the neighbours, weighed by a filter of the distance (eq. 3)."""
+
+    @nn.compact
+    def __call__(self, s, numbers, rbf, envelope, edge: Pairs):
+        num, width = s.shape
+        weights = Dense(width, kernel_init=xavier, name="filter")(rbf) * envelope
+        elements = embed_elements(self, numbers, width, s.dtype)
+        total = segment_sum(weights * gather(elements, edge.senders), edge.receivers, num)
+        if edge.undirected:
+            total = total + segment_sum(weights * gather(elements, edge.receivers), edge.senders, num)
+        return Dense(width, kernel_init=xavier, name="mix")(jnp.concatenate([s, total], axis=-1))
+
+
+class Layer(nn.Module):
+    """One attention layer (eqs. 4 to 10): s (N, F), v (N, 3, F) or None for zero -> the same, updated."""
+
+    num_heads: int
+    attn_activation: str
+
+    @nn.compact
+    def __call__(self, s, v, weights: dict, own_weights: dict, direction, edge: Pairs):
+        num, width = s.shape
+        parts = ("query", "key", *value_names(v is not None))
+        init = packed_xavier((2 * width, width), ((len(parts) - 2) * width, 3 * width))
+        projected = Dense(len(parts) * width, kernel_init=init, name="projections")(layer_norm("norm")(s))
+        sent = dict(zip(parts, jnp.split(projected, len(parts), axis=-1)))
+        if v is not None:
+            sent["vectors"] = sent.pop("along_vectors")[:, None, :] * v
+        ds, dv = self._aggregate(sent, weights, own_weights, direction, edge)
+        if v is None:
+            return s + Dense(width, kernel_init=packed_xavier((width, 3 * width)), name="output")(ds), dv
+        v_1, v_2, v_3 = jnp.split(
+            Dense(3 * width, use_bias=False, kernel_init=xavier, name="vectors")(v), 3, axis=-1)
+        o_1, o_2, o_3 = jnp.split(Dense(3 * width, kernel_init=xavier, name="output")(ds), 3, axis=-1)
+        return s + o_2 * jnp.sum(v_1 * v_2, axis=1) + o_3, v + dv + o_1[:, None, :] * v_3
+
+    def _attention(self, query, sent, weights):
+        """Values to the scalars times attention: (P, F)."""
+        def heads(x):
+            return x.reshape(len(x), self.num_heads, -1)
+
+        products = query * sent["key"] * weights.get("key", 1.0)
+        attention = activation(self.attn_activation)(heads(products).sum(-1)) * weights["scalar_cut"]
+        values = sent["to_scalars"] * weights.get("to_scalars", 1.0)
+        return (attention[:, :, None] * heads(values)).reshape(values.shape)
+
+    def _aggregate(self, sent, weights, own_weights, direction, edge: Pairs):
+        """Sums over the neighbours and the atom itself: (N, F), (N, 3, F)."""
+        num, vectors = len(sent["query"]), None
+        if "vectors" in sent:
+            vectors = [sent["vectors"][:, x] for x in range(3)]
+            along_vectors = weights.get("along_vectors", weights["vector_cut"])
+
+        def one_way(source, target, unit):
+            arrived = {name: gather(sent[name], source) for name in ("key", "to_scalars", "along_pairs")}
+            ds = segment_sum(self._attention(gather(sent["query"], target), arrived, weights), target, num)
+            along_pairs, dv = arrived["along_pairs"] * weights.get("along_pairs", 1.0), []
+            for x in range(3):
+                message = along_pairs * unit[:, x, None]
+                if vectors is not None:
+                    message = message + along_vectors * gather(vectors[x], source)
+                dv.append(segment_sum(message, target, num))
+            return ds, jnp.stack(dv, axis=1)
+
+        unit = direction * weights["vector_cut"]
+        ds, dv = one_way(edge.senders, edge.receivers, unit)
+        if edge.undirected:
+            back_s, back_v = one_way(edge.receivers, edge.senders, -unit)
+            ds, dv = ds + back_s, dv + back_v
+        ds = ds + self._attention(sent["query"], sent, own_weights)
+        if "vectors" in sent:
+            dv = dv + own_weights.get("along_vectors", 1.0) * own_weights["vector_cut"] * sent["vectors"]
+        return ds, dv
+
+
+class GatedEnergy(nn.Module):
+    """Two gated equivariant blocks (Schütt et al. 2021, fig. 3) down to one number: (N, F), (N, 3, F) -> (N,)."""
+
+    act: str
+    epsilon: float
+    zero_init: bool
+
+    @nn.compact
+    def __call__(self, s, v):
+        act, width = activation(self.act), s.shape[-1]
+        init = packed_xavier((width, width), (width // 2, width // 2))
+        norms, v = jnp.split(Dense(width + width // 2, use_bias=False, kernel_init=init, name="vectors_1")(v),
+                             [width], axis=-1)
+        hidden = act(Dense(width, kernel_init=xavier, name="hidden_1")(
+            jnp.concatenate([s, self._norms(norms)], axis=-1)))
+        s, gate = jnp.split(Dense(2 * (width // 2), kernel_init=xavier, name="gate")(hidden), 2, axis=-1)
+        s, v = act(s), gate[:, None, :] * v
+        norms = Dense(width // 2, use_bias=False, kernel_init=xavier, name="vectors_2")(v)
+        hidden = act(Dense(width // 2, kernel_init=xavier, name="hidden_2")(
+            jnp.concatenate([s, self._norms(norms)], axis=-1)))
+        kernel_init = nn.initializers.zeros if self.zero_init else xavier
+        return Dense(1, kernel_init=kernel_init, name="final")(hidden)[:, 0]
+
+    def _norms(self, v):
+        if self.epsilon == 0:
+            return safe_norm(v.swapaxes(1, 2))
+        return jnp.sqrt(jnp.sum(v * v, axis=1) + self.epsilon)
+
+
+xavier = nn.initializers.xavier_uniform()
+
+
+def packed_xavier(*blocks: tuple[int, int]):
+    """Kernel initialiser of several linear layers in one: (columns, fan-out that they count as) of each."""
+    def init(key, shape, dtype=jnp.float32):
+        limits = np.concatenate([np.full(columns, np.sqrt(6.0 / (shape[0] + fan_out))) for columns, fan_out in blocks])
+        return jnp.asarray(limits, dtype) * jax.random.uniform(key, shape, dtype, -1.0, 1.0)
+    return init
+
+
+def layer_norm(name: str) -> nn.LayerNorm:
+    """Layer norm with the published epsilon; the variance is that of the differences, for its last digits."""
+    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)

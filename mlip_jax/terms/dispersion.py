@@ -1,0 +1,120 @@
+"""Dispersion of atoms in molecules: polarisabilities scaled by predicted Hirshfeld ratios, pairwise, damped.
+
+A pair of atoms is a pair of quantum Drude oscillators (vdW-QDO; Khabibrakhmanov, Fedorov and Tkatchenko, J. Chem.
+Theory Comput. 19, 7895, 2023), which gives C8 and C10 from C6 and the polarisability; as in SO3LR (Kabylda et al., J.
+Am. Chem. Soc. 147, 33723, 2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+from ase.data import chemical_symbols
+from ase.units import Bohr, Hartree
+from ase.units import alpha as FINE_STRUCTURE
+
+from mlip_jax.graphs.graph import long_range_pairs
+from mlip_jax.models.heads import MAX_ATOMIC_NUMBER
+from mlip_jax.models.layers import Dense, activation, gather, safe_norm
+from mlip_jax.terms.free_atoms import C6_COEFFICIENTS, POLARIZABILITIES
+from mlip_jax.terms.pairwise import positive, share_among_atoms, switch_off
+
+# Width of the oscillators as a cubic polynomial of the van der Waals radius, both in bohr.
+_WIDTH = (-0.00433008, 0.24428889, 0.04125273, -0.00078893)
+_RADIUS = float(FINE_STRUCTURE ** (-4 / 21))
+_DAMPING_RADIUS = 2.54
+# bohr³; below it, which no atom is, the seventh root would have an infinite slope
+_SMALLEST_POLARIZABILITY = 1e-6
+# bohr; beyond it the energy of a pair is below any rounding, and float32 has no tenth power
+_FARTHEST = 1e3
+
+
+class Term(nn.Module):
+    """Hirshfeld ratios from the features, and damped C6, C8 and C10 terms over long-range pairs.
+
+    With a cutoff, each pair is switched off before it; without one the sum is over all pairs of the list.
+    Properties: "hirshfeld_ratios" (N,), volume of the atom over that of the free atom.
+
+    Attributes:
+      cutoff: Å, or None. switch_width: Å; the energy goes to zero over so much before the cutoff.
+      scale: Factor of the damping radius.
+      width: Hidden width of the ratios' head; None: half that of the features. act: Its activation.
+      zero_init: The last kernel starts at zero, so that all ratios start at 1.
+    """
+
+    cutoff: float | None = 12.0
+    switch_width: float = 2.0
+    scale: float = 1.2
+    width: int | None = None
+    act: str = "silu"
+    zero_init: bool = True
+
+    long_range = True
+
+    @nn.compact
+    def __call__(self, graph: jraph.GraphsTuple, features: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """graph, (N, F) -> energies (N,) in eV, properties. Atoms of an element without free-atom values get NaN."""
+        numbers = graph.nodes["numbers"]
+        ratios = self._ratios(numbers, features)
+        edge = long_range_pairs(graph)
+        alpha, c6 = (jnp.asarray(table, ratios.dtype)[numbers] for table in _TABLES)
+
+        def both(values):
+            return gather(values, edge.receivers), gather(values, edge.senders)
+
+        (h_i, h_j), (a_i, a_j), (c_i, c_j) = both(ratios), both(alpha), both(c6)
+        # 2 C_i C_j A_i A_j / (A_i² C_j + A_j² C_i) with A = a h and C = c h², and h cancelled where it can be
+        c6_pair = 2 * c_i * c_j * a_i * a_j / (a_i * a_i * c_j + a_j * a_j * c_i) * h_i * h_j
+        energies = self._pair_energies(safe_norm(edge.displacements), 0.5 * (a_i * h_i + a_j * h_j), c6_pair)
+        return share_among_atoms(energies, edge, len(numbers)), {"hirshfeld_ratios": ratios}
+
+    def _ratios(self, numbers, features):
+        dtype, size = features.dtype, max(features.shape[-1] // 2, 1)
+        kernel_init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        shift = self.param("shift", nn.initializers.ones, (MAX_ATOMIC_NUMBER + 1,)).astype(dtype)
+        queries = self.param("queries", nn.initializers.normal(1.0), (MAX_ATOMIC_NUMBER + 1, size)).astype(dtype)
+        hidden = activation(self.act)(Dense(self.width or size, name="hidden")(features))
+        keys = Dense(size, kernel_init=kernel_init, name="final")(hidden)
+        return jnp.abs(shift[numbers] + (queries[numbers] * keys).sum(-1) / float(np.sqrt(size)))
+
+    def _pair_energies(self, distances, alpha, c6):
+        """Å, bohr³, hartree bohr⁶ -> eV, all (P,)."""
+        r, zero = positive(distances)
+        r = jnp.minimum(r / Bohr, _FARTHEST)
+        root = jnp.maximum(alpha, _SMALLEST_POLARIZABILITY) ** (1 / 7)
+        radius = _RADIUS * root
+        b0, b1, b2, b3 = _WIDTH
+        squared = (b0 + radius * (b1 + radius * (b2 + radius * b3))) ** 2
+        damping = self.scale * 2 * _DAMPING_RADIUS * root
+        # C8 = 5 C6 / gamma and C10 = 245 C6 / (8 gamma²) with gamma = 1 / (2 width²)
+        coefficients = ((6, 1.0), (8, 10 * squared), (10, 122.5 * squared * squared))
+        series = sum(factor / (r ** n + damping ** n) for n, factor in coefficients)
+        energies = -Hartree * c6 * series
+        if self.cutoff is not None:
+            energies = energies * switch_off(distances, self.cutoff - self.switch_width, self.cutoff)
+        return jnp.where(zero, 0.0, energies)
+
+
+def _table(values) -> np.ndarray:
+    """(119,); padding atoms (number 0) get 1, elements that are not in the table NaN, which nothing can overlook."""
+    table = np.full(MAX_ATOMIC_NUMBER + 1, np.nan)
+    table[:len(values) + 1] = [1.0, *values]
+    return table
+
+
+_TABLES = _table(POLARIZABILITIES), _table(C6_COEFFICIENTS)
+
+
+def check_elements(numbers: Iterable[int]) -> None:
+    """Raise ValueError where an element has no free-atom values."""
+    last = len(POLARIZABILITIES)
+    unknown = sorted({int(z) for z in numbers if z > last})
+    if unknown:
+        raise ValueError(
+            f"the dispersion term has no free-atom values for {', '.join(chemical_symbols[z] for z in unknown)}; it "
+            f"knows elements 1 to {last} ({chemical_symbols[last]}). Leave these structures out, or the term off")

@@ -1,0 +1,80 @@
+"""Coulomb interaction of predicted partial charges, damped at short distances."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import jraph
+from ase.units import Bohr, Hartree
+
+from mlip_jax.graphs.graph import long_range_pairs, node_graph_index
+from mlip_jax.models.heads import MAX_ATOMIC_NUMBER
+from mlip_jax.models.layers import Dense, activation, gather, safe_norm, segment_sum
+from mlip_jax.terms.pairwise import positive, share_among_atoms, switch_off
+
+# The switch from V - V(cutoff) to the form whose force is zero at the cutoff too begins at this share of it.
+_SWITCH_START = 0.45
+
+
+class Term(nn.Module):
+    """Partial charges from the features, and q_i q_j erf(r / damping) / r over long-range pairs.
+
+    With a cutoff, energy and force of a pair go to zero there; without one the sum is over all pairs of the list.
+    Properties: "partial_charges" (N,) in e. What they lack to the total charge (graph.globals "charge") is shared
+    evenly among the atoms of a structure.
+
+    Attributes:
+      cutoff: Å, or None.
+      damping: Å.
+      width: Hidden width of the charges' head; None: that of the features. act: Its activation.
+    """
+
+    cutoff: float | None = 12.0
+    damping: float = 4.0
+    width: int | None = None
+    act: str = "silu"
+
+    long_range = True
+
+    @nn.compact
+    def __call__(self, graph: jraph.GraphsTuple, features: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """graph, (N, F) -> energies (N,) in eV, properties."""
+        charges = self._charges(graph, features)
+        edge = long_range_pairs(graph)
+        shape = self._shape(safe_norm(edge.displacements))
+        energies = Hartree * Bohr * gather(charges, edge.receivers) * gather(charges, edge.senders) * shape
+        return share_among_atoms(energies, edge, len(charges)), {"partial_charges": charges}
+
+    def _charges(self, graph, features):
+        numbers, node_graph = graph.nodes["numbers"], node_graph_index(graph)
+        hidden = activation(self.act)(Dense(self.width or features.shape[-1], name="hidden")(features))
+        bias = self.param("bias", nn.initializers.zeros, (MAX_ATOMIC_NUMBER + 1,))
+        charges = Dense(1, name="final")(hidden)[:, 0] + bias.astype(features.dtype)[numbers]
+        total, atoms = jnp.asarray(graph.globals["charge"], charges.dtype), jnp.maximum(graph.n_node, 1)
+        for _ in range(2):  # the second time for what the first lost to rounding
+            missing = total - segment_sum(charges, node_graph, len(total))
+            charges = charges + (missing / atoms)[node_graph]
+        return charges
+
+    def _shape(self, distances):
+        """Energy of two unit charges over that of Coulomb's constant, (P,) -> (P,), 1/Å."""
+        r, zero = positive(distances)
+        # the limit at zero, where padding pairs are
+        potential = jnp.where(zero, 2 / (self.damping * math.sqrt(math.pi)), jax.lax.erf(r / self.damping) / r)
+        if self.cutoff is None:
+            return potential
+        at_cutoff, slope = damped_coulomb(self.cutoff, self.damping)
+        shifted = potential - at_cutoff
+        force_shifted = shifted - slope * (distances - self.cutoff)
+        s = switch_off(distances, _SWITCH_START * self.cutoff, self.cutoff)
+        return jnp.where(distances < self.cutoff, s * shifted + (1 - s) * force_shifted, 0.0)
+
+
+def damped_coulomb(r: float, damping: float) -> tuple[float, float]:
+    """erf(r / damping) / r and its derivative."""
+    x = r / damping
+    value = math.erf(x) / r
+    return value, 2 / math.sqrt(math.pi) * math.exp(-x * x) / (damping * r) - value / r

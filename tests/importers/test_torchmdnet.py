@@ -1,0 +1,202 @@
+"""Agreement with TorchMD-Net 3.1.0, and what is refused.
+
+The fixture tests/data/parity_torchmdnet_et.npz was made by running TorchMD-Net 3.1.0 with precision 64: small models
+with random weights (of single precision, so that they are short), and its energies and forces of four structures: a
+molecule; one with atoms out of reach of each other and an isolated one; a linear one; a triclinic cell. "weights" is
+the state dict end to end, "names" the names and shapes in it, "hparams" what create_model took.
+"""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import yaml
+
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.graphs.batching import Budget, build_batch, measure
+from mlip_jax.importers import torchmdnet
+from mlip_jax.potential import evaluate
+from mlip_jax.structure import Structure
+
+DATA = Path(__file__).parents[1] / "data" / "parity_torchmdnet_et.npz"
+VARIANTS = ("published", "smooth", "values", "plain", "trained_basis")
+ELEMENTS = ("H", "C", "N", "O", "F", "Si", "S", "Cl")
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    """Float64; and what is compiled here runs once, so that it is compiled quickly."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.enable_x64(True):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@functools.cache
+def fixture():
+    with np.load(DATA, allow_pickle=False) as data:
+        return {name: data[name] for name in data.files}
+
+
+def state_and_hparams(variant):
+    data, state, start = fixture(), {}, 0
+    for name, shape in json.loads(str(data[f"{variant}/names"])).items():
+        size = int(np.prod(shape))
+        state[name] = data[f"{variant}/weights"][start:start + size].reshape(shape)
+        start += size
+    return state, json.loads(str(data[f"{variant}/hparams"]))
+
+
+def structures():
+    data = fixture()
+    for n in range(4):
+        cell = data.get(f"structures/{n}/cell")
+        yield Structure(data[f"structures/{n}/numbers"], data[f"structures/{n}/positions"], cell=cell,
+                        pbc=None if cell is None else np.ones(3, bool))
+
+
+def energies_and_forces(potential, undirected=True, dtype=np.float64):
+    """Total energies (4,) and forces of all structures in one padded batch."""
+    found, model = list(structures()), potential.model.clone(undirected=undirected)
+    columns = Columns.from_structures(found)
+    sizes = measure(columns, model.cutoff)
+    budget = Budget(int(sizes.n_node.sum()) + 3, int(sizes.n_edge.sum()) + 6, len(found) + 2)
+    batch = build_batch(columns, budget, model.cutoff, dtype=dtype)
+    params = jax.tree.map(lambda p: p.astype(dtype), potential.params)
+    result = jax.jit(lambda p, g: evaluate(model, p, g, potential.energy_scale))(params, batch)
+    references = np.array([potential.reference_energies[s.numbers].sum() for s in found])
+    return np.asarray(result.energy)[:len(found)] + references, np.asarray(result.forces)[:len(columns.numbers)]
+
+
+def assert_agree(variant, energies, forces, relative):
+    expected_energies, expected_forces = fixture()[f"{variant}/energies"], fixture()[f"{variant}/forces"]
+    np.testing.assert_allclose(energies, expected_energies, rtol=0, atol=relative * np.abs(expected_energies).max())
+    np.testing.assert_allclose(forces, expected_forces, rtol=0, atol=relative * np.abs(expected_forces).max())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_agrees_with_torchmdnet(variant):
+    potential = torchmdnet.potential(*state_and_hparams(variant), elements=ELEMENTS)
+    assert_agree(variant, *energies_and_forces(potential), 1e-9)
+
+
+def test_agrees_on_a_directed_list():
+    potential = torchmdnet.potential(*state_and_hparams("values"), elements=ELEMENTS)
+    assert_agree("values", *energies_and_forces(potential, undirected=False), 1e-9)
+
+
+def test_agrees_in_single_precision():
+    potential = torchmdnet.potential(*state_and_hparams("published"), elements=ELEMENTS)
+    with jax.enable_x64(False):
+        energies, forces = energies_and_forces(potential, dtype=np.float32)
+    assert forces.dtype == np.float32
+    assert_agree("published", energies, forces, 1e-5)
+
+
+def test_the_variants_differ_in_what_they_are_for():
+    options = [torchmdnet.potential(*state_and_hparams(variant), elements=ELEMENTS).model for variant in VARIANTS]
+    assert {m.distance_influence for m in options} == {"both", "keys", "values", "none"}
+    assert {m.radial_basis for m in options} == {"expnorm", "gaussian"}
+    for field in ("vector_cutoff", "neighbor_embedding", "trainable_rbf"):
+        assert {getattr(m, field) for m in options} == {True, False}
+    assert len({m.activation for m in options}) == 4 and len({m.attn_activation for m in options}) == 4
+
+
+@pytest.mark.parametrize("form", ["npz", "safetensors"])
+def test_file_with_hparams_beside_it(tmp_path, form):
+    state, hparams = state_and_hparams("published")
+    path = tmp_path / f"weights.{form}"
+    saved = {f"model.{name}": array for name, array in state.items()}  # as a training run names them
+    np.savez(path, **saved) if form == "npz" else safetensors.numpy.save_file(saved, path)
+    (tmp_path / "hparams.yaml").write_text(yaml.safe_dump(hparams | {"batch_size": 8, "load_model": None}))
+    potential = torchmdnet.load(path, energy_unit=2.0)
+    atomref = state["prior_model.0.atomref.weight"][:, 0].astype(np.float64)
+    assert potential.elements == tuple(np.flatnonzero(atomref).tolist())
+    np.testing.assert_array_equal(potential.reference_energies[:len(atomref)], 2.0 * atomref)
+    assert potential.energy_scale == 2.0 * float(np.float32(1.7))
+    assert potential.cutoff == potential.model.cutoff == 3.0
+    direct = torchmdnet.potential(state, hparams, ELEMENTS)
+    assert potential.model == direct.model
+    jax.tree.map(np.testing.assert_array_equal, potential.params, direct.params)
+
+
+def test_atomref_that_is_switched_off():
+    state, hparams = state_and_hparams("published")
+    off = hparams | {"prior_model": ["Atomref"], "prior_args": [{"max_z": 18, "enable": False}]}
+    assert not torchmdnet.potential(state, off, ELEMENTS).reference_energies.any()
+
+
+def test_names_of_older_versions():
+    state, hparams = state_and_hparams("smooth")
+    older = {name.replace("update_net.layers.", "update_net."): array for name, array in state.items()
+             if name != "representation_model.distance.box"}
+    assert set(older) != set(state)
+    old, new = (torchmdnet.potential(s, hparams, ELEMENTS).params for s in (older, state))
+    jax.tree.map(np.testing.assert_array_equal, old, new)
+
+
+WRONG = {
+    "another model": ({"model": "tensornet"}, "tensornet"),
+    "another output": ({"output_model": "DipoleMoment"}, "DipoleMoment"),
+    "mean over atoms": ({"reduce_op": "mean"}, "reduce_op.*'mean'"),
+    "fixed box": ({"box_vecs": [[9.0, 0, 0], [0, 9.0, 0], [0, 0, 9.0]]}, "box_vecs"),
+    "activation": ({"activation": "gelu"}, "gelu"),
+    "other width": ({"embedding_dimension": 64}, "embedding_dimension is 64.*12"),
+    "other depth": ({"num_layers": 6}, "num_layers is 6.*2"),
+    "heads": ({"num_heads": 5}, "num_heads is 5.*12"),
+    "another prior": ({"prior_model": ["Atomref", "ZBL"]}, "'ZBL'.*not supported"),
+    "no prior": ({"prior_model": None}, "name 0 priors.*hold 1"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_hparams_that_do_not_fit_are_refused(case):
+    state, hparams = state_and_hparams("published")
+    change, message = WRONG[case]
+    with pytest.raises(ValueError, match=message):
+        torchmdnet.potential(state, hparams | change, ELEMENTS)
+
+
+def test_missing_hparams_are_named(tmp_path):
+    state, hparams = state_and_hparams("published")
+    del hparams["num_heads"], hparams["cutoff_upper"]
+    with pytest.raises(ValueError, match="lack num_heads, cutoff_upper"):
+        torchmdnet.potential(state, hparams, ELEMENTS)
+    np.savez(tmp_path / "weights.npz", **state)
+    with pytest.raises(ValueError, match="hparams.yaml"):
+        torchmdnet.load(tmp_path / "weights.npz")
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "a: !!python/object:os.system {}\n", "a: [1\n"])
+def test_yaml_that_is_no_hparams_is_refused(tmp_path, text):
+    (tmp_path / "hparams.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"hparams\.yaml"):
+        torchmdnet.read_hparams(tmp_path / "hparams.yaml")
+
+
+def test_weights_that_do_not_fit_are_refused():
+    state, hparams = state_and_hparams("published")
+    name = "representation_model.attention_layers.1.q_proj.weight"
+    with pytest.raises(ValueError, match="have no place.*extra.weight"):
+        torchmdnet.potential(state | {"representation_model.extra.weight": np.zeros(2)}, hparams, ELEMENTS)
+    with pytest.raises(ValueError, match=r"holds no '.*layers\.1\.q_proj\.weight'"):
+        torchmdnet.potential({k: v for k, v in state.items() if k != name}, hparams, ELEMENTS)
+    with pytest.raises(ValueError, match=r"layers\.1\.q_proj.weight must have shape \(12, 12\).*\(12, 11\)"):
+        torchmdnet.potential(state | {name: np.zeros((12, 11), np.float32)}, hparams, ELEMENTS)
+    with pytest.raises(ValueError, match="mean of -3"):
+        torchmdnet.potential(state | {"mean": np.array(-3.0)}, hparams, ELEMENTS)
+    with pytest.raises(ValueError, match="fixed periodic box"):
+        torchmdnet.potential(state | {"representation_model.distance.box": 9.0 * np.eye(3)}, hparams, ELEMENTS)
+
+
+def test_elements_must_be_told_where_the_weights_do_not_show_them():
+    state, hparams = state_and_hparams("smooth")
+    with pytest.raises(ValueError, match="give elements"):
+        torchmdnet.potential(state, hparams)
+    with pytest.raises(ValueError, match="from 1 to 17"):
+        torchmdnet.potential(state, hparams, ("H", "Fe"))
+    assert torchmdnet.potential(state, hparams, ("O", 1)).elements == (1, 8)

@@ -1,0 +1,282 @@
+"""The parts of the benchmarks that compute something themselves: tables, ratios, clocks, the common work."""
+
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import environments, tables
+from benchmarks.cases import CASES, chosen, is_ours
+from benchmarks.models import DRIVERS, Job, Runner, Work, environment, parse, prepare
+from benchmarks.models import QUICK as EFFORT
+from benchmarks.models import measure as run
+from benchmarks.work import latency_systems, water_cluster
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.graphs.neighbors import neighbor_list
+from mlip_jax.structure import Structure
+
+PEERS = Path(environments.__file__).with_name("peers")
+
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", PEERS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+measure = _load("measure")
+
+
+def _training_line(case, number, rate, **more):
+    return {"part": "train", "case": case, "round": number, "batch": 32, "machine": "a machine", "device": "cpu",
+            "structures_per_s": rate, "structures_per_cpu_s": 2 * rate, "step_ms": {"median": 32e3 / rate},
+            "peak_mib": 100.0, "compile_s": 3.0, "parameters": 1234,
+            "real_per_batch": {"structures": 32.0, "atoms": 1184.0, "edges": 23680.0}} | more
+
+
+def _latency_line(case, number, milliseconds):
+    system = {"atoms": 20, "ms": {"median": milliseconds}, "cpu_ms": milliseconds / 2, "first_s": 1.0}
+    return {"part": "latency", "case": case, "round": number, "batch": 32, "machine": "a machine",
+            "systems": {"small": system}}
+
+
+def _cells(table, first):
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
+            if line.startswith("|")]
+    head = rows[0]
+    return dict(zip(head, next(row for row in rows[2:] if first in row)))
+
+
+def test_ratios_pair_the_rounds_and_leave_out_those_without_a_partner():
+    lines = [_training_line("ours/painn", n, r) for n, r in enumerate((10.0, 30.0, 50.0))]
+    lines += [_training_line("schnetpack/painn", n, r) for n, r in ((1, 10.0), (0, 5.0))]
+    assert tables.ratios(lines, lambda line: line["structures_per_s"], "ours/painn", "schnetpack/painn") == [2.0, 3.0]
+
+
+def test_training_table():
+    lines = [_training_line("ours/painn", n, r, flops=2e9 if n == 0 else None, bytes=3e9)
+             for n, r in enumerate((10.0, 30.0, 20.0))]
+    lines += [_training_line("schnetpack/painn", n, 10.0) for n in range(3)]
+    row = _cells(tables.training(lines), "ours/painn")
+    assert row["structures/s"] == "20 (10 to 30)" and row["structures/CPU-s"] == "40 (20 to 60)"
+    assert row["to the same architecture"] == "2 (1 to 3) × schnetpack/painn"
+    assert row["edges/structure"] == "740" and row["GFLOP/step"] == "2" and row["GB/step"] == "3"
+    assert row["parameters"] == "1,234" and row["compiling, s"] == "3 (3 to 3)"
+    peer = _cells(tables.training(lines), "schnetpack/painn")
+    assert peer["to the same architecture"] == "-" and peer["GFLOP/step"] == "-"
+
+
+def test_on_a_gpu_ratios_and_memory_are_those_of_the_device():
+    lines = [_training_line("ours/painn", 0, 30.0, device="gpu", structures_per_cpu_s=1.0, peak_device_mib=7.0),
+             _training_line("schnetpack/painn", 0, 10.0, device="cuda", structures_per_cpu_s=9.0)]
+    row = _cells(tables.training(lines), "ours/painn")
+    assert row["to the same architecture"].startswith("3 ×") and row["peak MiB"] == "7"
+
+
+def test_latency_is_compared_with_the_same_architecture_and_with_the_fastest_peer():
+    lines = [_latency_line("ours/painn", 0, 2.0), _latency_line("schnetpack/painn", 0, 8.0),
+             _latency_line("mlip/visnet", 0, 4.0)]
+    assert tables.fastest_peer(lines, lambda line: line["systems"]["small"]["ms"]["median"]) == "mlip/visnet"
+    row = _cells(tables.latency(lines), "ours/painn")
+    assert row["to the same architecture"] == "0.25 × schnetpack/painn"
+    assert row["to the fastest peer"] == "0.5 × mlip/visnet" and row["CPU, ms"] == "1"
+
+
+@pytest.mark.parametrize("second, verdict", [("aa", "identical"), ("bb", "DIFFERENT")])
+def test_repeat_table_compares_hashes(second, verdict):
+    lines = [{"case": "ours/painn", "hashes": {"gradients": h}} for h in ("aa", second)]
+    assert _cells(tables.repeat(lines), "ours/painn")["bits"] == verdict
+
+
+def test_roofline_share():
+    limits = {"kind": "a device", "flops_per_s": 100e9, "bytes_per_s": 10e9}
+    # a step takes a second on the clock and half a second of the processor
+    line = _training_line("ours/painn", 0, 32.0, flops=25e9, bytes=1e9, limits=limits)
+    assert tables.share(line) == pytest.approx({"flops": 0.5, "bytes": 0.2})
+    assert tables.share(line | {"device": "gpu"}) == pytest.approx({"flops": 0.25, "bytes": 0.1})
+    row = _cells(tables.roofline([line]), "ours/painn")
+    assert (row["% of the FLOP/s"], row["% of the bytes/s"], row["bound by"]) == ("50", "20", "FLOPs")
+
+
+def test_report_has_a_table_for_each_part_and_names_what_is_missing():
+    lines = [_training_line("ours/painn", 0, 1.0), _training_line("ours/painn", 0, 1.0, batch=64),
+             _latency_line("ours/painn", 0, 2.0),
+             {"part": "train", "case": "ours/schnet", "round": 0, "batch": 32, "failed": "it is not there"}]
+    text = tables.report(lines)
+    assert text.startswith("Measured on a machine.")
+    for expected in ("batch 32:", "batch 64:", "Latency:", "train of ours/schnet: it is not there"):
+        assert text.count(expected) == 1
+    assert "Roofline" not in text
+
+
+def test_last_result_is_found_behind_what_libraries_print():
+    assert tables.last_result('{"a": 1}\nwarning\n{"a": 2}\nbye\n') == {"a": 2}
+    with pytest.raises(ValueError, match="no result"):
+        tables.last_result("nothing\n")
+
+
+def test_summary():
+    assert tables.summary([]) == tables.summary([None]) == "-"
+    assert tables.summary([1234.0]) == "1,234"
+    assert tables.summary([3.0, 1.0, 2.0, None]) == "2 (1 to 3)"
+
+
+def test_cases_name_peers_and_environments_that_there_are():
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names)
+    for case in CASES:
+        assert case.environment in DRIVERS and DRIVERS[case.environment].is_file()
+        assert (case.peer in names) if is_ours(case) else not case.peer
+        peer = next((c for c in CASES if c.name == case.peer and c.model == case.model), None)
+        if peer:  # of the same name, so of the same size
+            assert dict(peer.options) == {key: case.options[key] for key in peer.options}
+
+
+def test_chosen_cases():
+    assert [c.name for c in chosen(["schnetpack/"])] == ["schnetpack/painn", "schnetpack/schnet"]
+    assert chosen([]) == list(CASES) and len(chosen([], quick=True)) == 5
+    with pytest.raises(ValueError, match="no case has 'gemnet'"):
+        chosen(["gemnet"])
+
+
+def test_command_line():
+    arguments = parse(["all", "--home=somewhere", "--batch=32,128", "--pin=1", "--only=painn", "--only=schnet"])
+    assert arguments.batch == [32, 128] and arguments.only == ["painn", "schnet"] and arguments.pin == 1
+    assert {"train", "latency", "repeat", "roofline"} <= set(arguments.parts)
+    with pytest.raises(SystemExit):
+        parse(["training", "--home=somewhere"])
+
+
+def test_every_process_gets_the_same_allocator_and_one_thread_when_it_is_pinned(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--kept")
+    pinned = environment(0, True)
+    assert pinned["OMP_NUM_THREADS"] == "1" and "malloc" in pinned["GLIBC_TUNABLES"]
+    assert pinned["XLA_FLAGS"].split() == ["--kept", "--xla_cpu_multi_thread_eigen=false"]
+    assert environment(None, False)["GLIBC_TUNABLES"] == ""
+    assert environment(None, True)["XLA_FLAGS"] == "--kept"
+
+
+def test_a_batch_larger_than_the_data_and_cases_for_orientation():
+    work = Work(list(CASES), "work.npz", 100, EFFORT._replace(batches=4))
+    case = chosen(["ours/painn"])[0]
+    assert [work.training(case, batch, False).batches for batch in (10, 32, 64, 1000)] == [4, 3, 1, 1]
+    assert work.in_round(0) == list(CASES)
+    assert {c.name for c in work.in_round(1) if not is_ours(c)} == {
+        "schnetpack/painn", "schnetpack/schnet", "torchmd-net/et"}
+
+
+def test_a_case_without_environment_is_left_out_once_with_its_reason(tmp_path, capsys):
+    runner = Runner(tmp_path, tmp_path / "results.jsonl", None, True)
+    case = chosen(["mlip/mace"])[0]
+    for number in range(2):
+        runner.measure(case, Job("train", case.model, case.options, "work.npz"), "train", number)
+    lines = tables.read(tmp_path / "results.jsonl")
+    assert len(lines) == 1 and lines[0]["failed"].endswith("v_mlip") and lines[0]["case"] == "mlip/mace"
+    assert capsys.readouterr().out.count("skipped") == 1
+
+
+def test_time_steps_counts_whole_passes_and_not_the_first_calls():
+    calls = []
+    times = measure.time_steps(lambda item: calls.append(item) or time.sleep(0.002), ["a", "b"], 0.02)
+    assert calls[:4] == ["a", "a", "a", "b"] and len(times.wall) == len(times.cpu) == len(calls) - 2
+    assert len(times.wall) % 2 == 0 and min(times.wall) >= 0.002 and times.first >= 0.002
+    together = measure.time_steps(lambda item: None, [0.0, 0.01], 0.0, lambda: time.sleep(0.01), each=False)
+    assert len(together.wall) == 2 and together.wall[0] == together.wall[1] >= 0.005  # one wait for both
+
+
+def test_training_result_counts_real_structures():
+    times = measure.Times(3.0, [1.0, 2.0, 1.0, 2.0], [0.5, 1.0, 0.5, 1.0])
+    result = measure.training_result(times, [(30, 900, 18000), (33, 1000, 20000)], 7, device="cpu")
+    assert result["structures_per_s"] == pytest.approx(126 / 6)
+    assert result["structures_per_cpu_s"] == pytest.approx(126 / 3)
+    assert result["step_ms"] == {"median": 1500, "lowest": 1000, "highest": 2000} and result["compile_s"] == 1.5
+    assert result["real_per_batch"] == {"structures": 31.5, "atoms": 950, "edges": 19000}
+    assert 10 < result["peak_mib"] < 1e5
+
+
+def test_edges_agree_with_the_neighbour_list():
+    positions = np.random.default_rng(0).uniform(0, 9, (30, 3))
+    receivers, senders = measure.edges(positions)
+    expected = neighbor_list(positions, measure.CUTOFF)
+    assert sorted(zip(receivers, senders)) == sorted(zip(expected.receivers, expected.senders))
+    assert (np.diff(receivers) >= 0).all()
+
+
+def test_water_cluster_is_dense_and_has_no_overlaps():
+    cluster = water_cluster(4, seed=0)
+    assert len(cluster) == 192 and (cluster.numbers == 8).sum() == 64
+    distances = cluster.get_all_distances()
+    same = np.arange(192)[:, None] // 3 == np.arange(192)[None] // 3
+    assert distances[~same].min() > 1.0
+    assert distances[same & (distances > 0)].min() == pytest.approx(0.97, abs=0.02)
+    neighbours = (distances[cluster.numbers == 8][:, cluster.numbers == 8] < 5.0).sum(1) - 1
+    assert 8 < neighbours.mean() < 18  # a liquid has 17 in the bulk, this is mostly surface
+    assert np.array_equal(cluster.positions, water_cluster(4, seed=0).positions)
+
+
+def _structures(sizes):
+    rng = np.random.default_rng(0)
+    return [Structure(numbers=rng.choice([1, 6, 8], n).astype(np.int32), positions=rng.uniform(0, 8, (n, 3)),
+                      forces=rng.normal(size=(n, 3)), energy=float(n)) for n in sizes]
+
+
+def test_latency_systems_are_the_nearest_in_size():
+    arrays = latency_systems(Columns.from_structures(_structures([12, 22, 57, 70])), seed=0)
+    assert len(arrays["small_numbers"]) == 22 and len(arrays["medium_positions"]) == 57
+    assert len(arrays["cluster_numbers"]) == 1029
+
+
+def test_the_common_work_of_a_file_is_the_same_every_time(tmp_path):
+    data = Path(__file__).parent / "data" / "gfn2_small.hdf5"
+    works = [prepare(tmp_path / name, [], str(data), EFFORT) for name in ("a", "b")]
+    assert works[0].structures == works[1].structures > 10
+    first, second = (measure.read_molecules(work.path, 10) for work in works)
+    for a, b in zip(first, second):
+        assert np.array_equal(a.positions, b.positions) and np.array_equal(a.numbers, b.numbers)
+        assert a.energy == b.energy
+        assert np.isfinite(a.energy) and np.isfinite(a.forces).all() and a.forces.shape == (len(a.numbers), 3)
+    atoms = measure.read_system(works[0].path, "cluster")
+    assert len(atoms) == 1029 and atoms.info["charge"] == 0
+    job = Job("train", "", {}, works[0].path, batch=4, batches=2)._asdict()
+    assert [len(group) for group in measure.batches(job)] == [4, 4]
+    with pytest.raises(ValueError, match="structures"):
+        measure.batches(job | {"batches": 10**4})
+
+
+def test_main_prints_one_line_of_json(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["driver", json.dumps({"part": "double", "value": 21})])
+    measure.main({"double": lambda job: {"value": 2 * job["value"]}}, ("numpy",))
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["value"] == 42 and printed["versions"] == {"numpy": np.__version__}
+
+
+def test_an_environment_that_is_not_there_has_no_version():
+    assert environments.installed_version(Path("nowhere/python"), "schnetpack") is None
+    assert environments.installed_version(Path(sys.executable), "numpy") == np.__version__
+    assert environments.installed_version(Path(sys.executable), "no-such-package-here") is None
+
+
+@pytest.mark.slow
+def test_our_models_are_measured_end_to_end(tmp_path, capsys):
+    data = Path(__file__).parent / "data" / "gfn2_small.hdf5"
+    work = prepare(tmp_path, chosen(["ours/painn"])[:1], str(data), EFFORT._replace(systems=("small",)))
+    small = work.cases[0]._replace(options={"num_features": 8, "num_layers": 1})
+    work = work._replace(cases=[small])
+    runner = Runner(tmp_path, tmp_path / "results.jsonl", None, True)
+    run(runner, ["train", "latency", "repeat", "roofline"], work, [4])
+    assert not [line for line in runner.lines if "failed" in line]
+    by_part = {line["part"]: line for line in runner.lines}
+    assert by_part["train"]["flops"] > 1e6 and by_part["train"]["bytes"] > 1e6
+    assert by_part["train"]["real_per_batch"]["structures"] <= by_part["train"]["padded"]["graphs"] - 1
+    assert by_part["roofline"]["structures_per_s"] == by_part["train"]["structures_per_s"]  # not measured twice
+    report = tables.report(tables.read(runner.results))
+    for what in ("gradients", "state after 3 steps"):
+        assert _cells(tables.repeat([line for line in runner.lines if line["part"] == "repeat"]), what)[
+            "bits"] == "identical"
+    assert all(heading in report for heading in ("batch 4:", "Latency:", "Repeat:", "Roofline:"))
+    assert "compiled in" in capsys.readouterr().out

@@ -1,0 +1,137 @@
+"""Models of a config with their energy terms, and what evaluation makes of terms and predictions."""
+
+import json
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlip_jax import config as configs
+from mlip_jax import models, terms
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.graphs.batching import Budget, build_batch
+from mlip_jax.models.heads import AtomOutputs
+from mlip_jax.potential import (
+    Potential,
+    active_terms,
+    create_model,
+    evaluate,
+    example_graph,
+    long_range_cutoff,
+)
+from mlip_jax.structure import Structure
+
+MODEL = {"name": "painn", "options": {"num_features": 8, "num_layers": 1, "num_radial": 4, "cutoff": 3.0}}
+
+
+class Harmonic(nn.Module):
+    """Own output Z for each atom, a term x² / 2, a prediction that is not zero for padding."""
+
+    @nn.compact
+    def __call__(self, graph):
+        x, z = graph.nodes["positions"], graph.nodes["numbers"]
+        own = z.astype(x.dtype) * self.param("one", nn.initializers.ones, ()).astype(x.dtype)
+        term = 0.5 * (x ** 2).sum(-1)
+        return AtomOutputs(own, jnp.zeros((len(z), 1, 1, 1)), {"harmonic": term, "constant": term * 0 + 3.0},
+                           {"partial_charges": own + 1.0})
+
+
+def test_terms_are_added_in_ev_and_predictions_are_masked():
+    rng = np.random.default_rng(0)
+    made = [Structure(np.array([1, 8]), rng.normal(size=(2, 3))), Structure(np.array([6]), rng.normal(size=(1, 3)))]
+    batch = build_batch(Columns.from_structures(made), Budget(6, 8, 4), 5.0)
+    params = Harmonic().init(jax.random.key(0), example_graph())
+    out = jax.jit(lambda p, graph: evaluate(Harmonic(), p, graph, 2.5))(params, batch)
+    x = batch.nodes["positions"][:3]
+    expected = 2.5 * np.array([1, 8, 6]) + 0.5 * (x ** 2).sum(1) + 3.0
+    np.testing.assert_allclose(out.energies, [*expected, 0, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(out.energy, [expected[:2].sum(), expected[2], 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(out.forces[:3], -x, rtol=1e-6)
+    np.testing.assert_allclose(out.properties["partial_charges"], [2, 9, 7, 0, 0, 0])
+
+
+def test_without_terms_the_model_is_itself():
+    plain = models.create("painn", **MODEL["options"])
+    off = configs.train_defaults().potential
+    for potential in (None, {}, off, configs.to_dict(off)):
+        assert create_model(MODEL, potential) == plain
+    assert long_range_cutoff(plain) is None
+
+
+def test_terms_of_a_config():
+    c = configs.train_defaults().potential
+    c.zbl = c.electrostatics = True
+    c.electrostatics_options.damping = 3.0
+    assert active_terms(c) == {"zbl": {}, "electrostatics": {"damping": 3.0, "cutoff": 12.0}}
+    model = create_model(MODEL, c)
+    assert model.cutoff == 3.0 and long_range_cutoff(model) == 12.0
+    assert model == create_model(json.loads(json.dumps(MODEL)), json.loads(json.dumps(configs.to_dict(c))))
+    c.long_range_cutoff = float("inf")
+    assert active_terms(c)["electrostatics"]["cutoff"] is None
+    assert math.isinf(long_range_cutoff(create_model(MODEL, c)))
+    c.electrostatics_options.cutoff = 7.0  # its own
+    assert long_range_cutoff(create_model(MODEL, c)) == 7.0
+    c.electrostatics = False
+    assert long_range_cutoff(create_model(MODEL, c)) is None
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"zbll": True}, "unknown energy term 'zbll'. Did you mean 'zbl'"),
+    ({"zbl": True, "zbl_options": {"cutof": 3.0}}, "unknown option of term 'zbl' 'cutof'. Did you mean 'cutoff'"),
+    ({"zbl": False, "zbl_options": {"cutof": 3.0}}, "unknown option of term 'zbl'"),
+    ({"zbl": True, "long_range_cutoff": 0.0}, "long_range_cutoff must be positive"),
+    ({"zbl": True, "zbl_options": {"cutoff": 4.0}}, "the model's edges end at 3")])
+def test_errors_of_a_config(fields, message):
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        create_model(MODEL, fields)
+
+
+def test_every_term_has_its_switch_in_the_config():
+    assert sorted(configs.TERMS) == terms.names()
+    c = configs.train_defaults().potential
+    for name in terms.names():
+        assert c[name] is False and not c[f"{name}_options"]
+
+
+def test_options_of_terms_are_free_and_their_names_are_not():
+    given = configs.train_defaults()
+    given.potential.zbl_options.cutoff = 2.0
+    assert configs.complete(given, configs.train_defaults()).potential.zbl_options.cutoff == 2.0
+    with given.unlocked():
+        given.potential.zbk = True
+    with pytest.raises(configs.ConfigError, match="potential.zbk.*Did you mean 'potential.zbl'"):
+        configs.complete(given, configs.train_defaults())
+
+
+def test_terms_that_are_off_are_no_part_of_a_runs_identity():
+    """A run that was begun before there were terms goes on."""
+    c = configs.train_defaults()
+    c.potential.long_range_cutoff = 9.0
+    assert "potential" not in configs.identity(c)
+    c.potential.zbl = True
+    assert configs.identity(c)["potential"]["zbl"] is True
+
+
+def test_example_graph_initialises_every_term():
+    model = create_model(MODEL, {name: True for name in terms.names()} | {"long_range_cutoff": 9.0})
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))["params"]
+    assert {"model", "zbl", "electrostatics"} <= set(params)
+
+
+@pytest.mark.parametrize("potential", [None, {"zbl": True, "electrostatics": True, "long_range_cutoff": 8.0}])
+def test_a_checkpoint_knows_its_terms(potential):
+    """Checkpoints of before there were terms hold no such part."""
+    model = create_model(MODEL, potential)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+    arrays = {"params/" + "/".join(k.key for k in path): leaf
+              for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    metadata = {"statistics": {"cutoff": 3.0, "reference_energies": [0.0] * 119, "energy_scale": 1.0, "elements": [1]},
+                "config": {"model": MODEL} | ({} if potential is None else {"potential": potential})}
+    loaded = Potential.from_checkpoint(arrays, json.loads(json.dumps(metadata)))
+    assert loaded.model == model and loaded.long_range_cutoff == (None if potential is None else 8.0)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
