@@ -33,10 +33,8 @@ SPLINE = {"radial_filter": "spline"}
 CASES = (
     Case("schnetpack/painn", "spk", "painn", PAINN),
     Case("ours/painn", OURS, "painn", PAINN, "schnetpack/painn"),
-    Case("ours/painn-spline", OURS, "painn", PAINN | SPLINE, "schnetpack/painn"),
     Case("schnetpack/schnet", "spk", "schnet", SCHNET),
     Case("ours/schnet", OURS, "schnet", SCHNET, "schnetpack/schnet"),
-    Case("ours/schnet-spline", OURS, "schnet", SCHNET | SPLINE, "schnetpack/schnet"),
     Case("torchmd-net/et", "tmd", "equivariant-transformer", TRANSFORMER),
     Case("ours/equivariant_transformer", OURS, "equivariant_transformer", TRANSFORMER, "torchmd-net/et"),
     Case("ours/equivariant_transformer-spline", OURS, "equivariant_transformer", TRANSFORMER | SPLINE,

@@ -15,7 +15,7 @@ import sys
 
 # glibc hands every large buffer back to the system and asks again; half of a CPU training step is page faults then.
 ALLOCATOR = ("glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368:"
-             "glibc.malloc.top_pad=67108864")
+             "glibc.malloc.top_pad=67108864:glibc.malloc.arena_max=1")
 
 
 def tune_allocator() -> None:
