@@ -14,7 +14,7 @@ class Case(NamedTuple):
     Attributes:
       name: "<who>/<model>", unique. environment: OURS, or one of environments.ENVIRONMENTS.
       model: What it is called there. options: Of the model; of ours, fields of the class Model.
-      peer: Name of the case with the same architecture; "" for none.
+      peer: Name of the case that it is compared with, of the same architecture where there is one; "" for none.
     """
 
     name: str

@@ -105,7 +105,7 @@ def training(lines: Sequence[Line]) -> str:
             summary([_memory(line) for line in of_case]), summary([line["compile_s"] for line in of_case]),
             summary([line["flops"] / 1e9 for line in counted[:1]]),
             summary([line["bytes"] / 1e9 for line in counted[:1]]), f"{of_case[0]['parameters']:,}"])
-    return markdown(("model", "edges/structure", "structures/s", "structures/CPU-s", "to the same architecture",
+    return markdown(("model", "edges/structure", "structures/s", "structures/CPU-s", "to its peer",
                      "step, ms", "peak MiB", "compiling, s", "GFLOP/step", "GB/step", "parameters"), rows)
 
 
@@ -135,7 +135,7 @@ def latency(lines: Sequence[Line]) -> str:
                 summary([line["systems"][system]["first_s"] for line in of_case]),
                 _ratio(here, milliseconds, name, _PEER[name]),
                 _ratio(here, milliseconds, name, best) if _IS_OURS[name] else "-"])
-    return markdown(("atoms", "model", "call, ms", "CPU, ms", "first call, s", "to the same architecture",
+    return markdown(("atoms", "model", "call, ms", "CPU, ms", "first call, s", "to its peer",
                      "to the fastest peer"), rows)
 
 

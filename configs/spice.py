@@ -20,6 +20,8 @@ MODELS = {
                       ev_init="zeros", message_normalization="sqrt_num_features", avg_num_neighbors=1.0),
     # Schütt, Unke, Gastegger, ICML 2021
     "painn": dict(num_features=128, num_layers=3, cutoff=5.0, num_radial=20),
+    # Schütt et al., J. Chem. Phys. 148, 241722 (2018)
+    "schnet": dict(num_features=128, num_layers=6, cutoff=5.0, num_radial=20),
     # Thölke and De Fabritiis, ICLR 2022: the settings of ANI-1, their set of many molecules; vectors are cut off too
     "equivariant_transformer": dict(num_features=128, num_layers=6, num_heads=8, cutoff=5.0, num_radial=64),
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import pkgutil
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -14,8 +16,11 @@ class ConfigError(ValueError):
     """A config holds something that it must not."""
 
 
-# Energy terms that can be added to a model, one file of mlip_jax/terms each.
-TERMS = ("zbl", "electrostatics", "dispersion")
+# Energy terms that can be added to a model are the files of mlip_jax/terms, but for these. The folder is listed and
+# not imported, which would take seconds.
+NOT_TERMS = {"free_atoms", "pairwise"}
+TERMS = tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).with_name("terms"))])
+                     if m.name not in NOT_TERMS))
 # Models and energy terms check their own options.
 _FREE = ("model.options", *(f"potential.{term}_options" for term in TERMS))
 

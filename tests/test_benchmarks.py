@@ -64,18 +64,18 @@ def test_training_table():
     lines += [_training_line("schnetpack/painn", n, 10.0) for n in range(3)]
     row = _cells(tables.training(lines), "ours/painn")
     assert row["structures/s"] == "20 (10 to 30)" and row["structures/CPU-s"] == "40 (20 to 60)"
-    assert row["to the same architecture"] == "2 (1 to 3) × schnetpack/painn"
+    assert row["to its peer"] == "2 (1 to 3) × schnetpack/painn"
     assert row["edges/structure"] == "740" and row["GFLOP/step"] == "2" and row["GB/step"] == "3"
     assert row["parameters"] == "1,234" and row["compiling, s"] == "3 (3 to 3)"
     peer = _cells(tables.training(lines), "schnetpack/painn")
-    assert peer["to the same architecture"] == "-" and peer["GFLOP/step"] == "-"
+    assert peer["to its peer"] == "-" and peer["GFLOP/step"] == "-"
 
 
 def test_on_a_gpu_ratios_and_memory_are_those_of_the_device():
     lines = [_training_line("ours/painn", 0, 30.0, device="gpu", structures_per_cpu_s=1.0, peak_device_mib=7.0),
              _training_line("schnetpack/painn", 0, 10.0, device="cuda", structures_per_cpu_s=9.0)]
     row = _cells(tables.training(lines), "ours/painn")
-    assert row["to the same architecture"].startswith("3 ×") and row["peak MiB"] == "7"
+    assert row["to its peer"].startswith("3 ×") and row["peak MiB"] == "7"
 
 
 def test_latency_is_compared_with_the_same_architecture_and_with_the_fastest_peer():
@@ -83,7 +83,7 @@ def test_latency_is_compared_with_the_same_architecture_and_with_the_fastest_pee
              _latency_line("mlip/visnet", 0, 4.0)]
     assert tables.fastest_peer(lines, lambda line: line["systems"]["small"]["ms"]["median"]) == "mlip/visnet"
     row = _cells(tables.latency(lines), "ours/painn")
-    assert row["to the same architecture"] == "0.25 × schnetpack/painn"
+    assert row["to its peer"] == "0.25 × schnetpack/painn"
     assert row["to the fastest peer"] == "0.5 × mlip/visnet" and row["CPU, ms"] == "1"
 
 

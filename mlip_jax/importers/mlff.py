@@ -6,6 +6,7 @@ Units are those of the training, which hyperparameters.yaml names; only eV and �
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mlip_jax.potential import Potential, example_graph
 from mlip_jax.terms import with_terms
 
 _MAX_DEPTH = 12  # of nested dicts
+_MAX_ENTRIES = 100_000  # of all dicts together; SO3LR has some 300
 
 
 class Weights:
@@ -30,11 +32,11 @@ class Weights:
       tree: Nested dicts or flat names with "/", with or without "params" at the top; leaves are arrays.
 
     Raises:
-      WeightsError: A leaf is not an array of floating numbers.
+      WeightsError: A leaf is not an array of floating numbers, or there are far more than any model has.
     """
 
     def __init__(self, tree: Mapping[str, Any]):
-        self._arrays = {name.removeprefix("params/"): value for name, value in _flat(tree, "")}
+        self._arrays = {name.removeprefix("params/"): value for name, value in _flat(tree)}
         self._taken: set[str] = set()
 
     def __call__(self, name: str) -> np.ndarray:
@@ -50,11 +52,22 @@ class Weights:
         found = {"kernel": self(f"{name}/kernel")}
         return found | ({"bias": self(f"{name}/bias")} if f"{name}/bias" in self._arrays else {})
 
-    def elements(self, name: str) -> np.ndarray:
-        """A table by atomic number, (<= 119, ...), filled up with zeros to 119 rows."""
-        table = self(name)
-        missing = MAX_ATOMIC_NUMBER + 1 - len(table)
-        return np.concatenate([table, np.zeros((missing, *table.shape[1:]), table.dtype)])
+    def elements(self, name: str, *rest: int | None) -> np.ndarray:
+        """A table by atomic number, (<= 119, *rest), filled up with zeros to 119 rows; None stands for any width."""
+        table, rows = self(name), MAX_ATOMIC_NUMBER + 1
+        fits = table.ndim == 1 + len(rest) and all(want in (None, has) for want, has in zip(rest, table.shape[1:]))
+        if not fits or len(table) > rows:
+            shape = ", ".join("any" if n is None else str(n) for n in rest)
+            raise WeightsError(f"weight {name} has shape {table.shape}, expected a table by atomic number, "
+                               f"(at most {rows}, {shape})")
+        return np.concatenate([table, np.zeros((rows - len(table), *table.shape[1:]), table.dtype)])
+
+    def number(self, name: str) -> np.ndarray:
+        """A weight that is one number, (1,)."""
+        value = self(name)
+        if value.shape != (1,):
+            raise WeightsError(f"weight {name} has shape {value.shape}, expected one number, (1,)")
+        return value
 
     def ending(self, end: str) -> str:
         """What stands before `end` in the one name that ends so, "/" included."""
@@ -71,15 +84,24 @@ class Weights:
                                f"{', '.join(left[:8])}")
 
 
-def _flat(tree, prefix):
-    for name, value in tree.items():
-        where = f"{prefix}{safe_pickle.shown(name) if not isinstance(name, str) else name[:200]}"
-        if isinstance(value, Mapping) and where.count("/") < _MAX_DEPTH:
-            yield from _flat(value, f"{where}/")
-        elif isinstance(value, np.ndarray) and value.dtype.kind == "f":
-            yield where, np.asarray(value)
-        else:
-            raise WeightsError(f"weight {where} must be an array of floating numbers, received {type(value).__name__}")
+def _flat(tree):
+    """(name, array) of all leaves. A dict can stand in others, and in itself, many times: every visit is counted."""
+    waiting, visits = [("", 0, tree)], 0
+    while waiting:
+        prefix, depth, entries = waiting.pop()
+        visits += len(entries)
+        if visits > _MAX_ENTRIES:
+            raise WeightsError(f"more than {_MAX_ENTRIES} weights, which no model of this kind has; the file is "
+                               "damaged or malicious")
+        for name, value in entries.items():
+            where = f"{prefix}{safe_pickle.shown(name) if not isinstance(name, str) else name[:200]}"
+            if isinstance(value, Mapping) and depth < _MAX_DEPTH:
+                waiting.append((f"{where}/", depth + 1, value))
+            elif isinstance(value, np.ndarray) and value.dtype.kind == "f":
+                yield where, np.asarray(value)
+            else:
+                raise WeightsError(f"weight {where} must be an array of floating numbers, received "
+                                   f"{type(value).__name__}")
 
 
 def load(path: str | Path, hyperparameters: Mapping[str, Any] | str | Path, elements: Iterable[int],
@@ -147,8 +169,9 @@ def potential(tree: Mapping[str, Any], hyperparameters: Mapping[str, Any], eleme
       WeightsError: Weights and hyper-parameters do not belong together, or ask for what is not supported.
     """
     weights, settings = Weights(tree), model_settings(hyperparameters)
+    model = models.create("so3krates", **model_options(settings))
     terms = term_options(settings, long_range_cutoff, dispersion_switch_width)
-    model = with_terms(models.create("so3krates", **model_options(settings)), terms)
+    model = with_terms(model, terms)
     params = model_params(weights, settings)
     if terms:
         params = {"model": params} | {name: TERM_PARAMS[name](weights) for name in terms}
@@ -164,14 +187,17 @@ def model_settings(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """The constructor's arguments, `avg_num_neighbors` among them, of either form of the hyper-parameters."""
     if "model" not in hyperparameters:
         return dict(hyperparameters)
+    data = hyperparameters.get("data", {})
+    if not isinstance(data, Mapping):
+        raise WeightsError(f"hyper-parameter data must be a table, received {data!r}")
     for name, unit in (("energy_unit", "eV"), ("length_unit", "Angstrom")):
-        given = hyperparameters.get("data", {}).get(name, unit)
+        given = data.get(name, unit)
         if given != unit:
             raise WeightsError(f"hyper-parameter data.{name} is {given!r}; only force fields in eV and Angstrom are "
                                "supported")
     settings = dict(hyperparameters["model"])
-    average = hyperparameters.get("data", {}).get("avg_num_neighbors")
-    return settings | ({} if average is None else {"avg_num_neighbors": float(average)})
+    average = data.get("avg_num_neighbors")
+    return settings | ({} if average is None else {"avg_num_neighbors": average})
 
 
 def model_options(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,6 +206,7 @@ def model_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       WeightsError: A setting is missing or not supported.
     """
+    settings = {k: v for k, v in settings.items() if k != "avg_num_neighbors" or v is not None}
     _check_supported(settings)
     renamed = {
         "num_features": "num_features", "num_layers": "num_layers", "num_heads": "num_heads",
@@ -191,10 +218,11 @@ def model_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     missing = [name for name in (*renamed.values(), "degrees", "cutoff") if name not in settings]
     if missing:
         raise WeightsError(f"the hyper-parameters of mlff's So3krates lack {', '.join(missing)}")
+    _check_values(settings)
     options = {ours: settings[theirs] for ours, theirs in renamed.items()}
     return options | {
         "degrees": tuple(settings["degrees"]), "cutoff": float(settings["cutoff"]),
-        "avg_num_neighbors": settings.get("avg_num_neighbors", 1.0),
+        "avg_num_neighbors": float(settings.get("avg_num_neighbors", 1.0)),
         "energy_act": settings.get("energy_activation_fn", "identity"),
         "learned_scale": settings.get("energy_learn_atomic_type_scales", False),
         "learned_shift": settings.get("energy_learn_atomic_type_shifts", False),
@@ -212,9 +240,32 @@ def _check_supported(settings) -> None:
                            "head without a hidden layer is not supported")
 
 
+def _check_values(settings) -> None:
+    def whole(value):
+        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+    checks = {
+        "a positive whole number": (whole, ("num_features", "num_layers", "num_heads", "num_radial_basis_fn",
+                                           "energy_regression_dim")),
+        "a list of positive whole numbers": (
+            lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(whole(l) for l in v), ("degrees",)),
+        "a positive number": (
+            lambda v: isinstance(v, Real) and 0 < v < np.inf,
+            ("cutoff", "avg_num_neighbors", "electrostatic_energy_scale", "dispersion_energy_scale")),
+        "a name": (lambda v: isinstance(v, str), (
+            "radial_basis_fn", "cutoff_fn", "qk_non_linearity", "message_normalization", "energy_activation_fn"))}
+    for expected, (fits, names) in checks.items():
+        for name in names:
+            if name in settings and not fits(settings[name]):
+                raise WeightsError(f"hyper-parameter {name} must be {expected}, received {settings[name]!r}")
+    if settings["message_normalization"] == "avg_num_neighbors" and "avg_num_neighbors" not in settings:
+        raise WeightsError("the hyper-parameters lack avg_num_neighbors (data.avg_num_neighbors in a "
+                           "hyperparameters.yaml), by which message_normalization 'avg_num_neighbors' divides")
+
+
 def model_params(weights: Weights, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of our So3krates."""
-    params = {"embedding": weights.elements("feature_embeddings_0/Embed_0/embedding")}
+    params = {"embedding": weights.elements("feature_embeddings_0/Embed_0/embedding", None)}
     states = [name for name in ("charge", "spin") if settings.get(f"use_{name}_embed")]
     for n, name in enumerate(states, 1):
         params[f"{name}_embedding"] = _state_embedding(weights, f"feature_embeddings_{n}/ChargeSpinEmbedSparse_0")
@@ -230,8 +281,8 @@ def model_params(weights: Weights, settings: Mapping[str, Any]) -> dict[str, Any
 
 
 def _state_embedding(weights, name):
-    return {"queries": weights.elements(f"{name}/Embed_0/embedding"), "keys": weights(f"{name}/Embed_1/embedding"),
-            "values": weights(f"{name}/Embed_2/embedding"),
+    return {"queries": weights.elements(f"{name}/Embed_0/embedding", None),
+            "keys": weights(f"{name}/Embed_1/embedding"), "values": weights(f"{name}/Embed_2/embedding"),
             "residual": {f"layer_{k}": weights.dense(f"{name}/Residual_0/layers_{k - 1}") for k in (1, 2)}}
 
 
@@ -277,7 +328,7 @@ def term_options(settings: Mapping[str, Any], long_range_cutoff: float | None = 
 def zbl_params(weights: Weights) -> dict[str, np.ndarray]:
     """Parameters of terms/zbl.py; softplus⁻¹ of the value in both."""
     def stored(*names):
-        return np.concatenate([weights(f"observables_0/zbl_repulsion/{name}") for name in names])
+        return np.concatenate([weights.number(f"observables_0/zbl_repulsion/{name}") for name in names])
 
     return {"exponents": stored("a1", "a2", "a3", "a4"), "coefficients": stored("c1", "c2", "c3", "c4"),
             "power": stored("p")[0], "inverse_length": stored("d")[0]}
@@ -286,7 +337,7 @@ def zbl_params(weights: Weights) -> dict[str, np.ndarray]:
 def electrostatics_params(weights: Weights) -> dict[str, Any]:
     """Parameters of terms/electrostatics.py."""
     name = weights.ending("charge_dense_final_vec/kernel")
-    return {"bias": weights.elements(f"{name}Embed_0/embedding")[:, 0],
+    return {"bias": weights.elements(f"{name}Embed_0/embedding", 1)[:, 0],
             "hidden": weights.dense(f"{name}charge_dense_regression_vec"),
             "final": weights.dense(f"{name}charge_dense_final_vec")}
 
@@ -294,8 +345,8 @@ def electrostatics_params(weights: Weights) -> dict[str, Any]:
 def dispersion_params(weights: Weights) -> dict[str, Any]:
     """Parameters of terms/dispersion.py."""
     name = weights.ending("hirshfeld_ratios_dense_final/kernel")
-    return {"shift": weights.elements(f"{name}Embed_0/embedding")[:, 0],
-            "queries": weights.elements(f"{name}Embed_1/embedding"),
+    return {"shift": weights.elements(f"{name}Embed_0/embedding", 1)[:, 0],
+            "queries": weights.elements(f"{name}Embed_1/embedding", None),
             "hidden": weights.dense(f"{name}hirshfeld_ratios_dense_regression"),
             "final": weights.dense(f"{name}hirshfeld_ratios_dense_final")}
 

@@ -172,8 +172,12 @@ def _shown(weights: StateDict) -> dict[str, Any]:
     layers = {name.split(".")[2] for name in weights.names(re.escape(f"{_MODEL}attention_layers."))}
     basis = "gauss" if f"{_MODEL}distance_expansion.offset" in weights else "expnorm"
     centers = weights(f"{_MODEL}distance_expansion.{'offset' if basis == 'gauss' else 'means'}")
+    embedding = weights(f"{_MODEL}embedding.weight")
+    if embedding.ndim != 2 or not embedding.size:
+        raise WeightsError(f"{_MODEL}embedding.weight must be a table by atomic number, (elements, features), received "
+                           f"shape {embedding.shape}")
     return {
-        "embedding_dimension": int(weights(f"{_MODEL}embedding.weight").shape[1]), "num_layers": len(layers),
+        "embedding_dimension": embedding.shape[1], "num_layers": len(layers),
         "rbf_type": basis, "num_rbf": len(centers),
         "neighbor_embedding": f"{_MODEL}neighbor_embedding.embedding.weight" in weights,
         "distance_influence": {(True, True): "both", (True, False): "keys", (False, True): "values",

@@ -43,7 +43,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as data:
             for name in data.files:
                 arrays[name] = _numbers(path, name, data)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, TypeError, RuntimeError, MemoryError, zipfile.BadZipFile,
+            zlib.error) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{path}: not a whole .npz file: {error}. {HOW_TO_SAVE}") from error

@@ -56,7 +56,8 @@ class Model(nn.Module):
       distance_influence: What the distance weighs besides the cutoff: "keys", "values", "both", "none".
       neighbor_embedding: The start is mixed from the atom's and its neighbours' elements.
       vector_cutoff: Messages to the vectors go to zero at the cutoff too.
-      epsilon: Added under the square root of the vectors' norms in the gated head.
+      epsilon: Added under the square root of the vectors' norms in the gated head; 1e-4 or more where second
+        derivatives at symmetric geometries matter.
       head: "gated": two gated equivariant blocks on scalars and vectors; "scalar": heads.AtomicEnergy on the scalars.
       zero_init: Last kernel of the head starts at zero.
       radial_filter: "exact", or "spline": the filters are evaluated on `num_knots` knots and interpolated by cubic
@@ -114,7 +115,7 @@ class Model(nn.Module):
         for n in range(self.num_layers):
             s, v = Layer(self.num_heads, self.attn_activation, name=f"layer_{n}")(
                 s, v, filters[n] | cuts, own_filters[n] | own_cuts, direction, edge)
-        s = layer_norm("norm")(s)
+        s = layer_norm(s, "norm")
         if self.head == "gated":
             energies = GatedEnergy(self.activation, self.epsilon, self.zero_init, name="energy")(s, v)
         else:
@@ -254,7 +255,7 @@ class Layer(nn.Module):
         num, width = s.shape
         parts = ("query", "key", *value_names(v is not None))
         init = packed_xavier((2 * width, width), ((len(parts) - 2) * width, 3 * width))
-        projected = Dense(len(parts) * width, kernel_init=init, name="projections")(layer_norm("norm")(s))
+        projected = Dense(len(parts) * width, kernel_init=init, name="projections")(layer_norm(s, "norm"))
         sent = dict(zip(parts, jnp.split(projected, len(parts), axis=-1)))
         if v is not None:
             sent["vectors"] = sent.pop("along_vectors")[:, None, :] * v
@@ -345,6 +346,6 @@ def packed_xavier(*blocks: tuple[int, int]):
     return init
 
 
-def layer_norm(name: str) -> nn.LayerNorm:
+def layer_norm(x, name: str):
     """Layer norm with the published epsilon; the variance is that of the differences, for its last digits."""
-    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
+    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=x.dtype, name=name)(x)

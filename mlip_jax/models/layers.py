@@ -163,8 +163,15 @@ def gather(values: jax.Array, index: jax.Array) -> jax.Array:
     return values.at[index].get(mode="promise_in_bounds")
 
 
+def to_first_dtype(first, *others, dtype=None, inexact=True):
+    """All arrays in the dtype of the first; None stays None. In the place of flax's promotion to the widest."""
+    return [None if x is None else jnp.asarray(x, first.dtype) for x in (first, *others)]
+
+
 class Dense(nn.Dense):
-    """flax's Dense; computes in the dtype of its input, so that float64 graphs stay float64."""
+    """flax's Dense; computes in the dtype of its input, whatever that of its parameters."""
+
+    promote_dtype: Callable = to_first_dtype
 
 
 class SplitDense(nn.Module):

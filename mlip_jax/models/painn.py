@@ -28,7 +28,8 @@ class Model(nn.Module):
       radial_basis, num_radial: Basis of the distance (layers.RADIAL_BASES) and its size.
       radial_centers, radial_widths: Its constants, where they are not to be computed (layers.radial_basis).
       cutoff_fn: Envelope of the filters (layers.CUTOFFS).
-      epsilon: Added under the square root of the vectors' norms.
+      epsilon: Added under the square root of the vectors' norms. The published value is so small that forces all but
+        jump where the vectors of an atom vanish, as in methane; take 1e-4 or more for smooth second derivatives.
       energy_width, energy_act, zero_init, learned_scale, learned_shift: Of the energy head (heads.AtomicEnergy).
       undirected: False computes filters for both directions of each pair; the plain form, for tests.
     """

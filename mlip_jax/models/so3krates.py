@@ -202,7 +202,7 @@ class Layer(nn.Module):
         f = f + aggregate_features(attention_f, v1, edge, num)
         x = x + aggregate_ev(attention_x, harmonics, edge, num, self.degrees)
         if o.layer_norm_1:
-            f = nn.LayerNorm(name="layer_norm_1")(f)
+            f = nn.LayerNorm(dtype=f.dtype, name="layer_norm_1")(f)
         if o.residual_mlp_1:
             f = ResidualMLP(name="residual_mlp_1")(f)
         exchanged = Dense(width + len(self.degrees), name="exchange")(
@@ -212,7 +212,7 @@ class Layer(nn.Module):
         if o.residual_mlp_2:
             f = ResidualMLP(name="residual_mlp_2")(f)
         if o.layer_norm_2:
-            f = nn.LayerNorm(name="layer_norm_2")(f)
+            f = nn.LayerNorm(dtype=f.dtype, name="layer_norm_2")(f)
         return f, x
 
     def _queries_and_keys(self, f):

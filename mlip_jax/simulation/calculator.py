@@ -177,6 +177,9 @@ class MLIPCalculator(Calculator):
             raise ValueError(
                 f"positions must be finite, received NaN or infinite values for {len(bad)} of {len(atoms)} atoms, "
                 f"the first of them atom {bad[0]}: {atoms.positions[bad[0]]}")
+        if atoms.pbc.any() and not atoms.cell.array.any(axis=1)[atoms.pbc].all():
+            raise ValueError(f"pbc is {atoms.pbc.tolist()} but a periodic direction has no lattice vector: "
+                             f"{atoms.cell.array.tolist()}; give the cell, or set pbc to False there")
         self.potential.check_elements(atoms.numbers)
         if "stress" in properties and not atoms.pbc.all():
             raise PropertyNotImplementedError(
@@ -223,6 +226,7 @@ class MLIPCalculator(Calculator):
         periodic = bool(pbc.any())
         box = (atoms.cell.array, pbc) if periodic else (None, None)
         neighbors = neighbor_list(positions, self.potential.cutoff, *box)
+        _check_apart(positions, neighbors)
         reach = self._long_range_cutoff
         long_range = None if reach is None else long_range_list(positions, reach, *box)
         shape = self._shape(len(atoms), len(neighbors.senders), None if reach is None else len(long_range[0]), periodic)
@@ -293,10 +297,29 @@ def bucket(size: int, multiple: int) -> int:
 
 def _centred(atoms) -> np.ndarray:
     """Positions close to the origin: float32 has fewer digits for a molecule that drifted away."""
-    if not atoms.pbc.any():
-        return atoms.positions - atoms.positions.sum(axis=0) / len(atoms)
-    return wrap_positions(atoms.positions, atoms.cell.array, atoms.pbc, eps=0)
+    positions = atoms.positions
+    if atoms.pbc.any():
+        positions = wrap_positions(positions, atoms.cell.array, atoms.pbc, eps=0)
+    return positions if atoms.pbc.all() else positions - positions.sum(axis=0) / len(atoms)
+
+
+def _check_apart(positions, neighbors) -> None:
+    """Raise CalculationFailed for two atoms in one place: an edge of length zero would pass for padding."""
+    same = (positions[neighbors.senders] == positions[neighbors.receivers]).all(axis=1)
+    if neighbors.shifts is not None:
+        same &= ~neighbors.shifts.any(axis=1)
+    if same.any():
+        edge = int(np.argmax(same))
+        raise CalculationFailed(f"atoms {neighbors.receivers[edge]} and {neighbors.senders[edge]} are in the same "
+                                "place; forces are not defined there")
 
 
 def _state(atoms, name: str) -> float:
-    return float(atoms.info.get(name, 0.0))
+    given = atoms.info.get(name, 0.0)
+    try:
+        value = float(given)
+    except (TypeError, ValueError):
+        value = np.nan
+    if not np.isfinite(value):
+        raise ValueError(f"atoms.info[{name!r}] must be a finite number, received {given!r}; leave it out for 0")
+    return value

@@ -8,21 +8,22 @@ attribute `long_range` says whether it works on the graph's long-range pairs; if
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import flax.linen as nn
 import jraph
 
+from mlip_jax.config import NOT_TERMS, unknown_name
 from mlip_jax.models.heads import AtomOutputs
-
-_NOT_TERMS = {"free_atoms", "pairwise"}
 
 
 def names() -> list[str]:
     """Names of the terms that there are."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_TERMS)
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in NOT_TERMS)
 
 
 def create(name: str, **options) -> nn.Module:
@@ -31,7 +32,6 @@ def create(name: str, **options) -> nn.Module:
     Raises:
       ValueError: No term has that name, or it has no such option; the message says which there are.
     """
-    from mlip_jax.config import unknown_name
     term = _module(name).Term
     known = [f for f in term.__dataclass_fields__ if f not in ("parent", "name")]
     for option in options:
@@ -59,24 +59,34 @@ def with_terms(model: nn.Module, terms: Mapping[str, Mapping[str, Any]]) -> nn.M
 
     Args:
       model: On the contract of mlip_jax.models.
-      terms: {name: options}. A term of short range has the model's cutoff unless its options say another.
+      terms: {name: options}. A term of short range has the model's cutoff unless its options say another; an infinite
+        cutoff of a term of long range is the same as None.
 
     Raises:
-      ValueError: Unknown name or option, or a term of short range with a larger cutoff than the model's.
+      ValueError: Unknown name or option, a cutoff that is not a positive number, or a term of short range with a
+        larger cutoff than the model's.
     """
     if not terms:
         return model
     chosen = []
     for name in sorted(terms):
-        term = create(name, **terms[name])
-        options = dict(terms[name])
-        if not term.long_range:
-            cutoff = options.setdefault("cutoff", float(model.cutoff))
-            if cutoff > model.cutoff:
-                raise ValueError(f"term {name!r} has cutoff={cutoff:g} Å, but the model's edges end at "
-                                 f"{model.cutoff:g} Å; give a cutoff of at most that")
+        term, options = create(name, **terms[name]), dict(terms[name])
+        if not term.long_range or "cutoff" in options:
+            options["cutoff"] = _cutoff(name, options.get("cutoff", float(model.cutoff)), term.long_range, model.cutoff)
         chosen.append((name, tuple(sorted(options.items()))))
     return WithTerms(model, tuple(chosen))
+
+
+def _cutoff(name, cutoff, long_range, model_cutoff):
+    if long_range and (cutoff is None or cutoff == math.inf):
+        return None
+    if not isinstance(cutoff, Real) or not cutoff > 0:
+        also = ", or None for all pairs" if long_range else ""
+        raise ValueError(f"term {name!r} has cutoff={cutoff!r}; expected a positive number (Å){also}")
+    if not long_range and cutoff > model_cutoff:
+        raise ValueError(f"term {name!r} has cutoff={cutoff:g} Å, but the model's edges end at {model_cutoff:g} Å; "
+                         "give a cutoff of at most that")
+    return cutoff
 
 
 class WithTerms(nn.Module):
@@ -115,7 +125,6 @@ class WithTerms(nn.Module):
 
 
 def _module(name: str):
-    from mlip_jax.config import unknown_name
     if name not in names():
         raise ValueError(unknown_name("energy term", name, names()))
     return importlib.import_module(f"{__name__}.{name}")

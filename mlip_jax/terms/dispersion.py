@@ -59,6 +59,8 @@ class Term(nn.Module):
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple, features: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """graph, (N, F) -> energies (N,) in eV, properties. Atoms of an element without free-atom values get NaN."""
+        if self.cutoff is not None and not self.switch_width > 0:
+            raise ValueError(f"the dispersion term's switch_width must be positive (Å), received {self.switch_width}")
         numbers = graph.nodes["numbers"]
         ratios = self._ratios(numbers, features)
         edge = long_range_pairs(graph)

@@ -42,6 +42,8 @@ class Term(nn.Module):
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple, features: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """graph, (N, F) -> energies (N,) in eV, properties."""
+        if not self.damping > 0:
+            raise ValueError(f"the electrostatics term's damping must be positive (Å), received {self.damping}")
         charges = self._charges(graph, features)
         edge = long_range_pairs(graph)
         shape = self._shape(safe_norm(edge.displacements))

@@ -42,6 +42,9 @@ class Term(nn.Module):
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple, features: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """graph, (N, F) -> energies (N,) in eV, no properties. The features are not used."""
+        if not self.start < self.end:
+            raise ValueError(f"the zbl term's start must be below its end (Å), received start={self.start}, "
+                             f"end={self.end}")
         numbers, edge = graph.nodes["numbers"], pairs(graph)
         distances, zero = positive(safe_norm(edge.displacements))
         dtype = distances.dtype

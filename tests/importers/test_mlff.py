@@ -46,3 +46,13 @@ def test_weights_of_another_model_are_refused(saved):
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="weights.pkl: no such file"):
         mlff.load(tmp_path / "weights.pkl", {}, elements=[1])
+
+
+def test_an_archive_that_asks_for_another_unzip_is_an_error(tmp_path):
+    path = tmp_path / "weights.npz"
+    np.savez(path, kernel=np.ones(3))
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 6] = 210  # the version of ZIP that is needed, times ten
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match="not a whole .npz file"):
+        mlff.read(path)

@@ -174,6 +174,13 @@ def test_truncated_files_are_named(tmp_path, suffix):
             schnetpack.load(path)
 
 
+def test_a_bare_array_is_no_file_of_weights(tmp_path):
+    with open(tmp_path / "weights.npz", "wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(WeightsError, match="weights.npz: not a whole"):
+        schnetpack.load(tmp_path / "weights.npz")
+
+
 def test_a_damaged_array_is_named(tmp_path):
     path = save(tmp_path / "weights.npz", golden("painn")[0])
     content = bytearray(path.read_bytes())

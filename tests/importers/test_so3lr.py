@@ -357,6 +357,26 @@ def test_other_weights_are_refused(weights, files, tmp_path):
         load({"params": {"layers_0": "text"}})
 
 
+@pytest.mark.parametrize(("name", "shape"), [
+    ("feature_embeddings_0/Embed_0/embedding", (952,)), ("feature_embeddings_0/Embed_0/embedding", (120, 8)),
+    ("observables_0/atomic_scales", ()), ("observables_2/Embed_0/embedding", (100,)),
+    ("observables_2/Embed_0/embedding", (100, 2)), ("observables_0/zbl_repulsion/p", (2,)),
+    ("observables_0/zbl_repulsion/a1", ())])
+def test_weights_of_another_shape_are_refused(weights, files, name, shape):
+    changed = {**weights, name: np.ones(shape, np.float32)}
+    with pytest.raises(WeightsError, match=f"weight {name} has shape"):
+        mlff.potential(changed, mlff.read_hyperparameters(files[1]), so3lr.ELEMENTS, LONG_RANGE)
+
+
+def test_dicts_that_stand_in_each_other_without_end_are_refused():
+    for leaf in ({"kernel": np.ones(1, np.float32)}, {}):
+        tree = leaf
+        for _ in range(10):
+            tree = {str(n): tree for n in range(20)}
+        with pytest.raises(WeightsError, match="more than 100000 weights"):
+            mlff.Weights(tree)
+
+
 def test_hyperparameters_that_are_not_supported(files, tmp_path):
     _, settings = files
     found = mlff.read_hyperparameters(settings)
@@ -366,6 +386,16 @@ def test_hyperparameters_that_are_not_supported(files, tmp_path):
         mlff.model_settings({**found, "data": {"energy_unit": "kcal/mol"}})
     with pytest.raises(WeightsError, match="lack num_heads"):
         mlff.model_options({k: v for k, v in found["model"].items() if k != "num_heads"})
+    for name, value in (("num_features", "8"), ("num_layers", 0), ("num_heads", None), ("degrees", 2), ("degrees", []),
+                        ("degrees", [1, "2"]), ("cutoff", [4.5]), ("cutoff", float("nan")), ("cutoff_fn", None),
+                        ("energy_regression_dim", None), ("energy_regression_dim", -1)):
+        with pytest.raises(WeightsError, match=f"hyper-parameter {name} must be .*received"):
+            mlff.potential({}, {**mlff.model_settings(found), name: value}, so3lr.ELEMENTS)
+    for data in ({}, {"avg_num_neighbors": None}):
+        with pytest.raises(WeightsError, match="lack avg_num_neighbors"):
+            mlff.model_options(mlff.model_settings({**found, "data": data}))
+    with pytest.raises(WeightsError, match="data must be a table, received None"):
+        mlff.model_settings({**found, "data": None})
     (tmp_path / "wrong.yaml").write_text("just text")
     with pytest.raises(WeightsError, match="entry 'model'"):
         mlff.read_hyperparameters(tmp_path / "wrong.yaml")

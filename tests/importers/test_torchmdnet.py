@@ -187,6 +187,8 @@ def test_weights_that_do_not_fit_are_refused():
         torchmdnet.potential({k: v for k, v in state.items() if k != name}, hparams, ELEMENTS)
     with pytest.raises(ValueError, match=r"layers\.1\.q_proj.weight must have shape \(12, 12\).*\(12, 11\)"):
         torchmdnet.potential(state | {name: np.zeros((12, 11), np.float32)}, hparams, ELEMENTS)
+    with pytest.raises(ValueError, match=r"embedding.weight must be a table.*\(12,\)"):
+        torchmdnet.potential(state | {"representation_model.embedding.weight": np.zeros(12)}, hparams, ELEMENTS)
     with pytest.raises(ValueError, match="mean of -3"):
         torchmdnet.potential(state | {"mean": np.array(-3.0)}, hparams, ELEMENTS)
     with pytest.raises(ValueError, match="fixed periodic box"):

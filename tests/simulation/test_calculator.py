@@ -263,6 +263,8 @@ def test_errors_name_what_is_wrong(tiny32, make_potential):
         tiny32.get_property("energy", Atoms())
     with pytest.raises(ValueError, match="float16"):
         MLIPCalculator(tiny32.potential, "float16")
+    with pytest.raises(CalculationFailed, match="atoms 0 and 1 are in the same place"):
+        tiny32.get_property("energy", Atoms("HOH", [[0, 0, 0], [0, 0, 0], [0, 0, 1.0]]))
     broken = jax.tree.map(lambda leaf: leaf * np.nan, tiny32.potential.params)
     with pytest.raises(CalculationFailed, match="NaN"):
         MLIPCalculator(dataclasses.replace(tiny32.potential, params=broken)).get_property("energy", molecule("H2O"))

@@ -134,6 +134,21 @@ def test_all_pairs_of_a_periodic_structure_are_refused(calculators):
         calculators[np.inf].get_property("energy", crystal())
 
 
+def test_a_periodic_direction_without_a_lattice_vector_is_told(calculators):
+    atoms = Atoms("HO", [[0, 0, 0], [0, 0, 1]], cell=[5, 5, 0], pbc=True)
+    atoms.calc = calculators[6.0]
+    with pytest.raises(ValueError, match="a periodic direction has no lattice vector"):
+        atoms.get_potential_energy()
+
+
+def test_a_slab_that_drifted_away_keeps_its_digits():
+    atoms = Atoms("HOCH", [[0, 0, 0], [0, 0.3, 1], [1.2, 2, 0.1], [3, 3, 1.9]], cell=[5, 5, 0], pbc=[True, True, False])
+    atoms.calc = MLIPCalculator(potential(6.0))
+    forces = atoms.get_forces()
+    atoms.positions += [0, 0, 1e5]
+    np.testing.assert_allclose(atoms.get_forces(), forces, atol=1e-5 * np.abs(forces).max())
+
+
 def test_charges_and_dipole(calculators):
     atoms = far_apart()
     atoms.calc = calculators[np.inf]
@@ -173,6 +188,17 @@ def test_unpaired_electrons(calculators):
     with pytest.warns(UserWarning, match=r"atoms.info\['num_unpaired_electrons'\] is 2"):
         assert atoms.get_potential_energy() == pytest.approx(energy + 2 * SPIN_ENERGY, abs=1e-12)
     assert energy == pytest.approx(by_hand(molecule("O2"), np.inf))
+
+
+@pytest.mark.parametrize("key", ["charge", "num_unpaired_electrons"])
+@pytest.mark.parametrize("value", [None, "one", np.array([1.0, 2.0]), np.nan])
+def test_a_charge_that_is_no_number_is_told(calculators, key, value):
+    atoms = molecule("H2O")
+    atoms.calc = calculators[np.inf]
+    atoms.get_potential_energy()
+    atoms.info[key] = value
+    with pytest.raises(ValueError, match=f"'{key}'.*must be a finite number, received"):
+        atoms.get_potential_energy()
 
 
 def test_unpaired_electrons_that_are_known_are_no_warning(calculators, recwarn):

@@ -356,6 +356,30 @@ def test_no_cutoff_asks_for_all_pairs():
     assert model.long_range_cutoff == np.inf
 
 
+@pytest.mark.parametrize("name", ["electrostatics", "dispersion"])
+def test_an_infinite_cutoff_is_none(name):
+    endless = terms.with_terms(Neighbors(), {name: {"cutoff": float("inf")}})
+    assert endless == terms.with_terms(Neighbors(), {name: {"cutoff": None}})
+    energies, forces, _ = Case({name: {"cutoff": float("inf")}})(LARGE)
+    assert energies[0] != 0 and np.isfinite(forces).all()
+
+
+@pytest.mark.parametrize("cutoff", [0.0, -1.0, float("nan"), "6"])
+@pytest.mark.parametrize("name", terms.names())
+def test_a_cutoff_is_a_positive_number(name, cutoff):
+    with pytest.raises(ValueError, match=f"'{name}' has cutoff=.*expected a positive number"):
+        terms.with_terms(Neighbors(), {name: {"cutoff": cutoff}})
+
+
+@pytest.mark.parametrize(("name", "options", "message"), [
+    ("zbl", {"end": 0.0}, "start must be below its end"), ("zbl", {"cutoff": None}, "cutoff=None"),
+    ("electrostatics", {"damping": 0.0}, "damping must be positive"),
+    ("dispersion", {"switch_width": 0.0}, "switch_width must be positive")])
+def test_options_that_make_no_potential_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        Case({name: options})
+
+
 def test_unknown_names_are_told():
     with pytest.raises(ValueError, match="Did you mean 'dispersion'"):
         terms.create("dispersio")

@@ -1,0 +1,24 @@
+"""A graph's precision is that of the whole computation, whatever the parameters have; no compilation is needed."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from mlip_jax import models
+from mlip_jax.potential import evaluate, example_graph
+from tests.models.test_contract import FURTHER_OPTIONS, SMALL
+
+CASES = [(name, options) for name in models.names() for options in ({}, *FURTHER_OPTIONS.get(name, ()))]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_single_precision_stays_so_with_imported_weights_in_double(name, options):
+    fields = importlib.import_module(f"mlip_jax.models.{name}").Model.__dataclass_fields__
+    model = models.create(name, **{k: v for k, v in SMALL.items() if k in fields} | options)
+    with jax.enable_x64(True):
+        params = jax.eval_shape(model.init, jax.random.key(0), example_graph())
+        params = jax.tree.map(lambda p: np.zeros(p.shape, np.float64), params)
+        result = jax.eval_shape(lambda p, g: evaluate(model, p, g, 1.0), params, example_graph(np.float32))
+    assert result.energies.dtype == result.energy.dtype == result.forces.dtype == np.float32
