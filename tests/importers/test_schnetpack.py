@@ -28,12 +28,7 @@ DATA = Path(__file__).parents[1] / "data"
 OPTIONS = {"schnet": {}, "painn": {}, "painn_shared": {"epsilon": 1e-3, "energy_act": "shifted_softplus"}}
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """What is compiled here runs few times."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def golden(kind):

@@ -27,13 +27,7 @@ VARIANTS = ("published", "smooth", "values", "plain", "trained_basis")
 ELEMENTS = ("H", "C", "N", "O", "F", "Si", "S", "Cl")
 
 
-@pytest.fixture(autouse=True)
-def double_precision():
-    """Float64; and what is compiled here runs once, so that it is compiled quickly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(True):
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 @functools.cache

@@ -48,13 +48,7 @@ BUDGET = Budget(nodes=16, edges=64, graphs=5)
 RELATIVE = 1e-10
 
 
-@pytest.fixture(autouse=True)
-def double_precision():
-    """Float64; and what is compiled here runs few times, so that it is compiled quickly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(True):
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 @dataclasses.dataclass(eq=False)

@@ -13,12 +13,7 @@ NUMBERS = np.array([8, 1, 1, 6, 1, 0, 0])
 NODE_GRAPH = np.array([0, 0, 0, 1, 1, 2, 2])  # the last is padding
 
 
-@pytest.fixture(autouse=True)
-def double_precision():
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(True):
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 @pytest.fixture

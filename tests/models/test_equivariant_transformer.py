@@ -16,12 +16,7 @@ from mlip_jax.structure import Structure
 SMALL = {"num_features": 8, "num_layers": 2, "num_heads": 2, "num_radial": 8, "zero_init": False}
 
 
-@pytest.fixture(autouse=True)
-def double_precision():
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(True):
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def make(**options):

@@ -24,13 +24,7 @@ from mlip_jax.structure import Structure
 DATA = Path(__file__).parents[1] / "data"
 
 
-@pytest.fixture(autouse=True)
-def double_precision():
-    """Float64; and what is compiled here runs once, so that it is compiled quickly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(True):
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def energies_and_forces(model, params, structures):

@@ -24,13 +24,7 @@ TERMS = {"zbl": {}, "electrostatics": {"cutoff": 6.0, "damping": 1.7}, "dispersi
 CUTOFF = 4.0
 
 
-@pytest.fixture(autouse=True)
-def double_precision():
-    """Float64; and what is compiled here runs few times, so that it is compiled quickly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(True):
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 class Neighbors(nn.Module):
