@@ -30,6 +30,7 @@ from mlip_jax.models.layers import (
     SplitDense,
     activation,
     cosine_cutoff,
+    cutoff_function,
     gather,
     safe_norm,
     segment_sum,
@@ -48,6 +49,8 @@ class Model(nn.Module):
       num_features: F, even and divisible by num_heads. num_layers: Attention layers.
       num_heads: Heads of the attention.
       cutoff, cutoff_lower: Å; pairs closer than `cutoff_lower` do not interact.
+      cutoff_fn: Envelope of the messages (layers.CUTOFFS); "cosine" alone with a `cutoff_lower`. With "phys" and
+        "exponential" second derivatives are continuous through the cutoff, too.
       radial_basis, num_radial: "expnorm" or "gaussian" functions of the distance, and their number.
       trainable_rbf: Centers and widths of the functions are parameters.
       radial_centers, radial_widths: Their values, or at the start where they are trainable; None: the published ones.
@@ -70,6 +73,7 @@ class Model(nn.Module):
     num_heads: int = 8
     cutoff: float = 5.0
     cutoff_lower: float = 0.0
+    cutoff_fn: str = "cosine"
     radial_basis: str = "expnorm"
     num_radial: int = 64
     trainable_rbf: bool = False
@@ -93,6 +97,8 @@ class Model(nn.Module):
                              f"num_heads={self.num_heads}")
         if not 0 <= self.cutoff_lower < self.cutoff:
             raise ValueError(f"cutoff_lower={self.cutoff_lower} must be between 0 and cutoff={self.cutoff}")
+        if self.cutoff_lower > 0 and self.cutoff_fn != "cosine":
+            raise ValueError(f"with a cutoff_lower, cutoff_fn must be 'cosine', received {self.cutoff_fn!r}")
         for field, allowed in CHOICES.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} must be one of {allowed}, received {getattr(self, field)!r}")
@@ -107,7 +113,7 @@ class Model(nn.Module):
         basis = RadialBasis(self.radial_basis, self.num_radial, self.cutoff_lower, self.cutoff, self.trainable_rbf,
                             self.radial_centers, self.radial_widths, name="radial_basis")
         s, v = embed_elements(self, numbers, width, direction.dtype), None
-        envelope = cutoff_envelope(distances, self.cutoff_lower, self.cutoff)[:, None]
+        envelope = cutoff_envelope(distances, self.cutoff_fn, self.cutoff_lower, self.cutoff)[:, None]
         if self.neighbor_embedding:
             s = NeighborEmbedding(name="neighbors")(s, numbers, basis(distances), envelope, edge)
         cuts, own_cuts = self._cuts(distances, envelope)
@@ -163,10 +169,10 @@ def filter_names(distance_influence: str, has_vectors: bool) -> tuple[str, ...]:
     return keys + (value_names(has_vectors) if distance_influence in ("both", "values") else ())
 
 
-def cutoff_envelope(d, lower: float, upper: float):
-    """Cosine from 1 at distance 0 to 0 at `upper`; with a `lower` cutoff, from 0 there to 1 midway and back to 0."""
+def cutoff_envelope(d, name: str, lower: float, upper: float):
+    """From 1 at distance 0 to 0 at `upper`; with a `lower` cutoff, a cosine from 0 there to 1 midway and back to 0."""
     if lower == 0:
-        return cosine_cutoff(d, upper)
+        return cutoff_function(name)(d, upper)
     return 0.5 * (1.0 - jnp.cos(2.0 * jnp.pi * (jnp.clip(d, lower, upper) - lower) / (upper - lower)))
 
 

@@ -41,7 +41,7 @@ FURTHER_OPTIONS = {
         {"radial_filter": "spline", "num_knots": 24, "attn_activation": "tanh", "cutoff_lower": 0.7},
         {"radial_basis": "gaussian", "trainable_rbf": True, "distance_influence": "values",
          "neighbor_embedding": False, "activation": "mish"},
-        {"distance_influence": "none", "head": "scalar"}],
+        {"distance_influence": "none", "head": "scalar", "cutoff_fn": "phys"}],
 }
 SCALE = 1.7  # eV per unit of the model's output
 BUDGET = Budget(nodes=16, edges=64, graphs=5)
@@ -360,6 +360,26 @@ QUICK = (check_rotation_and_reflection, check_forces_are_minus_the_gradient, che
 @pytest.mark.parametrize(("name", "further"), [c for c in CASES if c[1] >= 0])
 def test_contract_with_further_options(name, further, check):
     check(case_of(name, further))
+
+
+@pytest.mark.parametrize("name", [n for n in models.names() if "cutoff_fn" in models.create(n).__dataclass_fields__])
+def test_second_derivatives_go_to_zero_at_the_cutoff(name):
+    """With a cutoff function that is flat enough; the published cosine lets them jump."""
+    options = {k: v for k, v in SMALL.items() if k in models.create(name).__dataclass_fields__}
+    case = Case(models.create(name, **options, cutoff_fn="phys"))
+    graph = case.graph([Structure(np.array([6, 8]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 3.0]]))])
+
+    @jax.jit
+    def curvature(distance):
+        def force(d):
+            positions = graph.nodes["positions"].at[1, 2].set(d)
+            moved = graph._replace(nodes={**graph.nodes, "positions": positions})
+            return evaluate(case.model, case.params, moved, SCALE).forces[1, 2]
+        return jax.jvp(force, (distance,), (1.0,))[1]
+
+    inside = abs(float(curvature(0.6 * case.cutoff)))
+    assert inside > 1e-6
+    assert abs(float(curvature(case.cutoff - 1e-6))) < 1e-4 * inside
 
 
 @pytest.mark.slow
