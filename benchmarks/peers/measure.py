@@ -110,10 +110,10 @@ def time_steps(step: Callable[[Any], Any], data: Sequence[Any], seconds: float,
 
 def training_result(times: Times, real: Sequence[tuple[int, int, int]], parameters: int, **more) -> dict[str, Any]:
     """Result of `train`; `real` are structures, atoms and directed edges of each batch, padding not counted."""
-    passes = len(times.wall) // len(real)
-    structures = passes * sum(r[0] for r in real)
+    structures = float(np.mean([r[0] for r in real]))
     middle = float(np.median(times.wall))
-    return {"structures_per_s": structures / sum(times.wall), "structures_per_cpu_s": structures / sum(times.cpu),
+    # of the median step: a stall of the machine would weigh on a mean
+    return {"structures_per_s": structures / middle, "structures_per_cpu_s": structures / float(np.median(times.cpu)),
             "step_ms": spread_ms(times.wall), "compile_s": max(times.first - middle, 0.0), "peak_mib": peak_memory(),
             "parameters": int(parameters), "steps": len(times.wall),
             "real_per_batch": dict(zip(("structures", "atoms", "edges"), np.mean(real, axis=0).tolist()))} | more
