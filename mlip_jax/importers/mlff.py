@@ -10,15 +10,14 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from mlip_jax import models
 from mlip_jax.datasets import safe_pickle
 from mlip_jax.importers import weights as weight_files
-from mlip_jax.importers.weights import WeightsError
+from mlip_jax.importers.weights import WeightsError, check_shapes
 from mlip_jax.models.heads import MAX_ATOMIC_NUMBER
-from mlip_jax.potential import Potential, example_graph
+from mlip_jax.potential import Potential
 from mlip_jax.terms import with_terms
 
 _MAX_DEPTH = 12  # of nested dicts
@@ -352,16 +351,3 @@ def dispersion_params(weights: Weights) -> dict[str, Any]:
 
 
 TERM_PARAMS = {"zbl": zbl_params, "electrostatics": electrostatics_params, "dispersion": dispersion_params}
-
-
-def check_shapes(model, params) -> None:
-    """Raise WeightsError where the parameters are not of the shapes that the model has."""
-    template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
-    expected = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(template)}
-    found = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if wrong:
-        name = wrong[0]
-        raise WeightsError(
-            f"{len(wrong)} parameters do not fit the model that the hyper-parameters describe, the first of them "
-            f"{name}: shape {found.get(name)}, expected {expected.get(name)}")

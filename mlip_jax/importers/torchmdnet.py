@@ -19,8 +19,7 @@ from ase.data import atomic_numbers
 
 from mlip_jax import models
 from mlip_jax.importers import weights as weight_files
-from mlip_jax.importers.mlff import check_shapes
-from mlip_jax.importers.weights import WeightsError
+from mlip_jax.importers.weights import WeightsError, check_shapes
 from mlip_jax.models.equivariant_transformer import filter_names, value_names
 from mlip_jax.models.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.potential import Potential

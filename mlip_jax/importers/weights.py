@@ -1,4 +1,4 @@
-"""Weights by name from files that hold nothing but arrays."""
+"""Weights by name from files that hold nothing but arrays, and whether they fit a model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import jax
 import numpy as np
 import safetensors
+
+from mlip_jax.potential import example_graph
 
 HOW_TO_SAVE = (
     "Save the weights where the model was trained: "
@@ -73,3 +76,16 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     except (safetensors.SafetensorError, OSError, TypeError, KeyError) as error:
         raise WeightsError(f"{path}: not a whole .safetensors file of NumPy's types: {error}. {HOW_TO_SAVE}") from error
     return arrays | {name: arrays[kept] for name, kept in others.items() if kept in arrays and name not in arrays}
+
+
+def check_shapes(model, params) -> None:
+    """Raise WeightsError where the parameters are not of the shapes that the model has."""
+    template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
+    expected = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(template)}
+    found = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        name = wrong[0]
+        raise WeightsError(
+            f"{len(wrong)} parameters do not fit the model that the hyper-parameters describe, the first of them "
+            f"{name}: shape {found.get(name)}, expected {expected.get(name)}")

@@ -193,6 +193,18 @@ class SplitDense(nn.Module):
         return [x @ k + b for k, b in zip(jnp.split(kernel, self.parts, axis=1), jnp.split(bias, self.parts))]
 
 
+class TwoLayers(nn.Module):
+    """Dense -> activation -> Dense, widths as given."""
+
+    widths: tuple[int, int]
+    act: str = "silu"
+
+    @nn.compact
+    def __call__(self, x):
+        hidden = activation(self.act)(Dense(self.widths[0], name="layer_1")(x))
+        return Dense(self.widths[1], name="layer_2")(hidden)
+
+
 class ResidualMLP(nn.Module):
     """x + W2 act(W1 act(x)), shape kept."""
 

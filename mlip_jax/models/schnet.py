@@ -16,7 +16,7 @@ from mlip_jax.graphs.graph import Pairs, pairs
 from mlip_jax.models.heads import AtomicEnergy, AtomOutputs, embed_elements
 from mlip_jax.models.layers import (
     Dense,
-    activation,
+    TwoLayers,
     cutoff_function,
     gather,
     radial_basis,
@@ -74,18 +74,6 @@ class Model(nn.Module):
             self.energy_width or width // 2, self.energy_act, self.zero_init, self.learned_scale, self.learned_shift,
             name="energy")(x, numbers)
         return AtomOutputs(energies, x[:, None, None, :])
-
-
-class TwoLayers(nn.Module):
-    """Dense -> activation -> Dense, widths as given."""
-
-    widths: tuple[int, int]
-    act: str
-
-    @nn.compact
-    def __call__(self, x):
-        hidden = activation(self.act)(Dense(self.widths[0], name="layer_1")(x))
-        return Dense(self.widths[1], name="layer_2")(hidden)
 
 
 def convolution(values, filters, edge: Pairs):

@@ -23,6 +23,7 @@ from mlip_jax.models.heads import AtomicEnergy, AtomOutputs, embed_elements
 from mlip_jax.models.layers import (
     Dense,
     ResidualMLP,
+    TwoLayers,
     activation,
     cutoff_function,
     gather,
@@ -145,7 +146,7 @@ class Model(nn.Module):
         """Radial parts of the two filters of every layer: list of pairs of (P, F)."""
         widths = (self.num_features, self.num_features)
         basis = radial_basis(self.radial_basis)
-        networks = [[FilterNetwork(widths, name=f"layer_{n}_radial_{b}") for b in ("features", "ev")]
+        networks = [[TwoLayers(widths, name=f"layer_{n}_radial_{b}") for b in ("features", "ev")]
                     for n in range(self.num_layers)]
         if self.radial_filter == "exact":
             rbf = basis(distances, self.num_radial, self.cutoff)
@@ -154,16 +155,6 @@ class Model(nn.Module):
         rbf = basis(grid.distances(distances.dtype), self.num_radial, self.cutoff)
         splines = grid.basis(distances)
         return [[splines @ grid.coefficients(network(rbf)) for network in both] for both in networks]
-
-
-class FilterNetwork(nn.Module):
-    """Dense -> silu -> Dense, widths as given."""
-
-    widths: tuple[int, int]
-
-    @nn.compact
-    def __call__(self, x):
-        return Dense(self.widths[1], name="layer_2")(jax.nn.silu(Dense(self.widths[0], name="layer_1")(x)))
 
 
 class LayerOptions(NamedTuple):
@@ -193,8 +184,8 @@ class Layer(nn.Module):
         invariants = degree_invariants(
             jnp.zeros_like(x[:1]) if ev_is_zero else gather(x, edge.senders) - gather(x, edge.receivers), self.degrees)
         spherical_widths = (width // 4, width)
-        filter_f = radial[0] + FilterNetwork(spherical_widths, name="spherical_features")(invariants)
-        filter_x = radial[1] + FilterNetwork(spherical_widths, name="spherical_ev")(invariants)
+        filter_f = radial[0] + TwoLayers(spherical_widths, name="spherical_features")(invariants)
+        filter_x = radial[1] + TwoLayers(spherical_widths, name="spherical_ev")(invariants)
         q1, k1, q2, k2 = self._queries_and_keys(f)
         v1 = PerHead(o.num_heads, name="v_features")(f)
         attention_f = self._attention(q1, k1, filter_f, edge, envelope, o.num_heads)

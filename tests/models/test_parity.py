@@ -18,6 +18,7 @@ from mlip_jax import models
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batching import Budget, build_batch, measure
 from mlip_jax.importers import mlff
+from mlip_jax.importers.weights import check_shapes
 from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.structure import Structure
 
@@ -48,7 +49,7 @@ def so3krates_of(data, **options):
     model = models.create("so3krates", **mlff.model_options(settings), **options)
     params = {"params": mlff.model_params(weights, settings)}
     weights.check_all_taken()
-    mlff.check_shapes(model, params)
+    check_shapes(model, params)
     return model, params
 
 
