@@ -53,29 +53,43 @@ def train_defaults() -> ml_collections.ConfigDict:
     c.loss = ml_collections.ConfigDict()
     c.loss.beta = 0.99  # (1 - beta) * energy + beta * force
     c.loss.beta_end = 0.99  # reached at the last step ...
-    c.loss.beta_begin = 0.5  # ... from this fraction of the steps on
-    c.loss.penalty = "mse"  # "mse", "mae", "huber"
+    c.loss.beta_begin = 0.5  # ... from this fraction of the steps on ...
+    c.loss.beta_schedule = "geometric"  # ... in 1 - beta; "linear", or "step": at once
+    c.loss.penalty = "mse"  # "mse", "mae", "huber", "rmse" (of each structure)
+    c.loss.force_penalty = placeholder(str)  # another one for the forces; also "norm": of an atom's error vector
     c.loss.huber_delta = 0.05
     c.loss.energy_per_atom = True
 
     c.optimizer = ml_collections.ConfigDict()
-    c.optimizer.name = "adam"  # or "adamw"
+    c.optimizer.name = "adam"  # "adam", "amsgrad", "adamw"
     c.optimizer.learning_rate = 1e-3
     c.optimizer.learning_rate_end = 1e-5
-    c.optimizer.schedule = "cosine"  # "cosine", "exponential", "constant"
+    c.optimizer.schedule = "cosine"  # "cosine", "exponential", "step", "plateau", "constant"
     c.optimizer.warmup_steps = 200
+    c.optimizer.decay_factor = 0.5  # of "step" and "plateau"
+    c.optimizer.decay_epochs = 40.0  # of "step"
+    c.optimizer.plateau_patience = 10  # epochs without a better validation loss that "plateau" endures
+    c.optimizer.plateau_threshold = 1e-4  # relative: what counts as better
     c.optimizer.b1, c.optimizer.b2, c.optimizer.eps = 0.9, 0.999, 1e-8
     c.optimizer.weight_decay = 0.01
     c.optimizer.clip_norm = 10.0
+    c.optimizer.freeze = ()  # paths of parameters that stay as they are: ("params/embedding/*",)
 
     c.train = ml_collections.ConfigDict()
     c.train.num_steps = 10_000
-    c.train.batch_size = 16  # average structures in a batch of one device
+    c.train.num_epochs = placeholder(float)  # instead of num_steps
+    c.train.batch_size = 16  # average structures of an update, of all devices together
+    c.train.micro_batches = placeholder(int)  # that an update is made of; unset: one for each device of the first start
     c.train.ema_decay = 0.999
     c.train.log_every = 50
     c.train.valid_every = 500
     c.train.checkpoint_every = 500
     c.train.max_valid = 2_000  # structures of a validation while training; the report uses all
+    c.train.on_nonfinite = "stop"  # at a loss that is not finite; "skip" the update, or "rollback" to the checkpoint
+    # Data that stay on the device, where batches are built; unset: on a GPU or TPU if they take little of its memory.
+    c.train.resident = placeholder(bool)
+    c.train.steps_per_dispatch = 0  # updates of one call to the device; 0: many if the data are resident
+    c.train.profile_steps = 0  # steps whose trace is written to trace/ in the workdir; also --profile
 
     c.report = ml_collections.ConfigDict()
     c.report.max_train = 5_000  # training structures that the report evaluates
@@ -182,7 +196,8 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The plain config without what changes no result, so that a folder stays that of a run when it changes."""
     plain = to_dict(config)
-    for path in ("data.refuse", "data.verify", "store.num_processes"):
+    for path in ("data.refuse", "data.verify", "store.num_processes", "train.on_nonfinite", "train.resident",
+                 "train.steps_per_dispatch", "train.profile_steps"):
         part, name = path.split(".")
         plain.get(part, {}).pop(name, None)
     if not any(plain.get("potential", {}).get(term) for term in TERMS):

@@ -1,0 +1,54 @@
+"""One molecule of revised MD17: 950 structures to train on, 50 to choose by, 1,000 to test (official split 01).
+
+    python -m mlip_jax.main --config=configs/rmd17.py --workdir=runs/ethanol
+    python -m mlip_jax.main --config=configs/rmd17.py:aspirin,painn --workdir=runs/aspirin_painn
+
+Put the files of figshare 12672038 (rmd17_ethanol.npz, ...) and the folder splits/ into data/rmd17/, or name the file as
+--config.data.path.
+"""
+
+import ml_collections
+
+from mlip_jax.config import train_defaults, unknown_name
+
+MOLECULES = ("aspirin", "azobenzene", "benzene", "ethanol", "malonaldehyde", "naphthalene", "paracetamol", "salicylic",
+             "toluene", "uracil")
+MODELS = {
+    "so3krates": dict(num_features=132, num_layers=3, num_heads=4, degrees=(1, 2, 3), cutoff=5.0, num_radial=32,
+                      radial_filter="spline", num_knots=32, energy_act="silu",
+                      layer_norm_1=False, layer_norm_2=False, residual_mlp_1=False, residual_mlp_2=False,
+                      ev_init="zeros", message_normalization="sqrt_num_features", avg_num_neighbors=1.0),
+    "painn": dict(num_features=128, num_layers=3, cutoff=5.0, num_radial=20),
+}
+
+
+def get_config(what: str = "ethanol,so3krates") -> ml_collections.ConfigDict:
+    molecule, _, model = what.partition(",")
+    model = model or "so3krates"
+    if molecule not in MOLECULES:
+        raise ValueError(unknown_name("molecule of rMD17", molecule, MOLECULES))
+    if model not in MODELS:
+        raise ValueError(unknown_name("model of this config", model, MODELS))
+    c = train_defaults()
+    c.data.path = f"data/rmd17/rmd17_{molecule}.npz"
+    c.data.split = "official"
+    c.data.num_train, c.data.num_valid, c.data.num_test = 950, 50, 1_000
+    c.data.reference_energies = "least_squares"
+
+    c.model.name = model
+    c.model.options = ml_collections.ConfigDict(MODELS[model])
+
+    c.loss.penalty = "mae"
+    c.loss.energy_per_atom = False
+    c.loss.beta, c.loss.beta_end = 0.95, 0.8
+
+    c.optimizer.learning_rate = 1e-3
+    c.optimizer.learning_rate_end = 1e-6
+    c.optimizer.warmup_steps = 200
+
+    c.train.num_steps = 80_000
+    c.train.batch_size = 5
+    c.train.log_every = 500
+    c.train.valid_every = 2_000
+    c.train.checkpoint_every = 2_000
+    return c
