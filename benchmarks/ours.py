@@ -70,7 +70,11 @@ class Setup:
         if self.trainer.num_devices != 1:
             raise ValueError(f"one device is measured, {self.trainer.num_devices} are there: CUDA_VISIBLE_DEVICES=0")
         self.state = self.trainer.init(params)
-        self.data = [self.trainer.replicate(build_batch(columns.take(p), self.budget, clock.CUTOFF)) for p in plan]
+        self.data = [self._input(build_batch(columns.take(p), self.budget, clock.CUTOFF)) for p in plan]
+
+    def _input(self, graphs):
+        """One micro-batch of one update of a call."""
+        return self.trainer.replicate(jax.tree.map(lambda x: np.asarray(x)[None, None], graphs))
 
     def step(self, graphs) -> None:
         self.state, _ = self.trainer.train(self.state, graphs)
@@ -88,7 +92,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         times, run.real, run.num_parameters, device=device.platform, padded=run.budget._asdict(),
         peak_device_mib=None if peak is None else peak / 2**20)
     if job["counters"]:
-        result |= clock.xla_cost(run.trainer._train.lower(run.state, run.data[0]).compile())
+        result |= clock.xla_cost(run.trainer.lower(run.state, run.data[0]).compile())
     return result
 
 

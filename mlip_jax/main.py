@@ -12,6 +12,7 @@ import os
 import pkgutil
 import platform
 import sys
+from pathlib import Path
 
 # glibc hands every large buffer back to the system and asks again; half of a CPU training step is page faults then.
 ALLOCATOR = ("glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368:"
@@ -26,6 +27,25 @@ def tune_allocator() -> None:
     if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = ALLOCATOR
         os.execv(sys.executable, [sys.executable, "-m", "mlip_jax.main", *sys.argv[1:]])
+
+
+def keep_compiled_programs() -> None:
+    """Programs that XLA compiled serve the next run: in JAX_COMPILATION_CACHE_DIR (empty: off), else the user's cache.
+
+    What is compiled for a CPU holds for CPUs of its kind alone, so that each kind has a folder.
+    """
+    import hashlib
+
+    import jax
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    kind = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        kind = next((line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))), kind)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = f"{jax.__version__}-{hashlib.sha256(kind.encode()).hexdigest()[:8]}"
+    jax.config.update("jax_compilation_cache_dir", str(cache / "mlip_jax" / name))
 
 
 def run(config, workdir: str) -> None:
@@ -44,25 +64,76 @@ def main() -> None:
     from absl import logging as absl_logging
     from ml_collections import config_flags
 
+    from mlip_jax import distributed
+
     config_flag = config_flags.DEFINE_config_file("config", None, "A file of configs/, with get_config().")
     workdir = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics and report go there.")
+    sweep = _sweep_flags(flags)
+    profile = flags.DEFINE_integer("profile", None, "Write a trace of so many steps to WORKDIR/trace.")
     debug = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
     flags.mark_flags_as_required(["config", "workdir"])
 
     def start(argv):
         if len(argv) > 1:
             raise app.UsageError(f"unknown arguments: {argv[1:]}")
+        alone = [f"--{name}" for name, flag in sweep.items() if name != "overrides" and flag.value]
+        if alone and not sweep["sweep"].value and sweep["overrides"].value is None:
+            raise app.UsageError(f"{', '.join(alone)} without --sweep")
         _log_to_console(absl_logging)
         try:
-            run(config_flag.value, workdir.value)
+            config = _overridden(config_flag.value, sweep["overrides"].value)
+            if sweep["sweep"].value:  # before anything that claims a device or a port, which the variants will
+                from mlip_jax import sweep_runner
+                sys.exit(sweep_runner.run(
+                    config_flags.get_config_filename(flags.FLAGS["config"]), config, workdir.value, sys.argv[1:],
+                    index=sweep["sweep_index"].value, list_only=sweep["sweep_list"].value,
+                    collect_only=sweep["sweep_collect"].value))
+            if profile.value is not None:
+                config.train.profile_steps = profile.value
+            keep_compiled_programs()
+            with distributed.session(distributed.from_environment()), distributed.ended_by_signals():
+                _run_until_stopped(config, workdir.value)
         except KeyboardInterrupt:
             sys.exit("interrupted; the same command goes on from the last checkpoint")
         except (ValueError, RuntimeError, OSError, ImportError) as error:
             if debug.value:
                 raise
-            sys.exit(f"\nerror: {error}")
+            sys.exit(f"\nerror: {distributed.failed_peer_message(error) or error}")
 
     app.run(start, flags_parser=lambda args: _parse(app, flags, args))
+
+
+def _run_until_stopped(config, workdir: str) -> None:
+    from mlip_jax import distributed
+    try:
+        run(config, workdir)
+    except distributed.Stopped as stopped:
+        logging.getLogger(__name__).warning("%s", stopped)
+        sys.exit(distributed.EXIT_REQUEUE)
+
+
+def _sweep_flags(flags):
+    return {flag.name: flag for flag in (
+        flags.DEFINE_bool(
+            "sweep", False, "Run the variants that sweep() of the config file gives, one after another, each in "
+            "WORKDIR/NAME, and collect them in WORKDIR/sweep.md and sweep.csv. The same command again runs what is not "
+            "complete; several at once share the work."),
+        flags.DEFINE_string(
+            "sweep_index", None, 'With --sweep: run the variant of this number (from 0) alone, for job arrays; "slurm" '
+            "takes the number from SLURM_ARRAY_TASK_ID."),
+        flags.DEFINE_bool(
+            "sweep_list", False, "With --sweep: print number, name and fields of each variant in a line; run nothing."),
+        flags.DEFINE_bool("sweep_collect", False, "With --sweep: make the table again; run nothing."),
+        flags.DEFINE_string(
+            "overrides", None, "Config fields with their values as a Python dictionary, applied after those given as "
+            "--config.FIELD: \"{'model.options.degrees': (1, 2), 'seed': 1}\". A sweep gives its variants theirs so."))}
+
+
+def _overridden(config, overrides: str | None):
+    if overrides is None:
+        return config
+    from mlip_jax.sweep import override, parse
+    return override(config, parse(overrides))
 
 
 def _parse(app, flags, args):

@@ -20,14 +20,6 @@ def stack(batches: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 
-def grouped(plan: list[np.ndarray], size: int) -> list[list[np.ndarray]]:
-    """Batches of a plan in groups of one for each device; the last is completed with empty ones."""
-    groups = [plan[i:i + size] for i in range(0, len(plan), size)]
-    if groups:
-        groups[-1] = groups[-1] + [np.zeros(0, np.int64)] * (size - len(groups[-1]))
-    return groups
-
-
 class Shuffle:
     """The global shuffle of n structures: a new permutation for every epoch, in no memory."""
 

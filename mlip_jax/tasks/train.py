@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import logging
@@ -15,13 +17,14 @@ import ml_collections
 import numpy as np
 
 from mlip_jax import config as configs
-from mlip_jax import terms
-from mlip_jax.checkpoint import CheckpointStore, from_arrays
+from mlip_jax import distributed, terms
+from mlip_jax.checkpoint import from_arrays
 from mlip_jax.datasets import source, statistics
 from mlip_jax.datasets import splits as splits_module
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.split_files import load_split, save_split
-from mlip_jax.graphs.batching import Sizes, choose_budget, enlarge, fill, plan_window
+from mlip_jax.graphs import resident
+from mlip_jax.graphs.batching import Sizes, choose_budgets, enlarge, fill_buckets, plan_buckets
 from mlip_jax.graphs.edge_counts import edge_counts, pair_counts
 from mlip_jax.potential import BEST, create_model, example_graph, long_range_cutoff
 from mlip_jax.reports.predictions import Predictions
@@ -30,27 +33,38 @@ from mlip_jax.training import losses, optimizer
 from mlip_jax.training.data import Batches, Split
 from mlip_jax.training.evaluation import predict
 from mlip_jax.training.loop import Loop
+from mlip_jax.training.meter import Meter
+from mlip_jax.training.outputs import restore
 from mlip_jax.training.step import Trainer
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)
 
+# Updates of one call to the device where the data stay on it, and the share of its memory that they may take.
+_STEPS_PER_CALL, _RESIDENT_SHARE = 25, 0.2
 PACKAGES = ("mlip_jax", "jax", "jaxlib", "flax", "optax", "e3x", "jraph", "orbax-checkpoint", "numpy", "ase")
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     """Train by `config`, or go on where a run in `workdir` was stopped; returns the path of the report.
 
+    All processes of a run call it alike; the leader alone writes.
+
     Raises:
-      ConfigError, WorkdirError, DatasetError, TrainingError: With what to do about it.
+      ConfigError, WorkdirError, DatasetError, TrainingError, Stopped: With what to do about it.
     """
     started = time.monotonic()
     config = configs.complete(config, configs.train_defaults())
-    with claimed(workdir, configs.identity(config)) as workdir:
+    with contextlib.ExitStack() as stack:
+        with distributed.leader_first("workdir"):
+            if distributed.leader():
+                stack.enter_context(claimed(workdir, configs.identity(config)))
+        workdir = Path(workdir)
         model = create_model(config.model, config.potential)
         _log_terms(model)
-        data = source.load(config.data)
-        splits = _split(config, data, workdir, model)
+        with distributed.leader_first("data"):  # makes the store, which the others find
+            data = source.load(config.data)
+            splits = _split(config, data, workdir, model)
         return _train(config, workdir, model, data, splits, started)
 
 
@@ -68,10 +82,11 @@ def _split(config, data, workdir, model) -> dict[str, Split]:
     parts = source.split(data, c)
     molecule = data.store.index("molecule")
     about = splits_module.describe(parts, molecule)
-    if not (workdir / "left_out.csv").exists():
-        source.write_left_out(workdir / "left_out.csv", data)
-    _keep_split(workdir / "splits.npz", parts, {
-        "store": str(data.store.path), "split": c.split_files or c.split, "seed": c.split_seed, "parts": about})
+    if distributed.leader():
+        if not (workdir / "left_out.csv").exists():
+            source.write_left_out(workdir / "left_out.csv", data)
+        _keep_split(workdir / "splits.npz", parts, {
+            "store": str(data.store.path), "split": c.split_files or c.split, "seed": c.split_seed, "parts": about})
     cutoff = long_range_cutoff(model)
     sizes = Sizes(data.store.index("n_atoms"), edge_counts(data.store, float(model.cutoff)),
                   None if cutoff is None else pair_counts(data.store, cutoff))
@@ -95,53 +110,107 @@ def _keep_split(path: Path, parts, meta) -> None:
 
 
 def _train(config, workdir, model, data, splits, started) -> Path:
-    train = splits["train"]
+    statistics_ = distributed.broadcast(_statistics(config, data, splits["train"], model)
+                                        if distributed.leader() else None)
+    terms.check_elements([name for name, _ in getattr(model, "terms", ())], statistics_["elements"])
+    restored = restore(workdir)
+    batches, filled = _batches(config, splits, model, np.array(statistics_["reference_energies"]), restored)
+    per_epoch = batches.num_groups(splits["train"])
+    num_steps = (config.train.num_steps if config.train.num_epochs is None
+                 else max(round(config.train.num_epochs * per_epoch), 1))
+    log.info("%d updates, %.4g epochs of %.4g updates", num_steps, num_steps / per_epoch, per_epoch)
+    metadata = {"config": configs.to_dict(config), "statistics": statistics_, "versions": {
+        p: _version(p) for p in PACKAGES} | {"python": platform.python_version()}}
+    params = jax.jit(model.init)(jax.random.key(config.seed), example_graph())
+    loop = _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoch)
+    trainer = loop.trainer
+    log.info("%s: %d parameters, %d device(s) of %s in %d process(es)", config.model.name,
+             sum(p.size for p in jax.tree.leaves(params)), jax.device_count(), jax.devices()[0].device_kind,
+             distributed.count())
+    position = loop.run(params, restored)
+    spent = loop.meter.summary()
+    log.info("of the time, %s", ", ".join(f"{100 * share:.2f} % {part}" for part, share in spent.items()))
+    metadata["seconds"] = {"training": position.seconds, "this process": time.monotonic() - started}
+    return _report(config, workdir, model, trainer, loop.batches, splits, metadata, params, data, filled)
+
+
+def _batches(config, splits, model, reference, restored) -> tuple[Batches, dict[str, float]]:
+    """The batches of a run, of as many micro-batches as it was begun with, and how full they are."""
+    train, c = splits["train"], config.train
+    micro_batches = c.micro_batches or jax.device_count()
+    if restored is not None:
+        micro_batches = restored.metadata["position"].get("micro_batches", micro_batches)
+    budgets = choose_budgets(train.sizes, c.batch_size / micro_batches)
+    for split in splits.values():
+        budgets = (*budgets[:-1], enlarge(budgets[-1], split.sizes))
+    batches = Batches(budgets, model.cutoff, reference, jax.local_device_count(), micro_batches, distributed.count(),
+                      distributed.index(), long_range_cutoff(model))
+    plan = plan_buckets(np.arange(min(len(train), 20_000)), train.sizes, budgets)
+    filled = fill_buckets(plan, train.sizes, budgets)
+    room = {"nodes": "atoms", "edges": "edges", "graphs": "graphs", "pairs": "long-range pairs"}
+    for bucket, budget in enumerate(budgets):
+        log.info("batches of %s: %.1f %%", ", ".join(
+            f"{getattr(budget, k)} {room[k]}" for k in filled), 100 * np.mean([b == bucket for b, _ in plan]))
+    log.info("%d micro-batch(es) of about %.4g structures in an update; %s", micro_batches, len(train) / max(
+        len(plan), 1) if len(train) <= 20_000 else 20_000 / len(plan), ", ".join(
+            f"{100 * (1 - share):.1f} % of {room[k]} are padding" for k, share in filled.items()))
+    return batches, filled
+
+
+def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoch) -> Loop:
+    train, c = splits["train"], config
+    scale = metadata["statistics"]["energy_scale"]
+    beta = losses.beta_schedule(c.loss.beta, c.loss.beta_end, c.loss.beta_begin, num_steps, c.loss.beta_schedule)
+    build, data = _resident(config, batches, train, model)
+    trainer = Trainer(
+        model, scale, optimizer.create(c.optimizer, num_steps, per_epoch), beta, c.train.ema_decay,
+        {"penalty": c.loss.penalty, "force_penalty": c.loss.force_penalty, "huber_delta": c.loss.huber_delta,
+         "energy_per_atom": c.loss.energy_per_atom}, build=build, data=data)
+    per_call = c.train.steps_per_dispatch or (_STEPS_PER_CALL if build else 1)
+    batches = dataclasses.replace(batches, resident=build is not None,
+                                  put=trainer.put if per_call == 1 else batches.put)
+    schedules = {"learning_rate": optimizer.learning_rate(c.optimizer, num_steps, per_epoch), "beta": beta}
+    plateau = None
+    if c.optimizer.schedule == "plateau":
+        plateau = {"patience": c.optimizer.plateau_patience, "factor": c.optimizer.decay_factor,
+                   "threshold": c.optimizer.plateau_threshold,
+                   "floor": c.optimizer.learning_rate_end / c.optimizer.learning_rate}
+    valid = splits["valid"] if len(splits["valid"]) else train
+    return Loop(trainer, batches, train, valid.sample(c.train.max_valid, c.seed), workdir, metadata, schedules,
+                c.train, num_steps, c.seed, c.loss.beta_end, Meter(train.sizes), plateau, per_call)
+
+
+def _resident(config, batches, train: Split, model):
+    """(build, data) of Trainer where the training data are to stay on the device, else (None, ())."""
+    wanted = config.train.resident
+    if wanted is None:
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+        wanted = (jax.default_backend() != "cpu"
+                  and resident.estimate_bytes(train.sizes, periodic=train.periodic) < _RESIDENT_SHARE * memory)
+    if not wanted:
+        return None, ()
+    data = resident.collect((c for _, c in train.rows.chunks(train.indices, labels_only=True)), model.cutoff,
+                            batches.reference, long_range_cutoff=batches.long_range_cutoff)
+    log.info("training data on the device: %.1f MB", resident.nbytes(data) / 1e6)
+    return lambda data, places, bucket: resident.gather(data, places, batches.budgets[bucket]), data
+
+
+def _statistics(config, data, train: Split, model) -> dict[str, Any]:
+    """What a force field must know of its training data, ready for JSON."""
     summary = statistics.Summary(columns for _, columns in data.store.chunks(train.indices, labels_only=True))
-    terms.check_elements([name for name, _ in getattr(model, "terms", ())], summary.elements.tolist())
     if config.loss.beta == 1.0 and not np.isfinite(summary.force_rms):
         raise DatasetError("loss.beta is 1 (forces alone) but the training set has no forces")
     method = source.parse_reference(config.data.reference_energies)
     reference = statistics.reference_energies(
         summary, method, isolated_atoms=source.isolated_atoms(data) if method == "isolated_atoms" else None)
     scale = summary.force_rms
-    scale = scale if np.isfinite(scale) and scale > 0 else 1.0
-    budget = choose_budget(train.sizes, config.train.batch_size)
-    for split in splits.values():
-        budget = enlarge(budget, split.sizes)
-    batches = Batches(budget, model.cutoff, reference, jax.local_device_count(),
-                      long_range_cutoff=long_range_cutoff(model))
-    filled = fill(plan_window(np.arange(min(len(train), 20_000)), train.sizes, budget), train.sizes, budget)
-    room = {"nodes": "atoms", "edges": "edges", "graphs": "graphs", "pairs": "long-range pairs"}
-    log.info("batches of %s", ", ".join(
-        f"{getattr(budget, k)} {room[k]} ({100 * share:.1f} % filled)" for k, share in filled.items()))
-    metadata = _metadata(config, data, train, summary, reference, scale, model)
-    beta = losses.beta_schedule(config.loss.beta, config.loss.beta_end, config.loss.beta_begin, config.train.num_steps)
-    trainer = Trainer(model, scale, optimizer.create(config.optimizer, config.train.num_steps), beta,
-                      config.train.ema_decay, {"penalty": config.loss.penalty, "huber_delta": config.loss.huber_delta,
-                                               "energy_per_atom": config.loss.energy_per_atom})
-    params = jax.jit(model.init)(jax.random.key(config.seed), example_graph())
-    log.info("%s: %d parameters, %d device(s) of %s", config.model.name,
-             sum(p.size for p in jax.tree.leaves(params)), trainer.num_devices, jax.devices()[0].device_kind)
-    schedules = {"learning_rate": optimizer.learning_rate(config.optimizer, config.train.num_steps), "beta": beta}
-    valid = splits["valid"] if len(splits["valid"]) else train
-    position = Loop(trainer, batches, train, valid.sample(config.train.max_valid, config.seed), workdir, metadata,
-                    schedules, config.train, config.seed, config.loss.beta_end).run(params)
-    metadata["seconds"] = {"training": position.seconds, "this process": time.monotonic() - started}
-    return _report(config, workdir, model, trainer, batches, splits, metadata, params, data, filled)
-
-
-def _metadata(config, data, train: Split, summary, reference, scale, model) -> dict[str, Any]:
-    molecules = splits_module.group(data.store.index("molecule")[train.indices])[1]
     return {
-        "config": configs.to_dict(config),
-        "statistics": {
-            "cutoff": float(model.cutoff), "reference_energies": reference.tolist(), "energy_scale": scale,
-            "elements": summary.elements.tolist(), "charges": sorted(summary.charges),
-            "num_structures": len(train), "num_molecules": molecules,
-            "mean_neighbors": float(train.sizes.n_edge.sum() / train.sizes.n_node.sum()),
-            "level_of_theory": data.level_of_theory},
-        "versions": {p: _version(p) for p in PACKAGES} | {"python": platform.python_version()},
-    }
+        "cutoff": float(model.cutoff), "reference_energies": reference.tolist(),
+        "energy_scale": float(scale) if np.isfinite(scale) and scale > 0 else 1.0,
+        "elements": summary.elements.tolist(), "charges": sorted(summary.charges), "num_structures": len(train),
+        "num_molecules": splits_module.group(data.store.index("molecule")[train.indices])[1],
+        "mean_neighbors": float(train.sizes.n_edge.sum() / train.sizes.n_node.sum()),
+        "level_of_theory": data.level_of_theory}
 
 
 def _version(package: str) -> str:
@@ -153,15 +222,15 @@ def _version(package: str) -> str:
 
 
 def _report(config, workdir, model, trainer, batches, splits, metadata, params, data, filled) -> Path:
-    store = CheckpointStore(workdir / BEST, read_only=True)
-    best = store.restore()
-    store.close()
+    best = restore(workdir, BEST)
     best_params = trainer.replicate(from_arrays(params, best.arrays, "params/"))
     log.info("evaluating the best checkpoint (step %d)", best.step)
     predictions = {}
     for name, split in splits.items():
         split = split.sample(config.report.max_train if name == "train" else config.report.max_test, config.seed)
         predictions[name] = _predictions(split, predict(trainer, best_params, split, batches))
+    if not distributed.leader():
+        return workdir / "report.html"
     for name, p in predictions.items():
         p.save(workdir / f"predictions_{name}.npz")
     training = metadata["seconds"]["training"]

@@ -1,15 +1,21 @@
-"""What a run trains on: parts of a store with their sizes, and the batches made of them."""
+"""What a run trains on: parts of a store with their sizes, and the batches made of them.
+
+One plan for all devices of all processes: an update takes as many micro-batches as the run was begun with, on however
+many devices it goes on.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget, Sizes, build_batch, plan_window
-from mlip_jax.graphs.pipeline import Shuffle, Stream, grouped, stack
+from mlip_jax.graphs.batching import Budget, Sizes, build_batch, plan_buckets
+from mlip_jax.graphs.pipeline import Shuffle, Stream, stack
 
 # Structures that are planned at a time, at least; and in batches of a step, so that little is lost at a window's end.
 _WINDOW, _WINDOW_STEPS = 4096, 128
@@ -48,16 +54,30 @@ class Split:
             return self
         return self.part(np.sort(np.random.default_rng(seed).choice(len(self), most, replace=False)))
 
+    @property
+    def periodic(self) -> bool:
+        """Whether any structure of the rows is periodic."""
+        rows = self.rows.take(self.indices[:1]) if len(self) else None
+        return rows is not None and rows.pbc is not None
+
     def columns(self, places: np.ndarray | None = None, *, labels_only: bool = False) -> Columns:
         """The structures, all of them in memory, or those at `places`."""
         return self.rows.take(self.indices if places is None else self.indices[places], labels_only=labels_only)
 
 
 class Group(NamedTuple):
-    """What one step works on: places in the split, one array for each device of all hosts, and the epoch."""
+    """What one step works on.
+
+    Attributes:
+      places: In the split, one array for each micro-batch of all devices, device by device.
+      epoch: Epochs that are over. progress: Share of this epoch's windows that are planned up to here.
+      bucket: Whose budget holds every one of the micro-batches.
+    """
 
     places: list[np.ndarray]
     epoch: int
+    progress: float = 0.0
+    bucket: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,55 +85,110 @@ class Batches:
     """Makes the batches of all splits.
 
     Attributes:
-      budget: Static shape of a batch. cutoff: Å. reference: (119,) eV. num_devices: Of this host.
-      num_hosts, host: Each host plans all batches and reads those of its own devices.
+      budgets: Static shapes of a batch, ascending. cutoff: Å. reference: (119,) eV.
+      num_devices: Of this process.
+      micro_batches: Of an update, over all devices of all processes; None: one for each device.
+      num_hosts, host: Each process plans all batches and reads those of its own devices.
       long_range_cutoff: Å, or None for batches without long-range pairs.
+      resident: Training batches are the places of the structures alone, (D, 1, K, graphs - 1) int32, -1 where there
+        is none: the graphs are built on the device.
+      put: What brings a training batch to the devices, in the thread that builds ahead.
     """
 
-    budget: Budget
+    budgets: tuple[Budget, ...]
     cutoff: float
     reference: np.ndarray
     num_devices: int
+    micro_batches: int | None = None
     num_hosts: int = 1
     host: int = 0
     long_range_cutoff: float | None = None
+    resident: bool = False
+    put: Callable[[Any], Any] = lambda batch: batch
+
+    @property
+    def per_device(self) -> int:
+        """Micro-batches of a device in an update, K; the last ones may be empty."""
+        return -(-self._of_an_update // self._all_devices)
+
+    @property
+    def _all_devices(self) -> int:
+        return self.num_devices * self.num_hosts
+
+    @property
+    def _of_an_update(self) -> int:
+        return self.micro_batches or self._all_devices
 
     def training(self, split: Split, seed: int, state: dict[str, Any] | None = None) -> Stream:
-        """(group, stacked batches) without end, every epoch in another order: a function of split, budget and seed."""
-        size = self._window_size(split)
+        """(group, batches with leading axes (D, 1, K)) without end, every epoch in another order: a function of split,
+        budgets, micro_batches and seed."""
+        size = self._window_size(split, self._of_an_update)
         per_epoch = -(-len(split) // size)
         shuffle = Shuffle(len(split), seed * 1_000_003)
 
         def window(number):
             epoch, w = divmod(number, per_epoch)
-            return self._plan(split, shuffle.window(epoch, w * size, (w + 1) * size), epoch)
+            groups = self._plan(split, shuffle.window(epoch, w * size, (w + 1) * size), self._of_an_update)
+            return [g._replace(epoch=epoch, progress=(w + (i + 1) / len(groups)) / per_epoch)
+                    for i, g in enumerate(groups)]
 
-        return Stream(window, None, self._builder(split), state=state)
+        return Stream(window, None, self._training_builder(split), state=state)
 
     def in_order(self, split: Split) -> Stream:
-        """(group, stacked batches) that hold every structure once."""
-        size = self._window_size(split)
+        """(group, batches with a leading axis D) that hold every structure once."""
+        size = self._window_size(split, self._all_devices)
 
         def window(number):
-            return self._plan(split, np.arange(number * size, min((number + 1) * size, len(split))), 0)
+            places = np.arange(number * size, min((number + 1) * size, len(split)))
+            return self._plan(split, places, self._all_devices)
 
-        return Stream(window, -(-len(split) // size), self._builder(split))
+        def build(group):
+            return stack([self._batch(split, places, group.bucket) for places in self._share(group, 1)])
+
+        return Stream(window, -(-len(split) // size), build)
 
     def of_this_host(self, group: Group) -> list[np.ndarray]:
-        """Places of the structures of each local device."""
-        return group.places[self.host * self.num_devices:(self.host + 1) * self.num_devices]
+        """Places of the structures of each local device, for a group of `in_order`."""
+        return self._share(group, 1)
 
-    def _window_size(self, split: Split) -> int:
-        return max(_WINDOW, _WINDOW_STEPS * self.num_devices * self.num_hosts * (self.budget.graphs - 1))
+    def num_groups(self, split: Split, most: int = 20_000) -> float:
+        """Updates of an epoch, estimated from the plan of some structures."""
+        places = np.arange(min(len(split), most))
+        plan = plan_buckets(places, split.sizes, self.budgets)
+        return len(plan) / self._of_an_update * len(split) / max(len(places), 1)
 
-    def _plan(self, split: Split, places: np.ndarray, epoch: int) -> list[Group]:
-        plan = plan_window(places, split.sizes, self.budget)
-        return [Group(g, epoch) for g in grouped(plan, self.num_devices * self.num_hosts)]
+    def _share(self, group: Group, per_device: int) -> list[np.ndarray]:
+        """The places of this process's devices; a group of too few micro-batches is completed with empty ones."""
+        mine = range(self.host * self.num_devices * per_device, (self.host + 1) * self.num_devices * per_device)
+        return [group.places[i] if i < len(group.places) else np.zeros(0, np.int64) for i in mine]
 
-    def _builder(self, split: Split):
+    def _window_size(self, split: Split, wanted: int) -> int:
+        return max(_WINDOW, _WINDOW_STEPS * wanted * (self.budgets[0].graphs - 1))
+
+    def _plan(self, split: Split, places: np.ndarray, wanted: int) -> list[Group]:
+        """Batches in groups of `wanted` of the same bucket, in the order in which they are complete."""
+        waiting: list[list[np.ndarray]] = [[] for _ in self.budgets]
+        groups = []
+        for bucket, batch in plan_buckets(places, split.sizes, self.budgets):
+            waiting[bucket].append(batch)
+            if len(waiting[bucket]) == wanted:
+                groups.append(Group(waiting[bucket], 0, bucket=bucket))
+                waiting[bucket] = []
+        return groups + [Group(rest, 0, bucket=bucket) for bucket, rest in enumerate(waiting) if rest]
+
+    def _batch(self, split: Split, places: np.ndarray, bucket: int):
+        return build_batch(split.columns(places, labels_only=True), self.budgets[bucket], self.cutoff, self.reference,
+                           long_range_cutoff=self.long_range_cutoff)
+
+    def _training_builder(self, split: Split):
+        def one(places, bucket):
+            if not self.resident:
+                return self._batch(split, places, bucket)
+            return np.concatenate([places, np.full(self.budgets[bucket].graphs - 1 - len(places), -1)]).astype(np.int32)
+
         def build(group: Group):
-            return stack([build_batch(split.columns(places, labels_only=True), self.budget, self.cutoff, self.reference,
-                                      long_range_cutoff=self.long_range_cutoff)
-                          for places in self.of_this_host(group)])
+            made = stack([one(places, group.bucket) for places in self._share(group, self.per_device)])
+            shape = (self.num_devices, 1, self.per_device)
+            return self.put(jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), made))
 
         return build

@@ -1,41 +1,69 @@
-"""The training loop: steps, validation, checkpoints, and going on exactly where a run was stopped."""
+"""The training loop: updates, validation, checkpoints, and going on exactly where a run was stopped.
+
+The loop hands updates to the devices ahead of what they have done and looks at results later, so that they never wait
+for it. What a result asks for (a log line, a stop, a loss that is not finite) is done when it is looked at, which is at
+the same step in all processes.
+"""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import logging
+import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mlip_jax.checkpoint import CheckpointStore, from_arrays
-from mlip_jax.potential import BEST
-from mlip_jax.training.data import Batches, Split
-from mlip_jax.training.evaluation import add, averages, validate
-from mlip_jax.training.losses import Sums
-from mlip_jax.training.recorder import Recorder
-from mlip_jax.training.step import Trainer, TrainState
+from mlip_jax import distributed
+from mlip_jax.checkpoint import Restored, from_arrays
+from mlip_jax.training.data import Batches, Group, Split
+from mlip_jax.training.evaluation import averages, validate
+from mlip_jax.training.meter import Meter
+from mlip_jax.training.nonfinite import NonFinite
+from mlip_jax.training.optimizer import Plateau
+from mlip_jax.training.outputs import Outputs, restore
+from mlip_jax.training.progress import Progress, figure
+from mlip_jax.training.step import Result, Trainer, TrainState
+from mlip_jax.training.trace import Trace
 
 log = logging.getLogger(__name__)
 
-
-class TrainingError(RuntimeError):
-    """Training cannot go on."""
+# Calls whose results are not looked at yet.
+_AHEAD = 2
 
 
 @dataclasses.dataclass
 class Position:
-    """Where a run stands: what a checkpoint stores beside the arrays."""
+    """Where a run stands: what a checkpoint stores beside the arrays.
+
+    Attributes:
+      step: Updates done. epoch: Epochs done, with the part of the one under way.
+      input: State of the stream of batches. micro_batches: Of an update.
+      seconds: Of training so far, all starts together. best_loss: Of the validations.
+      plateau: Of the learning rate. rollbacks: How often the run went back to a checkpoint.
+    """
 
     step: int = 0
-    epoch: int = 0
-    input: dict[str, Any] | None = None  # of the stream of batches
+    epoch: float = 0.0
+    input: dict[str, Any] | None = None
+    micro_batches: int = 1
     seconds: float = 0.0
     best_loss: float = float("inf")
+    plateau: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rollbacks: int = 0
+
+
+class Call(NamedTuple):
+    """Updates that were handed to the devices: the step after them, what they work on, and what will come of it."""
+
+    step: int
+    groups: list[Group]
+    result: Result
 
 
 @dataclasses.dataclass
@@ -47,8 +75,11 @@ class Loop:
       workdir: Checkpoints go to workdir/checkpoints and workdir/best.
       metadata: Goes into every checkpoint (config, statistics, versions).
       schedules: Functions of the step to record: {"learning_rate": ..., "beta": ...}.
-      options: config.train. seed: Of the batch order. beta_valid: Of the validation loss.
-    """
+      options: config.train. num_steps: To train to. seed: Of the batch order. beta_valid: Of the validation loss.
+      plateau: Options of Plateau.update, or None.
+      meter: Counts work and time.
+      steps_per_call: Updates of one call to the devices, at most.
+      """
 
     trainer: Trainer
     batches: Batches
@@ -58,106 +89,169 @@ class Loop:
     metadata: dict[str, Any]
     schedules: dict[str, Any]
     options: Any
+    num_steps: int
     seed: int
     beta_valid: float
+    meter: Meter
+    plateau: dict[str, float] | None = None
+    steps_per_call: int = 1
 
-    def run(self, params: Any) -> Position:
-        """Train from the newest checkpoint, or from `params` where there is none."""
-        self._latest = CheckpointStore(self.workdir / "checkpoints", keep=2)
-        self._best = CheckpointStore(self.workdir / BEST, keep=2)
-        state, position = self._start(params)
-        self._recorder = Recorder(self.workdir, position.step)
+    def run(self, params: Any, restored: Restored | None = None) -> Position:
+        """Train from a checkpoint of this run, or from `params` where there is none.
+
+        Raises:
+          distributed.Stopped: By a signal, after saving. TrainingError: The loss is not finite.
+          CheckpointError: Something cannot be written, or the checkpoint does not fit.
+        """
+        self._params = params
+        state, position = self._start(restored)
+        self._calls: collections.deque[Call] = collections.deque()
+        self._held: tuple[Group, Any] | None = None
+        self._stop = False
+        self._ahead = 0 if _crowded() else _AHEAD
         self._begin = time.monotonic() - position.seconds
-        try:
-            with self._progress() as self._bar:
-                self._task = self._bar.add_task(
-                    "training", total=self.options.num_steps, completed=position.step, text="")
-                self._steps(state, position)
-        finally:
-            self._recorder.close()
-            self._latest.close()
-            self._best.close()
+        self._nonfinite = NonFinite(self.options.on_nonfinite, self.train, self.workdir)
+        with contextlib.ExitStack() as stack:
+            self._outputs = stack.enter_context(contextlib.closing(Outputs(self.workdir, distributed.leader())))
+            self._outputs.begin(position.step)
+            self._signal = stack.enter_context(distributed.StopSignal())
+            self._progress = stack.enter_context(Progress(self.num_steps, position.step))
+            self._trace = stack.enter_context(Trace(self.workdir / "trace", self.options.profile_steps))
+            self.meter.start()
+            self._steps(state, position)
+            with self.meter.clock("checkpoint"):
+                self._outputs.wait()
         return position
 
-    def _start(self, params) -> tuple[TrainState, Position]:
-        state = self.trainer.init(params)
-        restored = self._latest.restore()
+    def _start(self, restored: Restored | None) -> tuple[TrainState, Position]:
+        state = self.trainer.init(self._params)
         if restored is None:
-            return state, Position()
+            return state, Position(micro_batches=self.batches.micro_batches)
         position = Position(**restored.metadata["position"])
         log.info("going on from the checkpoint of step %d", position.step)
         return self.trainer.replicate(from_arrays(self.trainer.single(state), restored.arrays)), position
 
-    def _steps(self, state: TrainState, position: Position) -> TrainState:
-        sums, structures, since = [], 0, time.monotonic()
+    def _steps(self, state: TrainState, position: Position) -> None:
         with contextlib.closing(self.batches.training(self.train, self.seed, position.input)) as stream:
-            while position.step < self.options.num_steps:
-                group, graphs = next(stream)
-                state, step_sums = self.trainer.train(state, graphs)
-                position.step, position.epoch = position.step + 1, group.epoch
-                sums.append(step_sums)
-                structures += sum(len(g) for g in group.places)
-                if self._due(position.step, self.options.log_every):
-                    totals = add(sums)  # waits for the devices, so that the rate is that of work done
-                    self._log(position, totals, structures / (time.monotonic() - since))
-                    sums, structures, since = [], 0, time.monotonic()
+            while position.step < self.num_steps:
+                with self.meter.clock("input"):
+                    groups, inputs = self._next(stream, position.step)
+                state, result = self.trainer.train(state, inputs, len(groups), bucket=groups[0].bucket,
+                                                   stop=bool(self._signal.received))
+                position.step += len(groups)
+                position.epoch = groups[-1].epoch + groups[-1].progress
+                self._calls.append(Call(position.step, groups, result))
+                self._trace.step(result)
+                state = self._settle(self._ahead, state, position, stream)
+                if self._stop and self._held is None:
+                    state = self._settle(0, state, position, stream)
+                    self._save(state, position, stream, wait=True)
+                    raise distributed.Stopped(f"stopped by {self._signal.received or 'another process'} at step {position.step}, "
+                                  "and saved; the same command goes on from there")
                 if self._due(position.step, self.options.valid_every):
-                    self._validate(state, position)
-                    since = time.monotonic()
+                    state = self._settle(0, state, position, stream)
+                    state = self._validate(state, position)
                 if self._due(position.step, self.options.checkpoint_every):
-                    position.input = stream.state
-                    self._save(self._latest, state, position)
-                    since = time.monotonic()
+                    state = self._settle(0, state, position, stream)
+                    self._save(state, position, stream)
+
+    def _next(self, stream, step: int) -> tuple[list[Group], Any]:
+        """Groups of one bucket, up to the next step at which something is due, and their input on the devices."""
+        most = min([self.steps_per_call, self.num_steps - step] + [
+            every - step % every
+            for every in (self.options.log_every, self.options.valid_every, self.options.checkpoint_every)])
+        taken = []
+        while len(taken) < most:
+            group, batch = self._held or next(stream)
+            self._held = None
+            if taken and group.bucket != taken[0][0].bucket:
+                self._held = group, batch
+                break
+            taken.append((group, batch))
+        inputs = [batch for _, batch in taken]
+        if self.steps_per_call == 1:
+            return [taken[0][0]], inputs[0]
+        # what is not to be done needs some values as well
+        inputs += inputs[-1:] * (self.steps_per_call - len(inputs))
+        return [g for g, _ in taken], self.trainer.put(jax.tree.map(lambda *x: np.concatenate(x, 1), *inputs))
+
+    def _settle(self, ahead: int, state: TrainState, position: Position, stream) -> TrainState:
+        """Look at results until no more than `ahead` are left, and do what they ask for."""
+        while len(self._calls) > ahead:
+            call = self._calls.popleft()
+            result = self.trainer.single(call.result)
+            self._stop |= bool(result.stop[0])
+            finite = result.finite[:len(call.groups)]
+            self.meter.add(call.groups, result.sums, finite)
+            if not finite.all():
+                first = call.step - len(call.groups) + 1
+                bad = [(first + i, call.groups[i]) for i in np.flatnonzero(~finite)]
+                if self._nonfinite.to_roll_back(bad, position.rollbacks, write=distributed.leader()):
+                    return self._roll_back(position, stream)
+            if self._due(call.step, self.options.log_every):
+                self._log(call, position)
+        return state
+
+    def _roll_back(self, position: Position, stream) -> TrainState:
+        """The state of the last checkpoint; the batches go on from here, so that the bad one does not come again."""
+        while self._calls:
+            self.trainer.single(self._calls.popleft().result)
+        self._outputs.wait()
+        state, before = self._start(restore(self.workdir))
+        self._held = None
+        position.step, position.plateau, position.best_loss = before.step, before.plateau, before.best_loss
+        position.rollbacks += 1
+        self.meter.next_line()
+        self._outputs.begin(position.step)
+        self._save(state, position, stream)
         return state
 
     def _due(self, step: int, every: int) -> bool:
-        return step % every == 0 or step == self.options.num_steps
+        return step % every == 0 or step == self.num_steps
 
-    def _log(self, position: Position, totals: Sums, rate: float) -> None:
+    def _log(self, call: Call, position: Position) -> None:
         position.seconds = time.monotonic() - self._begin
-        beta = float(self.schedules["beta"](position.step))
-        row = averages(totals, beta, "train")
-        if not np.isfinite(row["train_loss"]):
-            raise TrainingError(
-                f"the loss is not finite within the {self.options.log_every} steps before step {position.step}. "
-                f"The checkpoints in {self.workdir} are from before; lower optimizer.learning_rate, or leave out the "
-                "structures with the largest forces (data.max_force)")
-        row.update({k: float(f(position.step)) for k, f in self.schedules.items()})
-        self._recorder.write({"step": position.step, "epoch": position.epoch, "seconds": position.seconds,
-                              "structures_per_second": rate, **row})
-        self._show(position.step, f"E {_figure(row['train_energy_mae_mev_per_atom'], 1)} meV/atom  "
-                   f"F {_figure(row['train_force_mae_mev_per_ang'], 0)} meV/Å  {rate:.0f} structures/s")
+        sums, row = self.meter.next_line()
+        beta = float(self.schedules["beta"](call.step))
+        row |= averages(sums, beta, "train") | {k: float(f(call.step)) for k, f in self.schedules.items()}
+        row["learning_rate"] *= position.plateau.get("scale", 1.0)
+        self._outputs.write({"step": call.step, "epoch": call.groups[-1].epoch, "seconds": position.seconds, **row})
+        self._progress.show(call.step, self.num_steps, row)
 
-    def _validate(self, state: TrainState, position: Position) -> None:
-        row = averages(validate(self.trainer, state.ema, self.valid, self.batches), self.beta_valid, "valid")
+    def _validate(self, state: TrainState, position: Position) -> TrainState:
+        with self.meter.clock("validation"):
+            sums = validate(self.trainer, state.ema, self.valid, self.batches)
+        row = averages(sums, self.beta_valid, "valid")
         position.seconds = time.monotonic() - self._begin
-        self._recorder.write({"step": position.step, "epoch": position.epoch, "seconds": position.seconds, **row})
+        self._outputs.write({"step": position.step, "epoch": int(position.epoch), "seconds": position.seconds, **row})
         best = row["valid_loss"] < position.best_loss
         log.info("step %d  validation: energy %s meV/atom, force %s meV/Å%s", position.step,
-                 _figure(row["valid_energy_mae_mev_per_atom"], 2), _figure(row["valid_force_mae_mev_per_ang"], 1),
+                 figure(row["valid_energy_mae_mev_per_atom"], 2), figure(row["valid_force_mae_mev_per_ang"], 1),
                  "  (best)" if best else "")
         if best:
             position.best_loss = row["valid_loss"]
-            self._save(self._best, state, position)
+            with self.meter.clock("checkpoint"):
+                self._outputs.save_best(position.step, self.trainer.snapshot(state.ema), self._about(position))
+        if self.plateau is None:
+            return state
+        plateau = Plateau(**position.plateau).update(row["valid_loss"], position.epoch, **self.plateau)
+        if plateau.scale != position.plateau.get("scale", 1.0):
+            log.info("step %d  the learning rate goes down to %.3g of its start", position.step, plateau.scale)
+            state = self.trainer.scale_rate(state, plateau.scale)
+        position.plateau = dataclasses.asdict(plateau)
+        return state
 
-    def _save(self, store: CheckpointStore, state: TrainState, position: Position) -> None:
-        position.seconds = time.monotonic() - self._begin
-        single = self.trainer.single(state)
-        # the best checkpoint is what a force field is loaded from: the averaged parameters alone
-        tree = {"params": single.ema} if store is self._best else single
-        store.save(position.step, tree, {**self.metadata, "position": dataclasses.asdict(position)})
+    def _save(self, state: TrainState, position: Position, stream, wait: bool = False) -> None:
+        position.seconds, position.input = time.monotonic() - self._begin, stream.state
+        with self.meter.clock("checkpoint"):
+            self._outputs.save(position.step, self.trainer.snapshot(state), self._about(position))
+            if wait:
+                self._outputs.wait()
 
-    @staticmethod
-    def _progress() -> Progress:
-        return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                        TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TimeRemainingColumn())
-
-    def _show(self, step: int, text: str) -> None:
-        self._bar.update(self._task, completed=step, text=text)
-        if not self._bar.console.is_terminal:
-            log.info("step %d/%d  %s", step, self.options.num_steps, text)
+    def _about(self, position: Position) -> dict[str, Any]:
+        return {**self.metadata, "position": dataclasses.asdict(position)}
 
 
-def _figure(value: float, digits: int) -> str:
-    """A dash where the data have no such label."""
-    return f"{value:.{digits}f}" if np.isfinite(value) else "-"
+def _crowded() -> bool:
+    """Whether there are more CPU devices than cores: an all-reduce of one step can then starve that of another."""
+    return jax.default_backend() == "cpu" and jax.device_count() > (os.cpu_count() or 1)

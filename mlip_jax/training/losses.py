@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,6 +12,7 @@ import jax.numpy as jnp
 import jraph
 
 from mlip_jax.config import unknown_name
+from mlip_jax.graphs.graph import node_graph_index
 from mlip_jax.potential import Evaluation
 
 
@@ -16,9 +20,11 @@ class Sums(NamedTuple):
     """Sums over a batch and how many values went into each; all scalars.
 
     Attributes:
-      energy_loss, force_loss: Sums of the penalties of graphs and of force components.
+      energy_loss, force_loss: Sums of the penalties of graphs and of the terms of the force penalty.
       energy_abs, force_abs: Sums of |error| per atom in eV and per force component in eV/Å.
       energies, forces: Graphs with a known energy; force components that are known.
+      energy_total_abs: Sum of |error| of the total energies in eV.
+      force_terms: Terms of force_loss: components, atoms ("norm") or graphs ("rmse").
     """
 
     energy_loss: jax.Array
@@ -27,28 +33,77 @@ class Sums(NamedTuple):
     force_abs: jax.Array
     energies: jax.Array
     forces: jax.Array
+    energy_total_abs: jax.Array
+    force_terms: jax.Array
 
 
+# Of single numbers: (error, delta) -> penalty, zero for no error.
 PENALTIES = {
     "mse": lambda error, delta: error * error,
     "mae": lambda error, delta: jnp.abs(error),
     "huber": lambda error, delta: jnp.where(
         jnp.abs(error) < delta, 0.5 * error * error, delta * (jnp.abs(error) - 0.5 * delta)),
+    "rmse": lambda error, delta: jnp.abs(error),  # the root of the mean square of a single energy
 }
 
 
-def sums(evaluation: Evaluation, graph: jraph.GraphsTuple, *, penalty: str = "mse", energy_per_atom: bool = True,
-         huber_delta: float = 0.05) -> Sums:
+def _of_components(penalise, error, known, graph, delta):
+    return penalise(error, delta).sum(), known.sum()
+
+
+def _norm(error, known, graph, delta):
+    """Lengths of the error vectors; an atom with an unknown component has none and is no term."""
+    whole = known.all(-1)
+    return _root(jnp.where(whole, (error * error).sum(-1), 0.0)).sum(), whole.sum()
+
+
+def _rmse(error, known, graph, delta):
+    """Root of the mean square over the known components of each graph; a graph without any is no term."""
+    of_graphs = functools.partial(jax.ops.segment_sum, segment_ids=node_graph_index(graph),
+                                  num_segments=graph.n_node.shape[0], indices_are_sorted=True)
+    squares, counts = of_graphs((error * error).sum(-1)), of_graphs(known.sum(-1).astype(error.dtype))
+    return _root(squares / jnp.maximum(counts, 1.0)).sum(), (counts > 0).sum()
+
+
+def _root(squares):
+    """Square root with a gradient of zero at zero, where it has none."""
+    zero = squares == 0  # not squares > 0, which would make nothing of NaN
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squares)))
+
+
+# (error (N, 3), known (N, 3), graph, delta) -> (sum, number of terms); errors are zero where nothing is known.
+FORCE_PENALTIES = {
+    **{name: functools.partial(_of_components, PENALTIES[name]) for name in ("mse", "mae", "huber")},
+    "rmse": _rmse,
+    "norm": _norm,
+}
+
+
+def sums(evaluation: Evaluation, graph: jraph.GraphsTuple, *, penalty: str = "mse", force_penalty: str | None = None,
+         energy_per_atom: bool = True, huber_delta: float = 0.05) -> Sums:
     """Loss and error sums of a padded batch; NaN labels and padding count nowhere.
+
+    Penalties, and what their mean is taken over (energies: graphs with a known energy):
+
+        mse, mae, huber   of every known force component
+        rmse              of a structure: root of the mean square of its known components; |error| of an energy
+        norm              forces alone: length of an atom's error vector, for atoms of which all three components are
+                          known (the L2 mean absolute error of arXiv:2010.09990)
+
+    All have a gradient of zero where an error is zero.
 
     Args:
       evaluation: Predicted energies (G,) and forces (N, 3).
       graph: With the labels globals["energy"] and nodes["forces"].
-      penalty: "mse", "mae" or "huber" (with `huber_delta`, in eV and eV/Å).
+      penalty: Of the energies.
+      force_penalty: Of the forces; None for that of the energies.
       energy_per_atom: Penalise the energy error divided by the number of atoms (else the total).
+      huber_delta: Error at which "huber" turns from a square to a line, in eV and eV/Å.
+
+    Raises:
+      ValueError: No such penalty; a huber_delta that is not positive.
     """
-    if penalty not in PENALTIES:
-        raise ValueError(unknown_name("loss.penalty", penalty, PENALTIES))
+    _check_penalties(penalty, force_penalty, huber_delta)
     label_e, label_f = graph.globals["energy"], graph.nodes["forces"]
     known_e = jraph.get_graph_padding_mask(graph) & jnp.isfinite(label_e)
     known_f = jraph.get_node_padding_mask(graph)[:, None] & jnp.isfinite(label_f)
@@ -56,35 +111,65 @@ def sums(evaluation: Evaluation, graph: jraph.GraphsTuple, *, penalty: str = "ms
     error_e = jnp.where(known_e, evaluation.energy - jnp.where(known_e, label_e, 0.0), 0.0)
     error_f = jnp.where(known_f, evaluation.forces - jnp.where(known_f, label_f, 0.0), 0.0)
     per_atom = error_e / jnp.maximum(graph.n_node, 1).astype(error_e.dtype)
-    penalise = PENALTIES[penalty]
+    energy_loss = PENALTIES[penalty](per_atom if energy_per_atom else error_e, huber_delta).sum()
+    force_loss, force_terms = FORCE_PENALTIES[force_penalty or penalty](error_f, known_f, graph, huber_delta)
     return Sums(
-        energy_loss=penalise(per_atom if energy_per_atom else error_e, huber_delta).sum(),
-        force_loss=penalise(error_f, huber_delta).sum(),
+        energy_loss=energy_loss, force_loss=force_loss,
         energy_abs=jnp.abs(per_atom).sum(), force_abs=jnp.abs(error_f).sum(),
-        energies=known_e.sum().astype(error_e.dtype), forces=known_f.sum().astype(error_e.dtype))
+        energies=known_e.sum().astype(error_e.dtype), forces=known_f.sum().astype(error_e.dtype),
+        energy_total_abs=jnp.abs(error_e).sum(), force_terms=force_terms.astype(error_e.dtype))
+
+
+def _check_penalties(penalty, force_penalty, huber_delta):
+    if penalty == "norm":
+        raise ValueError("loss.penalty 'norm' is one of vectors, which energies are not; set loss.force_penalty to "
+                         f"'norm' and loss.penalty to one of {', '.join(sorted(PENALTIES))}")
+    if penalty not in PENALTIES:
+        raise ValueError(unknown_name("loss.penalty", penalty, PENALTIES))
+    if force_penalty is not None and force_penalty not in FORCE_PENALTIES:
+        raise ValueError(unknown_name("loss.force_penalty", force_penalty, FORCE_PENALTIES))
+    if "huber" in (penalty, force_penalty) and not huber_delta > 0:
+        raise ValueError(f"loss.huber_delta must be positive (eV and eV/Å), received {huber_delta}")
 
 
 def combine(local: Sums, total: Sums, beta: jax.Array | float) -> jax.Array:
     """This device's part of the loss: its sums over the counts of all devices. The parts add up to the loss."""
     energy = local.energy_loss / jnp.maximum(total.energies, 1.0)
-    force = local.force_loss / jnp.maximum(total.forces, 1.0)
+    force = local.force_loss / jnp.maximum(total.force_terms, 1.0)
     return (1.0 - beta) * energy + beta * force
 
 
-def beta_schedule(start: float, end: float, begin: float, num_steps: int):
-    """`step -> beta`: `start` until the fraction `begin` of the steps, then geometrically to `end` in 1 - beta
-    (linearly where either is 1).
+BETA_SCHEDULES = ("geometric", "linear", "step")
+
+
+def beta_schedule(start: float, end: float, begin: float, num_steps: int, kind: str = "geometric"
+                  ) -> Callable[[jax.Array | int], jax.Array | float]:
+    """`step -> beta`: `start` until the fraction `begin` of the steps, then to `end`.
+
+        geometric   geometrically in 1 - beta (linearly where either end is 1), `end` at the last step
+        linear      linearly, `end` at the last step
+        step        at once
 
     Late in training the energies get more weight: forces settle the shape of the surface, energies its level.
+
+    Raises:
+      ValueError: No such kind; a number outside of 0 to 1.
     """
+    if kind not in BETA_SCHEDULES:
+        raise ValueError(unknown_name("loss.beta_schedule", kind, BETA_SCHEDULES))
     if not 0.0 <= start <= 1.0 or not 0.0 <= end <= 1.0:
         raise ValueError(f"loss.beta and loss.beta_end must lie between 0 and 1, received {start} and {end}")
+    if not 0.0 <= begin <= 1.0:
+        raise ValueError(f"loss.beta_begin is a fraction of the steps and must lie between 0 and 1, received {begin}")
+    jump = math.ceil(begin * num_steps - 1e-6)  # 0.1 * 30 is a little more than 3
 
     def beta(step):
         if start == end:
             return start
+        if kind == "step":
+            return jnp.where(step >= jump, end, start)
         progress = jnp.clip((step / num_steps - begin) / max(1.0 - begin, 1e-9), 0.0, 1.0)
-        if max(start, end) == 1.0:  # 1 - beta is zero there
+        if kind == "linear" or max(start, end) == 1.0:  # 1 - beta is zero there
             return start + (end - start) * progress
         return 1.0 - (1.0 - start) * ((1.0 - end) / (1.0 - start)) ** progress
 

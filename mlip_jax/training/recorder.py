@@ -10,8 +10,9 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 COLUMNS = ("step", "epoch", "seconds", "learning_rate", "beta", "train_loss", "train_energy_mae_mev_per_atom",
-           "train_force_mae_mev_per_ang", "valid_loss", "valid_energy_mae_mev_per_atom",
-           "valid_force_mae_mev_per_ang", "structures_per_second")
+           "train_energy_mae_mev", "train_force_mae_mev_per_ang", "valid_loss", "valid_energy_mae_mev_per_atom",
+           "valid_energy_mae_mev", "valid_force_mae_mev_per_ang", "structures_per_second", "atoms_per_second",
+           "edges_per_second", "input_share", "checkpoint_share", "mfu")
 
 
 class Recorder:

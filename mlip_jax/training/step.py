@@ -1,4 +1,11 @@
-"""The training step and the evaluation step: the only pmap. State is replicated in here and nowhere else."""
+"""The training step and the evaluation step: the only pmap. State is replicated in here and nowhere else.
+
+An update is made of micro-batches of one static shape, dealt out over the devices of all processes; a device that has
+several adds their gradients up. Sums and counts are added over all of them, so that an update is that of one device
+with the union of the batches. One call to the devices may do many updates.
+
+    D   local devices      S   updates of a call, at most      K   micro-batches of a device in an update
+"""
 
 from __future__ import annotations
 
@@ -24,79 +31,210 @@ class TrainState(NamedTuple):
     Attributes:
       step: Updates done. params, ema: Parameters and their exponential moving average.
       optimizer: State of the optimizer.
+      rate_scale: Factor to the learning rate that validation sets (reduce on plateau).
     """
 
     step: Any
     params: Any
     ema: Any
     optimizer: Any
+    rate_scale: Any
+
+
+class Result(NamedTuple):
+    """What came of the updates of a call, on the device; leading axes (D, S), alike on all devices.
+
+    Attributes:
+      sums: Of the losses. finite: Whether loss and gradient were; if not, the update changed nothing but the count.
+      stop: How many processes want to stop.
+    """
+
+    sums: losses.Sums
+    finite: Any
+    stop: Any
 
 
 class Trainer:
-    """Compiled steps over the local devices.
+    """Compiled steps over the local devices, in step with those of the other processes.
 
-    Attributes:
-      num_devices: Batches that one step takes, stacked on the leading axis.
+    Args:
+      model, energy_scale: See potential.evaluate.
+      beta: Function of the step. ema_decay: Of the average of the parameters.
+      loss_options: Of losses.sums.
+      build: (data, input, bucket) -> graph, inside the step; by default the input is the graph.
+      data: What `build` takes, a tree of arrays that stay on every device.
     """
 
     def __init__(self, model: nn.Module, energy_scale: float, optimizer: optax.GradientTransformation,
-                 beta: Callable, ema_decay: float, loss_options: dict[str, Any]):
+                 beta: Callable, ema_decay: float, loss_options: dict[str, Any], *,
+                 build: Callable[[Any, Any, int], jraph.GraphsTuple] | None = None, data: Any = ()):
         self.num_devices = jax.local_device_count()
         self._optimizer = optimizer
         self._traces = 0
+        mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (_AXIS,))
+        self.layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(_AXIS))
+        self._data = self.replicate(data)
+        build = build or (lambda data, graph, bucket: graph)
 
-        def train(state: TrainState, graph: jraph.GraphsTuple):
+        def sums(params, graph):
+            return losses.sums(evaluate(model, params, graph, energy_scale), graph, **loss_options)
+
+        def train(state, data, inputs, count, stop, bucket):
             self._traces += 1
-            return _train_step(model, energy_scale, optimizer, beta, ema_decay, loss_options, state, graph)
+            update = _update(sums, lambda graph: _counts(graph, loss_options), optimizer, beta, ema_decay)
+            stop = jax.lax.psum(stop, _AXIS)
+            return _updates(lambda state, micro: update(state, lambda k: build(data, _at(micro, k), bucket),
+                                                        jax.tree.leaves(micro)[0].shape[0]),
+                            state, inputs, count, stop)
 
         def evaluate_batch(params, graph):
             evaluation = evaluate(model, params, graph, energy_scale)
             return evaluation, jax.lax.psum(losses.sums(evaluation, graph, **loss_options), _AXIS)
 
-        self._train = jax.pmap(train, _AXIS, donate_argnums=0)
+        self._train = jax.pmap(train, _AXIS, donate_argnums=0, static_broadcasted_argnums=5)
         self._evaluate = jax.pmap(evaluate_batch, _AXIS)
+        self._copy = jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))
 
     @property
     def num_compiles(self) -> int:
-        """How often the training step was traced."""
+        """How often the training step was traced: once for each bucket."""
         return self._traces
 
     def init(self, params: Any) -> TrainState:
         """The first state, replicated."""
-        state = TrainState(np.zeros((), np.int32), params, params, self._optimizer.init(params))
-        return self.replicate(state)
+        one = np.ones((), np.float32)
+        return self.replicate(TrainState(np.zeros((), np.int32), params, params, self._optimizer.init(params), one))
 
     def replicate(self, tree: Any) -> Any:
         """A copy on every device, laid out as pmap gives its outputs back: another layout would compile it twice."""
-        mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (_AXIS,))
-        layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(_AXIS))
-        return jax.tree.map(lambda x: jax.device_put(np.stack([np.asarray(x)] * self.num_devices), layout), tree)
+        return jax.tree.map(lambda x: jax.device_put(np.stack([np.asarray(x)] * self.num_devices), self.layout), tree)
+
+    def put(self, inputs: Any) -> Any:
+        """Arrays with a leading axis of devices, on them."""
+        return jax.tree.map(lambda x: jax.device_put(x, self.layout), inputs)
 
     @staticmethod
     def single(tree: Any) -> Any:
-        """The copy of the first device, on the host."""
-        return jax.device_get(jax.tree.map(lambda x: x[0], tree))
+        """What the first device has, on the host: of trees that are alike on all devices. Waits for it."""
+        return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0], tree)
 
-    def train(self, state: TrainState, graphs: jraph.GraphsTuple) -> tuple[TrainState, losses.Sums]:
-        """One update from one batch for each device; the sums are those of all devices, on the devices."""
-        return self._train(state, graphs)
+    @staticmethod
+    def local(tree: Any) -> Any:
+        """What this process's devices have, on the host: leading axis (D,)."""
+        return jax.tree.map(lambda x: np.concatenate([np.asarray(s.data) for s in x.addressable_shards]), tree)
+
+    def snapshot(self, tree: Any) -> Any:
+        """A copy on the first device, which later steps do not touch. It is ordered here; who reads it waits for it."""
+        return self._copy(jax.tree.map(lambda x: x.addressable_shards[0].data, tree))
+
+    def scale_rate(self, state: TrainState, scale: float) -> TrainState:
+        """The state with another factor to the learning rate."""
+        return state._replace(rate_scale=self.replicate(np.asarray(scale, np.float32)))
+
+    def train(self, state: TrainState, inputs: Any, count: int = 1, *, bucket: int = 0, stop: bool = False
+              ) -> tuple[TrainState, Result]:
+        """`count` updates; `state` is given away.
+
+        Args:
+          inputs: Of `build`, leading axes (D, S, K).
+          count: How many of the S are to be done.
+          bucket: Which static shape the micro-batches have.
+          stop: Whether this process wants to stop; all processes learn it from the result.
+        """
+        return self._train(*self._arguments(state, inputs, count, bucket, stop))
+
+    def lower(self, state: TrainState, inputs: Any, bucket: int = 0) -> jax.stages.Lowered:
+        """The program of `train`, to be looked at."""
+        return self._train.lower(*self._arguments(state, inputs, 1, bucket, False))
+
+    def _arguments(self, state, inputs, count, bucket, stop):
+        wanted = np.zeros(self.num_devices, np.int32)
+        wanted[0] = stop  # one device speaks for its process
+        return state, self._data, inputs, np.full(self.num_devices, count, np.int32), wanted, bucket
 
     def evaluate(self, params: Any, graphs: jraph.GraphsTuple) -> tuple[Evaluation, losses.Sums]:
         """Evaluation of one batch for each device (stacked) and the sums of all."""
         return self._evaluate(params, graphs)
 
 
-def _train_step(model, energy_scale, optimizer, beta, ema_decay, loss_options, state, graph):
-    def loss(params):
-        local = losses.sums(evaluate(model, params, graph, energy_scale), graph, **loss_options)
-        total = jax.lax.psum(jax.lax.stop_gradient(local), _AXIS)
-        return losses.combine(local, total, beta(state.step)), total
+def _at(tree, index):
+    return jax.tree.map(lambda x: x[index], tree)
 
-    _, total, grads = gradient(loss, state.params)
-    grads = jax.lax.psum(grads, _AXIS)
-    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
-    # the average of the first steps must not be that of the initial values
-    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    ema = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, state.ema, params)
-    return TrainState(state.step + 1, params, ema, optimizer_state), total
+
+def _counts(graph, loss_options):
+    """Sums whose counts are those of the batch; they need no model."""
+    nothing = Evaluation(jnp.zeros_like(graph.globals["energy"]), jnp.zeros_like(graph.nodes["forces"]), None)
+    return losses.sums(nothing, graph, **loss_options)
+
+
+def _updates(update, state, inputs, count, stop):
+    """`count` updates one after the other, and what came of each: leading axis (S,)."""
+    most = jax.tree.leaves(inputs)[0].shape[0]
+    if most == 1:
+        state, (sums, finite) = update(state, _at(inputs, 0))
+        return state, jax.tree.map(lambda x: x[None], Result(sums, finite, stop))
+
+    def body(i, carry):
+        state, results = carry
+        state, result = update(state, _at(inputs, i))
+        return state, jax.tree.map(lambda all_of_them, x: all_of_them.at[i].set(x), results, result)
+
+    shapes = jax.eval_shape(lambda: update(state, _at(inputs, 0))[1])
+    empty = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
+    # its length is not static, so that what is left before a checkpoint needs no other program
+    state, (sums, finite) = jax.lax.fori_loop(0, count, body, (state, empty))
+    return state, Result(sums, finite, jnp.full(most, stop))
+
+
+def _update(sums, counts, optimizer, beta, ema_decay):
+    """(state, graph of micro-batch k, their number) -> (state, (sums, finite))."""
+
+    def update(state, micro_batch, number):
+        total, grads = _gradient(sums, counts, state.params, beta(state.step), micro_batch, number)
+        loss = losses.combine(total, total, beta(state.step))
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda u: u * state.rate_scale, updates))
+        # the average of the first steps must not be that of the initial values
+        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, state.ema, params)
+        new = state._replace(params=params, ema=ema, optimizer=optimizer_state)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        return new._replace(step=state.step + 1), (total, finite)
+
+    return update
+
+
+def _gradient(sums, counts, params, beta, micro_batch, number):
+    """Sums over all micro-batches of all devices, and the gradient of the loss that they make."""
+    if number == 1:
+        graph = micro_batch(0)
+
+        def loss(params):
+            local = sums(params, graph)
+            total = jax.lax.psum(jax.lax.stop_gradient(local), _AXIS)
+            return losses.combine(local, total, beta), total
+
+        _, total, grads = gradient(loss, params)
+        return total, jax.lax.psum(grads, _AXIS)
+
+    def add(tree, other):
+        return jax.tree.map(jnp.add, tree, other)
+
+    # the loss divides by the counts of all, which must be known before the first gradient
+    parts = jax.lax.map(lambda k: counts(micro_batch(k)), jnp.arange(number))
+    known = jax.lax.psum(jax.tree.map(lambda x: x.sum(0), parts), _AXIS)
+
+    def body(carry, k):
+        graph = micro_batch(k)
+
+        def loss(params):
+            local = sums(params, graph)
+            return losses.combine(local, known, beta), local
+
+        _, local, grads = gradient(loss, params)
+        return add(carry, (local, grads)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, (jax.eval_shape(sums, params, micro_batch(0)), params))
+    (local, grads), _ = jax.lax.scan(body, zeros, jnp.arange(number))
+    return jax.lax.psum((local, grads), _AXIS)

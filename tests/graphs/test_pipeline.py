@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mlip_jax.graphs.pipeline import Shuffle, Stream, grouped, stack
+from mlip_jax.graphs.pipeline import Shuffle, Stream, stack
 
 SEEDS = st.one_of(st.integers(0, 10_000), st.sampled_from([2**32 - 1, 2**32, -1, 7 * 1_000_003, 10**15]))
 
@@ -249,17 +249,6 @@ def test_close_ends_the_thread():
     next(stream)
     stream.close()  # while a batch is being built
     assert not stream_threads()
-
-
-@pytest.mark.parametrize(("batches", "size"), [(0, 4), (1, 1), (3, 1), (4, 4), (5, 4), (8, 4), (2, 8)])
-def test_groups_are_completed_with_empty_batches(batches, size):
-    plan = [np.arange(2 * i, 2 * i + 2) for i in range(batches)]
-    groups = grouped(plan, size)
-    assert len(groups) == -(-batches // size) and all(len(g) == size for g in groups)
-    flat = [places for group in groups for places in group]
-    for a, b in zip(flat, plan):
-        np.testing.assert_array_equal(a, b)
-    assert all(len(places) == 0 and places.dtype == np.int64 for places in flat[batches:])
 
 
 def test_stacked_batches_have_an_axis_of_devices():

@@ -114,11 +114,11 @@ def test_calculator_gives_what_the_run_predicted(finished):
 def test_a_stopped_run_ends_as_an_undisturbed_one(finished, tmp_path, monkeypatch):
     steps, step = [], Trainer.train
 
-    def stopping(self, *args):
+    def stopping(self, *args, **options):
         steps.append(1)
         if len(steps) == 4:
             raise KeyboardInterrupt
-        return step(self, *args)
+        return step(self, *args, **options)
 
     monkeypatch.setattr(Trainer, "train", stopping)
     with pytest.raises(KeyboardInterrupt):

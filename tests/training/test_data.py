@@ -65,7 +65,8 @@ def small_windows(monkeypatch):
 
 
 def batches(split, reference, num_devices=2, num_hosts=1, host=0, batch_size=3):
-    return Batches(choose_budget(split.sizes, batch_size), CUTOFF, reference, num_devices, num_hosts, host)
+    return Batches((choose_budget(split.sizes, batch_size),), CUTOFF, reference, num_devices, num_hosts=num_hosts,
+                   host=host)
 
 
 def epochs_of(stream, count):
@@ -97,30 +98,31 @@ def assert_same_steps(a, b):
         assert_identical(batch, other_batch)
 
 
-def shape(budget, num_devices):
-    return {"positions": (num_devices, budget.nodes, 3), "senders": (num_devices, budget.edges),
-            "n_node": (num_devices, budget.graphs)}
+def shape(budget, num_devices, per_device=1):
+    leading = (num_devices, 1, per_device)
+    return {"positions": (*leading, budget.nodes, 3), "senders": (*leading, budget.edges),
+            "n_node": (*leading, budget.graphs)}
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 5])
 def test_every_epoch_holds_every_structure_once_in_another_order(split, reference, small_windows, num_devices):
     made = batches(split, reference, num_devices)
-    assert len(split) / made._window_size(split) > 3
+    assert len(split) / made._window_size(split, made._of_an_update) > 3
     epochs = epochs_of(made.training(split, seed=3), 3)
     for steps in epochs:
         np.testing.assert_array_equal(np.sort(np.concatenate(places_of(steps))), np.arange(len(split)))
         for group, batch in steps:
-            assert len(group.places) == num_devices
+            assert 1 <= len(group.places) <= num_devices
             got = {"positions": batch.nodes["positions"].shape, "senders": batch.senders.shape,
                    "n_node": batch.n_node.shape}
-            assert got == shape(made.budget, num_devices)
+            assert got == shape(made.budgets[0], num_devices)
     orders = {tuple(np.concatenate(places_of(steps)).tolist()) for steps in epochs}
     assert len(orders) == 3
 
 
 def test_one_window_for_all_is_the_rule_for_small_data(split, reference):
     made = batches(split, reference, 1)
-    assert made._window_size(split) >= 4096
+    assert made._window_size(split, made._of_an_update) >= 4096
     steps, = epochs_of(made.training(split, seed=0), 1)
     np.testing.assert_array_equal(np.sort(np.concatenate(places_of(steps))), np.arange(len(split)))
     assert len(steps) < 1.3 * len(split) / 3
@@ -143,7 +145,7 @@ def test_a_batch_holds_the_structures_that_its_group_names(split, reference, sto
     seen = 0
     for group, batch in steps:
         for device, places in enumerate(made.of_this_host(group)):
-            one = jax.tree.map(lambda x: x[device], batch)  # noqa: B023
+            one = jax.tree.map(lambda x: x[device, 0, 0], batch)  # noqa: B023
             ends = np.cumsum(one.n_node)
             for g, place in enumerate(places):
                 s = store[int(split.indices[place])]
@@ -187,7 +189,7 @@ def test_hosts_together_do_what_one_process_does(split, reference, small_windows
             for (other, _) in steps:
                 assert [p.tolist() for p in other.places] == [p.tolist() for p in group.places]
             together = [p for made, (other, _) in zip(hosts, steps) for p in made.of_this_host(other)]
-            assert [p.tolist() for p in together] == [p.tolist() for p in group.places]
+            assert [p.tolist() for p in together if len(p)] == [p.tolist() for p in group.places]
             joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(batch for _, batch in steps))
             assert_identical(joined, whole)
 
@@ -197,7 +199,7 @@ def test_in_order_covers_once_and_in_order_but_for_gaps(split, reference, small_
     with contextlib.closing(made.in_order(split)) as stream:
         steps = list(stream)
     unseen = set(range(len(split)))
-    size = made._window_size(split)
+    size = made._window_size(split, made._of_an_update)
     windows = []
     for places in places_of(steps):
         if len(places):
@@ -220,13 +222,13 @@ def test_an_empty_part_has_no_batches(split, reference):
 
 def test_more_devices_than_structures(split, reference):
     few = split.part(np.array([4, 2]))
-    made = Batches(choose_budget(few.sizes, 1), CUTOFF, reference, 5)
+    made = Batches((choose_budget(few.sizes, 1),), CUTOFF, reference, 5)
     with contextlib.closing(made.training(few, seed=0)) as stream:
         for epoch in range(3):
             group, batch = next(stream)
             assert group.epoch == epoch
-            assert sorted(p.tolist() for p in group.places) == [[], [], [], [0], [1]]
-            np.testing.assert_array_equal(batch.n_node[:, 0] == made.budget.nodes, [not len(p) for p in group.places])
+            assert sorted(p.tolist() for p in group.places) == [[0], [1]]
+            np.testing.assert_array_equal(batch.n_node[:, 0, 0, 0] == made.budgets[0].nodes, [False] * 2 + [True] * 3)
 
 
 def test_periodic_structures_among_others_have_batches_of_one_form(tmp_path):
@@ -236,7 +238,7 @@ def test_periodic_structures_among_others_have_batches_of_one_form(tmp_path):
     assert len(store.manifest["shards"]) == 3
     sizes = measure(store.take(np.arange(3)), 2.5)
     split = Split(store, np.arange(3), sizes)
-    made = Batches(choose_budget(sizes, 1), 2.5, np.zeros(119), 2)
+    made = Batches((choose_budget(sizes, 1),), 2.5, np.zeros(119), 2)
     with contextlib.closing(made.in_order(split)) as stream:
         steps = list(stream)
     forms = {jax.tree.structure(batch) for _, batch in steps}
@@ -278,7 +280,7 @@ def test_columns_are_those_of_the_store(split, store):
 def test_a_structure_that_does_not_fit_is_named(split, reference):
     largest = int(np.argmax(split.sizes.n_node))
     made = batches(split, reference)
-    made = Batches(made.budget._replace(nodes=int(split.sizes.n_node[largest])), CUTOFF, reference, 1)
+    made = Batches((made.budgets[0]._replace(nodes=int(split.sizes.n_node[largest])),), CUTOFF, reference, 1)
     with contextlib.closing(made.training(split, seed=0)) as stream, pytest.raises(ValueError, match="does not fit"):
         next(stream)
 

@@ -33,7 +33,7 @@ def setup():
     model = models.create("painn", num_features=8, num_layers=1, num_radial=6, zero_init=False)
     split = Split(columns, np.arange(len(columns)), measure(columns, model.cutoff))
     reference = statistics.reference_energies(statistics.Summary([columns]), "least_squares")
-    batches = Batches(choose_budget(split.sizes, 4), model.cutoff, reference, jax.local_device_count())
+    batches = Batches((choose_budget(split.sizes, 4),), model.cutoff, reference, jax.local_device_count())
     trainer = Trainer(model, 1.3, optax.sgd(RATE), lambda step: 0.7, DECAY, OPTIONS)
     return model, split, batches, trainer, model.init(jax.random.key(0), example_graph())
 
@@ -53,7 +53,7 @@ def test_all_steps_of_an_epoch_share_one_compile(setup):
 def test_update_is_a_gradient_step_of_the_stated_loss(setup):
     model, split, batches, trainer, params = setup
     group, graphs = next(batches.training(split, seed=1))
-    one = jax.tree.map(lambda x: jax.numpy.asarray(x[0]), graphs)
+    one = jax.tree.map(lambda x: jax.numpy.asarray(x[0, 0, 0]), graphs)
 
     def loss(p):
         s = losses.sums(evaluate(model, p, one, 1.3), one, **OPTIONS)

@@ -1,0 +1,28 @@
+"""So3krates and PaiNN on SPICE with three seeds each, at a small budget: which is better, and is that more than chance?
+
+    python -m mlip_jax.main --config=configs/spice_sweep.py --workdir=runs/spice_sweep --sweep
+
+Six runs of 6,000 steps of 8 structures, one after another; the same command again runs what is not complete. The
+table is in runs/spice_sweep/sweep.md, with means and standard deviations over the seeds. Without a SPICE file, on the
+embedded data set with GFN2-xTB labels. As a job array on SLURM, of which each task runs one variant:
+
+    sbatch --array=0-5 launch/slurm.sbatch --config=configs/spice_sweep.py --workdir=runs/spice_sweep
+"""
+
+import ml_collections
+
+from configs import spice
+from mlip_jax.sweep import product
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = spice.get_config()
+    c.train.num_steps = 6_000
+    c.train.valid_every = 500
+    c.train.checkpoint_every = 500
+    return c
+
+
+def sweep() -> list[dict]:
+    return [{"name": f"{v['model.name']}-{v['seed']}", **v, "model.options": spice.MODELS[v["model.name"]]}
+            for v in product({"model.name": ["so3krates", "painn"], "seed": [0, 1, 2]})]

@@ -1,0 +1,198 @@
+#!/usr/bin/env bash
+# One run on this machine as several processes. See --help.
+set -u
+
+usage() {
+  cat <<'EOF'
+launch/local.sh -n N [options] -- --config=FILE --workdir=DIR [more flags of the program]
+
+Starts N processes of one run on this machine. Process 0 writes here, process K to DIR/process_K.log.
+
+  -n N                       Processes.
+  --devices-per-process K    GPUs of each process; on CPU (JAX_PLATFORMS=cpu, or no GPU there) virtual devices of each.
+                             Default: all GPUs, dealt out evenly; one CPU device.
+  --restarts R               Start again at most R times when the run ends with exit code 75, "to be continued".
+                             Default 0.
+  --logs DIR                 Where the logs go in place of the workdir.
+  -m MODULE                  Python module to run. Default mlip_jax.main.
+  -h, --help                 This text.
+
+Python is $PYTHON, or that of .venv in the repository, or python3.
+
+SIGTERM, SIGINT and SIGUSR1 are passed on to all processes, which stop at a step and write a checkpoint; the same
+command goes on from there. When a process dies, the others are ended within seconds, and the end of its log and its
+exit code are shown. The exit code is that of the process that failed first; 75 for a run that was stopped; 0 for one
+that is done.
+EOF
+}
+
+say() { printf 'local.sh: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 2; }
+
+# Seconds for the other processes to end by themselves when one has failed, or when the run was stopped at a step.
+readonly GRACE_FAILED=5 GRACE_STOPPED=60
+readonly STOPPED=75 PEER_FAILED=76
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 2
+count="" devices="" restarts=0 logs="" module=mlip_jax.main
+while [ $# -gt 0 ]; do
+  case $1 in
+    -h | --help) usage; exit 0 ;;
+    --) shift; break ;;
+    -n | --devices-per-process | --restarts | --logs | -m)
+      [ $# -ge 2 ] || fail "$1 needs a value; see --help"
+      case $1 in
+        -n) count=$2 ;;
+        --devices-per-process) devices=$2 ;;
+        --restarts) restarts=$2 ;;
+        --logs) logs=$2 ;;
+        -m) module=$2 ;;
+      esac
+      shift 2 ;;
+    *) fail "unknown option $1; flags of the program come after --. See --help" ;;
+  esac
+done
+is_count() { [[ $1 =~ ^[1-9][0-9]{0,3}$ ]]; }
+[ -n "$count" ] || fail "how many processes? Give -n N. See --help"
+is_count "$count" || fail "-n $count: expected a number, 1 or more"
+[ -z "$devices" ] || is_count "$devices" || fail "--devices-per-process $devices: expected a number, 1 or more"
+[ "$restarts" = 0 ] || is_count "$restarts" || fail "--restarts $restarts: expected a number, 0 or more"
+[ $# -gt 0 ] || fail "no flags for the program; give them after --. See --help"
+
+workdir="" previous=""
+for argument in "$@"; do
+  case $argument in --workdir=* | -workdir=*) workdir=${argument#*=} ;; esac
+  case $previous in --workdir | -workdir) workdir=$argument ;; esac
+  previous=$argument
+done
+logs=${logs:-$workdir}
+[ -n "$logs" ] || fail "no --workdir=DIR among the flags of the program; give it, or --logs DIR"
+mkdir -p "$logs" || fail "$logs: cannot be made; it is where the logs go"
+
+python=${PYTHON:-}
+if [ -z "$python" ]; then
+  if [ -x "$here/.venv/bin/python" ]; then python=$here/.venv/bin/python; else python=python3; fi
+fi
+command -v "$python" > /dev/null || fail "$python: no such program; set PYTHON"
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+
+# The GPUs that there are, as CUDA_VISIBLE_DEVICES names them.
+gpus=()
+if [ "${JAX_PLATFORMS:-}" != cpu ]; then
+  if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+    IFS=, read -r -a gpus <<< "$CUDA_VISIBLE_DEVICES"
+  elif command -v nvidia-smi > /dev/null; then
+    mapfile -t gpus < <(nvidia-smi --query-gpu=index --format=csv,noheader 2> /dev/null)
+  fi
+fi
+share=0
+if [ ${#gpus[@]} -gt 0 ]; then
+  share=${devices:-$((${#gpus[@]} / count))}
+  [ "$share" -gt 0 ] ||
+    fail "${#gpus[@]} GPU(s) for $count processes: a GPU serves one process. Lower -n, or set JAX_PLATFORMS=cpu"
+  [ $((share * count)) -le ${#gpus[@]} ] || fail "$count processes of $share GPUs, but there are ${#gpus[@]}"
+  [ -n "$devices" ] || [ $((share * count)) -eq ${#gpus[@]} ] ||
+    fail "${#gpus[@]} GPUs cannot be dealt out evenly to $count processes: another -n, or --devices-per-process"
+fi
+
+pids=() codes=() signals=""
+
+log_of() { printf '%s/process_%s.log' "$logs" "$1"; }
+
+start_process() { # number, port, flags of the program
+  local number=$1 port=$2
+  shift 2
+  export MLIP_JAX_COORDINATOR=localhost:$port MLIP_JAX_NUM_PROCESSES=$count MLIP_JAX_PROCESS_ID=$number
+  if [ "$share" -gt 0 ]; then
+    local mine=("${gpus[@]:number * share:share}")
+    CUDA_VISIBLE_DEVICES=$(IFS=,; printf '%s' "${mine[*]}")
+    export CUDA_VISIBLE_DEVICES
+  elif [ -n "$devices" ]; then
+    export XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices"
+  fi
+  if [ "$number" = 0 ]; then exec "$python" -m "$module" "$@"; fi
+  printf -- '--- %s\n' "$(date '+%F %T')" >> "$(log_of "$number")"
+  exec "$python" -m "$module" "$@" >> "$(log_of "$number")" 2>&1 < /dev/null
+}
+
+pass_on() { # signal
+  local number
+  signals+=" $1"
+  say "SIG$1: passed on to all processes"
+  for number in "${!pids[@]}"; do
+    # before its exit code is known, a number is that of our process and of no other
+    [ -n "${codes[number]:-}" ] || kill -s "$1" "${pids[number]}" 2> /dev/null
+  done
+}
+
+end_others() {
+  local number
+  for number in "${!pids[@]}"; do
+    # the processes that it has started itself are of its group
+    [ -n "${codes[number]:-}" ] || kill -s KILL -- "-${pids[number]}" 2> /dev/null
+  done
+}
+
+report() { # number of a process that failed
+  say "process $1 ended with exit code ${codes[$1]}"
+  [ "$1" = 0 ] || { say "the end of $(log_of "$1"):"; tail -n 20 "$(log_of "$1")" >&2; }
+}
+
+collect() { # take down the codes of the processes that have ended; the first that failed is the culprit
+  local number
+  for number in "${!pids[@]}"; do
+    [ -n "${codes[number]:-}" ] && continue
+    kill -0 "${pids[number]}" 2> /dev/null && continue
+    wait "${pids[number]}"
+    codes[number]=$?
+    case ${codes[number]} in
+      0) ;;
+      "$STOPPED") [ -n "$deadline" ] || deadline=$((SECONDS + GRACE_STOPPED)) ;;
+      "$PEER_FAILED") [ -n "$deadline" ] || deadline=$((SECONDS + GRACE_FAILED)); peer_failed=1 ;;
+      *)
+        # those that are ended here are not to blame
+        [ -n "$culprit" ] || [ -n "$ended" ] || { culprit=$number; report "$number"; }
+        [ -n "$deadline" ] || deadline=$((SECONDS + GRACE_FAILED)) ;;
+    esac
+  done
+}
+
+run_once() { # flags of the program
+  local number port deadline="" culprit="" peer_failed="" ended=""
+  port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])') ||
+    fail "$python cannot tell a free port"
+  pids=() codes=()
+  # groups of their own: Ctrl-C comes here, and is passed on once
+  set -m
+  for ((number = 0; number < count; number++)); do
+    start_process "$number" "$port" "$@" &
+    pids[number]=$!
+  done
+  set +m
+  while collect; [ ${#codes[@]} -lt "$count" ]; do
+    if [ -n "$deadline" ] && [ -z "$ended" ] && [ $SECONDS -ge "$deadline" ]; then
+      say "ending the processes that are left"
+      ended=1
+      end_others
+    fi
+    sleep 0.2
+  done
+  if [ -n "$culprit" ]; then return "${codes[culprit]}"; fi
+  if [ -n "$peer_failed" ]; then return "$PEER_FAILED"; fi
+  for number in "${codes[@]}"; do
+    [ "$number" = 0 ] || return "$number"
+  done
+  return 0
+}
+
+for name in TERM INT USR1; do
+  # shellcheck disable=SC2064 # the name is meant to be that of now
+  trap "pass_on $name" "$name"
+done
+trap end_others EXIT
+for ((attempt = 0; ; attempt++)); do
+  run_once "$@"
+  code=$?
+  if [ "$code" -ne "$STOPPED" ] || [ -n "$signals" ] || [ "$attempt" -ge "$restarts" ]; then exit "$code"; fi
+  say "to be continued (exit code $STOPPED): start $((attempt + 1)) of at most $restarts more"
+done

@@ -1,0 +1,63 @@
+"""Plain values and NumPy arrays to bytes and back; nothing that is read can run code."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+_ARRAY = "__array__"
+
+
+def encode(value: Any) -> bytes:
+    """Bytes of what JSON knows (dictionaries have names as keys) with NumPy arrays and numbers anywhere in it.
+
+    Raises:
+      TypeError: Something else is in it, and where.
+    """
+    arrays: list[np.ndarray] = []
+    text = json.dumps(_without_arrays(value, arrays, "value")).encode()
+    buffer = io.BytesIO()
+    buffer.write(len(text).to_bytes(8, "big") + text)
+    for array in arrays:
+        np.lib.format.write_array(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def decode(data: bytes) -> Any:
+    """What `encode` was given; tuples are lists."""
+    buffer = io.BytesIO(data)
+    tree = json.loads(buffer.read(int.from_bytes(buffer.read(8), "big")))
+    return _with_arrays(tree, buffer)
+
+
+def _without_arrays(value, arrays, where):
+    if isinstance(value, (np.ndarray, np.generic)):
+        array = np.asarray(value)
+        if array.dtype.hasobject:
+            raise TypeError(f"{where}: an array of Python objects; expected one of numbers or text")
+        arrays.append(array)
+        return {_ARRAY: isinstance(value, np.generic)}
+    if isinstance(value, Mapping):
+        wrong = [key for key in value if not isinstance(key, str) or key == _ARRAY]
+        if wrong:
+            raise TypeError(f"{where}: the key {wrong[0]!r}; expected keys that are text, and not {_ARRAY!r}")
+        return {key: _without_arrays(v, arrays, f"{where}[{key!r}]") for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_arrays(v, arrays, f"{where}[{i}]") for i, v in enumerate(value)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{where}: {type(value).__name__}; expected numbers, text, lists, dictionaries or NumPy arrays")
+
+
+def _with_arrays(tree, buffer):
+    """In the order in which they were written."""
+    if isinstance(tree, dict):
+        if _ARRAY in tree:
+            array = np.lib.format.read_array(buffer, allow_pickle=False)
+            return array[()] if tree[_ARRAY] else array
+        return {key: _with_arrays(value, buffer) for key, value in tree.items()}
+    return [_with_arrays(value, buffer) for value in tree] if isinstance(tree, list) else tree

@@ -1,0 +1,223 @@
+"""The table of a sweep: `sweep.csv`, `sweep.md` and `sweep.png`; over seeds also `sweep_seeds.csv`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import socket
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mlip_jax.reports import figures
+
+log = logging.getLogger(__name__)
+
+# Columns of scores: {column: (part, key)} in metrics.json.
+SCORES = {f"{part}_{key}": (part, key) for part in ("test", "valid") for key in (
+    "energy_mae_mev_per_atom", "force_mae_mev_per_ang", "energy_slope_mev_per_atom", "energy_rmse_mev_per_atom",
+    "force_rmse_mev_per_ang")}
+# Those that a person sees: {column: heading}. The others are in the CSV file.
+_SHOWN = {
+    "test_energy_mae_mev_per_atom": "test energy MAE (meV/atom)",
+    "test_force_mae_mev_per_ang": "test force MAE (meV/Å)",
+    "test_energy_slope_mev_per_atom": "test slope (meV/atom)",
+    "valid_energy_mae_mev_per_atom": "valid. energy MAE (meV/atom)",
+    "valid_force_mae_mev_per_ang": "valid. force MAE (meV/Å)", "training_seconds": "training (s)",
+    "best_step": "best step"}
+_DRAWN = ("test_energy_mae_mev_per_atom", "test_force_mae_mev_per_ang")
+_SEED = "seed"
+_CELL = 60  # characters of a cell that a person sees
+
+
+class Row(NamedTuple):
+    """A variant of a sweep.
+
+    Attributes:
+      name: Of its folder.
+      values: The overrides that are not the same in all variants, by dotted name; every row has the same keys.
+      state: "done", "running", "failed", "stopped" or "waiting".
+      seconds: Wall time of all its starts, None before the first ended.
+      scores: Keys of SCORES, training_seconds and best_step; None where unknown. Empty if there are none yet.
+    """
+
+    name: str
+    values: dict[str, Any]
+    state: str
+    seconds: float | None = None
+    scores: dict[str, float | None] = {}
+
+
+class Group(NamedTuple):
+    """Rows that differ by their seed alone: {column: (mean, standard deviation)} over those that are done.
+
+    The standard deviation is the sample's (divided by n - 1), None for a single value.
+    """
+
+    values: dict[str, Any]
+    num_done: int
+    num_rows: int
+    scores: dict[str, tuple[float, float | None]]
+
+
+def read_scores(workdir: str | os.PathLike, best: str = "best") -> dict[str, float | None]:
+    """Scores of a finished run from its metrics.json; {} for a task that writes none.
+
+    Args:
+      best: Folder of the best checkpoints below `workdir`; the newest is the one that the scores are of.
+    """
+    path = Path(workdir) / "metrics.json"
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        log.warning("%s is not valid JSON (%s); the table leaves its scores out", path, error)
+        return {}
+    scores = {column: (metrics.get(part) or {}).get(key) for column, (part, key) in SCORES.items()}
+    steps = [int(p.name) for p in (Path(workdir) / best).glob("*") if p.name.isdigit()]
+    return scores | {"training_seconds": metrics.get("seconds"), "best_step": max(steps, default=None)}
+
+
+def over_seeds(rows: Sequence[Row]) -> list[Group]:
+    """Groups of the rows that are the same but for the value `seed`; none if no group has two rows."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(repr({k: v for k, v in row.values.items() if k != _SEED}), []).append(row)
+    if all(len(group) < 2 for group in groups.values()):
+        return []
+    return [_group(group) for group in groups.values()]
+
+
+def _group(rows: Sequence[Row]) -> Group:
+    done = [row for row in rows if row.state == "done"]
+    scores = {}
+    for column in (*SCORES, "training_seconds"):
+        known = [row.scores[column] for row in done if row.scores.get(column) is not None]
+        if known:
+            scores[column] = statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
+    return Group({k: v for k, v in rows[0].values.items() if k != _SEED}, len(done), len(rows), scores)
+
+
+def write_table(folder: str | os.PathLike, rows: Sequence[Row], title: str) -> None:
+    """Write sweep.csv, sweep.md and, of what there is, sweep.png and sweep_seeds.csv; each at once or not at all.
+
+    Raises:
+      OSError: A file cannot be written.
+    """
+    folder, groups = Path(folder), over_seeds(rows)
+    _write(folder / "sweep.csv", lambda path: path.write_text(_csv(rows), encoding="utf-8"))
+    if groups:
+        _write(folder / "sweep_seeds.csv", lambda path: path.write_text(_seeds_csv(groups), encoding="utf-8"))
+    _write(folder / "sweep.md", lambda path: path.write_text(_markdown(rows, groups, title), encoding="utf-8"))
+    if any(row.scores.get(column) is not None for row in rows for column in _DRAWN):
+        figure = draw(rows)
+        _write(folder / "sweep.png", lambda path: figure.savefig(path, format="png", dpi=150))
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    columns = [*SCORES, "training_seconds", "best_step"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["name", *rows[0].values, "state", "seconds", *columns])
+    for row in rows:
+        writer.writerow([row.name, *row.values.values(), row.state, row.seconds, *map(row.scores.get, columns)])
+    return text.getvalue()
+
+
+def _seeds_csv(groups: Sequence[Group]) -> str:
+    columns = [*SCORES, "training_seconds"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*groups[0].values, "num_done", "num_seeds", *(
+        f"{column}_{what}" for column in columns for what in ("mean", "std"))])
+    for group in groups:
+        figures_ = [x for column in columns for x in group.scores.get(column, (None, None))]
+        writer.writerow([*group.values.values(), group.num_done, group.num_rows, *figures_])
+    return text.getvalue()
+
+
+def _markdown(rows: Sequence[Row], groups: Sequence[Group], title: str) -> str:
+    count = {state: sum(row.state == state for row in rows) for state in dict.fromkeys(row.state for row in rows)}
+    lines = [f"# {title}", "", ", ".join(f"{n} {state}" for state, n in count.items()) + ".", ""]
+    shown = {k: heading for k, heading in _SHOWN.items() if any(row.scores.get(k) is not None for row in rows)}
+    lines += _pipes(["variant", *rows[0].values, "state", "time", *shown.values()], [
+        [row.name, *map(cell, row.values.values()), row.state, duration(row.seconds),
+         *(_figure(k, row.scores.get(k)) for k in shown)] for row in rows])
+    if groups:
+        shown = {k: heading for k, heading in _SHOWN.items() if any(k in group.scores for group in groups)}
+        lines += ["", "## Over seeds", "", "Mean ± sample standard deviation of those that are done.", ""]
+        lines += _pipes([*groups[0].values, "done", *shown.values()], [
+            [*map(cell, group.values.values()), f"{group.num_done} of {group.num_rows}",
+             *(_spread(k, *group.scores.get(k, (None, None))) for k in shown)] for group in groups])
+    return "\n".join(lines) + "\n"
+
+
+def _pipes(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    escaped = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in (heading, *rows)]
+    return ["| " + " | ".join(row) + " |" for row in (escaped[0], ["---"] * len(heading), *escaped[1:])]
+
+
+def cell(value: Any) -> str:
+    """A value of an override, short enough for a table."""
+    text = "-" if value is None else str(value)
+    return text if len(text) <= _CELL else text[:_CELL - 1] + "…"
+
+
+def duration(seconds: float | None) -> str:
+    """h:mm:ss, or "-"."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _figure(column: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if column in ("best_step", "training_seconds") else f"{value:.2f}"
+
+
+def _spread(column: str, mean: float | None, std: float | None) -> str:
+    return _figure(column, mean) if std is None else f"{_figure(column, mean)} ± {_figure(column, std)}"
+
+
+def draw(rows: Sequence[Row]):
+    """Test errors of the variants, one line each; variants that differ by their seed alone share one.
+
+    Returns:
+      A matplotlib `Figure`.
+    """
+    lines: dict[str, list[Row]] = {}
+    together = bool(over_seeds(rows))
+    for row in rows:
+        values = {k: v for k, v in row.values.items() if k != _SEED}
+        lines.setdefault(", ".join(map(cell, values.values())) or "all" if together else row.name, []).append(row)
+    titles = [_SHOWN[column] for column in _DRAWN]
+    fig, axes = figures._figure(*titles, size=(9.2, 1.4 + 0.32 * len(lines)))
+    for ax, column in zip(axes, _DRAWN):
+        largest = max((row.scores.get(column) or 0.0 for row in rows), default=0.0)
+        for place, members in enumerate(lines.values()):
+            known = [row.scores[column] for row in members if row.scores.get(column) is not None]
+            if known:
+                ax.plot(known, [place] * len(known), "o", color=figures.BLUE, alpha=0.6, markersize=6)
+                ax.plot(statistics.fmean(known), place, "|", color=figures.VERMILLION, markersize=16, markeredgewidth=2)
+        ax.set_yticks(range(len(lines)), list(lines))
+        ax.set_ylim(len(lines) - 0.5, -0.5)
+        ax.set_xlim(0, 1.05 * largest or 1.0)
+    axes[1].set_yticklabels([])
+    return fig
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    # the machine's name: processes of several machines may share the folder
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

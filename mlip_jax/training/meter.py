@@ -1,0 +1,98 @@
+"""What a run did since the last line of its log, and what its time went into."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from mlip_jax.graphs.batching import Sizes
+from mlip_jax.training.data import Group
+from mlip_jax.training.losses import Sums
+
+# Float32 multiply-adds of the vector units, as two operations, per second: what a model without products of lower
+# precision can reach. From the makers' data sheets.
+PEAK_FLOPS = {"H200": 67e12, "H100": 67e12, "GH200": 67e12, "B200": 75e12, "A100": 19.5e12, "L40S": 91.6e12,
+              "L4": 30.3e12, "A10G": 31.2e12, "V100": 15.7e12, "T4": 8.1e12, "RTX 4090": 82.6e12, "RTX 3090": 35.6e12}
+
+PARTS = ("input", "checkpoint", "validation")
+
+
+class Meter:
+    """Counts work and time.
+
+    Attributes:
+      seconds: Spent by the main thread in each of PARTS since the start; the rest is training.
+    """
+
+    def __init__(self, sizes: Sizes, flops_per_update: float | None = None):
+        self._sizes = sizes
+        self._flops = flops_per_update
+        self.start()
+
+    class _Line:
+        """What has come since the last line."""
+
+        def __init__(self, begin: float, seconds: dict[str, float]):
+            self.begin, self.seconds = begin, seconds
+            self.sums: list[Sums] = []
+            self.updates = self.structures = self.atoms = self.edges = 0
+
+    @contextlib.contextmanager
+    def clock(self, part: str) -> Iterator[None]:
+        """Counts the time of the body as that of `part`."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.monotonic() - begin
+
+    def start(self) -> None:
+        """Time begins to count."""
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._begin = time.monotonic()
+        self._line = self._Line(self._begin, dict(self.seconds))
+
+    def add(self, groups: Sequence[Group], sums: Sums, finite: np.ndarray) -> None:
+        """Updates that are done: their groups, their sums (leading axis of updates) on the host, and which count."""
+        line = self._line
+        places = np.concatenate([p for g in groups for p in g.places])
+        line.sums.append(jax.tree.map(lambda x: np.asarray(x, np.float64)[:len(groups)][finite].sum(), sums))
+        line.updates += len(groups)
+        line.structures += len(places)
+        line.atoms += int(self._sizes.n_node[places].sum())
+        line.edges += int(self._sizes.n_edge[places].sum())
+
+    def next_line(self) -> tuple[Sums, dict[str, float]]:
+        """Sums of the updates since the last line; their rates per second of training, validation and checkpoints not
+        counted, and the shares of time that the main thread spent otherwise. Starts a new line."""
+        line, now = self._line, time.monotonic()
+        spent = {k: self.seconds[k] - line.seconds[k] for k in PARTS}
+        elapsed = max(now - line.begin, 1e-9)
+        training = max(elapsed - spent["validation"] - spent["checkpoint"], 1e-9)
+        row = {"structures_per_second": line.structures / training, "atoms_per_second": line.atoms / training,
+               "edges_per_second": line.edges / training, "input_share": spent["input"] / elapsed,
+               "checkpoint_share": spent["checkpoint"] / elapsed}
+        peak = peak_flops()
+        if peak and self._flops:
+            row["mfu"] = self._flops * line.updates / training / peak
+        sums = jax.tree.map(lambda *x: float(np.sum(x)), *line.sums)
+        self._line = self._Line(now, dict(self.seconds))
+        return sums, row
+
+    def summary(self) -> dict[str, float]:
+        """Shares of the whole time in each of PARTS."""
+        elapsed = max(time.monotonic() - self._begin, 1e-9)
+        return {k: v / elapsed for k, v in self.seconds.items()}
+
+
+def peak_flops() -> float | None:
+    """Of all devices of this process; None where it is not known, as of CPUs."""
+    kind = jax.local_devices()[0].device_kind
+    for name, flops in PEAK_FLOPS.items():
+        if name in kind:
+            return flops * jax.local_device_count()
+    return None

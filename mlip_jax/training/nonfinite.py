@@ -1,0 +1,78 @@
+"""What to do about a loss that is not finite: name the structures, and stop, pass over the update, or roll back."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mlip_jax.config import ConfigError, unknown_name
+from mlip_jax.training.data import Group, Split
+
+log = logging.getLogger(__name__)
+
+CHOICES = ("stop", "skip", "rollback")
+# Beyond, something is wrong that other batches do not mend.
+MOST_ROLLBACKS, MOST_SKIPPED = 10, 100
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on."""
+
+
+class NonFinite:
+    """Judges updates whose loss or gradient was not finite. They have changed no parameter.
+
+    Args:
+      choice: One of CHOICES. split: That groups refer to. workdir: Gets nonfinite.csv with all structures of them.
+
+    Raises:
+      ConfigError: No such choice.
+    """
+
+    def __init__(self, choice: str, split: Split, workdir: Path):
+        if choice not in CHOICES:
+            raise ConfigError(unknown_name("train.on_nonfinite", choice, CHOICES))
+        self._choice, self._split, self._file = choice, split, workdir / "nonfinite.csv"
+        self._skipped = 0
+
+    def to_roll_back(self, bad: Sequence[tuple[int, Group]], rollbacks: int, write: bool = True) -> bool:
+        """Whether to go back to the last checkpoint because of updates [(step, group), ...].
+
+        Raises:
+          TrainingError: Training is to stop; the structures are named.
+        """
+        names = [(step, name) for step, group in bad for name in self._names(group)]
+        if write:
+            self._record(names)
+        first, shown = bad[0][0], ", ".join(name for _, name in names[:20])
+        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+        text = f"the loss or its gradient is not finite in step {first}, whose batch holds {shown}{more}"
+        if self._choice == "stop":
+            raise TrainingError(
+                f"{text}; all are in {self._file.name}. Parameters and checkpoints are from before. Look at these "
+                "structures, lower optimizer.learning_rate, leave out the largest forces (data.max_force), or pass "
+                "over such batches: --config.train.on_nonfinite=skip (or rollback)")
+        self._skipped += len(bad)
+        if self._choice == "rollback":
+            if rollbacks >= MOST_ROLLBACKS:
+                raise TrainingError(f"{text}; the run has gone back {rollbacks} times. Lower optimizer.learning_rate.")
+            log.warning("%s. Going back to the last checkpoint, and on with other batches", text)
+            return True
+        if self._skipped > MOST_SKIPPED:
+            raise TrainingError(f"{text}; {self._skipped} updates were passed over. Lower optimizer.learning_rate.")
+        log.warning("%s. The update is passed over", text)
+        return False
+
+    def _names(self, group: Group) -> list[str]:
+        columns = self._split.columns(np.concatenate(group.places))
+        return [f"{source}#{conformer}" for source, conformer in zip(columns.source, columns.conformer)]
+
+    def _record(self, names: list[tuple[int, str]]) -> None:
+        fresh = not self._file.exists()
+        with open(self._file, "a", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([("step", "structure")] * fresh + names)

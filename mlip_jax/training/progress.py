@@ -1,0 +1,48 @@
+"""What a run shows while it trains: a bar on a terminal, else lines in the log."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+
+import numpy as np
+from rich import progress
+
+from mlip_jax import distributed
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """Context manager around the bar of a run of `total` steps."""
+
+    def __init__(self, total: int, done: int):
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[text]}"), progress.TimeElapsedColumn(), progress.TimeRemainingColumn(),
+            disable=not distributed.leader())
+        self._task = self._bar.add_task("training", total=total, completed=done, text="")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+                 ) -> None:
+        self._bar.stop()
+
+    def show(self, step: int, total: int, row: dict[str, float]) -> None:
+        """What the updates up to `step` gave: a row of metrics."""
+        text = (f"E {figure(row['train_energy_mae_mev_per_atom'], 1)} meV/atom  "
+                f"F {figure(row['train_force_mae_mev_per_ang'], 0)} meV/Å  "
+                f"{row['structures_per_second']:.0f} structures/s")
+        self._bar.update(self._task, completed=step, text=text)
+        if not self._bar.console.is_terminal:
+            busy = "" if "mfu" not in row else f"  MFU {100 * row['mfu']:.1f} %"
+            log.info("step %d/%d  %s  %.0f atoms/s  %.0f edges/s  waiting for input %.1f %%%s", step, total, text,
+                     row["atoms_per_second"], row["edges_per_second"], 100 * row["input_share"], busy)
+
+
+def figure(value: float, digits: int) -> str:
+    """A dash where the data have no such label."""
+    return f"{value:.{digits}f}" if np.isfinite(value) else "-"

@@ -1,0 +1,48 @@
+"""A trace of some steps of a run, for TensorBoard's profiler, Perfetto or xprof."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+
+log = logging.getLogger(__name__)
+
+# Calls before the trace begins: what is compiled and allocated first would cover the steps.
+_WARM_UP = 3
+
+
+class Trace:
+    """Context manager that writes a trace of `steps` calls into a directory; none if `steps` is 0."""
+
+    def __init__(self, directory: Path, steps: int):
+        self._directory, self._steps, self._calls = directory, steps, 0
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def step(self, result: Any) -> None:
+        """One more call was handed to the devices; `result` is what comes of it."""
+        if not self._steps or self._calls > _WARM_UP + self._steps:
+            return
+        self._calls += 1
+        if self._calls == _WARM_UP:
+            jax.block_until_ready(result)
+            jax.profiler.start_trace(str(self._directory))
+        elif self._calls == _WARM_UP + self._steps:
+            jax.block_until_ready(result)
+            self._stop()
+
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        self._calls = _WARM_UP + self._steps + 1
+        log.info("a trace of %d calls to the devices is in %s: tensorboard --logdir or ui.perfetto.dev show it",
+                 self._steps, self._directory)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+                 ) -> None:
+        if _WARM_UP <= self._calls < _WARM_UP + self._steps:
+            self._stop()

@@ -1,0 +1,101 @@
+"""A run of several processes, for tests of mlip_jax.distributed and of the launchers: what to do is its argument.
+
+Nothing but `mlip_jax.distributed` ends the processes: a wrong word of it is a hang, which the tests end.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mlip_jax import distributed
+
+
+def steps(folder, config):
+    """Steps across all devices for ever, or until all know that one has been told to stop."""
+    def step(stop):
+        return jax.lax.psum((stop, 1), "devices")
+
+    step = jax.pmap(step, "devices")
+    with distributed.StopSignal() as signal:
+        for i in range(100_000):
+            stop, devices = step(np.full(jax.local_device_count(), signal.received is not None, np.int32))
+            if int(stop[0]):
+                sys.exit(distributed.EXIT_REQUEUE)
+            if i == 0:
+                (folder / f"steps_{distributed.index()}").write_text(str(int(devices[0])))
+            if i == 2 and config == f"raise_{distributed.index()}":
+                raise ValueError("the third step went wrong")
+            if i == 2 and config == f"exit_{distributed.index()}":
+                sys.exit(3)
+            time.sleep(0.01)
+
+
+def words(folder, config):
+    """All that processes tell each other."""
+    rank = distributed.index()
+    value = {"name": "Ångström", "sizes": np.arange(5, dtype=np.int16), "pair": (1, None)} if rank == 0 else rank
+    received = distributed.broadcast(value)
+    large = distributed.broadcast(np.arange(3_000_000.0) if distributed.leader() else None)
+    if rank:
+        time.sleep(0.5)
+    distributed.barrier("all here")
+    after_barrier = time.time()
+    with distributed.leader_first("write"):
+        if distributed.leader():
+            time.sleep(0.5)
+            (folder / "written").write_text("by the leader")
+        found = (folder / "written").read_text()
+    devices = jax.pmap(lambda x: jax.lax.psum(x, "i"), "i")(np.ones(jax.local_device_count(), np.int32))
+    (folder / f"words_{rank}.json").write_text(json.dumps({
+        "name": received["name"], "sizes": received["sizes"].tolist(), "dtype": str(received["sizes"].dtype),
+        "pair": received["pair"], "large": float(large.sum()), "after_barrier": after_barrier, "found": found,
+        "count": distributed.count(), "devices": int(devices[0]), "jax": [jax.process_index(), jax.process_count()]}))
+
+
+def leader_fails(folder, config):
+    with distributed.leader_first("write"):
+        if distributed.leader():
+            raise ValueError("no such file")
+
+
+def requeue(folder, config):
+    """Asks to be started again twice."""
+    starts = folder / "starts"
+    if distributed.leader():
+        starts.write_text(str(int(starts.read_text()) + 1 if starts.exists() else 1))
+    distributed.barrier("counted")
+    sys.exit(distributed.EXIT_REQUEUE if int(starts.read_text()) < 3 else 0)
+
+
+def show(folder, config):
+    """What the launcher has set."""
+    with distributed.leader_first("show"):
+        (folder / f"shown_{distributed.index()}.json").write_text(json.dumps({
+            "environment": dict(os.environ), "arguments": sys.argv[1:], "devices": jax.local_device_count()}))
+    print(f"output of process {distributed.index()}")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config")
+    parser.add_argument("--workdir", type=Path)
+    parser.add_argument("--task", default="steps")
+    parser.add_argument("--timeout", type=float, default=60)
+    options, _ = parser.parse_known_args()
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        with distributed.session(distributed.from_environment(), options.timeout):
+            {f.__name__: f for f in (steps, words, leader_fails, requeue, show)}[options.task](
+                options.workdir, options.config)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Checkpoints of processes that end, are killed, or are several."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlip_jax.checkpoint import CheckpointStore
+
+PRELUDE = """
+import os, resource, signal, sys, time
+import jax, numpy as np
+from mlip_jax.checkpoint import CheckpointError, CheckpointStore
+directory, arguments = sys.argv[1], sys.argv[2:]
+
+def tree_of(step):
+    return {"w": np.full((4, 3), step, np.float32), "b": np.arange(step, dtype=np.float64)}
+"""
+
+
+def start(script, *arguments, seconds=120):
+    """A Python process of its own, killed after so many seconds."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", PRELUDE + script, *map(str, arguments)], env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.watchdog = threading.Timer(seconds, process.kill)
+    process.watchdog.start()
+    return process
+
+
+def finish(process):
+    """Its exit code, output and errors."""
+    try:
+        out, errors = process.communicate()
+    finally:
+        process.kill()
+        process.watchdog.cancel()
+    return process.returncode, out, errors
+
+
+def newest(directory):
+    """The newest checkpoint, whose arrays are those of its step."""
+    with contextlib.closing(CheckpointStore(directory, read_only=True)) as reader:
+        restored = reader.restore()
+    np.testing.assert_array_equal(restored.arrays["w"], np.full((4, 3), restored.step, np.float32))
+    np.testing.assert_array_equal(restored.arrays["b"], np.arange(restored.step, dtype=np.float64))
+    return restored
+
+
+@pytest.mark.parametrize("last_words, code", [("sys.exit(3)", 3), ("raise ValueError('the end')", 1)])
+def test_interpreter_that_ends_finishes_the_save(tmp_path, last_words, code):
+    returned, _, errors = finish(start(f"""
+store = CheckpointStore(directory)
+store.save(1, tree_of(1), {{}})
+save = store._orbax.save
+store._orbax.save = lambda *args, **kwargs: (time.sleep(0.3), save(*args, **kwargs))
+store.save_in_background(2, tree_of(2), {{}})
+{last_words}""", tmp_path))
+    assert returned == code, errors
+    assert newest(tmp_path).step == 2
+
+
+def test_full_disk_in_the_background(tmp_path):
+    """A limit of the file size stands for a full disk. What nobody asks for any more is logged at the end."""
+    returned, out, errors = finish(start("""
+store = CheckpointStore(directory)
+store.save(1, tree_of(1), {})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+large = {"x": np.random.default_rng(0).normal(size=100000)}
+store.save_in_background(2, large, {})
+try:
+    store.wait()
+except CheckpointError:
+    print("raised", os.listdir(directory))
+store.wait()
+store.save_in_background(3, large, {})""", tmp_path))
+    assert returned == 0 and out == "raised ['1']\n", out + errors
+    assert "step 3 cannot be written" in errors and "step 2" not in errors
+    assert newest(tmp_path).step == 1
+
+
+KILLED = """
+def train(durable):
+    store = CheckpointStore(directory)
+    restored = store.restore()
+    step = restored.step if restored else 0
+    while True:
+        step += 1
+        for turn in range(2):  # the second time, it is replaced
+            store.save_in_background(step, tree_of(step), {})
+            store.wait()
+            os.write(durable, b"%d\\n" % step)
+
+for line in sys.stdin:  # the seconds to wait once the first is written
+    reading, durable = os.pipe()
+    child = os.fork()
+    if child == 0:
+        train(durable)
+    os.close(durable)
+    out = os.read(reading, 100)
+    time.sleep(float(line))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    while more := os.read(reading, 1000):
+        out += more
+    os.close(reading)
+    print(out.split()[-1].decode(), flush=True)
+"""
+
+
+def test_killed_at_any_moment(tmp_path):
+    """Each time, what is left is whole, and no older than what was said to be on the disk."""
+    process = start(KILLED, tmp_path)
+    try:
+        for seconds in np.random.default_rng(0).uniform(0, 0.15, 12):
+            process.stdin.write(f"{seconds}\n")
+            process.stdin.flush()
+            durable = int(process.stdout.readline())
+            assert newest(tmp_path).step in (durable, durable + 1)
+    finally:
+        returned, _, errors = finish(process)
+    assert returned == 0, errors
+
+
+TWO = """
+port, index = arguments[0], int(arguments[1])
+jax.distributed.initialize(f"localhost:{port}", 2, index, initialization_timeout=60)
+assert jax.process_count() == 2
+if index == 0:
+    latest, best = CheckpointStore(directory + "/latest"), CheckpointStore(directory + "/best")
+    assert latest.restore() is None
+    for step in (1, 2, 3, 3):
+        for store in (latest, best):
+            store.save_in_background(step, tree_of(step), {})
+    latest.wait()
+    print(latest.restore().step, latest.steps())
+    latest.save(4, tree_of(4), {})
+    latest.close()
+    best.close()
+    print("written", flush=True)
+    sys.stdin.readline()
+else:
+    sys.stdin.readline()  # takes no part until all is written
+    store = CheckpointStore(directory + "/latest", read_only=True)
+    print(store.restore().step)
+    store.close()
+    try:
+        CheckpointStore(directory + "/latest")
+    except CheckpointError as error:
+        print(error)
+"""
+
+
+def test_only_one_of_two_processes_takes_part(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    writer, reader = (start(TWO, tmp_path, port, index, seconds=60) for index in range(2))
+    try:
+        assert [writer.stdout.readline() for _ in range(2)] == ["3 [2, 3]\n", "written\n"]
+    finally:
+        for process in (reader, writer):
+            process.stdin.write("\n")
+            process.stdin.flush()
+        results = [finish(process) for process in (reader, writer)]
+    assert [code for code, _, _ in results] == [0, 0], results
+    restored, refused = results[0][1].splitlines()
+    assert restored == "4" and "process 1 of 2" in refused and "read_only=True" in refused
+    assert newest(tmp_path / "latest").step == 4 and newest(tmp_path / "best").step == 3
