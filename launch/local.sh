@@ -143,7 +143,7 @@ collect() { # take down the codes of the processes that have ended; the first th
   for number in "${!pids[@]}"; do
     [ -n "${codes[number]:-}" ] && continue
     kill -0 "${pids[number]}" 2> /dev/null && continue
-    wait "${pids[number]}"
+    wait "${pids[number]}" 2> /dev/null
     codes[number]=$?
     case ${codes[number]} in
       0) ;;
@@ -189,6 +189,7 @@ for name in TERM INT USR1; do
   # shellcheck disable=SC2064 # the name is meant to be that of now
   trap "pass_on $name" "$name"
 done
+trap 'pass_on TERM' HUP
 trap end_others EXIT
 for ((attempt = 0; ; attempt++)); do
   run_once "$@"

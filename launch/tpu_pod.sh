@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One run on all hosts of a TPU pod slice. See --help.
-set -u
+set -u -o pipefail
 
 usage() {
   cat <<'EOF'

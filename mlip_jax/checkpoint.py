@@ -80,19 +80,20 @@ class CheckpointStore:
 
     def __init__(self, directory: str | Path, keep: int = 2, read_only: bool = False):
         self.directory = Path(directory).absolute()
-        self.keep = keep
+        self.keep, self._read_only = keep, read_only
         if read_only and not self.directory.is_dir():
             raise CheckpointError(f"{self.directory}: no checkpoints there")
         if not read_only and jax.process_index() != 0:
             raise CheckpointError(f"{self.directory}: process {jax.process_index()} of {jax.process_count()} would "
                                   "write checkpoints, which process 0 alone does; open it with read_only=True")
-        if not read_only:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._recover()
         self._damaged: set[int] = set()
         self._pending: Future | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._orbax = _checkpointer()
+        if not read_only:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._recover()
+            self._worker.submit(int)  # starts the thread, which would hold up the first save
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending; a save that is under way is waited for."""
@@ -119,7 +120,7 @@ class CheckpointStore:
           CheckpointError: It cannot be written (disk full, no permission), and older ones are untouched; or the save
             in the background before it could not be, in which case this one is not begun.
         """
-        self.wait()
+        self._before_saving()
         self._write(int(step), tree, _as_json(metadata))
 
     def save_in_background(self, step: int, tree: Any, metadata: dict[str, Any]) -> None:
@@ -135,9 +136,14 @@ class CheckpointStore:
           CheckpointError: The save in the background before this one failed; this one is not begun. What befalls
             this one is raised by the next call of `save`, `save_in_background`, `wait` or `close`, once.
         """
-        self.wait()
+        self._before_saving()
         self._pending = self._worker.submit(self._write, int(step), tree, _as_json(metadata))
         _stores_to_finish.add(self)
+
+    def _before_saving(self) -> None:
+        if self._read_only:
+            raise CheckpointError(f"{self.directory}: opened with read_only=True; open it without to save")
+        self.wait()
 
     def wait(self) -> None:
         """Block until what was begun in the background is on the disk.

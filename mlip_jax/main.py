@@ -124,16 +124,16 @@ def _sweep_flags(flags):
         flags.DEFINE_bool(
             "sweep_list", False, "With --sweep: print number, name and fields of each variant in a line; run nothing."),
         flags.DEFINE_bool("sweep_collect", False, "With --sweep: make the table again; run nothing."),
-        flags.DEFINE_string(
+        flags.DEFINE_multi_string(
             "overrides", None, "Config fields with their values as a Python dictionary, applied after those given as "
             "--config.FIELD: \"{'model.options.degrees': (1, 2), 'seed': 1}\". A sweep gives its variants theirs so."))}
 
 
-def _overridden(config, overrides: str | None):
-    if overrides is None:
-        return config
+def _overridden(config, overrides: list[str] | None):
     from mlip_jax.sweep import override, parse
-    return override(config, parse(overrides))
+    for text in overrides or ():
+        config = override(config, parse(text))
+    return config
 
 
 def _parse(app, flags, args):

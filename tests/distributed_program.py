@@ -1,11 +1,7 @@
-"""A run of several processes, for tests of mlip_jax.distributed and of the launchers: what to do is its argument.
-
-Nothing but `mlip_jax.distributed` ends the processes: a wrong word of it is a hang, which the tests end.
-"""
+"""A run of several processes for tests of mlip_jax.distributed and of the launchers; --task says what it does."""
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -64,23 +60,6 @@ def leader_fails(folder, config):
             raise ValueError("no such file")
 
 
-def requeue(folder, config):
-    """Asks to be started again twice."""
-    starts = folder / "starts"
-    if distributed.leader():
-        starts.write_text(str(int(starts.read_text()) + 1 if starts.exists() else 1))
-    distributed.barrier("counted")
-    sys.exit(distributed.EXIT_REQUEUE if int(starts.read_text()) < 3 else 0)
-
-
-def show(folder, config):
-    """What the launcher has set."""
-    with distributed.leader_first("show"):
-        (folder / f"shown_{distributed.index()}.json").write_text(json.dumps({
-            "environment": dict(os.environ), "arguments": sys.argv[1:], "devices": jax.local_device_count()}))
-    print(f"output of process {distributed.index()}")
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--config")
@@ -91,7 +70,7 @@ def main():
     jax.config.update("jax_platforms", "cpu")
     try:
         with distributed.session(distributed.from_environment(), options.timeout):
-            {f.__name__: f for f in (steps, words, leader_fails, requeue, show)}[options.task](
+            {f.__name__: f for f in (steps, words, leader_fails)}[options.task](
                 options.workdir, options.config)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")

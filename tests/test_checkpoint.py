@@ -88,6 +88,9 @@ def test_another_process_reads_it(store):
     store.save(4, tree_of(4), {})
     reader = CheckpointStore(store.directory, read_only=True)
     assert_holds(reader.restore(), 4)
+    for save in (reader.save, reader.save_in_background):
+        with pytest.raises(CheckpointError, match="opened with read_only=True"):
+            save(5, tree_of(5), {})
     reader.close()
 
 
@@ -245,6 +248,7 @@ def test_full_disk_while_replacing_keeps_the_checkpoint(store, monkeypatch):
         with pytest.raises(CheckpointError):
             store.save(5, tree_of(5), {"note": "again"})
     assert_holds(store.restore(), 5)
+    assert [p.name for p in store.directory.iterdir()] == ["5"]
 
 
 def test_run_that_ended_while_replacing(store):

@@ -245,12 +245,14 @@ def test_from_the_command_line(tmp_path):
     (tmp_path / "config.py").write_text(CONFIG.format(defaults="inspect", task="inspect_data", variants=[
         {"name": "good", **overrides}, {"name": "bad", "data.path": "nowhere.hdf5"}]))
     process = command(tmp_path / "config.py", tmp_path / "run", "--config.data.max_atoms=9", "--config.data.charge=1",
+                      "--overrides={'data.min_atoms': 2, 'data.charge': 2.0}",
                       f"--config.data.path={REPOSITORY}/tests/data/gfn2_small.hdf5")
     assert process.returncode == 1, process.stderr + process.stdout
     assert "bad failed" in process.stdout and "nowhere.hdf5: no such file" in process.stdout
     assert "Traceback" not in process.stdout + process.stderr
     data = json.loads((tmp_path / "run/good/config.json").read_text())["data"]
     assert data["elements"] == ["H", "C", "O"] and data["max_atoms"] is None and data["charge"] == 0.0
+    assert data["min_atoms"] == 2
     assert states(tmp_path / "run") == ["done", "failed"] and (tmp_path / "run/good/dataset.md").exists()
     assert not (tmp_path / "run/bad/config.json").exists()
 

@@ -25,8 +25,10 @@ _PAIR_SLACK = 1.25
 _FULL, _NEAR = 0.95, 1.5
 # What budgets are chosen by, and on which a few plans are tried: at least so many structures, and so many batches.
 _SAMPLE, _TRIAL, _TRIAL_BATCHES = 20_000, 768, 48
-# A further budget is compiled once more, and has to be worth it: by the waste, or the structures of a batch.
+# A further budget is compiled once more, and has to reach what is wanted or to come so much closer to it.
 _WORTH = 0.01
+# Of the waste that is allowed, what a sample may show: other orders are somewhat worse.
+_MARGIN = 0.85
 _NEAR_BATCH_SIZE = np.log(1.1)
 
 
@@ -101,7 +103,8 @@ def choose_budgets(sizes: Sizes, batch_size: float, *, most: int = 4, waste: flo
     for num in range(1, most + 1):
         for found in candidates(sample.n_edge, batch_size, num):
             for capacities, score in _tried(found, sample, order, batch_size, waste):
-                if score < best_score - _WORTH * (best is not None and len(capacities.edges) > len(best.edges)):
+                more = best is not None and len(capacities.edges) > len(best.edges)
+                if score < best_score - (_WORTH if more and score > 0 else 0):
                     best, best_score = capacities, score
             if best_score <= 0:
                 return _budgets(sizes, best)
@@ -119,12 +122,13 @@ def _tried(capacities: Capacities, sizes: Sizes, order: np.ndarray, batch_size: 
         for bucket, places in plan:
             used[bucket] = max(used[bucket], sizes.n_edge[places].sum())
         count = sum(len(places) for _, places in plan) / len(plan)
-        excess = 1 - fill_buckets(plan, sizes, budgets)["edges"] - waste
+        excess = 1 - fill_buckets(plan, sizes, budgets)["edges"] - _MARGIN * waste
         yield capacities, max(excess, 0) + max(abs(np.log(count / batch_size)) - _NEAR_BATCH_SIZE, 0)
         cut = np.maximum(used, _largest_within(sizes, capacities))
         if (cut >= 0.995 * np.array([b.edges for b in budgets])).all():
             return
-        capacities = capacities._replace(edges=tuple(cut.tolist()))
+        # a bucket that nothing came into is the one before it
+        capacities = capacities._replace(edges=tuple(np.unique(np.maximum.accumulate(cut)).tolist()))
 
 
 def _largest_within(sizes: Sizes, capacities: Capacities) -> np.ndarray:

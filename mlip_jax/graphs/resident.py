@@ -271,7 +271,7 @@ def _rows(first: jax.Array, place: jax.Array, real: jax.Array, length: int) -> _
 
 def _graph_of(end: jax.Array, row: jax.Array) -> jax.Array:
     """The graph of each row, given where the rows of each end."""
-    return jnp.searchsorted(end, row, side="right", method="scan_unrolled").astype(jnp.int32)
+    return jnp.searchsorted(end, row, side="right", method="compare_all").astype(jnp.int32)
 
 
 def _pair_order(resident: Resident, edges: _Rows, place, real, length: int) -> jax.Array:

@@ -37,13 +37,17 @@ class Sums(NamedTuple):
     force_terms: jax.Array
 
 
+def _absolute(error, delta):
+    return jnp.where(error == 0, 0.0, jnp.abs(error))  # whose gradient at zero is one
+
+
 # Of single numbers: (error, delta) -> penalty, zero for no error.
 PENALTIES = {
     "mse": lambda error, delta: error * error,
-    "mae": lambda error, delta: jnp.abs(error),
+    "mae": _absolute,
     "huber": lambda error, delta: jnp.where(
         jnp.abs(error) < delta, 0.5 * error * error, delta * (jnp.abs(error) - 0.5 * delta)),
-    "rmse": lambda error, delta: jnp.abs(error),  # the root of the mean square of a single energy
+    "rmse": _absolute,  # the root of the mean square of a single energy
 }
 
 

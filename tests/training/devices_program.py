@@ -38,7 +38,7 @@ def main(output: str, on_device: bool, per_call: int) -> None:
     model = models.create("painn", num_features=8, num_layers=1, num_radial=6, zero_init=False)
     split = Split(columns, np.arange(len(columns)), measure(columns, model.cutoff))
     reference = statistics.reference_energies(statistics.Summary([columns]), "least_squares")
-    budgets = choose_budgets(split.sizes, 2)
+    budgets = choose_budgets(split.sizes, 2, most=2)
     batches = Batches(budgets, model.cutoff, reference, jax.local_device_count(), MICRO_BATCHES, resident=on_device)
     build, data = None, ()
     if on_device:
@@ -64,7 +64,8 @@ def main(output: str, on_device: bool, per_call: int) -> None:
             state, result = trainer.train(state, joined, len(taken), bucket=taken[0][0].bucket)
             # with fewer cores than devices a second step could starve the all-reduce of the first
             result = trainer.single(result)
-            sums = jax.tree.map(lambda x: x[:len(taken)], result.sums)
+            done = len(taken)
+            sums = type(result.sums)(*(x[:done] for x in result.sums))
             results += list(0.3 * sums.energy_loss / sums.energies + 0.7 * sums.force_loss / sums.force_terms)
     single = trainer.single(state)
     np.savez(output, losses=results, devices=jax.local_device_count(),
