@@ -148,7 +148,7 @@ collect() { # take down the codes of the processes that have ended; the first th
     case ${codes[number]} in
       0) ;;
       "$STOPPED") [ -n "$deadline" ] || deadline=$((SECONDS + GRACE_STOPPED)) ;;
-      "$PEER_FAILED") [ -n "$deadline" ] || deadline=$((SECONDS + GRACE_FAILED)); peer_failed=1 ;;
+      "$PEER_FAILED") [ -n "$deadline" ] || deadline=$((SECONDS + GRACE_FAILED)) ;;
       *)
         # those that are ended here are not to blame
         [ -n "$culprit" ] || [ -n "$ended" ] || { culprit=$number; report "$number"; }
@@ -158,7 +158,7 @@ collect() { # take down the codes of the processes that have ended; the first th
 }
 
 run_once() { # flags of the program
-  local number port deadline="" culprit="" peer_failed="" ended=""
+  local number port deadline="" culprit="" ended=""
   port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])') ||
     fail "$python cannot tell a free port"
   pids=() codes=()
@@ -178,10 +178,12 @@ run_once() { # flags of the program
     sleep 0.2
   done
   if [ -n "$culprit" ]; then return "${codes[culprit]}"; fi
-  if [ -n "$peer_failed" ]; then return "$PEER_FAILED"; fi
-  for number in "${codes[@]}"; do
-    [ "$number" = 0 ] || return "$number"
-  done
+  # one that was told to stop by itself takes the others with it
+  case " ${codes[*]} " in
+    *" $STOPPED "*) return "$STOPPED" ;;
+    *" $PEER_FAILED "*) return "$PEER_FAILED" ;;
+  esac
+  if [ -n "$ended" ]; then return 1; fi
   return 0
 }
 

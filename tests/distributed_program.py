@@ -56,6 +56,8 @@ def words(folder, config):
 
 def leader_fails(folder, config):
     with distributed.leader_first("write"):
+        if distributed.leader() and config == "stop":
+            sys.exit(distributed.EXIT_REQUEUE)
         if distributed.leader():
             raise ValueError("no such file")
 

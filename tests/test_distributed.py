@@ -144,6 +144,20 @@ def test_death_reaches_all_others(k):
         assert f"process {k} of this run has died" in party.failed(other)
 
 
+def test_own_failure_ends_waiting():
+    leader, _ = Party(2).channels
+    leader.fail("no")
+    assert leader.failed
+    with pytest.raises(distributed.PeerFailure, match="process 0 of this run has failed: no"):
+        leader.barrier("here")
+
+
+def test_end_that_only_one_comes_to():
+    _, other = Party(2).channels
+    with pytest.raises(RuntimeError, match="process 0 of this run has not come to 'end of the run' within 0.1 s"):
+        other.close(0.1)
+
+
 def test_who_waits_is_told():
     party = Party(2)
     found = together([lambda: party.channels[0].barrier("here"), lambda: party.channels[1].fail("no")])
@@ -328,7 +342,8 @@ def test_error_of_one_ends_both(tmp_path):
         assert logs[1].read_text().strip().endswith("error: the third step went wrong")
 
 
-def test_leader_that_fails_before_the_others(tmp_path):
-    with processes(tmp_path, "--task=leader_fails") as (started, logs):
-        assert [p.wait(60) for p in started] == [1, distributed.EXIT_PEER_FAILED]
-        assert "process 0 of this run has failed: ValueError: no such file" in logs[1].read_text()
+@pytest.mark.parametrize("config, code, word", [("raise", 1, "ValueError: no such file"), ("stop", 75, "exit code 75")])
+def test_leader_that_fails_before_the_others(tmp_path, config, code, word):
+    with processes(tmp_path, "--task=leader_fails", f"--config={config}") as (started, logs):
+        assert [p.wait(60) for p in started] == [code, distributed.EXIT_PEER_FAILED]
+        assert f"process 0 of this run has failed: {word}" in logs[1].read_text()

@@ -142,7 +142,8 @@ def test_local_blames_the_one_that_failed_first(workplace, monkeypatch):
 
 
 @pytest.mark.parametrize("codes, restarts, starts, code", [
-    ("75,75;0,0", 1, 2, 0), ("75,75", 2, 3, 75), ("75,75", 0, 1, 75), ("1,1", 3, 1, 1), ("75,75;3,0", 5, 2, 3)])
+    ("75,75;0,0", 1, 2, 0), ("75,75", 2, 3, 75), ("75,75", 0, 1, 75), ("1,1", 3, 1, 1), ("75,75;3,0", 5, 2, 3),
+    ("75,76;0,0", 1, 2, 0)])
 def test_local_restarts(workplace, monkeypatch, codes, restarts, starts, code):
     monkeypatch.setenv("CODES", codes)
     done = local("-n", "2", "--restarts", str(restarts), "-m", "program", "--", "--workdir=out")

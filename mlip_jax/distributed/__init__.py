@@ -34,11 +34,15 @@ __all__ = ["EXIT_PEER_FAILED", "EXIT_REQUEUE", "Environment", "PeerFailure", "St
            "broadcast", "count", "ended_by_signals", "expand_hostlist", "failed_peer_message", "from_environment",
            "index", "initialize", "leader", "leader_first", "session", "shutdown", "total"]
 
+log = logging.getLogger(__name__)
+
 # This process was sound, another one of its run was not.
 EXIT_PEER_FAILED = 76
 
 _HEARTBEAT_SECONDS = 10
 _SHUTDOWN_SECONDS = 30
+# From the first process that is stopped to the last; the leader may be writing a checkpoint.
+_STOP_SECONDS = 60
 # Within which a failed collective is followed by the word of which process has ended.
 _WORD_SECONDS = 5.0
 _MESSAGE = "The same command goes on from the last checkpoint."
@@ -119,13 +123,17 @@ def _find_pod(timeout: float) -> Channel:
     return connect(f"{host}:{int(port) + 1}", state.process_id, state.num_processes, timeout, _end_process)
 
 
-def shutdown() -> None:
-    """Wait until all processes are here, and part; does nothing for a single process."""
+def shutdown(timeout: float | None = None) -> None:
+    """Wait until all processes are here, and part; does nothing for a single process.
+
+    Raises:
+      RuntimeError: One has not come within `timeout` seconds, or is at another place of the program.
+    """
     global _channel
     if _channel is None:
         return
     import jax
-    _channel.close()
+    _channel.close(timeout)
     jax.distributed.shutdown()
     _channel = None
 
@@ -142,11 +150,25 @@ def session(environment: Environment | None, timeout: float = 300.0) -> Iterator
         yield
     except BaseException as error:
         if isinstance(error, SystemExit) and error.code in (None, 0, EXIT_REQUEUE):
-            shutdown()
+            _part(error)
         else:
             _abandon(error)
         raise
-    shutdown()
+    _part(None)
+
+
+def _part(error: SystemExit | None) -> None:
+    """`shutdown`; a stop that the others know nothing of becomes a failure."""
+    if _channel is None or _channel.failed:
+        return
+    stopped = error is not None and error.code == EXIT_REQUEUE
+    try:
+        shutdown(_STOP_SECONDS if stopped else None)
+    except RuntimeError as problem:
+        _abandon(error or problem)
+        if error is None:
+            raise
+        log.warning("%s", problem)
 
 
 def leader() -> bool:

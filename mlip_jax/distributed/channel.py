@@ -46,14 +46,19 @@ class Channel:
         for k in links:
             threading.Thread(target=self._read, args=(k,), name=f"process {k}", daemon=True).start()
 
-    def barrier(self, name: str) -> None:
-        """Wait until all processes have come to the barrier of this name."""
+    @property
+    def failed(self) -> bool:
+        """Whether this process or another has failed."""
+        return self._over.locked()
+
+    def barrier(self, name: str, timeout: float | None = None) -> None:
+        """Wait until all processes have come to the barrier of this name; seconds for each, or None for ever."""
         if self.index:
             self._send(0, name)
-            self._take(0, name)
+            self._take(0, name, timeout)
             return
         for k in self._links:
-            self._take(k, name)
+            self._take(k, name, timeout)
         self.announce(name)
 
     def announce(self, name: str, body: bytes = b"") -> None:
@@ -68,11 +73,13 @@ class Channel:
     def fail(self, text: str) -> None:
         """Tell all others that this process has failed; from here on nothing that they do matters."""
         if self._over.acquire(blocking=False):
-            self._tell(f"process {self.index} of this run has failed: {text}")
+            self._reason = f"process {self.index} of this run has failed: {text}"
+            self._tell(self._reason)
+            self._wake()
 
-    def close(self) -> None:
+    def close(self, timeout: float | None = None) -> None:
         """Wait until all are here, and part."""
-        self.barrier(_END)
+        self.barrier(_END, timeout)
         for link in self._links.values():
             with contextlib.suppress(OSError):
                 link.shutdown(socket.SHUT_WR)
@@ -86,8 +93,12 @@ class Channel:
             self._lost(k)
             raise PeerFailure(self._reason) from error
 
-    def _take(self, k: int, name: str) -> bytes:
-        item = self._inbox[k].get()
+    def _take(self, k: int, name: str, timeout: float | None = None) -> bytes:
+        try:
+            item = self._inbox[k].get(timeout=timeout)
+        except queue.Empty:
+            raise RuntimeError(f"process {k} of this run has not come to {name!r} within {timeout:g} s of process "
+                               f"{self.index}") from None
         if item is None:
             raise PeerFailure(self._reason)
         found, body = item
@@ -118,6 +129,10 @@ class Channel:
         self._reason = text
         self._tell(text, but=k)
         self._on_failure(text)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let a main thread that waits know of the failure."""
         for inbox in self._inbox.values():
             inbox.put(None)
 

@@ -33,7 +33,7 @@ from mlip_jax.training import losses, optimizer
 from mlip_jax.training.data import Batches, Split
 from mlip_jax.training.evaluation import predict
 from mlip_jax.training.loop import Loop
-from mlip_jax.training.meter import Meter
+from mlip_jax.training.meter import Meter, peak_flops
 from mlip_jax.training.outputs import restore
 from mlip_jax.training.step import Trainer
 from mlip_jax.workdir import claimed
@@ -122,7 +122,7 @@ def _train(config, workdir, model, data, splits, started) -> Path:
     metadata = {"config": configs.to_dict(config), "statistics": statistics_, "versions": {
         p: _version(p) for p in PACKAGES} | {"python": platform.python_version()}}
     params = jax.jit(model.init)(jax.random.key(config.seed), example_graph())
-    loop = _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoch)
+    loop = _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoch, params)
     trainer = loop.trainer
     log.info("%s: %d parameters, %d device(s) of %s in %d process(es)", config.model.name,
              sum(p.size for p in jax.tree.leaves(params)), jax.device_count(), jax.devices()[0].device_kind,
@@ -157,7 +157,7 @@ def _batches(config, splits, model, reference, restored) -> tuple[Batches, dict[
     return batches, filled
 
 
-def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoch) -> Loop:
+def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoch, params) -> Loop:
     train, c = splits["train"], config
     scale = metadata["statistics"]["energy_scale"]
     beta = losses.beta_schedule(c.loss.beta, c.loss.beta_end, c.loss.beta_begin, num_steps, c.loss.beta_schedule)
@@ -177,7 +177,17 @@ def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoc
                    "floor": c.optimizer.learning_rate_end / c.optimizer.learning_rate}
     valid = splits["valid"] if len(splits["valid"]) else train
     return Loop(trainer, batches, train, valid.sample(c.train.max_valid, c.seed), workdir, metadata, schedules,
-                c.train, num_steps, c.seed, c.loss.beta_end, Meter(train.sizes), plateau, per_call)
+                c.train, num_steps, c.seed, c.loss.beta_end, Meter(train.sizes, _flops(trainer, batches, train, params)),
+                plateau, per_call)
+
+
+def _flops(trainer, batches, train, params) -> float | None:
+    """Of an update on this process's devices; None where their peak is not known, so that the share is neither."""
+    if not peak_flops():
+        return None
+    with contextlib.closing(batches.in_order(train)) as stream:
+        graph = jax.tree.map(lambda x: x[0], next(stream)[1])
+    return trainer.flops(params, graph) * batches.per_device * trainer.num_devices
 
 
 def _resident(config, batches, train: Split, model):

@@ -216,6 +216,7 @@ class Loop:
         row |= averages(sums, beta, "train") | {k: float(f(call.step)) for k, f in self.schedules.items()}
         row["learning_rate"] *= position.plateau.get("scale", 1.0)
         self._outputs.write({"step": call.step, "epoch": call.groups[-1].epoch, "seconds": position.seconds, **row})
+        self._outputs.check()
         self._progress.show(call.step, self.num_steps, row)
 
     def _validate(self, state: TrainState, position: Position) -> TrainState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,13 @@ class Outputs:
         if self._active:
             self._best.save_in_background(step, {"params": params}, metadata)
 
+    def check(self) -> None:
+        """Learn of an error in what has been written by now, without waiting for what has not."""
+        if self._active:
+            for store in (self._latest, self._best):
+                if not store.busy:
+                    store.wait()
+
     def wait(self) -> None:
         """Until all is written."""
         if self._active:
@@ -70,11 +78,10 @@ class Outputs:
     def close(self) -> None:
         """Wait, and give everything back."""
         if self._active:
-            try:
+            with contextlib.ExitStack() as stack:  # what cannot be closed keeps nothing else open
+                stack.callback(self._best.close)
+                stack.callback(self._latest.close)
                 self._close_recorder()
-                self._latest.close()
-            finally:
-                self._best.close()
 
     def _close_recorder(self) -> None:
         if self._recorder is not None:

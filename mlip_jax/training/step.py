@@ -91,6 +91,10 @@ class Trainer:
             evaluation = evaluate(model, params, graph, energy_scale)
             return evaluation, jax.lax.psum(losses.sums(evaluation, graph, **loss_options), _AXIS)
 
+        def of_a_batch(params, graph):
+            return gradient(lambda p: (losses.combine(local := sums(p, graph), local, 0.5), None), params)[2]
+
+        self._of_a_batch = jax.jit(of_a_batch)
         self._train = jax.pmap(train, _AXIS, donate_argnums=0, static_broadcasted_argnums=5)
         self._evaluate = jax.pmap(evaluate_batch, _AXIS)
         self._copy = jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))
@@ -146,6 +150,10 @@ class Trainer:
     def lower(self, state: TrainState, inputs: Any, bucket: int = 0) -> jax.stages.Lowered:
         """The program of `train`, to be looked at."""
         return self._train.lower(*self._arguments(state, inputs, 1, bucket, False))
+
+    def flops(self, params: Any, graph: jraph.GraphsTuple) -> float:
+        """Operations that the gradient of one micro-batch takes, as XLA counts them before it optimises."""
+        return float(self._of_a_batch.lower(params, graph).cost_analysis()["flops"])
 
     def _arguments(self, state, inputs, count, bucket, stop):
         wanted = np.zeros(self.num_devices, np.int32)
