@@ -165,7 +165,7 @@ def beta_schedule(start: float, end: float, begin: float, num_steps: int, kind: 
         raise ValueError(f"loss.beta and loss.beta_end must lie between 0 and 1, received {start} and {end}")
     if not 0.0 <= begin <= 1.0:
         raise ValueError(f"loss.beta_begin is a fraction of the steps and must lie between 0 and 1, received {begin}")
-    jump = math.ceil(begin * num_steps - 1e-6)  # 0.1 * 30 is a little more than 3
+    jump = math.ceil(begin * num_steps - 1e-6)  # 0.07 * 100 is a little more than 7
 
     def beta(step):
         if start == end:

@@ -1,7 +1,5 @@
 """Loss sums: what is unknown or padding counts nowhere, and sums of parts are the sums of the whole."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +24,7 @@ from mlip_jax.training.losses import (
 
 # of energies, of forces
 PAIRS = [*((name, None) for name in PENALTIES), ("mae", "norm"), ("huber", "rmse"), ("rmse", "mse")]
-compiled = functools.partial(jax.jit, static_argnames=("penalty", "force_penalty", "energy_per_atom", "huber_delta"))(sums)
+compiled = jax.jit(sums, static_argnames=("penalty", "force_penalty", "energy_per_atom", "huber_delta"))
 
 
 def structure(n, seed, energy=None, forces=True):
@@ -292,7 +290,7 @@ def test_beta_goes_linearly():
 
 
 @pytest.mark.parametrize(("begin", "num_steps", "first"), [
-    (0.0, 10, 0), (0.5, 1000, 500), (0.1, 30, 3), (0.75, 10, 8), (1.0, 10, 10)])
+    (0.0, 10, 0), (0.5, 1000, 500), (0.07, 100, 7), (0.75, 10, 8), (1.0, 10, 10)])
 def test_beta_jumps_at_the_first_step_of_its_fraction(begin, num_steps, first):
     beta = beta_schedule(0.9, 0.2, begin, num_steps, "step")
     found = [float(beta(s)) for s in range(num_steps + 1)]
@@ -300,8 +298,8 @@ def test_beta_jumps_at_the_first_step_of_its_fraction(begin, num_steps, first):
 
 
 @settings(max_examples=30, deadline=None)
-@given(ends=st.tuples(st.floats(0, 1), st.floats(0, 1)), begin=st.just(0.0) | st.floats(0.01, 0.9), num_steps=st.integers(1, 1000),
-       kind=st.sampled_from(BETA_SCHEDULES))
+@given(ends=st.tuples(st.floats(0, 1), st.floats(0, 1)), begin=st.just(0.0) | st.floats(0.01, 0.9),
+       num_steps=st.integers(1, 1000), kind=st.sampled_from(BETA_SCHEDULES))
 def test_beta_stays_between_its_ends_and_reaches_them(ends, begin, num_steps, kind):
     beta = beta_schedule(*ends, begin, num_steps, kind)
     values = [float(beta(s)) for s in (0, num_steps // 3, num_steps // 2, num_steps)]
