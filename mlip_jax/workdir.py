@@ -49,9 +49,14 @@ def claimed(workdir: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
             yield workdir
         except Exception:
             # A run that came to nothing, by a mistyped path for instance, leaves the folder to the corrected one.
-            if fresh and {p.name for p in workdir.iterdir()} <= {".lock", "config.json"}:
+            if fresh and all(p.name in (".lock", "config.json") or _is_log(p) for p in workdir.iterdir()):
                 (workdir / "config.json").unlink(missing_ok=True)
             raise
+
+
+def _is_log(path: Path) -> bool:
+    """Whether a launcher keeps the output of a process there."""
+    return path.name.startswith("process_") and path.suffix == ".log"
 
 
 def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:

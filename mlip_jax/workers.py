@@ -66,8 +66,10 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _start(initializer):
-    """Leaves Ctrl-C to the parent, and ends with it even if it is killed without a word."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leaves the wish to stop to the parent, and ends with it even if it is killed without a word."""
+    # SIGTERM is how the pool ends its workers
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     if initializer:
         initializer()
