@@ -34,6 +34,8 @@ from mlip_jax.training.data import Batches, Split
 from mlip_jax.training.evaluation import predict
 from mlip_jax.training.loop import Loop
 from mlip_jax.training.meter import Meter, peak_flops
+from mlip_jax.training.nonfinite import TrainingError
+from mlip_jax.training.options import check_options
 from mlip_jax.training.outputs import restore
 from mlip_jax.training.step import Trainer
 from mlip_jax.workdir import claimed
@@ -55,6 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     """
     started = time.monotonic()
     config = configs.complete(config, configs.train_defaults())
+    check_options(config.train)
     with contextlib.ExitStack() as stack:
         with distributed.leader_first("workdir"):
             if distributed.leader():
@@ -195,9 +198,10 @@ def _resident(config, batches, train: Split, model):
     wanted = config.train.resident
     if wanted is None:
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
-        wanted = (jax.default_backend() != "cpu"
+        wanted = (jax.default_backend() != "cpu" and resident.indexable(train.sizes)
                   and resident.estimate_bytes(train.sizes, periodic=train.periodic) < _RESIDENT_SHARE * memory)
-    if not wanted:
+    # all processes must run the same program, and the memory of their devices may differ
+    if not distributed.broadcast(bool(wanted)):
         return None, ()
     data = resident.collect((c for _, c in train.rows.chunks(train.indices, labels_only=True)), model.cutoff,
                             batches.reference, long_range_cutoff=batches.long_range_cutoff)
@@ -233,6 +237,9 @@ def _version(package: str) -> str:
 
 def _report(config, workdir, model, trainer, batches, splits, metadata, params, data, filled) -> Path:
     best = restore(workdir, BEST)
+    if best is None:
+        raise TrainingError("no validation gave a finite loss, so that there is no best checkpoint to evaluate. Look "
+                            "at valid_loss in metrics.csv, and lower optimizer.learning_rate")
     best_params = trainer.replicate(from_arrays(params, best.arrays, "params/"))
     log.info("evaluating the best checkpoint (step %d)", best.step)
     predictions = {}

@@ -152,10 +152,16 @@ class Batches:
         return self._share(group, 1)
 
     def num_groups(self, split: Split, most: int = 20_000) -> float:
-        """Updates of an epoch, estimated from the plan of some structures."""
-        places = np.arange(min(len(split), most))
-        plan = plan_buckets(places, split.sizes, self.budgets)
-        return len(plan) / self._of_an_update * len(split) / max(len(places), 1)
+        """Updates of an epoch, estimated from the plan of some structures, those of `most` among them."""
+        size, wanted = self._window_size(split, self._of_an_update), self._of_an_update
+        if size <= most or len(split) <= most:  # whole windows, each of which ends in groups that are not full
+            starts = range(0, max(min(len(split), most // size * size), 1), size)
+            windows = [np.arange(start, min(start + size, len(split))) for start in starts]
+            groups = sum(len(self._plan(split, places, wanted)) for places in windows)
+        else:
+            windows = [np.arange(most)]
+            groups = len(plan_buckets(windows[0], split.sizes, self.budgets)) / wanted
+        return groups * len(split) / max(sum(map(len, windows)), 1)
 
     def _share(self, group: Group, per_device: int) -> list[np.ndarray]:
         """The places of this process's devices; a group of too few micro-batches is completed with empty ones."""

@@ -108,7 +108,8 @@ class Loop:
         self._calls: collections.deque[Call] = collections.deque()
         self._held: tuple[Group, Any] | None = None
         self._stop = False
-        self._ahead = 0 if _crowded() else _AHEAD
+        # alike in all processes, which else would stop at different steps
+        self._ahead = distributed.broadcast(0 if _crowded() else _AHEAD)
         self._begin = time.monotonic() - position.seconds
         self._nonfinite = NonFinite(self.options.on_nonfinite, self.train, self.workdir)
         with contextlib.ExitStack() as stack:
@@ -116,11 +117,15 @@ class Loop:
             self._outputs.begin(position.step)
             self._signal = stack.enter_context(distributed.StopSignal())
             self._progress = stack.enter_context(Progress(self.num_steps, position.step))
-            self._trace = stack.enter_context(Trace(self.workdir / "trace", self.options.profile_steps))
+            self._trace = stack.enter_context(Trace(
+                self.workdir / "trace", self.options.profile_steps if distributed.leader() else 0))
             self.meter.start()
             self._steps(state, position)
             with self.meter.clock("checkpoint"):
                 self._outputs.wait()
+            # a signal after the last call, of which no result tells the others
+            if distributed.total(np.array([bool(self._signal.received)], np.float32)).any():
+                raise self._stopped(position.step)
         return position
 
     def _start(self, restored: Restored | None) -> tuple[TrainState, Position]:
@@ -134,7 +139,7 @@ class Loop:
     def _steps(self, state: TrainState, position: Position) -> None:
         with contextlib.closing(self.batches.training(self.train, self.seed, position.input)) as stream:
             while position.step < self.num_steps:
-                with self.meter.clock("input"):
+                with self.meter.clock("input", unless=self._busy):
                     groups, inputs = self._next(stream, position.step)
                 state, result = self.trainer.train(state, inputs, len(groups), bucket=groups[0].bucket,
                                                    stop=bool(self._signal.received))
@@ -142,18 +147,34 @@ class Loop:
                 position.epoch = groups[-1].epoch + groups[-1].progress
                 self._calls.append(Call(position.step, groups, result))
                 self._trace.step(result)
-                state = self._settle(self._ahead, state, position, stream)
-                if self._stop and self._held is None:
-                    state = self._settle(0, state, position, stream)
-                    self._save(state, position, stream, wait=True)
-                    raise distributed.Stopped(f"stopped by {self._signal.received or 'another process'} at step {position.step}, "
-                                  "and saved; the same command goes on from there")
-                if self._due(position.step, self.options.valid_every):
-                    state = self._settle(0, state, position, stream)
-                    state = self._validate(state, position)
-                if self._due(position.step, self.options.checkpoint_every):
-                    state = self._settle(0, state, position, stream)
-                    self._save(state, position, stream)
+                state = self._after(state, position, stream)
+
+    def _after(self, state: TrainState, position: Position, stream) -> TrainState:
+        """Do what is due after the call that was made last.
+
+        Raises:
+          distributed.Stopped: A signal has come; all is done that is due at this step, so that it is not missing later.
+        """
+        step = position.step
+        to_validate, to_save = (self._due(step, every) for every in (
+            self.options.valid_every, self.options.checkpoint_every))
+        state = self._settle(0 if to_validate or to_save else self._ahead, state, position, stream)
+        to_stop = self._stop and self._held is None
+        if to_stop:
+            state = self._settle(0, state, position, stream)
+        if position.step < step:  # back at a checkpoint, where all was done that was due
+            return state
+        if to_validate:
+            state = self._validate(state, position)
+        if to_save or to_stop:
+            self._save(state, position, stream, wait=to_stop)
+        if to_stop:
+            raise self._stopped(step)
+        return state
+
+    def _stopped(self, step: int) -> distributed.Stopped:
+        return distributed.Stopped(f"stopped by {self._signal.received or 'another process'} at step {step}, and "
+                                   "saved; the same command goes on from there")
 
     def _next(self, stream, step: int) -> tuple[list[Group], Any]:
         """Groups of one bucket, up to the next step at which something is due, and their input on the devices."""
@@ -199,12 +220,17 @@ class Loop:
         self._outputs.wait()
         state, before = self._start(restore(self.workdir))
         self._held = None
-        position.step, position.plateau, position.best_loss = before.step, before.plateau, before.best_loss
+        # the best so far stays: it is on the disk, from wherever it was found
+        position.step, position.plateau = before.step, before.plateau
         position.rollbacks += 1
         self.meter.next_line()
         self._outputs.begin(position.step)
         self._save(state, position, stream)
         return state
+
+    def _busy(self) -> bool:
+        """Whether the devices still have something to do."""
+        return bool(self._calls) and not self._calls[-1].result.finite.is_ready()
 
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.num_steps
@@ -215,7 +241,8 @@ class Loop:
         beta = float(self.schedules["beta"](call.step))
         row |= averages(sums, beta, "train") | {k: float(f(call.step)) for k, f in self.schedules.items()}
         row["learning_rate"] *= position.plateau.get("scale", 1.0)
-        self._outputs.write({"step": call.step, "epoch": call.groups[-1].epoch, "seconds": position.seconds, **row})
+        epoch = int(call.groups[-1].epoch + call.groups[-1].progress)  # as in the rows of validations
+        self._outputs.write({"step": call.step, "epoch": epoch, "seconds": position.seconds, **row})
         self._outputs.check()
         self._progress.show(call.step, self.num_steps, row)
 

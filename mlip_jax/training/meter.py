@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -25,7 +25,8 @@ class Meter:
     """Counts work and time.
 
     Attributes:
-      seconds: Spent by the main thread in each of PARTS since the start; the rest is training.
+      seconds: Spent by the main thread in each of PARTS since the start, of the input only what the devices may have
+        waited for; the rest is training.
     """
 
     def __init__(self, sizes: Sizes, flops_per_update: float | None = None):
@@ -39,16 +40,17 @@ class Meter:
         def __init__(self, begin: float, seconds: dict[str, float]):
             self.begin, self.seconds = begin, seconds
             self.sums: list[Sums] = []
-            self.updates = self.structures = self.atoms = self.edges = 0
+            self.updates = self.finite = self.structures = self.atoms = self.edges = 0
 
     @contextlib.contextmanager
-    def clock(self, part: str) -> Iterator[None]:
-        """Counts the time of the body as that of `part`."""
+    def clock(self, part: str, unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Counts the time of the body as that of `part`; not if `unless` holds after it, of what the devices do."""
         begin = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[part] += time.monotonic() - begin
+            if not unless():
+                self.seconds[part] += time.monotonic() - begin
 
     def start(self) -> None:
         """Time begins to count."""
@@ -62,13 +64,15 @@ class Meter:
         places = np.concatenate([p for g in groups for p in g.places])
         line.sums.append(jax.tree.map(lambda x: np.asarray(x, np.float64)[:len(groups)][finite].sum(), sums))
         line.updates += len(groups)
+        line.finite += int(np.sum(finite))
         line.structures += len(places)
         line.atoms += int(self._sizes.n_node[places].sum())
         line.edges += int(self._sizes.n_edge[places].sum())
 
     def next_line(self) -> tuple[Sums, dict[str, float]]:
-        """Sums of the updates since the last line; their rates per second of training, validation and checkpoints not
-        counted, and the shares of time that the main thread spent otherwise. Starts a new line."""
+        """Sums of the updates since the last line, NaN if none was finite; their rates per second of training,
+        validation and checkpoints not counted, and the shares of time that went into input and checkpoints. Starts a
+        new line."""
         line, now = self._line, time.monotonic()
         spent = {k: self.seconds[k] - line.seconds[k] for k in PARTS}
         elapsed = max(now - line.begin, 1e-9)
@@ -79,7 +83,9 @@ class Meter:
         peak = peak_flops()
         if peak and self._flops:
             row["mfu"] = self._flops * line.updates / training / peak
-        sums = jax.tree.map(lambda *x: float(np.sum(x)), *line.sums)
+        # nothing at all would look like no error
+        sums = (jax.tree.map(lambda *x: float(np.sum(x)), *line.sums) if line.finite
+                else Sums(*[float("nan")] * len(Sums._fields)))
         self._line = self._Line(now, dict(self.seconds))
         return sums, row
 

@@ -72,7 +72,10 @@ class NonFinite:
         return [f"{source}#{conformer}" for source, conformer in zip(columns.source, columns.conformer)]
 
     def _record(self, names: list[tuple[int, str]]) -> None:
-        fresh = not self._file.exists()
-        with open(self._file, "a", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerows([("step", "structure")] * fresh + names)
+        """Append what is not there; a run that was started again meets the same structures again."""
+        header = ("step", "structure")
+        with open(self._file, "a+", newline="") as file:
+            file.seek(0)
+            known = {tuple(row) for row in csv.reader(file)}
+            csv.writer(file).writerows(row for row in dict.fromkeys([header, *((str(s), n) for s, n in names)])
+                                       if row not in known)

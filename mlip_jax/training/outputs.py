@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class Outputs:
         if active:
             self._latest = CheckpointStore(workdir / LATEST, keep=2)
             self._best = CheckpointStore(workdir / BEST, keep=2)
+            self._best_step = max(self._best.steps(), default=0)
 
     def begin(self, step: int) -> None:
         """Metrics go on after `step`; what was recorded of later ones is dropped."""
@@ -55,12 +57,23 @@ class Outputs:
     def save(self, step: int, tree: Any, metadata: dict[str, Any]) -> None:
         """Begin to write a checkpoint to go on from. Nobody may change the arrays of `tree` any more."""
         if self._active:
+            self._best.wait()  # a run that goes on from here must find the best that `metadata` tells of
             self._latest.save_in_background(step, tree, metadata)
 
     def save_best(self, step: int, params: Any, metadata: dict[str, Any]) -> None:
-        """Begin to write the checkpoint that a force field is loaded from: the averaged parameters alone."""
-        if self._active:
-            self._best.save_in_background(step, {"params": params}, metadata)
+        """Begin to write the checkpoint that a force field is loaded from: the averaged parameters alone.
+
+        Those of later steps, from before the run went back, are removed: the newest one is what is loaded.
+        """
+        if not self._active:
+            return
+        self._best.save_in_background(step, {"params": params}, metadata)
+        if step < self._best_step:
+            self._best.wait()
+            for later in self._best.steps():
+                if later > step:
+                    shutil.rmtree(self._best.directory / str(later))
+        self._best_step = step
 
     def check(self) -> None:
         """Learn of an error in what has been written by now, without waiting for what has not."""

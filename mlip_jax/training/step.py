@@ -205,7 +205,8 @@ def _update(sums, counts, optimizer, beta, ema_decay):
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: u * state.rate_scale, updates))
         # the average of the first steps must not be that of the initial values
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        ema = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, state.ema, params)
+        # in this form the average of what does not change, as of frozen parameters, is exactly that
+        ema = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), state.ema, params)
         new = state._replace(params=params, ema=ema, optimizer=optimizer_state)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         return new._replace(step=state.step + 1), (total, finite)

@@ -46,3 +46,6 @@ class Trace:
                  ) -> None:
         if _WARM_UP <= self._calls < _WARM_UP + self._steps:
             self._stop()
+        elif self._steps and self._calls < _WARM_UP:
+            log.warning("no trace: it begins after %d calls to the devices, of which there were %d", _WARM_UP,
+                        self._calls)
