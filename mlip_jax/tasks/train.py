@@ -154,9 +154,9 @@ def _batches(config, splits, model, reference, restored) -> tuple[Batches, dict[
     for bucket, budget in enumerate(budgets):
         log.info("batches of %s: %.1f %%", ", ".join(
             f"{getattr(budget, k)} {room[k]}" for k in filled), 100 * np.mean([b == bucket for b, _ in plan]))
-    log.info("%d micro-batch(es) of about %.4g structures in an update; %s", micro_batches, len(train) / max(
-        len(plan), 1) if len(train) <= 20_000 else 20_000 / len(plan), ", ".join(
-            f"{100 * (1 - share):.1f} % of {room[k]} are padding" for k, share in filled.items()))
+    log.info("%d micro-batch(es) of about %.4g structures in an update; %s", micro_batches,
+             np.mean([len(places) for _, places in plan]), ", ".join(
+                 f"{100 * (1 - share):.1f} % of {room[k]} are padding" for k, share in filled.items()))
     return batches, filled
 
 
@@ -180,8 +180,8 @@ def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoc
                    "floor": c.optimizer.learning_rate_end / c.optimizer.learning_rate}
     valid = splits["valid"] if len(splits["valid"]) else train
     return Loop(trainer, batches, train, valid.sample(c.train.max_valid, c.seed), workdir, metadata, schedules,
-                c.train, num_steps, c.seed, c.loss.beta_end, Meter(train.sizes, _flops(trainer, batches, train, params)),
-                plateau, per_call)
+                c.train, num_steps, c.seed, c.loss.beta_end,
+                Meter(train.sizes, _flops(trainer, batches, train, params)), plateau, per_call)
 
 
 def _flops(trainer, batches, train, params) -> float | None:

@@ -48,8 +48,9 @@ class NonFinite:
         names = [(step, name) for step, group in bad for name in self._names(group)]
         if write:
             self._record(names)
-        first, shown = bad[0][0], ", ".join(name for _, name in names[:20])
-        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+        first = bad[0][0]
+        of_first = [name for step, name in names if step == first]
+        shown, more = ", ".join(of_first[:20]), f" and {len(of_first) - 20} more" if len(of_first) > 20 else ""
         text = f"the loss or its gradient is not finite in step {first}, whose batch holds {shown}{more}"
         if self._choice == "stop":
             raise TrainingError(

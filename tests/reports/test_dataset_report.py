@@ -19,7 +19,9 @@ from mlip_jax.reports.dataset import (
     write_dataset_report,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
+# what other tests left to the garbage collector is none of these tests' business
+pytestmark = pytest.mark.filterwarnings(
+    "error", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 HOSTILE = "<script>x</script> [red]$a^|b\n# c `d` \\frac"
 
 

@@ -14,7 +14,9 @@ from mlip_jax.reports.predictions import Predictions
 SEEDS = st.integers(0, 2**32 - 1)
 ENERGIES = st.floats(-50, 50)
 quick = hypothesis.settings(deadline=None, max_examples=30)
-pytestmark = pytest.mark.filterwarnings("error")
+# what other tests left to the garbage collector is none of these tests' business
+pytestmark = pytest.mark.filterwarnings(
+    "error", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 
 def make(seed, num_molecules=12, conformers=3, noise=0.0):

@@ -10,7 +10,9 @@ from mlip_jax.reports import figures, page
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import metrics, read_metrics, write_report
 
-pytestmark = pytest.mark.filterwarnings("error")
+# what other tests left to the garbage collector is none of these tests' business
+pytestmark = pytest.mark.filterwarnings(
+    "error", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 HOSTILE = "<script>alert('$x^')</script>\"&$\\frac"
 HEADER = (
     "step,epoch,seconds,learning_rate,train_loss,train_energy_mae_mev_per_atom,train_force_mae_mev_per_ang,"

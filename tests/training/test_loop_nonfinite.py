@@ -1,0 +1,125 @@
+"""Updates whose loss is not finite, because some forces overflow when they are squared, in a whole run."""
+
+import copy
+import csv
+
+import jax
+import numpy as np
+import pytest
+
+from mlip_jax import distributed
+from mlip_jax.training import loop as module
+from mlip_jax.training import nonfinite
+from mlip_jax.training.nonfinite import TrainingError
+from tests.training.world import BAD, STEPS, as_sums, assert_same_run, rows, saved
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.mark.parametrize("per_call", [1, 4])
+def test_a_loss_that_is_not_finite_stops_the_run(world, tmp_path, per_call):
+    bad, first = world.bad(), world.first_step_with(BAD)
+    columns = world.columns.take(world.train.indices[[BAD]])
+    name = f"{columns.source[0]}#{columns.conformer[0]}"
+    trainer = world.streamed
+    if per_call > 1:  # compiled already
+        trainer = copy.copy(world.on_device)
+        trainer._data = trainer.replicate(world.collect(bad.rows))
+    with pytest.raises(TrainingError, match=f"step {first}.*") as raised:
+        world.run(tmp_path / "run", train=bad, per_call=per_call, trainer=trainer, checkpoint_every=1)
+    assert name in str(raised.value) and "on_nonfinite" in str(raised.value)
+    with open(tmp_path / "run" / "nonfinite.csv", newline="") as file:
+        assert {"step": str(first), "structure": name} in list(csv.DictReader(file))
+    found = saved(tmp_path / "run")
+    assert (found is None and first == 1) or found.step == first - 1
+    assert all(np.isfinite(x).all() for x in found.arrays.values())
+
+
+def test_a_bad_update_is_passed_over(world, watched, tmp_path):
+    workdir, first = tmp_path / "run", world.first_step_with(BAD)
+    position = world.run(workdir, train=world.bad(), on_nonfinite="skip", log_every=1)
+    assert position.step == STEPS
+    wrong = [i + 1 for i, (_, _, finite) in enumerate(watched) if not finite]
+    assert wrong[0] == first and len(wrong) < STEPS / 2
+    for step, (*trees, finite) in enumerate(watched, 1):
+        before = watched[step - 2][:2] if step > 1 else (world.params, world.params)
+        same = [all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y)))
+                for x, y in zip(trees, before)]
+        assert same == [not finite] * 2, f"step {step}"
+    # a row of nothing but such updates has no loss
+    logged = {int(row["step"]): float(row["train_loss"]) for row in rows(workdir) if row["train_loss"]}
+    assert [step for step, loss in logged.items() if not np.isfinite(loss)] == wrong
+
+
+def test_too_many_bad_updates_end_the_run(world, monkeypatch, tmp_path):
+    monkeypatch.setattr(nonfinite, "MOST_SKIPPED", 3)
+    with pytest.raises(TrainingError, match="4 updates were passed over"):
+        world.run(tmp_path / "run", train=world.bad(range(30)), on_nonfinite="skip")
+
+
+@pytest.mark.parametrize("stop", [None, 7])
+def test_a_bad_update_rolls_the_run_back(world, stop_at, tmp_path, stop):
+    """To the last checkpoint, on with batches that come later; and again where the structure comes again."""
+    places, first = (), 0
+    for place in range(30):  # one that comes after some checkpoints
+        if (found := world.first_step_with(place)) in (9, 10):
+            places, first = (place,), found
+            break
+    bad, options = world.bad(places), {"on_nonfinite": "rollback", "log_every": 1, "checkpoint_every": 4}
+    seen = []
+    loop = world.loop(tmp_path / "undisturbed", train=bad, **options)
+    roll_back = loop._roll_back
+
+    def noted(position, stream):
+        ahead = position.step
+        state = roll_back(position, stream)
+        loop._outputs.wait()
+        seen.append((ahead, position.step, saved(tmp_path / "undisturbed").metadata["position"]))
+        return state
+
+    loop._roll_back = noted
+    position = loop.run(world.params)
+    assert position.step == STEPS and position.rollbacks == len(seen) >= 1
+    ahead, back, kept = seen[0]
+    assert first <= ahead <= first + module._AHEAD and back == 8
+    assert kept["step"] == 8 and kept["rollbacks"] == 1
+    steps = [int(row["step"]) for row in rows(tmp_path / "undisturbed") if row["train_loss"]]
+    assert steps == list(range(1, STEPS + 1))
+    assert all(np.isfinite(float(row["train_loss"])) for row in rows(tmp_path / "undisturbed") if row["train_loss"])
+    validated = [int(row["step"]) for row in rows(tmp_path / "undisturbed") if row["valid_loss"]]
+    assert validated == [7, 14, 20]
+    if stop is None:
+        return
+    stop_at.step = stop
+    with pytest.raises(distributed.Stopped):
+        world.run(tmp_path / "run", train=bad, **options)
+    stop_at.step = None
+    world.run(tmp_path / "run", train=bad, **options)
+    if stop < first - module._AHEAD - 1:  # else what was ahead at the rollback differs, and with it what is left out
+        assert_same_run(tmp_path / "run", tmp_path / "undisturbed", 0)
+    assert saved(tmp_path / "run").step == STEPS
+
+
+def test_a_run_that_comes_to_nothing_ends_after_some_rollbacks(world, monkeypatch, tmp_path):
+    monkeypatch.setattr(nonfinite, "MOST_ROLLBACKS", 3)
+    with pytest.raises(TrainingError, match="gone back 3 times"):
+        world.run(tmp_path / "run", train=world.bad(range(30)), on_nonfinite="rollback")
+    assert saved(tmp_path / "run").metadata["position"]["rollbacks"] == 3
+
+
+def test_the_best_so_far_outlives_a_rollback(world, monkeypatch, tmp_path):
+    """What is loaded is what has the lowest loss of all that was validated."""
+    place = next(p for p in range(30) if world.first_step_with(p) in (9, 10))
+    losses = iter([3.0, 1.0, 2.0, 0.5, 0.8, 0.7, 0.9, 0.6])  # back to the start after two validations
+    given = []
+
+    def validate(*_):
+        given.append(next(losses))
+        return as_sums(given[-1])
+
+    monkeypatch.setattr(module, "validate", validate)
+    position = world.run(tmp_path / "run", train=world.bad((place,)), on_nonfinite="rollback", valid_every=4,
+                         checkpoint_every=50, num_steps=12)
+    assert position.rollbacks == 1 and given[:3] == [3.0, 1.0, 2.0]
+    best = saved(tmp_path / "run", "best")
+    assert best.metadata["position"]["best_loss"] == position.best_loss == min(given)

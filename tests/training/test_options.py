@@ -1,0 +1,47 @@
+"""Nonsense in the part "train" of a config is refused by name before anything is read."""
+
+import pytest
+
+from mlip_jax.config import ConfigError, train_defaults
+from mlip_jax.tasks import train
+from mlip_jax.training.options import check_options
+
+NONSENSE = [
+    ("num_steps", 0), ("num_steps", -5), ("num_epochs", 0.0), ("num_epochs", -1.0), ("num_epochs", float("nan")),
+    ("num_epochs", float("inf")), ("batch_size", 0), ("batch_size", -16), ("micro_batches", 0), ("micro_batches", -2),
+    ("ema_decay", -0.1), ("ema_decay", 1.0), ("ema_decay", float("nan")), ("log_every", 0), ("log_every", -1),
+    ("valid_every", 0), ("checkpoint_every", 0), ("checkpoint_every", -3), ("max_valid", 0),
+    ("steps_per_dispatch", -1), ("profile_steps", -1), ("on_nonfinite", "ignore")]
+
+
+def options(**changes):
+    c = train_defaults()
+    c.train.update(changes)
+    return c.train
+
+
+def test_defaults_and_limits_are_fine():
+    check_options(options())
+    check_options(options(num_epochs=0.5, ema_decay=0.0, steps_per_dispatch=25, micro_batches=1, log_every=1,
+                          num_steps=1, batch_size=1, max_valid=1, on_nonfinite="rollback"))
+
+
+@pytest.mark.parametrize(("field", "value"), NONSENSE)
+def test_nonsense_is_refused(field, value):
+    with pytest.raises(ConfigError, match=f"train.{field}.*{value}"):
+        check_options(options(**{field: value}))
+
+
+def test_all_of_it_is_named_at_once():
+    with pytest.raises(ConfigError, match="log_every.*'skipp'. Did you mean 'skip'"):
+        check_options(options(log_every=0, on_nonfinite="skipp"))
+
+
+def test_the_task_refuses_it_before_it_looks_for_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(train.source, "load", lambda _: pytest.fail("data are loaded"))
+    c = train_defaults()
+    c.data.path = str(tmp_path / "nowhere.hdf5")
+    c.train.valid_every = 0
+    with pytest.raises(ConfigError, match="train.valid_every must be at least 1, received 0"):
+        train.run(c, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,142 @@
+"""What a run writes: in order, by one process, and with errors that come out."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from mlip_jax.checkpoint import CheckpointError, CheckpointStore
+from mlip_jax.training import outputs as module
+from mlip_jax.training.outputs import LATEST, Outputs, restore
+
+TREE = {"params": {"w": np.arange(3.0)}}
+
+
+@pytest.fixture
+def made(tmp_path):
+    made = Outputs(tmp_path, active=True)
+    yield made
+    made.close()
+
+
+def steps_of(workdir):
+    with open(workdir / "metrics.csv", newline="") as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
+
+
+def test_a_process_that_does_not_write_leaves_nothing(tmp_path):
+    idle = Outputs(tmp_path, active=False)
+    idle.begin(0)
+    idle.write({"step": 1})
+    idle.save(1, TREE, {})
+    idle.save_best(1, TREE, {})
+    idle.check()
+    idle.wait()
+    idle.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoints_come_back(made, tmp_path):
+    assert restore(tmp_path) is None and restore(tmp_path, "best") is None
+    made.save(3, TREE, {"position": {"step": 3}})
+    made.save_best(2, TREE["params"], {"loss": 0.5})
+    made.wait()
+    latest, best = restore(tmp_path), restore(tmp_path, "best")
+    assert (latest.step, best.step) == (3, 2) and latest.metadata["position"] == {"step": 3}
+    np.testing.assert_array_equal(latest.arrays["params/w"], best.arrays["params/w"])
+
+
+def test_there_is_nothing_to_restore_in_a_folder_that_is_not_there(tmp_path):
+    assert restore(tmp_path / "nowhere") is None
+
+
+def test_metrics_go_on_after_a_step(made, tmp_path):
+    made.begin(0)
+    for step in (1, 2, 3, 4):
+        made.write({"step": step, "train_loss": 0.5})
+    made.begin(2)
+    assert steps_of(tmp_path) == [1, 2]
+    made.write({"step": 3, "train_loss": 0.25})
+    assert steps_of(tmp_path) == [1, 2, 3]
+
+
+def test_a_checkpoint_comes_after_the_best_that_it_tells_of(made, tmp_path, monkeypatch):
+    seen, write = [], CheckpointStore._write
+
+    def noted(self, step, tree, metadata):
+        write(self, step, tree, metadata)
+        seen.append((self.directory.name, step))
+
+    monkeypatch.setattr(CheckpointStore, "_write", noted)
+    for step in (1, 2, 3):
+        made.save_best(step, TREE, {})
+        made.save(step, TREE, {})
+    made.wait()
+    for step in (1, 2, 3):
+        assert seen.index(("best", step)) < seen.index((LATEST, step))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_better_one_of_an_earlier_step_takes_the_place_of_later_ones(tmp_path, again):
+    """As after a rollback, or by a run that goes on from before."""
+    made = Outputs(tmp_path, active=True)
+    for step in (5, 90, 95):
+        made.save_best(step, TREE, {"way": "first"})
+    if again:
+        made.close()
+        made = Outputs(tmp_path, active=True)
+    made.save_best(50, TREE, {"way": "second"})
+    made.wait()
+    found = restore(tmp_path, "best")
+    assert found.step == 50 and found.metadata["way"] == "second"
+    for step in (60, 70):
+        made.save_best(step, TREE, {})
+    made.close()
+    store = CheckpointStore(tmp_path / "best", read_only=True)
+    assert store.steps() == [60, 70]
+    store.close()
+
+
+@pytest.mark.parametrize("save", ["save", "save_best"])
+def test_an_error_of_the_background_comes_out(tmp_path, monkeypatch, save):
+    made = Outputs(tmp_path, active=True)
+    made.begin(0)
+
+    def full(*_):
+        raise CheckpointError("no space left")
+
+    monkeypatch.setattr(CheckpointStore, "_write", full)
+    getattr(made, save)(1, TREE, {})
+    with pytest.raises(CheckpointError, match="no space left"):
+        while True:  # it looks, and does not wait
+            made.check()
+    made.check()  # once is enough
+    getattr(made, save)(2, TREE, {})
+    with pytest.raises(CheckpointError, match="no space left"):
+        made.close()
+    assert made._recorder is None, "what cannot be written keeps nothing open"
+
+
+def test_all_processes_go_on_from_what_the_leader_found(made, tmp_path, monkeypatch):
+    made.save(3, TREE, {"position": {"step": 3}})
+    made.wait()
+    told = []
+
+    def broadcast(value):
+        told.append(value)
+        return value
+
+    monkeypatch.setattr(module.distributed, "count", lambda: 2)
+    monkeypatch.setattr(module.distributed, "broadcast", broadcast)
+    leader = restore(tmp_path)
+    assert leader.step == 3 and len(told) == 2
+
+    def taken(value):
+        assert not value, "only the leader reads"
+        return told.pop(0)
+
+    monkeypatch.setattr(module.distributed, "leader", lambda: False)
+    monkeypatch.setattr(module.distributed, "broadcast", taken)
+    other = restore(tmp_path)
+    assert other.step == 3 and other.metadata == leader.metadata
+    np.testing.assert_array_equal(other.arrays["params/w"], TREE["params"]["w"])
