@@ -179,7 +179,7 @@ class CheckpointStore:
             written = True
         except Exception as error:  # a full disk comes as any of several types, and devices may fail as well
             raise CheckpointError(
-                f"{self.directory}: checkpoint of step {step} cannot be written: {error}. Older checkpoints are "
+                f"{self.directory}: checkpoint of step {step} cannot be written: {_short(error)}. Older checkpoints are "
                 "untouched; free some space, or mend what is named here, and start again.") from error
         finally:
             if not written:
@@ -291,6 +291,11 @@ def _sync(folder: Path) -> None:
 def _as_json(metadata: dict[str, Any]) -> dict[str, Any]:
     """A copy as it will be read back (tuples are lists)."""
     return json.loads(json.dumps(metadata))
+
+
+def _short(error: BaseException) -> str:
+    """What tensorstore says, without the page of its settings."""
+    return str(error).partition(" [tensorstore_spec")[0]
 
 
 def _checksum(arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> int:

@@ -158,7 +158,20 @@ def _log_to_console(absl_logging) -> None:
     root.handlers = [RichHandler(show_path=False, omit_repeated_times=False, log_time_format="%H:%M:%S")]
     root.setLevel(logging.INFO)
     logging.getLogger("jax").setLevel(logging.WARNING)
-    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax tells every file it opens
+    # orbax tells every file it opens, and every error with its traceback, which comes to us as an exception as well
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    _leave_out_closed_loops()
+
+
+def _leave_out_closed_loops() -> None:
+    """After a write has failed, the threads of orbax's others print that nobody waits for them any more."""
+
+    def closed_loop(error):
+        return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+    show, show_unraisable = sys.excepthook, sys.unraisablehook
+    sys.excepthook = lambda kind, error, trace: None if closed_loop(error) else show(kind, error, trace)
+    sys.unraisablehook = lambda about: None if closed_loop(about.exc_value) else show_unraisable(about)
 
 
 if __name__ == "__main__":

@@ -152,16 +152,16 @@ class Batches:
         return self._share(group, 1)
 
     def num_groups(self, split: Split, most: int = 20_000) -> float:
-        """Updates of an epoch, estimated from the plan of some structures, those of `most` among them."""
+        """Updates of an epoch, estimated from the plan of at most `most` structures."""
         size, wanted = self._window_size(split, self._of_an_update), self._of_an_update
-        if size <= most or len(split) <= most:  # whole windows, each of which ends in groups that are not full
-            starts = range(0, max(min(len(split), most // size * size), 1), size)
-            windows = [np.arange(start, min(start + size, len(split))) for start in starts]
-            groups = sum(len(self._plan(split, places, wanted)) for places in windows)
+        whole = len(split) <= most or size <= most
+        count = len(split) if len(split) <= most else most // size * size if whole else most
+        order = np.random.default_rng(0).permutation(len(split))[:count]  # mixed, as in training
+        if whole:  # each window ends in groups that are not full
+            groups = sum(len(self._plan(split, order[start:start + size], wanted)) for start in range(0, count, size))
         else:
-            windows = [np.arange(most)]
-            groups = len(plan_buckets(windows[0], split.sizes, self.budgets)) / wanted
-        return groups * len(split) / max(sum(map(len, windows)), 1)
+            groups = len(plan_buckets(order, split.sizes, self.budgets)) / wanted
+        return groups * len(split) / max(count, 1)
 
     def _share(self, group: Group, per_device: int) -> list[np.ndarray]:
         """The places of this process's devices; a group of too few micro-batches is completed with empty ones."""

@@ -70,6 +70,25 @@ def test_a_run_that_was_stopped_goes_on_bit_by_bit(world, undisturbed, stop_at, 
     assert_same_run(workdir, expected, begun)
 
 
+def test_a_stop_between_two_shapes_loses_no_batch(world, stop_at, tmp_path):
+    """The first batch of the other shape has been taken by then, and is worked on before the run stops."""
+    rarely = {"per_call": 4, "log_every": 20, "valid_every": 20, "checkpoint_every": 20}
+    world.run(tmp_path / "undisturbed", **rarely)
+    expected, ends = saved(tmp_path / "undisturbed"), set()
+    for step in (1, 4, 7, 10):
+        workdir, stop_at.step = tmp_path / f"run{step}", step
+        with pytest.raises(distributed.Stopped):
+            world.run(workdir, **rarely)
+        ends.add(saved(workdir).step)
+        stop_at.step = None
+        world.run(workdir, **rarely)
+        found = saved(workdir)
+        assert found.metadata["position"]["input"] == expected.metadata["position"]["input"]
+        for name in expected.arrays:
+            assert found.arrays[name].tobytes() == expected.arrays[name].tobytes(), (step, name)
+    assert len(ends) > 1 and STEPS not in ends
+
+
 @pytest.mark.parametrize("calls", [3, 9, 19])
 def test_a_run_that_was_killed_goes_on_bit_by_bit(world, undisturbed, monkeypatch, tmp_path, calls):
     """From its last checkpoint, and past metrics and a best checkpoint that are later."""
@@ -210,8 +229,13 @@ def test_learning_rate_goes_down_on_a_plateau(world, stop_at, monkeypatch, tmp_p
         loop._start = begin
         return loop.run(world.params, restored)
 
-    current = None
+    def train(self, state, *arguments, **options):
+        used.append(float(self.single(state.rate_scale)))
+        return trained(self, state, *arguments, **options)
+
+    current, used, trained = None, [], Trainer.train
     monkeypatch.setattr(module, "validate", validate)
+    monkeypatch.setattr(Trainer, "train", train)
     stop_at.step = stop
     if stop:
         with pytest.raises(distributed.Stopped):
@@ -223,5 +247,6 @@ def test_learning_rate_goes_down_on_a_plateau(world, stop_at, monkeypatch, tmp_p
     assert len(set(expected)) > 3 and expected[-1] == 0.1
     logged = [float(row["learning_rate"]) / 3e-3 for row in rows(tmp_path / "run") if row["train_loss"]]
     np.testing.assert_allclose(logged, [1.0, *expected[:-1]], rtol=1e-6)  # of the updates before
+    np.testing.assert_allclose(used, logged, rtol=1e-6)
     assert saved(tmp_path / "run").arrays["rate_scale"] == np.float32(0.1)
     assert position.plateau["scale"] == 0.1 and position.best_loss == min(losses)

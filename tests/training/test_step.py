@@ -1,6 +1,7 @@
 """The compiled training step: one compile, the right gradient, the average of the parameters."""
 
 import contextlib
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -12,7 +13,8 @@ from mlip_jax import models
 from mlip_jax.datasets import readers, statistics
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.filters import Filters
-from mlip_jax.graphs.batching import choose_budget, measure
+from mlip_jax.graphs.batching import Budget, build_batch, choose_budget, measure
+from mlip_jax.graphs.pipeline import stack
 from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.training import losses
 from mlip_jax.training.data import Batches, Split
@@ -59,7 +61,7 @@ def test_update_is_a_gradient_step_of_the_stated_loss(setup):
         s = losses.sums(evaluate(model, p, one, 1.3), one, **OPTIONS)
         return 0.3 * s.energy_loss / s.energies + 0.7 * s.force_loss / s.forces
 
-    expected = jax.tree.map(lambda p, g: p - RATE * g, params, jax.grad(loss)(params))
+    expected = jax.tree.map(lambda p, g: p - RATE * g, params, jax.jit(jax.grad(loss))(params))
     state = trainer.single(trainer.train(trainer.init(params), graphs)[0])
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
@@ -84,3 +86,100 @@ def test_predictions_agree_with_validation_sums(setup):
 def test_sums_add_up_over_steps():
     ones = losses.Sums(*(np.full(1, i + 1.0, np.float32) for i in range(8)))
     assert add([ones, ones, ones]) == losses.Sums(*(3.0 * (i + 1) for i in range(8)))
+
+
+def with_gaps(split, columns, kind):
+    """A split where labels are missing: of some structures, or of all."""
+    energy, forces = columns.energy.copy(), columns.forces.copy()
+    if kind == "some":
+        energy[::3] = np.nan
+        forces[columns.atoms_of(np.arange(0, len(columns), 2))] = np.nan
+        forces[1::5, 0] = np.nan
+    elif kind == "no energies":
+        energy[:] = np.nan
+    elif kind == "no forces":
+        forces[:] = np.nan
+    elif kind == "none":
+        energy[:], forces[:] = np.nan, np.nan
+    return dataclasses.replace(split, rows=dataclasses.replace(columns, energy=energy, forces=forces))
+
+
+@pytest.mark.parametrize("penalty", [("mse", "rmse"), ("huber", "norm"), ("mae", None)])
+def test_micro_batches_are_one_large_batch(setup, quick_compilation, penalty):
+    """Also where some have no label of a kind, or nothing in them, and whatever beta is."""
+    model, split, batches, _, params = setup
+    options = {"penalty": penalty[0], "force_penalty": penalty[1], "huber_delta": 0.1}
+    places = np.array_split(np.arange(9), 3) + [np.zeros(0, np.int64)]
+    budget = choose_budget(split.sizes, 5)
+    whole_budget = Budget(*(4 * n for n in budget))
+    betas = np.array([0.7, 1.0, 0.0], np.float32)
+    # the step is used to choose beta, so that one program serves for all
+    trainer = Trainer(model, 1.3, optax.sgd(RATE), lambda step: jax.numpy.asarray(betas)[step], DECAY, options)
+
+    @jax.jit
+    def expected(p, graph, beta):
+        def loss(p):
+            s = losses.sums(evaluate(model, p, graph, 1.3), graph, **options)
+            return losses.combine(s, s, beta), s
+        (_, s), grads = jax.value_and_grad(loss, has_aux=True)(p)
+        return jax.tree.map(lambda p, g: p - RATE * g, p, grads), s
+
+    def built(split, places, budget):
+        return build_batch(split.columns(places), budget, model.cutoff, batches.reference)
+
+    for kind in ("all", "some", "no energies", "no forces", "none"):
+        part = with_gaps(split, split.rows, kind)
+        whole = built(part, np.arange(9), whole_budget)
+        micro = jax.tree.map(lambda x: x[None, None], stack([built(part, p, budget) for p in places]))
+        for step, beta in enumerate(betas):
+            state = trainer.init(params)._replace(step=trainer.replicate(np.int32(step)))
+            state, result = trainer.train(state, micro)
+            after, sums = expected(params, whole, beta)
+            state, result = trainer.single(state), trainer.single(result)
+            assert result.finite[0], (kind, beta)
+            for name, a, b in zip(sums._fields, result.sums, sums):
+                np.testing.assert_allclose(a[0], b, rtol=2e-4, atol=1e-5, err_msg=f"{kind} {beta} {name}")
+            for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(after)):
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6, err_msg=f"{kind} {beta}")
+            moved = any(np.abs(a - b).max() > 1e-4 for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(params)))
+            silent = {"none": True, "no energies": beta == 0.0, "no forces": beta == 1.0}.get(kind, False)
+            assert moved != silent, (kind, beta)
+    assert trainer.num_compiles == 1
+
+
+def test_rate_is_scaled_and_nothing_is_compiled_for_it(setup):
+    _, split, batches, trainer, params = setup
+    with contextlib.closing(batches.training(split, seed=1)) as stream:
+        _, graphs = next(stream)
+    full = trainer.single(trainer.train(trainer.init(params), graphs)[0].params)
+    before = trainer.num_compiles
+    state, _ = trainer.train(trainer.scale_rate(trainer.init(params), 0.25), graphs)
+    for start, a, b in zip(*map(jax.tree.leaves, (params, full, trainer.single(state.params)))):
+        np.testing.assert_allclose(b - start, 0.25 * (a - start), rtol=1e-3, atol=1e-6)
+    assert trainer.single(state.rate_scale) == 0.25 and trainer.num_compiles == before
+
+
+def test_a_snapshot_outlives_the_steps_after_it(setup):
+    """Whose state is given away to them."""
+    _, split, batches, trainer, params = setup
+    with contextlib.closing(batches.training(split, seed=1)) as stream:
+        first = trainer.init(params)
+        taken = trainer.snapshot(first)
+        state = first
+        for _ in range(3):
+            state, _ = trainer.train(state, next(stream)[1])
+    for a, b in zip(jax.tree.leaves(taken.params), jax.tree.leaves(params)):
+        np.testing.assert_array_equal(a, b)
+    assert taken.step == 0 and trainer.single(state.step) == 3
+    with pytest.raises((RuntimeError, ValueError), match="delete|donate"):
+        trainer.train(first, next(batches.training(split, seed=1))[1])
+
+
+def test_every_process_learns_of_the_wish_to_stop(setup):
+    _, split, batches, trainer, params = setup
+    with contextlib.closing(batches.training(split, seed=1)) as stream:
+        _, graphs = next(stream)
+    state = trainer.init(params)
+    for wish in (False, True):
+        state, result = trainer.train(state, graphs, stop=wish)
+        assert (trainer.single(result.stop)[0] > 0) == wish
