@@ -3,8 +3,7 @@
     python -m mlip_jax.main --config=configs/rmd17.py --workdir=runs/ethanol
     python -m mlip_jax.main --config=configs/rmd17.py:aspirin,painn --workdir=runs/aspirin_painn
 
-ethanol on one core of a CPU: So3krates 30 minutes, 1.1 meV and 7.3 meV/Å; PaiNN P50TIME minutes, P50E meV and P50F meV/Å.
-More steps make both better, PaiNN less so: 950 structures are few for it.
+On one core of a CPU, ethanol: So3krates 30 minutes, 1.1 meV and 7.3 meV/Å; PaiNN 16 minutes, 1.2 meV and 7.8 meV/Å.
 
 Put the files of figshare 12672038 (rmd17_ethanol.npz, ...) and the folder splits/ into data/rmd17/, or name the file as
 --config.data.path.

@@ -179,8 +179,8 @@ class CheckpointStore:
             written = True
         except Exception as error:  # a full disk comes as any of several types, and devices may fail as well
             raise CheckpointError(
-                f"{self.directory}: checkpoint of step {step} cannot be written: {_short(error)}. Older checkpoints are "
-                "untouched; free some space, or mend what is named here, and start again.") from error
+                f"{self.directory}: checkpoint of step {step} cannot be written: {_short(error)}. Older checkpoints "
+                "are untouched; free some space, or mend what is named here, and start again.") from error
         finally:
             if not written:
                 self._put_back(aside)
