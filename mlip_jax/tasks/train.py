@@ -148,7 +148,9 @@ def _batches(config, splits, model, reference, restored) -> tuple[Batches, dict[
         budgets = (*budgets[:-1], enlarge(budgets[-1], split.sizes))
     batches = Batches(budgets, model.cutoff, reference, jax.local_device_count(), micro_batches, distributed.count(),
                       distributed.index(), long_range_cutoff(model))
-    plan = plan_buckets(np.arange(min(len(train), 20_000)), train.sizes, budgets)
+    # in another order than the store's, where conformations of a molecule stand together
+    some = np.random.default_rng(0).permutation(len(train))[:20_000]
+    plan = plan_buckets(some, train.sizes, budgets)
     filled = fill_buckets(plan, train.sizes, budgets)
     room = {"nodes": "atoms", "edges": "edges", "graphs": "graphs", "pairs": "long-range pairs"}
     for bucket, budget in enumerate(budgets):
