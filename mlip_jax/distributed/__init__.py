@@ -107,6 +107,9 @@ def _start_jax(timeout: float, **options) -> None:
         jax.distributed.initialize(
             initialization_timeout=max(1, int(timeout)), heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS, **options)
+        # all tell each other what devices they have: one that came to it later, behind something that it waits for
+        # from another process, would keep both waiting
+        jax.devices()
     except (RuntimeError, ValueError) as error:
         raise RuntimeError(
             f"JAX cannot start a run of several processes: {error}\nCheck that nothing has used JAX's devices before, "

@@ -69,7 +69,8 @@ def test_the_end_of_one_process_is_the_end_of_all(tmp_path):
     step = newest(workdir).step
     process = launch(workdir, changes=changes)
     while newest(workdir).step <= step:
-        assert process.poll() is None and time.monotonic() < deadline + 240
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline + 240
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGTERM)
     code, output = finish(process, timeout=90)
