@@ -11,17 +11,12 @@ Put the files of figshare 12672038 (rmd17_ethanol.npz, ...) and the folder split
 
 import ml_collections
 
+from configs import spice
 from mlip_jax.config import train_defaults, unknown_name
 
 MOLECULES = ("aspirin", "azobenzene", "benzene", "ethanol", "malonaldehyde", "naphthalene", "paracetamol", "salicylic",
              "toluene", "uracil")
-MODELS = {
-    "so3krates": dict(num_features=132, num_layers=3, num_heads=4, degrees=(1, 2, 3), cutoff=5.0, num_radial=32,
-                      radial_filter="spline", num_knots=32, energy_act="silu",
-                      layer_norm_1=False, layer_norm_2=False, residual_mlp_1=False, residual_mlp_2=False,
-                      ev_init="zeros", message_normalization="sqrt_num_features", avg_num_neighbors=1.0),
-    "painn": dict(num_features=128, num_layers=3, cutoff=5.0, num_radial=20),
-}
+MODELS = {name: spice.MODELS[name] for name in ("so3krates", "painn")}
 # Steps, and beta at the start and at the end.
 TRAINING = {"so3krates": (100_000, 0.95, 0.8), "painn": (50_000, 0.98, 0.95)}
 

@@ -133,6 +133,7 @@ def _train(config, workdir, model, data, splits, started) -> Path:
     position = loop.run(params, restored)
     spent = loop.meter.summary()
     log.info("of the time, %s", ", ".join(f"{100 * share:.2f} % {part}" for part, share in spent.items()))
+    metadata["updates"] = num_steps
     metadata["seconds"] = {"training": position.seconds, "this process": time.monotonic() - started}
     return _report(config, workdir, model, trainer, loop.batches, splits, metadata, params, data, filled)
 
@@ -285,7 +286,7 @@ def _info(config, model, metadata, data, step, filled, params) -> dict[str, dict
                   **{k: str(v) for k, v in config.model.options.items()},
                   **{f"energy term {k}": ", ".join(f"{a}={b}" for a, b in v) or "on"
                      for k, v in getattr(model, "terms", ())}},
-        "Training": {"steps": config.train.num_steps, "best checkpoint at step": step,
+        "Training": {"updates": metadata["updates"], "best checkpoint at step": step,
                      "training seconds": round(metadata["seconds"]["training"], 1),
                      "real share of padded edges": round(filled["edges"], 4),
                      **{f"{a}.{b}": str(v) for a in ("loss", "optimizer", "train") for b, v in config[a].items()}},

@@ -11,7 +11,6 @@ import collections
 import contextlib
 import dataclasses
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,7 +108,7 @@ class Loop:
         self._held: tuple[Group, Any] | None = None
         self._stop = False
         # alike in all processes, which else would stop at different steps
-        self._ahead = distributed.broadcast(0 if _crowded() else _AHEAD)
+        self._ahead = distributed.broadcast(0 if self.trainer.crowded else _AHEAD)
         self._begin = time.monotonic() - position.seconds
         self._nonfinite = NonFinite(self.options.on_nonfinite, self.train, self.workdir)
         with contextlib.ExitStack() as stack:
@@ -278,8 +277,3 @@ class Loop:
 
     def _about(self, position: Position) -> dict[str, Any]:
         return {**self.metadata, "position": dataclasses.asdict(position)}
-
-
-def _crowded() -> bool:
-    """Whether there are more CPU devices than cores: an all-reduce of one step can then starve that of another."""
-    return jax.default_backend() == "cpu" and jax.device_count() > (os.cpu_count() or 1)

@@ -9,6 +9,7 @@ with the union of the batches. One call to the devices may do many updates.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -100,6 +101,12 @@ class Trainer:
         self._copy = jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))
 
     @property
+    def crowded(self) -> bool:
+        """There are more CPU devices than cores: an all-reduce of one step can then starve that of another, so that no
+        step may begin before the one before it is done."""
+        return jax.default_backend() == "cpu" and jax.device_count() > (os.cpu_count() or 1)
+
+    @property
     def num_compiles(self) -> int:
         """How often the training step was traced: once for each bucket."""
         return self._traces
@@ -162,7 +169,8 @@ class Trainer:
 
     def evaluate(self, params: Any, graphs: jraph.GraphsTuple) -> tuple[Evaluation, losses.Sums]:
         """Evaluation of one batch for each device (stacked) and the sums of all."""
-        return self._evaluate(params, graphs)
+        made = self._evaluate(params, graphs)
+        return jax.block_until_ready(made) if self.crowded else made
 
 
 def _at(tree, index):

@@ -135,7 +135,7 @@ def test_nothing_waits_for_the_newest_calls(world, monkeypatch, tmp_path):
         return single(tree)
 
     order = {}
-    monkeypatch.setattr(module, "_crowded", lambda: False)
+    monkeypatch.setattr(Trainer, "crowded", False)
     monkeypatch.setattr(Trainer, "train", counted)
     monkeypatch.setattr(Trainer, "single", staticmethod(looked_at))
     world.run(tmp_path / "run", log_every=1)
@@ -146,7 +146,7 @@ def test_nothing_waits_for_the_newest_calls(world, monkeypatch, tmp_path):
 
 
 def test_crowded_devices_are_waited_for(world, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "_crowded", lambda: True)
+    monkeypatch.setattr(Trainer, "crowded", True)
     loop = world.loop(tmp_path / "run", num_steps=3)
     left = []
     monkeypatch.setattr(module.Loop, "_due", lambda self, step, every: left.append(len(self._calls)) or False)
