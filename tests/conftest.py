@@ -1,7 +1,14 @@
 """How tests compile and compute."""
 
+import signal
+
 import jax
 import pytest
+
+# Programs that tests start and interrupt inherit what is ignored, as in a shell's background.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -49,6 +49,10 @@ def test_thirty_kills_change_nothing(tmp_path):
         for name, value in theirs.arrays.items():
             np.testing.assert_array_equal(ours.arrays[name], value, err_msg=f"{kind} {name}")
     np.testing.assert_array_equal(metrics(workdir)["step"], metrics(undisturbed)["step"])
+    for part in ("train", "valid", "test"):
+        ours, theirs = (np.load(w / f"predictions_{part}.npz") for w in (workdir, undisturbed))
+        for name in ("energy_predicted", "forces_predicted"):
+            np.testing.assert_array_equal(ours[name], theirs[name], err_msg=f"{part} {name}")
     assert_alike(tmp_path / "again", undisturbed)
 
 

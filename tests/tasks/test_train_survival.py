@@ -1,24 +1,33 @@
 """A run that is stopped, that cannot write or that loses its data says so, and goes on as if nothing had been."""
 
+import csv
+import re
 import resource
 import shutil
 import signal
 import subprocess
+import time
 
+import h5py
 import numpy as np
 import pytest
 
+from mlip_jax.datasets.split_files import load_split
+from mlip_jax.datasets.store import Store
 from tests.tasks.runs import (
+    DATA,
     assert_alike,
     command,
     environment,
     finish,
+    metrics,
     newest,
     run,
     start,
     steps_of,
     stop_at,
     stopped_step,
+    wait_for,
     wait_for_step,
 )
 
@@ -55,6 +64,28 @@ def test_a_signal_saves_and_asks_to_be_started_again(undisturbed, tmp_path, numb
     code, output = run(workdir, **LONG)
     assert code == 0 and f"going on from the checkpoint of step {step}" in output
     assert_same_parameters(workdir, undisturbed)
+
+
+@pytest.mark.slow
+def test_the_second_interrupt_ends_the_run_at_once(tmp_path):
+    # many updates in a call: the run could not stop by itself between the two signals
+    fields = LONG | {"train__num_steps": 100_000, "train__log_every": 50, "train__valid_every": 100_000,
+                     "train__checkpoint_every": 100_000, "train__resident": True, "train__steps_per_dispatch": 50,
+                     "train__batch_size": 32, "model__options__num_features": 64}
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(command(workdir, **fields), stdout=file, stderr=file, cwd=tmp_path,
+                                   env=environment())
+    wait_for_step(workdir, 50, process)
+    process.send_signal(signal.SIGINT)
+    wait_for(lambda: "stopping after this step" in " ".join(log.read_text().split()), process)
+    process.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    code = process.wait(timeout=60)
+    output = log.read_text()
+    assert time.monotonic() - begin < 15
+    assert code == 1 and "interrupted" in output and stopped_step(output) is None and "Traceback" not in output, output
+    assert newest(workdir) is None
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(undisturbed, tmp_path):
@@ -108,7 +139,7 @@ def test_data_that_vanish_in_mid_run(undisturbed, tmp_path):
     workdir, long = tmp_path / "run", LONG | {"data__directory": tmp_path / "data"}
     process = start(workdir, **long)
     wait_for_step(workdir, 30, process)
-    shards = sorted((tmp_path / "data/stores").glob("*/shards/*"))
+    shards = sorted((tmp_path / "data/stores").glob("*/shards/*.safetensors"))
     kept = tmp_path / "kept"
     kept.mkdir()
     for shard in shards:
@@ -123,3 +154,58 @@ def test_data_that_vanish_in_mid_run(undisturbed, tmp_path):
     code, output = run(workdir, **long)
     assert code == 0, output
     assert_same_parameters(workdir, undisturbed)
+
+
+@pytest.fixture(scope="module")
+def with_absurd_energy(undisturbed, tmp_path_factory):
+    """(fields of a run, name of the structure): a training structure's energy is finite, but its square is not."""
+    parts, meta = load_split(undisturbed / "splits.npz")
+    bad = Store(undisturbed.parent / meta["store"])[int(parts["train"][7])]
+    path = tmp_path_factory.mktemp("absurd") / "absurd.hdf5"
+    shutil.copy(DATA, path)
+    group = bad.source.rpartition("/")[2].rpartition(":")[2]
+    with h5py.File(path, "a") as file:
+        file[group]["dft_total_energy"][bad.conformer] = 1e28
+    fields = LONG | {"data__path": path, "data__refuse": False, "data__reference_energies": "none",
+                     "loss__penalty": "mse", "train__num_steps": 48, "train__checkpoint_every": 4,
+                     "optimizer__clip_norm": 0.0}  # clipping would make zeros of such a gradient
+    return fields, f"{group}#{bad.conformer}"
+
+
+def recorded(workdir):
+    """Rows of nonfinite.csv: {step: names}."""
+    with open(workdir / "nonfinite.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({tuple(r.values()) for r in rows}) == len(rows)
+    return {int(r["step"]): [s["structure"] for s in rows if s["step"] == r["step"]] for r in rows}
+
+
+def assert_finished(workdir, output, num_steps):
+    last = newest(workdir)
+    assert last.step == num_steps and all(np.isfinite(v).all() for v in last.arrays.values()), output
+    rows = metrics(workdir)
+    assert np.isfinite(rows["train_loss"]).any() and not np.isinf(rows["train_loss"]).any()
+
+
+@pytest.mark.parametrize("choice", ["skip", pytest.param("rollback", marks=pytest.mark.slow)])
+def test_a_loss_that_is_not_finite(with_absurd_energy, tmp_path, choice):
+    fields, name = with_absurd_energy
+    workdir = tmp_path / "run"
+    code, output = run(workdir, train__on_nonfinite="stop", **fields)
+    step = int(re.search(r"not finite in step (\d+)", output)[1])
+    assert code == 1 and name in output and "Traceback" not in output, output
+    (at, names), = recorded(workdir).items()
+    assert at == step and sum(n.endswith(name) for n in names) == 1
+    before = newest(workdir)
+    assert (0 if before is None else before.step) == (step - 1) // 4 * 4
+    assert before is None or all(np.isfinite(v).all() for v in before.arrays.values())
+
+    code, output = run(workdir, train__on_nonfinite=choice, **fields)
+    assert code == 0, output
+    assert_finished(workdir, output, 48)
+    met = recorded(workdir)
+    assert step in met and 3 <= len(met) <= 4  # in each epoch of 16 updates
+    assert all(sum(n.endswith(name) for n in names) >= 1 for names in met.values())
+    said = "The update is passed over" if choice == "skip" else "Going back to the last checkpoint"
+    assert output.count(said) >= 3
+    assert (output.count("going on from the checkpoint of step") >= 3) == (choice == "rollback")
