@@ -272,7 +272,10 @@ def _checkpointer() -> ocp.Checkpointer:
     own = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
     handler = ocp.CompositeCheckpointHandler(
-        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        composite_options=ocp.CompositeOptions(
+            multiprocessing_options=alone,
+            # else folders that cannot be made keep threads waiting for ten minutes, and the process from its end
+            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False)),
         arrays=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
         metadata=ocp.JsonCheckpointHandler(multiprocessing_options=alone))
     return ocp.Checkpointer(handler, multiprocessing_options=alone)

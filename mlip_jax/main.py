@@ -11,12 +11,22 @@ import logging
 import os
 import pkgutil
 import platform
+import signal
 import sys
 from pathlib import Path
 
 # glibc hands every large buffer back to the system and asks again; half of a CPU training step is page faults then.
 ALLOCATOR = ("glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368:"
              "glibc.malloc.top_pad=67108864:glibc.malloc.arena_max=1")
+
+
+_EXIT_REQUEUE = 75  # distributed.EXIT_REQUEUE, before that is imported
+
+
+def end_at_signals() -> None:
+    """SIGTERM and SIGUSR1 end this process at once, to be started again: in its first seconds it has done nothing."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: os._exit(_EXIT_REQUEUE))
 
 
 def tune_allocator() -> None:
@@ -89,6 +99,8 @@ def main() -> None:
                     index=sweep["sweep_index"].value, list_only=sweep["sweep_list"].value,
                     collect_only=sweep["sweep_collect"].value))
             if profile.value is not None:
+                if config.get("task") != "train":
+                    raise app.UsageError(f"--profile is of training; the task of this config is {config.get('task')!r}")
                 config.train.profile_steps = profile.value
             keep_compiled_programs()
             with distributed.session(distributed.from_environment()), distributed.ended_by_signals():
@@ -175,5 +187,6 @@ def _leave_out_closed_loops() -> None:
 
 
 if __name__ == "__main__":
+    end_at_signals()
     tune_allocator()
     main()

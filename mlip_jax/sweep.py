@@ -98,10 +98,12 @@ def _call_sweep(path: str, argument: str) -> Any:
 
 
 def _checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A config whose model exists, with all its options, so that a slip shows before the first variant runs."""
+    """A config that can be trained by, with a model that exists, so that a slip shows before the first variant runs."""
     if config.get("task") == "train":
         from mlip_jax.potential import create_model
+        from mlip_jax.training.options import check
         create_model(config.model, config.get("potential"))
+        check(configs.complete(config, configs.train_defaults()))
     return config
 
 

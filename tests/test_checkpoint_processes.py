@@ -87,6 +87,30 @@ store.save_in_background(3, large, {})""", tmp_path))
     assert newest(tmp_path).step == 1
 
 
+def test_a_folder_that_cannot_be_made_keeps_no_thread_waiting(tmp_path):
+    """Orbax's threads would wait ten minutes for the folders, and the end of the process for them."""
+    returned, out, errors = finish(start("""
+import errno
+store = CheckpointStore(directory)
+store.save(1, tree_of(1), {})
+make = os.mkdir
+
+def full(path, *args, **kwargs):
+    if os.path.basename(path).startswith("arrays"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    make(path, *args, **kwargs)
+
+os.mkdir = full
+store.save_in_background(2, tree_of(2), {})
+try:
+    store.wait()
+except CheckpointError as error:
+    print(error)""", tmp_path, seconds=60))
+    assert returned == 0, out + errors
+    assert "step 2 cannot be written" in out and "No space left" in out
+    assert newest(tmp_path).step == 1
+
+
 KILLED = """
 def train(durable):
     store = CheckpointStore(directory)

@@ -1,6 +1,7 @@
 """Processes find each other, tell each other what they must, and none outlives another that has failed."""
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -273,6 +274,29 @@ def test_second_sigterm_ends_at_once():
             "    os.kill(os.getpid(), signal.SIGTERM)\n    assert stop.received == 'SIGTERM'\n"
             "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)")
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=60).returncode == 75
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_within_a_garbage_collection_is_not_lost(number):
+    """Python ignores what is raised there, and JAX has it call Python."""
+    def collected(phase, info):
+        if phase == "stop" and not sent:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)  # the handler is called in here
+
+    sent, hook = [], sys.unraisablehook
+    gc.callbacks.append(collected)
+    try:
+        with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as caught:
+            with distributed.ended_by_signals():
+                gc.collect()
+                assert sent
+                time.sleep(10)
+        assert number == signal.SIGINT or caught.value.code == 75
+    finally:
+        gc.callbacks.remove(collected)
+    assert sys.unraisablehook is hook
 
 
 # --- real processes

@@ -231,7 +231,7 @@ def test_slurm_requeues_what_was_stopped(cluster, code):
     requeued = cluster / "scontrol_arguments"
     assert requeued.exists() == (code == 75)
     assert code != 75 or requeued.read_text().split() == ["requeue", "77"]
-    assert not list(cluster.glob("*.stopped")) and (cluster / "home/.cache/mlip_jax").is_dir()
+    assert not list(cluster.glob("*.stopped"))
 
 
 def test_slurm_requeues_although_srun_has_killed_the_rest(cluster):
@@ -272,6 +272,17 @@ def test_slurm_warning_reaches_the_program_and_not_the_shells(cluster):
         os.killpg(process.pid, signal.SIGUSR1)
         assert process.wait(30) == 0
     assert (cluster / "scontrol_arguments").exists()
+
+
+@pytest.mark.parametrize("folder", [None, "", "/scratch/compiled"])
+def test_slurm_leaves_the_folder_of_compiled_programs_as_it_is(cluster, monkeypatch, folder):
+    """The program has one for each kind of processor, as nodes may differ; empty means that nothing is kept."""
+    fake(cluster, "python", 'printf %s "${JAX_COMPILATION_CACHE_DIR-unset}" > folder')
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    if folder is not None:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+    assert sbatch("--workdir=out").returncode == 0
+    assert (cluster / "folder").read_text() == ("unset" if folder is None else folder)
 
 
 def test_slurm_outside_of_a_job(cluster, monkeypatch):

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -13,10 +14,20 @@ log = logging.getLogger(__name__)
 
 # sysexits.h: a temporary failure; try again later
 EXIT_REQUEUE = 75
+# After which a signal that was lost is sent again.
+_AGAIN_SECONDS = 0.02
 
 
 class Stopped(RuntimeError):
     """A signal ended the run. What it did is saved; started again, it goes on."""
+
+
+class _End(SystemExit):
+    """A signal asks for the end."""
+
+    def __init__(self, number: int):
+        super().__init__(EXIT_REQUEUE)
+        self.number = number
 
 
 @contextlib.contextmanager
@@ -27,17 +38,42 @@ def ended_by_signals() -> Iterator[None]:
     """
 
     def end(number, frame):
-        raise SystemExit(EXIT_REQUEUE)
+        raise _End(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        yield
+        with _lost_ones_again():
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextlib.contextmanager
+def _lost_ones_again() -> Iterator[None]:
+    """A signal whose exception comes to nothing is sent again, a little later.
+
+    Python prints and forgets what is raised within a garbage collection, where JAX has it call Python each time.
+    """
+    show, timers = sys.unraisablehook, []
+
+    def hook(about):
+        if not issubclass(about.exc_type, _End | KeyboardInterrupt):
+            return show(about)
+        number = about.exc_value.number if isinstance(about.exc_value, _End) else signal.SIGINT
+        timers.append(threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)))
+        timers[-1].start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = show
+        for timer in timers:
+            timer.cancel()
 
 
 class StopSignal:

@@ -35,8 +35,9 @@ from mlip_jax.training.evaluation import predict
 from mlip_jax.training.loop import Loop
 from mlip_jax.training.meter import Meter, peak_flops
 from mlip_jax.training.nonfinite import TrainingError
-from mlip_jax.training.options import check_options
+from mlip_jax.training.options import check
 from mlip_jax.training.outputs import restore
+from mlip_jax.training.recorder import writing
 from mlip_jax.training.step import Trainer
 from mlip_jax.workdir import claimed
 
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 
 # Updates of one call to the device where the data stay on it, and the share of its memory that they may take.
 _STEPS_PER_CALL, _RESIDENT_SHARE = 25, 0.2
+# An update larger by this factor than was asked for is told of.
+_LARGER = 1.2
 PACKAGES = ("mlip_jax", "jax", "jaxlib", "flax", "optax", "e3x", "jraph", "orbax-checkpoint", "numpy", "ase")
 
 
@@ -57,7 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     """
     started = time.monotonic()
     config = configs.complete(config, configs.train_defaults())
-    check_options(config.train)
+    check(config)
     with contextlib.ExitStack() as stack:
         with distributed.leader_first("workdir"):
             if distributed.leader():
@@ -65,6 +68,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         workdir = Path(workdir)
         model = create_model(config.model, config.potential)
         _log_terms(model)
+        if config.optimizer.freeze:  # a slip in it must not come out after the data were read
+            optimizer.frozen(jax.eval_shape(model.init, jax.random.key(0), example_graph()), config.optimizer.freeze)
         with distributed.leader_first("data"):  # makes the store, which the others find
             data = source.load(config.data)
             splits = _split(config, data, workdir, model)
@@ -86,10 +91,11 @@ def _split(config, data, workdir, model) -> dict[str, Split]:
     molecule = data.store.index("molecule")
     about = splits_module.describe(parts, molecule)
     if distributed.leader():
-        if not (workdir / "left_out.csv").exists():
-            source.write_left_out(workdir / "left_out.csv", data)
-        _keep_split(workdir / "splits.npz", parts, {
-            "store": str(data.store.path), "split": c.split_files or c.split, "seed": c.split_seed, "parts": about})
+        with writing(workdir):
+            if not (workdir / "left_out.csv").exists():
+                source.write_left_out(workdir / "left_out.csv", data)
+            _keep_split(workdir / "splits.npz", parts, {
+                "store": str(data.store.path), "split": c.split_files or c.split, "seed": c.split_seed, "parts": about})
     cutoff = long_range_cutoff(model)
     sizes = Sizes(data.store.index("n_atoms"), edge_counts(data.store, float(model.cutoff)),
                   None if cutoff is None else pair_counts(data.store, cutoff))
@@ -122,6 +128,9 @@ def _train(config, workdir, model, data, splits, started) -> Path:
     num_steps = (config.train.num_steps if config.train.num_epochs is None
                  else max(round(config.train.num_epochs * per_epoch), 1))
     log.info("%d updates, %.4g epochs of %.4g updates", num_steps, num_steps / per_epoch, per_epoch)
+    if config.optimizer.warmup_steps >= num_steps:
+        log.warning("optimizer.warmup_steps (%d) are no fewer than the updates of this run (%d): the learning rate "
+                    "grows to the end and is never lowered", config.optimizer.warmup_steps, num_steps)
     metadata = {"config": configs.to_dict(config), "statistics": statistics_, "versions": {
         p: _version(p) for p in PACKAGES} | {"python": platform.python_version()}}
     params = jax.jit(model.init)(jax.random.key(config.seed), example_graph())
@@ -158,8 +167,12 @@ def _batches(config, splits, model, reference, restored) -> tuple[Batches, dict[
         log.info("batches of %s: %.1f %%", ", ".join(
             f"{getattr(budget, k)} {room[k]}" for k in filled), 100 * np.mean([b == bucket for b, _ in plan]))
     log.info("%d micro-batch(es) of about %.4g structures in an update; %s", micro_batches,
-             np.mean([len(places) for _, places in plan]), ", ".join(
+             mean := np.mean([len(places) for _, places in plan]), ", ".join(
                  f"{100 * (1 - share):.1f} % of {room[k]} are padding" for k, share in filled.items()))
+    if mean * micro_batches > _LARGER * c.batch_size:
+        log.warning("an update is of about %.4g structures, not of the %.4g of train.batch_size: each of its %d "
+                    "micro-batches holds at least one. Fewer devices or micro-batches would make it smaller",
+                    mean * micro_batches, c.batch_size, micro_batches)
     return batches, filled
 
 
@@ -251,12 +264,13 @@ def _report(config, workdir, model, trainer, batches, splits, metadata, params, 
         predictions[name] = _predictions(split, predict(trainer, best_params, split, batches))
     if not distributed.leader():
         return workdir / "report.html"
-    for name, p in predictions.items():
-        p.save(workdir / f"predictions_{name}.npz")
-    training = metadata["seconds"]["training"]
-    report = write_report(
-        workdir, predictions, title=f"{config.model.name} on {data.name}", metrics_csv=workdir / "metrics.csv",
-        seconds=training, notes=data.notes, info=_info(config, model, metadata, data, best.step, filled, params))
+    with writing(workdir):
+        for name, p in predictions.items():
+            p.save(workdir / f"predictions_{name}.npz")
+        report = write_report(
+            workdir, predictions, title=f"{config.model.name} on {data.name}", metrics_csv=workdir / "metrics.csv",
+            seconds=metadata["seconds"]["training"], notes=data.notes,
+            info=_info(config, model, metadata, data, best.step, filled, params))
     scores = json.loads((workdir / "metrics.json").read_text())["test"] or {}
     log.info("test: energy %s meV/atom, force %s meV/Å, slope %s meV/atom", *(
         "-" if scores.get(k) is None else f"{scores[k]:.2f}" for k in

@@ -105,9 +105,9 @@ def sums(evaluation: Evaluation, graph: jraph.GraphsTuple, *, penalty: str = "ms
       huber_delta: Error at which "huber" turns from a square to a line, in eV and eV/Å.
 
     Raises:
-      ValueError: No such penalty; a huber_delta that is not positive.
+      ValueError: No such penalty; a huber_delta that is not a positive number.
     """
-    _check_penalties(penalty, force_penalty, huber_delta)
+    check_penalties(penalty, force_penalty, huber_delta)
     label_e, label_f = graph.globals["energy"], graph.nodes["forces"]
     known_e = jraph.get_graph_padding_mask(graph) & jnp.isfinite(label_e)
     known_f = jraph.get_node_padding_mask(graph)[:, None] & jnp.isfinite(label_f)
@@ -124,7 +124,8 @@ def sums(evaluation: Evaluation, graph: jraph.GraphsTuple, *, penalty: str = "ms
         energy_total_abs=jnp.abs(error_e).sum(), force_terms=force_terms.astype(error_e.dtype))
 
 
-def _check_penalties(penalty, force_penalty, huber_delta):
+def check_penalties(penalty: str, force_penalty: str | None, huber_delta: float) -> None:
+    """Raises ValueError where `sums` cannot use them: it does so itself, once a step is compiled."""
     if penalty == "norm":
         raise ValueError("loss.penalty 'norm' is one of vectors, which energies are not; set loss.force_penalty to "
                          f"'norm' and loss.penalty to one of {', '.join(sorted(PENALTIES))}")
@@ -132,8 +133,8 @@ def _check_penalties(penalty, force_penalty, huber_delta):
         raise ValueError(unknown_name("loss.penalty", penalty, PENALTIES))
     if force_penalty is not None and force_penalty not in FORCE_PENALTIES:
         raise ValueError(unknown_name("loss.force_penalty", force_penalty, FORCE_PENALTIES))
-    if "huber" in (penalty, force_penalty) and not huber_delta > 0:
-        raise ValueError(f"loss.huber_delta must be positive (eV and eV/Å), received {huber_delta}")
+    if "huber" in (penalty, force_penalty) and not 0 < huber_delta < math.inf:
+        raise ValueError(f"loss.huber_delta must be a positive number (eV and eV/Å), received {huber_delta}")
 
 
 def combine(local: Sums, total: Sums, beta: jax.Array | float) -> jax.Array:

@@ -18,6 +18,10 @@ CHOICES = ("stop", "skip", "rollback")
 # Beyond, something is wrong that other batches do not mend.
 MOST_ROLLBACKS, MOST_SKIPPED = 10, 100
 
+# Nothing was trained by then, so that no learning rate is to blame.
+_AT_THE_START = ("In the first step it is a label that is too large, or the model as it begins: a deep one may need "
+                 "layer norms, as so3krates of more than four layers does (model.options.layer_norm_1=True). ")
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on."""
@@ -54,7 +58,8 @@ class NonFinite:
         text = f"the loss or its gradient is not finite in step {first}, whose batch holds {shown}{more}"
         if self._choice == "stop":
             raise TrainingError(
-                f"{text}; all are in {self._file.name}. Parameters and checkpoints are from before. Look at these "
+                f"{text}; all are in {self._file.name}. Parameters and checkpoints are from before. "
+                f"{_AT_THE_START if first == 1 else ''}Look at these "
                 "structures, lower optimizer.learning_rate, leave out the largest forces (data.max_force), or pass "
                 "over such batches: --config.train.on_nonfinite=skip (or rollback)")
         self._skipped += len(bad)
@@ -75,8 +80,11 @@ class NonFinite:
     def _record(self, names: list[tuple[int, str]]) -> None:
         """Append what is not there; a run that was started again meets the same structures again."""
         header = ("step", "structure")
-        with open(self._file, "a+", newline="") as file:
-            file.seek(0)
-            known = {tuple(row) for row in csv.reader(file)}
-            csv.writer(file).writerows(row for row in dict.fromkeys([header, *((str(s), n) for s, n in names)])
-                                       if row not in known)
+        try:
+            with open(self._file, "a+", newline="") as file:
+                file.seek(0)
+                known = {tuple(row) for row in csv.reader(file)}
+                csv.writer(file).writerows(row for row in dict.fromkeys([header, *((str(s), n) for s, n in names)])
+                                           if row not in known)
+        except OSError as error:  # what is to be said of the loss matters more
+            log.warning("%s: cannot be written: %s", self._file, error)

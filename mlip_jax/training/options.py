@@ -1,4 +1,4 @@
-"""Checks of the part "train" of a config, before anything is read or compiled."""
+"""Checks of a config before anything is read or compiled: what training makes of it would else fail much later."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
+import ml_collections
+
 from mlip_jax.config import ConfigError, unknown_name
+from mlip_jax.training import losses, optimizer
 from mlip_jax.training.nonfinite import CHOICES
 
 _AT_LEAST_ONE = (lambda x: x >= 1, "at least 1")
@@ -28,6 +31,15 @@ _RULES = {
     "profile_steps": _NOT_NEGATIVE,
 }
 _MAY_BE_UNSET = ("num_epochs", "micro_batches")
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError where a field of the parts "train", "loss" and "optimizer" cannot be meant."""
+    check_options(config.train)
+    loss = config.loss
+    losses.check_penalties(loss.penalty, loss.force_penalty, loss.huber_delta)
+    losses.beta_schedule(loss.beta, loss.beta_end, loss.beta_begin, config.train.num_steps, loss.beta_schedule)
+    optimizer.create(config.optimizer, config.train.num_steps)
 
 
 def check_options(options: Mapping[str, Any]) -> None:

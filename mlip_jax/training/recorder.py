@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+from mlip_jax.workdir import WorkdirError
 
 COLUMNS = ("step", "epoch", "seconds", "learning_rate", "beta", "train_loss", "train_energy_mae_mev_per_atom",
            "train_energy_mae_mev", "train_force_mae_mev_per_ang", "valid_loss", "valid_energy_mae_mev_per_atom",
            "valid_energy_mae_mev", "valid_force_mae_mev_per_ang", "structures_per_second", "atoms_per_second",
            "edges_per_second", "input_share", "checkpoint_share", "mfu")
+# Between two times that TensorBoard's file is brought to the disk.
+_FLUSH_SECONDS = 30.0
 
 
 class Recorder:
-    """Writes rows of metrics, in the order of steps."""
+    """Writes rows of metrics, in the order of steps.
+
+    Raises:
+      WorkdirError: From any method, if a file cannot be written.
+    """
 
     def __init__(self, workdir: Path, step: int):
         self.path = workdir / "metrics.csv"
-        kept = [row for row in self._read() if int(row["step"]) <= step]
-        temporary = self.path.with_suffix(".csv.tmp")
-        with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(kept)
-        os.replace(temporary, self.path)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        with writing(self.path):
+            kept = [row for row in self._read() if int(row["step"]) <= step]
+            temporary = self.path.with_suffix(".csv.tmp")
+            with open(temporary, "w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(kept)
+            os.replace(temporary, self.path)
+        self._board = _Board(workdir / "tensorboard", step)
 
     def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():
@@ -38,13 +52,57 @@ class Recorder:
 
     def write(self, row: dict[str, float]) -> None:
         """Append one row; columns that are not in it stay empty."""
-        with open(self.path, "a", newline="") as file:
+        with writing(self.path), open(self.path, "a", newline="") as file:
             csv.DictWriter(file, COLUMNS).writerow(
                 {k: f"{v:.7g}" if isinstance(v, float) else v for k, v in row.items()})
-        for name, value in row.items():
-            if name != "step" and np.isfinite(value):  # NaN where the data have no such label
-                self._board.add_scalar(name, value, int(row["step"]))
+        # NaN where the data have no such label
+        self._board.write(int(row["step"]), {k: v for k, v in row.items() if k != "step" and np.isfinite(v)})
 
     def close(self) -> None:
         """Flush TensorBoard's file."""
         self._board.close()
+
+
+class _Board:
+    """TensorBoard's file, written by the caller.
+
+    The thread of tensorboardX's SummaryWriter dies of a full disk, and then its caller waits for ever.
+    """
+
+    def __init__(self, directory: Path, step: int):
+        self._directory = directory
+        with writing(directory):
+            directory.mkdir(exist_ok=True)
+            # the name has the second; a run that goes back may begin two files in one
+            self._file = EventsWriter(str(directory / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
+            if step:  # TensorBoard forgets what comes from here on in files from before
+                self._file.write_event(Event(wall_time=time.time(), step=step + 1,
+                                             session_log=SessionLog(status=SessionLog.START)))
+            self._flush()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        with writing(self._directory):
+            for name, value in values.items():
+                self._file.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+            if time.monotonic() > self._flushed + _FLUSH_SECONDS:
+                self._flush()
+
+    def _flush(self) -> None:
+        self._file.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        with writing(self._directory):
+            self._file.close()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises WorkdirError that names `path` where the body cannot write: what the system says does not always."""
+    try:
+        yield
+    except FileNotFoundError:  # of one that is to be read; the system names it
+        raise
+    except OSError as error:
+        raise WorkdirError(f"{path}: cannot be written: {error}. Checkpoints are untouched; free some space, or mend "
+                           "what is named here, and start again") from error

@@ -38,9 +38,9 @@ class Trace:
 
     def _stop(self) -> None:
         jax.profiler.stop_trace()
-        self._calls = _WARM_UP + self._steps + 1
+        calls, self._calls = self._calls - _WARM_UP, _WARM_UP + self._steps + 1
         log.info("a trace of %d calls to the devices is in %s: tensorboard --logdir or ui.perfetto.dev show it",
-                 self._steps, self._directory)
+                 calls, self._directory)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
                  ) -> None:

@@ -18,6 +18,7 @@ from mlip_jax.training.losses import (
     PENALTIES,
     Sums,
     beta_schedule,
+    check_penalties,
     combine,
     sums,
 )
@@ -264,12 +265,20 @@ def test_unknown_penalty_names_the_nearest():
         sums(evaluation_of(graph), graph, force_penalty="norms")
 
 
+@pytest.mark.parametrize("delta", [0.0, -1.0, float("nan"), float("inf")])
+def test_where_huber_turns_is_a_positive_number(delta):
+    """Infinity would be MSE, but its gradient is not a number."""
+    with pytest.raises(ValueError, match="loss.huber_delta must be a positive number"):
+        check_penalties("huber", None, delta)
+    check_penalties("mse", "norm", delta)
+
+
 def test_penalties_that_cannot_be_meant():
     graph = batch_of([structure(2, 0)])
     with pytest.raises(ValueError, match="set loss.force_penalty to 'norm' and loss.penalty to one of huber, mae"):
         sums(evaluation_of(graph), graph, penalty="norm")
     for options in ({"penalty": "huber"}, {"force_penalty": "huber"}):
-        with pytest.raises(ValueError, match="huber_delta must be positive .*, received 0.0"):
+        with pytest.raises(ValueError, match="huber_delta must be a positive number .*, received 0.0"):
             sums(evaluation_of(graph), graph, huber_delta=0.0, **options)
 
 

@@ -61,6 +61,20 @@ def test_what_is_met_again_is_written_once(split, tmp_path):
     assert written(tmp_path) == [(4, "mol#49"), (4, "mol#48"), (9, "mol#49"), (9, "mol#48")]
 
 
+@pytest.mark.parametrize(("step", "said"), [(1, True), (2, False)])
+def test_what_is_bad_from_the_start_is_laid_to_the_model(split, tmp_path, step, said):
+    with pytest.raises(TrainingError, match=f"in step {step}, whose batch holds mol#49") as raised:
+        NonFinite("stop", split, tmp_path).to_roll_back([(step, group([0]))], 0)
+    assert ("model.options.layer_norm_1=True" in str(raised.value)) == said
+
+
+def test_the_structures_are_named_though_nothing_can_be_written(split, tmp_path, caplog):
+    (tmp_path / "nonfinite.csv").mkdir()
+    with pytest.raises(TrainingError, match="step 7, whose batch holds mol#49; "):
+        NonFinite("stop", split, tmp_path).to_roll_back([(7, group([0]))], 0)
+    assert "nonfinite.csv: cannot be written" in caplog.text
+
+
 def test_only_one_process_writes(split, tmp_path):
     assert not NonFinite("skip", split, tmp_path).to_roll_back([(1, group([0]))], 0, write=False)
     assert not list(tmp_path.iterdir())

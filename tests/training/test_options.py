@@ -37,11 +37,24 @@ def test_all_of_it_is_named_at_once():
         check_options(options(log_every=0, on_nonfinite="skipp"))
 
 
-def test_the_task_refuses_it_before_it_looks_for_data(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("train.valid_every", 0, "train.valid_every must be at least 1, received 0"),
+    ("loss.penalty", "maee", "unknown loss.penalty 'maee'. Did you mean 'mae'"),
+    ("loss.force_penalty", "nrm", "unknown loss.force_penalty 'nrm'. Did you mean 'norm'"),
+    ("loss.beta", -0.1, "loss.beta and loss.beta_end must lie between 0 and 1, received -0.1"),
+    ("loss.beta_schedule", "cosine", "unknown loss.beta_schedule 'cosine'"),
+    ("optimizer.name", "adamm", "unknown optimizer.name 'adamm'. Did you mean 'adam'"),
+    ("optimizer.schedule", "plato", "unknown optimizer.schedule 'plato'. Did you mean 'plateau'"),
+    ("optimizer.clip_norm", -1.0, "optimizer.clip_norm must be zero or a positive number, received -1.0"),
+    ("optimizer.freeze", ("params/embeding",), "'params/embeding' matches none.* the nearest are params/embedding"),
+])
+def test_the_task_refuses_it_before_it_looks_for_data(tmp_path, monkeypatch, field, value, message):
+    """Nor does the folder belong to a config with a slip, which the corrected one then could not use."""
     monkeypatch.setattr(train.source, "load", lambda _: pytest.fail("data are loaded"))
     c = train_defaults()
     c.data.path = str(tmp_path / "nowhere.hdf5")
-    c.train.valid_every = 0
-    with pytest.raises(ConfigError, match="train.valid_every must be at least 1, received 0"):
+    c.model.name, c.model.options = "schnet", {"num_features": 8, "num_layers": 1}
+    c.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=message):
         train.run(c, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run/config.json").exists()

@@ -1,0 +1,33 @@
+"""Depth of So3krates."""
+
+import jax
+import numpy as np
+from ase.build import molecule
+
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.graphs.batching import build_batch, choose_budget, measure
+from mlip_jax.models.so3krates import Layer, Model
+from mlip_jax.structure import Structure
+
+
+def sizes_of_features(**options):
+    """Root mean square of the features of ethanol after each of six layers, at the start."""
+    atoms = molecule("CH3CH2OH")
+    columns = Columns.from_structures([Structure(atoms.numbers, atoms.positions, source="ethanol")])
+    graph = build_batch(columns, choose_budget(measure(columns, 5.0), 1), 5.0)
+    model = Model(num_layers=6, **options)
+    params = jax.jit(model.init)(jax.random.key(0), graph)
+    apply = jax.jit(lambda params, graph: model.apply(
+        params, graph, capture_intermediates=lambda module, _: isinstance(module, Layer)))
+    made = apply(params, graph)[1]["intermediates"]
+    features = [np.asarray(made[f"layer_{n}"]["__call__"][0][0], np.float64)[:len(atoms)] for n in range(6)]
+    return [float(np.sqrt(np.mean(f**2))) for f in features]
+
+
+def test_a_layer_norm_keeps_the_features_of_a_deep_model_in_bounds():
+    assert all(0.8 < size < 1.6 for size in sizes_of_features(layer_norm_1=True))
+
+
+def test_without_norms_features_grow_without_bound_beyond_four_layers():
+    sizes = sizes_of_features()
+    assert sizes[3] < 10 and not sizes[4] < 100 and not sizes[5] < 1e6
