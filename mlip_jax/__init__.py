@@ -7,8 +7,10 @@ __version__ = "0.1.0"
 # Loaded at first use: importing the package alone must not start JAX.
 _EXPORTS = {
     "MLIPCalculator": "mlip_jax.simulation.calculator",
+    "Relaxer": "mlip_jax.simulation.relax",
     "Potential": "mlip_jax.potential",
     "Structure": "mlip_jax.structure",
+    "relax": "mlip_jax.simulation.relax",
 }
 __all__ = ["__version__", *_EXPORTS]
 

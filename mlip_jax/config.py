@@ -129,6 +129,73 @@ def inspect_defaults() -> ml_collections.ConfigDict:
     return c
 
 
+def force2geo_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "force2geo_eval", with its default. Units are eV and Å."""
+    c = ml_collections.ConfigDict()
+    c.task = "force2geo_eval"
+    c.seed = 0  # of the selection, the embedding of SMILES and the bootstrap
+    c.force_field = placeholder(str)  # workdir of a training run; several to compare: "name=path,name2=path2"
+
+    c.data = ml_collections.ConfigDict()
+    data_defaults(c.data)  # path: also SMILES (.smi, .csv); unset: the test part of the first force field's own data
+    c.data.require = "none"
+    c.data.stage = placeholder(str)  # start from the first snapshot of this subset: "pm3"; unset: of any
+    c.data.reference = "oracle"  # whose minimum counts: the oracle's, from the start; "data": the last snapshot there
+    c.data.reference_stage = placeholder(str)  # subset of that snapshot: "DFT_1st"
+    c.data.num_molecules = 1_000
+    c.data.selection = "maxmin"  # "random", "all"
+    c.data.first = placeholder(str)  # name of the molecule that MaxMin begins with; unset: drawn by the seed
+    c.data.allow_seen = False  # take molecules that were in a force field's training or validation part, too
+
+    c.relax = ml_collections.ConfigDict()
+    c.relax.optimizer = "bfgs"  # "lbfgs", "fire"
+    c.relax.fmax = 0.05  # eV/Å, largest force on an atom at the end
+    c.relax.max_steps = 500
+    c.relax.maxstep = 0.2  # Å
+    c.relax.dtype = "float32"
+    c.relax.batch_atoms = placeholder(int)  # atoms relaxed at a time; unset: by the device
+
+    c.oracle = ml_collections.ConfigDict()
+    c.oracle.method = "GFN2-xTB"  # "GFN1-xTB", or "package.module:Class" of any ASE calculator, which is run as it is
+    c.oracle.options = ""  # keyword arguments of its class: "accuracy=0.1; max_iterations=500"
+    c.oracle.fmax = 0.05  # eV/Å, of its own minima
+    c.oracle.max_steps = 500
+    c.oracle.cache = ""  # file that keeps its results, which runs may share; empty: oracle.jsonl in the workdir
+    c.oracle.num_processes = 0  # 0: one for each core
+
+    c.metrics = ml_collections.ConfigDict()
+    c.metrics.chemical_accuracy = 1.0  # kcal/mol above the oracle's minimum
+    c.metrics.fmax = 0.05  # eV/Å, of the oracle's forces
+    c.metrics.min_gap = 1e-3  # eV between start and minimum, below which a percentage means nothing
+    c.metrics.num_bootstrap = 1_000
+    return c
+
+
+def relax_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "relax", with its default. Units are eV and Å."""
+    c = ml_collections.ConfigDict()
+    c.task = "relax"
+    # Workdir of a training run, or so3lr:params.pkl, schnetpack:FILE.safetensors, torchmdnet:FILE.safetensors.
+    c.force_field = ""
+    c.input = ""  # .smi, .csv, .sdf, .xyz, .db, what ASE reads, or a store
+    c.smiles_column, c.name_column = "", ""  # of a CSV file; empty: looked for
+    c.limit = placeholder(int)  # molecules from the start of the input; a later run may take more
+    c.num_conformers = 1  # of each SMILES
+    c.mmff = False  # relax embedded geometries with MMFF94 first
+    c.seed = 0  # of the embedding
+    c.num_processes = 0  # that embed SMILES, beside each process of the run; 0: one for each core
+
+    c.optimizer = "bfgs"  # "bfgs", "lbfgs", "fire"
+    c.fmax = 0.05  # eV/Å: relaxed when no force on an atom is larger
+    c.max_steps = 500
+    c.maxstep = 0.2  # Å that an atom moves in a step at most
+    c.dtype = "float32"  # or "float64"
+    c.batch_atoms = placeholder(int)  # atoms of a batch on the device; unset: what suits it
+    c.trajectory_every = 0  # steps between the frames of trajectories.xyz; 0: none
+    c.formats = ("xyz", "sdf")  # of the relaxed molecules: relaxed.xyz, and relaxed.sdf where bonds are known
+    return c
+
+
 def data_defaults(data: ml_collections.ConfigDict) -> None:
     """Fields that say where structures come from and which are used. A filter that is unset is off."""
     # File, folder, several of them (a,b or *.hdf5) or a store; unset: look in data.directory, else make GFN2-xTB data.
@@ -196,8 +263,12 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The plain config without what changes no result, so that a folder stays that of a run when it changes."""
     plain = to_dict(config)
+    if plain.get("task") == "relax":
+        for name in ("num_processes", "batch_atoms", "limit"):
+            plain.pop(name, None)
     for path in ("data.refuse", "data.verify", "store.num_processes", "train.on_nonfinite", "train.resident",
-                 "train.steps_per_dispatch", "train.profile_steps"):
+                 "train.steps_per_dispatch", "train.profile_steps", "oracle.num_processes", "oracle.cache",
+                 "relax.batch_atoms"):
         part, name = path.split(".")
         plain.get(part, {}).pop(name, None)
     if not any(plain.get("potential", {}).get(term) for term in TERMS):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -49,6 +52,92 @@ def run(function: Callable[[Any], Any], jobs: Sequence[Any], num_processes: int 
             yield futures.pop(future), future.result()
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def stream(function: Callable[[Any], Any], jobs: Iterable[Any], num_processes: int | None = None, *,
+           ahead: int | None = None, on_death: Callable[[Any], Any] | None = None) -> Iterator[Any]:
+    """function(job) for each of any number of jobs, in their order, computed a bounded way ahead of who takes them.
+
+    Worker processes are those of `run`. Leaving the iterator ends them at once, in the midst of a job. One process
+    means this one, and nothing ahead.
+
+    Args:
+      jobs: Taken from as results are taken, `ahead` before them.
+      num_processes: None for one per core.
+      ahead: Jobs that wait or are worked on; None for 8 for each process.
+      on_death: Gives the result of a job that ends its worker process, which is told apart from its innocent neighbours
+        by trying each alone; None: it is an error.
+
+    Raises:
+      BrokenProcessPool (a RuntimeError): A worker process has died, and there is no `on_death`.
+    """
+    num_processes = available_cores() if num_processes is None else num_processes
+    if num_processes == 1:
+        yield from map(function, jobs)
+        return
+    source, waiting = iter(jobs), deque()
+    pool = _Pool(function, num_processes)
+    try:
+        while True:
+            for job in itertools.islice(source, max((ahead or 8 * num_processes) - len(waiting), 0)):
+                waiting.append((job, pool.submit(job)))
+            if not waiting:
+                return
+            job, future = waiting.popleft()
+            try:
+                result = future.result()
+            except BrokenProcessPool:
+                if on_death is None:
+                    raise
+                result = pool.alone(job, on_death)
+                waiting = deque((j, f if _is_sound(f) else pool.submit(j)) for j, f in waiting)
+            yield result
+    finally:
+        pool.end()
+
+
+def _is_sound(future: Future) -> bool:
+    """Whether it has come to a result before its pool broke."""
+    return future.done() and future.exception() is None
+
+
+class _Pool:
+    """Worker processes that can be ended in the midst of a job, and started anew."""
+
+    def __init__(self, function: Callable[[Any], Any], num_processes: int):
+        self._function, self._num_processes = function, num_processes
+        self._executor = self._start(num_processes)
+
+    @staticmethod
+    def _start(num_processes: int) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), _start, (None,))
+
+    def submit(self, job: Any) -> Future:
+        with _environment(SINGLE_THREADED):  # processes are started here, as they are needed
+            try:
+                return self._executor.submit(self._function, job)
+            except BrokenProcessPool as error:  # known only now; the future says so in its turn
+                future: Future = Future()
+                future.set_exception(error)
+                return future
+
+    def alone(self, job: Any, on_death: Callable[[Any], Any]) -> Any:
+        """The result of a job in a process of its own, then `submit` has new processes."""
+        self.end()
+        self._executor = self._start(1)
+        try:
+            return self.submit(job).result()
+        except BrokenProcessPool:
+            return on_death(job)
+        finally:
+            self.end()
+            self._executor = self._start(self._num_processes)
+
+    def end(self) -> None:
+        processes = list((self._executor._processes or {}).values())  # public from Python 3.14 on: kill_workers
+        for process in processes:
+            process.kill()
+        self._executor.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mlip_jax import workers
-from mlip_jax.workers import run
+from mlip_jax.workers import run, stream
 
 REPOSITORY = Path(__file__).parents[1]
 SCRIPT = """
@@ -207,3 +207,71 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path, how):
     finally:
         for pid in filter(running, pids):
             os.kill(pid, signal.SIGKILL)
+
+
+def dies_at_negative(x):
+    if x < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x * x
+
+
+def died(job):
+    return f"died of {job}"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_stream_is_in_order(processes):
+    assert list(stream(slow_when_first, iter(range(9)), processes)) == list(range(9))
+    assert list(stream(square, iter([]), processes)) == [] and not children()
+
+
+def test_stream_takes_jobs_a_bounded_way_ahead():
+    taken = []
+
+    def jobs():
+        for x in range(10**9):
+            taken.append(x)
+            yield x
+
+    found = stream(square, jobs(), 2, ahead=5)
+    assert taken == []
+    for x in range(12):
+        assert next(found)[0] == x * x
+        assert len(taken) == x + 5
+    found.close()
+    assert not children()
+
+
+def test_stream_of_one_process_is_here_and_takes_nothing_ahead():
+    taken = []
+    found = stream(lambda x: os.getpid(), (taken.append(x) or x for x in range(5)), 1)
+    assert next(found) == os.getpid() and taken == [0]
+
+
+def test_stream_that_is_left_ends_jobs_in_their_midst():
+    found = stream(time.sleep, [0, 600, 600], 2)
+    next(found)
+    started = time.monotonic()
+    found.close()
+    assert not children() and time.monotonic() - started < 10
+
+
+def test_stream_passes_errors_on():
+    found = stream(fails_at_three, range(50), 2)
+    assert [next(found) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(JobError, match="job 3 went wrong"):
+        next(found)
+    assert not children()
+
+
+def test_stream_goes_on_after_deaths():
+    jobs = [3, 4, -1, -2, 5, 6, 7]
+    expected = [died(x) if x < 0 else x * x for x in jobs]
+    assert list(stream(dies_at_negative, jobs, 2, ahead=4, on_death=died)) == expected
+    with pytest.raises(RuntimeError, match="terminated abruptly"):
+        list(stream(dies_at_negative, jobs, 2))
+    assert not children()
+
+
+def test_workers_of_a_stream_are_single_threaded():
+    assert next(stream(environment, [0], 2))["OMP_NUM_THREADS"] == "1"

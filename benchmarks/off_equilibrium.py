@@ -1,0 +1,111 @@
+"""Relaxation trajectories with off-equilibrium geometries beside them, in PubChemQCR's layout.
+
+    python benchmarks/off_equilibrium.py TRAJECTORIES.lmdb MORE.lmdb --frames=8
+    python -m mlip_jax.main --config=configs/pubchemqcr.py:small --config.data.path=MORE.lmdb --workdir=runs/more \
+        --config.data.reader_options="stages=('DFT_1st','DFT_2nd'); level_of_theory=GFN2-xTB"
+
+Snapshots of a relaxation lie in the valley that leads to the minimum; a force field that saw no others knows little of
+its walls. Each molecule gets `frames` geometries in the stage DFT_2nd, labelled with GFN2-xTB: random snapshots of its
+trajectory, moved by white noise (0.01 to 0.1 Å, bonds and angles) and by noise that is alike for neighbours (0 to
+0.35 Å over 1.5 to 3 Å, angles and torsions). The molecules are those of the trajectories, so that a split by molecule
+holds for both. Geometries whose largest force is beyond --max_force are left out.
+"""
+
+import argparse
+import gzip
+import pickle
+import sys
+from pathlib import Path
+
+import lmdb
+import numpy as np
+from ase.data import chemical_symbols
+from ase.units import Bohr, Hartree
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mlip_jax import workers
+from mlip_jax.datasets import readers, safe_pickle
+from mlip_jax.datasets.embedded.labels import NotConverged, energy_and_gradient
+
+SEED = 0
+
+
+def perturbed(positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A geometry (n, 3) in Å off the given one."""
+    white = rng.uniform(0.01, 0.10) * rng.normal(size=positions.shape)
+    length, size = rng.uniform(1.5, 3.0), rng.uniform(0.0, 0.35)
+    squared = ((positions[:, None] - positions[None]) ** 2).sum(-1)
+    root = np.linalg.cholesky(np.exp(-squared / (2 * length ** 2)) + 1e-6 * np.eye(len(positions)))
+    return positions + white + size * root @ rng.normal(size=positions.shape)
+
+
+def snapshot(numbers, positions, energy, gradient) -> dict:
+    """In the layout of the files: Å, hartree, hartree/bohr."""
+    atoms = [{"atom": chemical_symbols[z], "charge": float(z)} for z in numbers]
+    return {"coordinates": [a | dict(zip("xyz", map(float, x))) for a, x in zip(atoms, positions)],
+            "energy": float(energy),
+            "gradient": [a | dict(zip(("dx", "dy", "dz"), map(float, g))) for a, g in zip(atoms, gradient)]}
+
+
+def frames_of(job):
+    """(key, off-equilibrium snapshots) of one molecule."""
+    key, numbers, trajectory, count, max_force = job
+    rng = np.random.default_rng([SEED, int(key)])
+    made = []
+    for _ in range(count):
+        positions = perturbed(trajectory[rng.integers(len(trajectory))], rng)
+        try:
+            energy, gradient = energy_and_gradient(numbers, positions / Bohr)
+        except NotConverged:
+            continue
+        if np.linalg.norm(gradient, axis=1).max() * Hartree / Bohr < max_force:
+            made.append(snapshot(numbers, positions, energy, gradient))
+    return key, made
+
+
+def jobs_of(path, count, max_force):
+    trajectories = {}
+    with readers.open_data(path, "pubchemqcr", level_of_theory="GFN2-xTB") as source:
+        for s in source:
+            trajectories.setdefault(s.molecule, (s.numbers, []))[1].append(s.positions)
+    return [(int(k), numbers, frames, count, max_force) for k, (numbers, frames) in trajectories.items()]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trajectories", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--frames", type=int, default=8, help="geometries of each molecule")
+    parser.add_argument("--max_force", type=float, default=15.0, help="eV/Å")
+    parser.add_argument("--num_processes", type=int, default=None)
+    a = parser.parse_args()
+    if a.output.exists():
+        sys.exit(f"{a.output} exists already; give another name")
+    from rich.progress import track
+    jobs = jobs_of(a.trajectories, a.frames, a.max_force)
+    made = {key: frames for _, (key, frames) in track(
+        workers.run(frames_of, jobs, a.num_processes), "labelling", total=len(jobs))}
+    old = lmdb.open(str(a.trajectories), subdir=False, readonly=True, lock=False)
+    new = lmdb.open(str(a.output), subdir=False, map_size=1 << 34)
+    kept = total = 0
+    with old.begin() as source, new.begin(write=True) as target:
+        for key, value in source.cursor():
+            frames = made.get(int(key)) if key.isdigit() else None
+            if frames:
+                value = gzip.compress(_with_stage(value, frames), 3)
+                kept, total = kept + 1, total + len(frames)
+            target.put(key, value)
+    new.close()
+    summary = a.trajectories.with_name("summary.csv")
+    if summary.exists():
+        (a.output.parent / "summary.csv").write_bytes(summary.read_bytes())
+    print(f"{total} geometries of {kept} molecules")
+
+
+def _with_stage(value: bytes, frames: list) -> bytes:
+    record = safe_pickle.loads(gzip.decompress(value), allowed={}, source="a record")
+    return pickle.dumps(record | {"DFT_2nd": frames})
+
+
+if __name__ == "__main__":
+    main()

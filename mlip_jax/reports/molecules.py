@@ -1,0 +1,134 @@
+"""Pictures of molecules as balls and sticks, seen from the side on which most of them can be seen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+from ase.data.colors import jmol_colors
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+
+from mlip_jax.datasets.geometry import kabsch_align
+from mlip_jax.reports.figures import GREY, _plain
+
+_BOND_STRETCH = 1.25  # bonds are pairs closer than this times the sum of their covalent radii
+_BALL, _SMALLEST = 0.42, 0.17  # of the covalent radius; Å
+_CLEARANCE = 0.4  # Å around the balls
+_SIDE, _LEFT, _TOP, _BOTTOM = 1.95, 0.3, 0.3, 0.45  # inches: of a molecule's square, and of the texts around all
+
+
+_STICK, _OUTLINE = 0.17, 0.7  # Å across, points
+_DARK = np.array([[0.15, 0.15, 0.15]])
+_CIRCLE = np.stack([np.cos(angles := np.linspace(0, 2 * np.pi, 40, endpoint=False)), np.sin(angles)], axis=1)
+
+
+class _Shape(NamedTuple):
+    """A polygon: its depth (the nearer the larger), corners (k, 2), colours, and width of its edge in points."""
+
+    depth: float
+    corners: np.ndarray
+    color: np.ndarray
+    edge: np.ndarray
+    width: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A molecule before and after, its atoms in one order, with a title and a line below."""
+
+    title: str
+    before: Atoms
+    after: Atoms
+    below: str = ""
+
+
+def molecule_figure(pictures: Sequence[Picture]) -> Figure:
+    """A column for each molecule: before above, after below, at one scale within the column."""
+    columns = max(len(pictures), 1)
+    width, height = _LEFT + _SIDE * columns, _TOP + 2 * _SIDE + _BOTTOM
+    fig = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(fig)
+    axes = fig.subplots(2, columns, squeeze=False, gridspec_kw=dict(
+        left=_LEFT / width, right=1.0, bottom=_BOTTOM / height, top=1 - _TOP / height, wspace=0.0, hspace=0.0))
+    for column, picture in enumerate(pictures):
+        before, after = _views(picture.before.positions, picture.after.positions)
+        reach = max(np.abs(p[:, :2]).max() for p in (before, after)) + _CLEARANCE
+        for ax, positions in zip(axes[:, column], (before, after)):
+            draw(ax, picture.after.numbers, positions, reach)
+        axes[0, column].set_title(_plain(picture.title, 24), fontsize=9, fontweight="bold")
+        below = "\n".join(_plain(line) for line in picture.below.splitlines())
+        axes[1, column].text(0.5, 0.0, below, transform=axes[1, column].transAxes, ha="center", va="top", fontsize=8,
+                             color=GREY, linespacing=1.35)
+    for ax, label in zip(axes[:, 0], ("before", "after")):
+        ax.text(-0.02, 0.5, label, transform=ax.transAxes, rotation=90, ha="right", va="center", fontsize=10,
+                color=GREY)
+    return fig
+
+
+def _views(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both (n, 3) in Å, centred, aligned, and turned: the longest axis lies across, the shortest points to the eye."""
+    after = after - after.mean(0)
+    before = before - before.mean(0)
+    before = before @ kabsch_align(after[None], before[None])[0]
+    axes = np.linalg.svd(after, full_matrices=True)[2].T if len(after) > 1 else np.eye(3)
+    axes[:, 2] *= np.sign(np.linalg.det(axes))
+    return before @ axes, after @ axes
+
+
+def bonds(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Pairs of atoms within 1.25 times the sum of their covalent radii, (B, 2)."""
+    radii = covalent_radii[numbers]
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
+    return np.argwhere(np.triu(distances < _BOND_STRETCH * (radii[:, None] + radii[None]), 1))
+
+
+def draw(ax: Axes, numbers: np.ndarray, positions: np.ndarray, reach: float) -> None:
+    """One molecule, positions (n, 3) in Å seen along z, in a square of 2 `reach`; near atoms cover those behind."""
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    ax.axis("off")
+    radii = np.maximum(_BALL * covalent_radii[numbers], _SMALLEST)
+    depth = positions[:, 2]
+    fog = 0.45 * (depth.max() - depth) / max(np.ptp(depth), 2.0)  # far ones fade
+    colors = _faded(jmol_colors[numbers], fog)
+    outline = 2 * reach / (72 * _SIDE) * _OUTLINE  # Å of the points
+    shapes = [shape for i, j in bonds(numbers, positions)
+              for shape in _stick(positions[[i, j]], radii[[i, j]], colors[[i, j]], fog[[i, j]].mean(), outline)]
+    for atom in range(len(numbers)):
+        circle = positions[atom, :2] + radii[atom] * _CIRCLE
+        shapes.append(_Shape(depth[atom], circle, colors[atom], _faded(_DARK, fog[atom:atom + 1])[0], _OUTLINE))
+    shapes.sort(key=lambda shape: shape.depth)
+    # one artist for all, which draws them in this order
+    ax.add_collection(PolyCollection(
+        [s.corners for s in shapes], facecolors=[s.color for s in shapes], edgecolors=[s.edge for s in shapes],
+        linewidths=[s.width for s in shapes]))
+
+
+def _stick(ends: np.ndarray, radii: np.ndarray, colors: np.ndarray, fog: float, outline: float) -> list[_Shape]:
+    """From ball to ball, each half in the colour of its atom, over a dark bar that is a little wider."""
+    direction = ends[1] - ends[0]
+    across = np.array([-direction[1], direction[0]])
+    length, seen = np.linalg.norm(direction), np.linalg.norm(across)
+    if seen < 1e-3:  # it points to the eye
+        return []
+    across *= 0.5 * _STICK / seen
+    inset = np.minimum(0.8 * radii / length, 0.5)
+    first, last = ends[0, :2] + direction[:2] * inset[0], ends[1, :2] - direction[:2] * inset[1]
+    middle, depth = 0.5 * (first + last), ends[:, 2].mean()
+    dark, wider = _faded(_DARK, np.array([fog]))[0], across * (1 + 2 * outline / _STICK)
+
+    def bar(a, b, side, color, nearer):
+        return _Shape(depth + nearer, np.array([a - side, a + side, b + side, b - side]), color, color, 0.0)
+
+    return [bar(first, last, wider, dark, -2e-6), bar(first, middle, across, colors[0], -1e-6),
+            bar(middle, last, across, colors[1], -1e-6)]
+
+
+def _faded(colors: np.ndarray, fog: np.ndarray) -> np.ndarray:
+    return colors + (1 - colors) * fog[:, None]

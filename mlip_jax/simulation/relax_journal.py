@@ -1,0 +1,387 @@
+"""Results of relaxations on disk, appended as they come; what is there survives the end of the process at any byte.
+
+Each process of a run writes files of its own into one folder:
+
+    part-0.csv             one line a molecule: the columns of the result, seconds, and offset and length of its pieces
+    part-0.xyz, part-0.sdf the pieces: frames and mol blocks, one after another
+
+Pieces are written before their line, and a line counts when it is whole: its last byte is the line break, and its
+pieces follow those of the line before. On opening, all after the last sound line is cut off. `merge` writes the pieces
+and lines of all parts in the order of the molecules.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import csv
+import fcntl
+import io
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FLUSH_SECONDS = 1.0
+_MOST_WAITING = 16 * 2**20  # bytes of results that wait to be written
+
+
+class JournalError(RuntimeError):
+    """Results cannot be written or read. What was recorded before is still there."""
+
+
+class Layout(NamedTuple):
+    """What a journal holds: the columns of a result, the first of them "index", and the kinds of its pieces."""
+
+    columns: tuple[str, ...]
+    kinds: tuple[str, ...]
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        """Columns of a part's CSV file."""
+        return (*self.columns, "seconds", *(f"{kind}_{what}" for kind in self.kinds for what in ("offset", "length")))
+
+
+class Line(NamedTuple):
+    """A sound line of a part: where it is in the file, its cells, and for each kind (offset, length) of its piece."""
+
+    start: int
+    stop: int
+    cells: list[str]
+    pieces: list[tuple[int, int]]
+
+    @property
+    def index(self) -> int:
+        """Of the molecule."""
+        return int(self.cells[0])
+
+
+class Indices:
+    """A set of whole numbers, a byte for each up to the largest."""
+
+    def __init__(self) -> None:
+        self._there, self._count = bytearray(), 0
+
+    def add(self, index: int) -> None:
+        """Put a number in."""
+        if index >= len(self._there):
+            self._there.extend(bytes(max(index + 1 - len(self._there), len(self._there) // 4, 1024)))
+        self._count += not self._there[index]
+        self._there[index] = 1
+
+    def __contains__(self, index: int) -> bool:
+        return 0 <= index < len(self._there) and bool(self._there[index])
+
+    def __len__(self) -> int:
+        return self._count
+
+
+def finished(folder: Path, layout: Layout) -> Indices:
+    """Indices of all molecules that any part has a result of; reads alone, also beside processes that write.
+
+    Raises:
+      JournalError: A part has other columns, or cannot be read.
+    """
+    found = Indices()
+    for _, path in _parts(folder):
+        for line in read_part(path, layout):
+            found.add(line.index)
+    return found
+
+
+def read_part(path: Path, layout: Layout) -> Iterator[Line]:
+    """The sound lines of a part, up to the first that is not.
+
+    Raises:
+      JournalError: It is of another layout, or cannot be read.
+    """
+    try:
+        sizes = [_size(_piece_file(path, kind)) for kind in layout.kinds]
+        with open(path, "rb") as file:
+            header = file.readline()
+            expected = _encode(layout.header)
+            if header != expected and expected.startswith(header.rstrip(b"\n")):  # ended when it was begun
+                return
+            if header != expected:
+                raise JournalError(f"{path}: has the columns {header[:200]!r}, expected {','.join(layout.header)}; it "
+                                   "was written by another version. Give another --workdir.")
+            start, ends = len(header), [0] * len(layout.kinds)
+            for text in file:
+                line = _parse(text, start, len(layout.header), ends, sizes)
+                if line is None:
+                    return
+                yield line
+                start, ends = line.stop, [offset + length for offset, length in line.pieces]
+    except OSError as error:
+        raise JournalError(f"{path}: cannot be read: {error}") from error
+
+
+def _parse(text: bytes, start: int, width: int, ends: list[int], sizes: list[int]) -> Line | None:
+    """A line of the right number of cells, whose pieces begin at `ends` and are there; None for others."""
+    if not text.endswith(b"\n"):
+        return None
+    try:
+        cells, = csv.reader([text.decode()], strict=True)
+        numbers = [int(cell) for cell in cells[width - 2 * len(ends):]]
+        if len(cells) != width or int(cells[0]) < 0:
+            return None
+    except (ValueError, csv.Error):  # UnicodeDecodeError is a ValueError
+        return None
+    pieces = list(zip(numbers[::2], numbers[1::2]))
+    sound = all(offset == end and length >= 0 and end + length <= size
+                for (offset, length), end, size in zip(pieces, ends, sizes))
+    return Line(start, start + len(text), cells, pieces) if sound else None
+
+
+def _encode(cells: Sequence[Any]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode()
+
+
+def _parts(folder: Path) -> list[tuple[int, Path]]:
+    """Number and CSV file of each part, by number."""
+    found = ((p.stem.removeprefix("part-"), p) for p in Path(folder).glob("part-*.csv"))
+    return sorted((int(number), path) for number, path in found if number.isdecimal())
+
+
+def _piece_file(path: Path, kind: str) -> Path:
+    return path.with_suffix(f".{kind}")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+class Journal:
+    """The part of one process, open for appending; a context manager. Threads may share it.
+
+    Results are written and synced every FLUSH_SECONDS, in a thread of its own.
+
+    Attributes:
+      count: Results in the part.
+    """
+
+    def __init__(self, folder: str | Path, part: int, layout: Layout):
+        """Go on after the last sound result of the part.
+
+        Raises:
+          JournalError: It is of another layout, in use by another process, or cannot be written.
+        """
+        self.path, self.layout = Path(folder) / f"part-{part}.csv", layout
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[list[Any], list[bytes]]] = []
+        self._waiting_bytes = 0
+        self._error: JournalError | None = None
+        self._closed = threading.Event()
+        self._last = time.monotonic()
+        self._files: list[int] = []
+        try:
+            self._open()
+        except BaseException:
+            self._close_files()
+            raise
+        self._thread = threading.Thread(target=self._flush_now_and_then, name="journal", daemon=True)
+        self._thread.start()
+
+    def _open(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            for path in (self.path, *(_piece_file(self.path, kind) for kind in self.layout.kinds)):
+                self._files.append(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
+            fcntl.flock(self._files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            header = _encode(self.layout.header)
+            self._ends, self.count = [0] * len(self._files), 0
+            for line in read_part(self.path, self.layout):
+                self._ends = [line.stop, *(offset + length for offset, length in line.pieces)]
+                self.count += 1
+            if not self.count:
+                _write(self._files[0], header, 0)
+                self._ends[0] = len(header)
+            for file, end in zip(self._files, self._ends):
+                os.ftruncate(file, end)
+        except BlockingIOError as error:
+            raise JournalError(f"{self.path}: another process writes it. Wait for it to end.") from error
+        except OSError as error:
+            raise JournalError(f"{self.path}: cannot be written: {error}") from error
+
+    def add(self, cells: Sequence[Any], pieces: Mapping[str, bytes] = {}) -> None:
+        """Record a result: the values of layout.columns, and its pieces by kind.
+
+        Raises:
+          JournalError: This or an earlier result cannot be written. Those before it are recorded.
+        """
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            now = time.monotonic()
+            content = [pieces.get(kind, b"") for kind in self.layout.kinds]
+            self._waiting.append(([*map(_cell, cells), f"{now - self._last:.3f}"], content))
+            self._waiting_bytes += sum(map(len, content))
+            self._last = now
+            self.count += 1
+            if self._waiting_bytes > _MOST_WAITING:
+                self._flush()
+
+    def start_clock(self) -> None:
+        """What passes from now on counts as the time of the next result."""
+        self._last = time.monotonic()
+
+    def close(self) -> None:
+        """Write what waits.
+
+        Raises:
+          JournalError: It cannot be written.
+        """
+        self._closed.set()
+        with self._lock:
+            try:
+                if self._files:
+                    self._flush()
+            finally:
+                self._close_files()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        # the error that is on its way says more than a second one would
+        with contextlib.suppress(JournalError) if error is not None else contextlib.nullcontext():
+            self.close()
+
+    def _flush_now_and_then(self) -> None:
+        while not self._closed.wait(FLUSH_SECONDS):
+            with self._lock, contextlib.suppress(JournalError):  # `add` raises it
+                if self._files:
+                    self._flush()
+
+    def _flush(self) -> None:
+        """Write what waits; ended by an exception at any place, it may simply be called again."""
+        if not self._waiting:
+            return
+        ends, lines, blocks = list(self._ends), [], [[] for _ in self.layout.kinds]
+        for cells, content in self._waiting:
+            for place, piece in enumerate(content):
+                cells = [*cells, ends[place + 1], len(piece)]
+                ends[place + 1] += len(piece)
+                blocks[place].append(piece)
+            lines.append(_encode(cells))
+        try:
+            for file, block, end in zip(self._files[1:], blocks, self._ends[1:]):
+                if _write(file, b"".join(block), end):
+                    os.fsync(file)  # the disk, too, must have the piece before its line
+            ends[0] += _write(self._files[0], b"".join(lines), self._ends[0])
+            os.fsync(self._files[0])
+        except OSError as error:
+            self._error = JournalError(
+                f"{self.path}: results cannot be written: {error}. {self.count - len(self._waiting)} molecules are "
+                "recorded there. Mend the cause; the same command goes on from them.")
+            raise self._error from error
+        self._ends, self._waiting, self._waiting_bytes, self._error = ends, [], 0, None
+
+    def _close_files(self) -> None:
+        while self._files:
+            os.close(self._files.pop())
+
+
+def _write(file: int, data: bytes, offset: int) -> int:
+    """Write all of it; the number of bytes."""
+    view = memoryview(data)
+    while len(view):
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written
+    return len(data)
+
+
+def _cell(value: Any) -> str:
+    """As text on one line: numbers with all their digits, empty where not known."""
+    if value is None or isinstance(value, float) and value != value:
+        return ""
+    if isinstance(value, float | np.floating):
+        return repr(float(value))
+    text = str(value).encode("utf-8", "replace").decode()
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def merge(folder: Path, layout: Layout, results: Path, pieces: Mapping[str, Path], stop: int | None = None) -> float:
+    """Write the results of all parts in the order of their indices, each file at once or not at all.
+
+    Args:
+      folder: Of the parts.
+      results: CSV file of layout.columns.
+      pieces: A file for each kind that is wanted.
+      stop: Indices from here on are left out; None for none.
+
+    Returns:
+      Seconds that the part with most of them has taken.
+
+    Raises:
+      JournalError: Something cannot be read or written.
+    """
+    paths = [path for _, path in _parts(folder)]
+    places, seconds = _in_order(paths, layout, stop)
+    targets = {"csv": results, **pieces}
+    try:
+        with contextlib.ExitStack() as stack:
+            sources = {kind: [stack.enter_context(open(path if kind == "csv" else _piece_file(path, kind), "rb"))
+                              for path in paths] for kind in targets}
+            outputs = {kind: stack.enter_context(_replaced(path)) for kind, path in targets.items()}
+            outputs["csv"].write(_encode(layout.columns))
+            for part, start, length in places.tolist():
+                cells, = csv.reader([os.pread(sources["csv"][part].fileno(), length, start).decode()])
+                outputs["csv"].write(_encode(cells[:len(layout.columns)]))
+                for kind in pieces:
+                    place = layout.header.index(f"{kind}_offset")
+                    offset, size = map(int, cells[place:place + 2])
+                    outputs[kind].write(os.pread(sources[kind][part].fileno(), size, offset))
+    except OSError as error:
+        raise JournalError(f"{results.parent}: the results of {folder} cannot be put together: {error}. They are still "
+                           "there; mend the cause and run the same command again.") from error
+    return seconds
+
+
+def _in_order(paths: list[Path], layout: Layout, stop: int | None) -> tuple[np.ndarray, float]:
+    """(part, start, length) of the lines by index, each index once, (M, 3) int64; and the seconds of the longest part.
+    """
+    numbers, seconds = array.array("q"), [0.0]
+    place = layout.header.index("seconds")
+    for part, path in enumerate(paths):
+        seconds.append(0.0)
+        for line in read_part(path, layout):
+            seconds[-1] += float(line.cells[place])
+            numbers.extend((line.index, part, line.start, line.stop - line.start))
+    table = np.array(numbers, np.int64).reshape(-1, 4)
+    _, first = np.unique(table[:, 0], return_index=True)
+    table = table[first]
+    return table[table[:, 0] < stop if stop is not None else slice(None), 1:], max(seconds)
+
+
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[io.BufferedWriter]:
+    """A file to write, which takes the place of `path` when all is well."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb", buffering=2**20) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_pieces(folder: Path, layout: Layout, kind: str, indices: Sequence[int]) -> dict[int, bytes]:
+    """The pieces of one kind of some molecules, those that there are."""
+    wanted, found = set(indices), {}
+    place = layout.kinds.index(kind)
+    for _, path in _parts(folder):
+        for line in read_part(path, layout):
+            offset, length = line.pieces[place]
+            if length and line.index in wanted and line.index not in found:
+                with open(_piece_file(path, kind), "rb") as file:
+                    found[line.index] = os.pread(file.fileno(), length, offset)
+    return found

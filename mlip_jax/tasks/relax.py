@@ -1,0 +1,267 @@
+"""Task `relax`: molecules of a file -> relaxed geometries, a table, a report."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from mlip_jax import config as configs
+from mlip_jax import distributed
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets.embedding import MoleculeRecord
+from mlip_jax.datasets.molecule_files import CsvColumns, count_molecules, fingerprint, read_molecules
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.potential import Potential
+from mlip_jax.reports.molecules import Picture
+from mlip_jax.reports.relaxation import Relaxations, choose, read_results, write_relaxation_report
+from mlip_jax.simulation import relax_journal, relax_outputs
+from mlip_jax.simulation.relax import Relaxer
+from mlip_jax.simulation.relax_journal import Journal
+from mlip_jax.simulation.relax_outputs import FRAME, LAYOUT, MOL_BLOCK, TRAJECTORY
+from mlip_jax.simulation.relax_progress import Progress
+from mlip_jax.workdir import WorkdirError, claimed, write_json
+
+log = logging.getLogger(__name__)
+
+FORMATS = {FRAME: "relaxed.xyz", MOL_BLOCK: "relaxed.sdf"}
+TRAJECTORIES, RESULTS, PARTS, ORIGIN = "trajectories.xyz", "results.csv", "parts", "origin.json"
+IMPORTERS = ("so3lr", "schnetpack", "torchmdnet")
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
+    """Relax the molecules of `config`, or go on where a run in `workdir` was stopped; returns the path of the report.
+
+    All processes of a run call it alike; each relaxes a share, and the leader puts the results together.
+
+    Raises:
+      ConfigError, WorkdirError, DatasetError, JournalError: With what to do about it.
+    """
+    config = configs.complete(config, configs.relax_defaults())
+    _check(config)
+    with contextlib.ExitStack() as stack:
+        with distributed.leader_first("workdir"):
+            if distributed.leader():
+                stack.enter_context(claimed(workdir, configs.identity(config)))
+            workdir = Path(workdir)
+            total = _count(config)
+            potential = load_force_field(config.force_field)
+            if distributed.leader():
+                _check_origin(workdir / ORIGIN, config, potential)
+        relaxer = _relaxer(config, potential)
+        try:
+            _relax_share(config, workdir / PARTS, relaxer, total)
+            distributed.barrier("relaxed")
+            return _finish(config, workdir, total, potential) if distributed.leader() else workdir / "report.html"
+        except (SystemExit, KeyboardInterrupt):
+            log.warning("stopped; what is done is kept, and the same command goes on from there")
+            raise
+
+
+def _check(c) -> None:
+    for name, least in (("num_conformers", 1), ("limit", 1), ("num_processes", 0), ("trajectory_every", 0),
+                        ("max_steps", 1)):
+        if c[name] is not None and c[name] < least:
+            raise ConfigError(f"{name} must be {least} or more, received {c[name]}")
+    for name in ("fmax", "maxstep"):
+        if not 0 < c[name] < float("inf"):
+            raise ConfigError(f"{name} must be positive, received {c[name]}")
+    for name, example in (("force_field", "runs/spice"), ("input", "molecules.smi")):
+        if not c[name]:
+            raise ConfigError(f"{name} is not given: --config.{name}={example}")
+    for name in c.formats:
+        if name not in FORMATS:
+            raise ConfigError(configs.unknown_name("format", name, FORMATS))
+
+
+def _columns(config) -> CsvColumns:
+    return CsvColumns(config.smiles_column, config.name_column)
+
+
+def _count(config) -> int:
+    """Molecules that the run is about, conformers counted."""
+    found = count_molecules(config.input, _columns(config))
+    if not found:
+        raise DatasetError(f"{config.input}: holds no molecules")
+    return min(found, found if config.limit is None else config.limit) * config.num_conformers
+
+
+def load_force_field(text: str) -> Potential:
+    """The force field of a workdir, or of a file for one of IMPORTERS: "schnetpack:painn.safetensors".
+
+    Raises:
+      CheckpointError, ValueError, FileNotFoundError: Nothing that can be read is there.
+    """
+    importer, colon, path = text.partition(":")
+    if colon and importer in IMPORTERS:
+        import importlib
+        return importlib.import_module(f"mlip_jax.importers.{importer}").load(path)
+    return Potential.load(text)
+
+
+def _check_origin(path: Path, config, potential: Potential) -> None:
+    """Raise WorkdirError where the molecules or the force field are no longer those that the run was begun with."""
+    origin = {"input": fingerprint(config.input), "force_field": identify(potential)}
+    if not path.exists():
+        write_json(path, origin)
+        return
+    try:
+        changed = configs.differences(json.loads(path.read_text()), origin)
+    except (ValueError, AttributeError) as error:
+        raise WorkdirError(f"{path}: is damaged ({error}); give another --workdir") from error
+    if changed:
+        raise WorkdirError(f"{path.parent} holds relaxations of other molecules or with another force field:\n  "
+                           + "\n  ".join(changed) + "\nGive another --workdir, or the files as they were.")
+
+
+def identify(potential: Potential) -> str:
+    """A short digest of the parameters and reference energies of a force field."""
+    digest = hashlib.sha256(repr((potential.model, potential.cutoff, potential.energy_scale)).encode())
+    for leaf in [*jax.tree.leaves(potential.params), potential.reference_energies]:
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _relaxer(config, potential: Potential) -> Relaxer:
+    return Relaxer(potential, optimizer=config.optimizer, fmax=config.fmax, max_steps=config.max_steps,
+                   maxstep=config.maxstep, dtype=config.dtype, batch_atoms=config.batch_atoms,
+                   trajectory_every=config.trajectory_every, devices=jax.local_devices())
+
+
+def _relax_share(config, folder: Path, relaxer, total: int) -> None:
+    """Relax what no process has relaxed so far of the share of this one."""
+    with Journal(folder, distributed.index(), LAYOUT) as journal:
+        done = relax_journal.finished(folder, LAYOUT)
+        share = distributed.index(), distributed.count()
+        mine = _share_size(total, config.num_conformers, *share)
+        before = sum(1 for index in range(total) if index in done and
+                     index // config.num_conformers % share[1] == share[0])
+        if before:
+            log.info("going on: %d of %d molecules are done", min(len(done), total), total)
+        if before == mine:
+            return
+        records = read_molecules(
+            config.input, num_conformers=config.num_conformers, mmff=config.mmff, seed=config.seed,
+            columns=_columns(config), limit=config.limit, skip=done, share=share,
+            num_processes=config.num_processes or None)
+        with Progress(mine, before) as progress:
+            try:
+                _stream(records, relaxer, journal, progress, MOL_BLOCK in config.formats)
+            finally:
+                _close(records)
+    log.info("%d programs were compiled", relaxer.num_compiles)
+
+
+def _close(records) -> None:
+    """End the processes that embed. A thread that serves a device may be waiting for one of their molecules."""
+    for _ in range(100):
+        try:
+            return records.close()
+        except ValueError:  # the generator is at work in that thread
+            time.sleep(0.1)
+
+
+def _share_size(total: int, num_conformers: int, index: int, count: int) -> int:
+    return len(range(index, total // num_conformers, count)) * num_conformers
+
+
+def _stream(records: Iterator[MoleculeRecord], relaxer, journal: Journal, progress: Progress, mol_blocks: bool) -> None:
+    """From the records through the relaxer into the journal."""
+    waiting: dict[int, MoleculeRecord] = {}
+
+    def molecules():
+        for record in records:
+            if record.atoms is None:
+                journal.add(relax_outputs.failure_cells(record))
+                progress.add(relax_outputs.FAILED)
+            else:
+                waiting[record.index] = record
+                yield record.index, record.atoms
+
+    journal.start_clock()
+    with contextlib.closing(relaxer.stream(molecules())) as results:
+        for index, result in results:
+            record = waiting.pop(index)
+            journal.add(relax_outputs.result_cells(record, result),
+                        relax_outputs.pieces(record, result, mol_blocks))
+            progress.add(result.status)
+    if waiting:
+        raise RuntimeError(f"{len(waiting)} molecules have come to no end, the first with index {min(waiting)}")
+
+
+def _finish(config, workdir: Path, total: int, potential: Potential) -> Path:
+    """Put the parts together, and tell of them."""
+    log.info("putting the results together")
+    files = {kind: workdir / FORMATS[kind] for kind in config.formats}
+    if config.trajectory_every:
+        files[TRAJECTORY] = workdir / TRAJECTORIES
+    seconds = relax_journal.merge(workdir / PARTS, LAYOUT, workdir / RESULTS, files, total)
+    if MOL_BLOCK in files and not files[MOL_BLOCK].stat().st_size:
+        files.pop(MOL_BLOCK).unlink()
+        log.info("the bonds of these molecules are not known: there is no %s", FORMATS[MOL_BLOCK])
+    results = read_results(workdir / RESULTS)
+    if len(results) != total:
+        raise RuntimeError(f"{workdir / RESULTS}: has {len(results)} of {total} molecules; run the same command again")
+    report = write_relaxation_report(
+        workdir, results, title=f"{Path(config.force_field).name} relaxes {Path(config.input).name}", seconds=seconds,
+        info=_info(config, potential), pictures=_pictures(config, workdir / PARTS, results),
+        files=[RESULTS, *(path.name for path in files.values())])
+    log.info("%d molecules: %d converged, %d at the step limit, %d diverged, %d failed", total,
+             *(results.count(s) for s in ("converged", "step limit", "diverged", "failed")))
+    log.info("report: %s", report)
+    return report
+
+
+def _pictures(config, parts: Path, results: Relaxations) -> list[Picture]:
+    """Some molecules; their starts are read from the input once more."""
+    from ase.io import read
+
+    chosen = choose(results, config.num_conformers)
+    frames = relax_journal.read_pieces(parts, LAYOUT, FRAME, chosen)
+    everything_else = _AllBut(chosen)
+    starts = read_molecules(config.input, num_conformers=config.num_conformers, mmff=config.mmff, seed=config.seed,
+                            columns=_columns(config), limit=config.limit, skip=everything_else, num_processes=1)
+    starts = {record.index: record for record in starts if record.atoms is not None}
+    pictures = []
+    for index in (i for i in chosen if i in starts and i in frames):
+        after = read(io.StringIO(frames[index].decode()), format="extxyz")
+        at = int(np.flatnonzero(results.index == index)[0])
+        pictures.append(Picture(
+            starts[index].name or after.get_chemical_formula(), starts[index].atoms, after,
+            f"{-results.gained[at]:+.3g} eV in {int(results.steps[at])} steps\n".replace("-", "−")
+            + f"RMSD {results.rmsd[at]:.2f} Å"))
+    return pictures
+
+
+class _AllBut:
+    """All whole numbers but some."""
+
+    def __init__(self, kept):
+        self._kept = frozenset(kept)
+
+    def __contains__(self, index: int) -> bool:
+        return index not in self._kept
+
+
+def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
+    settings = {k: v for k, v in configs.to_dict(config).items() if k not in ("task", "force_field", "input")}
+    metadata = potential.metadata
+    return {
+        "Molecules": {"input": config.input, **fingerprint(config.input)},
+        "Force field": {"from": config.force_field, "digest": identify(potential),
+                        "level of theory": metadata.get("statistics", {}).get("level_of_theory", "unknown"),
+                        "cutoff (Å)": potential.cutoff},
+        "Settings": {k: "" if v is None else str(v) for k, v in settings.items()},
+        "Hardware": {"devices": f"{jax.local_device_count()} × {jax.devices()[0].device_kind}",
+                     "processes": distributed.count(), "machine": platform.machine(), "system": platform.platform()}}

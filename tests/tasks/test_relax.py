@@ -1,0 +1,374 @@
+"""Task `relax` around a relaxation that only counts: each molecule once, in any number of starts and processes."""
+
+import csv
+import dataclasses
+import itertools
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read
+
+from mlip_jax import distributed
+from mlip_jax.config import ConfigError, relax_defaults
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.simulation import relax_journal
+from mlip_jax.simulation.relax_journal import JournalError
+from mlip_jax.tasks import relax
+from mlip_jax.workdir import WorkdirError
+from tests.simulation.conftest import random_potential
+
+SMILES = ["CCO", "C1CC", "C", "CC(=O)[O-]", "N", "CCC", "C1#CC1", "O", "CCN", "CS", "C=C", "CO"]
+BAD = {1, 6}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    atoms: Atoms
+    status: str
+    reason: str
+    steps: int
+    energy_start: float
+    energy: float
+    fmax_start: float
+    fmax: float
+    frames: list | None
+
+
+class Counting:
+    """Moves atoms by an amount that depends on the molecule alone, and takes note of which it has had.
+
+    Finishes molecules out of order, with some in flight, as slots on a device do.
+    """
+
+    num_compiles = 1
+
+    def __init__(self, frames=False, stop_after=None, error=None):
+        self.seen, self._frames, self._left, self._error = [], frames, stop_after, error
+
+    def stream(self, molecules):
+        molecules, slots = iter(molecules), []
+        while True:
+            slots += itertools.islice(molecules, 3 - len(slots))
+            if not slots:
+                return
+            key, atoms = slots.pop(len(self.seen) % len(slots))
+            if self._left is not None:
+                if self._left == 0:
+                    raise self._error
+                self._left -= 1
+            self.seen.append(key)
+            yield key, self._relaxed(atoms)
+
+    def _relaxed(self, atoms):
+        end = atoms.copy()
+        end.positions *= 1.01
+        n = len(atoms)
+        frames = [atoms.copy(), end.copy()] if self._frames else None
+        for frame in frames or ():
+            frame.calc = SinglePointCalculator(frame, energy=-1.0, forces=np.zeros((n, 3)))
+        failed = n == 1
+        status = "failed" if failed else "diverged" if n == 4 else "step limit" if n == 6 else "converged"
+        return Result(atoms if failed else end, status, "a single atom" if failed else "", n, -float(n), -n - n / 7,
+                      1.0, 0.01, frames)
+
+
+def options(path, **changes):
+    config = relax_defaults()
+    config.input, config.force_field, config.num_processes = str(path), "tiny", 1
+    for name, value in changes.items():
+        config[name] = value
+    return config
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """run(relaxer, **changes of the config) of twelve molecules."""
+    path = tmp_path / "mols.smi"
+    path.write_text("".join(f"{s} name{i}\n" for i, s in enumerate(SMILES)))
+    monkeypatch.setattr(relax, "load_force_field", lambda text: random_potential("tiny", 1 if text == "other" else 0))
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+    def run(relaxer, workdir="run", input=path, drawn=False, **changes):
+        monkeypatch.setattr(relax, "_relaxer", lambda config, potential: relaxer)
+        if not drawn:  # which takes most of the time of such a run
+            monkeypatch.setattr(relax, "write_relaxation_report", lambda workdir, *_, **__: workdir / "report.html")
+        return relax.run(options(input, **changes), tmp_path / workdir)
+
+    return run
+
+
+def outputs(workdir):
+    names = ("results.csv", "relaxed.xyz", "relaxed.sdf", "trajectories.xyz")
+    return {name: (workdir / name).read_bytes() for name in names if (workdir / name).exists()}
+
+
+def rows(workdir):
+    with open(workdir / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_results(world, tmp_path):
+    relaxer = Counting(frames=True)
+    report = world(relaxer, drawn=True, trajectory_every=1)
+    assert report == tmp_path / "run/report.html" and report.stat().st_size > 10_000
+    assert sorted(relaxer.seen) == [i for i in range(12) if i not in BAD]
+    found = rows(tmp_path / "run")
+    assert [int(r["index"]) for r in found] == list(range(12)) and [r["smiles"] for r in found] == SMILES
+    assert [r["name"] for r in found] == [f"name{i}" for i in range(12)]
+    statuses = {int(r["index"]): r["status"] for r in found}
+    assert statuses == {0: "converged", 1: "failed", 2: "converged", 3: "converged", 4: "diverged", 5: "converged",
+                        6: "failed", 7: "converged", 8: "converged", 9: "step limit", 10: "step limit",
+                        11: "step limit"}
+    assert "line 2" in found[1]["reason"] and "line 7" in found[6]["reason"] and found[1]["energy_ev"] == ""
+    assert float(found[3]["charge"]) == -1 and float(found[0]["energy_ev"]) == -9 - 9 / 7
+    frames = read(tmp_path / "run/relaxed.xyz", ":")
+    assert [a.info["index"] for a in frames] == [i for i in range(12) if i not in BAD]
+    assert all(len(a) == int(found[a.info["index"]]["n_atoms"]) for a in frames)
+    assert len(read(tmp_path / "run/trajectories.xyz", ":")) == 20
+    assert (tmp_path / "run/relaxed.sdf").read_text().count("$$$$") == 10
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["molecules"] == 12 and metrics["failed"] == 2 and metrics["step_limit"] == 3
+    text = report.read_text()
+    assert "before and after" in text and "RDKit cannot read" in text and "tiny relaxes mols.smi" in text
+
+
+def test_a_second_run_does_nothing_and_says_the_same(world, tmp_path):
+    world(Counting())
+    before = outputs(tmp_path / "run")
+    again = Counting()
+    world(again)
+    assert again.seen == [] and outputs(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("error", [SystemExit(75), KeyboardInterrupt(), MemoryError()])
+def test_no_molecule_twice_and_the_same_results_after_any_number_of_ends(world, tmp_path, error):
+    world(Counting(frames=True), "whole", trajectory_every=1)
+    starts = []
+    while True:
+        relaxer = Counting(frames=True, stop_after=len(starts) % 3, error=error)
+        starts.append(relaxer)
+        try:
+            world(relaxer, trajectory_every=1)
+            break
+        except type(error):
+            assert len(starts) < 30
+    seen = list(itertools.chain.from_iterable(r.seen for r in starts))
+    assert len(starts) > 5 and sorted(seen) == [i for i in range(12) if i not in BAD]
+    assert outputs(tmp_path / "run") == outputs(tmp_path / "whole")
+
+
+def test_results_that_were_cut_off_are_made_anew(world, tmp_path):
+    world(Counting(), "whole")
+    world(Counting())
+    lines = (tmp_path / "run/parts/part-0.csv").read_bytes().splitlines(keepends=True)
+    os.truncate(tmp_path / "run/parts/part-0.csv", sum(map(len, lines[:-3])) + 5)
+    (tmp_path / "run/results.csv").unlink()
+    again = Counting()
+    world(again)
+    assert 1 <= len(again.seen) <= 3 and outputs(tmp_path / "run") == outputs(tmp_path / "whole")
+
+
+def test_several_processes_share_and_any_number_goes_on(world, tmp_path, monkeypatch):
+    """Three processes, of which two come to an end; then two, then one."""
+    world(Counting(), "whole")
+    seen = []
+
+    def process(index, count, relaxer):
+        with monkeypatch.context() as m:
+            m.setattr(distributed, "index", lambda: index)
+            m.setattr(distributed, "count", lambda: count)
+            m.setattr(distributed, "leader", lambda: index == 0)
+            m.setattr(relax, "_finish", lambda *_: None)
+            config = options(tmp_path / "mols.smi")
+            relax._relax_share(config, tmp_path / "run/parts", relaxer, 12)
+        seen.extend(relaxer.seen)
+        return relaxer.seen
+
+    assert process(0, 3, Counting()) == [0, 9, 3]  # 6 does not embed
+    with pytest.raises(SystemExit):
+        process(2, 3, Counting(stop_after=1, error=SystemExit(75)))
+    seen.append(2)
+    assert process(1, 3, Counting()) == [4, 10, 7]
+    assert process(1, 2, Counting()) == [5, 11] and process(0, 2, Counting()) == [8]
+    world(Counting(stop_after=0, error=AssertionError("all is done")))
+    assert sorted(seen) == [i for i in range(12) if i not in BAD]
+    assert outputs(tmp_path / "run") == outputs(tmp_path / "whole")
+    assert [p.name for p in sorted((tmp_path / "run/parts").glob("*.csv"))] == [f"part-{i}.csv" for i in range(3)]
+
+
+def test_conformers(world, tmp_path):
+    relaxer = Counting()
+    world(relaxer, num_conformers=2)
+    assert len(rows(tmp_path / "run")) == 24 and len(relaxer.seen) == 20
+    a, b = read(tmp_path / "run/relaxed.xyz", ":2")
+    assert np.abs(a.positions - b.positions).max() > 1e-3 and a.info["smiles"] == b.info["smiles"]
+
+
+def test_first_some_then_all(world, tmp_path):
+    world(Counting(), "whole")
+    some = Counting()
+    world(some, limit=3)
+    assert sorted(some.seen) == [0, 2] and len(rows(tmp_path / "run")) == 3
+    rest = Counting()
+    world(rest)
+    assert not set(some.seen) & set(rest.seen) and outputs(tmp_path / "run") == outputs(tmp_path / "whole")
+    world(Counting(), limit=5)
+    assert len(rows(tmp_path / "run")) == 5
+
+
+def test_formats(world, tmp_path):
+    world(Counting(), formats=("xyz",))
+    assert set(outputs(tmp_path / "run")) == {"results.csv", "relaxed.xyz"}
+    with pytest.raises(WorkdirError, match="formats"):
+        world(Counting())
+    path = tmp_path / "mols.xyz"
+    path.write_text("3\n\nO 0 0 0\nH 0 0 1\nH 0 1 0\n")
+    world(Counting(), "bonds", input=path)
+    assert set(outputs(tmp_path / "bonds")) == {"results.csv", "relaxed.xyz"}
+
+
+def test_nothing_that_can_be_relaxed(world, tmp_path):
+    path = tmp_path / "bad.smi"
+    path.write_text("C1CC\nX\n")
+    report = world(Counting(), input=path, drawn=True)
+    assert "No molecule was relaxed" in report.read_text()
+    assert [r["status"] for r in rows(tmp_path / "run")] == ["failed"] * 2
+
+
+def test_bad_input_beside_good(world, tmp_path):
+    """What cannot be read fails with its place, what can goes to the relaxation, which judges overlaps and elements."""
+    path = tmp_path / "mixed.xyz"
+    path.write_text("1\n\nHe 0 0 0\n2\n\nH 0 0 0\nH 0 0 nan\n2\n\nH 0 0 0\nH 0 0 0.01\n1\n\nQq 0 0 0\n"
+                    "3\nname=water\nO 0 0 0\nH 0 0 1\nH 0 1 0\n")
+    relaxer = Counting()
+    world(relaxer, input=path)
+    assert sorted(relaxer.seen) == [0, 2, 4]
+    found = rows(tmp_path / "run")
+    assert [r["status"] for r in found] == ["failed", "failed", "converged", "failed", "converged"]
+    assert [r["reason"] for r in found][:2] == [
+        "a single atom", "mixed.xyz structure 1: 1 of 2 atoms have NaN or infinite coordinates, the first of them "
+        "atom 1"]
+    assert "mixed.xyz line 12" in found[3]["reason"] and found[4]["name"] == "water"
+    assert len(read(tmp_path / "run/relaxed.xyz", ":")) == 2
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"input": ""}, "--config.input=molecules.smi"), ({"force_field": ""}, "--config.force_field=runs/spice"),
+    ({"fmax": 0.0}, "fmax must be positive"), ({"max_steps": 0}, "max_steps must be 1 or more"),
+    ({"num_conformers": 0}, "num_conformers"), ({"limit": 0}, "limit"), ({"formats": ("xyzz",)}, "Did you mean 'xyz'"),
+    ({"no_such": 1}, "no_such")])
+def test_bad_configs(world, tmp_path, changes, words):
+    config = relax_defaults()
+    config.unlock()
+    for name, value in ({"input": "x.smi", "force_field": "tiny"} | changes).items():
+        config[name] = value
+    with pytest.raises(ConfigError, match=words):
+        relax.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name, words", [("empty.smi", "holds no molecules"), ("empty.xyz", "holds no molecules"),
+                                         ("empty.csv", "is empty"), ("missing.smi", "no such file")])
+def test_files_without_molecules_leave_the_folder_to_the_right_ones(world, tmp_path, name, words):
+    path = tmp_path / name
+    if "missing" not in name:
+        path.write_text("")
+    with pytest.raises(DatasetError, match=words):
+        world(Counting(), input=path)
+    world(Counting())
+    assert len(rows(tmp_path / "run")) == 12
+
+
+def test_other_molecules_force_fields_and_settings_are_refused(world, tmp_path):
+    world(Counting(), limit=2)
+    with pytest.raises(WorkdirError, match="fmax: 0.05 -> 0.01"):
+        world(Counting(), fmax=0.01)
+    content = (tmp_path / "mols.smi").read_text()
+    (tmp_path / "mols.smi").write_text(content.replace("CCO", "CCS"))
+    with pytest.raises(WorkdirError, match="other molecules or with another force field:\n  input.digest"):
+        world(Counting())
+    (tmp_path / "mols.smi").write_text(content)
+    world(Counting(), num_processes=2, batch_atoms=99)
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    config["force_field"] = "other"  # the same name, trained anew
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    with pytest.raises(WorkdirError, match="force_field: "):
+        world(Counting(), force_field="other")
+
+
+def test_error_of_the_relaxation_comes_out_and_leaves_what_was_done(world, tmp_path):
+    with pytest.raises(ValueError, match="device"):
+        world(Counting(stop_after=4, error=ValueError("the device is gone")))
+    assert len(relax_journal.finished(tmp_path / "run/parts", relax.LAYOUT)) >= 4
+    rest = Counting()
+    world(rest)
+    assert len(rest.seen) == 6
+
+
+def test_full_disk(world, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as m:
+        m.setattr(relax_journal, "_MOST_WAITING", 0)
+        m.setattr(os, "pwrite", full)
+        with pytest.raises(JournalError, match="No space left on device"):
+            world(Counting())
+    world(Counting())
+    assert len(rows(tmp_path / "run")) == 12
+
+
+def test_molecules_that_the_relaxation_loses_are_an_error(world):
+    class Losing(Counting):
+        def stream(self, molecules):
+            yield from itertools.islice(super().stream(molecules), 3)
+
+    with pytest.raises(RuntimeError, match="come to no end"):
+        world(Losing())
+
+
+def test_force_fields_by_name(tmp_path, monkeypatch):
+    from mlip_jax.importers import schnetpack, so3lr
+    monkeypatch.setattr(schnetpack, "load", lambda path: ("schnetpack", path))
+    monkeypatch.setattr(so3lr, "load", lambda path: ("so3lr", path))
+    assert relax.load_force_field("schnetpack:a:b.safetensors") == ("schnetpack", "a:b.safetensors")
+    assert relax.load_force_field("so3lr:params.pkl") == ("so3lr", "params.pkl")
+    with pytest.raises(RuntimeError, match="no such directory"):
+        relax.load_force_field(str(tmp_path / "missing:x"))
+
+
+def test_force_fields_are_told_apart():
+    a, b = random_potential("tiny", 0), random_potential("tiny", 1)
+    assert relax.identify(a) == relax.identify(dataclasses.replace(a)) != relax.identify(b)
+    assert relax.identify(dataclasses.replace(a, energy_scale=2.0)) != relax.identify(a)
+
+
+def test_sigterm_in_the_midst(world, tmp_path):
+    """As in a run: the signal becomes SystemExit, wherever the program is."""
+
+    class Terminated(Counting):
+        def _relaxed(self, atoms):
+            if len(self.seen) == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super()._relaxed(atoms)
+
+    first, rest = Terminated(), Counting()
+    with distributed.ended_by_signals(), pytest.raises(SystemExit) as ended:
+        world(first)
+    assert ended.value.code == distributed.EXIT_REQUEUE
+    world(rest)
+    assert len(first.seen) == 5 and sorted(first.seen[:4] + rest.seen) == [i for i in range(12) if i not in BAD]
+
+
+def test_parts_are_not_taken_for_outputs(world, tmp_path):
+    world(Counting(), drawn=True)
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        ".lock", "config.json", "origin.json", "parts", "results.csv", "relaxed.xyz", "relaxed.sdf", "report.html",
+        "metrics.json"}
+    assert Path(tmp_path / "run/parts/part-0.csv").exists()
