@@ -107,6 +107,7 @@ def test_the_count_of_negative_eigenvalues_is_that_of_the_matrix():
     assert len(met) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", minimizers.MINIMIZERS)
 def test_minima_are_found_in_float32_and_float64(name):
     minimizer = minimizers.create(name)
@@ -120,6 +121,7 @@ def test_minima_are_found_in_float32_and_float64(name):
             assert (norms.min(0) < 5e-3).all(), norms.min(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", minimizers.MINIMIZERS)
 def test_a_molecule_that_waits_does_not_notice(name):
     """Steps of the molecules in an order of their own are the steps of all at once."""
@@ -135,6 +137,7 @@ def test_a_molecule_that_waits_does_not_notice(name):
         assert len(mine) == steps
 
 
+@pytest.mark.slow
 def test_no_atom_moves_further_than_maxstep():
     with jax.enable_x64(True):
         for name in ("bfgs", "lbfgs", "fire"):

@@ -58,6 +58,7 @@ def test_steps_and_energies_are_those_of_ase(morse_potential, in_float64):
     assert in_float64.num_compiles <= 2
 
 
+@pytest.mark.slow
 def test_a_batch_is_what_each_is_alone(morse_potential):
     starts = disturbed(9, seed=1)
     relaxer = Relaxer(morse_potential, fmax=0.01, dtype="float64", batch_atoms=24)
@@ -71,6 +72,7 @@ def test_a_batch_is_what_each_is_alone(morse_potential):
     assert relaxer.statistics()["evaluated"] >= sum(r.steps + 1 for r in together.values())
 
 
+@pytest.mark.slow
 def test_float32_finds_the_same_minimum(morse_potential):
     starts = disturbed(5, seed=2)
     for single, double in zip(relax(starts, morse_potential, fmax=0.02),
@@ -80,6 +82,7 @@ def test_float32_finds_the_same_minimum(morse_potential):
         assert single.atoms.positions.mean() == pytest.approx(7.0, abs=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["lbfgs", "fire"])
 def test_other_minimisers_find_the_minimum(morse_potential, optimizer):
     starts = disturbed(4, seed=3)
@@ -88,6 +91,7 @@ def test_other_minimisers_find_the_minimum(morse_potential, optimizer):
         assert ours.converged and ours.energy == pytest.approx(bfgs.energy, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_fixed_atoms_stay_to_the_last_bit(morse_potential):
     start = disturbed(1, seed=4)[0]
     start.set_constraint(FixAtoms([0, 3]))
@@ -99,6 +103,7 @@ def test_fixed_atoms_stay_to_the_last_bit(morse_potential):
     assert np.abs(result.atoms.positions - start.positions).max() > 0.01 and result.atoms.constraints
 
 
+@pytest.mark.slow
 def test_step_limit_and_frames(morse_potential):
     start = disturbed(1, seed=5)[0]
     result, = relax([start], morse_potential, fmax=1e-3, max_steps=7, trajectory_every=3, dtype="float64")
@@ -140,6 +145,7 @@ def test_what_cannot_be_relaxed_is_told_and_stops_no_other(morse_potential):
         MLIPCalculator(morse_potential).get_potential_energy(Atoms("C")), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_divergence_is_named(make_potential, morse_potential):
     params = jax.tree.map(lambda x: np.full_like(x, np.nan), morse_potential.params)
     result, = relax(disturbed(1), dataclasses.replace(morse_potential, params=params))
@@ -151,6 +157,7 @@ def test_divergence_is_named(make_potential, morse_potential):
     assert all(np.isfinite(r.atoms.positions).all() for r in statuses)
 
 
+@pytest.mark.slow
 def test_sizes_of_all_kinds_come_through_few_programs(make_potential):
     potential = make_potential("tiny", 1)
     names = ["H2O", "CH4", "CH3CH2OH", "C6H6", "C3H8", "isobutane", "C2H2", "CH3SH", "trans-butane", "H2"]
@@ -176,6 +183,7 @@ def test_a_slot_that_needs_more_edges_gets_them(make_potential):
     assert results["dense"].energy == pytest.approx(MLIPCalculator(potential).get_potential_energy(dense), abs=2e-3)
 
 
+@pytest.mark.slow
 def test_molecules_are_taken_as_they_are_needed(morse_potential):
     taken = []
 
@@ -190,6 +198,7 @@ def test_molecules_are_taken_as_they_are_needed(morse_potential):
     stream.close()
 
 
+@pytest.mark.slow
 def test_charge_and_spin_reach_the_force_field(make_potential):
     base = make_potential("so3krates")
     from mlip_jax import models

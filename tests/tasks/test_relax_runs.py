@@ -127,6 +127,7 @@ def test_whole_run(undisturbed):
     assert (workdir / "report.html").stat().st_size > 50_000
 
 
+@pytest.mark.slow
 def test_killed_stopped_and_finished_by_two_processes(tmp_path, force_field, molecules, undisturbed):
     workdir = tmp_path / "run"
     process = start(workdir, force_field, molecules)
@@ -163,6 +164,7 @@ def test_two_processes_of_which_one_is_killed(tmp_path, force_field, molecules, 
     assert_alike(workdir, undisturbed[0])
 
 
+@pytest.mark.slow
 def test_smiles_to_sdf(tmp_path, force_field):
     path = tmp_path / "mols.smi"
     path.write_text("CO methanol\nC1CC broken\nCO\nC1#CC1 strained\nCBr\n")
