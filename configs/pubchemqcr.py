@@ -7,6 +7,9 @@ PaiNN with 4 layers, 128 features, 128 Gaussians and 4.5 Å; mean absolute error
 square error of the forces of each structure; Adam, whose rate halves after two epochs without a better validation
 loss (Fu et al., arXiv:2507.00407). What differs from the paper: the energy is the sum over atoms and forces are its
 derivative, and filters are cut off smoothly. "small" is for some 60,000 snapshots on a CPU: 3 layers, 32 Gaussians.
+
+No score yet: neither has been trained to its end. Snapshots near minima have forces of some 0.03 eV/Å, and absolute
+penalties alone hardly leave the prediction of no force; benchmarks/off_equilibrium.py puts other geometries beside them.
 """
 
 import ml_collections
@@ -49,9 +52,7 @@ def get_config(size: str = "published") -> ml_collections.ConfigDict:
     c.train.checkpoint_every = 2_000
 
     if size == "small":
-        # the forces steer a relaxation, and few epochs want a schedule that ends with them
-        c.loss.force_penalty, c.loss.energy_per_atom = "norm", False
-        c.loss.beta = c.loss.beta_end = 0.98
+        # few epochs want a schedule that ends with them
         c.optimizer.learning_rate, c.optimizer.schedule = 1e-3, "cosine"
         c.train.num_epochs, c.train.num_steps, c.train.batch_size = None, 20_000, 8
     return c
