@@ -9,7 +9,7 @@ loss (Fu et al., arXiv:2507.00407). What differs from the paper: the energy is t
 derivative, and filters are cut off smoothly. "small" is for some 60,000 snapshots on a CPU: 3 layers, 32 Gaussians.
 
 No score yet: neither has been trained to its end. Snapshots near minima have forces of some 0.03 eV/Å, and absolute
-penalties alone hardly leave the prediction of no force; benchmarks/off_equilibrium.py puts other geometries beside them.
+penalties hardly leave the prediction of no force; benchmarks/off_equilibrium.py puts other geometries beside them.
 """
 
 import ml_collections
