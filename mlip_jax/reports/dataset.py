@@ -22,6 +22,7 @@ from rich.text import Text
 
 from mlip_jax.datasets.histogram import Histogram
 from mlip_jax.reports import figures
+from mlip_jax.reports.files import write_whole
 from mlip_jax.reports.page import number
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -142,10 +143,10 @@ def write_dataset_report(folder: str | os.PathLike, summary: DatasetSummary) -> 
     folder.mkdir(parents=True, exist_ok=True)
     # The numbers first: should the figure fail, they are there.
     text = json.dumps(summary.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    _write(folder / "dataset.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_whole(folder / "dataset.json", lambda path: path.write_text(text, encoding="utf-8"))
     figure = dataset_figure(summary)
-    _write(folder / "dataset.png", lambda path: figure.savefig(path, format="png", dpi=150))
-    _write(folder / "dataset.md", lambda path: path.write_text(markdown(summary), encoding="utf-8"))
+    write_whole(folder / "dataset.png", lambda path: figure.savefig(path, format="png", dpi=150))
+    write_whole(folder / "dataset.md", lambda path: path.write_text(markdown(summary), encoding="utf-8"))
     return folder / "dataset.md"
 
 
@@ -355,12 +356,3 @@ def _inline(text: str) -> str:
     for character in "\\`*_[]<>|":
         text = text.replace(character, "\\" + character)
     return text
-
-
-def _write(path: Path, write) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from mlip_jax.datasets.start_geometries import Start
 from mlip_jax.reports import force2geo_figures as figures
 from mlip_jax.reports import page
 from mlip_jax.reports.errors import json_safe
+from mlip_jax.reports.files import write_whole
 from mlip_jax.simulation import relaxation_metrics as metrics
 from mlip_jax.simulation.oracle import Evaluation, Minimum
 from mlip_jax.simulation.relaxation_metrics import Estimate, Limits, Outcomes
@@ -95,12 +96,12 @@ def write_report(folder: str | os.PathLike, molecules: Molecules, evaluated: Seq
     content = _Content(molecules, evaluated, outcomes, summaries, limits)
     # The numbers first: should a figure fail, they are there.
     text = json.dumps(json_safe(_numbers(content)), indent=2, allow_nan=False) + "\n"
-    _write(folder / "metrics.json", lambda path: path.write_text(text, encoding="utf-8"))
-    _write(folder / "results.csv", lambda path: _write_csv(path, content))
+    write_whole(folder / "metrics.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_whole(folder / "results.csv", lambda path: _write_csv(path, content))
     _write_geometries(folder, content)
     body = [page.heading("Relaxations judged by " + molecules.oracle, 1), *_headline(content, notes), *_table(content),
             *_figures(content), *_failures(content), *_definitions(content), *_provenance(info or {})]
-    _write(folder / "report.html", lambda path: path.write_text(page.page("Relaxations", body), encoding="utf-8"))
+    write_whole(folder / "report.html", lambda path: path.write_text(page.page("Relaxations", body), encoding="utf-8"))
     return folder / "report.html"
 
 
@@ -181,7 +182,7 @@ def _write_geometries(folder: Path, content: _Content) -> None:
                   for s, positions in zip(m.starts, geometries) if positions is not None]
         target = folder / "geometries" / f"{name}.xyz"
         target.parent.mkdir(exist_ok=True)
-        _write(target, lambda path, frames=frames: write_atoms(path, frames, format="extxyz"))
+        write_whole(target, lambda path, frames=frames: write_atoms(path, frames, format="extxyz"))
 
 
 # --- The page ---
@@ -328,12 +329,3 @@ def _value(estimate: Estimate) -> str:
 def _with_error(estimate: Estimate) -> str:
     error = "" if np.isnan(estimate.stderr) else f" ± {page.number(float(estimate.stderr))}"
     return _value(estimate) + error
-
-
-def _write(path: Path, write) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

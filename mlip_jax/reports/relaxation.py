@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mlip_jax.reports import figures, page
+from mlip_jax.reports.files import write_text
 from mlip_jax.reports.molecules import Picture, molecule_figure
 
 STATUSES = ("converged", "step limit", "diverged", "failed")
@@ -141,10 +142,10 @@ def write_relaxation_report(workdir: str | os.PathLike, results: Relaxations, *,
     workdir = Path(workdir)
     content = metrics(results, seconds)
     # The numbers first: should a figure fail, they are there.
-    _write(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     body = [page.heading(title, 1), *_headline(content), *_distributions(results), *_pictures(pictures),
             *_reasons(results), *_provenance(info, files)]
-    _write(workdir / "report.html", page.page(title, body))
+    write_text(workdir / "report.html", page.page(title, body))
     return workdir / "report.html"
 
 
@@ -275,12 +276,3 @@ def choose(results: Relaxations, num_conformers: int = 1, count: int = 6, most_a
     good = good[one_of_each] if len(one_of_each) >= count else good
     places = np.unique(np.linspace(0, len(good) - 1, count).round().astype(int)) if len(good) else []
     return [int(results.index[good[i]]) for i in places]
-
-
-def _write(path: Path, content: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

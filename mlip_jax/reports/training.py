@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mlip_jax.reports import errors, page, sections
+from mlip_jax.reports.files import write_text
 from mlip_jax.reports.predictions import Predictions
 
 SPLITS = ("train", "valid", "test")
@@ -53,7 +54,7 @@ def write_report(
         curves=read_metrics(metrics_csv),
     )
     # The numbers first: should a figure fail, they are there.
-    _write(workdir / "metrics.json", json.dumps(content.metrics, indent=2, allow_nan=False) + "\n")
+    write_text(workdir / "metrics.json", json.dumps(content.metrics, indent=2, allow_nan=False) + "\n")
     body = [
         page.heading(title, 1),
         *sections.headline(content, notes),
@@ -64,7 +65,7 @@ def write_report(
         *sections.worst_cases(content),
         *sections.provenance(info),
     ]
-    _write(workdir / "report.html", page.page(title, body))
+    write_text(workdir / "report.html", page.page(title, body))
     return workdir / "report.html"
 
 
@@ -119,12 +120,3 @@ def _float(cell: str) -> float:
         return float(cell)
     except ValueError:
         return np.nan
-
-
-def _write(path: Path, content: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

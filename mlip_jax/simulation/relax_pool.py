@@ -92,7 +92,7 @@ class Pool:
         """One more."""
         self._waiting.append(molecule)
 
-    def run(self, no_more: bool, most: int | None) -> tuple[list[Outcome], Outcome]:
+    def run(self, no_more: bool, most: int | None) -> tuple[list[Outcome], Outcome | None]:
         """Relax for about a second.
 
         Args:
@@ -100,7 +100,8 @@ class Pool:
           most: Iterations; None: as many as that time takes.
 
         Returns:
-          What has become of those that are done, and the last evaluation of all slots; on the host.
+          What has become of those that are done and, if `most` is given, the last evaluation of all slots; on the
+          host.
         """
         with jax.enable_x64(self._dtype == np.float64):
             if self._program is None:
@@ -123,7 +124,8 @@ class Pool:
         self._in_slots += taken - count
         self._make_room(budget, largest)
         outcome = jax.device_get(done.outcome) if count else None
-        return [jax.tree.map(lambda x, k=k: x[k], outcome) for k in range(count)], jax.device_get(last)
+        left = [jax.tree.map(lambda x, k=k: x[k], outcome) for k in range(count)]
+        return left, jax.device_get(last) if most else None
 
     def _start(self) -> None:
         """Slots and budgets, from the molecules that wait first."""
