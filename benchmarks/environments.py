@@ -17,6 +17,7 @@ class Environment(NamedTuple):
       package, version: The peer. torch: Whether it needs PyTorch.
       constraints: Further pins.
       not_required: Requirements of the package that are left out, since they exclude the pinned PyTorch.
+      also: Further packages, pinned.
     """
 
     package: str
@@ -24,10 +25,14 @@ class Environment(NamedTuple):
     torch: bool = True
     constraints: tuple[str, ...] = ()
     not_required: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
 
 ENVIRONMENTS = {
     "spk": Environment("schnetpack", "2.1.1", constraints=("setuptools<81",), not_required=("sympy",)),
+    # torch-sim relaxes with SchNetPack's PaiNN; versions after 0.3.0 ask for Python 3.12
+    "ts": Environment("schnetpack", "2.1.1", constraints=("setuptools<81",), not_required=("sympy",),
+                      also=("torch-sim-atomistic==0.3.0",)),
     "tmd": Environment("torchmd-net", "3.1.0"),
     "mace": Environment("mace-torch", "0.3.16"),
     "mlip": Environment("mlip", "0.2.5", torch=False),
@@ -68,6 +73,8 @@ def make(home: Path, name: str, torch: str = TORCH) -> str | None:
         if environment.torch:  # first and alone: a package that asks for torch would choose the build itself
             _run([*pip, "torch"])
         _install(pip, python, environment)
+        if environment.also:
+            _run([*pip, *environment.also])
     except RuntimeError as error:
         return str(error)
     return None

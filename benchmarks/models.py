@@ -92,21 +92,24 @@ class Runner:
       home: Where environments are. results: File that lines are added to.
       pin: Core that every process is bound to, with one thread; None for all cores.
       tuned: Give all of them glibc's tuned allocator.
+      drivers: Script of each environment. time_limit: Seconds for one process.
     """
 
-    def __init__(self, home: Path, results: Path, pin: int | None, tuned: bool):
+    def __init__(self, home: Path, results: Path, pin: int | None, tuned: bool,
+                 drivers: Mapping[str, Path] = DRIVERS, time_limit: float = TIME_LIMIT):
+        self._drivers, self._time_limit = drivers, time_limit
         self._home, self.results, self._pin, self._tuned = home, results, pin, tuned
         self._hopeless: set[tuple[str, str, int]] = set()
         self._machine = describe(PACKAGES) + (f", core {pin} alone" if pin is not None else "") + (
             "" if tuned else ", allocator untuned")
         self.lines: list[tables.Line] = []
 
-    def measure(self, case: Case, job: Job, part: str, number: int, **more) -> None:
+    def measure(self, case: Case, job: NamedTuple, part: str, number: int, **more) -> None:
         """Measure one case for `part` in round `number`; what failed once is not tried again."""
         if (part, case.name, job.batch) not in self._hopeless:
             self.keep(case, job, part, number, self.start(case, job) | more)
 
-    def keep(self, case: Case, job: Job, part: str, number: int, found: tables.Line) -> None:
+    def keep(self, case: Case, job: NamedTuple, part: str, number: int, found: tables.Line) -> None:
         """Add a result to the file and print it, or why there is none."""
         line = {"part": part, "case": case.name, "round": number, "batch": job.batch, "machine": self._machine,
                 "pin": self._pin, "tuned": self._tuned, **found}
@@ -119,18 +122,18 @@ class Runner:
         else:
             print(f"  {part} {case.name}, round {number + 1}: {brief(line)}", flush=True)
 
-    def start(self, case: Case, job: Job) -> tables.Line:
+    def start(self, case: Case, job: NamedTuple) -> tables.Line:
         """Run the process of a job: its result, or {"failed": why}."""
         python = Path(sys.executable) if is_ours(case) else environments.python_of(self._home, case.environment)
         if not python.exists():
             return {"failed": f"no environment {python.parents[1]}"}
         command = ["taskset", "-c", str(self._pin)] if self._pin is not None else []
-        command += [str(python), "-W", "ignore", str(DRIVERS[case.environment]), json.dumps(job._asdict())]
+        command += [str(python), "-W", "ignore", str(self._drivers[case.environment]), json.dumps(job._asdict())]
         try:
             done = subprocess.run(command, capture_output=True, text=True, env=environment(self._pin, self._tuned),
-                                  timeout=TIME_LIMIT)
+                                  timeout=self._time_limit)
         except subprocess.TimeoutExpired:
-            return {"failed": f"not done in {TIME_LIMIT} s"}
+            return {"failed": f"not done in {self._time_limit} s"}
         if done.returncode:
             return {"failed": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300]}
         try:
@@ -155,6 +158,9 @@ def brief(line: tables.Line) -> str:
     if "structures_per_s" in line:
         return (f"{line['structures_per_s']:.4g} structures/s, {line['structures_per_cpu_s']:.4g} per CPU-second, "
                 f"{line['peak_mib']:.0f} MiB, compiled in {line['compile_s']:.1f} s")
+    if "molecules_per_cpu_s" in line:
+        return (f"{line['molecules_per_cpu_s']:.4g} molecules per CPU-second, {line['cpu_ms_per_step']:.4g} ms per "
+                f"molecule-step, {line['converged']} of {line['molecules']} converged")
     if "systems" in line:
         return ", ".join(f"{s['atoms']} atoms {s['ms']['median']:.4g} ms" for s in line["systems"].values())
     return ", ".join(f"{what} {value[:12]}" for what, value in line["hashes"].items())

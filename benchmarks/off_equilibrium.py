@@ -5,10 +5,11 @@
         --config.data.reader_options="stages=('DFT_1st','DFT_2nd'); level_of_theory=GFN2-xTB"
 
 Snapshots of a relaxation lie in the valley that leads to the minimum; a force field that saw no others knows little of
-its walls. Each molecule gets `frames` geometries in the stage DFT_2nd, labelled with GFN2-xTB: random snapshots of its
-trajectory, moved by white noise (0.01 to 0.1 Å, bonds and angles) and by noise that is alike for neighbours (0 to
-0.35 Å over 1.5 to 3 Å, angles and torsions). The molecules are those of the trajectories, so that a split by molecule
-holds for both. Geometries whose largest force is beyond --max_force are left out.
+its walls. Each molecule gets `frames` geometries in the stage DFT_2nd, labelled with GFN2-xTB: random snapshots of one
+of --stages (the first ones of pm3 are as RDKit made them), moved by white noise (up to --white, bonds and angles) and
+by noise that is alike for neighbours (up to --smooth over 1.5 to 3 Å, angles and torsions). With --white=0.03
+--smooth=0 the forces tell the Hessian along random directions. The molecules are those of the trajectories, so that a
+split by molecule holds for both. Geometries whose largest force is beyond --max_force are left out.
 """
 
 import argparse
@@ -30,10 +31,10 @@ from mlip_jax.datasets.embedded.labels import NotConverged, energy_and_gradient
 SEED = 0
 
 
-def perturbed(positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A geometry (n, 3) in Å off the given one."""
-    white = rng.uniform(0.01, 0.10) * rng.normal(size=positions.shape)
-    length, size = rng.uniform(1.5, 3.0), rng.uniform(0.0, 0.35)
+def perturbed(positions: np.ndarray, noise: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    """A geometry (n, 3) in Å off the given one; `noise`: the most of white and of smooth noise, Å."""
+    white = rng.uniform(0.0, noise[0]) * rng.normal(size=positions.shape)
+    length, size = rng.uniform(1.5, 3.0), rng.uniform(0.0, noise[1])
     squared = ((positions[:, None] - positions[None]) ** 2).sum(-1)
     root = np.linalg.cholesky(np.exp(-squared / (2 * length ** 2)) + 1e-6 * np.eye(len(positions)))
     return positions + white + size * root @ rng.normal(size=positions.shape)
@@ -49,11 +50,12 @@ def snapshot(numbers, positions, energy, gradient) -> dict:
 
 def frames_of(job):
     """(key, off-equilibrium snapshots) of one molecule."""
-    key, numbers, trajectory, count, max_force = job
+    key, numbers, trajectories, count, noise, max_force = job
     rng = np.random.default_rng([SEED, int(key)])
     made = []
     for _ in range(count):
-        positions = perturbed(trajectory[rng.integers(len(trajectory))], rng)
+        trajectory = trajectories[rng.integers(len(trajectories))]
+        positions = perturbed(trajectory[rng.integers(len(trajectory))], noise, rng)
         try:
             energy, gradient = energy_and_gradient(numbers, positions / Bohr)
         except NotConverged:
@@ -63,12 +65,17 @@ def frames_of(job):
     return key, made
 
 
-def jobs_of(path, count, max_force):
-    trajectories = {}
-    with readers.open_data(path, "pubchemqcr", level_of_theory="GFN2-xTB") as source:
-        for s in source:
-            trajectories.setdefault(s.molecule, (s.numbers, []))[1].append(s.positions)
-    return [(int(k), numbers, frames, count, max_force) for k, (numbers, frames) in trajectories.items()]
+def trajectories_of(path, stages):
+    """{key of a molecule: (numbers, one list of positions for each stage that has snapshots of it)}."""
+    found = {}
+    for stage in stages:
+        with readers.open_data(path, "pubchemqcr", stages=(stage,), level_of_theory="GFN2-xTB") as source:
+            of_stage = {}
+            for s in source:
+                of_stage.setdefault(s.molecule, (s.numbers, []))[1].append(s.positions)
+        for key, (numbers, frames) in of_stage.items():
+            found.setdefault(int(key), (numbers, []))[1].append(frames)
+    return found
 
 
 def main():
@@ -76,13 +83,17 @@ def main():
     parser.add_argument("trajectories", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--frames", type=int, default=8, help="geometries of each molecule")
+    parser.add_argument("--stages", default="pm3,DFT_1st", help="whose snapshots are moved, each stage alike")
+    parser.add_argument("--white", type=float, default=0.08, help="most white noise, Å")
+    parser.add_argument("--smooth", type=float, default=0.25, help="most smooth noise, Å")
     parser.add_argument("--max_force", type=float, default=15.0, help="eV/Å")
     parser.add_argument("--num_processes", type=int, default=None)
     a = parser.parse_args()
     if a.output.exists():
         sys.exit(f"{a.output} exists already; give another name")
     from rich.progress import track
-    jobs = jobs_of(a.trajectories, a.frames, a.max_force)
+    jobs = [(key, numbers, trajectories, a.frames, (a.white, a.smooth), a.max_force)
+            for key, (numbers, trajectories) in trajectories_of(a.trajectories, a.stages.split(",")).items()]
     made = {key: frames for _, (key, frames) in track(
         workers.run(frames_of, jobs, a.num_processes), "labelling", total=len(jobs))}
     old = lmdb.open(str(a.trajectories), subdir=False, readonly=True, lock=False)

@@ -1,0 +1,139 @@
+"""Relaxation by this package, measured as benchmarks/peers measures that of others. Started by benchmarks/relax.py."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks" / "peers")]
+
+import measure as clock
+import relaxing
+
+from mlip_jax import MLIPCalculator, Potential, Relaxer
+from mlip_jax.graphs import slots as slot_graphs
+from mlip_jax.graphs.graph import displacements
+from mlip_jax.importers import schnetpack
+from mlip_jax.models.heads import AtomOutputs
+from mlip_jax.potential import evaluate
+from mlip_jax.simulation import minimizers
+from mlip_jax.simulation.relax_pool import slot_size
+
+REPEATS = 20
+
+
+class Morse(nn.Module):
+    """The Morse potential of peers/relaxing.py on the contract of mlip_jax.models."""
+
+    cutoff: float = relaxing.MORSE["cutoff"]
+
+    @nn.compact
+    def __call__(self, graph):
+        self.param("nothing", nn.initializers.zeros, (1,))
+        m, vectors = relaxing.MORSE, displacements(graph)
+        squared = (vectors * vectors).sum(-1)
+        padding = squared == 0
+        e = jnp.exp(-m["alpha"] * (jnp.sqrt(jnp.where(padding, 1.0, squared)) - m["r0"]))
+        pair = jnp.where(padding, 0.0, 0.5 * m["epsilon"] * (e * e - 2 * e))
+        atoms = graph.nodes["numbers"].shape[0]
+        energies = jax.ops.segment_sum(pair, graph.receivers, atoms, indices_are_sorted=True)
+        return AtomOutputs(energies, jnp.zeros((atoms, 1, 1, 1), energies.dtype))
+
+
+def potential(job: dict[str, Any]) -> Potential:
+    if job["model"] != "morse":
+        return schnetpack.load(job["weights"])
+    return Potential(Morse(), {"params": {"nothing": np.zeros(1, np.float32)}}, relaxing.MORSE["cutoff"],
+                     np.zeros(119), 1.0, (18,))
+
+
+def molecules_of(job: dict[str, Any]) -> list:
+    return relaxing.drops(job["batch"]) if job["model"] == "morse" else relaxing.starts(job)
+
+
+def batched(job: dict[str, Any]) -> dict[str, Any]:
+    """All molecules through a `Relaxer` twice: the first time compiles, the second one is measured."""
+    molecules, force_field = molecules_of(job), potential(job)
+    relaxer = Relaxer(force_field, optimizer=job["method"], fmax=relaxing.FMAX, max_steps=relaxing.MAX_STEPS,
+                      batch_atoms=job["atoms"] or None)
+    begin = time.perf_counter()
+    list(relaxer.stream(enumerate(molecules)))
+    first, compiles, before = time.perf_counter() - begin, relaxer.num_compiles, relaxer.statistics()
+    start = relaxing.Begin()
+    found = [result for _, result in relaxer.stream(enumerate(molecules))]
+    made = relaxing.result(start, len(molecules), sum(r.steps for r in found), sum(r.converged for r in found), None,
+                           steps=[r.steps for r in found])
+    after = relaxer.statistics()
+    full = FullBatch(relaxer, force_field, molecules)
+    full_ms = full.milliseconds()
+    return made | full_ms | {
+        "model_share": full_ms["model_ms"] * made["molecule_steps"] / (1e3 * made["seconds"]),
+        "compiles": compiles, "compiled_again": relaxer.num_compiles - compiles, "first_s": first,
+        "sizes": len({slot_size(len(atoms)) for atoms in molecules}),
+        "evaluations": after["iterations"] - before["iterations"]}
+
+
+class FullBatch:
+    """Parts of one iteration on a full batch of the largest size, each compiled by itself."""
+
+    def __init__(self, relaxer: Relaxer, force_field: Potential, molecules: list):
+        size = max(slot_size(len(atoms)) for atoms in molecules)
+        (pool,) = (p for (_, s), p in relaxer._pools.items() if s == size)
+        self._budget, self._potential, self._pool = pool._budgets[-1], force_field, pool
+        chosen = [atoms for atoms in molecules if slot_size(len(atoms)) == size][:pool._slots]
+        self._slots = slot_graphs.Slots(np.zeros((pool._slots, size), np.int32), np.zeros(pool._slots, np.int32),
+                                        np.zeros(pool._slots, np.float32), np.zeros(pool._slots, np.float32))
+        self._positions = np.zeros((pool._slots, size, 3), np.float32)
+        for m, atoms in enumerate(chosen):
+            self._slots.count[m], self._slots.numbers[m, :len(atoms)] = len(atoms), atoms.numbers
+            self._positions[m, :len(atoms)] = atoms.positions - atoms.positions.mean(0)
+
+    def milliseconds(self) -> dict[str, float]:
+        """Of wall time for each molecule of the batch: neighbours, model, minimiser."""
+        p, minimizer = self._potential, self._pool._options["minimizer"]
+        build = jax.jit(lambda s, x: slot_graphs.build(s, x, self._budget, p.cutoff, p.long_range_cutoff))
+        batch = build(self._slots, self._positions)
+        model = jax.jit(lambda w, graph: evaluate(p.model, w, graph, p.energy_scale))
+        count, size = len(self._slots.count), self._positions[0].size
+        state = jax.tree.map(lambda x: jnp.array(np.array(x)), minimizer.init(count, size, jnp.float32))
+        step = jax.jit(minimizer.step, donate_argnums=0)
+        rng, here = np.random.default_rng(0), np.ones(count, bool)
+        # forces of a quadratic bowl, so that the minimiser works as it does near a minimum
+        stiffness = rng.uniform(1.0, 50.0, size).astype(np.float32)
+        held = [rng.normal(0, 0.05, (count, size)).astype(np.float32), state, True]
+
+        def one_step():
+            x, held[1] = step(held[1], held[0], -stiffness * held[0], np.full(count, held[2]), here)
+            held[:] = [x, held[1], False]
+            return x
+
+        taking_part = int(batch.takes_part.sum())
+        return {"neighbors_ms": _median_ms(lambda: build(self._slots, self._positions)) / taking_part,
+                "model_ms": _median_ms(lambda: model(p.params, batch.graph)) / taking_part,
+                "minimizer_ms": _median_ms(one_step) / count}
+
+
+def _median_ms(function) -> float:
+    jax.block_until_ready(function())
+    found = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        found.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(found))
+
+
+def ase(job: dict[str, Any]) -> dict[str, Any]:
+    return relaxing.one_by_one(molecules_of(job), MLIPCalculator(potential(job)))
+
+
+if __name__ == "__main__":
+    clock.main({"batched": batched, "ase": ase}, ("jax", "jaxlib", "ase"))
