@@ -31,7 +31,7 @@ from benchmarks.work import DRUGS, make_work
 PARTS = ("environments", "painn", "morse", "table")
 PEER = "ts"
 DRIVERS = {OURS: ROOT / "benchmarks" / "ours_relax.py", PEER: ROOT / "benchmarks" / "peers" / "run_relax_torch.py"}
-TRAINING = {"batch": 32, "batches": 100}
+TRAINING = {"batch": 32, "batches": 90}
 CONFORMATIONS = 50  # of each drug, to train on
 TIME_LIMIT = 3600
 TORCH_SIM_ATOMS = 2000  # of a batch, what torch-sim was fastest with

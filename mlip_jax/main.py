@@ -105,8 +105,11 @@ def main() -> None:
             keep_compiled_programs()
             with distributed.session(distributed.from_environment()), distributed.ended_by_signals():
                 _run_until_stopped(config, workdir.value)
-        except KeyboardInterrupt:
+        except distributed.InterruptedTwice:
             sys.exit("interrupted; the same command goes on from the last checkpoint")
+        except KeyboardInterrupt:  # where there is no step to wait for: data are read, the report is written
+            logging.getLogger(__name__).warning("interrupted; the same command goes on from what is saved")
+            sys.exit(distributed.EXIT_REQUEUE)
         except (ValueError, RuntimeError, OSError, ImportError) as error:
             if debug.value:
                 raise

@@ -27,12 +27,12 @@ import numpy as np
 
 from mlip_jax.distributed.channel import Channel, PeerFailure, connect
 from mlip_jax.distributed.environment import Environment, expand_hostlist, from_environment
-from mlip_jax.distributed.signals import EXIT_REQUEUE, Stopped, StopSignal, ended_by_signals
+from mlip_jax.distributed.signals import EXIT_REQUEUE, InterruptedTwice, Stopped, StopSignal, ended_by_signals
 from mlip_jax.distributed.values import decode, encode
 
-__all__ = ["EXIT_PEER_FAILED", "EXIT_REQUEUE", "Environment", "PeerFailure", "StopSignal", "Stopped", "barrier",
-           "broadcast", "count", "ended_by_signals", "expand_hostlist", "failed_peer_message", "from_environment",
-           "index", "initialize", "leader", "leader_first", "session", "shutdown", "total"]
+__all__ = ["EXIT_PEER_FAILED", "EXIT_REQUEUE", "Environment", "InterruptedTwice", "PeerFailure", "StopSignal",
+           "Stopped", "barrier", "broadcast", "count", "ended_by_signals", "expand_hostlist", "failed_peer_message",
+           "from_environment", "index", "initialize", "leader", "leader_first", "session", "shutdown", "total"]
 
 log = logging.getLogger(__name__)
 
@@ -272,6 +272,8 @@ def _leave(code: int) -> None:
 def _exit_code(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    if isinstance(error, KeyboardInterrupt) and not isinstance(error, InterruptedTwice):
+        return EXIT_REQUEUE
     return 1
 
 

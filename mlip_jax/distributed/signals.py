@@ -22,6 +22,10 @@ class Stopped(RuntimeError):
     """A signal ended the run. What it did is saved; started again, it goes on."""
 
 
+class InterruptedTwice(KeyboardInterrupt):
+    """A user will not wait for the step to be saved, nor see the run started again."""
+
+
 class _End(SystemExit):
     """A signal asks for the end."""
 
@@ -79,7 +83,7 @@ def _lost_ones_again() -> Iterator[None]:
 class StopSignal:
     """While it is entered, the first SIGTERM, SIGINT or SIGUSR1 is remembered in place of ending the process.
 
-    A second SIGINT raises KeyboardInterrupt. A second SIGTERM ends the process at once, with exit code 75
+    A second SIGINT raises InterruptedTwice. A second SIGTERM ends the process at once, with exit code 75
     (EXIT_REQUEUE). What was set before is put back on leaving. Signals come to the main thread only: entered in
     another, this does nothing. Python sees a signal when a call into compiled code returns, such as a step or a
     compilation.
@@ -116,6 +120,6 @@ class StopSignal:
         if self._counts[number] < 2:
             return
         if number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise InterruptedTwice
         if number == signal.SIGTERM:
             os._exit(EXIT_REQUEUE)

@@ -184,7 +184,7 @@ def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoc
     trainer = Trainer(
         model, scale, optimizer.create(c.optimizer, num_steps, per_epoch), beta, c.train.ema_decay,
         {"penalty": c.loss.penalty, "force_penalty": c.loss.force_penalty, "huber_delta": c.loss.huber_delta,
-         "energy_per_atom": c.loss.energy_per_atom}, build=build, data=data)
+         "force_floor": c.loss.force_floor, "energy_per_atom": c.loss.energy_per_atom}, build=build, data=data)
     per_call = c.train.steps_per_dispatch or (_STEPS_PER_CALL if build else 1)
     batches = dataclasses.replace(batches, resident=build is not None,
                                   put=trainer.put if per_call == 1 else batches.put)

@@ -51,21 +51,45 @@ PENALTIES = {
 }
 
 
-def _of_components(penalise, error, known, graph, delta):
-    return penalise(error, delta).sum(), known.sum()
+class Forces(NamedTuple):
+    """What a penalty of forces sees.
+
+    Attributes:
+      error: (N, 3), zero where nothing is known. known: (N, 3) bool. label: (N, 3), zero where it is not known.
+      graph: The batch. delta: Of "huber". floor: Of "relative". Both in eV/Å.
+    """
+
+    error: jax.Array
+    known: jax.Array
+    label: jax.Array
+    graph: jraph.GraphsTuple
+    delta: float
+    floor: float
 
 
-def _norm(error, known, graph, delta):
+def _of_components(penalise, f: Forces):
+    return penalise(f.error, f.delta).sum(), f.known.sum()
+
+
+def _norm(f: Forces):
     """Lengths of the error vectors; an atom with an unknown component has none and is no term."""
-    whole = known.all(-1)
-    return _root(jnp.where(whole, (error * error).sum(-1), 0.0)).sum(), whole.sum()
+    whole = f.known.all(-1)
+    return _root(jnp.where(whole, (f.error * f.error).sum(-1), 0.0)).sum(), whole.sum()
 
 
-def _rmse(error, known, graph, delta):
+def _relative(f: Forces):
+    """Squared length of the error vector over that of the force, with a floor: the direction counts for small forces
+    as it does for large ones."""
+    whole = f.known.all(-1)
+    share = (f.error * f.error).sum(-1) / ((f.label * f.label).sum(-1) + f.floor * f.floor)
+    return jnp.where(whole, share, 0.0).sum(), whole.sum()
+
+
+def _rmse(f: Forces):
     """Root of the mean square over the known components of each graph; a graph without any is no term."""
-    of_graphs = functools.partial(jax.ops.segment_sum, segment_ids=node_graph_index(graph),
-                                  num_segments=graph.n_node.shape[0], indices_are_sorted=True)
-    squares, counts = of_graphs((error * error).sum(-1)), of_graphs(known.sum(-1).astype(error.dtype))
+    of_graphs = functools.partial(jax.ops.segment_sum, segment_ids=node_graph_index(f.graph),
+                                  num_segments=f.graph.n_node.shape[0], indices_are_sorted=True)
+    squares, counts = of_graphs((f.error * f.error).sum(-1)), of_graphs(f.known.sum(-1).astype(f.error.dtype))
     return _root(squares / jnp.maximum(counts, 1.0)).sum(), (counts > 0).sum()
 
 
@@ -75,16 +99,17 @@ def _root(squares):
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squares)))
 
 
-# (error (N, 3), known (N, 3), graph, delta) -> (sum, number of terms); errors are zero where nothing is known.
+# Forces -> (sum, number of terms)
 FORCE_PENALTIES = {
     **{name: functools.partial(_of_components, PENALTIES[name]) for name in ("mse", "mae", "huber")},
     "rmse": _rmse,
     "norm": _norm,
+    "relative": _relative,
 }
 
 
 def sums(evaluation: Evaluation, graph: jraph.GraphsTuple, *, penalty: str = "mse", force_penalty: str | None = None,
-         energy_per_atom: bool = True, huber_delta: float = 0.05) -> Sums:
+         energy_per_atom: bool = True, huber_delta: float = 0.05, force_floor: float = 0.1) -> Sums:
     """Loss and error sums of a padded batch; NaN labels and padding count nowhere.
 
     Penalties, and what their mean is taken over (energies: graphs with a known energy):
@@ -93,6 +118,7 @@ def sums(evaluation: Evaluation, graph: jraph.GraphsTuple, *, penalty: str = "ms
         rmse              of a structure: root of the mean square of its known components; |error| of an energy
         norm              forces alone: length of an atom's error vector, for atoms of which all three components are
                           known (the L2 mean absolute error of arXiv:2010.09990)
+        relative          forces alone: of such an atom, |error|² / (|force|² + force_floor²)
 
     All have a gradient of zero where an error is zero.
 
@@ -103,20 +129,23 @@ def sums(evaluation: Evaluation, graph: jraph.GraphsTuple, *, penalty: str = "ms
       force_penalty: Of the forces; None for that of the energies.
       energy_per_atom: Penalise the energy error divided by the number of atoms (else the total).
       huber_delta: Error at which "huber" turns from a square to a line, in eV and eV/Å.
+      force_floor: Force below which "relative" is a plain square, eV/Å.
 
     Raises:
-      ValueError: No such penalty; a huber_delta that is not a positive number.
+      ValueError: No such penalty; a huber_delta or force_floor that is not a positive number.
     """
-    check_penalties(penalty, force_penalty, huber_delta)
+    check_penalties(penalty, force_penalty, huber_delta, force_floor)
     label_e, label_f = graph.globals["energy"], graph.nodes["forces"]
     known_e = jraph.get_graph_padding_mask(graph) & jnp.isfinite(label_e)
     known_f = jraph.get_node_padding_mask(graph)[:, None] & jnp.isfinite(label_f)
     # masked before the difference as well: NaN times zero is NaN in the gradient
     error_e = jnp.where(known_e, evaluation.energy - jnp.where(known_e, label_e, 0.0), 0.0)
-    error_f = jnp.where(known_f, evaluation.forces - jnp.where(known_f, label_f, 0.0), 0.0)
+    label_f = jnp.where(known_f, label_f, 0.0)
+    error_f = jnp.where(known_f, evaluation.forces - label_f, 0.0)
     per_atom = error_e / jnp.maximum(graph.n_node, 1).astype(error_e.dtype)
     energy_loss = PENALTIES[penalty](per_atom if energy_per_atom else error_e, huber_delta).sum()
-    force_loss, force_terms = FORCE_PENALTIES[force_penalty or penalty](error_f, known_f, graph, huber_delta)
+    force_loss, force_terms = FORCE_PENALTIES[force_penalty or penalty](
+        Forces(error_f, known_f, label_f, graph, huber_delta, force_floor))
     return Sums(
         energy_loss=energy_loss, force_loss=force_loss,
         energy_abs=jnp.abs(per_atom).sum(), force_abs=jnp.abs(error_f).sum(),
@@ -124,17 +153,19 @@ def sums(evaluation: Evaluation, graph: jraph.GraphsTuple, *, penalty: str = "ms
         energy_total_abs=jnp.abs(error_e).sum(), force_terms=force_terms.astype(error_e.dtype))
 
 
-def check_penalties(penalty: str, force_penalty: str | None, huber_delta: float) -> None:
+def check_penalties(penalty: str, force_penalty: str | None, huber_delta: float, force_floor: float = 0.1) -> None:
     """Raises ValueError where `sums` cannot use them: it does so itself, once a step is compiled."""
-    if penalty == "norm":
-        raise ValueError("loss.penalty 'norm' is one of vectors, which energies are not; set loss.force_penalty to "
-                         f"'norm' and loss.penalty to one of {', '.join(sorted(PENALTIES))}")
+    if penalty in ("norm", "relative"):
+        raise ValueError(f"loss.penalty {penalty!r} is one of vectors, which energies are not; set loss.force_penalty "
+                         f"to {penalty!r} and loss.penalty to one of {', '.join(sorted(PENALTIES))}")
     if penalty not in PENALTIES:
         raise ValueError(unknown_name("loss.penalty", penalty, PENALTIES))
     if force_penalty is not None and force_penalty not in FORCE_PENALTIES:
         raise ValueError(unknown_name("loss.force_penalty", force_penalty, FORCE_PENALTIES))
     if "huber" in (penalty, force_penalty) and not 0 < huber_delta < math.inf:
         raise ValueError(f"loss.huber_delta must be a positive number (eV and eV/Å), received {huber_delta}")
+    if force_penalty == "relative" and not 0 < force_floor < math.inf:
+        raise ValueError(f"loss.force_floor must be a positive number (eV/Å), received {force_floor}")
 
 
 def combine(local: Sums, total: Sums, beta: jax.Array | float) -> jax.Array:

@@ -37,7 +37,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError where a field of the parts "train", "loss" and "optimizer" cannot be meant."""
     check_options(config.train)
     loss = config.loss
-    losses.check_penalties(loss.penalty, loss.force_penalty, loss.huber_delta)
+    losses.check_penalties(loss.penalty, loss.force_penalty, loss.huber_delta, loss.force_floor)
     losses.beta_schedule(loss.beta, loss.beta_end, loss.beta_begin, config.train.num_steps, loss.beta_schedule)
     optimizer.create(config.optimizer, config.train.num_steps)
 

@@ -36,11 +36,12 @@ class Progress:
         text = (f"E {figure(row['train_energy_mae_mev_per_atom'], 1)} meV/atom  "
                 f"F {figure(row['train_force_mae_mev_per_ang'], 0)} meV/Å  "
                 f"{row['structures_per_second']:.0f} structures/s")
-        self._bar.update(self._task, completed=step, text=text)
+        busy = "" if "mfu" not in row else f"  MFU {100 * row['mfu']:.1f} %"
+        rates = (f"{row['atoms_per_second']:.0f} atoms/s  {row['edges_per_second']:.0f} edges/s  waiting for input "
+                 f"{100 * row['input_share']:.1f} %{busy}")
+        self._bar.update(self._task, completed=step, text=f"{text}\n{rates}")
         if not self._bar.console.is_terminal:
-            busy = "" if "mfu" not in row else f"  MFU {100 * row['mfu']:.1f} %"
-            log.info("step %d/%d  %s  %.0f atoms/s  %.0f edges/s  waiting for input %.1f %%%s", step, total, text,
-                     row["atoms_per_second"], row["edges_per_second"], 100 * row["input_share"], busy)
+            log.info("step %d/%d  %s  %s", step, total, text, rates)
 
 
 def figure(value: float, digits: int) -> str:

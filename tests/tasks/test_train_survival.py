@@ -14,6 +14,7 @@ import pytest
 
 from mlip_jax.datasets.split_files import load_split
 from mlip_jax.datasets.store import Store
+from mlip_jax.distributed import EXIT_REQUEUE
 from tests.tasks.runs import (
     DATA,
     assert_alike,
@@ -86,6 +87,17 @@ def test_the_second_interrupt_ends_the_run_at_once(tmp_path):
     assert time.monotonic() - begin < 15
     assert code == 1 and "interrupted" in output and stopped_step(output) is None and "Traceback" not in output, output
     assert newest(workdir) is None
+
+
+def test_an_interrupt_before_the_first_step_asks_to_be_started_again(tmp_path):
+    log = tmp_path / "log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(command(tmp_path / "run", **LONG), stdout=file, stderr=file, cwd=tmp_path,
+                                   env=environment())
+    wait_for(lambda: "structures of" in log.read_text(), process)  # the data are read, nothing is compiled
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) == EXIT_REQUEUE, log.read_text()
+    assert "Traceback" not in log.read_text() and newest(tmp_path / "run") is None
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(undisturbed, tmp_path):

@@ -24,8 +24,10 @@ from mlip_jax.training.losses import (
 )
 
 # of energies, of forces
-PAIRS = [*((name, None) for name in PENALTIES), ("mae", "norm"), ("huber", "rmse"), ("rmse", "mse")]
-compiled = jax.jit(sums, static_argnames=("penalty", "force_penalty", "energy_per_atom", "huber_delta"))
+PAIRS = [*((name, None) for name in PENALTIES), ("mae", "norm"), ("huber", "rmse"), ("rmse", "mse"), ("mse", "relative")]
+FLOOR = 0.3  # of "relative", eV/Å
+compiled = jax.jit(sums, static_argnames=("penalty", "force_penalty", "energy_per_atom", "huber_delta",
+                                         "force_floor"))
 
 
 def structure(n, seed, energy=None, forces=True):
@@ -90,12 +92,12 @@ def test_missing_labels_count_nowhere_and_keep_gradients_finite(penalty, force_p
     assert np.isfinite(value) and all(np.isfinite(x) for x in part)
     assert part.energies == 2 and part.forces == 6 + 8
     # of 2 + 3 atoms in 2 structures; an atom with an unknown component has no error vector
-    assert part.force_terms == {"norm": 4, "rmse": 2}.get(force_penalty or penalty, 6 + 8)
+    assert part.force_terms == {"norm": 4, "relative": 4, "rmse": 2}.get(force_penalty or penalty, 6 + 8)
     by_energy, by_forces = gradients
     assert np.isfinite(by_energy).all() and np.isfinite(by_forces).all()
     assert by_energy[1] == 0 and by_forces[3, 2] == 0 and not by_forces[5:].any()
     assert by_energy[0] != 0 and by_forces[:2].all()
-    assert by_forces[3, :2].all() == (force_penalty != "norm")
+    assert by_forces[3, :2].all() == (force_penalty not in ("norm", "relative"))
 
 
 def test_no_label_at_all_is_zero_loss():
@@ -134,9 +136,11 @@ def reference_sums(structures, energies, forces, penalty, force_penalty, per_ato
             total["energy_loss"] += single[penalty](error / n if per_atom else error)
         errors = (force - s.forces)[np.isfinite(s.forces)]
         whole = [e for e in force - s.forces if np.isfinite(e).all()]
+        labels = [f for f in s.forces if np.isfinite(f).all()]
         total["forces"] += len(errors)
         total["force_abs"] += abs(errors).sum()
         terms = {"norm": [np.linalg.norm(e) for e in whole],
+                 "relative": [e @ e / (f @ f + FLOOR ** 2) for e, f in zip(whole, labels)],
                  "rmse": [np.sqrt(np.mean(errors ** 2))] if len(errors) else []}
         terms = terms[force_penalty] if force_penalty in terms else [single[force_penalty](e) for e in errors]
         total["force_loss"] += sum(terms)
@@ -162,7 +166,7 @@ def test_sums_are_those_of_a_plain_loop_and_parts_add_up(penalty, force_penalty,
         evaluation = Evaluation(jnp.asarray(np.resize(np.append(energies[chosen], 0), 6), jnp.float32),
                                 jnp.zeros((16, 3)).at[:len(predicted)].set(predicted), jnp.zeros(16))
         return compiled(evaluation, graph, penalty=penalty, force_penalty=force_penalty, energy_per_atom=per_atom,
-                        huber_delta=0.5)
+                        huber_delta=0.5, force_floor=FLOOR)
 
     whole, parts = part(slice(None)), [part(slice(0, cut)), part(slice(cut, None))]
     expected = reference_sums(structures, energies, forces, penalty, force_penalty or penalty, per_atom, 0.5)
@@ -273,10 +277,33 @@ def test_where_huber_turns_is_a_positive_number(delta):
     check_penalties("mse", "norm", delta)
 
 
+def test_relative_sees_the_direction_of_small_forces():
+    """A force that points the wrong way costs the same where it is large and where it is small."""
+    labels = np.array([[5.0, 0.0, 0.0], [0.5, 0.0, 0.0]])
+    graph = batch_of([Structure(np.array([6, 6]), np.eye(2, 3), energy=0.0, forces=labels)])
+
+    def loss(predicted):
+        evaluation = Evaluation(jnp.zeros(6), jnp.zeros((16, 3)).at[:2].set(predicted), jnp.zeros(16))
+        return float(sums(evaluation, graph, force_penalty="relative", force_floor=1e-3).force_loss)
+
+    turned = np.array([[0.0, 5.0, 0.0], [0.0, 0.5, 0.0]])
+    assert loss(turned) == pytest.approx(4.0, rel=1e-4)
+    assert loss(np.array([turned[0], labels[1]])) == pytest.approx(loss(np.array([labels[0], turned[1]])), rel=1e-4)
+
+
+@pytest.mark.parametrize("floor", [0.0, -1.0, float("nan"), float("inf")])
+def test_the_floor_of_relative_is_a_positive_number(floor):
+    with pytest.raises(ValueError, match="loss.force_floor must be a positive number"):
+        check_penalties("mse", "relative", 0.05, floor)
+    check_penalties("mse", "mae", 0.05, floor)
+
+
 def test_penalties_that_cannot_be_meant():
     graph = batch_of([structure(2, 0)])
     with pytest.raises(ValueError, match="set loss.force_penalty to 'norm' and loss.penalty to one of huber, mae"):
         sums(evaluation_of(graph), graph, penalty="norm")
+    with pytest.raises(ValueError, match="set loss.force_penalty to 'relative'"):
+        sums(evaluation_of(graph), graph, penalty="relative")
     for options in ({"penalty": "huber"}, {"force_penalty": "huber"}):
         with pytest.raises(ValueError, match="huber_delta must be a positive number .*, received 0.0"):
             sums(evaluation_of(graph), graph, huber_delta=0.0, **options)
