@@ -24,7 +24,6 @@ from mlip_jax.graphs.graph import displacements
 from mlip_jax.importers import schnetpack
 from mlip_jax.models.heads import AtomOutputs
 from mlip_jax.potential import evaluate
-from mlip_jax.simulation import minimizers
 from mlip_jax.simulation.relax_pool import slot_size
 
 REPEATS = 20

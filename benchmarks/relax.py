@@ -6,7 +6,7 @@
 
 Parts: `environments` (PyTorch, SchNetPack and torch-sim in DIR), `painn` (drugs as RDKit embeds them; the weights are
 SchNetPack's, trained for some minutes, once), `morse` (drops of 40 atoms under a Morse potential: the model costs next
-to nothing), `table`. Everything that is measured is a process of its own; compiling is not part of a rate, and is given.
+to nothing), `table`. Everything that is measured is a process of its own; compiling is part of no rate.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import environments, tables
 from benchmarks.cases import OURS, PAINN, Case
-from benchmarks.models import PACKAGES, Runner
+from benchmarks.models import Runner
 from benchmarks.work import DRUGS, make_work
 
 PARTS = ("environments", "painn", "morse", "table")
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True, help="folder of environments, data and results")
     parser.add_argument("--only", action="append", default=[], help="rows with this in their name; may be repeated")
     parser.add_argument("--molecules", type=int, default=200)
-    parser.add_argument("--peer_molecules", type=int, default=60, help="the first ones, for the peers, which are slower")
+    parser.add_argument("--peer_molecules", type=int, default=60, help="the first ones, for the slower peers")
     parser.add_argument("--pin", type=int, help="core that every process is bound to, with one thread")
     parser.add_argument("--untuned", action="store_true", help="the allocator as the system has it, for all alike")
     parser.add_argument("--rounds", type=int, default=2)

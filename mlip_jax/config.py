@@ -56,7 +56,7 @@ def train_defaults() -> ml_collections.ConfigDict:
     c.loss.beta_begin = 0.5  # ... from this fraction of the steps on ...
     c.loss.beta_schedule = "geometric"  # ... in 1 - beta; "linear", or "step": at once
     c.loss.penalty = "mse"  # "mse", "mae", "huber", "rmse" (of each structure)
-    c.loss.force_penalty = placeholder(str)  # another one for the forces; also "norm": of an atom's error vector; "relative"
+    c.loss.force_penalty = placeholder(str)  # another one for the forces; also "norm" and "relative" (losses.py)
     c.loss.huber_delta = 0.05
     c.loss.force_floor = 0.1  # eV/Å: "relative" is |error|² / (|force|² + force_floor²) of an atom
     c.loss.energy_per_atom = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -148,6 +149,13 @@ class Potential:
     def long_range_cutoff(self) -> float | None:
         """See the function of this name."""
         return long_range_cutoff(self.model)
+
+    def digest(self) -> str:
+        """A short digest of model, parameters and reference energies: which force field this is."""
+        found = hashlib.sha256(repr((self.model, self.cutoff, self.energy_scale)).encode())
+        for leaf in [*jax.tree.leaves(self.params), self.reference_energies]:
+            found.update(np.ascontiguousarray(leaf).tobytes())
+        return found.hexdigest()[:16]
 
     def check_elements(self, numbers: np.ndarray) -> None:
         """Raise ValueError naming the elements that the force field never saw."""

@@ -19,12 +19,12 @@ from mlip_jax.datasets import molecule_files, readers, source, start_geometries
 from mlip_jax.datasets.held_out import RunData
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.start_geometries import FileStarts, SmilesStarts, Start, StoreStarts
+from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.force2geo import Evaluated, Molecules, write_report
 from mlip_jax.simulation.oracle import Evaluation, Method, Oracle
 from mlip_jax.simulation.relaxation_metrics import Limits
 from mlip_jax.simulation.result_cache import ResultCache, key_of
-from mlip_jax.tasks.relax import identify, load_force_field
 from mlip_jax.workdir import claimed, write_json
 
 log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ def relax(name: str, potential: Potential, starts: list[Start], options: ml_coll
     Raises:
       RuntimeError: The relaxation says nothing of a molecule.
     """
-    settings = {"force_field": identify(potential)} | {key: options[key] for key in _RELAX}
+    settings = {"force_field": potential.digest()} | {key: options[key] for key in _RELAX}
     keys = {s.name: key_of(settings, s.atoms) for s in starts}
     waiting = [s for s in starts if keys[s.name] not in cache]
     bar = Progress(TextColumn(f"{name} relaxes"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -264,6 +264,6 @@ def _info(config, method, paths, potentials) -> dict[str, dict[str, Any]]:
     for name, potential in potentials.items():
         model = (potential.metadata.get("config") or {}).get("model", {})
         info[f"force field {name}"] = {
-            "workdir": paths[name], "model": model.get("name"), "digest of parameters": identify(potential),
+            "workdir": paths[name], "model": model.get("name"), "digest of parameters": potential.digest(),
             "labels": potential.metadata.get("statistics", {}).get("level_of_theory", "unknown")}
     return info

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import logging
@@ -23,6 +22,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.embedding import MoleculeRecord
 from mlip_jax.datasets.molecule_files import CsvColumns, count_molecules, fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.molecules import Picture
 from mlip_jax.reports.relaxation import Relaxations, choose, read_results, write_relaxation_report
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 
 FORMATS = {FRAME: "relaxed.xyz", MOL_BLOCK: "relaxed.sdf"}
 TRAJECTORIES, RESULTS, PARTS, ORIGIN = "trajectories.xyz", "results.csv", "parts", "origin.json"
-IMPORTERS = ("so3lr", "schnetpack", "torchmdnet")
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -97,22 +96,9 @@ def _count(config) -> int:
     return min(found, found if config.limit is None else config.limit) * config.num_conformers
 
 
-def load_force_field(text: str) -> Potential:
-    """The force field of a workdir, or of a file for one of IMPORTERS: "schnetpack:painn.safetensors".
-
-    Raises:
-      CheckpointError, ValueError, FileNotFoundError: Nothing that can be read is there.
-    """
-    importer, colon, path = text.partition(":")
-    if colon and importer in IMPORTERS:
-        import importlib
-        return importlib.import_module(f"mlip_jax.importers.{importer}").load(path)
-    return Potential.load(text)
-
-
 def _check_origin(path: Path, config, potential: Potential) -> None:
     """Raise WorkdirError where the molecules or the force field are no longer those that the run was begun with."""
-    origin = {"input": fingerprint(config.input), "force_field": identify(potential)}
+    origin = {"input": fingerprint(config.input), "force_field": potential.digest()}
     if not path.exists():
         write_json(path, origin)
         return
@@ -123,14 +109,6 @@ def _check_origin(path: Path, config, potential: Potential) -> None:
     if changed:
         raise WorkdirError(f"{path.parent} holds relaxations of other molecules or with another force field:\n  "
                            + "\n  ".join(changed) + "\nGive another --workdir, or the files as they were.")
-
-
-def identify(potential: Potential) -> str:
-    """A short digest of the parameters and reference energies of a force field."""
-    digest = hashlib.sha256(repr((potential.model, potential.cutoff, potential.energy_scale)).encode())
-    for leaf in [*jax.tree.leaves(potential.params), potential.reference_energies]:
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _relaxer(config, potential: Potential) -> Relaxer:
@@ -259,7 +237,7 @@ def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
     metadata = potential.metadata
     return {
         "Molecules": {"input": config.input, **fingerprint(config.input)},
-        "Force field": {"from": config.force_field, "digest": identify(potential),
+        "Force field": {"from": config.force_field, "digest": potential.digest(),
                         "level of theory": metadata.get("statistics", {}).get("level_of_theory", "unknown"),
                         "cutoff (Å)": potential.cutoff},
         "Settings": {k: "" if v is None else str(v) for k, v in settings.items()},

@@ -24,7 +24,8 @@ from mlip_jax.training.losses import (
 )
 
 # of energies, of forces
-PAIRS = [*((name, None) for name in PENALTIES), ("mae", "norm"), ("huber", "rmse"), ("rmse", "mse"), ("mse", "relative")]
+PAIRS = [*((name, None) for name in PENALTIES), ("mae", "norm"), ("huber", "rmse"), ("rmse", "mse"),
+         ("mse", "relative")]
 FLOOR = 0.3  # of "relative", eV/Å
 compiled = jax.jit(sums, static_argnames=("penalty", "force_penalty", "energy_per_atom", "huber_delta",
                                          "force_floor"))
