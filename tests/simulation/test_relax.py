@@ -1,7 +1,11 @@
 """Batched relaxation: each molecule as if it were alone and under ASE, whatever stands beside it."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +17,8 @@ from ase.optimize import BFGS
 
 from mlip_jax import MLIPCalculator, Relaxer, relax
 from mlip_jax.simulation import relax_pool
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def disturbed(count, amplitude=0.08, seed=0):
@@ -224,3 +230,20 @@ def test_arguments_without_sense_are_refused(morse_potential, arguments, words):
     with pytest.raises(ValueError, match=words):
         relax([], morse_potential, **arguments)
     assert relax([], morse_potential) == []
+
+
+@pytest.mark.slow
+def test_several_devices_share_the_molecules(tmp_path):
+    """In processes of their own: the number of devices is fixed when JAX starts."""
+    made = {}
+    for devices in (1, 3):
+        output = tmp_path / f"{devices}.npz"
+        environment = dict(os.environ, PYTHONPATH=str(REPOSITORY), JAX_PLATFORMS="cpu",
+                           XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+        done = subprocess.run([sys.executable, "-m", "tests.simulation.relax_devices_program", str(output)],
+                              env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        made[devices] = np.load(output)
+        assert made[devices]["devices"] == made[devices]["used"] == devices
+    np.testing.assert_allclose(made[3]["positions"], made[1]["positions"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(made[3]["energies"], made[1]["energies"], rtol=1e-12)
