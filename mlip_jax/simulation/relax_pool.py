@@ -19,7 +19,7 @@ _SMALLEST = 16
 # Molecules that wait, for each slot; and how many of them tell how much room there should be.
 _AHEAD = 4
 # Edges come and go while atoms move; atoms and pairs get slack, so that edges are what fills up.
-_ROOM, _SLACK = 1.05, 1.2
+_ROOM, _SLACK = 1.05, 1.06
 _NODE_MULTIPLE, _EDGE_MULTIPLE = 8, 128
 # The last molecules get a program of this share of the room, if that is worth one.
 _TAIL = 4
