@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ase.optimize import BFGS
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks" / "peers")]
@@ -27,6 +28,7 @@ from mlip_jax.potential import evaluate
 from mlip_jax.simulation.relax_pool import slot_size
 
 REPEATS = 20
+CHECKED_STEPS = 60  # of which positions are compared; after that rounding may take two relaxations apart
 
 
 class Morse(nn.Module):
@@ -134,5 +136,31 @@ def ase(job: dict[str, Any]) -> dict[str, Any]:
     return relaxing.one_by_one(molecules_of(job), MLIPCalculator(potential(job)))
 
 
+def check(job: dict[str, Any]) -> dict[str, Any]:
+    """Step for step against ASE's BFGS, in float64: largest deviation of any atom, and numbers of steps."""
+    molecules, force_field = molecules_of(job), potential(job)
+    relaxer = Relaxer(force_field, fmax=relaxing.FMAX, max_steps=relaxing.MAX_STEPS, dtype="float64",
+                      trajectory_every=1)
+    calculator = MLIPCalculator(force_field, dtype="float64")
+    deviation, same, steps = [], 0, []
+    for number, ours in relaxer.stream(enumerate(molecules)):
+        frames = _frames_of_ase(molecules[number], calculator)
+        compared = min(len(frames), len(ours.frames), CHECKED_STEPS + 1)
+        deviation.append(max(float(np.abs(ours.frames[n].positions - frames[n]).max()) for n in range(compared)))
+        same += len(frames) == len(ours.frames)
+        steps.append(ours.steps)
+    return {"molecules": len(molecules), "same_number_of_steps": same, "largest_deviation": max(deviation),
+            "steps": [min(steps), float(np.median(steps)), max(steps)]}
+
+
+def _frames_of_ase(start, calculator) -> list[np.ndarray]:
+    atoms, frames = start.copy(), []
+    atoms.calc = calculator
+    with BFGS(atoms, logfile=None) as run:
+        run.attach(lambda: frames.append(atoms.positions.copy()))
+        run.run(fmax=relaxing.FMAX, steps=relaxing.MAX_STEPS)
+    return frames
+
+
 if __name__ == "__main__":
-    clock.main({"batched": batched, "ase": ase}, ("jax", "jaxlib", "ase"))
+    clock.main({"batched": batched, "ase": ase, "check": check}, ("jax", "jaxlib", "ase"))

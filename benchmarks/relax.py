@@ -6,7 +6,8 @@
 
 Parts: `environments` (PyTorch, SchNetPack and torch-sim in DIR), `painn` (drugs as RDKit embeds them; the weights are
 SchNetPack's, trained for some minutes, once), `morse` (drops of 40 atoms under a Morse potential: the model costs next
-to nothing), `table`. Everything that is measured is a process of its own; compiling is part of no rate.
+to nothing), `check` (steps of 50 of the drugs are those of ASE's BFGS in float64), `table`. Everything that is measured
+is a process of its own; compiling is part of no rate.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from benchmarks.cases import OURS, PAINN, Case
 from benchmarks.models import Runner
 from benchmarks.work import DRUGS, make_work
 
-PARTS = ("environments", "painn", "morse", "table")
+PARTS = ("environments", "check", "painn", "morse", "table")
+CHECKED = 50
 PEER = "ts"
 DRIVERS = {OURS: ROOT / "benchmarks" / "ours_relax.py", PEER: ROOT / "benchmarks" / "peers" / "run_relax_torch.py"}
 TRAINING = {"batch": 32, "batches": 90}
@@ -121,6 +123,18 @@ def measure(runner: Runner, model: str, folder: Path, arguments: argparse.Namesp
             runner.measure(row.case, job, model, number)
 
 
+def check(runner: Runner, folder: Path, molecules: int) -> None:
+    """Our steps against those of ASE."""
+    job = Job("check", "bfgs", "painn", PAINN, str(make_starts(folder, molecules)),
+              str(make_weights(runner, folder)), CHECKED)
+    found = runner.start(Case("check", OURS, "painn", PAINN), job)
+    if "failed" in found:
+        sys.exit(f"check: {found['failed']}")
+    print(f"  check: {found['same_number_of_steps']} of {found['molecules']} molecules take as many steps as under ASE "
+          f"(lowest, median, highest: {found['steps']}); an atom deviates by {found['largest_deviation']:.2g} Å at "
+          "most over the first 60 steps", flush=True)
+
+
 def report(lines: Sequence[tables.Line]) -> str:
     """Both tables, as far as there are lines for them."""
     good = [line for line in lines if "failed" not in line]
@@ -180,6 +194,8 @@ def main() -> None:
         print(environments.make(home, PEER, arguments.torch) or "environment is there", flush=True)
     runner = Runner(home, arguments.results or home / f"relax-{datetime.datetime.now():%Y%m%d-%H%M%S}.jsonl",
                     arguments.pin, not arguments.untuned, DRIVERS, TIME_LIMIT)
+    if "check" in parts:
+        check(runner, folder, arguments.molecules)
     for model in ("painn", "morse"):
         if model in parts:
             measure(runner, model, folder, arguments)

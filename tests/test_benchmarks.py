@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import environments, tables
+from benchmarks import environments, relax, tables
 from benchmarks.cases import CASES, chosen, is_ours
 from benchmarks.models import DRIVERS, Job, Runner, Work, environment, parse, prepare
 from benchmarks.models import QUICK as EFFORT
@@ -30,6 +30,8 @@ def _load(name):
 
 
 measure = _load("measure")
+sys.modules["measure"] = measure  # which the next one imports by this name
+relaxing = _load("relaxing")
 
 
 def _training_line(case, number, rate, **more):
@@ -280,3 +282,44 @@ def test_our_models_are_measured_end_to_end(tmp_path, capsys):
             "bits"] == "identical"
     assert all(heading in report for heading in ("batch 4:", "Latency:", "Repeat:", "Roofline:"))
     assert "compiled in" in capsys.readouterr().out
+
+
+def _relax_line(case, rate, **more):
+    return {"part": "painn", "case": case, "round": 0, "machine": "a machine", "molecules": 10, "converged": 9,
+            "molecules_per_cpu_s": rate, "cpu_ms_per_step": 5.0, "model_share": 0.9, "molecule_steps": 1000,
+            "peak_mib": 300.0} | more
+
+
+def test_table_of_relaxations():
+    lines = [_relax_line("ours bfgs", 2.0, compiles=4, sizes=2, minimizer_ms=0.04), _relax_line("ours bfgs", 4.0),
+             _relax_line("torch-sim fire", 1.0), {"part": "morse", "case": "x", "failed": "no environment"}]
+    text = relax.report(lines)
+    ours, peer = _cells(text, "ours bfgs"), _cells(text, "torch-sim fire")
+    assert ours["molecules per CPU-second"] == "3 (2 to 4)" and ours["programs"] == "4 in 2 size(s)"
+    assert ours["mean steps"] == "100" and ours["minimiser alone, ms"] == "0.04" and peer["minimiser alone, ms"] == "-"
+    assert "Not measured: morse x: no environment" in text
+
+
+def test_drops_and_results_of_relaxations():
+    drops = relaxing.drops(2)
+    again = relaxing.drops(1)[0]
+    assert (drops[0].positions == again.positions).all() and (drops[0].positions != drops[1].positions).any()
+    for drop in drops:
+        distances = drop.get_all_distances() + 10 * np.eye(len(drop))
+        assert len(drop) == relaxing.MORSE_ATOMS and distances.min() > 1.8
+    begin = relaxing.Begin()
+    time.sleep(0.05)
+    found = relaxing.result(begin, 5, 45, 4, 0.01, steps=[1, 9, 35])
+    assert found["molecule_steps"] == 50 and found["steps"] == {"lowest": 1, "median": 9, "highest": 35}
+    assert found["seconds"] >= 0.05 and 0 < found["model_share"] < 0.2
+    assert found["molecules_per_s"] == pytest.approx(5 / found["seconds"])
+
+
+def test_starts_are_each_drug_once_before_any_comes_again(tmp_path, monkeypatch):
+    smiles = tmp_path / "some.smi"
+    smiles.write_text("CCO a\nCCN b\nCCCO c\n")
+    monkeypatch.setattr(relax, "DRUGS", smiles)
+    path = relax.make_starts(tmp_path, 5)
+    first = [a.get_chemical_formula() for a in relaxing.starts({"work": path, "batch": 4})]
+    assert first == ["C2H6O", "C2H7N", "C3H8O", "C2H6O"] and len(np.load(path)["offsets"]) == 6
+    assert relax.make_starts(tmp_path, 5) == path
