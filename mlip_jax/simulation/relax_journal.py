@@ -6,13 +6,12 @@ Each process of a run writes files of its own into one folder:
     part-0.xyz, part-0.sdf the pieces: frames and mol blocks, one after another
 
 Pieces are written before their line, and a line counts when it is whole: its last byte is the line break, and its
-pieces follow those of the line before. On opening, all after the last sound line is cut off. `merge` writes the pieces
-and lines of all parts in the order of the molecules.
+pieces follow those of the line before. On opening, all after the last sound line is cut off. relax_merge.py puts the
+parts together.
 """
 
 from __future__ import annotations
 
-import array
 import contextlib
 import csv
 import fcntl
@@ -87,7 +86,7 @@ def finished(folder: Path, layout: Layout) -> Indices:
       JournalError: A part has other columns, or cannot be read.
     """
     found = Indices()
-    for _, path in _parts(folder):
+    for _, path in parts_of(folder):
         for line in read_part(path, layout):
             found.add(line.index)
     return found
@@ -100,10 +99,10 @@ def read_part(path: Path, layout: Layout) -> Iterator[Line]:
       JournalError: It is of another layout, or cannot be read.
     """
     try:
-        sizes = [_size(_piece_file(path, kind)) for kind in layout.kinds]
+        sizes = [_size(piece_file(path, kind)) for kind in layout.kinds]
         with open(path, "rb") as file:
             header = file.readline()
-            expected = _encode(layout.header)
+            expected = encode_line(layout.header)
             if header != expected and expected.startswith(header.rstrip(b"\n")):  # ended when it was begun
                 return
             if header != expected:
@@ -137,19 +136,21 @@ def _parse(text: bytes, start: int, width: int, ends: list[int], sizes: list[int
     return Line(start, start + len(text), cells, pieces) if sound else None
 
 
-def _encode(cells: Sequence[Any]) -> bytes:
+def encode_line(cells: Sequence[Any]) -> bytes:
+    """A line of a CSV file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(cells)
     return text.getvalue().encode()
 
 
-def _parts(folder: Path) -> list[tuple[int, Path]]:
+def parts_of(folder: Path) -> list[tuple[int, Path]]:
     """Number and CSV file of each part, by number."""
     found = ((p.stem.removeprefix("part-"), p) for p in Path(folder).glob("part-*.csv"))
     return sorted((int(number), path) for number, path in found if number.isdecimal())
 
 
-def _piece_file(path: Path, kind: str) -> Path:
+def piece_file(path: Path, kind: str) -> Path:
+    """The file of the pieces of a part."""
     return path.with_suffix(f".{kind}")
 
 
@@ -191,10 +192,10 @@ class Journal:
     def _open(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            for path in (self.path, *(_piece_file(self.path, kind) for kind in self.layout.kinds)):
+            for path in (self.path, *(piece_file(self.path, kind) for kind in self.layout.kinds)):
                 self._files.append(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
             fcntl.flock(self._files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            header = _encode(self.layout.header)
+            header = encode_line(self.layout.header)
             self._ends, self.count = [0] * len(self._files), 0
             for line in read_part(self.path, self.layout):
                 self._ends = [line.stop, *(offset + length for offset, length in line.pieces)]
@@ -269,7 +270,7 @@ class Journal:
                 cells = [*cells, ends[place + 1], len(piece)]
                 ends[place + 1] += len(piece)
                 blocks[place].append(piece)
-            lines.append(_encode(cells))
+            lines.append(encode_line(cells))
         try:
             for file, block, end in zip(self._files[1:], blocks, self._ends[1:]):
                 if _write(file, b"".join(block), end):
@@ -305,83 +306,3 @@ def _cell(value: Any) -> str:
         return repr(float(value))
     text = str(value).encode("utf-8", "replace").decode()
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def merge(folder: Path, layout: Layout, results: Path, pieces: Mapping[str, Path], stop: int | None = None) -> float:
-    """Write the results of all parts in the order of their indices, each file at once or not at all.
-
-    Args:
-      folder: Of the parts.
-      results: CSV file of layout.columns.
-      pieces: A file for each kind that is wanted.
-      stop: Indices from here on are left out; None for none.
-
-    Returns:
-      Seconds that the part with most of them has taken.
-
-    Raises:
-      JournalError: Something cannot be read or written.
-    """
-    paths = [path for _, path in _parts(folder)]
-    places, seconds = _in_order(paths, layout, stop)
-    targets = {"csv": results, **pieces}
-    try:
-        with contextlib.ExitStack() as stack:
-            sources = {kind: [stack.enter_context(open(path if kind == "csv" else _piece_file(path, kind), "rb"))
-                              for path in paths] for kind in targets}
-            outputs = {kind: stack.enter_context(_replaced(path)) for kind, path in targets.items()}
-            outputs["csv"].write(_encode(layout.columns))
-            for part, start, length in places.tolist():
-                cells, = csv.reader([os.pread(sources["csv"][part].fileno(), length, start).decode()])
-                outputs["csv"].write(_encode(cells[:len(layout.columns)]))
-                for kind in pieces:
-                    place = layout.header.index(f"{kind}_offset")
-                    offset, size = map(int, cells[place:place + 2])
-                    outputs[kind].write(os.pread(sources[kind][part].fileno(), size, offset))
-    except OSError as error:
-        raise JournalError(f"{results.parent}: the results of {folder} cannot be put together: {error}. They are still "
-                           "there; mend the cause and run the same command again.") from error
-    return seconds
-
-
-def _in_order(paths: list[Path], layout: Layout, stop: int | None) -> tuple[np.ndarray, float]:
-    """(part, start, length) of the lines by index, each index once, (M, 3) int64; and the seconds of the longest part.
-    """
-    numbers, seconds = array.array("q"), [0.0]
-    place = layout.header.index("seconds")
-    for part, path in enumerate(paths):
-        seconds.append(0.0)
-        for line in read_part(path, layout):
-            seconds[-1] += float(line.cells[place])
-            numbers.extend((line.index, part, line.start, line.stop - line.start))
-    table = np.array(numbers, np.int64).reshape(-1, 4)
-    _, first = np.unique(table[:, 0], return_index=True)
-    table = table[first]
-    return table[table[:, 0] < stop if stop is not None else slice(None), 1:], max(seconds)
-
-
-@contextlib.contextmanager
-def _replaced(path: Path) -> Iterator[io.BufferedWriter]:
-    """A file to write, which takes the place of `path` when all is well."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb", buffering=2**20) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_pieces(folder: Path, layout: Layout, kind: str, indices: Sequence[int]) -> dict[int, bytes]:
-    """The pieces of one kind of some molecules, those that there are."""
-    wanted, found = set(indices), {}
-    place = layout.kinds.index(kind)
-    for _, path in _parts(folder):
-        for line in read_part(path, layout):
-            offset, length = line.pieces[place]
-            if length and line.index in wanted and line.index not in found:
-                with open(_piece_file(path, kind), "rb") as file:
-                    found[line.index] = os.pread(file.fileno(), length, offset)
-    return found

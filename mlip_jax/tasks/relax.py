@@ -26,7 +26,7 @@ from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.molecules import Picture
 from mlip_jax.reports.relaxation import Relaxations, choose, read_results, write_relaxation_report
-from mlip_jax.simulation import relax_journal, relax_outputs
+from mlip_jax.simulation import relax_journal, relax_merge, relax_outputs
 from mlip_jax.simulation.relax import Relaxer
 from mlip_jax.simulation.relax_journal import Journal
 from mlip_jax.simulation.relax_outputs import FRAME, LAYOUT, MOL_BLOCK, TRAJECTORY
@@ -184,7 +184,7 @@ def _finish(config, workdir: Path, total: int, potential: Potential) -> Path:
     files = {kind: workdir / FORMATS[kind] for kind in config.formats}
     if config.trajectory_every:
         files[TRAJECTORY] = workdir / TRAJECTORIES
-    seconds = relax_journal.merge(workdir / PARTS, LAYOUT, workdir / RESULTS, files, total)
+    seconds = relax_merge.merge(workdir / PARTS, LAYOUT, workdir / RESULTS, files, total)
     if MOL_BLOCK in files and not files[MOL_BLOCK].stat().st_size:
         files.pop(MOL_BLOCK).unlink()
         log.info("the bonds of these molecules are not known: there is no %s", FORMATS[MOL_BLOCK])
@@ -206,7 +206,7 @@ def _pictures(config, parts: Path, results: Relaxations) -> list[Picture]:
     from ase.io import read
 
     chosen = choose(results, config.num_conformers)
-    frames = relax_journal.read_pieces(parts, LAYOUT, FRAME, chosen)
+    frames = relax_merge.read_pieces(parts, LAYOUT, FRAME, chosen)
     everything_else = _AllBut(chosen)
     starts = read_molecules(config.input, num_conformers=config.num_conformers, mmff=config.mmff, seed=config.seed,
                             columns=_columns(config), limit=config.limit, skip=everything_else, num_processes=1)

@@ -19,10 +19,9 @@ from mlip_jax.simulation.relax_journal import (
     JournalError,
     Layout,
     finished,
-    merge,
     read_part,
-    read_pieces,
 )
+from mlip_jax.simulation.relax_merge import merge, read_pieces
 
 LAYOUT = Layout(("index", "name", "value"), ("xyz", "sdf"))
 
