@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ class Environment(NamedTuple):
       constraints: Further pins.
       not_required: Requirements of the package that are left out, since they exclude the pinned PyTorch.
       also: Further packages, pinned.
+      python: The oldest Python that it runs on, where that is newer than this package's.
     """
 
     package: str
@@ -26,13 +28,14 @@ class Environment(NamedTuple):
     constraints: tuple[str, ...] = ()
     not_required: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
+    python: tuple[int, int] = (3, 11)
 
 
 ENVIRONMENTS = {
     "spk": Environment("schnetpack", "2.1.1", constraints=("setuptools<81",), not_required=("sympy",)),
-    # torch-sim relaxes with SchNetPack's PaiNN; versions after 0.3.0 ask for Python 3.12
+    # torch-sim relaxes with SchNetPack's PaiNN
     "ts": Environment("schnetpack", "2.1.1", constraints=("setuptools<81",), not_required=("sympy",),
-                      also=("torch-sim-atomistic==0.3.0",)),
+                      also=("torch-sim-atomistic==0.6.2",), python=(3, 12)),
     "tmd": Environment("torchmd-net", "3.1.0"),
     "mace": Environment("mace-torch", "0.3.16"),
     "mlip": Environment("mlip", "0.2.5", torch=False),
@@ -55,7 +58,8 @@ def make(home: Path, name: str, torch: str = TORCH) -> str | None:
     """Make an environment unless it is there with the right version of its package.
 
     Args:
-      torch: Version; one with "+cpu" has to be known to the package index that pip is configured with.
+      torch: Version; one with "+cpu" has to be known to the package index that pip is configured with. Where another
+        Python is needed, for which the index may have no such build, the default build of the same version is taken.
 
     Returns:
       None, or why it cannot be made.
@@ -63,13 +67,19 @@ def make(home: Path, name: str, torch: str = TORCH) -> str | None:
     environment, python = ENVIRONMENTS[name], python_of(home, name)
     if installed_version(python, environment.package) == environment.version:
         return None
+    try:
+        interpreter = interpreter_for(environment.python)
+    except RuntimeError as error:
+        return str(error)
+    if interpreter != sys.executable:
+        torch = torch.removesuffix("+cpu")
     home.mkdir(parents=True, exist_ok=True)
     constraints = home / f"v_{name}.constraints.txt"
     pins = [*environment.constraints, *([f"torch=={torch}"] if environment.torch else [])]
     constraints.write_text("\n".join(pins) + "\n")
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(constraints)]
     try:
-        _run([sys.executable, "-m", "venv", str(python.parents[1])])
+        _run([interpreter, "-m", "venv", str(python.parents[1])])
         if environment.torch:  # first and alone: a package that asks for torch would choose the build itself
             _run([*pip, "torch"])
         _install(pip, python, environment)
@@ -78,6 +88,24 @@ def make(home: Path, name: str, torch: str = TORCH) -> str | None:
     except RuntimeError as error:
         return str(error)
     return None
+
+
+def interpreter_for(oldest: tuple[int, int]) -> str:
+    """This interpreter if it is new enough, else one on the PATH or of pyenv that is.
+
+    Raises:
+      RuntimeError: There is none.
+    """
+    if sys.version_info >= oldest:
+        return sys.executable
+    names = [f"python3.{minor}" for minor in range(oldest[1], oldest[1] + 4)]
+    of_pyenv = sorted((Path.home() / ".pyenv" / "versions").glob("3.*/bin/python"))
+    for candidate in [*filter(None, map(shutil.which, names)), *map(str, of_pyenv)]:
+        code = "import sys; print(sys.version_info[0], sys.version_info[1])"
+        found = subprocess.run([candidate, "-c", code], capture_output=True, text=True)
+        if found.returncode == 0 and tuple(map(int, found.stdout.split())) >= oldest:
+            return candidate
+    raise RuntimeError(f"Python {oldest[0]}.{oldest[1]} or newer is needed, and none was found")
 
 
 def _install(pip: list[str], python: Path, environment: Environment) -> None:

@@ -31,8 +31,10 @@ from benchmarks.work import DRUGS, make_work
 
 PARTS = ("environments", "check", "painn", "morse", "table")
 CHECKED = 50
-PEER = "ts"
-DRIVERS = {OURS: ROOT / "benchmarks" / "ours_relax.py", PEER: ROOT / "benchmarks" / "peers" / "run_relax_torch.py"}
+SCHNETPACK, TORCH_SIM = "spk", "ts"
+DRIVERS = {OURS: ROOT / "benchmarks" / "ours_relax.py",
+           SCHNETPACK: ROOT / "benchmarks" / "peers" / "run_relax_schnetpack.py",
+           TORCH_SIM: ROOT / "benchmarks" / "peers" / "run_torchsim.py"}
 TRAINING = {"batch": 32, "batches": 90}
 CONFORMATIONS = 50  # of each drug, to train on
 TIME_LIMIT = 3600
@@ -74,10 +76,11 @@ def rows(model: str) -> list[Row]:
 
     ours = [row("ours", OURS, "batched", method) for method in ("bfgs", "lbfgs", "fire")]
     if model == "morse":
-        return [*ours, row("torch-sim", PEER, "batched", "fire", 4 * TORCH_SIM_ATOMS)]
+        return [*ours, *(row("torch-sim", TORCH_SIM, "batched", method, 4 * TORCH_SIM_ATOMS)
+                         for method in ("bfgs", "lbfgs", "fire"))]
     return [ours[0], row("ours under ASE", OURS, "ase", "bfgs"), *ours[1:],
-            row("SchNetPack under ASE", PEER, "ase", "bfgs"),
-            row("torch-sim", PEER, "batched", "fire", TORCH_SIM_ATOMS)]
+            row("SchNetPack under ASE", SCHNETPACK, "ase", "bfgs"),
+            *(row("torch-sim", TORCH_SIM, "batched", method, TORCH_SIM_ATOMS) for method in ("bfgs", "fire"))]
 
 
 def make_starts(folder: Path, count: int) -> Path:
@@ -102,7 +105,7 @@ def make_weights(runner: Runner, folder: Path) -> Path:
     path = folder / "painn.npz"
     if not path.is_file():
         work = make_work(folder, None, CONFORMATIONS)
-        case = Case("weights", PEER, "painn", PAINN)
+        case = Case("weights", SCHNETPACK, "painn", PAINN)
         found = runner.start(case, Job("weights", "", "painn", PAINN, str(work), str(path), **TRAINING))
         if "failed" in found:
             sys.exit(f"no weights: {found['failed']}")
@@ -177,7 +180,7 @@ def main() -> None:
     parser.add_argument("--pin", type=int, help="core that every process is bound to, with one thread")
     parser.add_argument("--untuned", action="store_true", help="the allocator as the system has it, for all alike")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--torch", default=environments.TORCH, help="version of PyTorch in the peers' environment")
+    parser.add_argument("--torch", default=environments.TORCH, help="version of PyTorch in the peers' environments")
     parser.add_argument("--results", type=Path, help="file of the results; default: one in --home for each start")
     arguments = parser.parse_args()
     parts = PARTS if "all" in arguments.parts else arguments.parts
@@ -191,7 +194,8 @@ def main() -> None:
         print(report(tables.read(path)))
         return
     if "environments" in parts:
-        print(environments.make(home, PEER, arguments.torch) or "environment is there", flush=True)
+        for name in (SCHNETPACK, TORCH_SIM):
+            print(f"environment v_{name}: {environments.make(home, name, arguments.torch) or 'is there'}", flush=True)
     runner = Runner(home, arguments.results or home / f"relax-{datetime.datetime.now():%Y%m%d-%H%M%S}.jsonl",
                     arguments.pin, not arguments.untuned, DRIVERS, TIME_LIMIT)
     if "check" in parts:
