@@ -164,8 +164,9 @@ def load(data: Any) -> LoadedData:
     level = store.level_of_theory
     notes = list(store.manifest["notes"]) + [p["message"] for p in store.manifest["problems"]]
     if "xtb" in level.lower():
-        notes.append(f"The labels of this run are {level}: a fast semi-empirical method, not SPICE's {SPICE_LEVEL}. "
-                     + HOW_TO_GET_SPICE)
+        note = f"The labels of this run are {level}: a fast semi-empirical method"
+        in_place_of_spice = not data.path or store.manifest["source"]["reader"] == "spice"
+        notes.append(f"{note}, not SPICE's {SPICE_LEVEL}. {HOW_TO_GET_SPICE}" if in_place_of_spice else f"{note}.")
     for note in notes:
         log.warning(note)
     return LoadedData(store, indices, reasons, name, level, notes, counts)

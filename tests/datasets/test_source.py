@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import ase.io
 import h5py
 import numpy as np
 import pytest
@@ -294,6 +295,20 @@ def test_notes_say_when_labels_are_not_those_of_spice(options, made, caplog):
     assert loaded.level_of_theory in note and "ωB97M" in note and "Zenodo" in note and note in caplog.text
     spice = source.load(options(SPICE, refuse=False))
     assert spice.level_of_theory == source.SPICE_LEVEL and not any("semi-empirical" in n for n in spice.notes)
+
+
+def test_other_data_with_xtb_labels_are_not_told_where_spice_is(options, tmp_path):
+    from ase.build import molecule
+    from ase.calculators.singlepoint import SinglePointCalculator
+    frames = []
+    for name in ("CH3OH", "H2O", "CH4"):
+        atoms = molecule(name)
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((len(atoms), 3)))
+        frames.append(atoms)
+    ase.io.write(tmp_path / "some.xyz", frames)
+    loaded = source.load(options(tmp_path / "some.xyz", refuse=False, reader_options="level_of_theory=GFN1-xTB"))
+    note = next(n for n in loaded.notes if "semi-empirical" in n)
+    assert note == "The labels of this run are GFN1-xTB: a fast semi-empirical method."
 
 
 def check_parts(parts, loaded):
