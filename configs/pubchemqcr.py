@@ -54,5 +54,10 @@ def get_config(size: str = "published") -> ml_collections.ConfigDict:
     if size == "small":
         # few epochs want a schedule that ends with them
         c.optimizer.learning_rate, c.optimizer.schedule = 1e-3, "cosine"
-        c.train.num_epochs, c.train.num_steps, c.train.batch_size = None, 20_000, 8
+        c.train.num_epochs, c.train.num_steps, c.train.batch_size = None, 62_000, 4
+        # lengths of the forces' error vectors and absolute errors of total energies, as for SPICE: with per-atom
+        # energies and squares the energies are not learned at all in this time
+        c.loss.penalty, c.loss.force_penalty, c.loss.energy_per_atom = "mae", "norm", False
+        c.loss.beta, c.loss.beta_end = 0.95, 0.9
+        c.train.max_valid = 600
     return c
