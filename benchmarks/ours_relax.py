@@ -142,15 +142,18 @@ def check(job: dict[str, Any]) -> dict[str, Any]:
     relaxer = Relaxer(force_field, fmax=relaxing.FMAX, max_steps=relaxing.MAX_STEPS, dtype="float64",
                       trajectory_every=1)
     calculator = MLIPCalculator(force_field, dtype="float64")
-    deviation, same, steps = [], 0, []
+    deviation, others, steps = [], [], []
     for number, ours in relaxer.stream(enumerate(molecules)):
         frames = _frames_of_ase(molecules[number], calculator)
         compared = min(len(frames), len(ours.frames), CHECKED_STEPS + 1)
         deviation.append(max(float(np.abs(ours.frames[n].positions - frames[n]).max()) for n in range(compared)))
-        same += len(frames) == len(ours.frames)
+        if len(frames) != len(ours.frames):
+            drift = [float(np.abs(a.positions - b).max()) for a, b in zip(ours.frames, frames)]
+            others.append({"molecule": number, "ours": ours.steps, "ase": len(frames) - 1,
+                           "first_step_off_by_1e-3": next((n for n, d in enumerate(drift) if d > 1e-3), None)})
         steps.append(ours.steps)
-    return {"molecules": len(molecules), "same_number_of_steps": same, "largest_deviation": max(deviation),
-            "steps": [min(steps), float(np.median(steps)), max(steps)]}
+    return {"molecules": len(molecules), "same_number_of_steps": len(molecules) - len(others), "others": others,
+            "largest_deviation": max(deviation), "steps": [min(steps), float(np.median(steps)), max(steps)]}
 
 
 def _frames_of_ase(start, calculator) -> list[np.ndarray]:

@@ -135,7 +135,7 @@ def check(runner: Runner, folder: Path, molecules: int) -> None:
         sys.exit(f"check: {found['failed']}")
     print(f"  check: {found['same_number_of_steps']} of {found['molecules']} molecules take as many steps as under ASE "
           f"(lowest, median, highest: {found['steps']}); an atom deviates by {found['largest_deviation']:.2g} Å at "
-          "most over the first 60 steps", flush=True)
+          "most over the first 60 steps", *found["others"], flush=True)
 
 
 def report(lines: Sequence[tables.Line]) -> str:
