@@ -244,6 +244,7 @@ def test_several_devices_share_the_molecules(tmp_path):
                               env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
         made[devices] = np.load(output)
-        assert made[devices]["devices"] == made[devices]["used"] == devices
+        assert made[devices]["devices"] == devices
+        assert made[devices]["used"] >= min(devices, 2)  # the last one may come when all have been taken
     np.testing.assert_allclose(made[3]["positions"], made[1]["positions"], rtol=0, atol=1e-9)
     np.testing.assert_allclose(made[3]["energies"], made[1]["energies"], rtol=1e-12)
