@@ -86,6 +86,8 @@ def main():
     parser.add_argument("--stages", default="pm3,DFT_1st", help="whose snapshots are moved, each stage alike")
     parser.add_argument("--white", type=float, default=0.08, help="most white noise, Å")
     parser.add_argument("--smooth", type=float, default=0.25, help="most smooth noise, Å")
+    parser.add_argument("--keep_every", type=int, default=1,
+                        help="keep every so many snapshots of DFT_1st and the last: they differ little")
     parser.add_argument("--max_force", type=float, default=15.0, help="eV/Å")
     parser.add_argument("--num_processes", type=int, default=None)
     a = parser.parse_args()
@@ -103,7 +105,7 @@ def main():
         for key, value in source.cursor():
             frames = made.get(int(key)) if key.isdigit() else None
             if frames:
-                value = gzip.compress(_with_stage(value, frames), 3)
+                value = gzip.compress(_with_stage(value, frames, a.keep_every), 3)
                 kept, total = kept + 1, total + len(frames)
             target.put(key, value)
     new.close()
@@ -113,9 +115,11 @@ def main():
     print(f"{total} geometries of {kept} molecules")
 
 
-def _with_stage(value: bytes, frames: list) -> bytes:
+def _with_stage(value: bytes, frames: list, keep_every: int) -> bytes:
     record = safe_pickle.loads(gzip.decompress(value), allowed={}, source="a record")
-    return pickle.dumps(record | {"DFT_2nd": frames})
+    relaxation = record["DFT_1st"] or []
+    kept = relaxation[:-1:keep_every] + relaxation[-1:]
+    return pickle.dumps(record | {"DFT_1st": kept, "DFT_2nd": frames})
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@
 PaiNN with 4 layers, 128 features, 128 Gaussians and 4.5 Å; mean absolute error of the energy per atom and root mean
 square error of the forces of each structure; Adam, whose rate halves after two epochs without a better validation
 loss (Fu et al., arXiv:2507.00407). What differs from the paper: the energy is the sum over atoms and forces are its
-derivative, and filters are cut off smoothly. "small" is for some 60,000 snapshots on a CPU: 3 layers, 32 Gaussians.
+derivative, and filters are cut off smoothly. "published" has not been trained to its end.
 
-No score yet: neither has been trained to its end. Snapshots near minima have forces of some 0.03 eV/Å, and absolute
-penalties hardly leave the prediction of no force; benchmarks/off_equilibrium.py puts other geometries beside them.
+"small" is for some 50,000 snapshots and one hour on one core of a CPU: 3 layers, 32 Gaussians, lengths of the forces'
+error vectors and total energies. It wants off-equilibrium geometries beside the trajectories, which
+benchmarks/off_equilibrium.py makes: snapshots near minima have forces of some 0.03 eV/Å, and from them alone hardly
+more is learned than to predict none (README, "Force2Geo").
 """
 
 import ml_collections
