@@ -6,7 +6,7 @@
 
 Snapshots of a relaxation lie in the valley that leads to the minimum; a force field that saw no others knows little of
 its walls. Each molecule gets `frames` geometries in the stage DFT_2nd, labelled with GFN2-xTB: random snapshots of one
-of --stages (the first ones of pm3 are as RDKit made them), moved by white noise (up to --white, bonds and angles) and
+of --stages, moved by white noise (up to --white, bonds and angles) and
 by noise that is alike for neighbours (up to --smooth over 1.5 to 3 Å, angles and torsions). With --white=0.03
 --smooth=0 the forces tell the Hessian along random directions. The molecules are those of the trajectories, so that a
 split by molecule holds for both. Geometries whose largest force is beyond --max_force are left out.

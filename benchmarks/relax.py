@@ -38,7 +38,7 @@ DRIVERS = {OURS: ROOT / "benchmarks" / "ours_relax.py",
 TRAINING = {"batch": 32, "batches": 90}
 CONFORMATIONS = 50  # of each drug, to train on
 TIME_LIMIT = 3600
-TORCH_SIM_ATOMS = 2000  # of a batch, what torch-sim was fastest with
+TORCH_SIM_ATOMS = 2000  # in flight with PaiNN
 
 
 class Job(NamedTuple):

@@ -9,7 +9,7 @@ import torch_step
 
 
 def weights(job):
-    """Train for job["steps"] batches and write the state dict as .npz, which mlip_jax imports."""
+    """Train for job["batches"] batches and write the state dict as .npz, which mlip_jax imports."""
     model = run_schnetpack.make_model(job)
     optimizer = torch.optim.Adam(model.parameters(), lr=measure.LEARNING_RATE)
     errors = []
