@@ -172,11 +172,12 @@ def _with_model(batches, split, repeats):
     from configs.spice import get_config
     from mlip_jax import models
     from mlip_jax.potential import example_graph
+    from mlip_jax.training.objectives import ForceField
     from mlip_jax.training.step import Trainer
     options = get_config().model.options.to_dict()
     model = models.create("so3krates", **options)
     loss = {"penalty": "mae", "energy_per_atom": False, "huber_delta": 0.05}
-    trainer = Trainer(model, 1.0, optax.adam(1e-3), lambda step: 0.9, 0.999, loss)
+    trainer = Trainer(ForceField(model, 1.0, lambda step: 0.9, 0.9, loss), optax.adam(1e-3), 0.999)
     state = trainer.init(jax.jit(model.init)(jax.random.key(0), example_graph()))
     stream = batches.training(split, seed=0)
     _, kept = next(stream)

@@ -28,6 +28,7 @@ from mlip_jax.graphs.batching import measure as measure_sizes
 from mlip_jax.potential import Potential, example_graph
 from mlip_jax.simulation.calculator import MLIPCalculator
 from mlip_jax.structure import Structure
+from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.step import Trainer
 
 LOSS = {"penalty": "mse", "energy_per_atom": False}
@@ -65,8 +66,8 @@ class Setup:
         model = make_model(job)
         params = make_params(model)
         self.num_parameters = sum(p.size for p in jax.tree.leaves(params))
-        self.trainer = Trainer(model, 1.0, optax.adam(clock.LEARNING_RATE), lambda step: clock.FORCE_WEIGHT,
-                               EMA_DECAY, LOSS)
+        self.trainer = Trainer(ForceField(model, 1.0, lambda step: clock.FORCE_WEIGHT, clock.FORCE_WEIGHT, LOSS),
+                               optax.adam(clock.LEARNING_RATE), EMA_DECAY)
         if self.trainer.num_devices != 1:
             raise ValueError(f"one device is measured, {self.trainer.num_devices} are there: CUDA_VISIBLE_DEVICES=0")
         self.state = self.trainer.init(params)

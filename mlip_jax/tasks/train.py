@@ -35,6 +35,7 @@ from mlip_jax.training.evaluation import predict
 from mlip_jax.training.loop import Loop
 from mlip_jax.training.meter import Meter, peak_flops
 from mlip_jax.training.nonfinite import TrainingError
+from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.options import check
 from mlip_jax.training.outputs import restore
 from mlip_jax.training.recorder import writing
@@ -181,10 +182,11 @@ def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoc
     scale = metadata["statistics"]["energy_scale"]
     beta = losses.beta_schedule(c.loss.beta, c.loss.beta_end, c.loss.beta_begin, num_steps, c.loss.beta_schedule)
     build, data = _resident(config, batches, train, model)
-    trainer = Trainer(
-        model, scale, optimizer.create(c.optimizer, num_steps, per_epoch), beta, c.train.ema_decay,
-        {"penalty": c.loss.penalty, "force_penalty": c.loss.force_penalty, "huber_delta": c.loss.huber_delta,
-         "force_floor": c.loss.force_floor, "energy_per_atom": c.loss.energy_per_atom}, build=build, data=data)
+    objective = ForceField(model, scale, beta, c.loss.beta_end, {
+        "penalty": c.loss.penalty, "force_penalty": c.loss.force_penalty, "huber_delta": c.loss.huber_delta,
+        "force_floor": c.loss.force_floor, "energy_per_atom": c.loss.energy_per_atom})
+    trainer = Trainer(objective, optimizer.create(c.optimizer, num_steps, per_epoch), c.train.ema_decay, build=build,
+                      data=data)
     per_call = c.train.steps_per_dispatch or (_STEPS_PER_CALL if build else 1)
     batches = dataclasses.replace(batches, resident=build is not None,
                                   put=trainer.put if per_call == 1 else batches.put)
@@ -196,7 +198,7 @@ def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoc
                    "floor": c.optimizer.learning_rate_end / c.optimizer.learning_rate}
     valid = splits["valid"] if len(splits["valid"]) else train
     return Loop(trainer, batches, train, valid.sample(c.train.max_valid, c.seed), workdir, metadata, schedules,
-                c.train, num_steps, c.seed, c.loss.beta_end,
+                c.train, num_steps, c.seed,
                 Meter(train.sizes, _flops(trainer, batches, train, params)), plateau, per_call)
 
 

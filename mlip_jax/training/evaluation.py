@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from mlip_jax import distributed
 from mlip_jax.datasets.statistics import sum_reference
 from mlip_jax.training.data import Batches, Split
-from mlip_jax.training.losses import Sums
 from mlip_jax.training.step import Trainer
 
 
@@ -21,26 +21,12 @@ class Predicted(NamedTuple):
     forces: np.ndarray
 
 
-def add(sums: list[Sums]) -> Sums:
+def add(sums: list[Any]) -> Any:
     """Sum over steps, in float64 on the host."""
-    return Sums(*(float(np.sum([np.asarray(value, np.float64) for value in values])) for values in zip(*sums)))
+    return jax.tree.map(lambda *values: float(np.sum([np.asarray(v, np.float64) for v in values])), *sums)
 
 
-def averages(sums: Sums, beta: float, prefix: str) -> dict[str, float]:
-    """Loss and mean absolute errors by name; NaN where there was no label."""
-
-    def mean(total, count):
-        return total / count if count else float("nan")
-
-    # a term without labels is left out; one that is not finite must show
-    terms = ((1 - beta, sums.energy_loss, sums.energies), (beta, sums.force_loss, sums.force_terms))
-    return {f"{prefix}_loss": float(sum(weight * total / count for weight, total, count in terms if count)),
-            f"{prefix}_energy_mae_mev_per_atom": 1e3 * mean(sums.energy_abs, sums.energies),
-            f"{prefix}_energy_mae_mev": 1e3 * mean(sums.energy_total_abs, sums.energies),
-            f"{prefix}_force_mae_mev_per_ang": 1e3 * mean(sums.force_abs, sums.forces)}
-
-
-def validate(trainer: Trainer, params: Any, split: Split, batches: Batches) -> Sums:
+def validate(trainer: Trainer, params: Any, split: Split, batches: Batches) -> Any:
     """Error sums over a split; `params` are replicated."""
     with contextlib.closing(batches.in_order(split)) as stream:
         sums = [trainer.evaluate(params, graphs)[1] for _, graphs in stream]

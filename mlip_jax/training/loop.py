@@ -21,12 +21,13 @@ import numpy as np
 from mlip_jax import distributed
 from mlip_jax.checkpoint import Restored, from_arrays
 from mlip_jax.training.data import Batches, Group, Split
-from mlip_jax.training.evaluation import averages, validate
+from mlip_jax.training.evaluation import validate
 from mlip_jax.training.meter import Meter
 from mlip_jax.training.nonfinite import NonFinite
 from mlip_jax.training.optimizer import Plateau
 from mlip_jax.training.outputs import Outputs, restore
-from mlip_jax.training.progress import Progress, figure
+from mlip_jax.training.progress import Progress
+from mlip_jax.training.recorder import columns
 from mlip_jax.training.step import Result, Trainer, TrainState
 from mlip_jax.training.trace import Trace
 
@@ -74,7 +75,7 @@ class Loop:
       workdir: Checkpoints go to workdir/checkpoints and workdir/best.
       metadata: Goes into every checkpoint (config, statistics, versions).
       schedules: Functions of the step to record: {"learning_rate": ..., "beta": ...}.
-      options: config.train. num_steps: To train to. seed: Of the batch order. beta_valid: Of the validation loss.
+      options: config.train. num_steps: To train to. seed: Of the batch order.
       plateau: Options of Plateau.update, or None.
       meter: Counts work and time.
       steps_per_call: Updates of one call to the devices, at most.
@@ -90,7 +91,6 @@ class Loop:
     options: Any
     num_steps: int
     seed: int
-    beta_valid: float
     meter: Meter
     plateau: dict[str, float] | None = None
     steps_per_call: int = 1
@@ -112,7 +112,8 @@ class Loop:
         self._begin = time.monotonic() - position.seconds
         self._nonfinite = NonFinite(self.options.on_nonfinite, self.train, self.workdir)
         with contextlib.ExitStack() as stack:
-            self._outputs = stack.enter_context(contextlib.closing(Outputs(self.workdir, distributed.leader())))
+            self._outputs = stack.enter_context(contextlib.closing(Outputs(
+                self.workdir, distributed.leader(), columns(self.trainer.objective.columns))))
             self._outputs.begin(position.step)
             self._signal = stack.enter_context(distributed.StopSignal())
             self._progress = stack.enter_context(Progress(self.num_steps, position.step))
@@ -236,25 +237,25 @@ class Loop:
 
     def _log(self, call: Call, position: Position) -> None:
         position.seconds = time.monotonic() - self._begin
+        objective = self.trainer.objective
         sums, row = self.meter.next_line()
-        beta = float(self.schedules["beta"](call.step))
-        row |= averages(sums, beta, "train") | {k: float(f(call.step)) for k, f in self.schedules.items()}
+        row |= objective.averages(sums, "train", call.step) | {
+            k: float(f(call.step)) for k, f in self.schedules.items()}
         row["learning_rate"] *= position.plateau.get("scale", 1.0)
         epoch = int(call.groups[-1].epoch + call.groups[-1].progress)  # as in the rows of validations
         self._outputs.write({"step": call.step, "epoch": epoch, "seconds": position.seconds, **row})
         self._outputs.check()
-        self._progress.show(call.step, self.num_steps, row)
+        self._progress.show(call.step, self.num_steps, row, objective.line(row, "train"))
 
     def _validate(self, state: TrainState, position: Position) -> TrainState:
         with self.meter.clock("validation"):
             sums = validate(self.trainer, state.ema, self.valid, self.batches)
-        row = averages(sums, self.beta_valid, "valid")
+        objective = self.trainer.objective
+        row = objective.averages(sums, "valid")
         position.seconds = time.monotonic() - self._begin
         self._outputs.write({"step": position.step, "epoch": int(position.epoch), "seconds": position.seconds, **row})
         best = row["valid_loss"] < position.best_loss
-        log.info("step %d  validation: energy %s meV/atom, force %s meV/Å%s", position.step,
-                 figure(row["valid_energy_mae_mev_per_atom"], 2), figure(row["valid_force_mae_mev_per_ang"], 1),
-                 "  (best)" if best else "")
+        log.info("step %d  validation: %s%s", position.step, objective.line(row, "valid"), "  (best)" if best else "")
         if best:
             position.best_loss = row["valid_loss"]
             with self.meter.clock("checkpoint"):

@@ -175,6 +175,20 @@ def combine(local: Sums, total: Sums, beta: jax.Array | float) -> jax.Array:
     return (1.0 - beta) * energy + beta * force
 
 
+def averages(sums: Sums, beta: float, prefix: str) -> dict[str, float]:
+    """Loss and mean absolute errors by name; NaN where there was no label."""
+
+    def mean(total, count):
+        return total / count if count else float("nan")
+
+    # a term without labels is left out; one that is not finite must show
+    terms = ((1 - beta, sums.energy_loss, sums.energies), (beta, sums.force_loss, sums.force_terms))
+    return {f"{prefix}_loss": float(sum(weight * total / count for weight, total, count in terms if count)),
+            f"{prefix}_energy_mae_mev_per_atom": 1e3 * mean(sums.energy_abs, sums.energies),
+            f"{prefix}_energy_mae_mev": 1e3 * mean(sums.energy_total_abs, sums.energies),
+            f"{prefix}_force_mae_mev_per_ang": 1e3 * mean(sums.force_abs, sums.forces)}
+
+
 BETA_SCHEDULES = ("geometric", "linear", "step")
 
 

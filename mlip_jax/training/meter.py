@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from mlip_jax.graphs.batching import Sizes
 from mlip_jax.training.data import Group
-from mlip_jax.training.losses import Sums
 
 # Float32 multiply-adds of the vector units, as two operations, per second: what a model without products of lower
 # precision can reach. From the makers' data sheets.
@@ -39,7 +39,7 @@ class Meter:
 
         def __init__(self, begin: float, seconds: dict[str, float]):
             self.begin, self.seconds = begin, seconds
-            self.sums: list[Sums] = []
+            self.sums: list[Any] = []
             self.updates = self.finite = self.structures = self.atoms = self.edges = 0
 
     @contextlib.contextmanager
@@ -58,21 +58,21 @@ class Meter:
         self._begin = time.monotonic()
         self._line = self._Line(self._begin, dict(self.seconds))
 
-    def add(self, groups: Sequence[Group], sums: Sums, finite: np.ndarray) -> None:
+    def add(self, groups: Sequence[Group], sums: Any, finite: np.ndarray) -> None:
         """Updates that are done: their groups, their sums (leading axis of updates) on the host, and which count."""
         line = self._line
         places = np.concatenate([p for g in groups for p in g.places])
-        line.sums.append(jax.tree.map(lambda x: np.asarray(x, np.float64)[:len(groups)][finite].sum(), sums))
+        line.sums.append(jax.tree.map(lambda x: float(np.asarray(x, np.float64)[:len(groups)][finite].sum()), sums))
         line.updates += len(groups)
         line.finite += int(np.sum(finite))
         line.structures += len(places)
         line.atoms += int(self._sizes.n_node[places].sum())
         line.edges += int(self._sizes.n_edge[places].sum())
 
-    def next_line(self) -> tuple[Sums, dict[str, float]]:
-        """Sums of the updates since the last line, NaN if none was finite; their rates per second of training,
-        validation and checkpoints not counted, and the shares of time that went into input and checkpoints. Starts a
-        new line."""
+    def next_line(self) -> tuple[Any, dict[str, float]]:
+        """Sums of the updates since the last line, NaN if none was finite, None if there was none; their rates per
+        second of training, validation and checkpoints not counted, and the shares of time that went into input and
+        checkpoints. Starts a new line."""
         line, now = self._line, time.monotonic()
         spent = {k: self.seconds[k] - line.seconds[k] for k in PARTS}
         elapsed = max(now - line.begin, 1e-9)
@@ -84,8 +84,7 @@ class Meter:
         if peak and self._flops:
             row["mfu"] = self._flops * line.updates / training / peak
         # nothing at all would look like no error
-        sums = (jax.tree.map(lambda *x: float(np.sum(x)), *line.sums) if line.finite
-                else Sums(*[float("nan")] * len(Sums._fields)))
+        sums = jax.tree.map(lambda *x: float(np.sum(x)) if line.finite else float("nan"), *line.sums or [None])
         self._line = self._Line(now, dict(self.seconds))
         return sums, row
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,14 @@ def restore(workdir: Path, kind: str = LATEST) -> Restored | None:
 
 
 class Outputs:
-    """Writes beside the training; with `active` False, nothing.
+    """Writes beside the training; with `active` False, nothing. `columns`: of the metrics.
 
     Raises:
       CheckpointError: From any method, if something cannot be written or could not be.
     """
 
-    def __init__(self, workdir: Path, active: bool):
-        self._workdir, self._active, self._recorder = workdir, active, None
+    def __init__(self, workdir: Path, active: bool, columns: Sequence[str]):
+        self._workdir, self._active, self._recorder, self._columns = workdir, active, None, columns
         if active:
             self._latest = CheckpointStore(workdir / LATEST, keep=2)
             self._best = CheckpointStore(workdir / BEST, keep=2)
@@ -47,7 +48,7 @@ class Outputs:
         """Metrics go on after `step`; what was recorded of later ones is dropped."""
         if self._active:
             self._close_recorder()
-            self._recorder = Recorder(self._workdir, step)
+            self._recorder = Recorder(self._workdir, step, self._columns)
 
     def write(self, row: dict[str, float]) -> None:
         """Append a row of metrics."""

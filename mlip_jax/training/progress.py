@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from types import TracebackType
 
-import numpy as np
 from rich import progress
 
 from mlip_jax import distributed
@@ -31,19 +30,12 @@ class Progress:
                  ) -> None:
         self._bar.stop()
 
-    def show(self, step: int, total: int, row: dict[str, float]) -> None:
-        """What the updates up to `step` gave: a row of metrics."""
-        text = (f"E {figure(row['train_energy_mae_mev_per_atom'], 1)} meV/atom  "
-                f"F {figure(row['train_force_mae_mev_per_ang'], 0)} meV/Å  "
-                f"{row['structures_per_second']:.0f} structures/s")
+    def show(self, step: int, total: int, row: dict[str, float], errors: str) -> None:
+        """What the updates up to `step` gave: a row of metrics, and the errors in it in short."""
+        text = f"{errors}  {row['structures_per_second']:.0f} structures/s"
         busy = "" if "mfu" not in row else f"  MFU {100 * row['mfu']:.1f} %"
         rates = (f"{row['atoms_per_second']:.0f} atoms/s  {row['edges_per_second']:.0f} edges/s  waiting for input "
                  f"{100 * row['input_share']:.1f} %{busy}")
         self._bar.update(self._task, completed=step, text=f"{text}\n{rates}")
         if not self._bar.console.is_terminal:
             log.info("step %d/%d  %s  %s", step, total, text, rates)
-
-
-def figure(value: float, digits: int) -> str:
-    """A dash where the data have no such label."""
-    return f"{value:.{digits}f}" if np.isfinite(value) else "-"

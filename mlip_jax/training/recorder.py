@@ -6,7 +6,7 @@ import contextlib
 import csv
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,28 +16,32 @@ from tensorboardX.summary import scalar
 
 from mlip_jax.workdir import WorkdirError
 
-COLUMNS = ("step", "epoch", "seconds", "learning_rate", "beta", "train_loss", "train_energy_mae_mev_per_atom",
-           "train_energy_mae_mev", "train_force_mae_mev_per_ang", "valid_loss", "valid_energy_mae_mev_per_atom",
-           "valid_energy_mae_mev", "valid_force_mae_mev_per_ang", "structures_per_second", "atoms_per_second",
-           "edges_per_second", "input_share", "checkpoint_share", "mfu")
+_POSITION = ("step", "epoch", "seconds", "learning_rate", "beta")
+_RATES = ("structures_per_second", "atoms_per_second", "edges_per_second", "input_share", "checkpoint_share", "mfu")
 # Between two times that TensorBoard's file is brought to the disk.
 _FLUSH_SECONDS = 30.0
 
 
+def columns(of_objective: Sequence[str]) -> tuple[str, ...]:
+    """Of metrics.csv, for an objective with these columns."""
+    return (*_POSITION, *(f"{part}_{name}" for part in ("train", "valid") for name in of_objective), *_RATES)
+
+
 class Recorder:
-    """Writes rows of metrics, in the order of steps.
+    """Writes rows of metrics with `columns`, in the order of steps.
 
     Raises:
       WorkdirError: From any method, if a file cannot be written.
     """
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: Path, step: int, columns: Sequence[str]):
+        self._columns = columns
         self.path = workdir / "metrics.csv"
         with writing(self.path):
             kept = [row for row in self._read() if int(row["step"]) <= step]
             temporary = self.path.with_suffix(".csv.tmp")
             with open(temporary, "w", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
+                writer = csv.DictWriter(file, columns)
                 writer.writeheader()
                 writer.writerows(kept)
             os.replace(temporary, self.path)
@@ -53,7 +57,7 @@ class Recorder:
     def write(self, row: dict[str, float]) -> None:
         """Append one row; columns that are not in it stay empty."""
         with writing(self.path), open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(
+            csv.DictWriter(file, self._columns).writerow(
                 {k: f"{v:.7g}" if isinstance(v, float) else v for k, v in row.items()})
         # NaN where the data have no such label
         self._board.write(int(row["step"]), {k: v for k, v in row.items() if k != "step" and np.isfinite(v)})

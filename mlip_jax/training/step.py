@@ -13,15 +13,14 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
 import optax
 
-from mlip_jax.potential import Evaluation, evaluate, gradient
-from mlip_jax.training import losses
+from mlip_jax.potential import gradient
+from mlip_jax.training.objectives import Objective
 
 _AXIS = "devices"
 
@@ -50,7 +49,7 @@ class Result(NamedTuple):
       stop: How many processes want to stop.
     """
 
-    sums: losses.Sums
+    sums: Any
     finite: Any
     stop: Any
 
@@ -58,17 +57,18 @@ class Result(NamedTuple):
 class Trainer:
     """Compiled steps over the local devices, in step with those of the other processes.
 
+    Attributes:
+      objective: What is trained.
+
     Args:
-      model, energy_scale: See potential.evaluate.
-      beta: Function of the step. ema_decay: Of the average of the parameters.
-      loss_options: Of losses.sums.
+      objective: See objectives.py. ema_decay: Of the average of the parameters.
       build: (data, input, bucket) -> graph, inside the step; by default the input is the graph.
       data: What `build` takes, a tree of arrays that stay on every device.
     """
 
-    def __init__(self, model: nn.Module, energy_scale: float, optimizer: optax.GradientTransformation,
-                 beta: Callable, ema_decay: float, loss_options: dict[str, Any], *,
+    def __init__(self, objective: Objective, optimizer: optax.GradientTransformation, ema_decay: float, *,
                  build: Callable[[Any, Any, int], jraph.GraphsTuple] | None = None, data: Any = ()):
+        self.objective = objective
         self.num_devices = jax.local_device_count()
         self._optimizer = optimizer
         self._traces = 0
@@ -77,23 +77,20 @@ class Trainer:
         self._data = self.replicate(data)
         build = build or (lambda data, graph, bucket: graph)
 
-        def sums(params, graph):
-            return losses.sums(evaluate(model, params, graph, energy_scale), graph, **loss_options)
-
         def train(state, data, inputs, count, stop, bucket):
             self._traces += 1
-            update = _update(sums, lambda graph: _counts(graph, loss_options), optimizer, beta, ema_decay)
+            update = _update(objective, optimizer, ema_decay)
             stop = jax.lax.psum(stop, _AXIS)
             return _updates(lambda state, micro: update(state, lambda k: build(data, _at(micro, k), bucket),
                                                         jax.tree.leaves(micro)[0].shape[0]),
                             state, inputs, count, stop)
 
         def evaluate_batch(params, graph):
-            evaluation = evaluate(model, params, graph, energy_scale)
-            return evaluation, jax.lax.psum(losses.sums(evaluation, graph, **loss_options), _AXIS)
+            predicted, sums = objective.evaluate(params, graph)
+            return predicted, jax.lax.psum(sums, _AXIS)
 
         def of_a_batch(params, graph):
-            return gradient(lambda p: (losses.combine(local := sums(p, graph), local, 0.5), None), params)[2]
+            return gradient(lambda p: (objective.combine(local := objective.sums(p, graph), local, 0), None), params)[2]
 
         self._of_a_batch = jax.jit(of_a_batch)
         self._train = jax.pmap(train, _AXIS, donate_argnums=0, static_broadcasted_argnums=5)
@@ -167,20 +164,14 @@ class Trainer:
         wanted[0] = stop  # one device speaks for its process
         return state, self._data, inputs, np.full(self.num_devices, count, np.int32), wanted, bucket
 
-    def evaluate(self, params: Any, graphs: jraph.GraphsTuple) -> tuple[Evaluation, losses.Sums]:
-        """Evaluation of one batch for each device (stacked) and the sums of all."""
+    def evaluate(self, params: Any, graphs: jraph.GraphsTuple) -> tuple[Any, Any]:
+        """What the objective predicts of one batch for each device (stacked), and the sums of all."""
         made = self._evaluate(params, graphs)
         return jax.block_until_ready(made) if self.crowded else made
 
 
 def _at(tree, index):
     return jax.tree.map(lambda x: x[index], tree)
-
-
-def _counts(graph, loss_options):
-    """Sums whose counts are those of the batch; they need no model."""
-    nothing = Evaluation(jnp.zeros_like(graph.globals["energy"]), jnp.zeros_like(graph.nodes["forces"]), None)
-    return losses.sums(nothing, graph, **loss_options)
 
 
 def _updates(update, state, inputs, count, stop):
@@ -202,12 +193,12 @@ def _updates(update, state, inputs, count, stop):
     return state, Result(sums, finite, jnp.full(most, stop))
 
 
-def _update(sums, counts, optimizer, beta, ema_decay):
+def _update(objective, optimizer, ema_decay):
     """(state, graph of micro-batch k, their number) -> (state, (sums, finite))."""
 
     def update(state, micro_batch, number):
-        total, grads = _gradient(sums, counts, state.params, beta(state.step), micro_batch, number)
-        loss = losses.combine(total, total, beta(state.step))
+        total, grads = _gradient(objective, state.params, state.step, micro_batch, number)
+        loss = objective.combine(total, total, state.step)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: u * state.rate_scale, updates))
@@ -222,15 +213,15 @@ def _update(sums, counts, optimizer, beta, ema_decay):
     return update
 
 
-def _gradient(sums, counts, params, beta, micro_batch, number):
+def _gradient(objective, params, step, micro_batch, number):
     """Sums over all micro-batches of all devices, and the gradient of the loss that they make."""
     if number == 1:
         graph = micro_batch(0)
 
         def loss(params):
-            local = sums(params, graph)
+            local = objective.sums(params, graph)
             total = jax.lax.psum(jax.lax.stop_gradient(local), _AXIS)
-            return losses.combine(local, total, beta), total
+            return objective.combine(local, total, step), total
 
         _, total, grads = gradient(loss, params)
         return total, jax.lax.psum(grads, _AXIS)
@@ -239,19 +230,19 @@ def _gradient(sums, counts, params, beta, micro_batch, number):
         return jax.tree.map(jnp.add, tree, other)
 
     # the loss divides by the counts of all, which must be known before the first gradient
-    parts = jax.lax.map(lambda k: counts(micro_batch(k)), jnp.arange(number))
+    parts = jax.lax.map(lambda k: objective.counts(micro_batch(k)), jnp.arange(number))
     known = jax.lax.psum(jax.tree.map(lambda x: x.sum(0), parts), _AXIS)
 
     def body(carry, k):
         graph = micro_batch(k)
 
         def loss(params):
-            local = sums(params, graph)
-            return losses.combine(local, known, beta), local
+            local = objective.sums(params, graph)
+            return objective.combine(local, known, step), local
 
         _, local, grads = gradient(loss, params)
         return add(carry, (local, grads)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, (jax.eval_shape(sums, params, micro_batch(0)), params))
+    zeros = jax.tree.map(jnp.zeros_like, (jax.eval_shape(objective.sums, params, micro_batch(0)), params))
     (local, grads), _ = jax.lax.scan(body, zeros, jnp.arange(number))
     return jax.lax.psum((local, grads), _AXIS)

@@ -19,6 +19,7 @@ from mlip_jax.graphs import resident
 from mlip_jax.graphs.batching import choose_budgets, measure
 from mlip_jax.potential import example_graph
 from mlip_jax.training.data import Batches, Split
+from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.step import Trainer
 
 DATA = Path(__file__).parents[1] / "data/gfn2_small.hdf5"
@@ -47,7 +48,8 @@ def main(output: str, on_device: bool, per_call: int) -> None:
         def build(data, places, bucket):
             return resident.gather(data, places, budgets[bucket])
 
-    trainer = Trainer(model, 1.3, optax.adam(1e-3), lambda step: 0.7, 0.9, {"penalty": "mse"}, build=build, data=data)
+    trainer = Trainer(ForceField(model, 1.3, lambda step: 0.7, 0.7, {"penalty": "mse"}), optax.adam(1e-3), 0.9,
+                      build=build, data=data)
     state = trainer.init(jax.jit(model.init)(jax.random.key(0), example_graph()))
     results = []
     with contextlib.closing(batches.training(split, seed=0)) as stream:

@@ -11,12 +11,12 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batching import Budget, build_batch
 from mlip_jax.potential import Evaluation
 from mlip_jax.structure import Structure
-from mlip_jax.training.evaluation import averages
 from mlip_jax.training.losses import (
     BETA_SCHEDULES,
     FORCE_PENALTIES,
     PENALTIES,
     Sums,
+    averages,
     beta_schedule,
     check_penalties,
     combine,

@@ -7,8 +7,11 @@ import threading
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from mlip_jax.training.recorder import Recorder
+from mlip_jax.training.objectives import ForceField
+from mlip_jax.training.recorder import Recorder, columns
 from mlip_jax.workdir import WorkdirError
+
+COLUMNS = columns(ForceField.columns)
 
 
 def row(step):
@@ -32,7 +35,7 @@ def scalars_of(events):
 
 
 def test_rows_are_in_both_files(tmp_path):
-    recorder = Recorder(tmp_path, 0)
+    recorder = Recorder(tmp_path, 0, COLUMNS)
     recorder.write(row(1))
     recorder.write(row(2))
     recorder.close()
@@ -47,13 +50,13 @@ def test_rows_are_in_both_files(tmp_path):
 
 
 def test_what_came_after_the_step_is_dropped(tmp_path):
-    first = Recorder(tmp_path, 0)
+    first = Recorder(tmp_path, 0, COLUMNS)
     for step in (1, 2, 3):
         first.write(row(step))
     first.close()
     with open(tmp_path / "metrics.csv", "a") as file:
         file.write("4,0.2")  # of a run that was killed within it
-    second = Recorder(tmp_path, 2)
+    second = Recorder(tmp_path, 2, COLUMNS)
     second.write(row(3))
     second.close()
     with open(tmp_path / "metrics.csv", newline="") as file:
@@ -66,7 +69,7 @@ def test_what_came_after_the_step_is_dropped(tmp_path):
 
 
 def test_full_disk_of_the_metrics(tmp_path):
-    recorder = Recorder(tmp_path, 0)
+    recorder = Recorder(tmp_path, 0, COLUMNS)
     recorder.path.unlink()
     recorder.path.symlink_to("/dev/full")
     with pytest.raises(WorkdirError, match="metrics.csv: cannot be written: .*No space left on device.*start again"):
@@ -81,7 +84,7 @@ def test_full_disk_of_tensorboard(tmp_path, monkeypatch):
 
     def write():
         try:
-            recorder = Recorder(tmp_path, 0)
+            recorder = Recorder(tmp_path, 0, COLUMNS)
             for step in range(1, 2000):
                 recorder.write(row(step))
             recorder.close()
@@ -99,4 +102,4 @@ def test_full_disk_of_tensorboard(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "tensorboard").write_text("a file in the place of the folder")
     with pytest.raises(WorkdirError, match="tensorboard: cannot be written"):
-        Recorder(tmp_path, 0)
+        Recorder(tmp_path, 0, COLUMNS)

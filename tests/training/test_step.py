@@ -19,6 +19,7 @@ from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.training import losses
 from mlip_jax.training.data import Batches, Split
 from mlip_jax.training.evaluation import add, predict, validate
+from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.step import Trainer
 
 DATA = Path(__file__).parents[1] / "data/gfn2_small.hdf5"
@@ -36,7 +37,7 @@ def setup():
     split = Split(columns, np.arange(len(columns)), measure(columns, model.cutoff))
     reference = statistics.reference_energies(statistics.Summary([columns]), "least_squares")
     batches = Batches((choose_budget(split.sizes, 4),), model.cutoff, reference, jax.local_device_count())
-    trainer = Trainer(model, 1.3, optax.sgd(RATE), lambda step: 0.7, DECAY, OPTIONS)
+    trainer = Trainer(ForceField(model, 1.3, lambda step: 0.7, 0.7, OPTIONS), optax.sgd(RATE), DECAY)
     return model, split, batches, trainer, model.init(jax.random.key(0), example_graph())
 
 
@@ -114,7 +115,8 @@ def test_micro_batches_are_one_large_batch(setup, quick_compilation, penalty):
     whole_budget = Budget(*(4 * n for n in budget))
     betas = np.array([0.7, 1.0, 0.0], np.float32)
     # the step is used to choose beta, so that one program serves for all
-    trainer = Trainer(model, 1.3, optax.sgd(RATE), lambda step: jax.numpy.asarray(betas)[step], DECAY, options)
+    trainer = Trainer(ForceField(model, 1.3, lambda step: jax.numpy.asarray(betas)[step], 0.7, options),
+                      optax.sgd(RATE), DECAY)
 
     @jax.jit
     def expected(p, graph, beta):

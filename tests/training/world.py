@@ -22,6 +22,7 @@ from mlip_jax.training.data import Batches, Split
 from mlip_jax.training.loop import Loop
 from mlip_jax.training.losses import Sums
 from mlip_jax.training.meter import Meter
+from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.outputs import restore
 from mlip_jax.training.step import Trainer
 
@@ -31,7 +32,8 @@ STEPS, BAD = 20, 11
 
 
 def make_trainer(model, rule=None, decay=0.9, **on_device):
-    return Trainer(model, 1.3, rule or optax.adam(3e-3), lambda step: 0.7, decay, {"penalty": "mse"}, **on_device)
+    return Trainer(ForceField(model, 1.3, lambda step: 0.7, 0.7, {"penalty": "mse"}), rule or optax.adam(3e-3), decay,
+                   **on_device)
 
 
 class World:
@@ -72,7 +74,7 @@ class World:
         schedules = {"learning_rate": lambda step: 3e-3, "beta": lambda step: 0.7}
         workdir.mkdir(exist_ok=True)
         return Loop(trainer, batches, train, self.valid, workdir, {"about": "a test"}, schedules, options, num_steps,
-                    seed=3, beta_valid=0.7, meter=Meter(train.sizes), plateau=plateau, steps_per_call=per_call)
+                    seed=3, meter=Meter(train.sizes), plateau=plateau, steps_per_call=per_call)
 
     def run(self, workdir, **options):
         """Go on with the run in `workdir`, or begin it."""
