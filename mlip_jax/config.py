@@ -22,7 +22,7 @@ NOT_TERMS = {"free_atoms", "pairwise"}
 TERMS = tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).with_name("terms"))])
                      if m.name not in NOT_TERMS))
 # Models and energy terms check their own options.
-_FREE = ("model.options", *(f"potential.{term}_options" for term in TERMS))
+_FREE = ("model.options", "property.heads", *(f"potential.{term}_options" for term in TERMS))
 
 
 def train_defaults() -> ml_collections.ConfigDict:
@@ -34,13 +34,8 @@ def train_defaults() -> ml_collections.ConfigDict:
     c.data = ml_collections.ConfigDict()
     data_defaults(c.data)
     c.data.elements = ("H", "C", "N", "O", "S")
-    c.data.split = "molecule"  # "random", "scaffold", "scaffold_random", "size", "official"
-    c.data.split_files = ""  # record numbers of an own split: "split.json" or "train=a.csv,test=b.csv"
-    c.data.split_seed = 0
+    _split_defaults(c.data)
     c.data.num_train, c.data.num_valid, c.data.num_test = 100_000, 20_000, 20_000
-    # Train on so many conformations of each of so many molecules of the training part; a larger subset holds a smaller.
-    c.data.num_molecules, c.data.num_conformers = placeholder(int), 1
-    c.data.min_conformers = placeholder(int)  # that a molecule must have; the largest num_conformers of a comparison
     c.data.reference_energies = "least_squares"  # or "isolated_atoms", "none", or "H=-13.6,C=-1029.4,..." in eV
 
     c.model = ml_collections.ConfigDict()
@@ -61,6 +56,72 @@ def train_defaults() -> ml_collections.ConfigDict:
     c.loss.force_floor = 0.1  # eV/Å: "relative" is |error|² / (|force|² + force_floor²) of an atom
     c.loss.energy_per_atom = True
 
+    _optimization_defaults(c)
+
+    c.report = ml_collections.ConfigDict()
+    c.report.max_train = 5_000  # training structures that the report evaluates
+    c.report.max_test = 50_000  # validation and test structures that it evaluates
+    return c
+
+
+def property_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "property", with its default. Units are eV and Å, or those of the property."""
+    c = ml_collections.ConfigDict()
+    c.task = "property"
+    c.seed = 0
+
+    c.data = ml_collections.ConfigDict()
+    data_defaults(c.data)
+    c.data.require = "none"
+    _split_defaults(c.data)
+    c.data.num_train, c.data.num_valid, c.data.num_test = 0.8, 0.1, 0.1
+    # What training, validation and tests see: "labels" (the geometry of the property), a stage as "pm3" (its last
+    # snapshot) or "pm3:first", "etkdg", "etkdg:mmff", "relaxed(pm3)" (simulation/geometry_sources.py).
+    c.data.geometry = "labels"
+    c.data.valid_geometry = ""  # empty: as data.geometry
+    c.data.test_geometries = ("labels",)
+    c.data.force_field = ""  # workdir of the one that makes relaxed(...)
+
+    c.property = ml_collections.ConfigDict()
+    c.property.targets = ()  # names of properties of the data: ("gap",)
+    c.property.pooling = "mean"  # of numbers of a structure: "mean", "sum" (grows with the size), "attention"
+    c.property.heads = ml_collections.ConfigDict()  # by target, what differs: {"u0": {"pooling": "sum", "weight": 2.0}}
+    c.property.penalty = "mae"  # "mse", "huber", "rmse"; of the property over its spread
+    c.property.huber_delta = 1.0
+
+    c.init = ml_collections.ConfigDict()
+    c.init.workdir = ""  # of a force field or a predictor to begin from; empty: at random
+    c.init.train = "all"  # or "heads": the backbone stays as it is
+
+    c.align = ml_collections.ConfigDict()  # geometry alignment, or denoising
+    c.align.weight = 0.0
+    c.align.loss = "cosine"  # or "mse": denoising of coordinates
+    c.align.noise = 0.0  # Å, on each coordinate of training inputs
+    c.align.frames = ""  # stages whose snapshots are training inputs, too: "pm3,DFT_1st"
+    c.align.frames_share = 0.5
+
+    c.model = ml_collections.ConfigDict()
+    c.model.name = ""  # empty: that of init.workdir
+    c.model.options = ml_collections.ConfigDict()
+
+    _optimization_defaults(c)
+    c.optimizer.learning_rate = 5e-4
+    c.report = ml_collections.ConfigDict()
+    c.report.max_domain = 5_000  # training molecules that are kept to tell what lies outside of their domain
+    return c
+
+
+def _split_defaults(data: ml_collections.ConfigDict) -> None:
+    data.split = "molecule"  # "random", "scaffold", "scaffold_random", "size", "official"
+    data.split_files = ""  # record numbers of an own split: "split.json" or "train=a.csv,test=b.csv"
+    data.split_seed = 0
+    # Train on so many conformations of each of so many molecules of the training part; a larger subset holds a smaller.
+    data.num_molecules, data.num_conformers = placeholder(int), 1
+    data.min_conformers = placeholder(int)  # that a molecule must have; the largest num_conformers of a comparison
+
+
+def _optimization_defaults(c: ml_collections.ConfigDict) -> None:
+    """The parts "optimizer" and "train"."""
     c.optimizer = ml_collections.ConfigDict()
     c.optimizer.name = "adam"  # "adam", "amsgrad", "adamw"
     c.optimizer.learning_rate = 1e-3
@@ -75,6 +136,7 @@ def train_defaults() -> ml_collections.ConfigDict:
     c.optimizer.weight_decay = 0.01
     c.optimizer.clip_norm = 10.0
     c.optimizer.freeze = ()  # paths of parameters that stay as they are: ("params/embedding/*",)
+    c.optimizer.rates = ""  # factors to the learning rate by path: "params/backbone/*=0.1"
 
     c.train = ml_collections.ConfigDict()
     c.train.num_steps = 10_000
@@ -91,11 +153,6 @@ def train_defaults() -> ml_collections.ConfigDict:
     c.train.resident = placeholder(bool)
     c.train.steps_per_dispatch = 0  # updates of one call to the device; 0: many if the data are resident
     c.train.profile_steps = 0  # steps whose trace is written to trace/ in the workdir; also --profile
-
-    c.report = ml_collections.ConfigDict()
-    c.report.max_train = 5_000  # training structures that the report evaluates
-    c.report.max_test = 50_000  # validation and test structures that it evaluates
-    return c
 
 
 def _term_defaults(potential: ml_collections.ConfigDict) -> None:
@@ -274,6 +331,8 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
         plain.get(part, {}).pop(name, None)
     if not any(plain.get("potential", {}).get(term) for term in TERMS):
         plain.pop("potential", None)
+    if not plain.get("optimizer", {}).get("rates", True):
+        plain["optimizer"].pop("rates")
     return plain
 
 

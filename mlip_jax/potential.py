@@ -17,7 +17,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from mlip_jax import models, terms
-from mlip_jax.checkpoint import CheckpointError, CheckpointStore, from_arrays
+from mlip_jax.checkpoint import CheckpointError, CheckpointStore, Restored, from_arrays
 from mlip_jax.graphs.graph import node_graph_index
 
 BEST = "best"
@@ -120,17 +120,12 @@ class Potential:
         """The force field of a workdir (its best checkpoint) or of a checkpoint directory.
 
         Raises:
-          CheckpointError: Nothing readable is there.
+          CheckpointError: Nothing readable is there, or it is no force field.
         """
-        path = Path(path)
-        if not path.is_dir():
-            raise CheckpointError(f"{path}: no such directory; a workdir of a training run is expected")
-        directory = path / BEST if (path / BEST).is_dir() else path
-        store = CheckpointStore(directory, read_only=True)
-        restored = store.restore()
-        store.close()
-        if restored is None:
-            raise CheckpointError(f"{path}: no finished checkpoint there; has the run validated once?")
+        restored = read_checkpoint(path)
+        if "reference_energies" not in restored.metadata["statistics"]:
+            raise CheckpointError(f"{path}: holds a predictor of properties, not a force field; "
+                                  "mlip_jax.predictor.Predictor.load opens it")
         return cls.from_checkpoint(restored.arrays, restored.metadata)
 
     @classmethod
@@ -164,6 +159,23 @@ class Potential:
             raise ValueError(
                 f"this force field was not trained on {', '.join(chemical_symbols[z] for z in unknown)}; it knows "
                 f"{', '.join(chemical_symbols[z] for z in self.elements)}")
+
+
+def read_checkpoint(path: str | Path) -> Restored:
+    """The best checkpoint of a workdir, or the newest of a checkpoint directory.
+
+    Raises:
+      CheckpointError: Nothing readable is there.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such directory; a workdir of a training run is expected")
+    store = CheckpointStore(path / BEST if (path / BEST).is_dir() else path, read_only=True)
+    restored = store.restore()
+    store.close()
+    if restored is None:
+        raise CheckpointError(f"{path}: no finished checkpoint there; has the run validated once?")
+    return restored
 
 
 def create_model(model: Mapping[str, Any], potential: Mapping[str, Any] | None = None) -> nn.Module:

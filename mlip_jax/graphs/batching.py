@@ -291,13 +291,16 @@ def fill_buckets(plan: list[tuple[int, np.ndarray]], sizes: Sizes, budgets: Sequ
 
 
 def build_batch(columns: Columns, budget: Budget, cutoff: float, reference: np.ndarray | None = None,
-                dtype=np.float32, long_range_cutoff: float | None = None) -> jraph.GraphsTuple:
+                dtype=np.float32, long_range_cutoff: float | None = None, properties: Sequence[str] = ()
+                ) -> jraph.GraphsTuple:
     """One padded batch (NumPy arrays) of all structures of `columns`, laid out as graphs/graph.py says.
 
     Args:
       reference: Reference energy of every element, shape (119,), eV: subtracted in float64.
       dtype: Of all that is floating.
       long_range_cutoff: Å; makes the list of long-range pairs too, which hold all pairs if it is inf.
+      properties: Names of labels besides energies and forces: globals["properties"] has those of structures, (G, ...),
+        nodes["properties"] those of atoms, (N, ...); NaN where the structures have none.
 
     Raises:
       ValueError: The structures do not fit into the budget; or an infinite cutoff for a periodic structure.
@@ -315,16 +318,26 @@ def build_batch(columns: Columns, budget: Budget, cutoff: float, reference: np.n
     if long_range_cutoff is not None:
         edges["long_range"] = _long_range(columns, long_range_cutoff, budget)
     cell = None if columns.cell is None else _pad(columns.cell.astype(dtype), budget.graphs)
+    of_graphs, of_nodes = _labels(columns, budget, properties, dtype)
     return jraph.GraphsTuple(
         nodes={"positions": _pad(columns.positions.astype(dtype), budget.nodes),
                "numbers": _pad(columns.numbers.astype(np.int32), budget.nodes),
-               "forces": _pad(columns.forces.astype(dtype), budget.nodes)},
+               "forces": _pad(columns.forces.astype(dtype), budget.nodes), **of_nodes},
         edges=edges, senders=made["senders"], receivers=made["receivers"],
         globals={"energy": _pad(energy.astype(dtype), budget.graphs),
                  "charge": _pad(columns.charge.astype(dtype), budget.graphs),
-                 **({} if cell is None else {"cell": cell})},
+                 **({} if cell is None else {"cell": cell}), **of_graphs},
         n_node=np.concatenate([n_node, [budget.nodes - n_node.sum()], np.zeros(pad - 1)]).astype(np.int32),
         n_edge=np.concatenate([n_edge, [budget.edges - n_edge.sum()], np.zeros(pad - 1)]).astype(np.int32))
+
+
+def _labels(columns: Columns, budget: Budget, names: Sequence[str], dtype) -> tuple[dict, dict]:
+    """{"properties": ...} of the graphs and of the nodes; {} where there are none."""
+    made = []
+    for found, length in ((columns.properties, budget.graphs), (columns.atom_properties, budget.nodes)):
+        labels = {name: _pad(found[name].astype(dtype), length) for name in names if name in found}
+        made.append({"properties": labels} if labels else {})
+    return made[0], made[1]
 
 
 def remainders(columns: Columns, reference: np.ndarray | None) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-_NOT_MODELS = {"embeddings", "layers", "heads", "splines"}
+_NOT_MODELS = {"embeddings", "layers", "heads", "readouts", "splines"}
 
 
 def names() -> list[str]:

@@ -243,7 +243,7 @@ def dataset_figure(summary: DatasetSummary):
     if len(charges) > 1:
         bars["Total charge"] = (charges, summary.num_structures, "total charge (e)", "share of structures (%)")
     titles = [*distributions, *bars] or ["No data"]
-    fig, axes = figures._figure(*titles, size=(9.2, 2.75 * math.ceil(len(titles) / 2) + 0.2))
+    fig, axes = figures.figure(*titles, size=(9.2, 2.75 * math.ceil(len(titles) / 2) + 0.2))
     axes = dict(zip(titles, np.atleast_1d(axes)))
     for title, (label, unit, counted, histogram) in distributions.items():
         _draw_histogram(axes[title], histogram, f"{label} ({unit})" if unit else label, counted)

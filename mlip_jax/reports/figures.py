@@ -1,6 +1,7 @@
 """Figures of a training run. Each function returns a matplotlib `Figure` that no global state knows of."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ _DENSE = 3000  # points from which single dots hide how many there are
 _MAX_BARS = 16
 
 # (title, y label, {column: split}) for each panel of the learning curves.
-_PANELS = (
+PANELS = (
     ("Loss", "loss", {"train_loss": "train", "valid_loss": "valid"}),
     (
         "Energy",
@@ -43,18 +44,18 @@ def energy_parity(predictions: Predictions, color: str = BLUE) -> Figure:
     reference, predicted = (
         1e3 * (energy - baseline) / predictions.sizes for energy in (predictions.energy, predictions.energy_predicted)
     )
-    fig, ax = _figure("Energy")
+    fig, ax = figure("Energy")
     axis = "energy less per-element fit (meV/atom)"
-    _parity(ax, reference, predicted, color, axis, errors.energy_errors_per_atom(predictions), "meV/atom")
+    parity(ax, reference, predicted, color, axis, errors.energy_errors_per_atom(predictions), "meV/atom")
     return fig
 
 
 def force_parity(predictions: Predictions, color: str = BLUE) -> Figure:
     """Predicted against reference force components in eV/Å."""
-    fig, ax = _figure("Forces")
+    fig, ax = figure("Forces")
     reference, predicted = predictions.forces.ravel(), predictions.forces_predicted.ravel()
     residual = 1e3 * errors.force_errors(predictions)
-    _parity(ax, reference, predicted, color, "force component (eV/Å)", residual, "meV/Å")
+    parity(ax, reference, predicted, color, "force component (eV/Å)", residual, "meV/Å")
     return fig
 
 
@@ -63,7 +64,7 @@ def energy_error_against_size(predictions: Predictions, color: str = BLUE) -> Fi
     error = 1e3 * errors.energy_errors(predictions)
     known = np.isfinite(error)
     sizes, error = predictions.sizes[known], error[known]
-    fig, ax = _figure("Energy error against molecule size", size=(9.2, 4.2))
+    fig, ax = figure("Energy error against molecule size", size=(9.2, 4.2))
     low, high = _robust_limits(error)
     inside = (error >= low) & (error <= high)
     # Sizes are whole numbers: a little sideways jitter, fixed by its seed, keeps dots from hiding each other.
@@ -87,7 +88,7 @@ def energy_error_against_size(predictions: Predictions, color: str = BLUE) -> Fi
 
 def error_distributions(splits: dict[str, Predictions]) -> Figure:
     """Densities of the energy errors (meV/atom) and of the force-component errors (meV/Å), one line per split."""
-    fig, axes = _figure("Energy errors", "Force errors", size=(9.2, 3.9))
+    fig, axes = figure("Energy errors", "Force errors", size=(9.2, 3.9))
     kinds = (errors.energy_errors_per_atom, lambda p: 1e3 * errors.force_errors(p).ravel())
     for ax, unit, kind in zip(axes, ("meV/atom", "meV/Å"), kinds, strict=True):
         values = {name: kind(p) for name, p in splits.items()}
@@ -110,8 +111,11 @@ def error_distributions(splits: dict[str, Predictions]) -> Figure:
     return fig
 
 
-def learning_curves(columns: dict[str, np.ndarray]) -> Figure | None:
-    """Loss, energy MAE, force MAE and learning rate against the step, each (R,) with NaN where not measured.
+def learning_curves(columns: dict[str, np.ndarray], layout: Sequence[tuple[str, str, dict[str, str]]] = PANELS
+                    ) -> Figure | None:
+    """Loss, errors and learning rate against the step, each (R,) with NaN where not measured.
+
+    `layout`: (title, y label, {column: split}) of each panel.
 
     Panels without data are left out; None if all are. Without `step` (or `epoch`) the row number counts.
     """
@@ -119,14 +123,14 @@ def learning_curves(columns: dict[str, np.ndarray]) -> Figure | None:
     axis = next((name for name in ("step", "epoch") if np.isfinite(columns.get(name, [np.nan])).any()), "row")
     x = columns.get(axis, np.arange(rows, dtype=float))
     panels = []
-    for title, ylabel, series in _PANELS:
+    for title, ylabel, series in layout:
         curves = {name: _curve(x, columns[name]) for name in series if name in columns}
         curves = {name: curve for name, curve in curves.items() if curve[0].size}
         if curves:
             panels.append((title, ylabel, series, curves))
     if not panels:
         return None
-    fig, axes = _figure(*(title for title, *_ in panels), size=(9.2, 3.1 * math.ceil(len(panels) / 2) + 0.3))
+    fig, axes = figure(*(title for title, *_ in panels), size=(9.2, 3.1 * math.ceil(len(panels) / 2) + 0.3))
     for ax, (_, ylabel, series, curves) in zip(np.atleast_1d(axes), panels, strict=True):
         for name, (steps, values) in curves.items():
             _draw_curve(ax, steps, values, SPLIT_COLORS[series[name]] if len(series) > 1 else GREY, series[name])
@@ -142,7 +146,7 @@ def learning_curves(columns: dict[str, np.ndarray]) -> Figure | None:
 def element_errors(groups: list[errors.GroupErrors], color: str = BLUE) -> Figure:
     """Bars of the force error per element in meV/Å: MAE filled, RMSE as a mark."""
     groups = [g for g in groups if math.isfinite(g.force_mae_mev_per_ang)]
-    fig, ax = _figure("Force error per element", size=(9.2, 3.6))
+    fig, ax = figure("Force error per element", size=(9.2, 3.6))
     x = np.arange(len(groups))
     ax.bar(x, [g.force_mae_mev_per_ang for g in groups], width=0.62, color=color, label="MAE")
     rmse = [g.force_rmse_mev_per_ang for g in groups]
@@ -158,7 +162,7 @@ def element_errors(groups: list[errors.GroupErrors], color: str = BLUE) -> Figur
 def subset_errors(groups: list[errors.GroupErrors], color: str = BLUE) -> Figure:
     """Bars of the energy MAE (meV/atom) and the force MAE (meV/Å) per subset, with the RMSE as a mark."""
     groups = groups[:_MAX_BARS]
-    fig, axes = _figure("Energy error per subset", "Force error per subset", size=(9.2, 1.6 + 0.3 * len(groups)))
+    fig, axes = figure("Energy error per subset", "Force error per subset", size=(9.2, 1.6 + 0.3 * len(groups)))
     y = np.arange(len(groups))
     kinds = (("energy", "energy_{}_mev_per_atom", "meV/atom"), ("force", "force_{}_mev_per_ang", "meV/Å"))
     for ax, (name, field, unit) in zip(axes, kinds, strict=True):
@@ -174,7 +178,7 @@ def subset_errors(groups: list[errors.GroupErrors], color: str = BLUE) -> Figure
     return fig
 
 
-def _figure(*titles: str, size: tuple[float, float] = (4.5, 4.3)) -> tuple[Figure, Axes | np.ndarray]:
+def figure(*titles: str, size: tuple[float, float] = (4.5, 4.3)) -> tuple[Figure, Axes | np.ndarray]:
     """A figure with one styled panel per title, two in a row; one panel comes bare, more as an array."""
     fig = Figure(figsize=size, layout="constrained", facecolor="white")
     FigureCanvasAgg(fig)
@@ -193,7 +197,7 @@ def _figure(*titles: str, size: tuple[float, float] = (4.5, 4.3)) -> tuple[Figur
     return fig, grid[0] if len(titles) == 1 else grid[: len(titles)]
 
 
-def _parity(
+def parity(
     ax: Axes, reference: np.ndarray, predicted: np.ndarray, color: str, axis: str, error: np.ndarray, unit: str
 ) -> None:
     """Dots, or a density where dots would cover each other, on equal axes set by the reference.

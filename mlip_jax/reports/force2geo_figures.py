@@ -20,7 +20,7 @@ _BINS, _BINS_OF_FEW, _FEW = 56, 28, 300
 
 def percentages(values: Mapping[str, np.ndarray]) -> Figure:
     """Histograms of the energy minimisation percentage between -20 and 120."""
-    fig, ax = figures._figure("Energy minimisation", size=_SIZE)
+    fig, ax = figures.figure("Energy minimisation", size=_SIZE)
     few = max(map(len, values.values()), default=0) < _FEW
     edges, outside = np.linspace(_LOWEST, _HIGHEST, (_BINS_OF_FEW if few else _BINS) + 1), 0
     for name, color, v in _each(values):
@@ -37,7 +37,7 @@ def percentages(values: Mapping[str, np.ndarray]) -> Figure:
 
 def residuals(values: Mapping[str, np.ndarray], limit: float) -> Figure:
     """Cumulative shares of E_relaxed - E_opt in kcal/mol, with the line of chemical accuracy."""
-    fig, ax = figures._figure("Energy above the minimum", size=_SIZE)
+    fig, ax = figures.figure("Energy above the minimum", size=_SIZE)
     _cumulative(ax, values)
     known = _together(values)
     ax.axvline(limit, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
@@ -50,7 +50,7 @@ def residuals(values: Mapping[str, np.ndarray], limit: float) -> Figure:
 
 def largest_forces(values: Mapping[str, np.ndarray], limit: float) -> Figure:
     """Cumulative shares of the oracle's largest force on an atom in eV/Å, with the line of convergence."""
-    fig, ax = figures._figure("Largest force by the oracle", size=_SIZE)
+    fig, ax = figures.figure("Largest force by the oracle", size=_SIZE)
     _cumulative(ax, {name: np.maximum(v, 1e-4) for name, v in values.items()})
     ax.axvline(limit, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
     ax.set_xscale("log")
@@ -63,7 +63,7 @@ def largest_forces(values: Mapping[str, np.ndarray], limit: float) -> Figure:
 
 def against_size(values: Mapping[str, np.ndarray], sizes: np.ndarray) -> Figure:
     """The percentage against the number of atoms (M,), with medians of molecules of about one size."""
-    fig, ax = figures._figure("Energy minimisation by size", size=_SIZE)
+    fig, ax = figures.figure("Energy minimisation by size", size=_SIZE)
     outside = 0
     for name, color, _ in _each(values):
         known = np.isfinite(values[name])

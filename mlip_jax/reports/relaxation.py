@@ -180,7 +180,7 @@ def _distributions(results: Relaxations) -> Iterator[str]:
 def distribution_figure(results: Relaxations) -> Figure:
     """Histograms of steps, energies gained (eV), RMSD (Å) and of fmax before and after (eV/Å)."""
     done = results.of("converged", "step limit")
-    fig, axes = figures._figure("Steps", "Energy gained", "RMSD to the start", "Largest force", size=(9.2, 6.0))
+    fig, axes = figures.figure("Steps", "Energy gained", "RMSD to the start", "Largest force", size=(9.2, 6.0))
     _histogram(axes[0], results.steps[done], "steps", whole=True)
     _histogram(axes[1], results.gained[done], "energy gained (eV)")
     _histogram(axes[2], results.rmsd[done], "RMSD (Å)")

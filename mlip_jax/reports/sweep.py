@@ -198,7 +198,7 @@ def draw(rows: Sequence[Row]):
         values = {k: v for k, v in row.values.items() if k != _SEED}
         lines.setdefault(", ".join(map(cell, values.values())) or "all" if together else row.name, []).append(row)
     titles = [_SHOWN[column] for column in _DRAWN]
-    fig, axes = figures._figure(*titles, size=(9.2, 1.4 + 0.32 * len(lines)))
+    fig, axes = figures.figure(*titles, size=(9.2, 1.4 + 0.32 * len(lines)))
     for ax, column in zip(axes, _DRAWN):
         largest = max((row.scores.get(column) or 0.0 for row in rows), default=0.0)
         for place, members in enumerate(lines.values()):

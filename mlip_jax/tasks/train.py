@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import logging
 import platform
@@ -22,22 +21,22 @@ from mlip_jax.checkpoint import from_arrays
 from mlip_jax.datasets import source, statistics
 from mlip_jax.datasets import splits as splits_module
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.datasets.split_files import load_split, save_split
 from mlip_jax.graphs import resident
-from mlip_jax.graphs.batching import Sizes, choose_budgets, enlarge, fill_buckets, plan_buckets
+from mlip_jax.graphs.batching import Sizes
 from mlip_jax.graphs.edge_counts import edge_counts, pair_counts
 from mlip_jax.potential import BEST, create_model, example_graph, long_range_cutoff
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import write_report
 from mlip_jax.training import losses, optimizer
-from mlip_jax.training.data import Batches, Split
+from mlip_jax.training.data import Split
 from mlip_jax.training.evaluation import predict
 from mlip_jax.training.loop import Loop
-from mlip_jax.training.meter import Meter, peak_flops
+from mlip_jax.training.meter import Meter
 from mlip_jax.training.nonfinite import TrainingError
 from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.options import check
 from mlip_jax.training.outputs import restore
+from mlip_jax.training.prepare import count_updates, describe, keep_split, make_batches, update_flops
 from mlip_jax.training.recorder import writing
 from mlip_jax.training.step import Trainer
 from mlip_jax.workdir import claimed
@@ -46,9 +45,6 @@ log = logging.getLogger(__name__)
 
 # Updates of one call to the device where the data stay on it, and the share of its memory that they may take.
 _STEPS_PER_CALL, _RESIDENT_SHARE = 25, 0.2
-# An update larger by this factor than was asked for is told of.
-_LARGER = 1.2
-PACKAGES = ("mlip_jax", "jax", "jaxlib", "flax", "optax", "e3x", "jraph", "orbax-checkpoint", "numpy", "ase")
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -95,7 +91,7 @@ def _split(config, data, workdir, model) -> dict[str, Split]:
         with writing(workdir):
             if not (workdir / "left_out.csv").exists():
                 source.write_left_out(workdir / "left_out.csv", data)
-            _keep_split(workdir / "splits.npz", parts, {
+            keep_split(workdir / "splits.npz", parts, {
                 "store": str(data.store.path), "split": c.split_files or c.split, "seed": c.split_seed, "parts": about})
     cutoff = long_range_cutoff(model)
     sizes = Sizes(data.store.index("n_atoms"), edge_counts(data.store, float(model.cutoff)),
@@ -108,32 +104,15 @@ def _split(config, data, workdir, model) -> dict[str, Split]:
     return splits
 
 
-def _keep_split(path: Path, parts, meta) -> None:
-    """Write the split, or make sure that a run goes on with the one that it was begun with."""
-    if path.with_suffix(".json").exists():  # written last
-        before, _ = load_split(path)
-        if any(not np.array_equal(before[name], parts[name]) for name in parts):
-            raise DatasetError(f"{path}: the data or the split are no longer those that this run was begun with. Give "
-                               "another --workdir, or the data as they were.")
-        return
-    save_split(path, parts, meta)
-
-
 def _train(config, workdir, model, data, splits, started) -> Path:
     statistics_ = distributed.broadcast(_statistics(config, data, splits["train"], model)
                                         if distributed.leader() else None)
     terms.check_elements([name for name, _ in getattr(model, "terms", ())], statistics_["elements"])
     restored = restore(workdir)
-    batches, filled = _batches(config, splits, model, np.array(statistics_["reference_energies"]), restored)
+    batches, filled = make_batches(config, splits, model, np.array(statistics_["reference_energies"]), restored)
     per_epoch = batches.num_groups(splits["train"])
-    num_steps = (config.train.num_steps if config.train.num_epochs is None
-                 else max(round(config.train.num_epochs * per_epoch), 1))
-    log.info("%d updates, %.4g epochs of %.4g updates", num_steps, num_steps / per_epoch, per_epoch)
-    if config.optimizer.warmup_steps >= num_steps:
-        log.warning("optimizer.warmup_steps (%d) are no fewer than the updates of this run (%d): the learning rate "
-                    "grows to the end and is never lowered", config.optimizer.warmup_steps, num_steps)
-    metadata = {"config": configs.to_dict(config), "statistics": statistics_, "versions": {
-        p: _version(p) for p in PACKAGES} | {"python": platform.python_version()}}
+    num_steps = count_updates(config, per_epoch)
+    metadata = describe(config, statistics_)
     params = jax.jit(model.init)(jax.random.key(config.seed), example_graph())
     loop = _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoch, params)
     trainer = loop.trainer
@@ -146,35 +125,6 @@ def _train(config, workdir, model, data, splits, started) -> Path:
     metadata["updates"] = num_steps
     metadata["seconds"] = {"training": position.seconds, "this process": time.monotonic() - started}
     return _report(config, workdir, model, trainer, loop.batches, splits, metadata, params, data, filled)
-
-
-def _batches(config, splits, model, reference, restored) -> tuple[Batches, dict[str, float]]:
-    """The batches of a run, of as many micro-batches as it was begun with, and how full they are."""
-    train, c = splits["train"], config.train
-    micro_batches = c.micro_batches or jax.device_count()
-    if restored is not None:
-        micro_batches = restored.metadata["position"].get("micro_batches", micro_batches)
-    budgets = choose_budgets(train.sizes, c.batch_size / micro_batches)
-    for split in splits.values():
-        budgets = (*budgets[:-1], enlarge(budgets[-1], split.sizes))
-    batches = Batches(budgets, model.cutoff, reference, jax.local_device_count(), micro_batches, distributed.count(),
-                      distributed.index(), long_range_cutoff(model))
-    # in another order than the store's, where conformations of a molecule stand together
-    some = np.random.default_rng(0).permutation(len(train))[:20_000]
-    plan = plan_buckets(some, train.sizes, budgets)
-    filled = fill_buckets(plan, train.sizes, budgets)
-    room = {"nodes": "atoms", "edges": "edges", "graphs": "graphs", "pairs": "long-range pairs"}
-    for bucket, budget in enumerate(budgets):
-        log.info("batches of %s: %.1f %%", ", ".join(
-            f"{getattr(budget, k)} {room[k]}" for k in filled), 100 * np.mean([b == bucket for b, _ in plan]))
-    log.info("%d micro-batch(es) of about %.4g structures in an update; %s", micro_batches,
-             mean := np.mean([len(places) for _, places in plan]), ", ".join(
-                 f"{100 * (1 - share):.1f} % of {room[k]} are padding" for k, share in filled.items()))
-    if mean * micro_batches > _LARGER * c.batch_size:
-        log.warning("an update is of about %.4g structures, not of the %.4g of train.batch_size: each of its %d "
-                    "micro-batches holds at least one. Fewer devices or micro-batches would make it smaller",
-                    mean * micro_batches, c.batch_size, micro_batches)
-    return batches, filled
 
 
 def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoch, params) -> Loop:
@@ -199,16 +149,7 @@ def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoc
     valid = splits["valid"] if len(splits["valid"]) else train
     return Loop(trainer, batches, train, valid.sample(c.train.max_valid, c.seed), workdir, metadata, schedules,
                 c.train, num_steps, c.seed,
-                Meter(train.sizes, _flops(trainer, batches, train, params)), plateau, per_call)
-
-
-def _flops(trainer, batches, train, params) -> float | None:
-    """Of an update on this process's devices; None where their peak is not known, so that the share is neither."""
-    if not peak_flops():
-        return None
-    with contextlib.closing(batches.in_order(train)) as stream:
-        graph = jax.tree.map(lambda x: x[0], next(stream)[1])
-    return trainer.flops(params, graph) * batches.per_device * trainer.num_devices
+                Meter(train.sizes, update_flops(trainer, batches, train, params)), plateau, per_call)
 
 
 def _resident(config, batches, train: Split, model):
@@ -243,14 +184,6 @@ def _statistics(config, data, train: Split, model) -> dict[str, Any]:
         "num_molecules": splits_module.group(data.store.index("molecule")[train.indices])[1],
         "mean_neighbors": float(train.sizes.n_edge.sum() / train.sizes.n_node.sum()),
         "level_of_theory": data.level_of_theory}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        from mlip_jax import __version__
-        return __version__ if package == "mlip_jax" else "unknown"
 
 
 def _report(config, workdir, model, trainer, batches, splits, metadata, params, data, filled) -> Path:

@@ -93,6 +93,9 @@ class Batches:
       resident: Training batches are the places of the structures alone, (D, 1, K, graphs - 1) int32, -1 where there
         is none: the graphs are built on the device.
       put: What brings a training batch to the devices, in the thread that builds ahead.
+      properties: Names of properties that batches hold as labels, in globals and nodes (build_batch).
+      displace: (structures, their numbers in the rows of the split, epoch, budget) -> structures as they are trained
+        on in that epoch.
     """
 
     budgets: tuple[Budget, ...]
@@ -105,6 +108,8 @@ class Batches:
     long_range_cutoff: float | None = None
     resident: bool = False
     put: Callable[[Any], Any] = lambda batch: batch
+    properties: tuple[str, ...] = ()
+    displace: Callable[[Columns, np.ndarray, int, Budget], Columns] | None = None
 
     @property
     def per_device(self) -> int:
@@ -182,18 +187,21 @@ class Batches:
                 waiting[bucket] = []
         return groups + [Group(rest, 0, bucket=bucket) for bucket, rest in enumerate(waiting) if rest]
 
-    def _batch(self, split: Split, places: np.ndarray, bucket: int):
-        return build_batch(split.columns(places, labels_only=True), self.budgets[bucket], self.cutoff, self.reference,
-                           long_range_cutoff=self.long_range_cutoff)
+    def _batch(self, split: Split, places: np.ndarray, bucket: int, epoch: int | None = None):
+        columns, budget = split.columns(places, labels_only=True), self.budgets[bucket]
+        if epoch is not None and self.displace is not None and len(places):
+            columns = self.displace(columns, split.indices[places], epoch, budget)
+        return build_batch(columns, budget, self.cutoff, self.reference, long_range_cutoff=self.long_range_cutoff,
+                           properties=self.properties)
 
     def _training_builder(self, split: Split):
-        def one(places, bucket):
+        def one(places, bucket, epoch):
             if not self.resident:
-                return self._batch(split, places, bucket)
+                return self._batch(split, places, bucket, epoch)
             return np.concatenate([places, np.full(self.budgets[bucket].graphs - 1 - len(places), -1)]).astype(np.int32)
 
         def build(group: Group):
-            made = stack([one(places, group.bucket) for places in self._share(group, self.per_device)])
+            made = stack([one(places, group.bucket, group.epoch) for places in self._share(group, self.per_device)])
             shape = (self.num_devices, 1, self.per_device)
             return self.put(jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), made))
 

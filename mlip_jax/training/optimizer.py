@@ -83,6 +83,9 @@ def create(config: Mapping[str, Any], num_steps: int, steps_per_epoch: float = 1
     `freeze` holds patterns (* for any characters, / included) on the paths of parameters, "params/embedding/*". What
     they match gets updates of exactly zero, has no moments, and does not count in the norm that is clipped.
 
+    `rates` gives groups of parameters factors to the learning rate: "params/backbone/*=0.1, params/head_*=1". The first
+    pattern that matches counts; what none matches learns at the rate itself.
+
     Args:
       config, num_steps, steps_per_epoch: See `learning_rate`.
 
@@ -105,11 +108,55 @@ def create(config: Mapping[str, Any], num_steps: int, steps_per_epoch: float = 1
     if config["clip_norm"]:
         _check(config, {"clip_norm": _NOT_NEGATIVE})
         rule = optax.chain(optax.clip_by_global_norm(config["clip_norm"]), rule)
+    factors = rate_factors(config.get("rates", ""))
+    if factors:
+        rule = optax.chain(rule, optax.stateless(lambda updates, params: jax.tree.map(
+            jnp.multiply, updates, _by_pattern(updates, factors))))
     patterns = config["freeze"]
     if isinstance(patterns, str):
         raise ValueError(f"optimizer.freeze must be a list of patterns, received the text {patterns!r}; "
                          f"write ({patterns!r},)")
     return _without(rule, tuple(patterns)) if patterns else rule
+
+
+def rate_factors(text: str) -> dict[str, float]:
+    """Factors by pattern.
+
+    >>> rate_factors("params/backbone/*=0.1, params/head_gap/*=2")
+    {'params/backbone/*': 0.1, 'params/head_gap/*': 2.0}
+
+    Raises:
+      ValueError: Something else.
+    """
+    factors = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        pattern, equals, value = (p.strip() for p in part.rpartition("="))
+        try:
+            factors[pattern] = float(value)
+        except ValueError:
+            equals = ""
+        if not (equals and pattern and math.isfinite(factors[pattern]) and factors[pattern] >= 0):
+            raise ValueError(f"optimizer.rates must be 'pattern=factor, pattern=factor' with factors of zero or more, "
+                             f"received {text!r}")
+    return factors
+
+
+def _by_pattern(params, factors: Mapping[str, float]):
+    """A tree like `params` of the factor of each leaf."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    paths = [parameter_path(path) for path, _ in leaves]
+    for pattern in factors:
+        _check_matches("optimizer.rates", pattern, paths)
+    return jax.tree.unflatten(structure, [
+        next((f for pattern, f in factors.items() if fnmatch.fnmatchcase(path, pattern)), 1.0) for path in paths])
+
+
+def _check_matches(field: str, pattern: str, paths: Sequence[str]) -> None:
+    if any(fnmatch.fnmatchcase(path, pattern) for path in paths):
+        return
+    near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3) or paths[:3]
+    raise ValueError(f"{field}: {pattern!r} matches none of the {len(paths)} parameters; the nearest are "
+                     f"{', '.join(near)}. * stands for any characters.")
 
 
 def _matrices(params):
@@ -140,10 +187,7 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [parameter_path(path) for path, _ in leaves]
     for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
-            near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3) or paths[:3]
-            raise ValueError(f"optimizer.freeze: {pattern!r} matches none of the {len(paths)} parameters; the nearest "
-                             f"are {', '.join(near)}. * stands for any characters.")
+        _check_matches("optimizer.freeze", pattern, paths)
     matched = [any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns) for path in paths]
     if all(matched):
         raise ValueError(f"optimizer.freeze: {', '.join(map(repr, patterns))} match all {len(paths)} parameters, so "

@@ -1,0 +1,99 @@
+"""How far a molecule lies from what a model was trained on, and what error to expect there.
+
+The distance is that of the model's own features (PropertyModel.embed) to the nearest training molecules, in units of
+their spread. What it means is learned on the validation part: molecules farther away than nearly all of that are
+outside of the domain, and the expected error is that of validation molecules as far away.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from mlip_jax.checkpoint import CheckpointError
+
+_NEIGHBORS = 5
+_BINS = 5
+# Of the validation molecules those that lie farther away than the rest are taken for the border.
+_BORDER = 0.99
+_ROWS = 512  # molecules whose distances are computed at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Domain:
+    """Where training molecules lie.
+
+    Attributes:
+      points: (M, F) features of training molecules over `spread` (F,).
+      border: Distance beyond which a molecule is outside.
+      edges, errors: Expected |error| of each property by name in bins of the distance: (B - 1,) inner edges, and (B,)
+        that never fall.
+    """
+
+    points: np.ndarray
+    spread: np.ndarray
+    border: float
+    edges: np.ndarray
+    errors: dict[str, np.ndarray]
+
+    @classmethod
+    def fit(cls, train: np.ndarray, valid: np.ndarray, errors: dict[str, np.ndarray]) -> Domain:
+        """Of features of training (M, F) and validation molecules (V, F), and the latter's |error| (V,) by property.
+
+        Raises:
+          ValueError: There are no training or no validation molecules.
+        """
+        if not len(train) or not len(valid):
+            raise ValueError("a domain needs training and validation molecules")
+        spread = np.maximum(train.std(0), 1e-6 * max(float(np.abs(train).max()), 1e-12))
+        made = cls((train / spread).astype(np.float32), spread, np.inf, np.zeros(0), {})
+        distance = made.distance(valid)
+        edges = np.unique(np.quantile(distance, np.linspace(0, 1, min(_BINS, len(valid)) + 1)[1:-1]))
+        bins = np.digitize(distance, edges)
+        expected = {name: np.maximum.accumulate([_mean(e[bins == b]) for b in range(len(edges) + 1)])
+                    for name, e in errors.items()}
+        return dataclasses.replace(made, border=float(np.quantile(distance, _BORDER)), edges=edges, errors=expected)
+
+    def distance(self, features: np.ndarray) -> np.ndarray:
+        """Mean distance to the nearest training molecules, (S,)."""
+        neighbors, own = min(_NEIGHBORS, len(self.points)), (features / self.spread).astype(np.float32)
+        squares, found = (self.points ** 2).sum(1), np.zeros(len(own))
+        for start in range(0, len(own), _ROWS):
+            rows = own[start:start + _ROWS]
+            d2 = np.maximum((rows ** 2).sum(1)[:, None] + squares - 2.0 * rows @ self.points.T, 0.0)
+            found[start:start + _ROWS] = np.sqrt(np.partition(d2, neighbors - 1, axis=1)[:, :neighbors]).mean(1)
+        return found
+
+    def outside(self, distance: np.ndarray) -> np.ndarray:
+        """Whether molecules at these distances (S,) are outside."""
+        return distance > self.border
+
+    def expected_error(self, name: str, distance: np.ndarray) -> np.ndarray:
+        """|error| of validation molecules that lie as far away, (S,), in the unit of the property."""
+        return self.errors[name][np.digitize(distance, self.edges)]
+
+    def save(self, path: Path) -> None:
+        """Write an npz file."""
+        with open(path, "wb") as file:
+            np.savez_compressed(file, points=self.points, spread=self.spread, border=self.border, edges=self.edges,
+                                **{f"error_{name}": e for name, e in self.errors.items()})
+
+    @classmethod
+    def load(cls, path: Path) -> Domain:
+        """What `save` wrote.
+
+        Raises:
+          CheckpointError: There is none.
+        """
+        if not path.is_file():
+            raise CheckpointError(f"{path}: is missing; it is written at the end of a run of the task 'property'")
+        with np.load(path, allow_pickle=False) as kept:
+            errors = {k.removeprefix("error_"): kept[k] for k in kept.files if k.startswith("error_")}
+            return cls(kept["points"], kept["spread"], float(kept["border"]), kept["edges"], errors)
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else 0.0

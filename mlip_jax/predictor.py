@@ -1,0 +1,168 @@
+"""Predictor: model, parameters and targets make properties of geometries."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from mlip_jax.checkpoint import CheckpointError, from_arrays
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.property_data import Target
+from mlip_jax.graphs.batching import build_batch, choose_budget, measure, plan_window
+from mlip_jax.models.readouts import BACKBONE, PropertyModel, with_heads
+from mlip_jax.potential import active_terms, create_model, example_graph, read_checkpoint
+from mlip_jax.structure import from_ase
+
+TASK = "property"
+EMBEDDING = "embedding"
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """What a run of the task "property" has learned.
+
+    Attributes:
+      model: See readouts.PropertyModel. params: Its parameters. targets: What it predicts.
+      cutoff: Å. elements: Atomic numbers of the training part.
+      metadata: Config, statistics and versions, as the checkpoint has them.
+    """
+
+    model: PropertyModel
+    params: Any
+    targets: tuple[Target, ...]
+    cutoff: float
+    elements: tuple[int, ...]
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Predictor:
+        """The predictor of a workdir (its best checkpoint) or of a checkpoint directory.
+
+        Raises:
+          CheckpointError: Nothing readable is there, or a force field.
+        """
+        restored = read_checkpoint(path)
+        if restored.metadata["config"].get("task") != TASK:
+            raise CheckpointError(f"{path}: holds a force field, not a predictor of properties. Train one from it: "
+                                  f"--config=configs/force2prop.py --config.init.workdir={path}")
+        return cls.from_checkpoint(restored.arrays, restored.metadata)
+
+    @classmethod
+    def from_checkpoint(cls, arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> Predictor:
+        """Of the arrays under "params/" and the metadata of a checkpoint."""
+        statistics = metadata["statistics"]
+        targets = tuple(Target.from_json(t) for t in statistics["targets"])
+        model = with_heads(backbone_of(metadata["config"]), statistics["heads"])
+        template = jax.eval_shape(model.init, jax.random.key(0), example_graph())
+        return cls(model, from_arrays(template, arrays, "params/"), targets, float(statistics["cutoff"]),
+                   tuple(statistics["elements"]), metadata)
+
+    def predict(self, structures: Columns | Sequence[Atoms], batch_size: int = 64) -> dict[str, np.ndarray]:
+        """Properties of structures.
+
+        Returns:
+          Each property by name: (S,), (S, 3), or of atoms (A,), float64, in its unit. And "embedding", (S, F): where
+          the structures lie in what the model knows (PropertyModel.embed).
+
+        Raises:
+          ValueError: No structures, or one holds an element that the training part did not.
+        """
+        columns = structures if isinstance(structures, Columns) else Columns.from_structures(map(from_ase, structures))
+        self.check_elements(columns.numbers)
+        outputs = self._outputs(columns, batch_size)
+        return {t.name: t.to_physical(outputs[t.name], columns) for t in self.targets} | {
+            EMBEDDING: outputs[EMBEDDING].astype(np.float64)}
+
+    def check_elements(self, numbers: np.ndarray) -> None:
+        """Raise ValueError naming the elements that the training part did not hold."""
+        unknown = sorted(set(np.asarray(numbers).tolist()) - set(self.elements))
+        if unknown:
+            raise ValueError(
+                f"this predictor was not trained on {', '.join(chemical_symbols[z] for z in unknown)}; it knows "
+                f"{', '.join(chemical_symbols[z] for z in self.elements)}")
+
+    def _outputs(self, columns: Columns, batch_size: int) -> dict[str, np.ndarray]:
+        if not len(columns):
+            raise ValueError("there are no structures to predict")
+        sizes = measure(columns, self.cutoff, self.model.long_range_cutoff)
+        budget = choose_budget(sizes, min(batch_size, len(columns)))
+        parts, order = [], []
+        for places in plan_window(np.arange(len(columns)), sizes, budget):
+            graph = build_batch(columns.take(places), budget, self.cutoff,
+                                long_range_cutoff=self.model.long_range_cutoff)
+            made = jax.device_get(_apply(self.model, self.params, graph))
+            rows = len(columns.atoms_of(places))
+            parts.append({name: values[:rows if name in self._of_atoms else len(places)]
+                          for name, values in made.items()})
+            order.append(places)
+        order = np.concatenate(order)
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        back = {False: np.argsort(order), True: np.argsort(columns.atoms_of(order))}
+        return {name: values[back[name in self._of_atoms]] for name, values in joined.items()}
+
+    @property
+    def _of_atoms(self) -> set[str]:
+        return {name for name, options in self.model.heads if dict(options).get("kind", "").startswith("atom")}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(model, params, graph):
+    params, graph = jax.tree.map(jnp.asarray, (params, graph))
+    return {**model.apply(params, graph), EMBEDDING: model.apply(params, graph, method="embed")}
+
+
+def backbone_of(config: Mapping[str, Any]) -> Any:
+    """The model of a config without energy terms: those add to an energy, and features know nothing of them."""
+    return create_model(config["model"])
+
+
+def pretrained(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
+    """What a workdir gives to begin with.
+
+    Returns:
+      The part "model" of its config; arrays of parameters by path, "backbone/..." and, of a predictor, "head_NAME/...";
+      and the metadata of the checkpoint.
+
+    Raises:
+      CheckpointError: Nothing readable is there.
+    """
+    restored = read_checkpoint(path)
+    prefix = "params/params/"
+    arrays = {k[len(prefix):]: v for k, v in restored.arrays.items() if k.startswith(prefix)}
+    config = restored.metadata["config"]
+    if config.get("task") != TASK:
+        with_terms = bool(active_terms(config.get("potential") or {}))
+        own = "model/" if with_terms else ""
+        arrays = {f"{BACKBONE}/{k[len(own):]}": v for k, v in arrays.items() if k.startswith(own)}
+    return config["model"], arrays, restored.metadata
+
+
+def begin_from(params: Any, arrays: Mapping[str, np.ndarray], source: str) -> tuple[Any, list[str]]:
+    """`params` of a PropertyModel, the backbone and heads of which are those of `arrays` (`pretrained`), as far as
+    there are any; and the names of the heads that start anew.
+
+    Raises:
+      CheckpointError: The backbone, or a head of the same name, is not the same: parameters that are missing, left
+        over or of another shape are named.
+    """
+    parts, fresh = dict(params["params"]), []
+    for name, own in parts.items():
+        found = {k: v for k, v in arrays.items() if k.startswith(f"{name}/")}
+        if not found and name != BACKBONE:
+            fresh.append(name.removeprefix("head_"))
+            continue
+        try:
+            parts[name] = from_arrays(own, found, f"{name}/")
+        except CheckpointError as error:
+            raise CheckpointError(f"{source} cannot be begun from: in {name!r} {error}\nLeave config.model.name empty "
+                                  "to take its architecture, or change config.model.options.") from error
+    return {**params, "params": parts}, fresh

@@ -1,0 +1,164 @@
+"""The report of a property predictor: `report.html`, `metrics.json`, and what was predicted for each structure."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlip_jax.datasets.property_data import Target
+from mlip_jax.reports import errors, figures, page, sections
+from mlip_jax.reports.files import write_text, write_whole
+from mlip_jax.reports.training import read_metrics
+
+_WORST = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What was predicted for some structures, S of them with A atoms.
+
+    Attributes:
+      molecule: Names, (S,). n_atoms: (S,).
+      labels, predicted: By property, (S,), (S, 3) or of atoms (A,), in its unit; labels NaN where unknown.
+    """
+
+    molecule: np.ndarray
+    n_atoms: np.ndarray
+    labels: Mapping[str, np.ndarray]
+    predicted: Mapping[str, np.ndarray]
+
+    def absolute(self, name: str) -> np.ndarray:
+        """|error| of each structure, the mean over components or atoms, (S,); NaN without a label."""
+        error = np.abs(self.predicted[name] - self.labels[name])
+        if error.ndim == 1 and len(error) == len(self.n_atoms):
+            return error
+        if error.ndim == 2:
+            return error.mean(1)
+        ends = np.cumsum(self.n_atoms)
+        return np.array([error[end - n:end].mean() for n, end in zip(self.n_atoms, ends)])
+
+
+def write_property_report(workdir: str | os.PathLike, outcomes: Mapping[str, Outcome], targets: Sequence[Target], *,
+                          title: str, metrics_csv: Path, seconds: float, notes: Sequence[str], best_step: int,
+                          info: Mapping[str, Any]) -> Path:
+    """Write report.html, metrics.json and predictions_PART.csv into `workdir`, each at once or not at all.
+
+    Args:
+      outcomes: By part: "train", "valid", and "test GEOMETRY" for each source of test geometries.
+      targets: The properties; none after denoising, of which the report shows the course alone.
+      notes: What a reader must know before the numbers. info: Metadata of the run.
+
+    Returns:
+      The path of report.html.
+    """
+    workdir = Path(workdir)
+    scores = {part: {t.name: score(outcome.absolute(t.name)) for t in targets} for part, outcome in outcomes.items()}
+    first = next((part for part in outcomes if part.startswith("test ")), None)
+    numbers = {"task": "property", "seconds": seconds, "best_step": best_step, "scores": scores,
+               "test": {f"{t.name}_mae": scores[first][t.name]["mae"] for t in targets} if first else None}
+    write_text(workdir / "metrics.json", json.dumps(errors.json_safe(numbers), indent=2) + "\n")
+    for part, outcome in outcomes.items():
+        write_predictions(workdir / f"predictions_{_file(part)}.csv", outcome, targets)
+    body = [page.heading(title, 1), *(page.callout(note) for note in notes), *_table(scores, outcomes, targets),
+            *_figures(outcomes, targets, first, metrics_csv), *_worst(outcomes, targets, first),
+            *sections.provenance(_provenance(info, best_step, seconds))]
+    write_text(workdir / "report.html", page.page(title, body))
+    return workdir / "report.html"
+
+
+def score(absolute: np.ndarray) -> dict[str, float]:
+    """Mean |error|, its standard error over structures, the root mean square, the median, and how many there are."""
+    known = absolute[np.isfinite(absolute)]
+    if not len(known):
+        return {"mae": float("nan"), "stderr": float("nan"), "rmse": float("nan"), "median": float("nan"), "count": 0}
+    return {"mae": float(known.mean()), "stderr": float(known.std() / np.sqrt(len(known))),
+            "rmse": float(np.sqrt((known ** 2).mean())), "median": float(np.median(known)), "count": len(known)}
+
+
+def write_predictions(path: Path, outcome: Outcome, targets: Sequence[Target]) -> None:
+    """A line for each structure: labels and predictions of what structures have, |error| of what atoms have."""
+    def write(temporary):
+        with open(temporary, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["molecule", "n_atoms", *(
+                f"{t.name}{end}" for t in targets for end in (
+                    ("", "_predicted") if t.kind == "scalar" else ("_absolute_error",)))])
+            columns = []
+            for t in targets:
+                columns += ([outcome.labels[t.name], outcome.predicted[t.name]] if t.kind == "scalar"
+                            else [outcome.absolute(t.name)])
+            for s, (molecule, n) in enumerate(zip(outcome.molecule, outcome.n_atoms)):
+                writer.writerow([molecule, n, *(f"{column[s]:.7g}" for column in columns)])
+
+    write_whole(path, write)
+
+
+def _file(part: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in part).strip("_")
+
+
+def _table(scores, outcomes, targets) -> Iterator[str]:
+    if not targets:
+        yield page.paragraph("Nothing but noise was learned: this run is to begin others from.")
+        return
+    yield page.heading("Errors")
+    header = ["", "structures"]
+    for t in targets:
+        header += [f"{t.name} MAE ({t.unit})" if t.unit else f"{t.name} MAE", "± standard error", "RMSE", "median"]
+    yield page.table(header, [
+        (part, max(of[t.name]["count"] for t in targets),
+         *(of[t.name][key] for t in targets for key in ("mae", "stderr", "rmse", "median")))
+        for part, of in scores.items()])
+    yield page.paragraph("The lines 'test ...' are the same molecules at geometries of different origin; the labels "
+                         "are always those of the reference geometry.")
+
+
+def _figures(outcomes, targets, first, metrics_csv) -> Iterator[str]:
+    made = []
+    for t in targets:
+        if first and t.kind == "scalar":
+            outcome = outcomes[first]
+            fig, ax = figures.figure(t.name)
+            figures.parity(ax, outcome.labels[t.name], outcome.predicted[t.name], figures.BLUE,
+                           f"{t.name} ({t.unit})" if t.unit else t.name, outcome.absolute(t.name), t.unit)
+            made.append(page.figure(fig, f"Predicted against reference {t.name}, {first}."))
+    layout = [("Loss", "loss", {"train_loss": "train", "valid_loss": "valid"})]
+    layout += [(t.name, f"MAE ({t.unit})" if t.unit else "MAE", {f"train_{t.name}_mae": "train",
+                                                               f"valid_{t.name}_mae": "valid"}) for t in targets]
+    layout += [("Alignment", "penalty", {"train_alignment": "train", "valid_alignment": "valid"}),
+               ("Learning rate", "learning rate", {"learning_rate": "train"})]
+    curves = figures.learning_curves(read_metrics(metrics_csv), layout)
+    if made:
+        yield page.grid(made)
+    if curves is not None:
+        yield page.figure(curves, "The course of training.", wide=True)
+
+
+def _worst(outcomes, targets, first) -> Iterator[str]:
+    for t in targets:
+        if not first or t.kind != "scalar":
+            continue
+        outcome, absolute = outcomes[first], outcomes[first].absolute(t.name)
+        order = [s for s in np.argsort(-np.nan_to_num(absolute, nan=-1.0))[:_WORST] if np.isfinite(absolute[s])]
+        yield page.heading(f"Worst molecules: {t.name}, {first}")
+        yield page.table(["molecule", "atoms", "reference", "predicted", "error"], [
+            (str(outcome.molecule[s]), int(outcome.n_atoms[s]), float(outcome.labels[t.name][s]),
+             float(outcome.predicted[t.name][s]), float(outcome.predicted[t.name][s] - outcome.labels[t.name][s]))
+            for s in order])
+
+
+def _provenance(info: Mapping[str, Any], best_step: int, seconds: float) -> dict[str, dict[str, Any]]:
+    config, statistics = info["config"], info["statistics"]
+    parts = {name: {k: str(v) for k, v in config[name].items()} for name in (
+        "data", "property", "init", "align", "model", "optimizer", "train")}
+    return {"Result": {"best checkpoint at step": best_step, "updates": info["updates"],
+                       "training seconds": round(seconds, 1), "training structures": statistics["num_structures"],
+                       "level of theory": statistics["level_of_theory"]},
+            **{name.capitalize(): values for name, values in parts.items()}, "Versions": info["versions"]}

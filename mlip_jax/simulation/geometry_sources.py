@@ -1,0 +1,192 @@
+"""Geometries of the molecules of a data set from other places than the structure that has the property.
+
+What users have is seldom the geometry that a property was computed at. A source is named by a text:
+
+    labels             the structure that has the property
+    STAGE, STAGE:first the last, or the first, snapshot of a subset (a stage of a relaxation) of the same record
+    etkdg              RDKit's ETKDGv3 from SMILES
+    etkdg:mmff         the same, relaxed with MMFF94
+    relaxed(SOURCE)    another source, relaxed by a force field in batches (relax.py)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from rich.progress import track
+
+from mlip_jax import workers
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets import embedding
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.property_data import Rows
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.store import Store
+from mlip_jax.potential import Potential
+from mlip_jax.simulation.relax import Relaxer
+from mlip_jax.structure import Structure
+
+log = logging.getLogger(__name__)
+
+LABELS = "labels"
+_RELAXED = re.compile(r"relaxed\((.+)\)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometries:
+    """Geometries of some samples.
+
+    Attributes:
+      rows: Where they are. index: Their numbers there, (K,) int64.
+      samples: Which samples they are of, (K,) int64, ascending: a sample of which the source has none is left out.
+    """
+
+    rows: Rows
+    index: np.ndarray
+    samples: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """Finds and makes geometries of the structures `index` of a store.
+
+    Attributes:
+      store, index: The samples. cache: Folder that keeps what was made. force_field: Loads the one that relaxes.
+      seed: Of the embedding. num_processes: That embed; None for one per core.
+      fmax, max_steps: Of relaxations, eV/Å.
+    """
+
+    store: Store
+    index: np.ndarray
+    cache: Path
+    force_field: Callable[[], Potential] | None = None
+    seed: int = 0
+    num_processes: int | None = None
+    fmax: float = 0.05
+    max_steps: int = 500
+
+    def get(self, source: str, samples: np.ndarray) -> Geometries:
+        """The geometries of `samples` (numbers in `index`) from a source.
+
+        Raises:
+          ConfigError: There is no such source, or no force field to relax by.
+          DatasetError: The data have no such stage, or no SMILES; or no sample has a geometry.
+        """
+        if source == LABELS:
+            return Geometries(self.store, self.index[samples], samples)
+        relaxed = _RELAXED.fullmatch(source)
+        if relaxed:
+            found = self._relaxed(relaxed[1], samples)
+        elif source.partition(":")[0] == "etkdg":
+            found = self._embedded(source, samples)
+        else:
+            found = self._snapshots(source, samples)
+        if not len(found.samples):
+            raise DatasetError(f"{source}: none of {len(samples)} samples has such a geometry")
+        if len(found.samples) < len(samples):
+            log.warning("%s: %d of %d samples have no such geometry and are left out", source,
+                        len(samples) - len(found.samples), len(samples))
+        return found
+
+    def frames(self, stages: str, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All snapshots of some stages: (first, numbers in the store); those of sample samples[s] are
+        first[s]:first[s + 1]."""
+        wanted = np.zeros(len(self.store), bool)
+        for stage in stages.split(","):
+            wanted |= self._of_stage(stage.strip())
+        record = np.asarray(self.store.index("record"))
+        candidates = np.flatnonzero(wanted)
+        order = np.argsort(record[candidates], kind="stable")
+        candidates = candidates[order]
+        own = record[self.index[samples]]
+        begin, end = (np.searchsorted(record[candidates], own, side) for side in ("left", "right"))
+        first = np.concatenate([[0], np.cumsum(end - begin)])
+        numbers = [candidates[a:b] for a, b in zip(begin, end)]
+        return first, np.concatenate(numbers) if numbers else np.zeros(0, np.int64)
+
+    def _of_stage(self, stage: str) -> np.ndarray:
+        codes, names = self.store.texts("subset")
+        if stage not in names:
+            raise ConfigError(f"there is no geometry {stage!r}: the data have the stages "
+                              f"{', '.join(sorted(n for n in names if n)) or '(none)'}; others are labels, etkdg, "
+                              "etkdg:mmff and relaxed(SOURCE)")
+        return codes == names.index(stage)
+
+    def _snapshots(self, source: str, samples: np.ndarray) -> Geometries:
+        stage, _, which = source.partition(":")
+        if which not in ("", "first", "last"):
+            raise ConfigError(f"geometry {source!r}: after the stage comes first or last")
+        first, numbers = self.frames(stage, samples)
+        has = np.flatnonzero(np.diff(first))
+        conformer = np.asarray(self.store.index("conformer"))
+        pick = np.argmin if which == "first" else np.argmax
+        chosen = [(own := numbers[first[s]:first[s + 1]])[pick(conformer[own])] for s in has]
+        return Geometries(self.store, np.array(chosen, np.int64), samples[has])
+
+    def _embedded(self, source: str, samples: np.ndarray) -> Geometries:
+        if source not in ("etkdg", "etkdg:mmff"):
+            raise ConfigError(f"geometry {source!r}: expected etkdg or etkdg:mmff")
+        codes, texts = self.store.texts("smiles")
+        smiles = [texts[code] for code in codes[self.index[samples]]]
+        if not any(smiles):
+            raise DatasetError(f"{self.store.path}: etkdg makes geometries of SMILES, and these data have none")
+        options = embedding.Options(mmff=source.endswith("mmff"), seed=self.seed)
+
+        def make():
+            jobs = [(embedding.Entry(i, f"sample {i}", "", s), options) for i, s in enumerate(smiles)]
+            made = workers.stream(embedding.make, jobs, self.num_processes, on_death=embedding.gave_up)
+            return [found[0].atoms for found in track(made, f"{source}", total=len(jobs))]
+
+        return self._kept([source, self.seed, smiles], make, samples)
+
+    def _relaxed(self, source: str, samples: np.ndarray) -> Geometries:
+        if self.force_field is None:
+            raise ConfigError("geometries 'relaxed(...)' need a force field: set data.force_field to its workdir")
+        start, potential = self.get(source, samples), self.force_field()
+        columns = start.rows.take(start.index, labels_only=True)
+        starts = [Atoms(s.numbers, s.positions, info={"charge": s.charge}) for s in columns]
+
+        def make():
+            relaxer = Relaxer(potential, fmax=self.fmax, max_steps=self.max_steps)
+            found = {key: result for key, result in track(
+                relaxer.stream(enumerate(starts)), f"relaxing {source}", total=len(starts))}
+            lost = [k for k, r in found.items() if r.status not in ("converged", "step limit")]
+            if lost:
+                log.warning("%d of %d molecules could not be relaxed, the first because %s", len(lost), len(starts),
+                            found[lost[0]].reason)
+            return [None if k in lost else found[k].atoms for k in range(len(starts))]
+
+        content = hashlib.sha256(columns.positions.tobytes() + columns.numbers.tobytes()).hexdigest()
+        return self._kept(["relaxed", potential.digest(), self.fmax, self.max_steps, content], make, start.samples)
+
+    def _kept(self, identity: list, make: Callable[[], list[Atoms | None]], samples: np.ndarray) -> Geometries:
+        """What `make` gives, or gave before to the same identity."""
+        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        path = self.cache / f"{key}.npz"
+        if not path.exists():
+            made = make()
+            present = np.array([atoms is not None for atoms in made])
+            atoms = [a for a in made if a is not None]
+            self.cache.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+            with open(temporary, "wb") as file:
+                np.savez(file, present=present, count=np.array([len(a) for a in atoms], np.int64),
+                         charge=np.array([a.info.get("charge", 0.0) for a in atoms]),
+                         numbers=np.concatenate([a.numbers for a in atoms] or [np.zeros(0, int)]),
+                         positions=np.concatenate([a.positions for a in atoms] or [np.zeros((0, 3))]))
+            os.replace(temporary, path)
+        with np.load(path, allow_pickle=False) as kept:
+            ends = np.cumsum(kept["count"])[:-1]
+            parts = zip(np.split(kept["numbers"], ends), np.split(kept["positions"], ends), kept["charge"].tolist())
+            columns = Columns.from_structures(
+                Structure(n.astype(np.int32), x, charge=q) for n, x, q in parts if len(n))
+            return Geometries(columns, np.arange(len(columns)), samples[kept["present"]])

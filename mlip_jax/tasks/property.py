@@ -1,0 +1,298 @@
+"""Task `property`: molecules with properties -> a predictor, from scratch or from a force field -> report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from mlip_jax import config as configs
+from mlip_jax import distributed, predictor
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets import property_data, source
+from mlip_jax.datasets import splits as splits_module
+from mlip_jax.datasets.property_data import Samples, Target
+from mlip_jax.domain import Domain
+from mlip_jax.graphs.batching import Sizes, measure
+from mlip_jax.graphs.edge_counts import edge_counts
+from mlip_jax.importers import load_force_field
+from mlip_jax.models.readouts import PropertyModel, with_heads
+from mlip_jax.potential import BEST, example_graph
+from mlip_jax.reports.property import Outcome, write_property_report
+from mlip_jax.simulation.geometry_sources import LABELS, Geometries, Sources
+from mlip_jax.training import optimizer, property_objective
+from mlip_jax.training.data import Split
+from mlip_jax.training.displaced import DISPLACEMENT, Displaced, DisplacedRows, Frames
+from mlip_jax.training.loop import Loop
+from mlip_jax.training.meter import Meter
+from mlip_jax.training.nonfinite import TrainingError
+from mlip_jax.training.options import check_options
+from mlip_jax.training.outputs import restore
+from mlip_jax.training.prepare import count_updates, describe, keep_split, make_batches, update_flops
+from mlip_jax.training.property_objective import Properties
+from mlip_jax.training.recorder import writing
+from mlip_jax.training.step import Trainer
+from mlip_jax.workdir import claimed, write_json
+
+log = logging.getLogger(__name__)
+
+DOMAIN, SPLIT = "domain.npz", "split_records.json"
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
+    """Train a predictor by `config`, or go on where a run in `workdir` was stopped; returns the path of the report.
+
+    All processes of a run call it alike; the leader alone writes.
+
+    Raises:
+      ConfigError, WorkdirError, DatasetError, CheckpointError, TrainingError, Stopped: With what to do about it.
+    """
+    started = time.monotonic()
+    config = configs.complete(config, configs.property_defaults())
+    _check(config)
+    with contextlib.ExitStack() as stack:
+        with distributed.leader_first("workdir"):
+            if distributed.leader():
+                stack.enter_context(claimed(workdir, configs.identity(config)))
+        workdir = Path(workdir)
+        begin = _begin(config)
+        with distributed.leader_first("data"):
+            data = Data.load(config, workdir)
+        return _train(config, workdir, data, begin, started)
+
+
+def _check(config) -> None:
+    check_options(config.train)
+    property_objective.check(config.property, config.align)
+    if config.init.train not in ("all", "heads"):
+        raise ConfigError(configs.unknown_name("init.train", config.init.train, ["all", "heads"]))
+    if not config.model.name and not config.init.workdir:
+        raise ConfigError("model.name is empty and there is no init.workdir to take it from: set one of them")
+    for name in config.property.heads:
+        if name not in config.property.targets:
+            raise ConfigError(configs.unknown_name("target in property.heads", name, config.property.targets))
+    optimizer.create(_optimizer(config), config.train.num_steps)
+
+
+def _optimizer(config) -> dict[str, Any]:
+    frozen = ("params/backbone/*",) if config.init.train == "heads" else ()
+    return {**dict(config.optimizer), "freeze": (*config.optimizer.freeze, *frozen)}
+
+
+def _begin(config) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """Arrays and metadata of the run to begin from; the model of `config` becomes its, unless it has one."""
+    if not config.init.workdir:
+        return None
+    model, arrays, metadata = predictor.pretrained(config.init.workdir)
+    if not config.model.name:
+        config.model.name, config.model.options = model["name"], ml_collections.ConfigDict(model["options"])
+    return arrays, metadata
+
+
+# --- Data ---
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Samples of all parts.
+
+    Attributes:
+      loaded: The data set. index: Structures of its store that have the properties, (S,). values: Theirs, by name.
+      parts: Numbers of samples in train, valid and test. sources: Of their geometries.
+    """
+
+    loaded: source.LoadedData
+    index: np.ndarray
+    values: dict[str, np.ndarray]
+    parts: dict[str, np.ndarray]
+    sources: Sources
+
+    @classmethod
+    def load(cls, config, workdir: Path) -> Data:
+        """By `config`; the leader writes which structure went where."""
+        c = config.data
+        loaded = source.load(c)
+        index, values = property_data.labelled(loaded.store, loaded.indices, config.property.targets) if (
+            config.property.targets) else (loaded.indices, {})
+        chosen = source.split(dataclasses.replace(loaded, indices=index), c)
+        if distributed.leader():
+            with writing(workdir):
+                _keep(loaded.store, chosen, c, workdir)
+        parts = {name: np.searchsorted(index, numbers) for name, numbers in chosen.items()}
+        for name, samples in parts.items():
+            log.info("%s: %d structures", name, len(samples))
+        sources = Sources(
+            loaded.store, index, Path(c.directory) / "geometries", seed=config.seed,
+            force_field=functools.partial(load_force_field, c.force_field) if c.force_field else None)
+        return cls(loaded, index, values, parts, sources)
+
+    def split(self, part: str, geometry: str, targets: tuple[Target, ...], cutoff: float) -> tuple[Split, Geometries]:
+        """The samples of a part with geometries of a source."""
+        found = self.sources.get(geometry, self.parts[part])
+        # remainders need the elements alone, which are those of the labelled structures
+        labelled = self.loaded.store.take(self.index[found.samples], labels_only=True)
+        properties = {t.name: t.to_training(self.values[t.name][found.samples], labelled)
+                      for t in targets if t.kind != "atom"}
+        rows = Samples(found.rows, found.index, properties, tuple(t for t in targets if t.kind == "atom"))
+        return Split(rows, np.arange(len(rows)), self._sizes(found, cutoff)), found
+
+    def _sizes(self, found: Geometries, cutoff: float) -> Sizes:
+        if found.rows is self.loaded.store:
+            return Sizes(self.loaded.store.index("n_atoms"), edge_counts(self.loaded.store, cutoff)).take(found.index)
+        return measure(found.rows, cutoff).take(found.index)
+
+
+def _keep(store, parts, c, workdir: Path) -> None:
+    molecule, record = store.index("molecule"), store.index("record")
+    keep_split(workdir / "splits.npz", parts, {
+        "store": str(store.path), "split": c.split_files or c.split, "seed": c.split_seed,
+        "parts": splits_module.describe(parts, molecule)})
+    # as data.split_files of another run on the same file: a force field must not see molecules of the test
+    write_json(workdir / SPLIT, {name: sorted(set(record[indices].tolist())) for name, indices in parts.items()})
+
+
+def _displaced(config, data: Data, found: Geometries, cutoff: float) -> Displaced | None:
+    a = config.align
+    if not a.noise and not a.frames:
+        return None
+    if config.data.geometry != LABELS:
+        raise ConfigError("align.noise and align.frames displace training inputs from the geometries of the labels: "
+                          "set data.geometry='labels'")
+    frames = None
+    if a.frames:
+        first, numbers = data.sources.frames(a.frames, found.samples)
+        log.info("%d frames of %d of %d training molecules", len(numbers), (np.diff(first) > 0).sum(), len(first) - 1)
+        frames = Frames(data.loaded.store, numbers, first)
+    return Displaced(a.noise, cutoff, config.seed, a.frames_share if a.frames else 0.0, frames)
+
+
+# --- Training ---
+
+def _train(config, workdir: Path, data: Data, begin, started: float) -> Path:
+    names = tuple(config.property.targets)
+    targets = tuple(map(Target.from_json, distributed.broadcast(
+        [t.to_json() for t in _targets(config, data)] if distributed.leader() else None)))
+    heads = {t.name: {"kind": t.kind, "pooling": t.pooling} for t in targets}
+    if config.align.weight:
+        heads[DISPLACEMENT] = {"kind": "atom_vector"}
+    model = with_heads(predictor.backbone_of(config), heads)
+    cutoff = float(model.cutoff)
+    train, found = data.split("train", config.data.geometry, targets, cutoff)
+    displaced = _displaced(config, data, found, cutoff)
+    valid, _ = data.split("valid", config.data.valid_geometry or config.data.geometry, targets, cutoff)
+    if displaced is not None:
+        edges = edge_counts(data.loaded.store, cutoff)
+        train = dataclasses.replace(train, sizes=displaced.bounds(
+            train.sizes, None if displaced.frames is None else edges[displaced.frames.index]))
+        if not names:  # noise is all that there is to learn, and to validate by
+            noise = dataclasses.replace(displaced, frames=None, share=0.0)
+            valid = dataclasses.replace(valid, rows=DisplacedRows(valid.rows, noise), sizes=noise.bounds(valid.sizes))
+    tests = {geometry: data.split("test", geometry, targets, cutoff) for geometry in config.data.test_geometries
+             } if names else {}
+    splits = {"train": train, "valid": valid, **{f"test {g}": s for g, (s, _) in tests.items()}}
+    restored = restore(workdir)
+    batches, _ = make_batches(config, splits, model, np.zeros(119), restored, properties=(*names, DISPLACEMENT),
+                              displace=displaced)
+    per_epoch = batches.num_groups(train)
+    num_steps = count_updates(config, per_epoch)
+    metadata = describe(config, _statistics(config, data, train, targets, heads, cutoff))
+    params = _initial(config, model, begin)
+    loop = _loop(config, workdir, model, targets, batches, train, valid, metadata, num_steps, per_epoch, params)
+    log.info("%s: %d parameters, %d device(s) of %s in %d process(es)", config.model.name,
+             sum(p.size for p in jax.tree.leaves(params)), jax.device_count(), jax.devices()[0].device_kind,
+             distributed.count())
+    position = loop.run(params, restored)
+    metadata["updates"] = num_steps
+    metadata["seconds"] = {"training": position.seconds, "this process": time.monotonic() - started}
+    return _report(config, workdir, loop.trainer, loop.batches, params, data, splits, tests, targets, metadata)
+
+
+def _targets(config, data: Data) -> list[Target]:
+    options = {name: {"pooling": config.property.pooling} | dict(config.property.heads.get(name, {}))
+               for name in config.property.targets}
+    samples = data.parts["train"]
+    return property_data.fit_targets(
+        data.loaded.store, data.index[samples], {k: v[samples] for k, v in data.values.items()},
+        config.property.targets, options)
+
+
+def _statistics(config, data: Data, train: Split, targets, heads, cutoff) -> dict[str, Any]:
+    elements = set()
+    for _, columns in data.loaded.store.chunks(data.index[data.parts["train"]], labels_only=True):
+        elements.update(np.unique(columns.numbers).tolist())
+    return {"cutoff": cutoff, "targets": [t.to_json() for t in targets], "heads": heads, "elements": sorted(elements),
+            "num_structures": len(train), "level_of_theory": data.loaded.level_of_theory}
+
+
+def _initial(config, model: PropertyModel, begin):
+    params = jax.jit(model.init)(jax.random.key(config.seed), example_graph())
+    if begin is None:
+        return params
+    params, fresh = predictor.begin_from(params, begin[0], config.init.workdir)
+    log.info("begun from %s%s", config.init.workdir, f"; new: {', '.join(fresh)}" if fresh else "")
+    return jax.tree.map(np.asarray, params)
+
+
+def _loop(config, workdir, model, targets, batches, train, valid, metadata, num_steps, per_epoch, params) -> Loop:
+    c, options = config, _optimizer(config)
+    objective = Properties(
+        model, targets, c.property.penalty, c.property.huber_delta, c.align.weight, c.align.loss,
+        c.align.noise or 1.0)
+    trainer = Trainer(objective, optimizer.create(options, num_steps, per_epoch), c.train.ema_decay)
+    plateau = None
+    if c.optimizer.schedule == "plateau":
+        plateau = {"patience": c.optimizer.plateau_patience, "factor": c.optimizer.decay_factor,
+                   "threshold": c.optimizer.plateau_threshold,
+                   "floor": c.optimizer.learning_rate_end / c.optimizer.learning_rate}
+    schedules = {"learning_rate": optimizer.learning_rate(options, num_steps, per_epoch)}
+    valid = valid.sample(c.train.max_valid, c.seed) if len(valid) else train
+    meter = Meter(train.sizes, update_flops(trainer, batches, train, params))
+    batches = dataclasses.replace(batches, put=trainer.put)
+    return Loop(trainer, batches, train, valid, workdir, metadata, schedules, c.train, num_steps, c.seed, meter,
+                plateau)
+
+
+# --- Report ---
+
+def _report(config, workdir, trainer, batches, params, data: Data, splits, tests, targets, metadata) -> Path:
+    best = restore(workdir, BEST)
+    if best is None:
+        raise TrainingError("no validation gave a finite loss, so that there is no best checkpoint to evaluate. Look "
+                            "at valid_loss in metrics.csv, and lower optimizer.learning_rate")
+    log.info("evaluating the best checkpoint (step %d)", best.step)
+    if not distributed.leader():
+        return workdir / "report.html"
+    made = predictor.Predictor.from_checkpoint(best.arrays, best.metadata)
+    outcomes, features = {}, {}
+    for name, split in (splits.items() if targets else ()):
+        found = tests[name.removeprefix("test ")][1] if name.startswith("test ") else None
+        most = config.report.max_domain if name == "train" else len(split)
+        outcomes[name], features[name] = _outcome(made, split.sample(most, config.seed), targets, data, found)
+    with writing(workdir):
+        if targets and len(splits["valid"]):
+            errors = {t.name: outcomes["valid"].absolute(t.name) for t in targets if t.kind != "atom"}
+            Domain.fit(features["train"], features["valid"], errors).save(workdir / DOMAIN)
+        return write_property_report(
+            workdir, outcomes, targets, title=f"{', '.join(config.property.targets) or 'denoising'} on "
+            f"{data.loaded.name}", metrics_csv=workdir / "metrics.csv", seconds=metadata["seconds"]["training"],
+            notes=data.loaded.notes, best_step=best.step, info=metadata)
+
+
+def _outcome(made: predictor.Predictor, split: Split, targets, data: Data, found: Geometries | None
+             ) -> tuple[Outcome, np.ndarray]:
+    columns = split.rows.take(split.indices)
+    predicted = made.predict(columns)
+    labels = {t.name: t.to_physical(
+        columns.atom_properties[t.name] if t.kind == "atom" else columns.properties[t.name], columns) for t in targets}
+    names = columns.molecule
+    if found is not None:  # geometries that were made have no name of their own
+        names = data.loaded.store.take(data.index[found.samples]).molecule
+    return Outcome(names, columns.n_atoms, labels, {t.name: predicted[t.name] for t in targets}
+                   ), predicted[predictor.EMBEDDING]

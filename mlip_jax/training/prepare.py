@@ -1,0 +1,108 @@
+"""What tasks that train share before the first update: batches, the split that is kept, what goes into checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from mlip_jax import config as configs
+from mlip_jax import distributed
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.split_files import load_split, save_split
+from mlip_jax.graphs.batching import choose_budgets, enlarge, fill_buckets, plan_buckets
+from mlip_jax.potential import long_range_cutoff
+from mlip_jax.training.data import Batches
+from mlip_jax.training.meter import peak_flops
+
+log = logging.getLogger(__name__)
+
+# An update larger by this factor than was asked for is told of.
+_LARGER = 1.2
+PACKAGES = ("mlip_jax", "jax", "jaxlib", "flax", "optax", "e3x", "jraph", "orbax-checkpoint", "numpy", "ase")
+
+
+def keep_split(path: Path, parts, meta) -> None:
+    """Write the split, or make sure that a run goes on with the one that it was begun with."""
+    if path.with_suffix(".json").exists():  # written last
+        before, _ = load_split(path)
+        if any(not np.array_equal(before[name], parts[name]) for name in parts):
+            raise DatasetError(f"{path}: the data or the split are no longer those that this run was begun with. Give "
+                               "another --workdir, or the data as they were.")
+        return
+    save_split(path, parts, meta)
+
+
+def make_batches(config, splits, model, reference, restored, **options) -> tuple[Batches, dict[str, float]]:
+    """The batches of a run, of as many micro-batches as it was begun with, and how full they are.
+
+    Args:
+      config: Its part "train" is used. splits: By name, "train" among them. reference: (119,) eV.
+      restored: The checkpoint that the run goes on from, or None. options: Further fields of Batches.
+    """
+    train, c = splits["train"], config.train
+    micro_batches = c.micro_batches or jax.device_count()
+    if restored is not None:
+        micro_batches = restored.metadata["position"].get("micro_batches", micro_batches)
+    budgets = choose_budgets(train.sizes, c.batch_size / micro_batches)
+    for split in splits.values():
+        budgets = (*budgets[:-1], enlarge(budgets[-1], split.sizes))
+    batches = Batches(budgets, model.cutoff, reference, jax.local_device_count(), micro_batches, distributed.count(),
+                      distributed.index(), long_range_cutoff(model), **options)
+    # in another order than the store's, where conformations of a molecule stand together
+    some = np.random.default_rng(0).permutation(len(train))[:20_000]
+    plan = plan_buckets(some, train.sizes, budgets)
+    filled = fill_buckets(plan, train.sizes, budgets)
+    room = {"nodes": "atoms", "edges": "edges", "graphs": "graphs", "pairs": "long-range pairs"}
+    for bucket, budget in enumerate(budgets):
+        log.info("batches of %s: %.1f %%", ", ".join(
+            f"{getattr(budget, k)} {room[k]}" for k in filled), 100 * np.mean([b == bucket for b, _ in plan]))
+    log.info("%d micro-batch(es) of about %.4g structures in an update; %s", micro_batches,
+             mean := np.mean([len(places) for _, places in plan]), ", ".join(
+                 f"{100 * (1 - share):.1f} % of {room[k]} are padding" for k, share in filled.items()))
+    if mean * micro_batches > _LARGER * c.batch_size:
+        log.warning("an update is of about %.4g structures, not of the %.4g of train.batch_size: each of its %d "
+                    "micro-batches holds at least one. Fewer devices or micro-batches would make it smaller",
+                    mean * micro_batches, c.batch_size, micro_batches)
+    return batches, filled
+
+
+def count_updates(config: ml_collections.ConfigDict, per_epoch: float) -> int:
+    """Updates of a run, of an epoch of which there are `per_epoch`."""
+    num_steps = (config.train.num_steps if config.train.num_epochs is None
+                 else max(round(config.train.num_epochs * per_epoch), 1))
+    log.info("%d updates, %.4g epochs of %.4g updates", num_steps, num_steps / per_epoch, per_epoch)
+    if config.optimizer.warmup_steps >= num_steps:
+        log.warning("optimizer.warmup_steps (%d) are no fewer than the updates of this run (%d): the learning rate "
+                    "grows to the end and is never lowered", config.optimizer.warmup_steps, num_steps)
+    return num_steps
+
+
+def describe(config: ml_collections.ConfigDict, statistics: dict[str, Any]) -> dict[str, Any]:
+    """What every checkpoint of a run tells of itself."""
+    return {"config": configs.to_dict(config), "statistics": statistics, "versions": {
+        p: _version(p) for p in PACKAGES} | {"python": platform.python_version()}}
+
+
+def update_flops(trainer, batches, train, params) -> float | None:
+    """Of an update on this process's devices; None where their peak is not known, so that the share is neither."""
+    if not peak_flops():
+        return None
+    with contextlib.closing(batches.in_order(train)) as stream:
+        graph = jax.tree.map(lambda x: x[0], next(stream)[1])
+    return trainer.flops(params, graph) * batches.per_device * trainer.num_devices
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        from mlip_jax import __version__
+        return __version__ if package == "mlip_jax" else "unknown"

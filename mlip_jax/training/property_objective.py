@@ -1,0 +1,163 @@
+"""Learning properties, and beside them which way the reference geometry lies."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+
+from mlip_jax.config import ConfigError, unknown_name
+from mlip_jax.datasets.property_data import Target
+from mlip_jax.models.layers import safe_norm
+from mlip_jax.models.readouts import PropertyModel
+from mlip_jax.training.displaced import DISPLACEMENT
+from mlip_jax.training.losses import PENALTIES
+from mlip_jax.training.objectives import figure
+
+ALIGNMENTS = ("cosine", "mse")
+# Å; an atom that lies where it belongs has no direction.
+_NO_DISPLACEMENT = 1e-4
+
+
+class Sums(NamedTuple):
+    """Sums over a batch by property, each a scalar.
+
+    Attributes:
+      penalty: Of errors in training units. absolute: |error| in the unit of the property. count: Numbers that went
+        into them.
+      alignment, aligned: Sum of the alignment's penalties, and how many atoms went into it.
+    """
+
+    penalty: dict[str, jax.Array]
+    absolute: dict[str, jax.Array]
+    count: dict[str, jax.Array]
+    alignment: jax.Array
+    aligned: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Properties:
+    """The sum over properties of weight * mean penalty, plus align_weight * mean alignment penalty.
+
+    Alignment (Fu et al., arXiv:2507.00407, section 2.4) is of the head "displacement", a vector for each atom:
+
+        cosine   1 - cos(predicted, displacement)
+        mse      |predicted - displacement / noise|² / 3: denoising of coordinates (Zaidi et al., arXiv:2206.00133)
+
+    Attributes:
+      model: What predicts. targets: The properties. penalty: Of losses.PENALTIES. huber_delta: In training units.
+      align_weight: 0 for no alignment. alignment: "cosine" or "mse". noise: Å, of "mse".
+    """
+
+    model: PropertyModel
+    targets: tuple[Target, ...]
+    penalty: str = "mae"
+    huber_delta: float = 1.0
+    align_weight: float = 0.0
+    alignment: str = "cosine"
+    noise: float = 1.0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("loss", *(f"{t.name}_mae" for t in self.targets), *(("alignment",) if self.align_weight else ()))
+
+    def sums(self, params: Any, graph: jraph.GraphsTuple) -> Sums:
+        return self.evaluate(params, graph)[1]
+
+    def counts(self, graph: jraph.GraphsTuple) -> Sums:
+        return self._sums(None, graph)
+
+    def evaluate(self, params: Any, graph: jraph.GraphsTuple) -> tuple[dict[str, jax.Array], Sums]:
+        predicted = self.model.apply(params, graph)
+        return predicted, self._sums(predicted, graph)
+
+    def combine(self, local: Sums, total: Sums, step: Any) -> jax.Array:
+        loss = self.align_weight * local.alignment / jnp.maximum(total.aligned, 1.0)
+        for t in self.targets:
+            loss = loss + t.weight * local.penalty[t.name] / jnp.maximum(total.count[t.name], 1.0)
+        return loss
+
+    def averages(self, sums: Sums, prefix: str, step: int | None = None) -> dict[str, float]:
+        # a validation is of the properties, and of the alignment only where there is nothing else
+        of_all = step is not None or not self.targets
+        loss = self.align_weight * _mean(sums.alignment, sums.aligned) if of_all and sums.aligned else 0.0
+        row = {f"{prefix}_{t.name}_mae": _mean(sums.absolute[t.name], sums.count[t.name]) for t in self.targets}
+        loss += sum(t.weight * _mean(sums.penalty[t.name], sums.count[t.name])
+                    for t in self.targets if sums.count[t.name])
+        if self.align_weight:
+            row[f"{prefix}_alignment"] = _mean(sums.alignment, sums.aligned)
+        return {f"{prefix}_loss": float(loss), **row}
+
+    def line(self, row: Mapping[str, float], prefix: str) -> str:
+        parts = [f"{t.name} {figure(row[f'{prefix}_{t.name}_mae'], 4)} {t.unit}".strip() for t in self.targets]
+        if self.align_weight:
+            parts.append(f"alignment {figure(row[f'{prefix}_alignment'], 3)}")
+        return "  ".join(parts)
+
+    def _sums(self, predicted: Mapping[str, jax.Array] | None, graph: jraph.GraphsTuple) -> Sums:
+        """With None for what is predicted, sums whose counts are right."""
+        penalty, absolute, count = {}, {}, {}
+        for t in self.targets:
+            labels, mask = _labels(t, graph)
+            known = mask & jnp.isfinite(labels)
+            output = labels if predicted is None else predicted[t.name]
+            error = jnp.where(known, output - jnp.where(known, labels, 0.0), 0.0)
+            penalty[t.name] = PENALTIES[self.penalty](error, self.huber_delta).sum()
+            absolute[t.name] = t.scale * jnp.abs(error).sum()
+            count[t.name] = known.sum().astype(error.dtype)
+        return Sums(penalty, absolute, count, *self._align(predicted, graph))
+
+    def _align(self, predicted, graph):
+        labels = graph.nodes.get("properties", {}).get(DISPLACEMENT)
+        zero = jnp.zeros((), graph.nodes["positions"].dtype)
+        if not self.align_weight or labels is None:
+            return zero, zero
+        known = jraph.get_node_padding_mask(graph) & jnp.isfinite(labels).all(-1)
+        labels = jnp.where(known[:, None], labels, 0.0)
+        output = labels if predicted is None else jnp.where(known[:, None], predicted[DISPLACEMENT], 0.0)
+        if self.alignment == "mse":
+            penalty = jnp.square(output - labels / self.noise).sum(-1) / 3.0
+        else:
+            length = safe_norm(labels)
+            known = known & (length > _NO_DISPLACEMENT)
+            # safe_norm has no derivative at zero, and the floor none below it
+            penalty = 1.0 - (output * labels).sum(-1) / jnp.maximum(safe_norm(output) * length, 1e-9)
+        return jnp.where(known, penalty, 0.0).sum(), known.sum().astype(penalty.dtype)
+
+
+def _labels(target: Target, graph: jraph.GraphsTuple):
+    """Labels of a target and which of them are of real graphs or atoms."""
+    if target.kind == "atom":
+        return graph.nodes["properties"][target.name], jraph.get_node_padding_mask(graph)
+    labels = graph.globals["properties"][target.name]
+    mask = jraph.get_graph_padding_mask(graph)
+    return labels, mask.reshape(-1, *[1] * (labels.ndim - 1))
+
+
+def _mean(total: float, count: float) -> float:
+    return total / count if count else float("nan")
+
+
+def check(property_: Mapping[str, Any], align: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the parts "property" and "align" of a config cannot be meant."""
+    if not property_["targets"] and not align["weight"]:
+        raise ConfigError("property.targets is empty and align.weight is 0: there is nothing to learn")
+    if property_["penalty"] not in PENALTIES:
+        raise ConfigError(unknown_name("property.penalty", property_["penalty"], PENALTIES))
+    if align["loss"] not in ALIGNMENTS:
+        raise ConfigError(unknown_name("align.loss", align["loss"], ALIGNMENTS))
+    problems = [f"align.{name} must be zero or more, received {align[name]!r}" for name in ("weight", "noise")
+                if not (np.isfinite(align[name]) and align[name] >= 0)]
+    if not 0 <= align["frames_share"] <= 1:
+        problems.append(f"align.frames_share must lie between 0 and 1, received {align['frames_share']!r}")
+    if align["weight"] and not align["noise"] and not align["frames"]:
+        problems.append("align.weight is set, but no input is displaced: set align.noise (Å) or align.frames (stages)")
+    if align["loss"] == "mse" and align["weight"] and not align["noise"]:
+        problems.append("align.loss='mse' learns noise: set align.noise (Å)")
+    if problems:
+        raise ConfigError("; ".join(problems))
