@@ -3,8 +3,8 @@
     python -m mlip_jax.main --config=configs/force2prop.py --config.data.path=DATA --config.init.workdir=runs/qcr \\
         --workdir=runs/gap
     python -m mlip_jax.main --config=configs/force2prop.py:scratch --config.data.path=DATA --workdir=runs/gap_scratch
-    python -m mlip_jax.main --config=configs/force2prop.py:heads --config.data.path=DATA --config.init.workdir=runs/qcr \\
-        --workdir=runs/gap_heads
+    python -m mlip_jax.main --config=configs/force2prop.py:heads --config.data.path=DATA \\
+        --config.init.workdir=runs/qcr --workdir=runs/gap_heads
 
 All parameters are trained ("all"), or the head alone on features that stay as they are ("heads"; "random_heads": on
 features of a model that was never trained), or the same architecture from random parameters ("scratch", PaiNN;

@@ -115,6 +115,8 @@ def _split_defaults(data: ml_collections.ConfigDict) -> None:
     data.split = "molecule"  # "random", "scaffold", "scaffold_random", "size", "official"
     data.split_files = ""  # record numbers of an own split: "split.json" or "train=a.csv,test=b.csv"
     data.split_seed = 0
+    # Files of other splits (split_records.json of a run on the same data) whose test records are not trained on.
+    data.held_out = ""
     # Train on so many conformations of each of so many molecules of the training part; a larger subset holds a smaller.
     data.num_molecules, data.num_conformers = placeholder(int), 1
     data.min_conformers = placeholder(int)  # that a molecule must have; the largest num_conformers of a comparison
@@ -254,6 +256,26 @@ def relax_defaults() -> ml_collections.ConfigDict:
     return c
 
 
+def predict_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "predict", with its default. Units are eV and Å, or those of the property."""
+    c = ml_collections.ConfigDict()
+    c.task = "predict"
+    c.predictor = ""  # workdir of a run of the task "property"; several are an ensemble: "runs/gap-0,runs/gap-1"
+    c.input = ""  # .smi, .csv, .sdf, .xyz, .db, what ASE reads, or a store
+    c.smiles_column, c.name_column = "", ""  # of a CSV file; empty: looked for
+    c.limit = placeholder(int)  # molecules from the start of the input; a later run may take more
+    # Workdir that relaxes the molecules first (or what tasks/relax.py takes); unset: data.force_field of the
+    # predictor's own run; "none": geometries as they are given or embedded.
+    c.force_field = placeholder(str)
+    c.mmff = False  # relax embedded geometries with MMFF94 first
+    c.seed = 0  # of the embedding
+    c.num_processes = 0  # that embed SMILES, beside each process of the run; 0: one for each core
+    c.fmax = 0.05  # eV/Å: relaxed when no force on an atom is larger
+    c.max_steps = 500
+    c.batch_size = 64  # molecules that are predicted at a time
+    return c
+
+
 def data_defaults(data: ml_collections.ConfigDict) -> None:
     """Fields that say where structures come from and which are used. A filter that is unset is off."""
     # File, folder, several of them (a,b or *.hdf5) or a store; unset: look in data.directory, else make GFN2-xTB data.
@@ -321,8 +343,8 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The plain config without what changes no result, so that a folder stays that of a run when it changes."""
     plain = to_dict(config)
-    if plain.get("task") == "relax":
-        for name in ("num_processes", "batch_atoms", "limit"):
+    if plain.get("task") in ("relax", "predict"):
+        for name in ("num_processes", "batch_atoms", "batch_size", "limit"):
             plain.pop(name, None)
     for path in ("data.refuse", "data.verify", "store.num_processes", "train.on_nonfinite", "train.resident",
                  "train.steps_per_dispatch", "train.profile_steps", "oracle.num_processes", "oracle.cache",
@@ -331,8 +353,9 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
         plain.get(part, {}).pop(name, None)
     if not any(plain.get("potential", {}).get(term) for term in TERMS):
         plain.pop("potential", None)
-    if not plain.get("optimizer", {}).get("rates", True):
-        plain["optimizer"].pop("rates")
+    for part, name in (("optimizer", "rates"), ("data", "held_out")):  # fields that came later, where they are unset
+        if plain.get(part, {}).get(name) == "":
+            plain[part].pop(name)
     return plain
 
 

@@ -6,7 +6,11 @@ fields with the values that replace those of get_config(), and of the command li
     def sweep():
         return product({"model.name": ["so3krates", "painn"], "seed": [0, 1, 2]})
 
-A variant may have a "name", of its folder; else it is made of its values.
+A variant may have a "name", of its folder; else it is made of its values. With "config" it is a variant of another
+config file, "FILE" or "FILE:ARGUMENT", of which the values are changed. "{sweep}/NAME" in a value is the folder of the
+variant NAME, which is run before.
+
+With a function report(folder) the config file makes a report of its own of what is done, at the end of a sweep.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ import inspect
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -30,6 +35,8 @@ from mlip_jax.config import ConfigError
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]*")
 _LONGEST = 80  # characters of a name
+SWEEP = "{sweep}"
+_FOLDER = re.compile(r"\{sweep\}/([A-Za-z0-9._+=-]+)")  # a comma ends it: several folders may stand in a value
 
 
 class Variant(NamedTuple):
@@ -39,11 +46,18 @@ class Variant(NamedTuple):
       name: Of its folder; unique within a sweep.
       overrides: {dotted name of a config field: value}.
       config: With the overrides.
+      config_file: That it is a variant of, where it is not that of the sweep.
     """
 
     name: str
     overrides: dict[str, Any]
     config: ml_collections.ConfigDict
+    config_file: str = ""
+
+    @property
+    def needs(self) -> list[str]:
+        """Names of the variants whose folders are in its values."""
+        return sorted(set(_FOLDER.findall(to_text(self.overrides))))
 
 
 def product(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -72,33 +86,55 @@ def load(config_file: str, config: ml_collections.ConfigDict) -> list[Variant]:
       ConfigError: There is no sweep(), it returns something else, two variants are the same, or a variant has a field
         that does not exist, a value of another type, or a model or option that does not exist.
     """
-    given = _call_sweep(*config_file.partition(":")[::2])
+    path, _, argument = config_file.partition(":")
+    given = _call(path, "sweep", argument)
     if not isinstance(given, Sequence) or not given or not all(isinstance(v, Mapping) for v in given):
         raise ConfigError(f"{config_file}: sweep() must return a list of dictionaries, such as [{{'seed': 0}}, "
                           f"{{'seed': 1}}]; received {given!r}")
     found, names = [], [v.get("name") for v in given]
     for number, variant in enumerate(given):
         try:
-            overrides = plain({k: v for k, v in variant.items() if k != "name"})
-            found.append((overrides, _checked(override(config, overrides))))
+            overrides = plain({k: v for k, v in variant.items() if k not in ("name", "config")})
+            other = variant.get("config", "")
+            base = _call(other.partition(":")[0], "get_config", other.partition(":")[2]) if other else config
+            found.append((overrides, _checked(override(base, overrides)), other))
         except ValueError as error:
             raise ConfigError(f"{config_file}: variant {number} of the sweep, {dict(variant)!r}: {error}") from error
-    return [Variant(name, *v) for name, v in zip(_names(config_file, names, found), found)]
+    variants = [Variant(name, *v) for name, v in zip(_names(config_file, names, [v[:2] for v in found]), found)]
+    for v in variants:
+        unknown = [name for name in v.needs if name not in {w.name for w in variants}]
+        if unknown:
+            raise ConfigError(f"{config_file}: {v.name} needs the folder of "
+                              + configs.unknown_name("variant", unknown[0], [w.name for w in variants]))
+    return variants
 
 
-def _call_sweep(path: str, argument: str) -> Any:
+def reporter(config_file: str) -> Callable[[Path], Any] | None:
+    """The function report(folder) of a config file, if it has one."""
+    return getattr(_module(config_file.partition(":")[0]), "report", None)
+
+
+def _module(path: str):
     spec = importlib.util.spec_from_file_location("sweep_config", path)
+    if spec is None or not Path(path).is_file():
+        raise ConfigError(f"{path}: there is no such config file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    function = getattr(module, "sweep", None)
+    return module
+
+
+def _call(path: str, name: str, argument: str) -> Any:
+    function = getattr(_module(path), name, None)
     if not callable(function):
-        raise ConfigError(f"{path} has no function sweep(): add one that returns a list of variants, such as "
+        raise ConfigError(f"{path} has no function {name}(): add one that returns a list of variants, such as "
                           "[{'seed': 0}, {'seed': 1}], or run it without --sweep")
     return function(*[argument] if argument and inspect.signature(function).parameters else [])
 
 
 def _checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A config that can be trained by, with a model that exists, so that a slip shows before the first variant runs."""
+    if config.get("task") == "property":
+        configs.complete(config, configs.property_defaults())
     if config.get("task") == "train":
         from mlip_jax.potential import create_model
         from mlip_jax.training.options import check

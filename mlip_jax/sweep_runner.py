@@ -13,6 +13,7 @@ variants that no other has begun, or the one that it is told to.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import fcntl
 import json
@@ -21,7 +22,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,12 @@ from mlip_jax import distributed
 from mlip_jax.child import COMMAND, Stop, start
 from mlip_jax.config import ConfigError
 from mlip_jax.reports.sweep import Row, cell, duration, read_scores, write_table
-from mlip_jax.sweep import Variant, differing, load, to_text
+from mlip_jax.sweep import SWEEP, Variant, differing, load, reporter, to_text
 from mlip_jax.workdir import WorkdirError, write_json
 
 log = logging.getLogger(__name__)
 
+_POLL = 5.0  # seconds between two looks at what another process is to have done first
 _TAIL = 15  # lines of a failed variant that are shown at the end
 _OURS = ("log.txt", "attempt.json", "done.json", ".sweep.lock")
 
@@ -74,7 +76,7 @@ def run(config_file: str, config: ml_collections.ConfigDict, workdir: str | Path
                           "start the sweep as a single process")
     sweep = Sweep(Path(workdir), variants, differing(variants, config), list(arguments),
                   f"Sweep of {Path(config_file.partition(':')[0]).name}",
-                  member=environment is not None and _process(environment) > 0)
+                  member=environment is not None and _process(environment) > 0, report=reporter(config_file))
     return sweep.collect() if collect_only else sweep.run(chosen)
 
 
@@ -103,10 +105,12 @@ class Sweep:
       arguments: Of the command line.
       title: Of the table.
       member: This process only runs its part of a variant on several processes; another one keeps the books.
+      report: Makes a report of the folder, of what is done so far.
     """
 
     def __init__(self, folder: Path, variants: Sequence[Variant], values: Sequence[dict[str, Any]],
-                 arguments: Sequence[str], title: str, member: bool = False):
+                 arguments: Sequence[str], title: str, member: bool = False,
+                 report: Callable[[Path], Any] | None = None):
         if (folder / "config.json").exists():
             raise WorkdirError(f"{folder} is the folder of a run; give another --workdir for the sweep")
         try:
@@ -114,19 +118,28 @@ class Sweep:
         except OSError as error:
             raise WorkdirError(f"{folder}: cannot be written: {error}") from error
         self._folder, self._variants, self._values = folder, variants, values
-        self._arguments, self._title, self._member = arguments, title, member
+        self._arguments, self._title, self._member, self._report = arguments, title, member, report
 
     def run(self, chosen: Sequence[Variant]) -> int:
         """Run those of `chosen` that are not complete; returns the exit code of the sweep."""
-        states = {}
+        states: dict[str, str] = {}
         with Stop() as stop:
-            for number, variant in enumerate(chosen, 1):
-                if stop.received:
-                    break
-                states[variant.name] = self._one(variant, f"[{number}/{len(chosen)}] {variant.name}", stop)
-                if states[variant.name] == "stopped":
-                    break
+            waiting = collections.deque(enumerate(chosen, 1))
+            while waiting and not stop.received and "stopped" not in states.values():
+                number, variant = waiting.popleft()
+                label = f"[{number}/{len(chosen)}] {variant.name}"
+                needed = {name: self._state_of(name) for name in variant.needs}
+                if any(state == "running" or name in {v.name for _, v in waiting}
+                       for name, state in needed.items() if state != "done"):
+                    waiting.append((number, variant))  # what it needs comes, here or in another process
+                    time.sleep(_POLL if all(v.needs for _, v in waiting) else 0)
+                elif any(state != "done" for state in needed.values()):
+                    states[variant.name] = "failed"
+                    log.error("%s: needs %s first", label, ", ".join(n for n, s in needed.items() if s != "done"))
+                else:
+                    states[variant.name] = self._one(variant, label, stop)
         self._show(chosen)
+        self._make_report()
         missing = [v.name for v in chosen if states.get(v.name) not in ("done", "failed", "running")]
         if missing:
             log.warning("stopped; the same command goes on with %s", ", ".join(missing))
@@ -139,7 +152,15 @@ class Sweep:
         """Make the table; returns 0."""
         self._write_table()
         self._show(self._variants)
+        self._make_report()
         return 0
+
+    def _state_of(self, name: str) -> str:
+        return _state(self._folder / name, next(v for v in self._variants if v.name == name))
+
+    def _make_report(self) -> None:
+        if self._report is not None and not self._member:
+            print(f"report: {self._report(self._folder)}", flush=True)
 
     def _one(self, variant: Variant, label: str, stop: Stop) -> str:
         """Run a variant, unless it is complete or another process is at it; returns its state."""
@@ -181,8 +202,12 @@ class Sweep:
 
     def _command(self, variant: Variant) -> list[str]:
         """The same command for one variant: of a flag that is given twice the later one counts."""
-        return [sys.executable, "-m", "mlip_jax.main", *self._arguments, "--nosweep",
-                f"--workdir={self._folder / variant.name}", f"--overrides={to_text(variant.overrides)}"]
+        arguments = list(self._arguments)
+        if variant.config_file:
+            arguments = _without_config(arguments) + [f"--config={variant.config_file}"]
+        overrides = to_text(variant.overrides).replace(SWEEP, str(self._folder.absolute()))
+        return [sys.executable, "-m", "mlip_jax.main", *arguments, "--nosweep",
+                f"--workdir={self._folder / variant.name}", f"--overrides={overrides}"]
 
     def _rows(self) -> list[Row]:
         rows = []
@@ -218,6 +243,18 @@ class Sweep:
                 path = self._folder / row.name / "log.txt"
                 print(f"\n{row.name} failed; the last lines of {path}:\n{_tail(path)}")
         print(f"\ntable: {self._folder / 'sweep.md'}", flush=True)
+
+
+def _without_config(arguments: list[str]) -> list[str]:
+    """Arguments of a command line without the config file and its fields."""
+    kept, skip = [], False
+    for argument in arguments:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        ours = argument.startswith("-") and (name == "config" or name.startswith("config."))
+        if not (ours or skip):
+            kept.append(argument)
+        skip = ours and not equals
+    return kept
 
 
 def _outcome(code: int, stop: Stop) -> str:

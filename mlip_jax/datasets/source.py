@@ -216,6 +216,8 @@ def split(data: LoadedData, options: Any) -> dict[str, np.ndarray]:
     parts = splits.split(by, (options.num_train, options.num_valid, options.num_test), seed=options.split_seed,
                          molecule=np.asarray(store.index("molecule")[indices]), **extra)
     parts = {name: indices[places] for name, places in parts.items()}
+    if options.held_out:
+        parts = _without_held_out(parts, store, options.held_out)
     if options.num_molecules:
         train = parts["train"]
         molecule, conformer = (np.asarray(store.index(n)[train]) for n in ("molecule", "conformer"))
@@ -223,6 +225,21 @@ def split(data: LoadedData, options: Any) -> dict[str, np.ndarray]:
             molecule, conformer, options.num_molecules, options.num_conformers, seed=options.split_seed,
             min_conformers=options.min_conformers)])
     return parts
+
+
+def _without_held_out(parts, store: Store, files: str) -> dict[str, np.ndarray]:
+    """Parts of which train and valid hold no record that is in the test part of one of `files`."""
+    records = store.manifest["source"]["records"]
+    test = [split_files.read_split_file(path.strip(), records).get("test") for path in files.split(",")]
+    if any(t is None for t in test):
+        raise DatasetError(f"data.held_out: {files} has no test part, which it is to keep out of training")
+    held = np.isin(store.index("record"), np.concatenate(test))
+    kept = {name: indices if name == "test" else indices[~held[indices]] for name, indices in parts.items()}
+    log.info("held out for the tests of other runs: %d structures of training, %d of validation",
+             *(len(parts[name]) - len(kept[name]) for name in ("train", "valid")))
+    if not len(kept["train"]):
+        raise DatasetError(f"data.held_out: {files} leaves no structure to train on")
+    return kept
 
 
 def _scaffolds(store: Store) -> np.ndarray:

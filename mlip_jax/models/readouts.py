@@ -106,10 +106,12 @@ class PropertyModel(nn.Module):
     Attributes:
       backbone: On the contract of mlip_jax.models; its energy goes nowhere.
       heads: ((name, ((option, value), ...)), ...): options of Readout. See `with_heads`.
+      frozen: No derivative by the backbone's parameters is computed.
     """
 
     backbone: nn.Module
     heads: tuple
+    frozen: bool = False
 
     @property
     def cutoff(self) -> float:
@@ -125,6 +127,8 @@ class PropertyModel(nn.Module):
     def __call__(self, graph: jraph.GraphsTuple) -> dict[str, jax.Array]:
         """Each property by name; shapes as `Readout` gives them."""
         features = self.backbone(graph).features
+        if self.frozen:
+            features = jax.lax.stop_gradient(features)
         return {name: Readout(**dict(options), name=f"head_{name}")(features, graph) for name, options in self.heads}
 
     def embed(self, graph: jraph.GraphsTuple) -> jax.Array:
@@ -133,7 +137,7 @@ class PropertyModel(nn.Module):
         return _sum(jnp.where(jraph.get_node_padding_mask(graph)[:, None], features, 0.0), graph, mean=True)
 
 
-def with_heads(backbone: nn.Module, heads: Mapping[str, Mapping[str, Any]]) -> PropertyModel:
+def with_heads(backbone: nn.Module, heads: Mapping[str, Mapping[str, Any]], frozen: bool = False) -> PropertyModel:
     """The backbone with readouts {name: options of Readout}.
 
     Raises:
@@ -147,7 +151,7 @@ def with_heads(backbone: nn.Module, heads: Mapping[str, Mapping[str, Any]]) -> P
         for field, values in (("kind", KINDS), ("pooling", POOLINGS)):
             if options.get(field, values[0]) not in values:
                 raise ValueError(unknown_name(f"{field} of head {name!r}", options[field], values))
-    return PropertyModel(backbone, tuple((name, tuple(sorted(o.items()))) for name, o in sorted(heads.items())))
+    return PropertyModel(backbone, tuple((name, tuple(sorted(o.items()))) for name, o in sorted(heads.items())), frozen)
 
 
 def vectors_of(features: jax.Array) -> jax.Array | None:

@@ -182,7 +182,7 @@ def _train(config, workdir: Path, data: Data, begin, started: float) -> Path:
     heads = {t.name: {"kind": t.kind, "pooling": t.pooling} for t in targets}
     if config.align.weight:
         heads[DISPLACEMENT] = {"kind": "atom_vector"}
-    model = with_heads(predictor.backbone_of(config), heads)
+    model = with_heads(predictor.backbone_of(config), heads, frozen=config.init.train == "heads")
     cutoff = float(model.cutoff)
     train, found = data.split("train", config.data.geometry, targets, cutoff)
     displaced = _displaced(config, data, found, cutoff)

@@ -1,0 +1,21 @@
+"""Denoising of coordinates as pre-training (Zaidi et al., arXiv:2206.00133), to compare force fields with (Table 10).
+
+    python -m mlip_jax.main --config=configs/denoise.py --config.data.path=DATA --workdir=runs/denoise
+    python -m mlip_jax.main --config=configs/force2prop.py --config.data.path=DATA --config.init.workdir=runs/denoise \\
+        --workdir=runs/gap_denoise
+
+Noise of 0.05 Å on each coordinate of every structure, of which a vector for each atom tells where it came from. The
+data should be geometries at minima; of trajectories choose the stage, and keep test molecules out (data.held_out).
+"""
+
+import ml_collections
+
+from configs import force2prop
+
+
+def get_config(size: str = "published") -> ml_collections.ConfigDict:
+    c = force2prop.get_config(f"scratch,{size}")
+    c.property.targets = ()
+    c.data.test_geometries = ()
+    c.align.weight, c.align.loss, c.align.noise = 1.0, "mse", 0.05
+    return c

@@ -1,0 +1,183 @@
+"""The report of configs/paper_force2geo.py: the paper's tables and figures at reduced size, with error bars."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mlip_jax.reports import figures, page
+from mlip_jax.reports.files import write_text
+
+RELAXED = "relaxed(pm3:first)"
+_GEOMETRIES = {"pm3:first": "RDKit", "pm3": "cheap stage", RELAXED: "relaxed by the force field",
+               "labels": "ground truth"}
+# What the paper reports as the gain of Force2Prop in MAE.
+_PUBLISHED = {"force2prop": "16 % (Molecule3D, random)", "scaffold-force2prop": "16 % (Molecule3D, scaffold)"}
+_PROPERTY = "gap"
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation over seeds; the latter NaN for one."""
+
+    mean: float
+    std: float
+    count: int
+
+    def __str__(self) -> str:
+        if not self.count:
+            return "–"
+        return f"{self.mean:.3f}" + (f" ± {self.std:.3f}" if self.count > 1 else "")
+
+
+def read(folder: Path) -> dict[str, dict[str, Spread]]:
+    """MAE in eV by variant (without its seed) and source of the test geometries, over the seeds that are done."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for path in sorted(folder.glob("*/metrics.json")):
+        if not (path.parent / "done.json").exists():
+            continue
+        scores = json.loads(path.read_text()).get("scores") or {}
+        before, _, last = path.parent.name.rpartition("-")
+        name = before if last.isdigit() else path.parent.name
+        for part, of in scores.items():
+            if part.startswith("test ") and _PROPERTY in of and of[_PROPERTY]["mae"] is not None:
+                found.setdefault(name, {}).setdefault(part.removeprefix("test "), []).append(of[_PROPERTY]["mae"])
+    return {name: {g: spread(v) for g, v in by.items()} for name, by in found.items()}
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Of some values."""
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else float("nan"), len(values))
+
+
+def gain(of: Spread, baseline: Spread) -> tuple[float, float]:
+    """Percent by which an MAE is lower than a baseline, and its standard error over the seeds."""
+    if not of.count or not baseline.count:
+        return float("nan"), float("nan")
+    ratio = of.mean / baseline.mean
+    relative = [s.std / s.mean / np.sqrt(s.count) for s in (of, baseline)]
+    return 100 * (1 - ratio), 100 * ratio * float(np.hypot(*relative))
+
+
+def write_paper_report(folder: Path) -> Path:
+    """Write report.html and paper.json into the folder of a sweep, of the variants that are done; returns the former."""
+    scores = read(Path(folder))
+    none = Spread(float("nan"), float("nan"), 0)
+
+    def at(name: str, geometry: str = "labels") -> Spread:
+        return scores.get(name, {}).get(geometry, none)
+
+    body = [page.heading("Force2Prop and geometry fine-tuning", 1),
+            page.paragraph("Mean absolute error of the HOMO-LUMO gap in eV on test molecules that no predictor and no "
+                           "force field has seen, mean ± sample standard deviation over seeds. A gain is that "
+                           "of the mean, ± its standard error over the seeds."),
+            *_claims(at), *_training(at), *_geometries(at), *_sizes(at), *_sweeps(at)]
+    write_text(Path(folder) / "paper.json", json.dumps(
+        {name: {g: s._asdict() for g, s in by.items()} for name, by in scores.items()}, indent=2) + "\n")
+    write_text(Path(folder) / "report.html", page.page("Force2Prop and geometry fine-tuning", body))
+    return Path(folder) / "report.html"
+
+
+def verdict(name: str, better: Spread, worse: Spread) -> str:
+    """Whether an ordering shows, in words: beyond twice the standard error of the difference or not."""
+    if not better.count or not worse.count:
+        return f"{name}: not measured."
+    difference = worse.mean - better.mean
+    error = float(np.hypot(*(s.std / np.sqrt(s.count) if s.count > 1 else 0.0 for s in (better, worse))))
+    shown = "holds" if difference > 2 * error else "does not hold" if difference < -2 * error else "is not decided"
+    return f"{name}: {shown} ({worse} against {better} eV; difference {difference:+.3f} ± {error:.3f})."
+
+
+def _claims(at) -> Iterator[str]:
+    yield page.heading("Which of the paper's orderings show")
+    for line in (
+            verdict("Force2Prop is better than training from scratch (random split)", at("force2prop"), at("scratch")),
+            verdict("Force2Prop is better than training from scratch (scaffold split)", at("scaffold-force2prop"),
+                    at("scaffold-scratch")),
+            verdict("Frozen features of the force field are better than random ones", at("heads"), at("random-heads")),
+            verdict("A force field is a better start than denoising", at("force2prop"), at("denoising-force2prop")),
+            verdict("More pre-training data are better", at("force2prop"), at("force2prop-300")),
+            verdict("Relaxed geometries are better than those of RDKit", at("scratch", RELAXED),
+                    at("scratch", "pm3:first")),
+            verdict("Geometry fine-tuning is better on relaxed geometries than none", at("finetune", RELAXED),
+                    at("scratch", RELAXED)),
+            verdict("Ground-truth geometries are better than relaxed ones after fine-tuning", at("scratch"),
+                    at("finetune", RELAXED)),
+            verdict("Alignment is better than fine-tuning without it", at("finetune", RELAXED),
+                    at("finetune-no-alignment", RELAXED))):
+        yield page.paragraph(line)
+
+
+def _training(at) -> Iterator[str]:
+    yield page.heading("From a force field, and otherwise (Figure 4, Tables 7 and 10)")
+    lines = []
+    for title, name, baseline in (
+            ("from scratch", "scratch", ""), ("Force2Prop", "force2prop", "scratch"),
+            ("from denoising", "denoising-force2prop", "scratch"), ("head alone, features of the force field", "heads",
+                                                                    "random-heads"),
+            ("head alone, random features", "random-heads", ""),
+            ("scaffold split: from scratch", "scaffold-scratch", ""),
+            ("scaffold split: Force2Prop", "scaffold-force2prop", "scaffold-scratch"),
+            ("SchNet: from scratch", "schnet-scratch", ""), ("SchNet: Force2Prop", "schnet-force2prop",
+                                                             "schnet-scratch")):
+        value, error = gain(at(name), at(baseline)) if baseline else (float("nan"), 0.0)
+        lines.append((title, str(at(name)), at(name).count, f"{value:.1f} ± {error:.1f}" if np.isfinite(value) else "–",
+                      _PUBLISHED.get(name, "")))
+    yield page.table(["training", "MAE (eV)", "seeds", "gain (%)", "published"], lines)
+
+
+def _geometries(at) -> Iterator[str]:
+    yield page.heading("Where geometries come from (Table 4, Table 13)")
+    names = {"trained on ground truth": "scratch", "the same, fine-tuned with alignment": "finetune",
+             "the same, fine-tuned without alignment": "finetune-no-alignment", "Force2Prop": "force2prop",
+             "trained on RDKit's geometries": "rdkit-scratch"}
+    yield page.table(["predictor", *(f"tested on: {title}" for title in _GEOMETRIES.values())], [
+        (title, *(str(at(name, g)) for g in _GEOMETRIES)) for title, name in names.items()])
+    fig, ax = figures.figure("Error by origin of the test geometry", size=(9.2, 3.8))
+    for place, (title, name) in enumerate(names.items()):
+        _errorbars(ax, np.arange(len(_GEOMETRIES)) + 0.12 * (place - 2), [at(name, g) for g in _GEOMETRIES], title,
+                   place, line=False)
+    ax.set_xticks(range(len(_GEOMETRIES)), list(_GEOMETRIES.values()))
+    ax.set(ylabel="gap MAE (eV)")
+    ax.legend(frameon=False, fontsize=8)
+    yield page.figure(fig, "The same test molecules at geometries of different origin; labels are those of the ground "
+                      "truth.", wide=True)
+
+
+def _sizes(at) -> Iterator[str]:
+    yield page.heading("How much data (Figures 5 and 6)")
+    fig, axes = figures.figure("Molecules with the property", "Molecules of pre-training", size=(9.2, 3.8))
+    for place, (title, name) in enumerate({"from scratch": "scratch", "Force2Prop": "force2prop"}.items()):
+        _errorbars(axes[0], [250, 800, 2360], [at(f"{name}-250"), at(f"{name}-800"), at(name)], title, place)
+    _errorbars(axes[1], [0, 300, 2129], [at("scratch"), at("force2prop-300"), at("force2prop")], "Force2Prop", 1)
+    for ax in axes:
+        ax.set(xlabel="training molecules", ylabel="gap MAE (eV)")
+        ax.legend(frameon=False, fontsize=9)
+    axes[0].set_xscale("log")
+    yield page.figure(fig, "Error against the number of molecules that the predictor, and the force field, saw.",
+                      wide=True)
+    yield page.table(["molecules with the property", "from scratch (eV)", "Force2Prop (eV)", "gain (%)"], [
+        (f"{n:,}", str(at(f"scratch{end}")), str(at(f"force2prop{end}")),
+         "{:.1f} ± {:.1f}".format(*gain(at(f"force2prop{end}"), at(f"scratch{end}"))))
+        for n, end in ((250, "-250"), (800, "-800"), (2360, ""))])
+
+
+def _sweeps(at) -> Iterator[str]:
+    yield page.heading("Noise and weight of the alignment (Tables 11 and 12)")
+    yield page.table(["noise (Å)", "weight", "MAE on relaxed geometries (eV)"], [
+        (noise, weight, str(at(name, RELAXED))) for noise, weight, name in (
+            ("0.05", "0.1", "finetune-noise-0.05"), ("0.1", "0.1", "finetune"), ("0.3", "0.1", "finetune-noise-0.3"),
+            ("0.1", "0", "finetune-no-alignment"), ("0.1", "0.01", "finetune-weight-0.01"),
+            ("0.1", "1", "finetune-weight-1"))])
+
+
+def _errorbars(ax, x, values: Sequence[Spread], label: str, place: int, line: bool = True) -> None:
+    colors = (figures.GREY, figures.BLUE, figures.VERMILLION, figures.GREEN, "#CC79A7")
+    known = [i for i, v in enumerate(values) if v.count]
+    ax.errorbar(np.asarray(x, float)[known], [values[i].mean for i in known],
+                [0.0 if values[i].count < 2 else values[i].std for i in known], color=colors[place % len(colors)],
+                marker="o", markersize=4, capsize=3, linewidth=1.4 if line else 0, elinewidth=1.2, label=label)

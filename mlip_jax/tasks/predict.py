@@ -1,0 +1,266 @@
+"""Task `predict`: molecules of a file -> relaxed geometries -> properties, with what to expect of their errors."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from mlip_jax import config as configs
+from mlip_jax import distributed
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.embedding import MoleculeRecord
+from mlip_jax.datasets.molecule_files import CsvColumns, count_molecules, fingerprint, read_molecules
+from mlip_jax.datasets.property_data import Target
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.domain import Domain
+from mlip_jax.importers import load_force_field
+from mlip_jax.predictor import EMBEDDING, Predictor
+from mlip_jax.reports.prediction import write_prediction_report
+from mlip_jax.simulation import relax_journal, relax_merge
+from mlip_jax.simulation.relax import Relaxer
+from mlip_jax.simulation.relax_journal import Journal, Layout
+from mlip_jax.simulation.relax_progress import Progress
+from mlip_jax.structure import from_ase
+from mlip_jax.tasks.property import DOMAIN
+from mlip_jax.workdir import WorkdirError, claimed, write_json
+
+log = logging.getLogger(__name__)
+
+RESULTS, PARTS, ORIGIN = "predictions.csv", "parts", "origin.json"
+PREDICTED, FAILED = "predicted", "failed"
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
+    """Predict by `config`, or go on where a run in `workdir` was stopped; returns the path of the report.
+
+    All processes of a run call it alike; each takes a share, and the leader puts the results together.
+
+    Raises:
+      ConfigError, WorkdirError, DatasetError, CheckpointError, JournalError: With what to do about it.
+    """
+    config = configs.complete(config, configs.predict_defaults())
+    _check(config)
+    with contextlib.ExitStack() as stack:
+        with distributed.leader_first("workdir"):
+            if distributed.leader():
+                stack.enter_context(claimed(workdir, configs.identity(config)))
+            workdir = Path(workdir)
+            total = _count(config)
+            ensemble = Ensemble.load(config.predictor)
+            relaxer = _relaxer(config, ensemble)
+            if distributed.leader():
+                _check_origin(workdir / ORIGIN, config, relaxer)
+        _predict_share(config, workdir / PARTS, ensemble, relaxer, total)
+        distributed.barrier("predicted")
+        return _finish(config, workdir, total, ensemble, relaxer) if distributed.leader() else workdir / "report.html"
+
+
+def _check(c) -> None:
+    for name, example in (("predictor", "runs/gap"), ("input", "molecules.csv")):
+        if not c[name]:
+            raise ConfigError(f"{name} is not given: --config.{name}={example}")
+    for name, least in (("limit", 1), ("num_processes", 0), ("max_steps", 1), ("batch_size", 1)):
+        if c[name] is not None and c[name] < least:
+            raise ConfigError(f"{name} must be {least} or more, received {c[name]}")
+    if not 0 < c.fmax < float("inf"):
+        raise ConfigError(f"fmax must be positive, received {c.fmax}")
+
+
+def _columns(config) -> CsvColumns:
+    return CsvColumns(config.smiles_column, config.name_column)
+
+
+def _count(config) -> int:
+    found = count_molecules(config.input, _columns(config))
+    if not found:
+        raise DatasetError(f"{config.input}: holds no molecules")
+    return min(found, found if config.limit is None else config.limit)
+
+
+# --- What predicts ---
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """Predictors of the same properties, and the domain of each."""
+
+    members: tuple[Predictor, ...]
+    domains: tuple[Domain, ...]
+
+    @classmethod
+    def load(cls, text: str) -> Ensemble:
+        """Of workdirs, "runs/gap-0,runs/gap-1".
+
+        Raises:
+          ConfigError: They do not predict the same. CheckpointError: Nothing readable is there.
+        """
+        paths = [p.strip() for p in text.split(",") if p.strip()]
+        members = tuple(Predictor.load(path) for path in paths)
+        names = [[(t.name, t.kind) for t in m.targets] for m in members]
+        if any(n != names[0] for n in names) or not names[0]:
+            raise ConfigError("predictor: members of an ensemble must predict the same properties; these predict "
+                              + "; ".join(f"{p}: {', '.join(n for n, _ in own) or 'nothing'}"
+                                          for p, own in zip(paths, names)))
+        return cls(members, tuple(Domain.load(Path(p) / DOMAIN) for p in paths))
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What is predicted, but for properties of atoms."""
+        return tuple(t for t in self.members[0].targets if t.kind != "atom")
+
+    @property
+    def elements(self) -> frozenset[int]:
+        """That all members know."""
+        return frozenset.intersection(*(frozenset(m.elements) for m in self.members))
+
+    @property
+    def layout(self) -> Layout:
+        """Of a line for each molecule."""
+        columns = ["index", "name", "smiles", "status", "reason", "n_atoms", "geometry"]
+        for t in self.targets:
+            columns += [t.name] if t.kind == "scalar" else [f"{t.name}_{x}" for x in "xyz"]
+            columns += [f"{t.name}_std"] if len(self.members) > 1 else []
+            columns += [f"{t.name}_expected_error"]
+        return Layout((*columns, "domain_distance", "outside_domain"), ())
+
+    def predict(self, molecules: Sequence[Atoms], batch_size: int) -> list[list[float]]:
+        """For each molecule the numbers from the first property on, in the order of `layout`."""
+        columns = Columns.from_structures(map(from_ase, molecules))
+        made = [m.predict(columns, batch_size) for m in self.members]
+        distances = [d.distance(p[EMBEDDING]) for d, p in zip(self.domains, made)]
+        relative = np.mean([x / d.border for d, x in zip(self.domains, distances)], axis=0)
+        cells = []
+        for t in self.targets:
+            values = np.array([p[t.name] for p in made])
+            mean = values.mean(0)
+            cells += [mean] if t.kind == "scalar" else list(mean.T)
+            if len(made) > 1:
+                spread = values.std(0, ddof=1)
+                cells.append(spread if t.kind == "scalar" else np.linalg.norm(spread, axis=1))
+            cells.append(np.mean([d.expected_error(t.name, x) for d, x in zip(self.domains, distances)], axis=0))
+        return [[float(c[s]) for c in cells] + [float(relative[s]), int(relative[s] > 1)] for s in range(len(columns))]
+
+
+def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
+    place = config.force_field
+    if place is None:
+        place = ensemble.members[0].metadata["config"]["data"].get("force_field") or "none"
+        log.info("molecules are %s", f"relaxed by {place}, as those that the predictor was tested on"
+                 if place != "none" else "not relaxed: config.force_field names what could")
+    if place in ("none", ""):
+        return None
+    return Relaxer(load_force_field(place), fmax=config.fmax, max_steps=config.max_steps,
+                   devices=jax.local_devices())
+
+
+def _check_origin(path: Path, config, relaxer: Relaxer | None) -> None:
+    """Raise WorkdirError where the molecules or the force field are no longer those that the run was begun with."""
+    origin = {"input": fingerprint(config.input), "force_field": relaxer.potential.digest() if relaxer else None}
+    if not path.exists():
+        write_json(path, origin)
+        return
+    changed = configs.differences(json.loads(path.read_text()), origin)
+    if changed:
+        raise WorkdirError(f"{path.parent} holds predictions of other molecules or at other geometries:\n  "
+                           + "\n  ".join(changed) + "\nGive another --workdir, or the files as they were.")
+
+
+# --- The work ---
+
+def _predict_share(config, folder: Path, ensemble: Ensemble, relaxer: Relaxer | None, total: int) -> None:
+    layout, share = ensemble.layout, (distributed.index(), distributed.count())
+    with Journal(folder, distributed.index(), layout) as journal:
+        done = relax_journal.finished(folder, layout)
+        mine = range(share[0], total, share[1])
+        before = sum(index in done for index in mine)
+        if before == len(mine):
+            return
+        records = read_molecules(config.input, mmff=config.mmff, seed=config.seed, columns=_columns(config),
+                                 limit=config.limit, skip=done, share=share,
+                                 num_processes=config.num_processes or None)
+        journal.start_clock()
+        with Progress(len(mine), before) as progress, contextlib.closing(records):
+            waiting = []
+            for record, atoms, geometry, reason in _geometries(records, relaxer, ensemble):
+                if reason:
+                    journal.add([record.index, record.name, record.smiles, FAILED, reason,
+                                 None if record.atoms is None else len(record.atoms), geometry,
+                                 *[None] * (len(layout.columns) - 7)])
+                    progress.add(FAILED)
+                    continue
+                waiting.append((record, atoms, geometry))
+                if len(waiting) == config.batch_size:
+                    _record(waiting, ensemble, config.batch_size, journal, progress)
+                    waiting = []
+            if waiting:
+                _record(waiting, ensemble, config.batch_size, journal, progress)
+
+
+def _geometries(records: Iterator[MoleculeRecord], relaxer: Relaxer | None, ensemble: Ensemble
+                ) -> Iterator[tuple[MoleculeRecord, Atoms | None, str, str]]:
+    """(record, atoms to predict, where their positions come from, why there are none)."""
+    failed, by_index = [], {}
+
+    def usable():
+        for record in records:
+            reason = record.failure or _unknown(record.atoms, ensemble.elements)
+            if reason:
+                failed.append((record, None, record.geometry, reason))
+                continue
+            by_index[record.index] = record
+            yield record.index, record.atoms
+
+    if relaxer is None:
+        done = ((index, atoms, "", "") for index, atoms in usable())
+    else:
+        done = ((index, r.atoms, r.status, r.reason) for index, r in relaxer.stream(usable()))
+    for index, atoms, status, reason in done:
+        yield from (failed.pop() for _ in range(len(failed)))
+        record = by_index.pop(index)
+        if status in ("failed", "diverged"):
+            yield record, None, record.geometry, f"relaxation {status}: {reason}"
+        else:
+            relaxed = {"": "", "converged": ", relaxed", "step limit": ", relaxed up to the step limit"}[status]
+            yield record, atoms, record.geometry + relaxed, ""
+    yield from failed
+
+
+def _unknown(atoms: Atoms, elements) -> str:
+    unknown = sorted(set(atoms.numbers.tolist()) - elements)
+    return f"the predictor does not know {', '.join(chemical_symbols[z] for z in unknown)}" if unknown else ""
+
+
+def _record(waiting, ensemble: Ensemble, batch_size: int, journal: Journal, progress: Progress) -> None:
+    numbers = ensemble.predict([atoms for _, atoms, _ in waiting], batch_size)
+    for (record, atoms, geometry), cells in zip(waiting, numbers):
+        journal.add([record.index, record.name, record.smiles, PREDICTED, "", len(atoms), geometry, *cells])
+        progress.add(PREDICTED)
+
+
+def _finish(config, workdir: Path, total: int, ensemble: Ensemble, relaxer: Relaxer | None) -> Path:
+    seconds = relax_merge.merge(workdir / PARTS, ensemble.layout, workdir / RESULTS, {}, total)
+    report = write_prediction_report(
+        workdir, workdir / RESULTS, ensemble.targets, seconds=seconds,
+        title=f"{', '.join(t.name for t in ensemble.targets)} of {Path(config.input).name}",
+        info=_info(config, ensemble, relaxer))
+    log.info("%s; report: %s", workdir / RESULTS, report)
+    return report
+
+
+def _info(config, ensemble: Ensemble, relaxer: Relaxer | None) -> dict[str, dict[str, Any]]:
+    trained = {f"predictor {i}": ", ".join(f"{k}: {m.metadata['statistics'][k]}" for k in (
+        "num_structures", "level_of_theory")) for i, m in enumerate(ensemble.members)}
+    return {"Molecules": {"input": config.input, **fingerprint(config.input)}, "Trained on": trained,
+            "Geometries": {"force field": relaxer.potential.digest() if relaxer else "none"},
+            "Settings": {k: str(v) for k, v in configs.to_dict(config).items() if k != "task"}}
