@@ -133,12 +133,16 @@ def labelled(store: Any, indices: np.ndarray, names: Sequence[str]) -> tuple[np.
 
 def _known(columns: Columns, name: str) -> np.ndarray:
     if name in columns.properties:
-        values = columns.properties[name]
-        return np.isfinite(values.reshape(len(columns), -1)).all(1)
+        return _finite(columns.properties[name])
     if name in columns.atom_properties:
-        finite = np.isfinite(columns.atom_properties[name].reshape(len(columns.numbers), -1)).all(1)
+        finite = _finite(columns.atom_properties[name])
         return np.logical_and.reduceat(finite, columns.offsets[:-1]) if len(columns) else np.zeros(0, bool)
     raise DatasetError(unknown_name("property of these data", name, [*columns.properties, *columns.atom_properties]))
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """Whether all of each row is, (S,)."""
+    return np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
 
 
 def fit_targets(rows: Rows, index: np.ndarray, values: Mapping[str, np.ndarray], names: Sequence[str],

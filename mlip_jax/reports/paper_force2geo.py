@@ -64,7 +64,7 @@ def gain(of: Spread, baseline: Spread) -> tuple[float, float]:
 
 
 def write_paper_report(folder: Path) -> Path:
-    """Write report.html and paper.json into the folder of a sweep, of the variants that are done; returns the former."""
+    """Write report.html and paper.json of the variants that are done into the folder of a sweep; returns the former."""
     scores = read(Path(folder))
     none = Spread(float("nan"), float("nan"), 0)
 
