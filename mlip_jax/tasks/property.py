@@ -277,8 +277,9 @@ def _report(config, workdir, trainer, batches, params, data: Data, splits, tests
         outcomes[name], features[name] = _outcome(made, split.sample(most, config.seed), targets, data, found)
     with writing(workdir):
         if targets and len(splits["valid"]):
-            errors = {t.name: outcomes["valid"].absolute(t.name) for t in targets if t.kind != "atom"}
-            Domain.fit(features["train"], features["valid"], errors).save(workdir / DOMAIN)
+            known = np.isfinite(features["valid"]).all(1)
+            errors = {t.name: outcomes["valid"].absolute(t.name)[known] for t in targets if t.kind != "atom"}
+            Domain.fit(features["train"], features["valid"][known], errors).save(workdir / DOMAIN)
         return write_property_report(
             workdir, outcomes, targets, title=f"{', '.join(config.property.targets) or 'denoising'} on "
             f"{data.loaded.name}", metrics_csv=workdir / "metrics.csv", seconds=metadata["seconds"]["training"],
@@ -288,7 +289,7 @@ def _report(config, workdir, trainer, batches, params, data: Data, splits, tests
 def _outcome(made: predictor.Predictor, split: Split, targets, data: Data, found: Geometries | None
              ) -> tuple[Outcome, np.ndarray]:
     columns = split.rows.take(split.indices)
-    predicted = made.predict(columns)
+    predicted = _predicted(made, columns)
     labels = {t.name: t.to_physical(
         columns.atom_properties[t.name] if t.kind == "atom" else columns.properties[t.name], columns) for t in targets}
     names = columns.molecule
@@ -296,3 +297,21 @@ def _outcome(made: predictor.Predictor, split: Split, targets, data: Data, found
         names = data.loaded.store.take(data.index[found.samples]).molecule
     return Outcome(names, columns.n_atoms, labels, {t.name: predicted[t.name] for t in targets}
                    ), predicted[predictor.EMBEDDING]
+
+
+def _predicted(made: predictor.Predictor, columns) -> dict[str, np.ndarray]:
+    """What is predicted; NaN for structures with an element that training did not hold."""
+    strange = ~np.isin(columns.numbers, made.elements)
+    known = ~np.logical_or.reduceat(strange, columns.offsets[:-1])
+    if known.all():
+        return made.predict(columns)
+    log.warning("%d of %d structures hold an element that is not in the training part, and are not judged",
+                (~known).sum(), len(columns))
+    rows = np.flatnonzero(known)
+    atoms = columns.atoms_of(rows)
+    result = {}
+    for name, values in made.predict(columns.take(rows)).items():
+        of_atoms = len(values) == len(atoms) != len(rows)
+        result[name] = np.full((len(columns.numbers) if of_atoms else len(columns), *values.shape[1:]), np.nan)
+        result[name][atoms if of_atoms else rows] = values
+    return result

@@ -17,6 +17,7 @@ from mlip_jax.potential import example_graph
 from mlip_jax.structure import from_ase
 
 CUTOFF = 4.0
+BUDGET = Budget(30, 400, 5)
 BACKBONES = {
     "painn": {"num_features": 8, "num_layers": 1, "num_radial": 6, "cutoff": CUTOFF},
     "equivariant_transformer": {"num_features": 8, "num_layers": 1, "num_heads": 2, "num_radial": 6, "cutoff": CUTOFF},
@@ -40,7 +41,7 @@ def apply(model, params, graph):
     return model.apply(params, graph)
 
 
-def outputs(model, params, *atoms, budget=Budget(30, 400, 5)):
+def outputs(model, params, *atoms, budget=BUDGET):
     with jax.enable_x64(True):
         columns = Columns.from_structures(map(from_ase, atoms))
         graph = build_batch(columns, budget, CUTOFF, dtype=np.float64)
