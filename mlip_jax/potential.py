@@ -42,7 +42,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_scale: float,
-             with_stress: bool = False) -> Evaluation:
+             with_stress: bool = False, with_forces: bool = True) -> Evaluation:
     """Energies, with those of further terms, and forces as minus the gradient. Pure; call it under jit.
 
     Args:
@@ -50,6 +50,7 @@ def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_sca
       graph: Padded, laid out as graphs/graph.py says.
       energy_scale: eV per unit of the model's output.
       with_stress: Also the derivative by strain over the volume; needs globals["cell"].
+      with_forces: Without, nothing is differentiated and forces are zero.
     """
     params, graph = jax.tree.map(jnp.asarray, (params, graph))  # NumPy arrays cannot be indexed by traced ones
     node_graph = node_graph_index(graph)
@@ -64,7 +65,10 @@ def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_sca
         return energies.sum(), (energies, properties)
 
     positions = graph.nodes["positions"]
-    if not with_stress:
+    if not (with_stress or with_forces):
+        _, (energies, properties) = total(positions, None)
+        gradient, stress = jnp.zeros_like(positions), None
+    elif not with_stress:
         gradient, (energies, properties) = jax.grad(total, has_aux=True)(positions, None)
         stress = None
     else:

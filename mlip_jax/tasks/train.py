@@ -134,7 +134,8 @@ def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoc
     build, data = _resident(config, batches, train, model)
     objective = ForceField(model, scale, beta, c.loss.beta_end, {
         "penalty": c.loss.penalty, "force_penalty": c.loss.force_penalty, "huber_delta": c.loss.huber_delta,
-        "force_floor": c.loss.force_floor, "energy_per_atom": c.loss.energy_per_atom})
+        "force_floor": c.loss.force_floor, "energy_per_atom": c.loss.energy_per_atom},
+        energies_alone=c.loss.beta == c.loss.beta_end == 0.0)
     trainer = Trainer(objective, optimizer.create(c.optimizer, num_steps, per_epoch), c.train.ema_decay, build=build,
                       data=data)
     per_call = c.train.steps_per_dispatch or (_STEPS_PER_CALL if build else 1)

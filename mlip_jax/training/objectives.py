@@ -56,6 +56,8 @@ class ForceField:
       model, energy_scale: See potential.evaluate.
       beta: Function of the step. beta_valid: Of validations.
       loss_options: Of losses.sums.
+      energies_alone: beta is zero all through: training computes no forces, which makes an update about three times as
+        fast; validations tell their errors all the same.
     """
 
     model: nn.Module
@@ -63,14 +65,24 @@ class ForceField:
     beta: Callable[[Any], Any]
     beta_valid: float
     loss_options: Mapping[str, Any]
+    energies_alone: bool = False
     columns = ("loss", "energy_mae_mev_per_atom", "energy_mae_mev", "force_mae_mev_per_ang")
 
     def sums(self, params: Any, graph: jraph.GraphsTuple) -> losses.Sums:
-        return self.evaluate(params, graph)[1]
+        if not self.energies_alone:
+            return self.evaluate(params, graph)[1]
+        evaluation = evaluate(self.model, params, graph, self.energy_scale, with_forces=False)
+        return losses.sums(evaluation, self._trained_on(graph), **self.loss_options)
 
     def counts(self, graph: jraph.GraphsTuple) -> losses.Sums:
         nothing = Evaluation(jnp.zeros_like(graph.globals["energy"]), jnp.zeros_like(graph.nodes["forces"]), None)
-        return losses.sums(nothing, graph, **self.loss_options)
+        return losses.sums(nothing, self._trained_on(graph), **self.loss_options)
+
+    def _trained_on(self, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
+        """The graph, of which no force is known where there are none to compare with."""
+        if not self.energies_alone:
+            return graph
+        return graph._replace(nodes={**graph.nodes, "forces": jnp.full_like(graph.nodes["forces"], jnp.nan)})
 
     def combine(self, local: losses.Sums, total: losses.Sums, step: Any) -> jax.Array:
         return losses.combine(local, total, self.beta(step))

@@ -185,3 +185,23 @@ def test_every_process_learns_of_the_wish_to_stop(setup):
     for wish in (False, True):
         state, result = trainer.train(state, graphs, stop=wish)
         assert (trainer.single(result.stop)[0] > 0) == wish
+
+
+def test_energies_alone_give_the_update_of_beta_zero(setup, quick_compilation):
+    """Without a derivative by the positions in the program, and without a word on forces."""
+    model, split, batches, _, params = setup
+    graph = next(iter(batches.in_order(split)))[1]
+    inputs = jax.tree.map(lambda x: x[:, None, None], graph)
+    after, sums = [], []
+    for alone in (False, True):
+        objective = ForceField(model, 1.3, lambda step: 0.0, 0.0, OPTIONS, energies_alone=alone)
+        trainer = Trainer(objective, optax.sgd(RATE), DECAY)
+        state, result = trainer.train(trainer.init(params), inputs)
+        after.append(trainer.single(state.params))
+        sums.append(trainer.single(result.sums))
+    for a, b in zip(*map(jax.tree.leaves, after), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(sums[1].energy_loss, sums[0].energy_loss, rtol=1e-6)
+    assert sums[0].forces > 0 and sums[1].forces == 0
+    row = objective.averages(jax.tree.map(float, jax.tree.map(np.sum, sums[1])), "train", 0)
+    assert np.isnan(row["train_force_mae_mev_per_ang"]) and np.isfinite(row["train_loss"])

@@ -1,0 +1,96 @@
+"""Task `predict`: a line for each molecule, whatever becomes of it; nothing twice; and how far to trust it."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from mlip_jax.config import ConfigError, predict_defaults
+from mlip_jax.predictor import Predictor
+from mlip_jax.tasks import predict
+from mlip_jax.tasks import property as property_task
+from mlip_jax.workdir import WorkdirError
+from tests.tasks.property_runs import config, write_data, write_force_field
+
+SMILES = ["CCO ethanol", "C methane", "C1CC bad", "CCN", "[Xe]", "c1ccccc1 benzene", "CC(=O)O"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predict")
+    write_data(folder)
+    for seed in (0, 1):
+        property_task.run(config(folder, seed=seed, train__num_steps=12), folder / f"gap-{seed}")
+    (folder / "molecules.smi").write_text("\n".join(SMILES) + "\n")
+    write_force_field(folder / "ff")
+    return folder
+
+
+def run(folder, name, **changes):
+    c = predict_defaults()
+    c.predictor, c.input, c.num_processes = str(folder / "gap-0"), str(folder / "molecules.smi"), 1
+    c.force_field = "none"
+    c.update(changes)
+    predict.run(c, folder / name)
+    with open(folder / name / "predictions.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_line_for_each_molecule(folder):
+    rows = run(folder, "one", batch_size=2)
+    assert [row["status"] for row in rows] == ["predicted"] * 2 + ["failed", "predicted", "failed"] + ["predicted"] * 2
+    assert [row["name"] for row in rows] == ["ethanol", "methane", "bad", "", "", "benzene", ""]
+    assert "cannot read the SMILES" in rows[2]["reason"] and "does not know Xe" in rows[4]["reason"]
+    done = [row for row in rows if row["status"] == "predicted"]
+    assert all(float(row["gap_expected_error"]) >= 0 and row["outside_domain"] in "01" for row in done)
+    assert all((float(row["domain_distance"]) > 1) == (row["outside_domain"] == "1") for row in done)
+    report = (folder / "one/report.html").read_text()
+    assert "cannot read the SMILES" in report and "benzene" in report
+
+
+def test_an_ensemble_has_a_mean_and_a_spread(folder):
+    both = run(folder, "both", predictor=f"{folder / 'gap-0'},{folder / 'gap-1'}")
+    alone = [run(folder, f"alone-{seed}", predictor=str(folder / f"gap-{seed}")) for seed in (0, 1)]
+    for b, *single in zip(both, *alone):
+        if b["status"] == "predicted":
+            values = [float(s["gap"]) for s in single]
+            assert float(b["gap"]) == pytest.approx(np.mean(values), rel=1e-5)
+            assert float(b["gap_std"]) == pytest.approx(np.std(values, ddof=1), rel=1e-4)
+    assert "gap_std" not in alone[0][0]
+
+
+def test_more_molecules_go_on_and_none_is_done_twice(folder, monkeypatch):
+    counted, real = [], predict.Ensemble.predict
+    monkeypatch.setattr(predict.Ensemble, "predict", lambda self, molecules, size: (
+        counted.extend(molecules), real(self, molecules, size))[1])
+    assert len(run(folder, "more", limit=3)) == 3
+    rows = run(folder, "more")
+    assert len(rows) == len(SMILES) and len(counted) == 5
+    assert [(row["index"], row["gap"]) for row in rows] == [(row["index"], row["gap"]) for row in run(folder, "more")]
+    with pytest.raises(WorkdirError, match="of other molecules"):
+        (folder / "other.smi").write_text("CCO\n")
+        molecules = (folder / "molecules.smi").read_text()
+        (folder / "molecules.smi").write_text("CCCO\n" + molecules)
+        try:
+            run(folder, "more")
+        finally:
+            (folder / "molecules.smi").write_text(molecules)
+
+
+def test_molecules_are_relaxed_first(folder):
+    plain, relaxed = run(folder, "plain"), run(folder, "relaxed", force_field=str(folder / "ff"), max_steps=2)
+    assert plain[0]["geometry"] == "embedded" and relaxed[0]["geometry"].startswith("embedded, relaxed")
+    assert plain[0]["gap"] != relaxed[0]["gap"]
+
+
+def test_what_cannot_be_meant(folder):
+    for changes, message in (({"predictor": ""}, "predictor is not given"), ({"input": ""}, "input is not given"),
+                             ({"batch_size": 0}, "batch_size must be 1 or more"), ({"fmax": 0.0}, "fmax must be")):
+        with pytest.raises(ConfigError, match=message):
+            run(folder, "wrong", **changes)
+
+
+def test_from_python(folder):
+    from ase.build import molecule
+    found = Predictor.load(folder / "gap-0").predict([molecule("CH3CH2OH"), molecule("CH4")])
+    assert found["gap"].shape == (2,) and np.isfinite(found["gap"]).all()

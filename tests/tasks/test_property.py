@@ -1,0 +1,191 @@
+"""Task `property` on small data: from scratch, from a force field, at other geometries; and what it leaves."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from mlip_jax.checkpoint import CheckpointError
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.domain import Domain
+from mlip_jax.potential import Potential
+from mlip_jax.predictor import Predictor, begin_from, pretrained
+from mlip_jax.simulation.geometry_sources import Sources
+from mlip_jax.tasks import property as task
+from tests.tasks.property_runs import NAMES, config, write_data, write_force_field
+
+GEOMETRIES = ("labels", "pm3:first", "etkdg")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("property")
+    write_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scratch(folder):
+    """A run from scratch, tested at three geometries."""
+    task.run(config(folder, data__test_geometries=GEOMETRIES, train__num_steps=72), folder / "scratch")
+    return folder / "scratch"
+
+
+def scores(workdir):
+    return json.loads((workdir / "metrics.json").read_text())["scores"]
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_a_run_leaves(scratch):
+    found = scores(scratch)
+    assert set(found) == {"train", "valid", "test labels", "test pm3:first", "test etkdg"}
+    assert {part: of["gap"]["count"] for part, of in found.items()} == {
+        "train": 12, "valid": 6, "test labels": 6, "test pm3:first": 6, "test etkdg": 6}
+    rows = table(scratch / "predictions_test_labels.csv")
+    errors = [abs(float(r["gap"]) - float(r["gap_predicted"])) for r in rows]
+    assert np.mean(errors) == pytest.approx(found["test labels"]["gap"]["mae"], rel=1e-4)
+    by_place = table(scratch / "predictions_test_etkdg.csv")
+    assert [r["gap"] for r in by_place] == [r["gap"] for r in rows]
+    assert [r["gap_predicted"] for r in by_place] != [r["gap_predicted"] for r in rows]
+    assert "gap" in (scratch / "report.html").read_text()
+    assert table(scratch / "metrics.csv")[-1]["valid_gap_mae"]
+    assert Domain.load(scratch / "domain.npz").border > 0
+
+
+def test_no_molecule_is_in_two_parts_and_the_split_serves_others(scratch, folder):
+    parts = json.loads((scratch / "split_records.json").read_text())
+    assert sorted(sum(parts.values(), [])) == list(range(len(NAMES)))
+    other = task.Data.load(config(folder, data__split_seed=5, data__held_out=str(scratch / "split_records.json")),
+                           _made(folder / "held_out"))
+    records = other.loaded.store.index("record")[other.index]
+    for name in ("train", "valid"):
+        assert not set(records[other.parts[name]].tolist()) & set(parts["test"])
+
+
+def _made(path):
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def test_it_learns_and_its_predictor_predicts(scratch, folder):
+    assert scores(scratch)["train"]["gap"]["mae"] < 0.7 * np.std([float(r["gap"]) for r in table(
+        scratch / "predictions_train.csv")])
+    predictor = Predictor.load(scratch)
+    data = task.Data.load(config(folder), _made(folder / "again"))
+    columns = data.loaded.store.take(data.index[data.parts["test"]])
+    predicted = predictor.predict(columns, batch_size=2)
+    np.testing.assert_allclose(predicted["gap"], [float(r["gap_predicted"]) for r in table(
+        scratch / "predictions_test_labels.csv")], rtol=1e-4)
+    assert predicted["embedding"].shape == (6, 8)
+    atoms = [data.loaded.store[int(i)] for i in data.index[data.parts["test"]]]
+    assert [a.molecule for a in atoms] == [r["molecule"] for r in table(scratch / "predictions_test_labels.csv")]
+    with pytest.raises(ValueError, match="was not trained on"):
+        from ase import Atoms
+        predictor.predict([Atoms("Xe")])
+
+
+def test_a_finished_run_is_only_reported_again(scratch, folder):
+    before = (scratch / "metrics.csv").read_bytes()
+    task.run(config(folder, data__test_geometries=GEOMETRIES, train__num_steps=72), scratch)
+    assert (scratch / "metrics.csv").read_bytes() == before
+
+
+def test_from_a_force_field(folder):
+    params = write_force_field(folder / "ff")
+    c = config(folder, model__name="", init__workdir=str(folder / "ff"), init__train="heads", train__num_steps=12)
+    c.model.options = {}
+    task.run(c, folder / "heads")
+    found = Predictor.load(folder / "heads").params["params"]
+    for name, part in params["params"].items():
+        for a, b in zip(_leaves(found["backbone"][name]), _leaves(part), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert any(x.any() for x in _leaves(found["head_gap"]["final"]))
+
+
+def _leaves(tree):
+    import jax
+    return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+def test_fine_tuning_begins_with_all_that_is_there(scratch, folder):
+    model, arrays, _ = pretrained(scratch)
+    assert model["name"] == "painn" and {k.split("/")[0] for k in arrays} == {"backbone", "head_gap"}
+    c = config(folder, init__workdir=str(scratch), align__weight=0.1, align__noise=0.05, align__frames="pm3,DFT_1st",
+               data__valid_geometry="pm3", data__test_geometries=("pm3", "labels"), train__num_steps=12,
+               optimizer__rates="params/backbone/*=0.1")
+    task.run(c, folder / "tuned")
+    tuned = Predictor.load(folder / "tuned")
+    assert [name for name, _ in tuned.model.heads] == ["displacement", "gap"]
+    assert table(folder / "tuned/metrics.csv")[-2]["train_alignment"]
+    assert set(scores(folder / "tuned")) == {"train", "valid", "test pm3", "test labels"}
+
+
+def test_denoising_has_no_property(folder):
+    c = config(folder, property__targets=(), align__weight=1.0, align__loss="mse", align__noise=0.05,
+               data__test_geometries=(), train__num_steps=12)
+    task.run(c, folder / "denoised")
+    assert float(table(folder / "denoised/metrics.csv")[-1]["valid_alignment"]) > 0
+    assert json.loads((folder / "denoised/metrics.json").read_text())["test"] is None
+    assert set(pretrained(folder / "denoised")[1]) and not (folder / "denoised/domain.npz").exists()
+
+
+def test_a_checkpoint_that_does_not_fit_says_how(folder, scratch):
+    write_force_field(folder / "wide", num_features=16)
+    with pytest.raises(CheckpointError, match=r"wide cannot be begun from: in 'backbone'(.|\n)*embedding: stored "
+                                              r"\(119, 16\), expected \(119, 8\)(.|\n)*Leave config.model.name empty"):
+        task.run(config(folder, init__workdir=str(folder / "wide")), folder / "misfit")
+    params = Predictor.load(scratch).params
+    arrays = {k: v for k, v in pretrained(scratch)[1].items() if not k.endswith("message_0_layer_1/bias")}
+    with pytest.raises(CheckpointError, match="missing: message_0_layer_1/bias"):
+        begin_from(params, arrays, "runs/x")
+
+
+def test_each_kind_of_workdir_is_opened_as_what_it_is(folder, scratch):
+    write_force_field(folder / "ff2")
+    with pytest.raises(CheckpointError, match="holds a force field, not a predictor"):
+        Predictor.load(folder / "ff2")
+    with pytest.raises(CheckpointError, match="holds a predictor of properties, not a force field"):
+        Potential.load(scratch)
+
+
+def test_relaxed_geometries_are_made_once(folder):
+    write_force_field(folder / "relaxer")
+    data = task.Data.load(config(folder), _made(folder / "sources"))
+    loads = []
+
+    def load():
+        loads.append(1)
+        return Potential.load(folder / "relaxer")
+
+    sources = Sources(data.loaded.store, data.index, folder / "kept", load, max_steps=3)
+    first = sources.get("relaxed(pm3:first)", np.arange(4))
+    files = sorted((folder / "kept").iterdir())
+    again = sources.get("relaxed(pm3:first)", np.arange(4))
+    assert sorted((folder / "kept").iterdir()) == files and len(files) == 1
+    np.testing.assert_array_equal(first.rows.take(first.index).positions, again.rows.take(again.index).positions)
+    start = sources.get("pm3:first", first.samples)
+    assert (first.rows.take(first.index).numbers == start.rows.take(start.index).numbers).all()
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), [
+    ({"data__test_geometries": ("DFT_3rd",)}, ConfigError, "no geometry 'DFT_3rd'.*DFT_1st, pm3"),
+    ({"data__test_geometries": ("relaxed(pm3)",)}, ConfigError, "set data.force_field"),
+    ({"property__targets": ("gop",)}, DatasetError, "Did you mean 'gap'"),
+    ({"model__name": ""}, ConfigError, "no init.workdir to take it from"),
+    ({"align__weight": 0.1, "align__noise": 0.1, "data__geometry": "pm3"}, ConfigError, "set data.geometry='labels'"),
+    ({"init__train": "head"}, ConfigError, "Did you mean 'heads'"),
+    ({"optimizer__rates": "params/backbone"}, ValueError, "optimizer.rates must be"),
+    ({"property__heads": {"homo": {}}}, ConfigError, "unknown target in property.heads")])
+def test_configs_that_cannot_be_meant(folder, tmp_path, changes, error, message):
+    heads = changes.pop("property__heads", None)
+    c = config(folder, **changes)
+    if heads:
+        c.property.heads = heads
+    with pytest.raises(error, match=message):
+        task.run(c, tmp_path / "run")
