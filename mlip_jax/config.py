@@ -189,6 +189,34 @@ def inspect_defaults() -> ml_collections.ConfigDict:
     return c
 
 
+def conformers_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "generate_conformers", with its default."""
+    c = ml_collections.ConfigDict()
+    c.task = "generate_conformers"
+    c.smiles = ""  # file of SMILES, .smi or .csv
+    c.subset = "Conformers"  # that they are filed under
+    c.num_molecules = placeholder(int)  # the first so many that are fit; unset: all
+    c.seed = 0  # of the embedding
+    c.molecules_per_file = 1_000  # that are held in memory
+    c.num_processes = 0  # 0: one for each core
+
+    c.select = ml_collections.ConfigDict()  # molecules of the file that are fit
+    c.select.elements = ()  # symbols; empty: any
+    c.select.charge = placeholder(int)  # e; unset: any
+    c.select.charge = 0
+    c.select.min_atoms, c.select.max_atoms = placeholder(int), placeholder(int)  # hydrogens included
+    c.select.min_rotatable = 0
+
+    c.conformers = ml_collections.ConfigDict()
+    c.conformers.num_conformers = 20  # of a molecule, at most: those of the lowest energy by the force field
+    c.conformers.min_conformers = 1  # a molecule with fewer different ones is left out
+    c.conformers.candidates = 2.0  # geometries that are embedded for each conformer that is wanted
+    c.conformers.prune_rmsd = 0.25  # Å over the heavy atoms; conformers closer than that are the same
+    c.conformers.mmff_steps = 1_000
+    c.conformers.gfn2_steps = 0  # evaluations of GFN2-xTB that relax each conformer; 0: single points only
+    return c
+
+
 def force2geo_defaults() -> ml_collections.ConfigDict:
     """Every field of a config of task "force2geo_eval", with its default. Units are eV and Å."""
     c = ml_collections.ConfigDict()
@@ -346,6 +374,8 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     if plain.get("task") in ("relax", "predict"):
         for name in ("num_processes", "batch_atoms", "batch_size", "limit"):
             plain.pop(name, None)
+    if plain.get("task") == "generate_conformers":
+        plain.pop("num_processes", None)
     for path in ("data.refuse", "data.verify", "store.num_processes", "train.on_nonfinite", "train.resident",
                  "train.steps_per_dispatch", "train.profile_steps", "oracle.num_processes", "oracle.cache",
                  "relax.batch_atoms"):
