@@ -4,9 +4,10 @@
     python -m mlip_jax.main --config=configs/geom_like.py --workdir=runs/geom_drugs --config.smiles=drugs.smi
     python -m mlip_jax.main --config=configs/geom_like.py:small --workdir=runs/geom_small --config.smiles=gdb.csv
 
-The second is of small molecules (at most 9 heavy atoms, as in QM9), on which a force field of the first is tested out
-of its distribution. ETKDG draws twice as many geometries as are wanted, MMFF94 relaxes them, those within 0.25 Å of
-another are left out, and GFN2-xTB labels the rest (conformers.gfn2_steps relaxes them first, at so many times the cost).
+The second is of small molecules (such as those of QM9, of at most 9 heavy atoms), on which a force field of the first
+is tested out of its distribution. ETKDG draws twice as many geometries as are wanted, MMFF94 relaxes them, those within
+0.25 Å of another are left out, and GFN2-xTB labels the rest (conformers.gfn2_steps relaxes them first, at so many times
+the cost).
 
 Hardware: CPU only, all cores. Cost: 0.06 s of one core per conformer of a molecule of 30 atoms, two thirds of it
 GFN2-xTB; 0.006 s per conformer of one with 9 heavy atoms. A run that is stopped, or killed, goes on when started again

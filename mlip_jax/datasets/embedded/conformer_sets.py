@@ -47,6 +47,9 @@ class Selection(NamedTuple):
     min_rotatable: int = 0
 
 
+_OPTIONS, _SELECTION = Options(), Selection()
+
+
 def select_molecules(path: str | Path, selection: Selection, subset: str, left_out: Counter[str]
                      ) -> Iterator[Molecule]:
     """Molecules of a file of SMILES (.smi, .csv), one after another; each once, in one fragment.
@@ -100,8 +103,8 @@ def _judge(smiles: str, selection: Selection) -> tuple[str, str]:
     return Chem.MolToSmiles(mol), next((reason for reason, is_so in reasons.items() if is_so), "")
 
 
-def generate_conformers(folder: str | Path, smiles_file: str | Path, *, options: Options = Options(),
-                        selection: Selection = Selection(), subset: str = "Conformers", seed: int = 0,
+def generate_conformers(folder: str | Path, smiles_file: str | Path, *, options: Options = _OPTIONS,
+                        selection: Selection = _SELECTION, subset: str = "Conformers", seed: int = 0,
                         molecules_per_file: int = 1000, num_processes: int | None = None,
                         progress: bool = True) -> list[Path]:
     """Makes the files that are not there yet; a script that calls it needs `if __name__ == "__main__":`.
