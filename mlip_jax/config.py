@@ -165,6 +165,21 @@ def _term_defaults(potential: ml_collections.ConfigDict) -> None:
     potential.long_range_cutoff = 12.0  # Å, of electrostatics and dispersion; inf: all pairs, for open structures alone
 
 
+def diversity_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "diversity", with its default: those of task "train", and what is evaluated."""
+    c = train_defaults()
+    c.task = "diversity"
+    c.diversity = ml_collections.ConfigDict()
+    c.diversity.ood_path = placeholder(str)  # data set of other molecules; unset: no OOD-S
+    c.diversity.ood_reader, c.diversity.ood_reader_options = "auto", ""  # as data.reader and data.reader_options
+    c.diversity.rmsd_threshold = 1.0  # Å over the heavy atoms, to the nearest training conformer: beyond is OOD-C
+    c.diversity.rmsd_bins = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)  # Å; the last one holds all beyond
+    c.diversity.max_molecules = 1_000  # training molecules whose unseen conformers are evaluated
+    c.diversity.max_structures = 20_000  # of IID-S and OOD-S
+    c.diversity.num_processes = 0  # that find symmetries; 0: one for each core
+    return c
+
+
 def convert_defaults() -> ml_collections.ConfigDict:
     """Every field of a config of task "convert", with its default."""
     c = ml_collections.ConfigDict()
@@ -378,7 +393,7 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
         plain.pop("num_processes", None)
     for path in ("data.refuse", "data.verify", "store.num_processes", "train.on_nonfinite", "train.resident",
                  "train.steps_per_dispatch", "train.profile_steps", "oracle.num_processes", "oracle.cache",
-                 "relax.batch_atoms"):
+                 "relax.batch_atoms", "diversity.num_processes"):
         part, name = path.split(".")
         plain.get(part, {}).pop(name, None)
     if not any(plain.get("potential", {}).get(term) for term in TERMS):
@@ -396,7 +411,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
         a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             lines += differences(a, b, f"{path}{key}.")
-        elif a != b:
+        elif a != b and not (a != a and b != b):  # NaN, which says "any" of a filter, is the same as NaN
             lines.append(f"{path}{key}: {a!r} -> {b!r}")
     return lines
 
