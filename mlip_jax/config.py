@@ -180,6 +180,15 @@ def diversity_defaults() -> ml_collections.ConfigDict:
     return c
 
 
+def diversity_report_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "diversity_report", with its default."""
+    c = ml_collections.ConfigDict()
+    c.task = "diversity_report"
+    c.sweeps = ""  # folders of sweeps of task "diversity", or of single runs: "runs/n_fixed,runs/ns_fixed"
+    c.metric = "energy_mae_mev"  # or "energy_mae_mev_per_atom", "relative_mae_mev" (of differences within a molecule)
+    return c
+
+
 def convert_defaults() -> ml_collections.ConfigDict:
     """Every field of a config of task "convert", with its default."""
     c = ml_collections.ConfigDict()

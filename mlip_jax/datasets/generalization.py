@@ -2,7 +2,8 @@
 
 A run trains on n_s molecules with n_c conformers each. Four kinds of structures are of interest:
 
-    IID-S   molecules that it has not seen, of the same data: the test part of a split by molecule
+    IID-S   molecules that it has not seen, of the same data: those of the test part of a split by molecule that have as
+            many conformers as a molecule must have to be drawn for training
     OOD-S   molecules of another data set, smaller ones for instance; none that the run has seen
     IID-C   unseen conformers of molecules that it trained on, near to one of those: the least RMSD over the heavy atoms
             to any training conformer of the molecule is at most a threshold
@@ -73,6 +74,16 @@ def unseen_conformers(molecule: np.ndarray, conformer: np.ndarray, train: np.nda
                                    min_conformers=num_conformers)]
         unseen = unseen[np.isin(molecule[unseen], molecule[first])]
     return unseen
+
+
+def of_many_conformers(molecule: np.ndarray, indices: np.ndarray, least: int) -> np.ndarray:
+    """Those of `indices` whose molecule has at least so many of them: sorted as they were.
+
+    Args:
+      molecule: Of each structure, (S,). indices: Numbers of structures, (I,).
+    """
+    unit_of, num_units = group(molecule[indices])
+    return indices[np.bincount(unit_of, minlength=num_units)[unit_of] >= least]
 
 
 class Distances(NamedTuple):

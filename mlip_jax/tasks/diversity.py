@@ -99,7 +99,7 @@ def evaluate(workdir: str | Path, training: ml_collections.ConfigDict, options: 
     potential, data = Potential.load(workdir), RunData.load(workdir)
     seed, train_part = training.seed, data.parts["train"]
     sets: dict[str, Errors] = {}
-    where: dict[str, np.ndarray] = {"iid_s": _sample(data.parts.get("test", []), data.store, options, seed)}
+    where: dict[str, np.ndarray] = {"iid_s": _sample(_unseen_molecules(data, training), data.store, options, seed)}
     sets["iid_s"] = _errors(potential, data.store, where["iid_s"])
     conformers, distances = _conformers(data, training, options)
     unseen = _errors(potential, data.store, conformers)
@@ -133,6 +133,13 @@ def _training(store: Store, part: np.ndarray, training) -> dict[str, Any]:
     return {"num_structures": len(part), "num_molecules": molecules,
             "num_conformers": training.data.num_conformers if training.data.num_molecules else None,
             "seed": training.seed, "split_seed": training.data.split_seed, "model": training.model.name}
+
+
+def _unseen_molecules(data: RunData, training) -> np.ndarray:
+    """IID-S: structures of the test part, of molecules that could have been drawn for training."""
+    test, draw = np.asarray(data.parts.get("test", []), np.int64), generalization.drawn(training.data)
+    return test if draw is None else generalization.of_many_conformers(
+        np.asarray(data.store.index("molecule")), test, draw[0])
 
 
 def _conformers(data: RunData, training, options) -> tuple[np.ndarray, generalization.Distances]:

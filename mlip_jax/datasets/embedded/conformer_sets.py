@@ -1,8 +1,8 @@
 """Sets of conformers of a user's molecules with GFN2-xTB energies and forces: a stand-in for GEOM.
 
 A folder of files in SPICE's layout, `conformers-00000.hdf5` and so on, each of so many molecules: whatever is at work
-on one holds no more in memory, and what reads SPICE reads `folder/*.hdf5`. A file is made of parts, one for each molecule,
-which are on disk as soon as they are made: a run that was killed goes on, and makes no molecule twice.
+on one holds no more in memory, and what reads SPICE reads `folder/*.hdf5`. A file is made of parts, one for each
+molecule, which are on disk as soon as they are made: a run that was killed goes on, and makes no molecule twice.
 """
 
 from __future__ import annotations
