@@ -7,7 +7,7 @@
 Budgets of N = 50k, 200k, 800k and 3.2M structures, of N / n_c molecules with n_c = 1, 2, 4, 8 or 16 conformers each;
 three seeds, each with a split, a draw and parameters of its own: sixty runs. TorchMD-Net's equivariant transformer with
 8 layers of 128 channels, squared errors of the energy alone, Adam, a cosine from 1e-4 to 1e-8, as in Shenoy et al.
-(2023). The number of updates is the same in all runs, so that they cost the same.
+(arXiv:2311.00862). The number of updates is the same in all runs, so that they cost the same.
 
 Every run is tested on unseen molecules (IID-S), molecules of another data set (OOD-S), and unseen conformers of its own
 molecules near to a training conformer (IID-C) and far from it (OOD-C); diversity.json in its folder has the errors. The

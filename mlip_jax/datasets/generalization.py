@@ -14,8 +14,8 @@ at least `min_conformers` conformers, the largest n_c among them. Conformers tha
 training conformers of every run: what is left over is unseen in all of them, so that each is tested on the same
 conformers of a molecule. Which of them are near depends on what a run trained on, and so on n_c.
 
-After Shenoy et al., "Role of Structural and Conformational Diversity for Machine Learning Potentials" (2023), whose
-conformational sets are told apart by the same least RMSD.
+After Shenoy et al., "Role of Structural and Conformational Diversity for Machine Learning Potentials"
+(arXiv:2311.00862); the threshold and the conformers put aside are choices made here.
 """
 
 from __future__ import annotations

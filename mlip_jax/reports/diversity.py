@@ -162,8 +162,8 @@ def _of_model(model: str, found: list[Point], unit: str) -> list[str]:
     fixed, sets = budgets(found), molecule_sets(found)
     body = [page.heading(model), page.heading("What it says", 3)]
     body += [page.paragraph(f"{f.verdict.capitalize()}: {f.text}") for f in findings(fixed, sets)]
-    curves = (("N", fixed, "A fixed number of structures N: error against the conformers n_c of each molecule, of which "
-                           "there are N / n_c."),
+    curves = (("N", fixed, "A fixed number of structures N: error against the conformers n_c of each molecule, of "
+                           "which there are N / n_c."),
               ("n_s", sets, "A fixed number of molecules n_s: error against the conformers n_c of each."))
     for name, groups, caption in curves:
         if groups:

@@ -65,11 +65,11 @@ def _cycle(count: int) -> list[str]:
 
 
 def _line(ax, x: Sequence[float], spreads: Sequence[tuple[float, float | None]], color: str, label: str) -> list[float]:
-    """Means with error bars; returns the means."""
+    """Means with error bars; returns the ends of the bars."""
     means = [mean for mean, _ in spreads]
     bars = [std or 0.0 for _, std in spreads]
     ax.errorbar(x, means, yerr=bars, color=color, marker="o", markersize=4, linewidth=1.6, capsize=2.5, label=label)
-    return means
+    return [mean + sign * bar for mean, bar in zip(means, bars) for sign in (1, -1)]
 
 
 def _finish(ax, drawn: list[float]) -> None:

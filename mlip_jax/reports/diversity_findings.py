@@ -1,7 +1,9 @@
 """What a diversity study says in words: which of the published findings its runs confirm, and which not.
 
-The findings are those of Shenoy et al. (2023) for GEOM. A difference counts where it is more than twice its standard
-error over the seeds; a finding that no difference speaks for or against is undecided.
+Shenoy et al. (arXiv:2311.00862) found for GEOM that force fields generalise poorly beyond their training distribution,
+and that generalisation to molecules and to conformers asks for a balance of both. The other statements here are what
+lies behind the balance: which of the two each metric asks for. A difference counts where it is more than twice its
+standard error over the seeds; a statement that no difference speaks for or against is undecided.
 """
 
 from __future__ import annotations

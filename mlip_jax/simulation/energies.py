@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 
@@ -26,7 +28,6 @@ def energies(potential: Potential, rows: Store | Columns, indices: np.ndarray, *
       ValueError: There are elements that the force field was not trained on.
     """
     p = potential
-    run = jax.jit(lambda params, graph: evaluate(p.model, params, graph, p.energy_scale).energy)  # no forces: not made
     found, budget = np.empty(len(indices)), None
     for start in range(0, len(indices), _PIECE):
         columns = rows.take(indices[start:start + _PIECE], labels_only=True)
@@ -39,5 +40,11 @@ def energies(potential: Potential, rows: Store | Columns, indices: np.ndarray, *
         for places in plan_window(np.arange(len(columns)), sizes, budget):
             graph = build_batch(columns.take(places), budget, p.cutoff, p.reference_energies,
                                 long_range_cutoff=p.long_range_cutoff)
-            found[start + places] = np.asarray(run(p.params, graph))[:len(places)] + reference[places]
+            remainder = np.asarray(_energy(p.model, p.energy_scale, p.params, graph), np.float64)
+            found[start + places] = remainder[:len(places)] + reference[places]
     return found
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _energy(model, energy_scale, params, graph):
+    return evaluate(model, params, graph, energy_scale).energy  # what nobody asks for, the forces, is not computed
