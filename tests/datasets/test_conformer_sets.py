@@ -85,7 +85,7 @@ def test_relaxed_by_gfn2():
 @pytest.mark.parametrize("smiles, options, reason", [
     ("CO", FEW._replace(min_conformers=2), "too few conformers"),
     ("[Fe]", FEW, "molecule: no isolated-atom energy for atomic number 26"),
-    ("C1C[C@@H]2C[C@H]1C2", FEW, "molecule: RDKit found no three-dimensional geometry")])
+    ("C1C[C@@H]2CC[C@@H]1C2", FEW, "molecule: RDKit found no three-dimensional geometry")])
 def test_molecules_of_which_nothing_is_made(smiles, options, reason):
     found = make_conformers(ConformerTask(Molecule("m", smiles, ""), 4, options, 0))
     assert found.conformations.shape[0] == 0 and len(found.dropped) == 1
@@ -109,6 +109,16 @@ def test_files_that_a_reader_reads_and_that_are_not_made_twice(tmp_path, smiles_
     assert all(np.isfinite(s.energy) and np.isfinite(s.forces).all() and s.subset == "Conformers" for s in structures)
     monkeypatch.setattr(generate, "make_parts", lambda *_: pytest.fail("made again"))
     assert generate_conformers(tmp_path / "data", smiles_file, **arguments) == files
+
+
+def test_a_file_of_which_nothing_could_be_made_is_no_file_of_data(tmp_path, monkeypatch):
+    (tmp_path / "molecules.smi").write_text("CCCCO\nCO\n")
+    arguments = dict(options=FEW._replace(min_conformers=2), molecules_per_file=1, num_processes=1, progress=False)
+    files = generate_conformers(tmp_path, tmp_path / "molecules.smi", **arguments)
+    assert files == [tmp_path / "conformers-00000.hdf5"] and (tmp_path / "conformers-00001.empty").exists()
+    assert len(list(tmp_path.glob("conformers*"))) == 2
+    monkeypatch.setattr(generate, "make_parts", lambda *_: pytest.fail("made again"))
+    assert generate_conformers(tmp_path, tmp_path / "molecules.smi", **arguments) == files
 
 
 def test_what_means_nothing_is_an_error(tmp_path, smiles_file):

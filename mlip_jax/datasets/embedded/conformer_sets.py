@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -119,7 +120,7 @@ def generate_conformers(folder: str | Path, smiles_file: str | Path, *, options:
       num_processes: None for one per core that this process may use.
 
     Returns:
-      The files, in order. A file whose molecules all failed is empty, and is not among them.
+      The files, in order. Where all molecules of a file failed, `conformers-00003.empty` says so in its place.
 
     Raises:
       ImportError: RDKit or tblite is missing. ValueError: Options that mean nothing. FileExistsError: A file of that
@@ -165,6 +166,9 @@ def _make_file(path: Path, molecules: list[Molecule], options: Options, seed: in
     parameters: dict[str, Any] = {
         "kind": "conformers", "options": options._asdict(), "seed": seed, "sampling_version": SAMPLING_VERSION,
         "molecules": hashlib.sha256(json.dumps(molecules).encode()).hexdigest()}
+    nothing = path.with_suffix(".empty")  # apart, since a reader takes a file without molecules for a damaged one
+    if generate.is_cached(nothing, parameters):
+        return False
     if not generate.is_cached(path, parameters):
         versions = {name: version(name) for name in ("rdkit", "tblite", "numpy")}
         counts, costs = [options.num_conformers] * len(molecules), [float(len(m.smiles)) for m in molecules]
@@ -176,4 +180,6 @@ def _make_file(path: Path, molecules: list[Molecule], options: Options, seed: in
                 parts.merge(molecules, counts, parameters | {"versions": versions})
     found = storage.summarize(path)
     log.info("%s: %s", path, found)
+    if not found["conformations"]:
+        os.replace(path, nothing)
     return found["conformations"] > 0
