@@ -15,27 +15,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlip_jax.reports import diversity_figures, page
+import numpy as np
+
+from mlip_jax.reports import diversity_figures, fingerprint_map, page
 from mlip_jax.reports.diversity_findings import findings
 from mlip_jax.reports.files import write_text
 from mlip_jax.reports.generalization import MEANINGS, NAMES
 
 log = logging.getLogger(__name__)
 
-RESULT = "diversity.json"
+RESULT, FINGERPRINTS = "diversity.json", "fingerprints.npz"
+_SETS = {"train": "training", "iid_s": "IID-S", "ood_s": "OOD-S"}
 METRICS = {"energy_mae_mev": "MAE of energies (meV)", "energy_mae_mev_per_atom": "MAE of energies (meV/atom)",
            "relative_mae_mev": "MAE of conformer energies (meV)"}
 _SAME_BUDGET = 0.02  # n_s * n_c of one budget are equal but for rounding
 
 
 class Result(NamedTuple):
-    """A finished run: n_s molecules, n_c conformers each, its model and seed, and what diversity.json says."""
+    """A finished run: n_s molecules, n_c conformers each, its model and seed, what diversity.json says, its folder."""
 
     num_molecules: int
     num_conformers: int
     model: str
     seed: int
     content: Mapping[str, Any]
+    folder: Path
 
 
 class Point(NamedTuple):
@@ -69,7 +73,7 @@ def read_results(sweeps: Sequence[str | Path]) -> list[Result]:
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 t = content["train"]
-                result = Result(t["num_molecules"], t["num_conformers"], t["model"], t["seed"], content)
+                result = Result(t["num_molecules"], t["num_conformers"], t["model"], t["seed"], content, path.parent)
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}: is damaged ({error}); delete it and run the sweep again, which evaluates "
                                  "this run anew") from error
@@ -153,6 +157,7 @@ def write_report(folder: str | Path, results: Sequence[Result], metric: str = "e
         body.append(page.callout(note))
     for model, found in by_model.items():
         body += _of_model(model, found, METRICS[metric])
+    body += _map(results)
     write_text(folder / "diversity.csv", _csv(by_model))
     write_text(folder / "diversity.html", page.page("Molecules against conformers", body))
     return folder / "diversity.html"
@@ -179,6 +184,21 @@ def _of_model(model: str, found: list[Point], unit: str) -> list[str]:
         [[p.num_molecules, p.num_conformers, p.num_molecules * p.num_conformers, p.runs,
           *(_cell(p.metrics.get(name)) for name in NAMES)] for p in found])]
     return body
+
+
+def _map(results: Sequence[Result]) -> list[str]:
+    """Where the molecules of one run are: of the one with the most that has fingerprints."""
+    for result in sorted(results, key=lambda r: -r.num_molecules):
+        path = result.folder / FINGERPRINTS
+        if path.exists():
+            with np.load(path, allow_pickle=False) as file:
+                sets = {_SETS[name]: np.unpackbits(file[name], axis=1) for name in _SETS if name in file.files}
+            sets = {name: rows for name, rows in sets.items() if len(rows)}
+            if sum(map(len, sets.values())) > 1:
+                return [page.heading("The molecules"), page.figure(fingerprint_map.draw(sets), (
+                    "Molecules on the two principal components of their Morgan fingerprints (radius 2, 2,048 bits), "
+                    f"of the run with {result.num_molecules:,} molecules; at most some hundred of each set."))]
+    return []
 
 
 def _cell(spread: tuple[float, float | None] | None) -> str:

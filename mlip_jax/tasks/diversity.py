@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,9 @@ from mlip_jax.datasets.connectivity import describe
 from mlip_jax.datasets.held_out import RunData, entries, first_of_each
 from mlip_jax.datasets.store import Store
 from mlip_jax.potential import Potential
+from mlip_jax.reports.diversity import FINGERPRINTS, RESULT
+from mlip_jax.reports.files import write_whole
+from mlip_jax.reports.fingerprint_map import unpack
 from mlip_jax.reports.generalization import NAMES, Errors, by_distance, summary
 from mlip_jax.simulation.energies import energies
 from mlip_jax.tasks import train
@@ -27,7 +29,8 @@ from mlip_jax.workdir import write_json
 
 log = logging.getLogger(__name__)
 
-RESULT, STRUCTURES = "diversity.json", "diversity.npz"
+STRUCTURES = "diversity.npz"
+_MAPPED = 500  # molecules of a set whose fingerprints are kept for a map of them
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -87,7 +90,8 @@ def evaluate(workdir: str | Path, training: ml_collections.ConfigDict, options: 
     """The four metrics of a finished training run, ready for JSON; see datasets/generalization.py for what they are.
 
     Errors of every structure go to diversity.npz in the workdir: "set" (a key of NAMES), "store" and "structure" (its
-    number there), "molecule", "n_atoms", "energy", "predicted" (eV) and "rmsd" (Å, NaN but for conformers).
+    number there), "molecule", "n_atoms", "energy", "predicted" (eV) and "rmsd" (Å, NaN but for conformers). Morgan
+    fingerprints of some molecules of "train", "iid_s" and "ood_s" go to fingerprints.npz, packed bits (M, 256).
 
     Args:
       workdir: Of the run. training: Its config. options: config.diversity.
@@ -107,13 +111,14 @@ def evaluate(workdir: str | Path, training: ml_collections.ConfigDict, options: 
         distances.rmsd, options.rmsd_threshold)
     for name, here in places.items():
         sets[name], where[name] = unseen.take(here), conformers[here]
-    notes = list(distances.notes)
+    notes, mapped = list(distances.notes), {"train": (data.store, train_part), "iid_s": (data.store, where["iid_s"])}
     if options.ood_path:
         store, where["ood_s"], told = _other_molecules(data, potential, training, options)
-        sets["ood_s"] = _errors(potential, store, where["ood_s"])
+        sets["ood_s"], mapped["ood_s"] = _errors(potential, store, where["ood_s"]), (store, where["ood_s"])
         notes += told
     rmsd = {name: distances.rmsd[places[name]] for name in places}
-    _save(workdir / STRUCTURES, sets, where, rmsd)
+    _save(workdir / STRUCTURES, _arrays(sets, where, rmsd))
+    _save(workdir / FINGERPRINTS, {name: _fingerprints(*of, seed) for name, of in mapped.items()})
     result = {
         "train": _training(data.store, train_part, training), "notes": notes,
         "metrics": {name: summary(sets[name]) if name in sets else None for name in NAMES},
@@ -204,17 +209,29 @@ def _errors(potential: Potential, store: Store, indices: np.ndarray) -> Errors:
     return Errors(energy, energies(potential, store, indices), n_atoms, molecule)
 
 
-def _save(path: Path, sets: dict[str, Errors], where: dict[str, np.ndarray], rmsd: dict[str, np.ndarray]) -> None:
+def _fingerprints(store: Store, indices: np.ndarray, seed: int) -> np.ndarray:
+    """Packed Morgan fingerprints (M, 256) uint8 of at most _MAPPED of the molecules."""
+    first = first_of_each(store, indices)
+    if len(first) > _MAPPED:
+        first = np.sort(np.random.default_rng(seed).choice(first, _MAPPED, replace=False))
+    found = describe(entries(store, first), len(first), fingerprints=True)
+    return np.packbits(unpack([d.fingerprint for d in found if d is not None]), axis=1)
+
+
+def _arrays(sets: dict[str, Errors], where: dict[str, np.ndarray], rmsd: dict[str, np.ndarray]
+            ) -> dict[str, np.ndarray]:
+    """What diversity.npz holds."""
     names = [n for n in NAMES if n in sets]
     arrays = {"set": np.repeat(names, [len(sets[n]) for n in names]),
               "structure": np.concatenate([where[n] for n in names]),
               "rmsd": np.concatenate([rmsd.get(n, np.full(len(sets[n]), np.nan)) for n in names])}
-    arrays |= {field: np.concatenate([getattr(sets[n], field) for n in names])
-               for field in ("energy", "predicted", "n_atoms", "molecule")}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
+    return arrays | {field: np.concatenate([getattr(sets[n], field) for n in names])
+                     for field in ("energy", "predicted", "n_atoms", "molecule")}
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    def write(temporary):
+        with open(temporary, "wb") as file:  # NumPy would add ".npz" to a name
             np.savez(file, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    write_whole(path, write)

@@ -73,11 +73,14 @@ def test_single_seeds_decide_nothing(tmp_path):
 
 def test_page_and_table(tmp_path):
     study(tmp_path / "sweep")
+    bits = np.random.default_rng(0).integers(0, 2, (3, 9, 2048)).astype(np.uint8)
+    np.savez(tmp_path / "sweep/painn-400-1-0/fingerprints.npz", **{
+        name: np.packbits(rows, axis=1) for name, rows in zip(("train", "iid_s", "ood_s"), bits)})
     write_run(tmp_path / "sweep", 100, 1, 0, {"iid_s": 7.0}, model="so3krates")  # without the other metrics
     path = diversity.write_report(tmp_path / "report", diversity.read_results([tmp_path / "sweep"]))
     text = path.read_text()
     assert "so3krates" in text and "painn" in text and "A note." in text and "Confirmed:" in text
-    assert text.count("<figure") == 3  # by N, by n_s, by distance; of so3krates there is no curve
+    assert text.count("<figure") == 4  # by N, by n_s, by distance, and the map; of so3krates there is no curve
     rows = list(csv.DictReader(open(tmp_path / "report/diversity.csv")))
     assert len(rows) == 7 and rows[-1]["ood_s_mean"] == "" and float(rows[-1]["iid_s_mean"]) == 7
 
