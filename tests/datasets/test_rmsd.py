@@ -1,5 +1,7 @@
 """RMSDs after the best superposition: against the singular value decomposition, in both precisions, for all shapes."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -84,3 +86,14 @@ def test_wrong_shapes_are_errors(test, train, orders, message):
     orders = None if orders is None else np.zeros(orders, int)
     with pytest.raises(ValueError, match=message):
         cross_rmsd(Conformers(np.zeros(test), np.zeros(train), orders))
+
+
+@pytest.mark.slow
+def test_a_million_pairs_in_a_minute_of_a_core():
+    """Of 25 heavy atoms, as a study of molecules with 16 training conformers has them."""
+    rng = np.random.default_rng(0)
+    molecules = [Conformers(rng.normal(size=(4, 25, 3)), rng.normal(size=(16, 25, 3))) for _ in range(15_625)]
+    list(nearest_rmsd(molecules[:300]))  # compiles
+    start = time.process_time()
+    assert sum(map(len, nearest_rmsd(molecules))) == 62_500
+    assert time.process_time() - start < 60
