@@ -24,7 +24,7 @@ def against_conformers(groups: Mapping[int, Sequence[Any]], name: str, unit: str
     Args:
       groups: Points (reports/diversity.py) by n_c, by N or n_s. name: "N" or "n_s". unit: What is drawn, with its unit.
     """
-    fig, axes = figures._figure(*(NAMES[n] for n in _PANELS), size=(9.2, 7.2))
+    fig, axes = figures.figure(*(NAMES[n] for n in _PANELS), size=(9.2, 7.2))
     ticks = sorted({p.num_conformers for group in groups.values() for p in group})
     for ax, metric in zip(axes, _PANELS):
         drawn = []
@@ -45,7 +45,7 @@ def against_conformers(groups: Mapping[int, Sequence[Any]], name: str, unit: str
 def against_rmsd(groups: Mapping[int, Sequence[Any]], name: str, unit: str) -> Figure:
     """Errors of unseen conformers against their RMSD, a line for each n_c; a panel for each of the largest N or n_s."""
     shown = dict(list(groups.items())[-_MAX_RMSD_PANELS:])
-    fig, axes = figures._figure(*(f"${name}$ = {figures._short(v)}" for v in shown),
+    fig, axes = figures.figure(*(f"${name}$ = {figures._short(v)}" for v in shown),
                                 size=(9.2 if len(shown) > 1 else 6.0, 3.6 * -(-len(shown) // 2)))
     for ax, group in zip(np.atleast_1d(axes), shown.values()):
         drawn = []

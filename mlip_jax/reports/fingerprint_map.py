@@ -56,7 +56,7 @@ def draw(sets: Mapping[str, np.ndarray]) -> Figure:
       sets: Fingerprints (S, B) by name.
     """
     projected, shares = principal_components(np.concatenate(list(sets.values())))
-    fig, ax = figures._figure("Morgan fingerprints", size=(6.4, 5.0))
+    fig, ax = figures.figure("Morgan fingerprints", size=(6.4, 5.0))
     parts = np.split(projected, np.cumsum([len(f) for f in sets.values()])[:-1])
     for color, name, part in zip(_COLORS, sets, parts):
         ax.scatter(*part.T, s=10, alpha=0.5, color=color, linewidths=0, label=f"{name} ({len(part):,})",
