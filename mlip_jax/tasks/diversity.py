@@ -103,7 +103,9 @@ def evaluate(workdir: str | Path, training: ml_collections.ConfigDict, options: 
     potential, data = Potential.load(workdir), RunData.load(workdir)
     seed, train_part = training.seed, data.parts["train"]
     sets: dict[str, Errors] = {}
-    where: dict[str, np.ndarray] = {"iid_s": _sample(_unseen_molecules(data, training), data.store, options, seed)}
+    where, notes = {}, []
+    where["iid_s"] = _of_known_elements(_sample(_unseen_molecules(data, training), data.store, options, seed),
+                                        data.store, potential, notes)
     sets["iid_s"] = _errors(potential, data.store, where["iid_s"])
     conformers, distances = _conformers(data, training, options)
     unseen = _errors(potential, data.store, conformers)
@@ -111,7 +113,8 @@ def evaluate(workdir: str | Path, training: ml_collections.ConfigDict, options: 
         distances.rmsd, options.rmsd_threshold)
     for name, here in places.items():
         sets[name], where[name] = unseen.take(here), conformers[here]
-    notes, mapped = list(distances.notes), {"train": (data.store, train_part), "iid_s": (data.store, where["iid_s"])}
+    notes += distances.notes
+    mapped = {"train": (data.store, train_part), "iid_s": (data.store, where["iid_s"])}
     if options.ood_path:
         store, where["ood_s"], told = _other_molecules(data, potential, training, options)
         sets["ood_s"], mapped["ood_s"] = _errors(potential, store, where["ood_s"]), (store, where["ood_s"])
@@ -145,6 +148,20 @@ def _unseen_molecules(data: RunData, training) -> np.ndarray:
     test, draw = np.asarray(data.parts.get("test", []), np.int64), generalization.drawn(training.data)
     return test if draw is None else generalization.of_many_conformers(
         np.asarray(data.store.index("molecule")), test, draw[0])
+
+
+def _of_known_elements(indices: np.ndarray, store: Store, potential: Potential, notes: list[str]) -> np.ndarray:
+    """Those without elements that no training molecule has: few molecules may lack a rare one."""
+    known = np.zeros(119, bool)
+    known[list(potential.elements)] = True
+    kept = [here[[bool(known[s.numbers].all()) for s in columns]]
+            for here, columns in store.chunks(indices, labels_only=True)]
+    found = np.concatenate([*kept, indices[:0]])
+    if len(found) < len(indices):
+        notes.append(f"IID-S: {len(indices) - len(found)} of {len(indices)} structures have elements that the training "
+                     "molecules of this run lack, and are left out.")
+        log.warning("%s", notes[-1])
+    return found
 
 
 def _conformers(data: RunData, training, options) -> tuple[np.ndarray, generalization.Distances]:
