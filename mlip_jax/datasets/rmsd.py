@@ -20,6 +20,7 @@ import numpy as np
 
 _SQUARINGS = 16  # the gap of two eigenvalues that are told apart is 2^-16 of their sum
 _PAIRS, _FEW = 16_384, 1_024  # of a call to the device, and of one for what is left over: two programs
+_AHEAD = 4 * _PAIRS  # pairs that are gathered before they are worked on
 _ATOMS = 8  # atoms are padded to a multiple of this many, so that few programs are compiled
 
 
@@ -47,9 +48,7 @@ def cross_rmsd(molecule: Conformers, *, dtype: type = np.float32) -> np.ndarray:
     Raises:
       ValueError: Conformers of other shapes than those above.
     """
-    shape = len(molecule.test), len(molecule.train)
-    return next(_minima([molecule], dtype, lambda pairs: (pairs.test * shape[1] + pairs.train, shape[0] * shape[1]))
-                ).reshape(shape)
+    return next(_minima([molecule], dtype, each_pair=True))
 
 
 def nearest_rmsd(molecules: Iterable[Conformers], *, dtype: type = np.float32) -> Iterator[np.ndarray]:
@@ -64,82 +63,79 @@ def nearest_rmsd(molecules: Iterable[Conformers], *, dtype: type = np.float32) -
     Raises:
       ValueError: As `cross_rmsd`.
     """
-    return _minima(molecules, dtype, lambda pairs: (pairs.test, pairs.num_test))
+    return _minima(molecules, dtype, each_pair=False)
 
 
-class _Pairs(NamedTuple):
-    """Numbers of the conformers of each pair, (P,): test, train, and train in all orders of its atoms."""
-
-    test: np.ndarray
-    train: np.ndarray
-    permuted: np.ndarray
-    num_test: int
-
-
-def _minima(molecules, dtype, cell_of) -> Iterator[np.ndarray]:
-    """The least RMSD in each of the cells into which `cell_of` puts the pairs of a molecule: (their numbers, count)."""
-    waiting: list[tuple[np.ndarray, int, int, int]] = []  # cells, their number, atoms, room for atoms
-    blocks: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-    count = 0
+def _minima(molecules: Iterable[Conformers], dtype: type, each_pair: bool) -> Iterator[np.ndarray]:
+    """The least RMSDs of the pairs (T, R) of each molecule, or of its test conformers (T,)."""
+    done: list[np.ndarray] = []
+    batch = _Batch(dtype)
     for molecule in molecules:
-        test, train = _checked(molecule, dtype)
-        pairs, n = _pairs(molecule), test.shape[1]
-        room = -(-n // _ATOMS) * _ATOMS
-        cells, number = cell_of(pairs)
-        waiting.append((cells, number, n, room))
-        blocks.setdefault(room, []).append((_padded(test, room)[pairs.test], _padded(train, room)[pairs.permuted]))
-        count += len(cells)
-        if count >= 4 * _PAIRS:
-            yield from _finish(waiting, blocks, dtype)
-            waiting, blocks, count = [], {}, 0
-    yield from _finish(waiting, blocks, dtype)
+        test, train = _checked(molecule)
+        found = np.full((len(test), len(train)) if each_pair else len(test), np.inf if test.shape[1] else np.nan)
+        done.append(found)
+        for t, r, a, b in _blocks(test, train, molecule.permutations) if test.shape[1] else ():
+            batch.add(found, (t, r) if each_pair else (t,), a, b)
+            if batch.count >= _AHEAD:
+                batch.run()
+                yield from done[:-1]  # of the last one there may be more
+                done = done[-1:]
+    batch.run()
+    yield from done
 
 
-def _checked(molecule: Conformers, dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Centred test conformers (T, n, 3) and training conformers in all orders of their atoms (R Q, n, 3)."""
+def _checked(molecule: Conformers) -> tuple[np.ndarray, np.ndarray]:
+    """Test conformers (T, n, 3) and training conformers (R, n, 3), centred, float64."""
     test, train = np.asarray(molecule.test, np.float64), np.asarray(molecule.train, np.float64)
     if test.ndim != 3 or train.ndim != 3 or test.shape[1:] != train.shape[1:] or test.shape[2] != 3:
         raise ValueError(f"expected conformers of shapes (T, n, 3) and (R, n, 3); received {test.shape} and "
                          f"{train.shape}")
     n = test.shape[1]
-    if molecule.permutations is not None:
-        orders = np.asarray(molecule.permutations)
-        if orders.ndim != 2 or orders.shape[1] != n or not len(orders):
-            raise ValueError(f"expected permutations of shape (Q, {n}) with Q at least 1; received {orders.shape}")
-        train = train[:, orders].reshape(-1, n, 3)
-    if n:
-        test, train = (x - x.mean(1, keepdims=True) for x in (test, train))
-    return test.astype(dtype), train.astype(dtype)
+    orders = molecule.permutations
+    if orders is not None and (np.ndim(orders) != 2 or np.shape(orders)[1] != n or not len(orders)):
+        raise ValueError(f"expected permutations of shape (Q, {n}) with Q at least 1; received {np.shape(orders)}")
+    return (test, train) if n == 0 else tuple(x - x.mean(1, keepdims=True) for x in (test, train))
 
 
-def _pairs(molecule: Conformers) -> _Pairs:
-    num_test, num_train = len(molecule.test), len(molecule.train)
-    orders = 1 if molecule.permutations is None else len(molecule.permutations)
-    test = np.repeat(np.arange(num_test), num_train * orders)
-    permuted = np.tile(np.arange(num_train * orders), num_test)
-    return _Pairs(test, permuted // orders, permuted, num_test)
+def _blocks(test: np.ndarray, train: np.ndarray, permutations: np.ndarray | None
+            ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """All pairs in pieces that do not grow with the molecule: numbers t, r (P,) and positions (P, n, 3) of both."""
+    orders = np.arange(test.shape[1])[None] if permutations is None else np.asarray(permutations)
+    some_train = int(np.clip(_AHEAD // len(orders), 1, max(len(train), 1)))
+    some_test = int(np.clip(_AHEAD // (len(orders) * some_train), 1, max(len(test), 1)))
+    for first_t in range(0, len(test), some_test):
+        for first_r in range(0, len(train), some_train):
+            a, b = test[first_t:first_t + some_test], train[first_r:first_r + some_train]
+            t, r, q = (x.ravel() for x in np.indices((len(a), len(b), len(orders))))
+            yield t + first_t, r + first_r, a[t], b[r[:, None], orders[q]]
 
 
-def _padded(conformers: np.ndarray, room: int) -> np.ndarray:
-    """With atoms at the centre, which add nothing to any sum."""
-    return np.pad(conformers, ((0, 0), (0, room - conformers.shape[1]), (0, 0)))
+class _Batch:
+    """Pairs of several molecules that wait to be worked on together."""
+
+    def __init__(self, dtype: type):
+        self._dtype, self.count = dtype, 0
+        self._waiting: dict[int, list] = {}  # by the room for atoms
+
+    def add(self, found: np.ndarray, places: tuple[np.ndarray, ...], a: np.ndarray, b: np.ndarray) -> None:
+        """The least RMSDs of pairs of positions a, b (P, n, 3) are to go to `places` of `found`."""
+        room = -(-a.shape[1] // _ATOMS) * _ATOMS
+        # further atoms at the centre add nothing to any sum
+        padded = [np.pad(x.astype(self._dtype), ((0, 0), (0, room - x.shape[1]), (0, 0))) for x in (a, b)]
+        self._waiting.setdefault(room, []).append((found, places, a.shape[1], *padded))
+        self.count += len(a)
+
+    def run(self) -> None:
+        """Work on all pairs."""
+        for pieces in self._waiting.values():
+            sums = _sums(*(np.concatenate([piece[k] for piece in pieces]) for k in (3, 4)), self._dtype)
+            ends = np.cumsum([len(piece[3]) for piece in pieces])[:-1]
+            for (found, places, n, *_), here in zip(pieces, np.split(sums, ends)):
+                np.minimum.at(found, places, np.sqrt(here.astype(np.float64) / n))
+        self._waiting, self.count = {}, 0
 
 
-def _finish(waiting, blocks, dtype) -> Iterator[np.ndarray]:
-    """What was waited for, in its order."""
-    sums = {room: iter(np.split(_sums(*(np.concatenate(x) for x in zip(*block)), dtype),
-                                np.cumsum([len(a) for a, _ in block])[:-1])) for room, block in blocks.items()}
-    for cells, number, n, room in waiting:
-        found = np.full(number, np.inf)
-        here = next(sums[room]).astype(np.float64)
-        if n:
-            np.minimum.at(found, cells, np.sqrt(here / n))
-        else:
-            found[:] = np.nan
-        yield found
-
-
-def _sums(a: np.ndarray, b: np.ndarray, dtype) -> np.ndarray:
+def _sums(a: np.ndarray, b: np.ndarray, dtype: type) -> np.ndarray:
     """Sum of the squared deviations of each pair, (P,) Å²."""
     found = np.empty(len(a), dtype)
     with jax.enable_x64(dtype == np.float64):

@@ -71,6 +71,21 @@ def test_molecules_of_all_sizes_at_once_in_their_order():
             np.testing.assert_allclose(nearest, by_svd(molecule.test, molecule.train).min(1), atol=1e-5)
 
 
+def test_a_molecule_of_more_pairs_than_are_gathered(monkeypatch):
+    from mlip_jax.datasets import rmsd
+
+    rng = np.random.default_rng(4)
+    test, train = rng.normal(size=(7, 9, 3)), rng.normal(size=(5, 9, 3))
+    molecule = Conformers(test, train, np.array([np.arange(9), *(rng.permutation(9) for _ in range(5))]))
+    cross, small = cross_rmsd(molecule), Conformers(test[:2], train)
+    for ahead in (1, 4, 13, 70):
+        monkeypatch.setattr(rmsd, "_AHEAD", ahead)
+        np.testing.assert_allclose(cross_rmsd(molecule), cross, atol=1e-6)
+        several = list(nearest_rmsd([small, molecule, small]))
+        np.testing.assert_allclose(several[1], cross.min(1), atol=1e-6)
+        np.testing.assert_allclose(several[0], several[2], atol=1e-6)
+
+
 def test_nothing_near_and_no_atoms():
     assert next(nearest_rmsd([Conformers(np.zeros((2, 4, 3)), np.zeros((0, 4, 3)))])).tolist() == [np.inf, np.inf]
     assert np.isnan(next(nearest_rmsd([Conformers(np.zeros((2, 0, 3)), np.zeros((1, 0, 3)))]))).all()
