@@ -71,7 +71,7 @@ def _minima(molecules: Iterable[Conformers], dtype: type, each_pair: bool) -> It
     done: list[np.ndarray] = []
     batch = _Batch(dtype)
     for molecule in molecules:
-        test, train = _checked(molecule)
+        test, train = (x.astype(dtype) for x in _checked(molecule))
         found = np.full((len(test), len(train)) if each_pair else len(test), np.inf if test.shape[1] else np.nan)
         done.append(found)
         for t, r, a, b in _blocks(test, train, molecule.permutations) if test.shape[1] else ():
@@ -107,7 +107,7 @@ def _blocks(test: np.ndarray, train: np.ndarray, permutations: np.ndarray | None
         for first_r in range(0, len(train), some_train):
             a, b = test[first_t:first_t + some_test], train[first_r:first_r + some_train]
             t, r, q = (x.ravel() for x in np.indices((len(a), len(b), len(orders))))
-            yield t + first_t, r + first_r, a[t], b[r[:, None], orders[q]]
+            yield t + first_t, r + first_r, a[t], b[r] if permutations is None else b[r[:, None], orders[q]]
 
 
 class _Batch:
@@ -121,7 +121,7 @@ class _Batch:
         """The least RMSDs of pairs of positions a, b (P, n, 3) are to go to `places` of `found`."""
         room = -(-a.shape[1] // _ATOMS) * _ATOMS
         # further atoms at the centre add nothing to any sum
-        padded = [np.pad(x.astype(self._dtype), ((0, 0), (0, room - x.shape[1]), (0, 0))) for x in (a, b)]
+        padded = [np.pad(x, ((0, 0), (0, room - x.shape[1]), (0, 0))) for x in (a, b)]
         self._waiting.setdefault(room, []).append((found, places, a.shape[1], *padded))
         self.count += len(a)
 
