@@ -165,6 +165,30 @@ def _term_defaults(potential: ml_collections.ConfigDict) -> None:
     potential.long_range_cutoff = 12.0  # Å, of electrostatics and dispersion; inf: all pairs, for open structures alone
 
 
+def diversity_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "diversity", with its default: those of task "train", and what is evaluated."""
+    c = train_defaults()
+    c.task = "diversity"
+    c.diversity = ml_collections.ConfigDict()
+    c.diversity.ood_path = placeholder(str)  # data set of other molecules; unset: no OOD-S
+    c.diversity.ood_reader, c.diversity.ood_reader_options = "auto", ""  # as data.reader and data.reader_options
+    c.diversity.rmsd_threshold = 1.0  # Å over the heavy atoms, to the nearest training conformer: beyond is OOD-C
+    c.diversity.rmsd_bins = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)  # Å; the last one holds all beyond
+    c.diversity.max_molecules = 1_000  # training molecules whose unseen conformers are evaluated
+    c.diversity.max_structures = 20_000  # of IID-S and OOD-S
+    c.diversity.num_processes = 0  # that find symmetries; 0: one for each core
+    return c
+
+
+def diversity_report_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "diversity_report", with its default."""
+    c = ml_collections.ConfigDict()
+    c.task = "diversity_report"
+    c.sweeps = ""  # folders of sweeps of task "diversity", or of single runs: "runs/n_fixed,runs/ns_fixed"
+    c.metric = "energy_mae_mev"  # or "energy_mae_mev_per_atom", "relative_mae_mev" (of differences within a molecule)
+    return c
+
+
 def convert_defaults() -> ml_collections.ConfigDict:
     """Every field of a config of task "convert", with its default."""
     c = ml_collections.ConfigDict()
@@ -186,6 +210,34 @@ def inspect_defaults() -> ml_collections.ConfigDict:
     c.data = ml_collections.ConfigDict()
     data_defaults(c.data)
     c.data.require = "none"
+    return c
+
+
+def conformers_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "generate_conformers", with its default."""
+    c = ml_collections.ConfigDict()
+    c.task = "generate_conformers"
+    c.smiles = ""  # file of SMILES, .smi or .csv
+    c.subset = "Conformers"  # that they are filed under
+    c.num_molecules = placeholder(int)  # the first so many that are fit; unset: all
+    c.seed = 0  # of the embedding
+    c.molecules_per_file = 1_000  # that are held in memory
+    c.num_processes = 0  # 0: one for each core
+
+    c.select = ml_collections.ConfigDict()  # molecules of the file that are fit
+    c.select.elements = ()  # symbols; empty: any
+    c.select.charge = placeholder(int)  # e; unset: any
+    c.select.charge = 0
+    c.select.min_atoms, c.select.max_atoms = placeholder(int), placeholder(int)  # hydrogens included
+    c.select.min_rotatable = 0
+
+    c.conformers = ml_collections.ConfigDict()
+    c.conformers.num_conformers = 20  # of a molecule, at most: those of the lowest energy by the force field
+    c.conformers.min_conformers = 1  # a molecule with fewer different ones is left out
+    c.conformers.candidates = 2.0  # geometries that are embedded for each conformer that is wanted
+    c.conformers.prune_rmsd = 0.25  # Å over the heavy atoms; conformers closer than that are the same
+    c.conformers.mmff_steps = 1_000
+    c.conformers.gfn2_steps = 0  # evaluations of GFN2-xTB that relax each conformer; 0: single points only
     return c
 
 
@@ -346,9 +398,11 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     if plain.get("task") in ("relax", "predict"):
         for name in ("num_processes", "batch_atoms", "batch_size", "limit"):
             plain.pop(name, None)
+    if plain.get("task") == "generate_conformers":
+        plain.pop("num_processes", None)
     for path in ("data.refuse", "data.verify", "store.num_processes", "train.on_nonfinite", "train.resident",
                  "train.steps_per_dispatch", "train.profile_steps", "oracle.num_processes", "oracle.cache",
-                 "relax.batch_atoms"):
+                 "relax.batch_atoms", "diversity.num_processes"):
         part, name = path.split(".")
         plain.get(part, {}).pop(name, None)
     if not any(plain.get("potential", {}).get(term) for term in TERMS):
@@ -366,7 +420,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
         a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             lines += differences(a, b, f"{path}{key}.")
-        elif a != b:
+        elif a != b and not (a != a and b != b):  # NaN, which says "any" of a filter, is the same as NaN
             lines.append(f"{path}{key}: {a!r} -> {b!r}")
     return lines
 

@@ -135,11 +135,12 @@ def _checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A config that can be trained by, with a model that exists, so that a slip shows before the first variant runs."""
     if config.get("task") == "property":
         configs.complete(config, configs.property_defaults())
-    if config.get("task") == "train":
+    defaults = {"train": configs.train_defaults, "diversity": configs.diversity_defaults}.get(config.get("task"))
+    if defaults is not None:
         from mlip_jax.potential import create_model
         from mlip_jax.training.options import check
         create_model(config.model, config.get("potential"))
-        check(configs.complete(config, configs.train_defaults()))
+        check(configs.complete(config, defaults()))
     return config
 
 

@@ -210,3 +210,9 @@ def test_dictionaries_are_columns_only_where_nothing_else_tells_them():
     assert len(found) == 6 and list(differing(found, config)[0]) == ["model.name", "seed"]
     options = [v._replace(overrides={"model.options": v.overrides["model.options"]}) for v in (found[0], found[-1])]
     assert list(differing(options, config)[0]) == ["model.options"]
+
+
+def test_not_a_number_is_no_difference():
+    """data.charge=nan, which takes any charge, must not keep a run from going on."""
+    assert configs.differences({"charge": float("nan")}, {"charge": float("nan")}) == []
+    assert configs.differences({"charge": float("nan")}, {"charge": 0.0}) == ["charge: nan -> 0.0"]

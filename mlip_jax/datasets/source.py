@@ -148,8 +148,7 @@ def load(data: Any) -> LoadedData:
     """
     store = open_store(data)
     name = Path(data.path or locate(data)).name
-    filters = Filters(**{f: data[f] for f in _FILTERS})
-    reasons = select(store, filters)
+    reasons = select(store, filters_of(data))
     indices = np.flatnonzero(reasons == 0)
     made = store.manifest["counts"]
     counts = {"structures read": made["read"], "skipped by the reader": made["skipped"],
@@ -170,6 +169,11 @@ def load(data: Any) -> LoadedData:
     for note in notes:
         log.warning(note)
     return LoadedData(store, indices, reasons, name, level, notes, counts)
+
+
+def filters_of(data: Any) -> Filters:
+    """The filters of config.data."""
+    return Filters(**{f: data[f] for f in _FILTERS})
 
 
 def select(store: Store, filters: Filters) -> np.ndarray:

@@ -265,7 +265,7 @@ def test_summary(few):
 
 def test_a_finished_file_is_returned_at_once(few, monkeypatch):
     before = few.stat()
-    monkeypatch.setattr(generate_module, "_run", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(generate_module, "make_parts", lambda *_: pytest.fail("made again"))
     assert generate_embedded(few, num_conformations=60, molecules=FEW, progress=False) == few
     assert few.stat().st_mtime_ns == before.st_mtime_ns
     assert not few.with_name("few.h5.parts").exists()

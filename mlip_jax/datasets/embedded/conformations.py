@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase.units import Bohr, Hartree
@@ -59,20 +60,32 @@ def make_conformations(task: Task) -> Conformations:
     """
     from rdkit import Chem
 
-    rng = np.random.default_rng(_stable_hash(task.seed, task.molecule.smiles))
+    rng = np.random.default_rng(stable_hash(task.seed, task.molecule.smiles))
     mol = Chem.AddHs(Chem.MolFromSmiles(task.molecule.smiles))
     numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], np.int16)
     try:
         atom_energies = {atom.GetSymbol(): labels.isolated_atom_energy(atom.GetAtomicNum()) for atom in mol.GetAtoms()}
         force_field, frames = _geometries(mol, numbers, task.count, rng)
     except ValueError as error:
-        return _empty(mol, numbers, f"molecule: {error}", task.count)
+        return nothing_made(mol, numbers, f"molecule: {error}", task.count)
     dropped = Counter({"scf": task.count - len(frames)})  # relaxations that did not converge
+    return labelled(mol, numbers, frames, force_field, atom_energies, dropped)
+
+
+def labelled(mol: Any, numbers: np.ndarray, frames: Sequence[np.ndarray], force_field: str,
+             atom_energies: dict[str, float], dropped: Counter[str]) -> Conformations:
+    """The frames with their labels, but for those that are not fit.
+
+    Args:
+      mol: RDKit molecule of n atoms. numbers: (n,). frames: Positions (n, 3) in Å of each.
+      force_field: That they come from. atom_energies: hartree, by symbol.
+      dropped: Reasons counted so far.
+    """
     kept, energies, gradients = _label(mol, numbers, frames, dropped)
     shape = (len(kept), len(numbers), 3)
     baseline = sum(atom_energies[atom.GetSymbol()] for atom in mol.GetAtoms())
     return Conformations(
-        smiles=_mapped_smiles(mol),
+        smiles=mapped_smiles(mol),
         atomic_numbers=numbers,
         conformations=np.array(kept, np.float32).reshape(shape),
         energies=np.array(energies, np.float64),
@@ -84,18 +97,19 @@ def make_conformations(task: Task) -> Conformations:
     )
 
 
-def _empty(mol, numbers, reason, count):
+def nothing_made(mol: Any, numbers: np.ndarray, reason: str, count: int) -> Conformations:
+    """What comes back of a molecule of which `count` conformations were to be made, and none could be."""
     nothing = np.zeros((0, len(numbers), 3), np.float32)
-    return Conformations(_mapped_smiles(mol), numbers, nothing, np.zeros(0), nothing, np.zeros(0), {}, "",
+    return Conformations(mapped_smiles(mol), numbers, nothing, np.zeros(0), nothing, np.zeros(0), {}, "",
                          {reason: count})
 
 
-def _stable_hash(seed, text):
+def stable_hash(seed: int, text: str) -> int:
     """An integer that does not change between Python processes, as hash() does."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8], "little")
 
 
-def _mapped_smiles(mol):
+def mapped_smiles(mol: Any) -> str:
     """SMILES with every atom, hydrogens too, numbered from 1 in the order of the arrays."""
     from rdkit import Chem
 
@@ -133,6 +147,27 @@ def _near_minimum(mol, numbers, surface, positions, rng):
     The molecular-mechanics minima are not minima of GFN2-xTB: bonds differ by some 0.01 Å, forces by some 0.5 eV/Å.
     A force field that has never seen smaller forces would relax molecules poorly.
     """
+    steps, directions = relax(mol, numbers, surface, positions, NEAR_MINIMUM_STEPS)
+    temperature = np.exp(rng.uniform(*np.log(NEAR_MINIMUM_TEMPERATURES)))
+    noise = np.sqrt(sampling.BOLTZMANN * temperature) * rng.standard_normal(positions.size)
+    return positions + (directions @ (steps + noise)).reshape(-1, 3)
+
+
+def relax(mol: Any, numbers: np.ndarray, surface: sampling.Surface, positions: np.ndarray,
+          max_evaluations: int) -> tuple[np.ndarray, np.ndarray]:
+    """Some steps of L-BFGS towards the GFN2-xTB minimum, in coordinates in which the molecular mechanics is round.
+
+    Args:
+      mol: RDKit molecule. numbers: (n,). surface: Of the molecule. positions: (n, 3) in Å.
+      max_evaluations: Of GFN2-xTB.
+
+    Returns:
+      Steps (3n,) and the directions of surface.soft_directions (3n, 3n): what is relaxed is
+      positions + (directions @ steps).reshape(-1, 3), in Å.
+
+    Raises:
+      NotConverged: From labels.energy_and_gradient.
+    """
     from scipy.optimize import minimize
 
     charge, unpaired = _charge_and_unpaired(mol)
@@ -144,11 +179,9 @@ def _near_minimum(mol, numbers, surface, positions, rng):
         # eV; of the order of one per unit step, as the minimiser expects
         return energy * Hartree, directions.T @ gradient.ravel() * (Hartree / Bohr)
 
-    start = np.zeros(positions.size)
-    best = minimize(energy_and_slope, start, jac=True, method="L-BFGS-B", options={"maxfun": NEAR_MINIMUM_STEPS})
-    temperature = np.exp(rng.uniform(*np.log(NEAR_MINIMUM_TEMPERATURES)))
-    noise = np.sqrt(sampling.BOLTZMANN * temperature) * rng.standard_normal(positions.size)
-    return positions + (directions @ (best.x + noise)).reshape(-1, 3)
+    best = minimize(energy_and_slope, np.zeros(positions.size), jac=True, method="L-BFGS-B",
+                    options={"maxfun": max_evaluations})
+    return best.x, directions
 
 
 def _label(mol, numbers, frames, dropped):

@@ -11,16 +11,17 @@ import hashlib
 import importlib.util
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich import progress as bars
 
 from mlip_jax import workers
 from mlip_jax.datasets.embedded import molecules as embedded
-from mlip_jax.datasets.embedded.conformations import Task, make_conformations
+from mlip_jax.datasets.embedded.conformations import Conformations, Task, make_conformations
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def generate_embedded(
       FileExistsError: if another file, not made by this function, is at path.
       OSError: if the disk is full or the folder cannot be written to. Nothing half-written is left.
     """
-    _require("rdkit", "tblite")
+    require("rdkit", "tblite")
     from mlip_jax.datasets.embedded import storage
 
     path = Path(path)
@@ -73,26 +74,35 @@ def generate_embedded(
     counts, costs = share_out(molecules, num_conformations)
     parameters = {"num_conformations": num_conformations, "seed": seed, "sampling_version": SAMPLING_VERSION,
                   "molecules": hashlib.sha256(json.dumps(molecules).encode()).hexdigest()}
-    if _is_cached(storage, path, parameters):
+    if is_cached(path, parameters):
         return path
     versions = {name: version(name) for name in ("rdkit", "tblite", "numpy")}
     with storage.Parts(path, parameters | versions) as parts:
-        if _is_cached(storage, path, parameters):  # made by another process in the meantime
+        if is_cached(path, parameters):  # made by another process in the meantime
             return path
-        with _progress_bar(progress, counts) as advance:
-            _run(parts, molecules, counts, costs, seed, num_processes, advance)
+        with progress_bar(progress, counts) as advance:
+            tasks = [Task(molecule, count, seed) for molecule, count in zip(molecules, counts)]
+            make_parts(parts, make_conformations, tasks, costs, num_processes, advance)
         parts.merge(molecules, counts, parameters | {"versions": versions})
     log.info("%s: %s", path, storage.summarize(path))
     return path
 
 
-def _require(*packages):
+def require(*packages: str) -> None:
+    """Raise ImportError where one of the packages is missing."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"the embedded data set needs {' and '.join(missing)}: pip install 'mlip_jax[data]'")
 
 
-def _is_cached(storage, path, parameters):
+def is_cached(path: Path, parameters: dict[str, Any]) -> bool:
+    """Whether there is a file at `path` that was made with these parameters; warns of one of others.
+
+    Raises:
+      FileExistsError: A file is there that was not made here.
+    """
+    from mlip_jax.datasets.embedded import storage
+
     stored = storage.stored_parameters(path)
     if stored is None:
         return False
@@ -138,27 +148,33 @@ def share_out(molecules: Sequence[embedded.Molecule], num_conformations: int) ->
     return np.diff(ends, prepend=0).tolist(), costs
 
 
-def _run(parts, molecules, counts, costs, seed, num_processes, advance):
-    """Makes every part that is not on disk yet."""
+def make_parts(parts: Any, function: Callable[[Any], Conformations], tasks: Sequence[Any], costs: Sequence[float],
+               num_processes: int, advance: Callable[[int], None]) -> None:
+    """Makes every part that is not on disk yet, each on disk before the next one is taken.
+
+    Args:
+      parts: storage.Parts, open. function: Makes the part of a task in a worker process.
+      tasks: One for each part, with the fields `molecule` and `count`; nothing is made where the count is 0.
+      costs: Of one conformation, in any unit. advance: Told the count of every part that is there.
+    """
     waiting = []
-    for index, count in enumerate(counts):
-        part = parts.load(index) if count else None
+    for index, task in enumerate(tasks):
+        part = parts.load(index) if task.count else None
         if part is not None:
-            advance(count)
-        elif count:
+            advance(task.count)
+        elif task.count:
             waiting.append(index)
     if not waiting:
         return
     # The longest first, so that no process is left alone with one at the end.
-    waiting.sort(key=lambda index: -counts[index] * costs[index])
-    tasks = [Task(molecules[index], counts[index], seed) for index in waiting]
-    for done, part in workers.run(make_conformations, tasks, num_processes, initializer=quiet_rdkit,
-                                  one_stays_here=False):
-        index = waiting[done]
-        parts.save(index, part)
-        advance(counts[index])
+    waiting.sort(key=lambda index: -tasks[index].count * costs[index])
+    for done, part in workers.run(function, [tasks[index] for index in waiting], num_processes,
+                                  initializer=quiet_rdkit, one_stays_here=False):
+        task = tasks[waiting[done]]
+        parts.save(waiting[done], part)
+        advance(task.count)
         if not len(part.energies):
-            log.warning("no conformation of %s: %s", molecules[index].name, part.dropped)
+            log.warning("no conformation of %s: %s", task.molecule.name, part.dropped)
 
 
 def quiet_rdkit():
@@ -169,7 +185,7 @@ def quiet_rdkit():
 
 
 @contextlib.contextmanager
-def _progress_bar(shown, counts):
+def progress_bar(shown: bool, counts: Sequence[int]) -> Iterator[Callable[[int], None]]:
     """Yields a function to call with the number of conformations of every finished molecule."""
     bar = bars.Progress(
         bars.TextColumn("GFN2-xTB"), bars.BarColumn(),

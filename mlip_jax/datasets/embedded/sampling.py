@@ -91,8 +91,11 @@ class Surface:
         return modes / np.sqrt(np.maximum(np.abs(curvatures), floor))
 
 
-def embed(mol, num_conformers: int, seed: int) -> list[int]:
+def embed(mol, num_conformers: int, seed: int, max_iterations: int = 0) -> list[int]:
     """Adds up to `num_conformers` ETKDG conformers to mol and returns their ids (at least one).
+
+    RDKit tries `max_iterations` times for each; 0 is its own limit, ten times the number of atoms, with which it is at
+    a molecule that has no geometry (by its stereochemistry, say) for half a minute.
 
     Raises:
       ValueError: if RDKit finds no three-dimensional geometry.
@@ -102,6 +105,7 @@ def embed(mol, num_conformers: int, seed: int) -> list[int]:
     options = rdDistGeom.ETKDGv3()
     options.randomSeed = seed
     options.numThreads = 1
+    options.maxIterations = max_iterations
     ids = list(rdDistGeom.EmbedMultipleConfs(mol, num_conformers, options))
     if not ids:
         options.useRandomCoords = True

@@ -1,0 +1,15 @@
+"""The report of a diversity study: curves, errors by distance, a table, and which findings are confirmed.
+
+    python -m mlip_jax.main --config=configs/diversity_report.py --workdir=runs/diversity \\
+        --config.sweeps=runs/n_fixed,runs/ns_fixed
+
+Of the runs that are evaluated so far; seconds. The page is runs/diversity/diversity.html.
+"""
+
+import ml_collections
+
+from mlip_jax.config import diversity_report_defaults
+
+
+def get_config() -> ml_collections.ConfigDict:
+    return diversity_report_defaults()

@@ -1,0 +1,254 @@
+"""Task `diversity`: train on n_s molecules with n_c conformers each, and measure how that generalises."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from mlip_jax import config as configs
+from mlip_jax import distributed
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets import generalization, source, splits
+from mlip_jax.datasets.connectivity import describe
+from mlip_jax.datasets.held_out import RunData, entries, first_of_each
+from mlip_jax.datasets.store import Store
+from mlip_jax.potential import Potential
+from mlip_jax.reports.diversity import FINGERPRINTS, RESULT
+from mlip_jax.reports.files import write_whole
+from mlip_jax.reports.fingerprint_map import unpack
+from mlip_jax.reports.generalization import NAMES, Errors, by_distance, summary
+from mlip_jax.simulation.energies import energies
+from mlip_jax.tasks import train
+from mlip_jax.workdir import write_json
+
+log = logging.getLogger(__name__)
+
+STRUCTURES = "diversity.npz"
+_MAPPED = 500  # molecules of a set whose fingerprints are kept for a map of them
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
+    """Train by `config`, or go on where a run in `workdir` was stopped, and evaluate; returns the path of the result.
+
+    The training is that of task `train`, to the last file. A run that this or the same config of task `train` has
+    finished there is evaluated as it is; one that was evaluated in the same way is left alone.
+
+    Raises:
+      ConfigError, WorkdirError, DatasetError, TrainingError, CheckpointError, Stopped: With what to do about it.
+    """
+    workdir = Path(workdir)
+    given, config = copy.deepcopy(config), configs.complete(config, configs.diversity_defaults())
+    _check(config)
+    given.unlock()
+    given.task = "train"
+    if "diversity" in given:
+        del given.diversity
+    training, options = configs.complete(given, configs.train_defaults()), config.diversity
+    if not _is_trained(workdir, training):
+        train.run(given, workdir)
+    path = workdir / RESULT
+    if distributed.leader():
+        asked = _asked(options)
+        if path.exists() and json.loads(path.read_text())["asked"] == asked:
+            log.info("%s: evaluated before", workdir)
+        else:
+            write_json(path, {"asked": asked} | evaluate(workdir, training, options))
+    return path
+
+
+def _check(config) -> None:
+    bins = np.array(config.diversity.rmsd_bins, float)
+    if len(bins) < 2 or not (np.diff(bins) > 0).all():
+        raise ConfigError(f"diversity.rmsd_bins must be ascending numbers (Å), at least two; received {bins.tolist()}")
+    if config.data.num_molecules and config.data.split != "molecule":
+        raise ConfigError(f"IID-S is of molecules that training has not seen: data.split must be 'molecule'; received "
+                          f"{config.data.split!r}")
+
+
+def _is_trained(workdir: Path, training) -> bool:
+    """Whether a finished run of this config is there."""
+    try:
+        identity = json.loads((workdir / "config.json").read_text())
+        json.loads((workdir / "metrics.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return False
+    return not configs.differences(identity, json.loads(json.dumps(configs.identity(training))))
+
+
+def _asked(options) -> dict[str, Any]:
+    return {k: v for k, v in json.loads(json.dumps(configs.to_dict(options))).items() if k != "num_processes"}
+
+
+def evaluate(workdir: str | Path, training: ml_collections.ConfigDict, options: ml_collections.ConfigDict
+             ) -> dict[str, Any]:
+    """The four metrics of a finished training run, ready for JSON; see datasets/generalization.py for what they are.
+
+    Errors of every structure go to diversity.npz in the workdir: "set" (a key of NAMES), "store" and "structure" (its
+    number there), "molecule", "n_atoms", "energy", "predicted" (eV) and "rmsd" (Å, NaN but for conformers). Morgan
+    fingerprints of some molecules of "train", "iid_s" and "ood_s" go to fingerprints.npz, packed bits (M, 256).
+
+    Args:
+      workdir: Of the run. training: Its config. options: config.diversity.
+
+    Raises:
+      DatasetError, CheckpointError: The data of the run, or its force field, are not there.
+    """
+    workdir = Path(workdir)
+    potential, data = Potential.load(workdir), RunData.load(workdir)
+    seed, train_part = training.seed, data.parts["train"]
+    sets: dict[str, Errors] = {}
+    where, notes = {}, []
+    where["iid_s"] = _of_known_elements(_sample(_unseen_molecules(data, training), data.store, options, seed),
+                                        data.store, potential, notes)
+    sets["iid_s"] = _errors(potential, data.store, where["iid_s"])
+    conformers, distances = _conformers(data, training, options)
+    unseen = _errors(potential, data.store, conformers)
+    places = {"unseen_c": np.arange(len(conformers))} | generalization.near_and_far(
+        distances.rmsd, options.rmsd_threshold)
+    for name, here in places.items():
+        sets[name], where[name] = unseen.take(here), conformers[here]
+    notes += distances.notes
+    mapped = {"train": (data.store, train_part), "iid_s": (data.store, where["iid_s"])}
+    if options.ood_path:
+        store, where["ood_s"], told = _other_molecules(data, potential, training, options)
+        sets["ood_s"], mapped["ood_s"] = _errors(potential, store, where["ood_s"]), (store, where["ood_s"])
+        notes += told
+    rmsd = {name: distances.rmsd[places[name]] for name in places}
+    _save(workdir / STRUCTURES, _arrays(sets, where, rmsd))
+    _save(workdir / FINGERPRINTS, {name: _fingerprints(*of, seed) for name, of in mapped.items()})
+    result = {
+        "train": _training(data.store, train_part, training), "notes": notes,
+        "metrics": {name: summary(sets[name]) if name in sets else None for name in NAMES},
+        "by_rmsd": by_distance(unseen, distances.rmsd, np.array(options.rmsd_bins, float)),
+        "force_field": potential.digest(),
+        "level_of_theory": potential.metadata.get("statistics", {}).get("level_of_theory", "")}
+    for name, found in result["metrics"].items():
+        if found:
+            log.info("%s: %s meV/atom over %d structures of %d molecules", NAMES[name], "-" if found[
+                "energy_mae_mev_per_atom"] is None else f"{found['energy_mae_mev_per_atom']:.2f}",
+                found["num_structures"], found["num_molecules"])
+    return result
+
+
+def _training(store: Store, part: np.ndarray, training) -> dict[str, Any]:
+    molecules = splits.group(np.asarray(store.index("molecule")[part]))[1]
+    return {"num_structures": len(part), "num_molecules": molecules,
+            "num_conformers": training.data.num_conformers if training.data.num_molecules else None,
+            "seed": training.seed, "split_seed": training.data.split_seed, "model": training.model.name}
+
+
+def _unseen_molecules(data: RunData, training) -> np.ndarray:
+    """IID-S: structures of the test part, of molecules that could have been drawn for training."""
+    test, draw = np.asarray(data.parts.get("test", []), np.int64), generalization.drawn(training.data)
+    return test if draw is None else generalization.of_many_conformers(
+        np.asarray(data.store.index("molecule")), test, draw[0])
+
+
+def _of_known_elements(indices: np.ndarray, store: Store, potential: Potential, notes: list[str]) -> np.ndarray:
+    """Those without elements that no training molecule has: few molecules may lack a rare one."""
+    known = np.zeros(119, bool)
+    known[list(potential.elements)] = True
+    kept = [here[[bool(known[s.numbers].all()) for s in columns]]
+            for here, columns in store.chunks(indices, labels_only=True)]
+    found = np.concatenate([*kept, indices[:0]])
+    if len(found) < len(indices):
+        notes.append(f"IID-S: {len(indices) - len(found)} of {len(indices)} structures have elements that the training "
+                     "molecules of this run lack, and are left out.")
+        log.warning("%s", notes[-1])
+    return found
+
+
+def _conformers(data: RunData, training, options) -> tuple[np.ndarray, generalization.Distances]:
+    """Unseen conformers of training molecules, and how far they are from those that the run trained on."""
+    draw, store, part = generalization.drawn(training.data), data.store, data.parts["train"]
+    if draw is None:
+        log.warning("training used all conformers of its molecules (data.num_molecules is not set): there are no "
+                    "unseen ones, so that there is neither IID-C nor OOD-C")
+        nothing = np.zeros(0, np.int64)
+        return nothing, generalization.Distances(np.zeros(0), [])
+    molecule, conformer = (np.asarray(store.index(name)) for name in ("molecule", "conformer"))
+    conformers = generalization.unseen_conformers(
+        molecule, conformer, part, num_conformers=draw[0], seed=draw[1], max_molecules=options.max_molecules,
+        among=np.flatnonzero(source.select(store, source.filters_of(training.data)) == 0))
+    conformers = _known(conformers, store)
+    log.info("%d unseen conformers of the training molecules", len(conformers))
+    return conformers, generalization.distances_to_training(store, conformers, part,
+                                                            num_processes=options.num_processes or None)
+
+
+def _other_molecules(data: RunData, potential: Potential, training, options
+                     ) -> tuple[Store, np.ndarray, list[str]]:
+    """OOD-S: a store and the structures there, of elements that are known and molecules that were not seen."""
+    asked = training.data.copy_and_resolve_references()
+    asked.unlock()
+    asked.path, asked.reader, asked.reader_options = (
+        options.ood_path, options.ood_reader, options.ood_reader_options)
+    asked.elements = None
+    loaded = source.load(asked)
+    store, indices = loaded.store, loaded.indices
+    first = first_of_each(store, indices)
+    seen, _ = data.seen_skeletons()
+    found = describe(entries(store, first), len(first))
+    molecule, notes = np.asarray(store.index("molecule")), []
+    known = set(potential.elements)
+    reasons = {"was in the training or validation part": [d is not None and d.skeleton in seen for d in found],
+               "has elements that the force field was not trained on": [d is None or not set(d.elements) <= known
+                                                                        for d in found]}
+    out = np.zeros(len(first), bool)
+    for reason, are in reasons.items():
+        if any(are):
+            notes.append(f"OOD-S: {sum(are)} of {len(first)} molecules are left out: each {reason}.")
+        out |= np.array(are, bool)
+    kept = indices[np.isin(molecule[indices], molecule[first[~out]])]
+    return store, _sample(kept, store, options, training.seed), notes
+
+
+def _sample(indices: np.ndarray, store: Store, options, seed: int) -> np.ndarray:
+    indices = _known(np.asarray(indices, np.int64), store)
+    if len(indices) <= options.max_structures:
+        return indices
+    return np.sort(np.random.default_rng(seed).choice(indices, options.max_structures, replace=False))
+
+
+def _known(indices: np.ndarray, store: Store) -> np.ndarray:
+    """Those with an energy."""
+    return indices[np.isfinite(store.index("energy")[indices])]
+
+
+def _errors(potential: Potential, store: Store, indices: np.ndarray) -> Errors:
+    energy, n_atoms, molecule = (np.asarray(store.index(name)[indices]) for name in ("energy", "n_atoms", "molecule"))
+    return Errors(energy, energies(potential, store, indices), n_atoms, molecule)
+
+
+def _fingerprints(store: Store, indices: np.ndarray, seed: int) -> np.ndarray:
+    """Packed Morgan fingerprints (M, 256) uint8 of at most _MAPPED of the molecules."""
+    first = first_of_each(store, indices)
+    if len(first) > _MAPPED:
+        first = np.sort(np.random.default_rng(seed).choice(first, _MAPPED, replace=False))
+    found = describe(entries(store, first), len(first), fingerprints=True)
+    return np.packbits(unpack([d.fingerprint for d in found if d is not None]), axis=1)
+
+
+def _arrays(sets: dict[str, Errors], where: dict[str, np.ndarray], rmsd: dict[str, np.ndarray]
+            ) -> dict[str, np.ndarray]:
+    """What diversity.npz holds."""
+    names = [n for n in NAMES if n in sets]
+    arrays = {"set": np.repeat(names, [len(sets[n]) for n in names]),
+              "structure": np.concatenate([where[n] for n in names]),
+              "rmsd": np.concatenate([rmsd.get(n, np.full(len(sets[n]), np.nan)) for n in names])}
+    return arrays | {field: np.concatenate([getattr(sets[n], field) for n in names])
+                     for field in ("energy", "predicted", "n_atoms", "molecule")}
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    def write(temporary):
+        with open(temporary, "wb") as file:  # NumPy would add ".npz" to a name
+            np.savez(file, **arrays)
+
+    write_whole(path, write)

@@ -1,0 +1,29 @@
+"""Task `diversity_report`: the curves of a diversity study, from the folders of its sweeps."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import ml_collections
+
+from mlip_jax import config as configs
+from mlip_jax.config import ConfigError
+from mlip_jax.reports import diversity
+
+log = logging.getLogger(__name__)
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
+    """Write WORKDIR/diversity.html and diversity.csv of what has been evaluated so far; returns the page.
+
+    Raises:
+      ConfigError: No sweeps are given. ValueError: They hold no result.
+    """
+    config = configs.complete(config, configs.diversity_report_defaults())
+    sweeps = [part.strip() for part in config.sweeps.split(",") if part.strip()]
+    if not sweeps:
+        raise ConfigError("sweeps: give the folders of the sweeps, --config.sweeps=runs/n_fixed,runs/ns_fixed")
+    report = diversity.write_report(workdir, diversity.read_results(sweeps), config.metric)
+    log.info("report: %s", report)
+    return report

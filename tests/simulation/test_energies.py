@@ -1,0 +1,57 @@
+"""Energies of many structures at once: those of the calculator, in their order, whatever the batches."""
+
+import jax
+import numpy as np
+import pytest
+from ase import Atoms
+
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.models import create
+from mlip_jax.potential import Potential, example_graph
+from mlip_jax.simulation.calculator import MLIPCalculator
+from mlip_jax.simulation.energies import energies
+from mlip_jax.structure import Structure
+
+
+@pytest.fixture(scope="module")
+def potential():
+    model = create("painn", num_features=8, num_layers=1, cutoff=4.0, num_radial=6)
+    reference = np.zeros(119)
+    reference[[1, 6, 8]] = -13.6, -1030.0, -2040.0
+    return Potential(model=model, params=model.init(jax.random.key(0), example_graph()), cutoff=4.0,
+                     reference_energies=reference, energy_scale=1.3, elements=(1, 6, 8), metadata={})
+
+
+def structures(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [Structure(numbers=rng.choice([1, 6, 8], n), positions=rng.uniform(0, 2 * n ** (1 / 3), (n, 3)))
+            for n in rng.integers(1, 24, count)]
+
+
+def test_as_the_calculator_has_them(potential):
+    made = structures(30)
+    calculator = MLIPCalculator(potential)
+    some = np.random.default_rng(1).permutation(30)[:17]
+    found = energies(potential, Columns.from_structures(made), some, batch_size=4)
+    assert found.shape == (17,) and found.dtype == np.float64
+    for s, energy in zip(some, found):
+        atoms = Atoms(made[s].numbers, made[s].positions, calculator=calculator)
+        assert energy == pytest.approx(atoms.get_potential_energy(), abs=2e-4)
+
+
+def test_piece_by_piece(potential, monkeypatch):
+    """With a larger structure in a later piece than all before it."""
+    from mlip_jax.simulation import energies as module
+
+    made = sorted(structures(25, 2), key=len)
+    columns = Columns.from_structures(made)
+    expected = energies(potential, columns, np.arange(25))
+    monkeypatch.setattr(module, "_PIECE", 10)
+    np.testing.assert_allclose(energies(potential, columns, np.arange(25), batch_size=3), expected, atol=2e-4)
+    assert energies(potential, columns, np.zeros(0, int)).shape == (0,)
+
+
+def test_unknown_elements_are_an_error(potential):
+    columns = Columns.from_structures([Structure(numbers=np.array([7]), positions=np.zeros((1, 3)))])
+    with pytest.raises(ValueError, match="was not trained on N"):
+        energies(potential, columns, np.arange(1))

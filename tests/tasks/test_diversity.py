@@ -1,0 +1,101 @@
+"""Task diversity: a small study from the sweep to the report, on a small set with GFN2-xTB labels."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rdkit")
+
+from configs import diversity_n_fixed, diversity_ns_fixed
+from mlip_jax import sweep
+from mlip_jax.datasets.held_out import RunData
+from mlip_jax.reports.generalization import NAMES
+from tests.tasks.runs import DATA, REPOSITORY, environment
+
+SETTINGS = {
+    "data.path": DATA, "data.charge": "nan", "data.min_conformers": 4, "data.elements": None,
+    "diversity.ood_path": REPOSITORY / "tests/data/spice_1.1.4_small.hdf5", "diversity.rmsd_threshold": 0.15,
+    "diversity.num_processes": 1, "model.options.num_features": 8, "model.options.num_layers": 1,
+    "train.num_steps": 20, "train.batch_size": 4, "train.valid_every": 10, "train.checkpoint_every": 10}
+
+
+def command(config, workdir, *flags):
+    fields = [f"--config.{k}={v}" for k, v in SETTINGS.items() if v is not None]
+    return [sys.executable, "-m", "mlip_jax.main", f"--config={config}", f"--workdir={workdir}", *fields, *flags]
+
+
+@pytest.mark.parametrize("module, first, last", [
+    (diversity_n_fixed, "N50000-c1-s0", "N3200000-c16-s2"), (diversity_ns_fixed, "S12500-c1-s0", "S100000-c16-s2")])
+def test_published_grids(module, first, last):
+    config = module.get_config()
+    variants = sweep.load(module.__file__, config)
+    assert len(variants) == 60 and variants[0].name == first and variants[-1].name == last
+    c = variants[-1].config
+    assert c.seed == c.data.split_seed == 2 and c.data.num_conformers == 16 == c.data.min_conformers
+    assert c.data.num_molecules == (200_000 if module is diversity_n_fixed else 100_000)
+    assert (c.model.name, c.model.options.num_layers, c.model.options.num_features) == (
+        "equivariant_transformer", 8, 128)
+    assert c.loss.beta == c.loss.beta_end == 0 and c.loss.penalty == "mse"
+    assert (c.optimizer.learning_rate, c.optimizer.learning_rate_end) == (1e-4, 1e-8)
+
+
+def test_one_number_scales_them():
+    variants = sweep.load(f"{diversity_n_fixed.__file__}:scale=0.08,grid=2,model=painn",
+                          diversity_n_fixed.get_config("scale=0.08,grid=2,model=painn"))
+    assert len(variants) == 30
+    assert {v.config.data.num_molecules * v.config.data.num_conformers for v in variants} == {4000, 16000}
+    assert {v.config.model.name for v in variants} == {"painn"}
+    assert {v.overrides["data.num_molecules"] for v in sweep.load(
+        f"{diversity_ns_fixed.__file__}:scale=0.04", diversity_ns_fixed.get_config("scale=0.04"))} == {
+            500, 1000, 2000, 4000}
+    for text, message in (("size=2", "unknown name 'size'"), ("scale=2", "at most 1"), ("grid=5", "from 1 to 4"),
+                          ("model=pain", "Did you mean 'painn'")):
+        with pytest.raises(ValueError, match=message):
+            diversity_n_fixed.get_config(text)
+
+
+@pytest.mark.slow
+def test_from_the_sweep_to_the_report(tmp_path):
+    """Two variants of two seeds; what is complete is not done again; the four metrics are of the right structures."""
+    config = tmp_path / "small.py"
+    config.write_text(
+        "from configs import diversity_n_fixed\n"
+        "def get_config():\n    return diversity_n_fixed.get_config('model=painn')\n"
+        "def sweep():\n    return [{'name': f'c{c}-s{s}', 'data.num_molecules': n, 'data.num_conformers': c, 'seed': s}"
+        " for n, c in ((8, 1), (4, 2)) for s in (0, 1)]\n")
+    run = command(config, tmp_path / "sweep", "--sweep", f"--config.data.directory={tmp_path}/data")
+    for arguments in (["--sweep_index=0"], [], []):
+        subprocess.run([*run, *arguments], env=environment(), check=True, capture_output=True, timeout=900)
+    log = (tmp_path / "sweep/c1-s0/log.txt").read_text()
+    assert log.count("evaluating the best checkpoint") == 1  # the variant that was complete was not run again
+    for name, n_s, n_c in (("c1-s0", 8, 1), ("c2-s1", 4, 2)):
+        _check_result(tmp_path / "sweep" / name, n_s, n_c)
+    report = [sys.executable, "-m", "mlip_jax.main", f"--config={REPOSITORY}/configs/diversity_report.py",
+              f"--workdir={tmp_path}/report", f"--config.sweeps={tmp_path}/sweep"]
+    subprocess.run(report, env=environment(), check=True, capture_output=True, timeout=300)
+    assert "OOD-S" in (tmp_path / "report/diversity.html").read_text()
+    assert len((tmp_path / "report/diversity.csv").read_text().splitlines()) == 3
+
+
+def _check_result(workdir, n_s, n_c):
+    result, data = json.loads((workdir / "diversity.json").read_text()), RunData.load(workdir)
+    assert (result["train"]["num_molecules"], result["train"]["num_conformers"]) == (n_s, n_c)
+    molecule, train = np.asarray(data.store.index("molecule")), data.parts["train"]
+    with np.load(workdir / "diversity.npz") as found:
+        of = {name: found["structure"][found["set"] == name] for name in NAMES}
+        rmsd = {name: found["rmsd"][found["set"] == name] for name in NAMES}
+        for name in NAMES:
+            here = found["set"] == name
+            error = 1e3 * np.abs(found["predicted"] - found["energy"])[here]
+            assert result["metrics"][name]["num_structures"] == here.sum()
+            assert not here.any() or result["metrics"][name]["energy_mae_mev"] == pytest.approx(error.mean())
+    elements = set(np.concatenate([data.store[s].numbers for s in train]).tolist())
+    assert set(of["iid_s"]) == {s for s in data.parts["test"] if set(data.store[s].numbers.tolist()) <= elements}
+    assert not np.isin(molecule[of["iid_s"]], molecule[train]).any()
+    assert len(of["unseen_c"]) == 2 * n_s and not np.isin(of["unseen_c"], train).any()  # 6 but for the 4 put aside
+    assert set(molecule[of["unseen_c"]]) == set(molecule[train])
+    assert set(of["iid_c"]) | set(of["ood_c"]) == set(of["unseen_c"]) and np.isfinite(rmsd["unseen_c"]).all()
+    assert (rmsd["iid_c"] <= 0.15).all() and (rmsd["ood_c"] > 0.15).all()
