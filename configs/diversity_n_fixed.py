@@ -18,8 +18,7 @@ architecture. N = 4k and 16k with PaiNN, on data that the package makes itself (
 
     --config=configs/diversity_n_fixed.py:scale=0.08,grid=2,model=painn
 
-Forces are not used, but are computed nevertheless: an update costs as much as one with forces (with PaiNN three times one
-of the energy alone).
+Energies alone are trained on, so that an update computes no forces.
 """
 
 import ml_collections

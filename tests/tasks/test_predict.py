@@ -78,7 +78,8 @@ def test_more_molecules_go_on_and_none_is_done_twice(folder, monkeypatch):
 
 
 def test_molecules_are_relaxed_first(folder):
-    plain, relaxed = run(folder, "plain"), run(folder, "relaxed", force_field=str(folder / "ff"), max_steps=2)
+    plain, relaxed = run(folder, "plain"), run(folder, "relaxed", force_field=str(folder / "ff"), max_steps=2,
+                                                 fmax=1e-5)
     assert plain[0]["geometry"] == "embedded" and relaxed[0]["geometry"].startswith("embedded, relaxed")
     assert plain[0]["gap"] != relaxed[0]["gap"]
 
