@@ -216,3 +216,27 @@ def test_not_a_number_is_no_difference():
     """data.charge=nan, which takes any charge, must not keep a run from going on."""
     assert configs.differences({"charge": float("nan")}, {"charge": float("nan")}) == []
     assert configs.differences({"charge": float("nan")}, {"charge": 0.0}) == ["charge: nan -> 0.0"]
+
+
+def test_variants_of_other_config_files(variants, tmp_path):
+    other = tmp_path / "other.py"
+    other.write_text("from mlip_jax.config import property_defaults\n\n\ndef get_config(model='schnet'):\n"
+                     "    c = property_defaults()\n    c.model.name = model\n    return c\n")
+    found = variants(f"return [{{'seed': 1}}, {{'name': 'p', 'config': '{other}:painn', 'seed': 2, "
+                     "'init.workdir': '{sweep}/seed=1'}]")
+    assert [v.config.task for v in found] == ["train", "property"] and found[1].config.model.name == "painn"
+    assert found[1].config_file == f"{other}:painn" and "config" not in found[1].overrides
+    assert [v.needs for v in found] == [[], ["seed=1"]]
+    with pytest.raises(ConfigError, match="there is no such config file"):
+        variants("return [{'config': 'nowhere.py'}]")
+    with pytest.raises(ConfigError, match="unknown config field 'init'"):
+        variants("return [{'init.workdir': 'runs/x'}]")
+
+
+@pytest.mark.parametrize("value", ["{sweep}/a", "{sweep}/a/split.json,{sweep}/b/x", "x {sweep}/b"])
+def test_what_a_variant_needs(variants, value):
+    found = variants(f"return [{{'name': n, 'seed': i}} for i, n in enumerate('ab')] + [{{'name': 'c', "
+                     f"'data.split_files': {value!r}}}]")
+    assert found[2].needs == [n for n in "ab" if f"{{sweep}}/{n}" in value]
+    with pytest.raises(ConfigError, match="c needs the folder of unknown variant 'd'. Did you mean"):
+        variants("return [{'name': 'cd', 'seed': 0}, {'name': 'c', 'data.split_files': '{sweep}/d'}]")

@@ -16,7 +16,7 @@ import pytest
 from mlip_jax import config as configs
 from mlip_jax import sweep_runner
 from mlip_jax.config import ConfigError
-from mlip_jax.sweep import parse
+from mlip_jax.sweep import Variant, parse
 from mlip_jax.sweep_runner import Sweep, run
 from mlip_jax.workdir import WorkdirError
 
@@ -237,6 +237,52 @@ def command(config, workdir, *flags):
         [sys.executable, "-m", "mlip_jax.main", f"--config={config}", f"--workdir={workdir}", "--sweep", *flags],
         capture_output=True, text=True, timeout=300, cwd=workdir.parent, env=os.environ | {
             "GLIBC_TUNABLES": "", "PYTHONPATH": str(REPOSITORY), "JAX_COMPILATION_CACHE_DIR": str(cache)})
+
+
+DEPENDENT = [{"name": "b", "data.path": "{sweep}/a"}, {"name": "a"}, {"name": "c", "data.path": "{sweep}/b,{sweep}/a"}]
+
+
+@pytest.fixture
+def dependent(tmp_path, monkeypatch):
+    """As `sweep`, of variants that need each other's folders, with a report."""
+    monkeypatch.setattr(Sweep, "_command", lambda self, variant: [
+        sys.executable, "-c", PROGRAM, str(self._folder / variant.name)])
+    monkeypatch.setattr(sweep_runner.distributed, "from_environment", lambda: None)
+    monkeypatch.setattr(sweep_runner, "_POLL", 0.05)
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG.format(defaults="convert", task="convert", variants=DEPENDENT)
+                    + "\ndef report(folder):\n    (folder / 'made').write_text('x')\n    return folder / 'made'\n")
+    return lambda **options: run(str(path), configs.convert_defaults(), tmp_path / "run", [], **options)
+
+
+def test_what_a_variant_needs_comes_first(dependent, tmp_path, capsys):
+    assert dependent() == 0
+    begun = [json.loads((tmp_path / "run" / n / "done.json").read_text())["seconds"] for n in "abc"]
+    assert len(begun) == 3 and starts(tmp_path / "run") == "111"
+    order = sorted("abc", key=lambda n: (tmp_path / "run" / n / "done.json").stat().st_mtime_ns)
+    assert order == ["a", "b", "c"]
+    assert (tmp_path / "run/made").exists() and "report: " in capsys.readouterr().out
+
+
+def test_what_needs_a_failed_variant_fails(dependent, tmp_path, caplog):
+    do(tmp_path / "run/a", "end 3")
+    assert dependent() == 1
+    assert starts(tmp_path / "run") == "100" and "b: needs a first" in caplog.text
+    do(tmp_path / "run/a", "end 0")
+    assert dependent() == 0 and starts(tmp_path / "run") == "211"
+
+
+def test_one_variant_alone_does_not_wait_for_what_it_needs(dependent, tmp_path, caplog):
+    assert dependent(index="0") == 1 and "b: needs a first" in caplog.text
+    assert dependent(index="1") == 0 and dependent(index="0") == 0
+
+
+def test_folders_and_other_config_files_in_the_command(tmp_path):
+    variant = Variant("b", {"init.workdir": "{sweep}/a"}, configs.property_defaults(), "configs/force2prop.py:all")
+    made = Sweep(tmp_path / "run", [variant], [{}], ["--config=x.py", "--config.seed=3", "--debug", "--config", "y.py"],
+                 "title")._command(variant)
+    assert made[3:6] == ["--debug", "--config=configs/force2prop.py:all", "--nosweep"]
+    assert made[-1] == f"--overrides={{'init.workdir': '{tmp_path / 'run'}/a'}}"
 
 
 def test_from_the_command_line(tmp_path):
