@@ -10,7 +10,8 @@ All parameters are trained ("all"), or the head alone on features that stay as t
 features of a model that was never trained), or the same architecture from random parameters ("scratch", PaiNN;
 "scratch,schnet"). Adam at 5e-4, halved each 40 epochs, batches of 256 molecules, as published. The data are any that
 a reader gives properties of: Molecule3D, QM9, ∇²DFT, PubChemQCR with a summary.csv, or an own table beside geometries;
---config.property.targets="('homo','lumo')" names others than the gap.
+--config.property.targets="('homo','lumo')" names others than the gap. A finished run that is started again with other
+config.data.test_geometries tests on these.
 
 "small" after a comma is for some 2,000 molecules and two minutes on one core of a CPU: batches of 16, 30 epochs.
 """

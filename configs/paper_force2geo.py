@@ -21,7 +21,7 @@ from configs import force2prop, spice
 SEEDS = (0, 1, 2)
 EPOCHS, FINE_TUNING_EPOCHS = 10.0, 4.0
 RELAXED = "relaxed(pm3:first)"
-GEOMETRIES = ("labels", "pm3", "pm3:first", RELAXED)
+GEOMETRIES = ("labels", "pm3", "pm3:first", "etkdg", RELAXED, "relaxed(etkdg)")
 MAIN = "force-field"
 _PROPERTY, _FIELD = "configs/force2prop.py:{},small", "configs/pubchemqcr.py:small"
 _STAGES = "stages=('pm3','DFT_1st'); level_of_theory=GFN2-xTB"
@@ -58,7 +58,7 @@ def sweep(what: str = "data/trajectories.lmdb") -> list[dict]:
     runs.property("force2prop-300", "all", "{sweep}/force-field-300", SEEDS)
     runs.denoising("denoising")
     runs.property("denoising-force2prop", "all", "{sweep}/denoising", SEEDS)
-    runs.property("rdkit-scratch", "scratch", seeds=SEEDS, geometry="pm3:first")
+    runs.property("rdkit-scratch", "scratch", seeds=SEEDS, geometry="etkdg")
     for weight in (0.01, 1.0):
         runs.fine_tuning(f"finetune-weight-{weight:g}", SEEDS, weight=weight)
     for noise in (0.05, 0.3):

@@ -402,7 +402,7 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
         plain.pop("num_processes", None)
     for path in ("data.refuse", "data.verify", "store.num_processes", "train.on_nonfinite", "train.resident",
                  "train.steps_per_dispatch", "train.profile_steps", "oracle.num_processes", "oracle.cache",
-                 "relax.batch_atoms", "diversity.num_processes"):
+                 "relax.batch_atoms", "diversity.num_processes", "data.test_geometries"):
         part, name = path.split(".")
         plain.get(part, {}).pop(name, None)
     if not any(plain.get("potential", {}).get(term) for term in TERMS):

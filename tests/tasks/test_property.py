@@ -96,6 +96,14 @@ def test_a_finished_run_is_only_reported_again(scratch, folder):
     assert (scratch / "metrics.csv").read_bytes() == before
 
 
+def test_a_finished_run_is_tested_at_other_geometries(folder):
+    task.run(config(folder, train__num_steps=6), folder / "again_tested")
+    steps = (folder / "again_tested/metrics.csv").read_bytes()
+    task.run(config(folder, train__num_steps=6, data__test_geometries=("pm3",)), folder / "again_tested")
+    assert "test pm3" in scores(folder / "again_tested") and "test labels" not in scores(folder / "again_tested")
+    assert (folder / "again_tested/metrics.csv").read_bytes() == steps
+
+
 def test_from_a_force_field(folder):
     params = write_force_field(folder / "ff")
     c = config(folder, model__name="", init__workdir=str(folder / "ff"), init__train="heads", train__num_steps=12)
