@@ -279,7 +279,10 @@ def _report(config, workdir, trainer, batches, params, data: Data, splits, tests
         if targets and len(splits["valid"]):
             known = np.isfinite(features["valid"]).all(1)
             errors = {t.name: outcomes["valid"].absolute(t.name)[known] for t in targets if t.kind != "atom"}
-            Domain.fit(features["train"], features["valid"][known], errors).save(workdir / DOMAIN)
+            domain = Domain.fit(features["train"], features["valid"][known], errors)
+            domain.save(workdir / DOMAIN)
+            outcomes = {name: dataclasses.replace(o, distance=domain.distance(features[name]) / domain.border)
+                        for name, o in outcomes.items()}
         return write_property_report(
             workdir, outcomes, targets, title=f"{', '.join(config.property.targets) or 'denoising'} on "
             f"{data.loaded.name}", metrics_csv=workdir / "metrics.csv", seconds=metadata["seconds"]["training"],
