@@ -189,12 +189,12 @@ class MolecularDynamics:
     def _make_program(self) -> Program:
         s, p = self.settings, self.potential
         frames = int(np.clip(_FRAME_NUMBERS // (9 * self._system.nodes), 1, _FRAMES))
-        loop = Loop(p.model, p.energy_scale, self._reach, s.integrator(), s.timestep * units.fs, self._on_device,
+        loop = Loop(p.model, p.energy_scale, self._reach, s.integrator(), self._on_device,
                     tuple(s.bond_range), s.record_every, s.frame_every, _RECORDS, frames)
         params = jax.tree.map(lambda leaf: np.asarray(leaf, self._dtype), p.params)
         kt = units.kB * self._temperatures
         return Program(loop, params, self._system.particles(
-            self._dtype, self._dof, kt, units.kB * self._hottest, s.watch_bonds), self._device)
+            self._dtype, self._dof, kt, units.kB * self._hottest, s.watch_bonds), s.timestep * units.fs, self._device)
 
     def _positions(self) -> np.ndarray:
         return self._system.padded("positions", self._dtype)
@@ -225,8 +225,7 @@ class MolecularDynamics:
                 start = self._temperatures[m] if s.initial_temperature is None else s.initial_temperature
                 velocities.draw(atoms, start, np.random.default_rng([s.seed, m]), dof[-1], s.fix_com, fix_rotation)
             elif s.fix_com:
-                atoms.set_momenta(atoms.get_momenta() - atoms.get_masses()[:, None] * (
-                    atoms.get_momenta().sum(0) / atoms.get_masses().sum()))
+                velocities.stop_centre_of_mass(atoms)
         return np.array(dof, np.float64)
 
     def _checked_temperatures(self, given) -> np.ndarray:

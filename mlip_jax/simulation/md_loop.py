@@ -98,7 +98,7 @@ class Loop:
 
     Attributes:
       model: On the contract of mlip_jax.models. energy_scale: eV per unit of its output. reach: Of neighbour lists.
-      integrator: See integrators.py. timestep: In ASE's unit of time.
+      integrator: See integrators.py.
       lists_on_device: Whether the device makes the lists.
       bond_range: A bond is broken when its length over the sum of the covalent radii leaves this range.
       record_every, frame_every: Steps; 0: none. records, frames: Rows and frames of a dispatch, R and F.
@@ -108,7 +108,6 @@ class Loop:
     energy_scale: float
     reach: Reach
     integrator: Verlet
-    timestep: float
     lists_on_device: bool
     bond_range: tuple[float, float]
     record_every: int
@@ -116,12 +115,13 @@ class Loop:
     records: int
     frames: int
 
-    def run(self, budget: Budget, params, particles: Particles, key, state: State,
+    def run(self, budget: Budget, params, particles: Particles, key, timestep: jax.Array, state: State,
             until: jax.Array) -> tuple[State, Records]:
         """Make steps until `until` is reached, records or frames are full, nothing moves, or the host is wanted.
 
         Args:
           budget: Static shape of the graph. key: Of random numbers; those of a step are made of it and the step.
+          timestep: In ASE's unit of time.
         """
         records = self._empty(state)
 
@@ -133,7 +133,7 @@ class Loop:
 
         def iterate(carry):
             state, records = carry
-            new = self._stepped(budget, params, particles, key, state)
+            new = self._stepped(budget, params, particles, key, timestep, state)
             return new, self._recorded(particles, new, records, new.step != state.step)
 
         return jax.lax.while_loop(wanted, iterate, (state, records))
@@ -142,9 +142,9 @@ class Loop:
     def _fits(budget: Budget, wanted):
         return (wanted[0] <= budget.edges) & (wanted[1] <= budget.pairs)
 
-    def _stepped(self, budget, params, particles, key, state: State) -> State:
+    def _stepped(self, budget, params, particles, key, timestep, state: State) -> State:
         """The state after a step; where the host is wanted, as it was but for `wanted` or `stale`."""
-        dt = jnp.where(state.step == NEW, 0.0, self.timestep).astype(state.positions.dtype)
+        dt = jnp.where(state.step == NEW, 0.0, timestep).astype(state.positions.dtype)
         key = jax.random.fold_in(key, state.step)
         start = Motion(state.positions, state.low, state.velocities, state.cell, jnp.zeros_like(state.heat))
         begun = self.integrator.begin(start, state.forces, state.virial, particles, dt, key)
@@ -295,29 +295,47 @@ def _compensated(total, low, change):
 
 
 class Program:
-    """`Loop.run`, compiled once for each budget; parameters and particles are kept on the device.
+    """`Loop.run` with parameters and particles that are kept on the device.
+
+    Compiled once for each budget and number of atoms; programs serve all that have the same `loop`.
 
     Attributes:
-      num_compiles: Programs compiled so far.
+      num_compiles: Programs compiled so far for this one.
     """
 
-    def __init__(self, loop: Loop, params: Any, particles: Particles, device=None):
+    def __init__(self, loop: Loop, params: Any, particles: Particles, timestep: float, device=None):
+        """
+        Args:
+          timestep: In ASE's unit of time.
+        """
         self.loop, self.num_compiles = loop, 0
-        self._device = device
-        self._params, self._particles = jax.device_put((params, particles), device)
-        self._run = jax.jit(self._traced, static_argnums=(0,))
-        self._list = jax.jit(md_neighbors.on_device, static_argnums=(3, 4))
+        dtype = particles.masses.dtype
+        self._params, self._particles, self._timestep = jax.device_put((params, particles, dtype.type(timestep)), device)
 
     def run(self, budget: Budget, key, state: State, until: int) -> tuple[State, Records]:
         """See `Loop.run`."""
-        return self._run(budget, self._params, self._particles, key, state, np.int32(until))
+        before = _traces.count
+        out = _run(self.loop, budget, self._params, self._particles, key, self._timestep, state, np.int32(until))
+        self.num_compiles += _traces.count - before
+        return out
 
     def list(self, budget: Budget, positions, cell) -> jraph.GraphsTuple:
         """The device's list for positions (N, 3) that the budget has room for."""
-        graph, _ = self._list(self._particles, positions, cell, budget, self.loop.reach)
+        graph, _ = _list(self._particles, positions, cell, budget, self.loop.reach)
         return graph
 
-    @functools.wraps(Loop.run)
-    def _traced(self, budget, params, particles, key, state, until):
-        self.num_compiles += 1  # runs when JAX traces, which it does once for each program
-        return self.loop.run(budget, params, particles, key, state, until)
+
+class _Traces:
+    """How often JAX has traced the loop, which it does once for each program."""
+
+    count = 0
+
+
+_traces = _Traces()
+_list = jax.jit(md_neighbors.on_device, static_argnums=(3, 4))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(loop, budget, params, particles, key, timestep, state, until):
+    _traces.count += 1
+    return loop.run(budget, params, particles, key, timestep, state, until)

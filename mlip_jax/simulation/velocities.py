@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from ase import Atoms, units
-from ase.md.velocitydistribution import Stationary, ZeroRotation
 
 _FLAT = 1e-6  # moments of inertia below this share of the largest are none
 
@@ -20,12 +19,27 @@ def draw(atoms: Atoms, temperature: float, rng: np.random.Generator, dof: int, f
     width = np.sqrt(atoms.get_masses() * units.kB * temperature)
     atoms.set_momenta(width[:, None] * rng.standard_normal((len(atoms), 3)))
     if fix_com:
-        Stationary(atoms, preserve_temperature=False)
-    if fix_rotation and not atoms.pbc.any() and len(atoms) > 1:
-        ZeroRotation(atoms, preserve_temperature=False)
+        stop_centre_of_mass(atoms)
+    if fix_rotation and not atoms.pbc.any():
+        stop_rotation(atoms)
     kinetic = atoms.get_kinetic_energy()
     if dof and kinetic > 0:
         atoms.set_momenta(atoms.get_momenta() * np.sqrt(0.5 * dof * units.kB * temperature / kinetic))
+
+
+def stop_centre_of_mass(atoms: Atoms) -> None:
+    """Take out the motion of the centre of mass."""
+    masses, momenta = atoms.get_masses(), atoms.get_momenta()
+    atoms.set_momenta(momenta - masses[:, None] * (momenta.sum(0) / masses.sum()))
+
+
+def stop_rotation(atoms: Atoms) -> None:
+    """Take out the rotation about the centre of mass; atoms in a line have none about that line."""
+    masses, arms = atoms.get_masses(), atoms.positions - atoms.get_center_of_mass()
+    inertia = np.einsum("i,ixy->xy", masses, (arms * arms).sum(1)[:, None, None] * np.eye(3)
+                        - arms[:, :, None] * arms[:, None, :])
+    rate = np.linalg.pinv(inertia, rcond=_FLAT, hermitian=True) @ np.cross(arms, atoms.get_momenta()).sum(0)
+    atoms.set_momenta(atoms.get_momenta() - masses[:, None] * np.cross(rate, arms))
 
 
 def degrees_of_freedom(atoms: Atoms, fix_com: bool, fix_rotation: bool) -> int:
