@@ -44,10 +44,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     settings = _checked(config)
     with claimed(workdir, configs.identity(config)) as workdir:
         potential = load_force_field(config.force_field)
-        check_origin(workdir / ORIGIN, {"input": fingerprint(config.input), "force_field": potential.digest()},
-                     "dynamics of other molecules or with another force field")
         molecules, names = _molecules(config)
         dynamics = MolecularDynamics(molecules, potential, replicas=config.replicas, **dataclasses.asdict(settings))
+        check_origin(workdir / ORIGIN, {"input": fingerprint(config.input), "force_field": potential.digest()},
+                     "dynamics of other molecules or with another force field")
         outputs = Outputs(workdir, [name for name in names for _ in range(config.replicas)])
         seconds = _go_on(dynamics, outputs)
         try:
