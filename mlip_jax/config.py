@@ -364,6 +364,33 @@ def md_defaults() -> ml_collections.ConfigDict:
     return c
 
 
+def stability_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "stability", with its default. Units are fs, K, Å."""
+    c = ml_collections.ConfigDict()
+    c.task = "stability"
+    c.force_field = ""  # as of task "md"
+    c.input = ""
+    c.smiles_column, c.name_column = "", ""
+    c.limit = placeholder(int)
+    c.mmff = False
+    c.relax_first = True  # bring molecules to a minimum of the force field first
+    c.temperatures = (300.0, 500.0, 800.0, 1200.0)
+    c.replicas = 5  # of each molecule at each temperature
+    c.picoseconds = 100.0  # of each replica
+    c.nve_picoseconds = 20.0  # of each molecule at constant energy; 0: none
+    c.nve_temperature = 300.0  # at its start
+    c.timestep = 0.5
+    c.friction = 0.01  # 1/fs
+    c.record_every = 50
+    c.skin = 0.4
+    c.bond_range = (0.5, 1.5)
+    c.max_temperature = placeholder(float)
+    c.dtype = "float32"
+    c.seed = 0
+    c.restart_seconds = 60.0
+    return c
+
+
 def data_defaults(data: ml_collections.ConfigDict) -> None:
     """Fields that say where structures come from and which are used. A filter that is unset is off."""
     # File, folder, several of them (a,b or *.hdf5) or a store; unset: look in data.directory, else make GFN2-xTB data.
@@ -439,6 +466,8 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     if plain.get("task") == "md":
         for name in ("num_steps", "restart_seconds"):
             plain.pop(name, None)
+    if plain.get("task") == "stability":
+        plain.pop("restart_seconds", None)
     for path in ("data.refuse", "data.verify", "store.num_processes", "train.on_nonfinite", "train.resident",
                  "train.steps_per_dispatch", "train.profile_steps", "oracle.num_processes", "oracle.cache",
                  "relax.batch_atoms", "diversity.num_processes"):

@@ -98,6 +98,11 @@ class MolecularDynamics:
         return max(int(self._state.step), 0)
 
     @property
+    def steps_per_second(self) -> float:
+        """Of the last dispatch that compiled nothing; NaN if there was none."""
+        return 1 / self._seconds_of_step if self._seconds_of_step else float("nan")
+
+    @property
     def lists_made(self) -> int:
         """Neighbour lists made since the start."""
         return int(self._state.lists)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import platform
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ from mlip_jax.potential import Potential
 from mlip_jax.reports.md import Run, read_thermo, write_md_report
 from mlip_jax.reports.molecules import Picture
 from mlip_jax.simulation.md import MolecularDynamics
-from mlip_jax.simulation.md_outputs import RESTART, THERMO, TRAJECTORIES, OutputError, Outputs
-from mlip_jax.simulation.md_progress import Progress, nanoseconds_per_day
+from mlip_jax.simulation.md_outputs import RESTART, THERMO, TRAJECTORIES, Outputs
+from mlip_jax.simulation.md_progress import nanoseconds_per_day
+from mlip_jax.simulation.md_run import carry_out
 from mlip_jax.simulation.md_settings import Settings
 from mlip_jax.workdir import check_origin, claimed
 
@@ -44,14 +44,13 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     settings = _checked(config)
     with claimed(workdir, configs.identity(config)) as workdir:
         potential = load_force_field(config.force_field)
-        molecules, names = _molecules(config)
+        molecules, names = read_all(config)
         dynamics = MolecularDynamics(molecules, potential, replicas=config.replicas, **dataclasses.asdict(settings))
         check_origin(workdir / ORIGIN, {"input": fingerprint(config.input), "force_field": potential.digest()},
                      "dynamics of other molecules or with another force field")
         outputs = Outputs(workdir, [name for name in names for _ in range(config.replicas)])
-        seconds = _go_on(dynamics, outputs)
         try:
-            seconds = _simulate(config, dynamics, outputs, seconds)
+            seconds = carry_out(dynamics, outputs, config.num_steps, config.restart_seconds)
         except (SystemExit, KeyboardInterrupt):
             log.warning("stopped; the same command goes on from the last restart file")
             raise
@@ -76,8 +75,8 @@ def _checked(c) -> Settings:
         raise ConfigError(str(error)) from error
 
 
-def _molecules(config) -> tuple[list[Atoms], list[str]]:
-    """Molecules and their names.
+def read_all(config) -> tuple[list[Atoms], list[str]]:
+    """Molecules of config.input and their names.
 
     Raises:
       DatasetError: There are none, or one cannot be read.
@@ -90,48 +89,6 @@ def _molecules(config) -> tuple[list[Atoms], list[str]]:
         if record.atoms is None:
             raise DatasetError(f"{config.input}: molecule {record.index} cannot be simulated: {record.failure}")
     return [r.atoms for r in records], [r.name or r.smiles for r in records]
-
-
-def _go_on(dynamics: MolecularDynamics, outputs: Outputs) -> float:
-    """Where a restart file says, or from the start; the seconds until then."""
-    found = outputs.load()
-    if found is None:
-        outputs.begin()
-        return 0.0
-    snapshot, seconds = found
-    try:
-        dynamics.restore(snapshot)
-    except ValueError as error:
-        raise OutputError(f"{RESTART}: {error}. Give another --workdir.") from error
-    log.info("going on from step %d", dynamics.step)
-    return seconds
-
-
-def _simulate(config, dynamics: MolecularDynamics, outputs: Outputs, before: float) -> float:
-    """Make the steps that are left; the seconds that all have taken."""
-    left = config.num_steps - dynamics.step
-    if left < 0:
-        log.info("%d steps are there already, more than num_steps", dynamics.step)
-    begin = saved = time.monotonic()
-    known: set[int] = set(dynamics.broken)
-    with Progress(config.num_steps, dynamics.step, config.timestep) as progress:
-        for thermo, frames in dynamics.stream(max(left, 0)):
-            outputs.write(thermo, frames, config.timestep)
-            broken = dynamics.broken
-            for m in sorted(broken.keys() - known):
-                log.warning("molecule %d broke at step %d: %s", m, broken[m].step, broken[m].reason)
-            known = set(broken)
-            progress.show(dynamics.step, thermo, len(broken))
-            if time.monotonic() - saved >= config.restart_seconds:
-                outputs.save(dynamics.snapshot(), before + time.monotonic() - begin)
-                saved = time.monotonic()
-    seconds = before + time.monotonic() - begin
-    outputs.save(dynamics.snapshot(), seconds)
-    if len(known) == len(dynamics.molecules):
-        log.warning("all molecules have broken; there is nothing left to simulate")
-    log.info("%d programs were compiled, lists were made %d times by the %s", dynamics.num_compiles,
-             dynamics.lists_made, dynamics.lists_by)
-    return seconds
 
 
 def _report(config, workdir: Path, dynamics: MolecularDynamics, outputs: Outputs, seconds: float) -> Path:

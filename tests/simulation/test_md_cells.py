@@ -36,6 +36,14 @@ def assert_as_fresh(potential, trajectory):
         assert trajectory.thermo.pressure[at] == pytest.approx(inner / BAR, abs=1e-4)
 
 
+def test_steps_at_constant_pressure(quick_compilation):
+    potential = pairwise(cutoff=4.9)
+    ours = at_pressure(crystal((2, 2, 2)), potential, pressure=5000.0).run(25)[0]
+    assert ours.broken is None and len(np.unique(ours.thermo.volume)) == 26
+    assert_as_fresh(potential, ours)
+
+
+@pytest.mark.slow
 def test_lists_while_the_cell_changes_and_the_host_takes_over(quick_compilation):
     """A crystal under high pressure: its planes come closer than the device needs them."""
     potential = pairwise(cutoff=4.9)
