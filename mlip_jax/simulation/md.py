@@ -195,7 +195,7 @@ class MolecularDynamics:
         s, p = self.settings, self.potential
         frames = int(np.clip(_FRAME_NUMBERS // (9 * self._system.nodes), 1, _FRAMES))
         loop = Loop(p.model, p.energy_scale, self._reach, s.integrator(), self._on_device,
-                    tuple(s.bond_range), s.record_every, s.frame_every, _RECORDS, frames)
+                    md_neighbors.longest_move(self._on_device, self._reach), tuple(s.bond_range), s.record_every, s.frame_every, _RECORDS, frames)
         params = jax.tree.map(lambda leaf: np.asarray(leaf, self._dtype), p.params)
         kt = units.kB * self._temperatures
         return Program(loop, params, self._system.particles(

@@ -100,6 +100,8 @@ class Loop:
       model: On the contract of mlip_jax.models. energy_scale: eV per unit of its output. reach: Of neighbour lists.
       integrator: See integrators.py.
       lists_on_device: Whether the device makes the lists.
+      longest_move: Å; an atom that moves further in one step breaks its molecule. A list of the host, which is made at
+        the place where a step begins, must be good for a step: half the skin at most.
       bond_range: A bond is broken when its length over the sum of the covalent radii leaves this range.
       record_every, frame_every: Steps; 0: none. records, frames: Rows and frames of a dispatch, R and F.
     """
@@ -109,6 +111,7 @@ class Loop:
     reach: Reach
     integrator: Verlet
     lists_on_device: bool
+    longest_move: float
     bond_range: tuple[float, float]
     record_every: int
     frame_every: int
@@ -167,9 +170,9 @@ class Loop:
         return (jnp.where(particles.periodic, planes, jnp.inf) > 2 * md_neighbors.longest(self.reach)).all()
 
     def _flown(self, particles, state: State, begun: Motion) -> jax.Array:
-        """Codes with those marked that have moved by half the skin, or nowhere, in one step."""
+        """Codes with those marked that have moved too far, or nowhere, in one step."""
         moved = begun.positions - state.positions
-        far = ~((moved * moved).sum(-1) <= (0.5 * self.reach.skin) ** 2)
+        far = ~((moved * moved).sum(-1) <= self.longest_move ** 2)
         far = _any_of_molecule(far, particles)
         return jnp.where((state.code == RUNNING) & far, TOO_FAST, state.code)
 

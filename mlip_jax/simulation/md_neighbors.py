@@ -28,6 +28,7 @@ from mlip_jax.structure import Structure
 
 # Places of all matrices of distances together, above which the host's k-d tree is the better way.
 _MOST_PLACES = 1 << 25
+_LONGEST_MOVE = 0.4
 _ROOM, _EDGE_MULTIPLE = 1.15, 64
 
 
@@ -45,6 +46,11 @@ def suits_device(system: System, reach: Reach) -> bool:
     if len(sizes) * max(sizes) ** 2 > _MOST_PLACES:
         return False
     return not system.is_periodic or wide_enough(system.cell, system.periodic, reach)
+
+
+def longest_move(on_device: bool, reach: Reach) -> float:
+    """How far an atom may move in one step, Å. Half a bond of hydrogen is a wreck already; see md_loop.Loop."""
+    return _LONGEST_MOVE if on_device else min(_LONGEST_MOVE, 0.5 * reach.skin)
 
 
 def longest(reach: Reach) -> float:

@@ -36,13 +36,13 @@ def breakages(state: State, system: System, settings: Settings, hottest: np.ndar
             symbols = system.molecules[m].get_chemical_symbols()
             limit = settings.bond_range[code == md_loop.STRETCHED]
             reason = reason.format(f"{symbols[i]}{i}–{symbols[j]}{j}", limit)
-        found[int(m)] = Breakage(int(steps[m]), reason.format(f"{hottest[m]:g} K", settings.skin / 2))
+        found[int(m)] = Breakage(int(steps[m]), reason.format(f"{hottest[m]:g} K"))
     return found
 
 
 _REASONS = {
     md_loop.NOT_FINITE: "energy or forces are not finite",
-    md_loop.TOO_FAST: "an atom moved by more than {1:g} Å in one step",
+    md_loop.TOO_FAST: "an atom moved too far in one step",
     md_loop.STRETCHED: "the bond {0} is longer than {1:g} times the sum of the covalent radii",
     md_loop.COLLAPSED: "the bond {0} is shorter than {1:g} times the sum of the covalent radii",
     md_loop.TOO_HOT: "it is hotter than {0}"}
