@@ -1,6 +1,6 @@
 """How long dynamics with a force field hold together: replicas of molecules at several temperatures, and energy drift.
 
-    python -m mlip_jax.main --config=configs/stability.py --config.force_field=runs/spice --config.input=molecules.smi \\
+    python -m mlip_jax.main --config=configs/stability.py --config.force_field=runs/spice --config.input=mols.smi \\
         --workdir=runs/stability
 
 Each molecule is relaxed, then simulated in replicas at each temperature (Langevin) until it breaks or the time is over,

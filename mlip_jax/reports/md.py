@@ -174,7 +174,8 @@ def curve_figure(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> 
     late = late[np.isfinite(late)]
     axes[3].set(xlabel="temperature (K)", ylabel="share (1/K)")
     if len(late) > 1 and np.ptp(late) > 0:
-        axes[3].hist(late, bins=min(60, max(10, int(math.sqrt(len(late))))), density=True, color=figures.BLUE, alpha=0.8)
+        bins = min(60, max(10, int(math.sqrt(len(late)))))
+        axes[3].hist(late, bins=bins, density=True, color=figures.BLUE, alpha=0.8)
     if about.ensemble != "nve":
         axes[1].axhline(about.temperature, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
         axes[3].axvline(about.temperature, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))

@@ -122,8 +122,8 @@ def _headline(found: Stability, content: Mapping[str, Any]) -> Iterator[str]:
         ("largest drift", page.number(content["largest_drift_mev_per_atom_per_ps"]), "meV/atom/ps",
          "at constant energy, by least squares"),
         ("speed", page.number(content["steps_per_second"]), "steps/s",
-         f"of {page.number(len(found.replicas))} replicas side by side, {page.number(content['nanoseconds_per_day_of_all'])} ns/day "
-         "in all")])
+         f"of {page.number(len(found.replicas))} replicas side by side, "
+         f"{page.number(content['nanoseconds_per_day_of_all'])} ns/day in all")])
 
 
 def _survival(found: Stability, content: Mapping[str, Any]) -> Iterator[str]:

@@ -35,8 +35,8 @@ class MolecularDynamics:
     lattice planes that stand more than twice the cutoff and skin apart; for smaller cells, and for more than some 5000
     atoms, the host makes the lists, which the device waits for.
 
-    A molecule that breaks (a bond leaves its range, it gets too hot, numbers are not finite, an atom moves by half the
-    skin in one step) stands still from then on and is told of in `broken`; the others go on.
+    A molecule that breaks (a bond leaves its range, it gets too hot, numbers are not finite, an atom moves too far in
+    one step) stands still from then on and is told of in `broken`; the others go on.
 
     >>> from ase.build import molecule
     >>> dynamics = MolecularDynamics(molecule("CH3OH"), "runs/spice", replicas=8, temperature=300)  # doctest: +SKIP
@@ -195,7 +195,8 @@ class MolecularDynamics:
         s, p = self.settings, self.potential
         frames = int(np.clip(_FRAME_NUMBERS // (9 * self._system.nodes), 1, _FRAMES))
         loop = Loop(p.model, p.energy_scale, self._reach, s.integrator(), self._on_device,
-                    md_neighbors.longest_move(self._on_device, self._reach), tuple(s.bond_range), s.record_every, s.frame_every, _RECORDS, frames)
+                    md_neighbors.longest_move(self._on_device, self._reach), tuple(s.bond_range), s.record_every,
+                    s.frame_every, _RECORDS, frames)
         params = jax.tree.map(lambda leaf: np.asarray(leaf, self._dtype), p.params)
         kt = units.kB * self._temperatures
         return Program(loop, params, self._system.particles(

@@ -312,8 +312,8 @@ class Program:
           timestep: In ASE's unit of time.
         """
         self.loop, self.num_compiles = loop, 0
-        dtype = particles.masses.dtype
-        self._params, self._particles, self._timestep = jax.device_put((params, particles, dtype.type(timestep)), device)
+        step = particles.masses.dtype.type(timestep)
+        self._params, self._particles, self._timestep = jax.device_put((params, particles, step), device)
 
     def run(self, budget: Budget, key, state: State, until: int) -> tuple[State, Records]:
         """See `Loop.run`."""

@@ -65,7 +65,7 @@ def wide_enough(cell: np.ndarray, periodic: np.ndarray, reach: Reach) -> bool:
 
 def on_device(particles: Particles, positions: jax.Array, cell: jax.Array | None, budget: Budget,
               reach: Reach) -> tuple[jraph.GraphsTuple, jax.Array]:
-    """The graph of positions (N, 3) with all pairs within cutoff and skin, and how many edges and pairs those are, (2,).
+    """The graph of positions (N, 3) with all pairs within cutoff and skin, and the numbers of edges and pairs, (2,).
 
     Pure. The list is complete if the numbers are within the budget.
     """

@@ -1,7 +1,7 @@
 """Files that dynamics write as they go, and the restart file that ties them to a step.
 
     thermo.csv                  a line for each recorded step of each molecule
-    trajectories/NUMBER.xyz     frames of a molecule in extended XYZ, with energy (eV), forces (eV/Å) and momenta (ASE's)
+    trajectories/NUMBER.xyz     frames of a molecule in extended XYZ: energy (eV), forces (eV/Å), momenta (ASE's)
     restart.npz                 all that is needed to go on, and how long the files above were then
 
 The restart file is replaced as a whole, after the others are on disk; on going on, what they have beyond it is cut off.

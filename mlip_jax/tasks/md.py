@@ -35,7 +35,7 @@ _MOST_PICTURES, _MOST_ATOMS = 4, 120
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Simulate the molecules of `config`, or go on where a run in `workdir` was stopped; returns the path of the report.
+    """Simulate the molecules of `config`, or go on where a run in `workdir` was stopped; returns the report's path.
 
     Raises:
       ConfigError, WorkdirError, DatasetError, OutputError, CheckpointError, ValueError: With what to do about it.

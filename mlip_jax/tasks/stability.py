@@ -36,7 +36,7 @@ _COMMON = ("timestep", "skin", "bond_range", "max_temperature", "dtype", "seed",
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Simulate the molecules of `config`, or go on where a run in `workdir` was stopped; returns the path of the report.
+    """Simulate the molecules of `config`, or go on where a run in `workdir` was stopped; returns the report's path.
 
     Raises:
       ConfigError, WorkdirError, DatasetError, OutputError, CheckpointError, ValueError: With what to do about it.

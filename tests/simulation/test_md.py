@@ -1,5 +1,7 @@
 """Dynamics on the device: each molecule as under ASE, whatever makes the lists, and to the bit after a restart."""
 
+import warnings
+
 import numpy as np
 import pytest
 from ase import Atoms, units
@@ -9,6 +11,7 @@ from ase.md.verlet import VelocityVerlet
 
 from mlip_jax import MLIPCalculator, MolecularDynamics
 from tests.simulation.analytic import pairwise
+from tests.simulation.test_long_range import potential as point_charges
 
 QUIET = {"watch_bonds": False, "max_temperature": 1e6}
 
@@ -54,8 +57,8 @@ def assert_as_under_ase(potential, dynamics, steps=50):
 
 
 def every_step(atoms, potential, **options):
-    return MolecularDynamics(atoms, potential, **{
-        "ensemble": "nve", "record_every": 1, "frame_every": 1, "dtype": "float64", "fix_com": False, **QUIET} | options)
+    quiet = {"ensemble": "nve", "record_every": 1, "frame_every": 1, "dtype": "float64", "fix_com": False, **QUIET}
+    return MolecularDynamics(atoms, potential, **quiet | options)
 
 
 def test_open_molecules_step_for_step_as_under_ase(quick_compilation):
@@ -213,3 +216,16 @@ def test_what_cannot_be_simulated_is_told(make_potential):
                            ({"ensemble": "npt"}, "periodic in all directions")]:
         with pytest.raises(ValueError, match=words):
             MolecularDynamics(good, potential, **options)
+
+
+@pytest.mark.parametrize("cutoff", [pytest.param(np.inf, marks=pytest.mark.slow), 5.0])
+def test_long_range_pairs_charge_and_spin(quick_compilation, cutoff):
+    """Point charges, whose cutoff is beyond that of the edges."""
+    potential = point_charges(cutoff)
+    starts = [molecule("CH3CH2OH"), molecule("H2O")]
+    starts[0].info |= {"charge": 1.0, "num_unpaired_electrons": 1.0}
+    dynamics = every_step(starts, potential, timestep=0.5, temperature=600.0, skin=0.2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        assert_as_under_ase(potential, dynamics, 25)
+    assert dynamics.lists_made > 2

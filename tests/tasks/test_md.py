@@ -137,7 +137,8 @@ def test_what_was_begun_otherwise_is_refused(world, tmp_path):
 
 def test_bad_input_is_told(world, tmp_path):
     for changes, error, words in [
-            ({"num_steps": 0}, ConfigError, "num_steps must be 1 or more"), ({"input": ""}, ConfigError, "input is not"),
+            ({"num_steps": 0}, ConfigError, "num_steps must be 1 or more"),
+            ({"input": ""}, ConfigError, "input is not given"),
             ({"force_field": ""}, ConfigError, "force_field is not given"),
             ({"ensemble": "nvt"}, ConfigError, "ensemble must be one of"),
             ({"ensemble": "npt"}, ValueError, "periodic in all directions"),
