@@ -476,7 +476,7 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     if not any(plain.get("potential", {}).get(term) for term in TERMS):
         plain.pop("potential", None)
     for part, name in (("optimizer", "rates"), ("data", "held_out")):  # fields that came later, where they are unset
-        if plain.get(part, {}).get(name) == "":
+        if isinstance(plain.get(part), dict) and plain[part].get(name) == "":
             plain[part].pop(name)
     return plain
 
