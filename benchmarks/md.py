@@ -4,7 +4,8 @@
     taskset -c 1 python benchmarks/md.py --force_field=runs/spice --sizes=20 --replicas=32 --rounds=5
 
 Paracetamol (20 atoms), a glyceride (61 atoms), and 50 molecules of paracetamol beside each other (1000 atoms), all
-open, at constant energy in float32 with steps of 0.5 fs, from 300 K. Rounds are interleaved; compiling is part of no rate.
+open, at constant energy in float32 with steps of 0.5 fs, from 300 K. Rounds are interleaved; compiling is part of no
+rate.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def _curves(about: Run, thermo) -> Iterator[str]:
 def curve_figure(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> Figure:
     """Conserved energy or, at constant pressure, the volume; temperature; potential energy; distribution of T."""
     at_pressure = about.ensemble == "npt"
-    fig, axes = figures._figure("Volume" if at_pressure else "Conserved energy", "Temperature", "Potential energy",
+    fig, axes = figures.figure("Volume" if at_pressure else "Conserved energy", "Temperature", "Potential energy",
                                 "Distribution of the temperature", size=(9.2, 6.2))
     for m in list(thermo)[:_MOST_LINES]:
         columns, size = thermo[m], about.sizes[m]

@@ -140,7 +140,7 @@ def _survival(found: Stability, content: Mapping[str, Any]) -> Iterator[str]:
 
 def survival_figure(found: Stability) -> Figure:
     """Steps down from one, a line for each temperature."""
-    fig, ax = figures._figure("Replicas that are whole", size=(9.2, 3.8))
+    fig, ax = figures.figure("Replicas that are whole", size=(9.2, 3.8))
     for t in found.temperatures:
         times, share = found.survival(t)
         ax.step(times, share, where="post", linewidth=1.8, label=f"{t:g} K")

@@ -224,8 +224,8 @@ def test_long_range_pairs_charge_and_spin(quick_compilation, cutoff):
     potential = point_charges(cutoff)
     starts = [molecule("CH3CH2OH"), molecule("H2O")]
     starts[0].info |= {"charge": 1.0, "num_unpaired_electrons": 1.0}
-    dynamics = every_step(starts, potential, timestep=0.5, temperature=600.0, skin=0.2)
+    dynamics = every_step(starts, potential, timestep=0.2, temperature=300.0, skin=0.04)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        assert_as_under_ase(potential, dynamics, 25)
+        assert_as_under_ase(potential, dynamics, 15)  # nothing keeps the charges apart for long
     assert dynamics.lists_made > 2
