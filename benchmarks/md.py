@@ -29,7 +29,7 @@ from mlip_jax.importers import load_force_field
 
 PARACETAMOL = "CC(=O)Nc1ccc(O)cc1"
 GLYCERIDE = "CCCCCCCCCCCCCCCC(=O)OCC(O)CO"  # of H, C and O alone
-SPACING = 9.0  # Å between the molecules of the 1000 atoms
+SPACING = 11.0  # Å between the molecules of the 1000 atoms
 
 
 def start(size: int, potential) -> Atoms:
