@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 # Loaded at first use: importing the package alone must not start JAX.
 _EXPORTS = {
     "MLIPCalculator": "mlip_jax.simulation.calculator",
+    "MolecularDynamics": "mlip_jax.simulation.md",
     "Relaxer": "mlip_jax.simulation.relax",
     "Potential": "mlip_jax.potential",
     "Structure": "mlip_jax.structure",

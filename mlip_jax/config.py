@@ -328,6 +328,69 @@ def predict_defaults() -> ml_collections.ConfigDict:
     return c
 
 
+def md_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "md", with its default. Units are fs, K, Å, bar."""
+    c = ml_collections.ConfigDict()
+    c.task = "md"
+    # Workdir of a training run, or so3lr:params.pkl, schnetpack:FILE.safetensors, torchmdnet:FILE.safetensors.
+    c.force_field = ""
+    c.input = ""  # .smi, .csv, .sdf, .xyz, .db, what ASE reads, or a store; all of it is simulated side by side
+    c.smiles_column, c.name_column = "", ""  # of a CSV file; empty: looked for
+    c.limit = placeholder(int)  # molecules from the start of the input
+    c.mmff = False  # relax geometries that are embedded from SMILES with MMFF94 first
+    c.replicas = 1  # of each molecule, with momenta and noise of their own
+    c.num_steps = 20_000  # a later run may take more
+    c.restart_seconds = 60.0  # between restart files
+
+    c.ensemble = "langevin"  # "nve", "rescaling" (stochastic velocity rescaling), "npt" (stochastic cell rescaling)
+    c.timestep = 0.5
+    c.temperature = 300.0
+    c.initial_temperature = placeholder(float)  # unset: the temperature
+    c.friction = 0.01  # 1/fs, of "langevin"
+    c.thermostat_time = 100.0  # of "rescaling" and "npt"
+    c.pressure = 1.01325  # of "npt"
+    c.barostat_time = 1000.0
+    c.compressibility = 4.6e-5  # 1/bar, an estimate: of water
+    c.fix_com = True  # take out the motion of the centre of mass
+    c.fix_rotation = True  # take out that of open molecules as a whole, at the start
+    c.record_every = 20  # steps between the lines of thermo.csv
+    c.frame_every = 200  # steps between frames; 0: none
+    c.skin = 0.4  # neighbours are listed so far beyond the cutoff
+    c.watch_bonds = True  # a molecule of which a bond breaks is stopped
+    c.bond_range = (0.5, 1.5)  # in which bonds must stay, in terms of the sum of the covalent radii
+    c.max_temperature = placeholder(float)  # at which a molecule is stopped; unset: ten times its own, 5000 at least
+    c.dtype = "float32"  # or "float64"
+    c.seed = 0
+    return c
+
+
+def stability_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "stability", with its default. Units are fs, K, Å."""
+    c = ml_collections.ConfigDict()
+    c.task = "stability"
+    c.force_field = ""  # as of task "md"
+    c.input = ""
+    c.smiles_column, c.name_column = "", ""
+    c.limit = placeholder(int)
+    c.mmff = False
+    c.relax_first = True  # bring molecules to a minimum of the force field first
+    c.temperatures = (300.0, 500.0, 800.0, 1200.0)
+    c.replicas = 5  # of each molecule at each temperature
+    c.picoseconds = 100.0  # of each replica
+    c.nve_picoseconds = 20.0  # of each molecule at constant energy; 0: none
+    c.nve_temperature = 300.0  # at its start
+    c.timestep = 0.5
+    c.friction = 0.01  # 1/fs
+    c.record_every = 50
+    c.skin = 0.4
+    c.bond_range = (0.5, 1.5)
+    c.max_temperature = placeholder(float)
+    c.dtype = "float32"
+    c.seed = 0
+    c.restart_seconds = 60.0
+    return c
+
+
 def data_defaults(data: ml_collections.ConfigDict) -> None:
     """Fields that say where structures come from and which are used. A filter that is unset is off."""
     # File, folder, several of them (a,b or *.hdf5) or a store; unset: look in data.directory, else make GFN2-xTB data.
@@ -400,6 +463,11 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
             plain.pop(name, None)
     if plain.get("task") == "generate_conformers":
         plain.pop("num_processes", None)
+    if plain.get("task") == "md":
+        for name in ("num_steps", "restart_seconds"):
+            plain.pop(name, None)
+    if plain.get("task") == "stability":
+        plain.pop("restart_seconds", None)
     for path in ("data.refuse", "data.verify", "store.num_processes", "train.on_nonfinite", "train.resident",
                  "train.steps_per_dispatch", "train.profile_steps", "oracle.num_processes", "oracle.cache",
                  "relax.batch_atoms", "diversity.num_processes", "data.test_geometries"):
@@ -408,7 +476,7 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     if not any(plain.get("potential", {}).get(term) for term in TERMS):
         plain.pop("potential", None)
     for part, name in (("optimizer", "rates"), ("data", "held_out")):  # fields that came later, where they are unset
-        if plain.get(part, {}).get(name) == "":
+        if isinstance(plain.get(part), dict) and plain[part].get(name) == "":
             plain[part].pop(name)
     return plain
 

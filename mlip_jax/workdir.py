@@ -75,6 +75,27 @@ def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:
                            + "\nGive another --workdir, or the config that it was started with.")
 
 
+def check_origin(path: Path, origin: Mapping[str, Any], what: str) -> None:
+    """Write down what a run is begun with, or compare it with what the run was begun with.
+
+    Args:
+      path: Of the file. origin: Plain. what: Of the results, for the message: "relaxations of other molecules".
+
+    Raises:
+      WorkdirError: It is something else now, or the file is damaged.
+    """
+    if not path.exists():
+        write_json(path, origin)
+        return
+    try:
+        changed = differences(json.loads(path.read_text()), origin)
+    except (ValueError, AttributeError) as error:
+        raise WorkdirError(f"{path}: is damaged ({error}); give another --workdir") from error
+    if changed:
+        raise WorkdirError(f"{path.parent} holds {what}:\n  " + "\n  ".join(changed)
+                           + "\nGive another --workdir, or the files as they were.")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically."""
     temporary = path.with_name(path.name + ".tmp")

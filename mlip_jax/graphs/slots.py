@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import jraph
+import numpy as np
 
 from mlip_jax.graphs.batching import Budget
 
@@ -30,6 +31,30 @@ class Slots(NamedTuple):
     count: jax.Array
     charge: jax.Array
     spin: jax.Array
+
+
+class Box(NamedTuple):
+    """Periodic boundaries of slots, of which each pair of atoms has one image within the cutoffs: the nearest.
+
+    It is that if the planes of the lattice stand more than twice the longest cutoff apart, see `heights`.
+
+    Attributes:
+      cell: Lattice vectors as rows, Å, with vectors that span space where a direction is not periodic, (M, 3, 3).
+      periodic: (M, 3) bool.
+    """
+
+    cell: jax.Array
+    periodic: jax.Array
+
+    def translations(self, vectors: jax.Array, slot: jax.Array) -> jax.Array:
+        """Lattice translations (..., 3) that make vectors (..., 3) in slots (...) as short as can be, whole numbers."""
+        fractions = jnp.einsum("...x,...xc->...c", vectors, jnp.linalg.inv(self.cell)[slot])
+        return jnp.where(self.periodic[slot], -jnp.round(fractions), 0.0)
+
+
+def heights(cell: np.ndarray, periodic: np.ndarray) -> np.ndarray:
+    """Distances between the planes of lattices (..., 3, 3), Å, (..., 3); inf where not periodic."""
+    return np.where(periodic, 1 / np.linalg.norm(np.linalg.inv(cell), axis=-2), np.inf)
 
 
 class Batch(NamedTuple):
@@ -55,13 +80,14 @@ class Batch(NamedTuple):
 
 
 def build(slots: Slots, positions: jax.Array, budget: Budget, cutoff: float,
-          long_range_cutoff: float | None = None) -> Batch:
+          long_range_cutoff: float | None = None, box: Box | None = None) -> Batch:
     """The padded graph of the slots, with all pairs closer than the cutoffs. Pure; call it under jit.
 
     Args:
       positions: (M, n, 3) Å.
       budget: Static shape: more than n atoms, and an even number of edges.
       long_range_cutoff: Of the list of pairs, inf for all; None for no list.
+      box: Of periodic structures; the graph has shifts and cells then. None: all are open.
 
     Raises:
       ValueError: Such a budget cannot be filled.
@@ -72,7 +98,7 @@ def build(slots: Slots, positions: jax.Array, budget: Budget, cutoff: float,
                          f"of edges, received {budget}")
     here = jnp.arange(size) < slots.count[:, None]
     both = here[:, :, None] & here[:, None, :] & ~jnp.eye(size, dtype=bool)
-    squared = jnp.where(both, _squared_distances(positions), jnp.inf)
+    squared = jnp.where(both, _squared_distances(positions, box), jnp.inf)
     close = squared < cutoff * cutoff
     upper = jnp.triu(jnp.ones((size, size), bool), 1)
     n_edge, n_pair = close.sum((1, 2)), jnp.zeros_like(slots.count)
@@ -90,9 +116,15 @@ def build(slots: Slots, positions: jax.Array, budget: Budget, cutoff: float,
     edges = {"pair_order": order}
     if long_range_cutoff is not None:
         edges["long_range"] = _long_range(far & takes_part[:, None, None], begin, count.sum(), budget.pairs)
+    graph_globals = {"charge": _padded(slots.charge), "spin": _padded(slots.spin)}
+    if box is not None:
+        graph_globals["cell"] = jnp.concatenate([box.cell, jnp.zeros((1, 3, 3), box.cell.dtype)])
+        edges["shifts"] = _shifts(box, nodes["positions"], receivers, senders, begin + count)
+        if long_range_cutoff is not None:
+            far = edges["long_range"]
+            far["shifts"] = _shifts(box, nodes["positions"], far["receivers"], far["senders"], begin + count)
     graph = jraph.GraphsTuple(
-        nodes=nodes, edges=edges, receivers=receivers, senders=senders,
-        globals={"charge": _padded(slots.charge), "spin": _padded(slots.spin)},
+        nodes=nodes, edges=edges, receivers=receivers, senders=senders, globals=graph_globals,
         n_node=jnp.append(count, budget.nodes - count.sum()).astype(jnp.int32),
         n_edge=_with_rest(jnp.where(takes_part, n_edge, 0), budget.edges))
     nearest_of_atom = squared.min(2)
@@ -111,9 +143,13 @@ def to_slots(batch: Batch, values: jax.Array, size: int) -> jax.Array:
     return jnp.where(used, taken, jnp.zeros((), values.dtype))
 
 
-def _squared_distances(positions):
+def _squared_distances(positions, box):
     # Differences, not the Gram matrix: |a|²+|b|²-2ab loses digits right at the cutoff.
     d = [positions[:, :, None, x] - positions[:, None, :, x] for x in range(3)]
+    if box is not None:
+        vectors, slot = jnp.stack(d, -1), jnp.arange(len(positions))[:, None, None]
+        vectors += jnp.einsum("mijc,mcx->mijx", box.translations(vectors, slot), box.cell)
+        d = [vectors[..., x] for x in range(3)]
     return d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
 
 
@@ -126,6 +162,12 @@ def _nodes(slots, positions, count, begin, length):
     local = jnp.where(used, row - begin[slot], 0)
     return {"positions": jnp.where(used[:, None], positions[slot, local], 0.0),
             "numbers": jnp.where(used, slots.numbers[slot, local], 0).astype(jnp.int32)}
+
+
+def _shifts(box, positions, receivers, senders, end):
+    """Translations of the senders; padding edges, which join an atom to itself, have none."""
+    slot = jnp.searchsorted(end, receivers, side="right", method="compare_all").clip(max=len(end) - 1)
+    return box.translations(positions[senders] - positions[receivers], slot).astype(jnp.int32)
 
 
 def _places(mask, length):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import platform
 import time
@@ -31,7 +30,7 @@ from mlip_jax.simulation.relax import Relaxer
 from mlip_jax.simulation.relax_journal import Journal
 from mlip_jax.simulation.relax_outputs import FRAME, LAYOUT, MOL_BLOCK, TRAJECTORY
 from mlip_jax.simulation.relax_progress import Progress
-from mlip_jax.workdir import WorkdirError, claimed, write_json
+from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
 
@@ -98,17 +97,8 @@ def _count(config) -> int:
 
 def _check_origin(path: Path, config, potential: Potential) -> None:
     """Raise WorkdirError where the molecules or the force field are no longer those that the run was begun with."""
-    origin = {"input": fingerprint(config.input), "force_field": potential.digest()}
-    if not path.exists():
-        write_json(path, origin)
-        return
-    try:
-        changed = configs.differences(json.loads(path.read_text()), origin)
-    except (ValueError, AttributeError) as error:
-        raise WorkdirError(f"{path}: is damaged ({error}); give another --workdir") from error
-    if changed:
-        raise WorkdirError(f"{path.parent} holds relaxations of other molecules or with another force field:\n  "
-                           + "\n  ".join(changed) + "\nGive another --workdir, or the files as they were.")
+    check_origin(path, {"input": fingerprint(config.input), "force_field": potential.digest()},
+                 "relaxations of other molecules or with another force field")
 
 
 def _relaxer(config, potential: Potential) -> Relaxer:

@@ -1,0 +1,207 @@
+"""The report of dynamics: `report.html`, one self-contained page, and `metrics.json`, the same for programs."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mlip_jax.reports import figures, page
+from mlip_jax.reports.files import write_text
+from mlip_jax.reports.molecules import Picture, molecule_figure
+
+_COLUMNS = {"step": "step", "time": "time_fs", "potential": "potential_ev", "total": "total_ev",
+            "temperature": "temperature_k", "conserved": "conserved_ev", "volume": "volume_ang3",
+            "pressure": "pressure_bar"}
+_MOST_LINES, _MOST_ROWS, _MOST_POINTS = 12, 40, 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What dynamics were about.
+
+    Attributes:
+      names, sizes: Of the molecules, sizes in atoms. broken: (step, reason) of those that broke, by number.
+      steps: Made. timestep: fs. temperature: K. ensemble: As the config names it.
+      seconds: That all took, compilation included. nanoseconds_per_day: Of each molecule.
+    """
+
+    names: Sequence[str]
+    sizes: Sequence[int]
+    broken: Mapping[int, tuple[int, str]]
+    steps: int
+    timestep: float
+    temperature: float
+    ensemble: str
+    seconds: float
+    nanoseconds_per_day: float
+
+
+def read_thermo(path: Path) -> dict[int, dict[str, np.ndarray]]:
+    """Columns of thermo.csv for each molecule: step, time (fs), energies (eV), temperature (K), volume (Å³), pressure
+    (bar); NaN where there is none."""
+    rows: dict[int, list[list[float]]] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            rows.setdefault(int(row["molecule"]), []).append([float(row[c] or "nan") for c in _COLUMNS.values()])
+    return {m: dict(zip(_COLUMNS, np.array(values).T)) for m, values in rows.items()}
+
+
+def drift(time: np.ndarray, conserved: np.ndarray, num_atoms: int) -> float:
+    """Slope of the conserved energy, meV/atom/ps, by least squares; NaN for fewer than three points.
+
+    >>> round(drift(np.array([0.0, 500.0, 1000.0]), np.array([1.0, 1.001, 1.002]), 2), 6)
+    1.0
+    """
+    if len(time) < 3 or not np.isfinite(conserved).all():
+        return math.nan
+    return float(np.polyfit(time / 1000, 1000 * (conserved - conserved[0]) / num_atoms, 1)[0])
+
+
+def metrics(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """What `metrics.json` holds; None where something is not known."""
+    molecules = []
+    for m, (name, size) in enumerate(zip(about.names, about.sizes)):
+        columns = thermo.get(m)
+        entry = {"molecule": m, "name": name, "n_atoms": size, "broken_at_step": None, "reason": ""}
+        if m in about.broken:
+            entry["broken_at_step"], entry["reason"] = about.broken[m]
+        if columns is not None:
+            late = slice(len(columns["time"]) // 2, None)  # the first half may remember the start
+            entry |= {
+                "mean_temperature_k": _known(columns["temperature"][late].mean()),
+                "std_temperature_k": _known(columns["temperature"][late].std()),
+                "mean_potential_ev": _known(columns["potential"][late].mean()),
+                "drift_mev_per_atom_per_ps": _known(drift(columns["time"], columns["conserved"], size)),
+                "mean_volume_ang3": _known(columns["volume"][late].mean()),
+                "mean_pressure_bar": _known(columns["pressure"][late].mean())}
+        molecules.append(entry)
+    drifts = [e["drift_mev_per_atom_per_ps"] for e in molecules if e.get("drift_mev_per_atom_per_ps") is not None
+              and e["broken_at_step"] is None]
+    return {
+        "molecules": len(about.names), "steps": about.steps, "picoseconds": about.steps * about.timestep / 1000,
+        "ensemble": about.ensemble, "broken": len(about.broken), "seconds": round(about.seconds, 3),
+        "steps_per_second": _known(about.steps / about.seconds if about.seconds > 0 else math.nan),
+        "nanoseconds_per_day": _known(about.nanoseconds_per_day),
+        "largest_drift_mev_per_atom_per_ps": max(map(abs, drifts), default=None), "each": molecules}
+
+
+def _known(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def write_md_report(workdir: str | os.PathLike, about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]], *,
+                    title: str, info: Mapping[str, Mapping[str, Any]], pictures: Sequence[Picture] = (),
+                    files: Sequence[str] = ()) -> Path:
+    """Writes `report.html` and `metrics.json` into `workdir`, each at once or not at all; the path of the former.
+
+    Args:
+      thermo: Of `read_thermo`.
+      info: Sections of names and values: settings, force field, hardware.
+      pictures: Molecules at the start and at the end.
+      files: What else the workdir holds, for people.
+    """
+    workdir = Path(workdir)
+    content = metrics(about, thermo)
+    # The numbers first: should a figure fail, they are there.
+    write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    body = [page.heading(title, 1), *_headline(content), *_broken(about), *_curves(about, thermo), *_table(content),
+            *_pictures(pictures), *_provenance(info, files)]
+    write_text(workdir / "report.html", page.page(title, body))
+    return workdir / "report.html"
+
+
+def _headline(content: Mapping[str, Any]) -> Iterator[str]:
+    yield page.cards([
+        ("molecules", page.number(content["molecules"]), "", f"ensemble {content['ensemble']}"),
+        ("time", page.number(content["picoseconds"]), "ps", f"{page.number(content['steps'])} steps"),
+        ("broken", page.number(content["broken"]), "", f"of {page.number(content['molecules'])}"),
+        ("speed", page.number(content["steps_per_second"]), "steps/s",
+         f"{page.number(content['nanoseconds_per_day'])} ns/day of each molecule; {page.duration(content['seconds'])} "
+         "in all, compilation included"),
+        ("largest drift", page.number(content["largest_drift_mev_per_atom_per_ps"]), "meV/atom/ps",
+         "of the conserved energy, by least squares, of molecules that did not break"),
+    ])
+
+
+def _broken(about: Run) -> Iterator[str]:
+    if not about.broken:
+        return
+    lines = [f"{about.names[m]} broke at step {step} ({step * about.timestep / 1000:.4g} ps): {reason}"
+             for m, (step, reason) in sorted(about.broken.items())]
+    more = [f"… and {len(lines) - _MOST_ROWS} more, see metrics.json"] if len(lines) > _MOST_ROWS else []
+    yield page.callout("\n".join(lines[:_MOST_ROWS] + more))
+
+
+def _curves(about: Run, thermo) -> Iterator[str]:
+    yield page.heading("Energy and temperature")
+    if not thermo:
+        yield page.paragraph("No steps were recorded, so there is nothing to show.")
+        return
+    shown = "" if len(thermo) <= _MOST_LINES else f" {_MOST_LINES} of {len(thermo)} molecules are drawn."
+    yield page.figure(curve_figure(about, thermo), (
+        "What exact dynamics would conserve, less its value at the start (above left: its slope is the drift), "
+        "temperature, potential energy less its mean, and the distribution of the temperature over all molecules and "
+        "the second half of the time. The dashed line is the temperature that was asked for." + shown), wide=True)
+
+
+def curve_figure(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> Figure:
+    """Conserved energy or, at constant pressure, the volume; temperature; potential energy; distribution of T."""
+    at_pressure = about.ensemble == "npt"
+    fig, axes = figures.figure("Volume" if at_pressure else "Conserved energy", "Temperature", "Potential energy",
+                                "Distribution of the temperature", size=(9.2, 6.2))
+    for m in list(thermo)[:_MOST_LINES]:
+        columns, size = thermo[m], about.sizes[m]
+        every = max(1, len(columns["time"]) // _MOST_POINTS)
+        t = {k: v[::every] for k, v in columns.items()}
+        x, style = t["time"] / 1000, {"linewidth": 0.9, "alpha": 0.8}
+        first = t["volume"] if at_pressure else 1000 * (t["conserved"] - t["conserved"][0]) / size
+        axes[0].plot(x, first, **style)
+        axes[1].plot(x, t["temperature"], **style)
+        axes[2].plot(x, 1000 * (t["potential"] - t["potential"].mean()) / size, **style)
+    axes[0].set(xlabel="time (ps)", ylabel="volume (Å³)" if at_pressure else "change (meV/atom)")
+    axes[1].set(xlabel="time (ps)", ylabel="temperature (K)")
+    axes[2].set(xlabel="time (ps)", ylabel="less its mean (meV/atom)")
+    late = np.concatenate([c["temperature"][len(c["temperature"]) // 2:] for c in thermo.values()])
+    late = late[np.isfinite(late)]
+    axes[3].set(xlabel="temperature (K)", ylabel="share (1/K)")
+    if len(late) > 1 and np.ptp(late) > 0:
+        bins = min(60, max(10, int(math.sqrt(len(late)))))
+        axes[3].hist(late, bins=bins, density=True, color=figures.BLUE, alpha=0.8)
+    if about.ensemble != "nve":
+        axes[1].axhline(about.temperature, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
+        axes[3].axvline(about.temperature, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
+    return fig
+
+
+def _table(content: Mapping[str, Any]) -> Iterator[str]:
+    yield page.heading("Molecules")
+    header = ("molecule", "atoms", "mean T (K)", "std of T (K)", "drift (meV/atom/ps)", "broke at step")
+    rows = [(e["name"], e["n_atoms"], e.get("mean_temperature_k"), e.get("std_temperature_k"),
+             e.get("drift_mev_per_atom_per_ps"), e["broken_at_step"]) for e in content["each"]]
+    yield page.table(header, rows[:_MOST_ROWS])
+    if len(rows) > _MOST_ROWS:
+        yield page.paragraph(f"{len(rows) - _MOST_ROWS} more are in metrics.json.")
+
+
+def _pictures(pictures: Sequence[Picture]) -> Iterator[str]:
+    if pictures:
+        yield page.heading("At the start and at the end")
+        yield page.figure(molecule_figure(pictures), (
+            "Molecules at the start (above) and in the last frame (below), aligned and seen from the same side."),
+            wide=True)
+
+
+def _provenance(info: Mapping[str, Mapping[str, Any]], files: Sequence[str]) -> Iterator[str]:
+    yield page.heading("How this was made")
+    if files:
+        yield page.paragraph("Beside this page: " + ", ".join(files) + ".")
+    yield page.grid([page.heading(name, 3) + page.pairs(dict(values)) for name, values in info.items()], "sections")

@@ -1,0 +1,166 @@
+"""The report of stability: `report.html`, one self-contained page, and `metrics.json`, the same for programs."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mlip_jax.reports import figures, page
+from mlip_jax.reports.files import write_text
+
+_MOST_ROWS = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Replica:
+    """A simulation at one temperature (K): of which molecule, when it broke (ps; None: not at all), and why."""
+
+    molecule: int
+    temperature: float
+    broke_at: float | None
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Stability:
+    """What was found.
+
+    Attributes:
+      names, sizes: Of the molecules, sizes in atoms. drifts: meV/atom/ps at constant energy, NaN where not known.
+      replicas: All of them. picoseconds: That each was to last. timestep: fs.
+      steps_per_second, nve_steps_per_second: Of all replicas together, compilation not included; NaN if not known.
+    """
+
+    names: Sequence[str]
+    sizes: Sequence[int]
+    drifts: Sequence[float]
+    replicas: Sequence[Replica]
+    picoseconds: float
+    timestep: float
+    steps_per_second: float
+    nve_steps_per_second: float
+
+    @property
+    def temperatures(self) -> list[float]:
+        """K, each once, from low to high."""
+        return sorted({r.temperature for r in self.replicas})
+
+    def at(self, temperature: float) -> list[Replica]:
+        """The replicas at a temperature."""
+        return [r for r in self.replicas if r.temperature == temperature]
+
+    def survival(self, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+        """Times (ps) and the share of the replicas that is whole from then on."""
+        replicas = self.at(temperature)
+        times = np.sort([r.broke_at for r in replicas if r.broke_at is not None])
+        times = np.concatenate([[0.0], times, [self.picoseconds]])
+        share = 1 - np.minimum(np.arange(len(times)), len(times) - 2) / len(replicas)
+        return times, share
+
+
+def metrics(found: Stability) -> dict[str, Any]:
+    """What `metrics.json` holds; None where something is not known."""
+    by_temperature = []
+    for t in found.temperatures:
+        replicas = found.at(t)
+        times = [r.broke_at for r in replicas if r.broke_at is not None]
+        lived = sum(found.picoseconds if r.broke_at is None else r.broke_at for r in replicas)
+        by_temperature.append({
+            "temperature_k": t, "replicas": len(replicas), "survived": len(replicas) - len(times),
+            "first_break_ps": min(times, default=None), "lived_ps": lived,
+            # of an exponential distribution with these breaks in the time that all have lived together
+            "mean_time_to_break_ps": lived / len(times) if times else None})
+    stable = [e["temperature_k"] for e in by_temperature if e["survived"] == e["replicas"]]
+    drifts = [abs(d) for d in found.drifts if math.isfinite(d)]
+    num, known = len(found.replicas), math.isfinite(found.steps_per_second)
+    return {
+        "picoseconds": found.picoseconds, "temperatures": by_temperature,
+        "highest_stable_temperature_k": max(stable, default=None),
+        "largest_drift_mev_per_atom_per_ps": max(drifts, default=None),
+        "molecules": [{"name": n, "n_atoms": s, "drift_mev_per_atom_per_ps": d if math.isfinite(d) else None,
+                       "broken": sum(r.molecule == m and r.broke_at is not None for r in found.replicas)}
+                      for m, (n, s, d) in enumerate(zip(found.names, found.sizes, found.drifts))],
+        "steps_per_second": found.steps_per_second if known else None,
+        "nanoseconds_per_day_of_all": num * found.steps_per_second * found.timestep * 0.0864 if known else None,
+        "nve_steps_per_second": found.nve_steps_per_second if math.isfinite(found.nve_steps_per_second) else None}
+
+
+def write_stability_report(workdir: str | os.PathLike, found: Stability, *, title: str,
+                           info: Mapping[str, Mapping[str, Any]], files: Sequence[str] = ()) -> Path:
+    """Writes `report.html` and `metrics.json` into `workdir`, each at once or not at all; the path of the former.
+
+    Args:
+      info: Sections of names and values: settings, force field, hardware.
+      files: What else the workdir holds, for people.
+    """
+    workdir, content = Path(workdir), metrics(found)
+    write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    body = [page.heading(title, 1), *_headline(found, content), *_survival(found, content), *_molecules(content),
+            *_reasons(found), page.heading("How this was made"),
+            page.paragraph("Beside this page: " + ", ".join(files) + "."),
+            page.grid([page.heading(name, 3) + page.pairs(dict(values)) for name, values in info.items()], "sections")]
+    write_text(workdir / "report.html", page.page(title, body))
+    return workdir / "report.html"
+
+
+def _headline(found: Stability, content: Mapping[str, Any]) -> Iterator[str]:
+    broken = sum(r.broke_at is not None for r in found.replicas)
+    yield page.cards([
+        ("stable up to", page.number(content["highest_stable_temperature_k"]), "K",
+         f"all replicas whole for {page.number(found.picoseconds)} ps"),
+        ("broken", page.number(broken), "", f"of {page.number(len(found.replicas))} replicas at "
+         f"{len(found.temperatures)} temperatures"),
+        ("largest drift", page.number(content["largest_drift_mev_per_atom_per_ps"]), "meV/atom/ps",
+         "at constant energy, by least squares"),
+        ("speed", page.number(content["steps_per_second"]), "steps/s",
+         f"of {page.number(len(found.replicas))} replicas side by side, "
+         f"{page.number(content['nanoseconds_per_day_of_all'])} ns/day in all")])
+
+
+def _survival(found: Stability, content: Mapping[str, Any]) -> Iterator[str]:
+    yield page.heading("Survival")
+    yield page.figure(survival_figure(found), (
+        "Share of the replicas that have not broken, by temperature. A replica breaks when a bond leaves its range, it "
+        "gets too hot, numbers are not finite, or an atom moves too far in one step. Molecules may come apart at high "
+        "temperatures in truth as well."), wide=True)
+    yield page.table(
+        ("temperature (K)", "replicas", "survived", "first break (ps)", "mean time to a break (ps)"),
+        [(f"{e['temperature_k']:g}", e["replicas"], e["survived"], e["first_break_ps"], e["mean_time_to_break_ps"])
+         for e in content["temperatures"]])
+
+
+def survival_figure(found: Stability) -> Figure:
+    """Steps down from one, a line for each temperature."""
+    fig, ax = figures.figure("Replicas that are whole", size=(9.2, 3.8))
+    for t in found.temperatures:
+        times, share = found.survival(t)
+        ax.step(times, share, where="post", linewidth=1.8, label=f"{t:g} K")
+    ax.set(xlabel="time (ps)", ylabel="share", ylim=(-0.03, 1.05), xlim=(0, found.picoseconds))
+    figures._legend(ax, loc="lower left")
+    return fig
+
+
+def _molecules(content: Mapping[str, Any]) -> Iterator[str]:
+    yield page.heading("Molecules")
+    rows = [(e["name"], e["n_atoms"], e["drift_mev_per_atom_per_ps"], e["broken"]) for e in content["molecules"]]
+    yield page.table(("molecule", "atoms", "drift (meV/atom/ps)", "replicas broken"), rows[:_MOST_ROWS])
+    if len(rows) > _MOST_ROWS:
+        yield page.paragraph(f"{len(rows) - _MOST_ROWS} more are in metrics.json.")
+
+
+def _reasons(found: Stability) -> Iterator[str]:
+    counts = collections.Counter((found.names[r.molecule], f"{r.temperature:g}", r.reason) for r in found.replicas
+                                 if r.broke_at is not None)
+    if counts:
+        yield page.heading("Why they broke")
+        yield page.table(("molecule", "temperature (K)", "reason", "replicas"),
+                         [(*key, count) for key, count in counts.most_common(_MOST_ROWS)])

@@ -1,0 +1,344 @@
+"""The loop of molecular dynamics: one compiled program that makes many steps of many molecules. Pure.
+
+    M   molecules       N   atoms of all of them, padding included       R   records       F   frames
+
+A step that would need more room for neighbours than there is, or a list that only the host can make, is not made: the
+state stays what it was, and the loop comes back to the host. A molecule that breaks is marked and stands still from
+then on; the others do not notice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+
+from mlip_jax.graphs.batching import Budget
+from mlip_jax.potential import evaluate
+from mlip_jax.simulation import md_neighbors
+from mlip_jax.simulation.integrators import Motion, Verlet, kinetic_energies, pressure
+from mlip_jax.simulation.md_neighbors import Reach
+from mlip_jax.simulation.md_system import Particles
+
+# What has become of a molecule.
+RUNNING, NOT_FINITE, TOO_FAST, STRETCHED, COLLAPSED, TOO_HOT = range(6)
+NEW = -1  # the step before the first evaluation
+
+
+class State(NamedTuple):
+    """All that a simulation is at.
+
+    Attributes:
+      step: Steps made, () int32; NEW before forces are known.
+      positions, low: See `Motion`, (N, 3) Å. velocities: (N, 3). forces: eV/Å, (N, 3).
+      virial: Trace of the stress, eV/Å³, (M,); zero where it is not needed. cell: (M, 3, 3) Å or None.
+      energies: Of the atoms at the start, eV, (N,). energy: Of the molecules less that at the start, eV, (M,).
+      heat, heat_low: What thermostats have given so far, eV, (M,), and what rounding left out of it.
+      code: What has become of each molecule, (M,) int32. broken_at: Step of that, (M,) int32.
+      culprit: Number of the bond that broke, (M,) int32.
+      graph: List of neighbours, with the positions that it was made of.
+      wanted: Edges and pairs of the last list, (2,) int32; above the budget: it has to be enlarged.
+      lists: How many lists were made since the start, () int32.
+      stale: The host must make a list, () bool.
+    """
+
+    step: jax.Array
+    positions: jax.Array
+    low: jax.Array
+    velocities: jax.Array
+    forces: jax.Array
+    virial: jax.Array
+    cell: jax.Array | None
+    energies: jax.Array
+    energy: jax.Array
+    heat: jax.Array
+    heat_low: jax.Array
+    code: jax.Array
+    broken_at: jax.Array
+    culprit: jax.Array
+    graph: jraph.GraphsTuple
+    wanted: jax.Array
+    lists: jax.Array
+    stale: jax.Array
+
+
+class Records(NamedTuple):
+    """What is kept of the steps of a dispatch: the first `num_records` rows and `num_frames` frames.
+
+    Attributes:
+      step: (R,). energy, kinetic, heat, volume, pressure: (R, M), eV, Å³, eV/Å³.
+      frame_step: (F,). positions, velocities, forces: (F, N, 3). frame_energy: (F, M). cell: (F, M, 3, 3) or None.
+    """
+
+    num_records: jax.Array
+    step: jax.Array
+    energy: jax.Array
+    kinetic: jax.Array
+    heat: jax.Array
+    volume: jax.Array
+    pressure: jax.Array
+    num_frames: jax.Array
+    frame_step: jax.Array
+    frame_energy: jax.Array
+    positions: jax.Array
+    velocities: jax.Array
+    forces: jax.Array
+    cell: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """What is compiled into the program; everything here is static.
+
+    Attributes:
+      model: On the contract of mlip_jax.models. energy_scale: eV per unit of its output. reach: Of neighbour lists.
+      integrator: See integrators.py.
+      lists_on_device: Whether the device makes the lists.
+      longest_move: Å; an atom that moves further in one step breaks its molecule. A list of the host, which is made at
+        the place where a step begins, must be good for a step: half the skin at most.
+      bond_range: A bond is broken when its length over the sum of the covalent radii leaves this range.
+      record_every, frame_every: Steps; 0: none. records, frames: Rows and frames of a dispatch, R and F.
+    """
+
+    model: nn.Module
+    energy_scale: float
+    reach: Reach
+    integrator: Verlet
+    lists_on_device: bool
+    longest_move: float
+    bond_range: tuple[float, float]
+    record_every: int
+    frame_every: int
+    records: int
+    frames: int
+
+    def run(self, budget: Budget, params, particles: Particles, key, timestep: jax.Array, state: State,
+            until: jax.Array) -> tuple[State, Records]:
+        """Make steps until `until` is reached, records or frames are full, nothing moves, or the host is wanted.
+
+        Args:
+          budget: Static shape of the graph. key: Of random numbers; those of a step are made of it and the step.
+          timestep: In ASE's unit of time.
+        """
+        records = self._empty(state)
+
+        def wanted(carry):
+            state, records = carry
+            room = (records.num_records < self.records) & (records.num_frames < self.frames)
+            return (state.step < until) & room & ~state.stale & self._fits(budget, state.wanted) & (
+                state.code == RUNNING).any()
+
+        def iterate(carry):
+            state, records = carry
+            new = self._stepped(budget, params, particles, key, timestep, state)
+            return new, self._recorded(particles, new, records, new.step != state.step)
+
+        return jax.lax.while_loop(wanted, iterate, (state, records))
+
+    @staticmethod
+    def _fits(budget: Budget, wanted):
+        return (wanted[0] <= budget.edges) & (wanted[1] <= budget.pairs)
+
+    def _stepped(self, budget, params, particles, key, timestep, state: State) -> State:
+        """The state after a step; where the host is wanted, as it was but for `wanted` or `stale`."""
+        dt = jnp.where(state.step == NEW, 0.0, timestep).astype(state.positions.dtype)
+        key = jax.random.fold_in(key, state.step)
+        start = Motion(state.positions, state.low, state.velocities, state.cell, jnp.zeros_like(state.heat))
+        begun = self.integrator.begin(start, state.forces, state.virial, particles, dt, key)
+        code = self._flown(particles, state, begun)
+        begun = _where_running(code, particles, begun, start)
+        graph, wanted, remade = self._list(budget, particles, state, begun)
+        wide = self._is_wide(particles, begun)
+        complete = self._fits(budget, wanted) & wide if self.lists_on_device else ~remade
+        made = state._replace(graph=graph, wanted=wanted, lists=state.lists + remade)
+        # Evaluated in any case: a branch costs a GPU a look from the host, and this one is hardly ever not taken.
+        made = self._finished(params, particles, key, made, start, begun, code, dt)
+        stopped = state._replace(wanted=wanted, stale=~wide if self.lists_on_device else remade)
+        return jax.tree.map(lambda a, b: jnp.where(complete, a, b), made, stopped)
+
+    def _is_wide(self, particles, begun: Motion) -> jax.Array:
+        """Whether the nearest images are all that the device needs, which a cell that shrinks may put an end to."""
+        if begun.cell is None:
+            return jnp.asarray(True)
+        planes = 1 / jnp.linalg.norm(jnp.linalg.inv(begun.cell), axis=-2)
+        return (jnp.where(particles.periodic, planes, jnp.inf) > 2 * md_neighbors.longest(self.reach)).all()
+
+    def _flown(self, particles, state: State, begun: Motion) -> jax.Array:
+        """Codes with those marked that have moved too far, or nowhere, in one step."""
+        moved = begun.positions - state.positions
+        far = ~((moved * moved).sum(-1) <= self.longest_move ** 2)
+        far = _any_of_molecule(far, particles)
+        return jnp.where((state.code == RUNNING) & far, TOO_FAST, state.code)
+
+    def _list(self, budget, particles, state: State, begun: Motion):
+        """The graph for the new positions, how much room it wants, and whether it was made anew (or has to be)."""
+        moved = md_neighbors.has_moved(state.graph, particles, begun.positions, begun.cell, self.reach)
+        if not self.lists_on_device:
+            return state.graph, state.wanted, moved
+
+        graph, wanted = jax.lax.cond(
+            moved, lambda: md_neighbors.on_device(particles, begun.positions, begun.cell, budget, self.reach),
+            lambda: (state.graph, state.wanted))
+        return graph, wanted, moved
+
+    def _finished(self, params, particles, key, state, start, begun, code, dt) -> State:
+        """The second half of a step, with the forces at the new positions."""
+        graph_globals = state.graph.globals if begun.cell is None else state.graph.globals | {
+            "cell": state.graph.globals["cell"].at[:-1].set(begun.cell)}
+        graph = state.graph._replace(
+            nodes=state.graph.nodes | {"positions": begun.positions}, globals=graph_globals)
+        out = evaluate(self.model, params, graph, self.energy_scale, self.integrator.needs_stress)
+        virial = jnp.trace(out.stress[:-1], axis1=1, axis2=2) if self.integrator.needs_stress else state.virial
+        # The start is taken off each atom: sums of differences have digits that sums of energies have not.
+        energies = jnp.where(state.step == NEW, out.energies, state.energies)
+        num = state.code.shape[0]
+        energy = jax.ops.segment_sum(out.energies - energies, particles.molecule, num + 1, indices_are_sorted=True)
+        ended = self.integrator.end(begun, out.forces, particles, dt, key)
+        finite = jnp.isfinite(energy[:num]) & ~_any_of_molecule(
+            ~jnp.isfinite(out.forces).all(-1) | ~jnp.isfinite(ended.velocities).all(-1), particles)
+        code = jnp.where((code == RUNNING) & ~finite, NOT_FINITE, code)
+        goes_on = code == RUNNING  # those that break by the next two are shown as they break
+        code, culprit = self._watched(particles, state, ended, code)
+        heat, heat_low = _compensated(state.heat, state.heat_low, ended.heat)
+        step = state.step + 1
+        new = dict(positions=ended.positions, low=ended.low, velocities=ended.velocities, forces=out.forces,
+                   virial=virial, cell=ended.cell, energy=energy[:num], heat=heat, heat_low=heat_low)
+        kept = {name: _select(goes_on, particles, value, getattr(state, name)) for name, value in new.items()}
+        return state._replace(
+            **kept, step=step, energies=energies, code=code, culprit=culprit,
+            broken_at=jnp.where((state.code == RUNNING) & (code != RUNNING), step, state.broken_at))
+
+    def _watched(self, particles, state, ended: Motion, code):
+        """Codes with those marked whose bonds have broken or which are too hot, and numbers of the broken bonds."""
+        num = code.shape[0]
+        kinetic = kinetic_energies(ended.velocities, particles)
+        hot = kinetic > 0.5 * particles.dof * particles.hottest
+        found = jnp.where(hot, TOO_HOT, RUNNING)
+        culprit = state.culprit
+        if particles.bonds.shape[0]:
+            i, j = particles.bonds.T
+            vectors = ended.positions[j] - ended.positions[i]
+            molecule = particles.molecule[i]
+            if particles.bond_shifts is not None:
+                shifts = particles.bond_shifts.astype(vectors.dtype)
+                vectors += jnp.einsum("bc,bcx->bx", shifts, ended.cell[molecule])
+            ratio = jnp.sqrt((vectors * vectors).sum(-1)) / particles.bond_length
+            bad = (ratio < self.bond_range[0]) | (ratio > self.bond_range[1])
+            worst = jax.ops.segment_max(jnp.where(bad, jnp.arange(len(ratio)), -1), molecule, num)
+            place = jnp.maximum(worst, 0)
+            found = jnp.where(worst >= 0, jnp.where(ratio[place] > 1, STRETCHED, COLLAPSED), found)
+            culprit = jnp.where((code == RUNNING) & (worst >= 0), worst, culprit)
+        return jnp.where(code == RUNNING, found, code).astype(jnp.int32), culprit.astype(jnp.int32)
+
+    def _recorded(self, particles, state: State, records: Records, made: jax.Array) -> Records:
+        """Records with the row and the frame of this step, if it was made and is one of those."""
+        if self.record_every:
+            volume = jnp.zeros_like(state.energy) if state.cell is None else jnp.abs(jnp.linalg.det(state.cell))
+            kinetic = kinetic_energies(state.velocities, particles)
+            inner = pressure(kinetic, state.virial, volume) if self.integrator.needs_stress else jnp.zeros_like(volume)
+            due = made & (state.step % self.record_every == 0)
+            records = _written(records, "num_records", due, self.records, dict(
+                step=state.step, energy=state.energy, kinetic=kinetic, heat=state.heat, volume=volume, pressure=inner))
+        if self.frame_every:
+            values = dict(frame_step=state.step, frame_energy=state.energy, positions=state.positions,
+                          velocities=state.velocities, forces=state.forces)
+            if state.cell is not None:
+                values["cell"] = state.cell
+            due = made & (state.step % self.frame_every == 0)
+            records = _written(records, "num_frames", due, self.frames, values)
+        return records
+
+    def _empty(self, state: State) -> Records:
+        dtype, num = state.positions.dtype, state.code.shape[0]
+        # the last row takes what is not to be kept
+        rows, frames = self.records + 1, self.frames + 1
+        numbers, atoms = jnp.zeros((rows, num), dtype), jnp.zeros((frames, *state.positions.shape), dtype)
+        cell = None if state.cell is None else jnp.zeros((frames, num, 3, 3), dtype)
+        return Records(jnp.int32(0), jnp.zeros(rows, jnp.int32), *[numbers] * 5, jnp.int32(0),
+                       jnp.zeros(frames, jnp.int32), jnp.zeros((frames, num), dtype), atoms, atoms, atoms, cell)
+
+
+def _written(records: Records, counter: str, due: jax.Array, capacity: int, values: dict[str, jax.Array]) -> Records:
+    """Records with values in the next row, or in the one that is not looked at. Rows are written in place."""
+    count = getattr(records, counter)
+    row = jnp.where(due, count, capacity)
+    return records._replace(**{counter: count + due.astype(jnp.int32)}, **{
+        name: jax.lax.dynamic_update_index_in_dim(getattr(records, name), value, row, 0)
+        for name, value in values.items()})
+
+
+def _any_of_molecule(values, particles):
+    num = particles.dof.shape[0]
+    return jax.ops.segment_max(values.astype(jnp.int32), particles.molecule, num + 1, indices_are_sorted=True)[:num] > 0
+
+
+def _select(condition, particles, new, old):
+    """Arrays of atoms or molecules from `new` where the molecule fulfils the condition (M,), else from `old`."""
+    if new is None:
+        return None
+    if new.shape[0] == particles.molecule.shape[0]:  # there are more atoms than molecules: one is padding
+        condition = jnp.append(condition, False)[particles.molecule]
+    return jnp.where(condition.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def _where_running(code, particles, new: Motion, old: Motion) -> Motion:
+    return Motion(*(_select(code == RUNNING, particles, a, b) for a, b in zip(new, old)))
+
+
+def _compensated(total, low, change):
+    change = change + low
+    new = total + change
+    return new, change - (new - total)
+
+
+class Program:
+    """`Loop.run` with parameters and particles that are kept on the device.
+
+    Compiled once for each budget and number of atoms; programs serve all that have the same `loop`.
+
+    Attributes:
+      num_compiles: Programs compiled so far for this one.
+    """
+
+    def __init__(self, loop: Loop, params: Any, particles: Particles, timestep: float, device=None):
+        """
+        Args:
+          timestep: In ASE's unit of time.
+        """
+        self.loop, self.num_compiles = loop, 0
+        step = particles.masses.dtype.type(timestep)
+        self._params, self._particles, self._timestep = jax.device_put((params, particles, step), device)
+
+    def run(self, budget: Budget, key, state: State, until: int) -> tuple[State, Records]:
+        """See `Loop.run`."""
+        before = _traces.count
+        out = _run(self.loop, budget, self._params, self._particles, key, self._timestep, state, np.int32(until))
+        self.num_compiles += _traces.count - before
+        return out
+
+    def list(self, budget: Budget, positions, cell) -> jraph.GraphsTuple:
+        """The device's list for positions (N, 3) that the budget has room for."""
+        graph, _ = _list(self._particles, positions, cell, budget, self.loop.reach)
+        return graph
+
+
+class _Traces:
+    """How often JAX has traced the loop, which it does once for each program."""
+
+    count = 0
+
+
+_traces = _Traces()
+_list = jax.jit(md_neighbors.on_device, static_argnums=(3, 4))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(loop, budget, params, particles, key, timestep, state, until):
+    _traces.count += 1
+    return loop.run(budget, params, particles, key, timestep, state, until)

@@ -1,0 +1,204 @@
+"""What is simulated: molecules or cells side by side, as arrays that stay the same while the atoms move.
+
+    M   molecules (or cells), each a simulation of its own       N   atoms of all of them, padding included
+    n   atoms of the largest                                     B   bonds that are watched
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+
+from mlip_jax.graphs.neighbors import neighbor_list
+from mlip_jax.graphs.slots import Slots
+from mlip_jax.potential import Potential
+
+# Pairs closer than this times the sum of their covalent radii are bonds.
+BOND_STRETCH = 1.25
+_NODE_MULTIPLE = 8
+
+
+class Particles(NamedTuple):
+    """What the loop on the device knows of the atoms. Padding atoms belong to molecule M and weigh 1 amu.
+
+    Attributes:
+      slots: Numbers, counts, charge and spin, a molecule in each slot.
+      places: Atom of each place of a slot, (M, n) int32; where a slot is not full, any.
+      masses: amu, (N,). molecule: (N,) int32. number: Of the atom within its molecule, (N,) int32.
+      dof: Degrees of freedom that hold kinetic energy, (M,). target: k T of the thermostat, eV, (M,).
+      stream: Number of the stream of random numbers of each molecule, (M,) int32.
+      hottest: Temperature above which a molecule counts as broken, as k T in eV, (M,).
+      bonds: Atoms, (B, 2) int32. bond_length: Sum of the covalent radii, Å, (B,). bond_shifts: Translations of the
+        second atom, (B, 3) int32, or None.
+      periodic: (M, 3) bool, or None where all are open.
+    """
+
+    slots: Slots
+    places: jax.Array
+    masses: jax.Array
+    molecule: jax.Array
+    number: jax.Array
+    dof: jax.Array
+    target: jax.Array
+    stream: jax.Array
+    hottest: jax.Array
+    bonds: jax.Array
+    bond_length: jax.Array
+    bond_shifts: jax.Array | None
+    periodic: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """The molecules on the host.
+
+    Attributes:
+      molecules: Copies of what was given, open ones about the origin; their momenta are those of the start.
+      origin: Where their centres of mass were, (M, 3) Å; zero for cells.
+    """
+
+    molecules: tuple[Atoms, ...]
+    origin: np.ndarray
+
+    @property
+    def begin(self) -> np.ndarray:
+        """First atom of each, and how many there are, (M + 1,)."""
+        return np.concatenate([[0], np.cumsum([len(a) for a in self.molecules])])
+
+    @property
+    def nodes(self) -> int:
+        """N."""
+        return -(-(int(self.begin[-1]) + 1) // _NODE_MULTIPLE) * _NODE_MULTIPLE
+
+    @property
+    def is_periodic(self) -> bool:
+        """Whether they are cells and not open molecules."""
+        return bool(self.molecules[0].pbc.any())
+
+    @property
+    def cell(self) -> np.ndarray | None:
+        """(M, 3, 3) Å; where a direction is not periodic, a vector that spans space with the others."""
+        return np.stack([a.cell.complete().array for a in self.molecules]) if self.is_periodic else None
+
+    @property
+    def periodic(self) -> np.ndarray | None:
+        """(M, 3) bool."""
+        return np.stack([a.pbc for a in self.molecules]) if self.is_periodic else None
+
+    def padded(self, name: str, dtype) -> np.ndarray:
+        """An array of the atoms of all molecules, (N, ...), zero where there is no atom."""
+        values = np.concatenate([a.arrays[name] if name in a.arrays else np.zeros((len(a), 3))
+                                 for a in self.molecules])
+        return np.concatenate([values, np.zeros((self.nodes - len(values), *values.shape[1:]))]).astype(dtype)
+
+    def split(self, values: np.ndarray) -> list[np.ndarray]:
+        """Values of atoms (N, ...) by molecule."""
+        begin = self.begin
+        return [values[a:b] for a, b in zip(begin, begin[1:])]
+
+    def particles(self, dtype, dof: np.ndarray, target: np.ndarray, hottest: np.ndarray,
+                  watch_bonds: bool) -> Particles:
+        """See `Particles`; NumPy arrays. Streams of random numbers are those of the places in the list."""
+        counts = np.array([len(a) for a in self.molecules], np.int32)
+        num, size, begin = len(counts), int(counts.max()), self.begin
+        local, rows = np.arange(size), np.zeros((num, size), np.int32)
+        for m, atoms in enumerate(self.molecules):
+            rows[m, :len(atoms)] = atoms.numbers
+        molecule = np.full(self.nodes, num, np.int32)
+        molecule[:begin[-1]] = np.repeat(np.arange(num), counts)
+        number = np.arange(self.nodes) - np.append(begin[:-1], begin[-1])[molecule]
+        masses = np.ones(self.nodes, dtype)
+        masses[:begin[-1]] = np.concatenate([a.get_masses() for a in self.molecules])
+        bonds, lengths, shifts = self.bonds() if watch_bonds else _no_bonds()
+
+        def state(name):
+            return np.array([float(a.info.get(name, 0.0)) for a in self.molecules], dtype)
+
+        return Particles(
+            Slots(rows, counts, state("charge"), state("num_unpaired_electrons")),
+            np.where(local < counts[:, None], begin[:-1, None] + local, 0).astype(np.int32), masses, molecule,
+            number.astype(np.int32), dof.astype(dtype), target.astype(dtype), np.arange(num, dtype=np.int32),
+            hottest.astype(dtype), bonds, lengths.astype(dtype), shifts if self.is_periodic else None, self.periodic)
+
+    def bonds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Atoms, sums of covalent radii and translations of the pairs that are bonded at the start."""
+        found = [_no_bonds()]
+        for atoms, first in zip(self.molecules, self.begin):
+            radii = covalent_radii[atoms.numbers]
+            box = (atoms.cell.array, atoms.pbc) if atoms.pbc.any() else ()
+            near = neighbor_list(atoms.positions, 2 * BOND_STRETCH * radii.max(), *box)
+            once = near.pair_order[:len(near.pair_order) // 2]
+            i, j = near.receivers[once], near.senders[once]
+            shifts = np.zeros((len(i), 3), np.int32) if near.shifts is None else near.shifts[once]
+            vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array
+            bonded = np.linalg.norm(vectors, axis=1) < BOND_STRETCH * (radii[i] + radii[j])
+            found.append(((np.stack([i, j], 1) + first)[bonded].astype(np.int32), (radii[i] + radii[j])[bonded],
+                          shifts[bonded]))
+        return tuple(np.concatenate(parts) for parts in zip(*found))
+
+
+def _no_bonds():
+    return np.zeros((0, 2), np.int32), np.zeros(0), np.zeros((0, 3), np.int32)
+
+
+def make(molecules: Sequence[Atoms], potential: Potential) -> System:
+    """The system of molecules that can be simulated side by side.
+
+    Raises:
+      ValueError: One of them cannot be simulated, or some are open and some periodic; it says which and why.
+    """
+    molecules = list(molecules)
+    if not molecules:
+        raise ValueError("no molecules are given; dynamics need at least one")
+    for m, atoms in enumerate(molecules):
+        reason = _obstacle(atoms, potential)
+        if reason:
+            raise ValueError(f"molecule {m} ({atoms.get_chemical_formula() or 'empty'}) cannot be simulated: {reason}")
+    kinds = [bool(a.pbc.any()) for a in molecules]
+    if any(kinds) != all(kinds):
+        raise ValueError(f"molecule {kinds.index(True)} is periodic and molecule {kinds.index(False)} is not; "
+                         "simulate open and periodic structures in runs of their own")
+    copies = [atoms.copy() for atoms in molecules]
+    origin = np.zeros((len(copies), 3))
+    for m, copy in enumerate(copies):
+        if not copy.pbc.any():
+            origin[m] = copy.get_center_of_mass()
+            copy.positions -= origin[m]  # float32 has fewer digits far from the origin
+    return System(tuple(copies), origin)
+
+
+def _obstacle(atoms: Atoms, potential: Potential) -> str:
+    """Why a molecule cannot be simulated, or ""."""
+    if len(atoms) == 0:
+        return "it has no atoms"
+    for name, values in (("positions", atoms.positions), ("momenta", atoms.get_momenta())):
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(bad):
+            return f"{name} are not finite: atom {bad[0]} has {values[bad[0]].tolist()}"
+    if not (atoms.get_masses() > 0).all():
+        return f"atom {int(np.argmin(atoms.get_masses()))} has no mass"
+    if atoms.constraints:
+        return ("it has constraints, which dynamics do not know: "
+                f"{', '.join(type(c).__name__ for c in atoms.constraints)}")
+    if atoms.pbc.any() and not atoms.cell.array.any(axis=1)[atoms.pbc].all():
+        return f"pbc is {atoms.pbc.tolist()}, but a periodic direction has no lattice vector"
+    if atoms.pbc.any() and potential.long_range_cutoff == np.inf:
+        return "it is periodic, and the long-range terms of the force field have no cutoff"
+    for name in ("charge", "num_unpaired_electrons"):
+        try:
+            finite = np.isfinite(float(atoms.info.get(name, 0.0)))
+        except (TypeError, ValueError):
+            finite = False
+        if not finite:
+            return f"atoms.info[{name!r}] must be a finite number, received {atoms.info[name]!r}"
+    try:
+        potential.check_elements(atoms.numbers)
+    except ValueError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,132 @@
+"""Task `md`: molecules of a file -> trajectories, energies and temperatures, a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from ase import Atoms
+
+from mlip_jax import config as configs
+from mlip_jax import distributed
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets.molecule_files import CsvColumns, fingerprint, read_molecules
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.importers import load_force_field
+from mlip_jax.potential import Potential
+from mlip_jax.reports.md import Run, read_thermo, write_md_report
+from mlip_jax.reports.molecules import Picture
+from mlip_jax.simulation.md import MolecularDynamics
+from mlip_jax.simulation.md_outputs import RESTART, THERMO, TRAJECTORIES, Outputs
+from mlip_jax.simulation.md_progress import nanoseconds_per_day
+from mlip_jax.simulation.md_run import carry_out
+from mlip_jax.simulation.md_settings import Settings
+from mlip_jax.workdir import check_origin, claimed
+
+log = logging.getLogger(__name__)
+
+ORIGIN = "origin.json"
+_MOST_PICTURES, _MOST_ATOMS = 4, 120
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
+    """Simulate the molecules of `config`, or go on where a run in `workdir` was stopped; returns the report's path.
+
+    Raises:
+      ConfigError, WorkdirError, DatasetError, OutputError, CheckpointError, ValueError: With what to do about it.
+    """
+    config = configs.complete(config, configs.md_defaults())
+    settings = _checked(config)
+    with claimed(workdir, configs.identity(config)) as workdir:
+        potential = load_force_field(config.force_field)
+        molecules, names = read_all(config)
+        dynamics = MolecularDynamics(molecules, potential, replicas=config.replicas, **dataclasses.asdict(settings))
+        check_origin(workdir / ORIGIN, {"input": fingerprint(config.input), "force_field": potential.digest()},
+                     "dynamics of other molecules or with another force field")
+        outputs = Outputs(workdir, [name for name in names for _ in range(config.replicas)])
+        try:
+            seconds = carry_out(dynamics, outputs, config.num_steps, config.restart_seconds)
+        except (SystemExit, KeyboardInterrupt):
+            log.warning("stopped; the same command goes on from the last restart file")
+            raise
+        return _report(config, workdir, dynamics, outputs, seconds)
+
+
+def _checked(c) -> Settings:
+    for name, least in (("replicas", 1), ("limit", 1), ("num_steps", 1)):
+        if c[name] is not None and c[name] < least:
+            raise ConfigError(f"{name} must be {least} or more, received {c[name]}")
+    if not c.restart_seconds >= 0:
+        raise ConfigError(f"restart_seconds must be at least 0, received {c.restart_seconds}")
+    for name, example in (("force_field", "runs/spice"), ("input", "molecule.xyz")):
+        if not c[name]:
+            raise ConfigError(f"{name} is not given: --config.{name}={example}")
+    if distributed.count() > 1:
+        raise ConfigError(f"dynamics run in one process, this run has {distributed.count()}; start one for each part "
+                          "of the molecules, with workdirs of their own")
+    try:
+        return Settings(**{f.name: c[f.name] for f in dataclasses.fields(Settings)})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def read_all(config) -> tuple[list[Atoms], list[str]]:
+    """Molecules of config.input and their names.
+
+    Raises:
+      DatasetError: There are none, or one cannot be read.
+    """
+    records = list(read_molecules(config.input, mmff=config.mmff, seed=config.seed, limit=config.limit,
+                                  columns=CsvColumns(config.smiles_column, config.name_column), num_processes=1))
+    if not records:
+        raise DatasetError(f"{config.input}: holds no molecules")
+    for record in records:
+        if record.atoms is None:
+            raise DatasetError(f"{config.input}: molecule {record.index} cannot be simulated: {record.failure}")
+    return [r.atoms for r in records], [r.name or r.smiles for r in records]
+
+
+def _report(config, workdir: Path, dynamics: MolecularDynamics, outputs: Outputs, seconds: float) -> Path:
+    names = [f"{outputs.name(m) or atoms.get_chemical_formula()}" + (
+        f" · {m % config.replicas}" if config.replicas > 1 else "") for m, atoms in enumerate(dynamics.molecules)]
+    about = Run(
+        names, [len(a) for a in dynamics.molecules], {m: (b.step, b.reason) for m, b in dynamics.broken.items()},
+        dynamics.step, config.timestep, config.temperature, config.ensemble, seconds,
+        nanoseconds_per_day(dynamics.step / seconds, config.timestep) if seconds > 0 else float("nan"))
+    report = write_md_report(
+        workdir, about, read_thermo(workdir / THERMO), info=_info(config, dynamics.potential),
+        title=f"{Path(config.force_field).name} moves {Path(config.input).name}",
+        pictures=_pictures(config, dynamics, outputs, names),
+        files=[THERMO, *([f"{TRAJECTORIES}/"] if config.frame_every else []), RESTART])
+    log.info("report: %s", report)
+    return report
+
+
+def _pictures(config, dynamics, outputs, names) -> list[Picture]:
+    """Some molecules at the start and as they were last, one replica of each."""
+    from ase.io import read
+
+    pictures = []
+    for m, atoms in list(enumerate(dynamics.molecules))[::config.replicas]:
+        path = outputs.trajectory(m)
+        if len(pictures) < _MOST_PICTURES and path.exists() and len(atoms) <= _MOST_ATOMS:
+            last = read(path, index=-1, format="extxyz")
+            pictures.append(Picture(names[m], atoms, last, f"{last.info['time_fs'] / 1000:.3g} ps"))
+    return pictures
+
+
+def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
+    settings = {k: v for k, v in configs.to_dict(config).items() if k not in ("task", "force_field", "input")}
+    return {
+        "Molecules": {"input": config.input, **fingerprint(config.input)},
+        "Force field": {"from": config.force_field, "digest": potential.digest(),
+                        "level of theory": potential.metadata.get("statistics", {}).get("level_of_theory", "unknown"),
+                        "cutoff (Å)": potential.cutoff},
+        "Settings (fs, K, Å, bar)": {k: "" if v is None else str(v) for k, v in settings.items()},
+        "Hardware": {"device": jax.devices()[0].device_kind, "machine": platform.machine(),
+                     "system": platform.platform()}}

@@ -1,0 +1,152 @@
+"""Task `stability`: molecules of a file -> how long they hold together at several temperatures, drift of the energy."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from ase import Atoms
+
+from mlip_jax import config as configs
+from mlip_jax import distributed
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets.molecule_files import fingerprint
+from mlip_jax.importers import load_force_field
+from mlip_jax.potential import Potential
+from mlip_jax.reports.files import write_whole
+from mlip_jax.reports.md import drift, read_thermo
+from mlip_jax.reports.stability import Replica, Stability, write_stability_report
+from mlip_jax.simulation.md import MolecularDynamics
+from mlip_jax.simulation.md_outputs import THERMO, Outputs
+from mlip_jax.simulation.md_run import carry_out
+from mlip_jax.simulation.relax import relax
+from mlip_jax.tasks.md import read_all
+from mlip_jax.workdir import check_origin, claimed
+
+log = logging.getLogger(__name__)
+
+NVE, LANGEVIN, STARTS, TABLE, ORIGIN = "nve", "langevin", "starts.npz", "stability.csv", "origin.json"
+_COMMON = ("timestep", "skin", "bond_range", "max_temperature", "dtype", "seed", "record_every")
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
+    """Simulate the molecules of `config`, or go on where a run in `workdir` was stopped; returns the report's path.
+
+    Raises:
+      ConfigError, WorkdirError, DatasetError, OutputError, CheckpointError, ValueError: With what to do about it.
+    """
+    config = configs.complete(config, configs.stability_defaults())
+    _check(config)
+    with claimed(workdir, configs.identity(config)) as workdir:
+        potential = load_force_field(config.force_field)
+        molecules, names = read_all(config)
+        names = [name or atoms.get_chemical_formula() for name, atoms in zip(names, molecules)]
+        check_origin(workdir / ORIGIN, {"input": fingerprint(config.input), "force_field": potential.digest()},
+                     "dynamics of other molecules or with another force field")
+        _bring_to_start(config, workdir / STARTS, molecules, names, potential)
+        drifts, nve_speed = _at_constant_energy(config, workdir / NVE, molecules, names, potential)
+        replicas, speed = _at_temperatures(config, workdir / LANGEVIN, molecules, names, potential)
+        _write_table(workdir / TABLE, replicas, names)
+        found = Stability(names, [len(a) for a in molecules], drifts, replicas, config.picoseconds, config.timestep,
+                          speed, nve_speed)
+        report = write_stability_report(
+            workdir, found, title=f"Stability of {Path(config.force_field).name}", info=_info(config, potential),
+            files=[TABLE, f"{NVE}/{THERMO}", f"{LANGEVIN}/{THERMO}"])
+        log.info("report: %s", report)
+        return report
+
+
+def _check(c) -> None:
+    for name, example in (("force_field", "runs/spice"), ("input", "molecules.smi")):
+        if not c[name]:
+            raise ConfigError(f"{name} is not given: --config.{name}={example}")
+    for name in ("picoseconds", "timestep"):
+        if not 0 < c[name] < float("inf"):
+            raise ConfigError(f"{name} must be positive, received {c[name]}")
+    if not 0 <= c.nve_picoseconds < float("inf"):
+        raise ConfigError(f"nve_picoseconds must be at least 0, received {c.nve_picoseconds}")
+    if c.replicas < 1 or not c.temperatures or not all(0 <= t < float("inf") for t in c.temperatures):
+        raise ConfigError(f"replicas must be 1 or more and temperatures numbers of at least 0, received {c.replicas} "
+                          f"and {c.temperatures}")
+    if distributed.count() > 1:
+        raise ConfigError(f"dynamics run in one process, this run has {distributed.count()}")
+
+
+def _bring_to_start(config, path: Path, molecules: list[Atoms], names, potential: Potential) -> None:
+    """Put molecules to where a minimum is; those of an earlier start of this run, if there was one."""
+    if not config.relax_first:
+        return
+    if not path.exists():
+        results = relax(molecules, potential, dtype=config.dtype)
+        for name, result in zip(names, results):
+            if not result.converged:
+                log.warning("%s was not relaxed: %s", name, result.reason or result.status)
+        positions = np.concatenate([r.atoms.positions for r in results])
+        write_whole(path, lambda temporary: _save(temporary, positions))
+    with np.load(path, allow_pickle=False) as file:
+        parts = np.split(file["positions"], np.cumsum([len(a) for a in molecules])[:-1])
+    for atoms, positions in zip(molecules, parts):
+        atoms.positions = positions
+
+
+def _save(path: Path, positions: np.ndarray) -> None:
+    with open(path, "wb") as file:  # savez would add a suffix to the name
+        np.savez(file, positions=positions)
+
+
+def _at_constant_energy(config, folder: Path, molecules, names, potential) -> tuple[list[float], float]:
+    """Drift of each molecule, meV/atom/ps, NaN where it is not known; and steps in a second."""
+    if not config.nve_picoseconds:
+        return [float("nan")] * len(molecules), float("nan")
+    dynamics = MolecularDynamics(
+        molecules, potential, ensemble="nve", temperature=config.nve_temperature, frame_every=0,
+        **{name: config[name] for name in _COMMON})
+    carry_out(dynamics, Outputs(folder, names), _steps(config, config.nve_picoseconds), config.restart_seconds)
+    thermo = read_thermo(folder / THERMO)
+    return [float("nan") if m in dynamics.broken or m not in thermo else
+            drift(thermo[m]["time"], thermo[m]["conserved"], len(a)) for m, a in enumerate(molecules)
+            ], dynamics.steps_per_second
+
+
+def _at_temperatures(config, folder: Path, molecules, names, potential) -> tuple[list[Replica], float]:
+    """What became of each replica, and steps in a second of all together."""
+    cases = [(t, m) for t in config.temperatures for m in range(len(molecules)) for _ in range(config.replicas)]
+    dynamics = MolecularDynamics(
+        [molecules[m] for _, m in cases], potential, ensemble="langevin", friction=config.friction, frame_every=0,
+        temperatures=[t for t, _ in cases], **{name: config[name] for name in _COMMON})
+    carry_out(dynamics, Outputs(folder, [names[m] for _, m in cases]), _steps(config, config.picoseconds),
+              config.restart_seconds)
+    broken = dynamics.broken
+    return [Replica(m, t, broken[k].step * config.timestep / 1000 if k in broken else None,
+                    broken[k].reason if k in broken else "") for k, (t, m) in enumerate(cases)
+            ], dynamics.steps_per_second
+
+
+def _steps(config, picoseconds: float) -> int:
+    return max(1, round(1000 * picoseconds / config.timestep))
+
+
+def _write_table(path: Path, replicas: list[Replica], names: list[str]) -> None:
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(["molecule", "name", "temperature_k", "broke_at_ps", "reason"])
+            table.writerows([r.molecule, names[r.molecule], r.temperature, "" if r.broke_at is None else r.broke_at,
+                             r.reason] for r in replicas)
+
+    write_whole(path, write)
+
+
+def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
+    settings = {k: v for k, v in configs.to_dict(config).items() if k not in ("task", "force_field", "input")}
+    return {
+        "Molecules": {"input": config.input, **fingerprint(config.input)},
+        "Force field": {"from": config.force_field, "digest": potential.digest(), "cutoff (Å)": potential.cutoff},
+        "Settings (fs, K, Å)": {k: "" if v is None else str(v) for k, v in settings.items()},
+        "Hardware": {"device": jax.devices()[0].device_kind, "system": platform.platform()}}

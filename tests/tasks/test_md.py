@@ -1,0 +1,153 @@
+"""Task `md`: what it writes, and that a run that is stopped anywhere writes the same in the end."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from ase.io import read, write
+
+from mlip_jax import MLIPCalculator
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.simulation import md as dynamics
+from mlip_jax.simulation.md_outputs import OutputError, Outputs
+from mlip_jax.tasks import md
+from mlip_jax.workdir import WorkdirError
+from tests.simulation.analytic import pairwise
+from tests.simulation.test_md import cluster
+from tests.tasks.md_program import options
+from tests.tasks.runs import environment
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch, quick_compilation):
+    """run(workdir="run", **changes of the config) of two clusters."""
+    path = tmp_path / "clusters.xyz"
+    write(path, [cluster(0), cluster(1)[:9]])
+    monkeypatch.setattr(md, "load_force_field", lambda text: pairwise(depth=0.02 if text == "other" else 0.0104))
+    monkeypatch.setattr(dynamics, "_TURN", 0.003)
+
+    def run(workdir="run", input=path, drawn=False, **changes):
+        if not drawn:
+            monkeypatch.setattr(md, "write_md_report", lambda workdir, *_, **__: workdir / "report.html")
+        return md.run(options(input, **changes), tmp_path / workdir)
+
+    return run
+
+
+def outputs(workdir):
+    paths = [workdir / "thermo.csv", *sorted((workdir / "trajectories").iterdir())]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def test_results(world, tmp_path):
+    report = world(drawn=True)
+    workdir = tmp_path / "run"
+    page = report.read_text()
+    assert report == workdir / "report.html" and page.count("<img") == 2 and "Ar13" in page
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    assert (metrics["molecules"], metrics["steps"], metrics["broken"]) == (4, 120, 0)
+    assert metrics["picoseconds"] == 0.48 and metrics["nanoseconds_per_day"] > 0
+    assert 0 < metrics["each"][3]["mean_temperature_k"] < 200 and metrics["each"][3]["n_atoms"] == 9
+    with open(workdir / "thermo.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(r["step"]) for r in rows] == [s for s in range(0, 121, 2) for _ in range(4)]
+    assert [int(r["molecule"]) for r in rows[:4]] == [0, 1, 2, 3] and rows[0]["volume_ang3"] == ""
+    for m in range(4):
+        frames = read(workdir / f"trajectories/{m}.xyz", ":")
+        assert [f.info["step"] for f in frames] == list(range(0, 121, 10)) and frames[1].info["time_fs"] == 40
+        assert frames[-1].get_momenta().any()
+        row = next(r for r in rows if r["step"] == "120" and r["molecule"] == str(m))
+        assert frames[-1].get_potential_energy() == pytest.approx(float(row["potential_ev"]), abs=1e-6)
+        fresh = MLIPCalculator(pairwise(), "float64")
+        np.testing.assert_allclose(frames[-1].get_forces(), fresh.get_forces(frames[-1]), atol=1e-5)
+    start = read(workdir / "trajectories/0.xyz", 0).positions
+    np.testing.assert_allclose(start, cluster(0).positions, atol=1e-5)
+    assert (start == read(workdir / "trajectories/1.xyz", 0).positions).all(), "replicas begin alike, but for momenta"
+
+
+def test_a_stopped_run_writes_the_same(world, tmp_path, monkeypatch):
+    world("whole")
+    write_files, calls = Outputs.write, []
+
+    def fails(self, *arguments):
+        calls.append(0)
+        write_files(self, *arguments)
+        if len(calls) in (3, 5):  # what is written is not in a restart file yet
+            raise SystemExit
+
+    monkeypatch.setattr(Outputs, "write", fails)
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            world("stopped")
+    world("stopped", num_steps=100)
+    world("stopped")
+    assert len(calls) > 5 and outputs(tmp_path / "stopped") == outputs(tmp_path / "whole")
+    before = len(calls)
+    world("stopped")
+    assert len(calls) == before, "nothing is left to do"
+
+
+@pytest.mark.slow
+def test_a_killed_run_writes_the_same(tmp_path):
+    path = tmp_path / "clusters.xyz"
+    write(path, [cluster(0), cluster(1)[:9]])
+
+    def start(workdir):
+        return subprocess.Popen([sys.executable, "-m", "tests.tasks.md_program", path, tmp_path / workdir, "3000"],
+                                cwd=md.__file__.rsplit("/", 3)[0], env=environment(), stderr=subprocess.DEVNULL)
+
+    assert start("whole").wait(600) == 0
+    for _ in range(3):
+        process = start("killed")
+        restart, deadline = tmp_path / "killed/restart.npz", time.monotonic() + 300
+        before = restart.stat().st_mtime_ns if restart.exists() else 0
+        while process.poll() is None and time.monotonic() < deadline and not (
+                restart.exists() and restart.stat().st_mtime_ns > before):
+            time.sleep(0.01)
+        time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert start("killed").wait(600) == 0
+    assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
+
+
+def test_what_was_begun_otherwise_is_refused(world, tmp_path):
+    world(num_steps=4)
+    with pytest.raises(WorkdirError, match="temperature: 60.0 -> 70.0"):
+        world(num_steps=4, temperature=70.0)
+    with pytest.raises(WorkdirError, match="force_field"):
+        world(num_steps=4, force_field="other")
+    restart = tmp_path / "run/restart.npz"
+    content = restart.read_bytes()
+    restart.write_bytes(content[:200])
+    with pytest.raises(OutputError, match="is damaged .* Remove it"):
+        world(num_steps=8)
+    restart.write_bytes(content)
+    (tmp_path / "run/thermo.csv").write_text("step")
+    with pytest.raises(OutputError, match="thermo.csv: has 4 bytes"):
+        world(num_steps=8)
+
+
+def test_bad_input_is_told(world, tmp_path):
+    for changes, error, words in [
+            ({"num_steps": 0}, ConfigError, "num_steps must be 1 or more"),
+            ({"input": ""}, ConfigError, "input is not given"),
+            ({"force_field": ""}, ConfigError, "force_field is not given"),
+            ({"ensemble": "nvt"}, ConfigError, "ensemble must be one of"),
+            ({"ensemble": "npt"}, ValueError, "periodic in all directions"),
+            ({"input": tmp_path / "none.xyz"}, DatasetError, "no such file"),
+            ({"timestep": -1.0}, ConfigError, "timestep must be more than 0")]:
+        with pytest.raises(error, match=words):
+            world(**changes)
+    empty = tmp_path / "broken.xyz"
+    empty.write_text("2\n\nAr 0 0 0\nXx 0 0 zero\n")
+    with pytest.raises(DatasetError, match="molecule 0 cannot be simulated"):
+        world(input=empty)
+

@@ -1,0 +1,62 @@
+"""Task `stability` on argon: cold clusters hold together, dimers on weak springs do not."""
+
+import csv
+import json
+
+import pytest
+from ase import Atoms
+from ase.io import write
+
+from mlip_jax.config import ConfigError, stability_defaults
+from mlip_jax.simulation import md as dynamics
+from mlip_jax.simulation.md_outputs import Outputs
+from mlip_jax.tasks import stability
+from tests.simulation.analytic import pairwise
+
+
+def options(path, **changes):
+    config = stability_defaults()
+    config.input, config.force_field, config.relax_first = str(path), "springs", False
+    config.temperatures, config.replicas, config.picoseconds, config.nve_picoseconds = (10.0, 30_000.0), 3, 0.1, 0.05
+    config.record_every, config.restart_seconds = 5, 0.0
+    for name, value in changes.items():
+        config[name] = value
+    return config
+
+
+def test_hot_molecules_break_and_a_stopped_run_goes_on(tmp_path, monkeypatch, quick_compilation):
+    path = tmp_path / "dimers.xyz"
+    write(path, [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), Atoms("H2", [[0, 0, 0], [0, 0, 0.7]])])
+    monkeypatch.setattr(stability, "load_force_field", lambda text: pairwise("harmonic", length=0.74, stiffness=20.0))
+    monkeypatch.setattr(dynamics, "_TURN", 0.01)
+    write_files, calls = Outputs.write, []
+
+    def fails(self, *arguments):
+        calls.append(0)
+        write_files(self, *arguments)
+        if len(calls) == 3:
+            raise SystemExit
+
+    monkeypatch.setattr(Outputs, "write", fails)
+    with pytest.raises(SystemExit):
+        stability.run(options(path), tmp_path / "run")
+    report = stability.run(options(path), tmp_path / "run")
+    stability.run(options(path), tmp_path / "whole")
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    cold, hot = metrics["temperatures"]
+    assert (cold["survived"], cold["replicas"], hot["survived"]) == (6, 6, 0)
+    assert metrics["highest_stable_temperature_k"] == 10 and 0 < hot["first_break_ps"] <= hot["mean_time_to_break_ps"]
+    assert abs(metrics["molecules"][0]["drift_mev_per_atom_per_ps"]) < 50 and metrics["molecules"][0]["broken"] == 3
+    page = report.read_text()
+    assert page.count("<img") == 1 and "Why they broke" in page
+    table = (tmp_path / "run/stability.csv").read_text()
+    rows = list(csv.DictReader(table.splitlines()))
+    assert len(rows) == 12 and rows[0]["broke_at_ps"] == "" and "H0–H1" in rows[-1]["reason"]
+    assert table == (tmp_path / "whole/stability.csv").read_text()
+
+
+def test_bad_settings_are_told(tmp_path):
+    for changes, words in [({"force_field": ""}, "force_field is not given"), ({"picoseconds": 0.0}, "picoseconds"),
+                           ({"temperatures": ()}, "temperatures"), ({"replicas": 0}, "replicas")]:
+        with pytest.raises(ConfigError, match=words):
+            stability.run(options(tmp_path / "none.xyz", **changes), tmp_path / "run")
