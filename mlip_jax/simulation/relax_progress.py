@@ -23,7 +23,7 @@ class Progress:
       done: Molecules so far, those of earlier starts among them.
     """
 
-    def __init__(self, total: int, done: int):
+    def __init__(self, total: int, done: int, verb: str = "relaxing"):
         self.done, self._total, self._failed, self._before = done, total, 0, done
         self._lock = threading.Lock()
         self._begin = self._shown = self._logged = time.monotonic()
@@ -31,7 +31,7 @@ class Progress:
             progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(),
             progress.TextColumn("{task.fields[text]}"), progress.TimeElapsedColumn(), progress.TimeRemainingColumn(),
             disable=not distributed.leader())
-        share = "relaxing" if distributed.count() == 1 else f"relaxing, of {distributed.count()} processes this one"
+        share = verb if distributed.count() == 1 else f"{verb}, of {distributed.count()} processes this one"
         self._task = self._bar.add_task(share, total=total, completed=done, text="")
 
     def __enter__(self) -> Progress:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ from mlip_jax.simulation.relax_journal import Journal, Layout
 from mlip_jax.simulation.relax_progress import Progress
 from mlip_jax.structure import from_ase
 from mlip_jax.tasks.property import DOMAIN
-from mlip_jax.workdir import WorkdirError, claimed, write_json
+from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +60,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             ensemble = Ensemble.load(config.predictor)
             relaxer = _relaxer(config, ensemble)
             if distributed.leader():
-                _check_origin(workdir / ORIGIN, config, relaxer)
+                check_origin(workdir / ORIGIN, {
+                    "input": fingerprint(config.input), "force_field": relaxer.potential.digest() if relaxer else None,
+                    }, "predictions of other molecules or at other geometries")
         _predict_share(config, workdir / PARTS, ensemble, relaxer, total)
         distributed.barrier("predicted")
         return _finish(config, workdir, total, ensemble, relaxer) if distributed.leader() else workdir / "report.html"
@@ -164,18 +165,6 @@ def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
                    devices=jax.local_devices())
 
 
-def _check_origin(path: Path, config, relaxer: Relaxer | None) -> None:
-    """Raise WorkdirError where the molecules or the force field are no longer those that the run was begun with."""
-    origin = {"input": fingerprint(config.input), "force_field": relaxer.potential.digest() if relaxer else None}
-    if not path.exists():
-        write_json(path, origin)
-        return
-    changed = configs.differences(json.loads(path.read_text()), origin)
-    if changed:
-        raise WorkdirError(f"{path.parent} holds predictions of other molecules or at other geometries:\n  "
-                           + "\n  ".join(changed) + "\nGive another --workdir, or the files as they were.")
-
-
 # --- The work ---
 
 def _predict_share(config, folder: Path, ensemble: Ensemble, relaxer: Relaxer | None, total: int) -> None:
@@ -190,7 +179,7 @@ def _predict_share(config, folder: Path, ensemble: Ensemble, relaxer: Relaxer | 
                                  limit=config.limit, skip=done, share=share,
                                  num_processes=config.num_processes or None)
         journal.start_clock()
-        with Progress(len(mine), before) as progress, contextlib.closing(records):
+        with Progress(len(mine), before, "predicting") as progress, contextlib.closing(records):
             waiting = []
             for record, atoms, geometry, reason in _geometries(records, relaxer, ensemble):
                 if reason:
