@@ -47,6 +47,7 @@ def sweep(what: str = "data/trajectories.lmdb") -> list[dict]:
     runs.property("force2prop", "all", field, SEEDS)
     runs.fine_tuning("finetune", SEEDS)
     runs.fine_tuning("finetune-no-alignment", SEEDS, weight=0.0)
+    runs.fine_tuning("continued", SEEDS, weight=0.0, noise=0.0, frames="")  # as long, and nothing else
     runs.property("heads", "heads", field, SEEDS)
     runs.property("random-heads", "random_heads", seeds=SEEDS)
     for molecules in (250, 800):
@@ -102,12 +103,12 @@ class _Runs:
             "data.path": self._data, "data.reader_options": _STAGES, "data.split": by, "data.num_molecules": 50,
             "train.num_epochs": 1.0})
 
-    def fine_tuning(self, name, seeds, weight=0.1, noise=0.1):
+    def fine_tuning(self, name, seeds, weight=0.1, noise=0.1, frames="pm3,DFT_1st"):
         for seed in seeds:
             self.variants.append({
                 "name": f"{name}-{seed}", "config": "configs/geometry_finetune.py:small", "seed": seed,
                 "data.path": self._data, "data.reader_options": _STAGES, "init.workdir": f"{{sweep}}/scratch-{seed}",
-                "data.force_field": self._field, "align.frames": "pm3,DFT_1st", "align.weight": weight,
+                "data.force_field": self._field, "align.frames": frames, "align.weight": weight,
                 "align.noise": noise, "train.num_epochs": FINE_TUNING_EPOCHS, "data.test_geometries": GEOMETRIES})
 
     def field(self, name, molecules=None, schnet=False):

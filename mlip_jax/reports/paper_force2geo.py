@@ -108,6 +108,8 @@ def _claims(at) -> Iterator[str]:
                     at("scratch", RELAXED), at("scratch", "pm3:first")),
             verdict("Geometry fine-tuning is better on relaxed geometries than none", at("finetune", RELAXED),
                     at("scratch", RELAXED)),
+            verdict("Geometry fine-tuning is better on relaxed geometries than as much further training",
+                    at("finetune", RELAXED), at("continued", RELAXED)),
             verdict("Ground-truth geometries are better than relaxed ones after fine-tuning", at("scratch"),
                     at("finetune", RELAXED)),
             verdict("Alignment is better than fine-tuning without it", at("finetune", RELAXED),
@@ -136,7 +138,8 @@ def _training(at) -> Iterator[str]:
 def _geometries(at) -> Iterator[str]:
     yield page.heading("Where geometries come from (Table 4, Table 13)")
     names = {"trained on ground truth": "scratch", "the same, fine-tuned with alignment": "finetune",
-             "the same, fine-tuned without alignment": "finetune-no-alignment", "Force2Prop": "force2prop",
+             "the same, fine-tuned without alignment": "finetune-no-alignment",
+             "the same, trained on as long": "continued", "Force2Prop": "force2prop",
              "trained on RDKit's geometries": "rdkit-scratch"}
     yield page.table(["predictor", *(f"tested on: {title}" for title in _GEOMETRIES.values())], [
         (title, *(str(at(name, g)) for g in _GEOMETRIES)) for title, name in names.items()])
