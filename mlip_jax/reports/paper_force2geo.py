@@ -23,11 +23,12 @@ _PROPERTY = "gap"
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation over seeds; the latter NaN for one."""
+    """Mean and sample standard deviation over seeds; the latter NaN for one. values: In the order of the seeds."""
 
     mean: float
     std: float
     count: int
+    values: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         if not self.count:
@@ -52,7 +53,8 @@ def read(folder: Path) -> dict[str, dict[str, Spread]]:
 
 def spread(values: Sequence[float]) -> Spread:
     """Of some values."""
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else float("nan"), len(values))
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else float("nan"), len(values),
+                  tuple(values))
 
 
 def gain(of: Spread, baseline: Spread) -> tuple[float, float]:
@@ -83,12 +85,19 @@ def write_paper_report(folder: Path) -> Path:
     return Path(folder) / "report.html"
 
 
-def verdict(name: str, better: Spread, worse: Spread) -> str:
-    """Whether an ordering shows, in words: beyond twice the standard error of the difference or not."""
+def verdict(name: str, better: Spread, worse: Spread, paired: bool = False) -> str:
+    """Whether an ordering shows, in words: beyond twice the standard error of the difference or not.
+
+    Args:
+      paired: Both are of the same predictors, or one of what the other began from: the differences of the seeds count.
+    """
     if not better.count or not worse.count:
         return f"{name}: not measured."
     difference = worse.mean - better.mean
-    error = float(np.hypot(*(s.std / np.sqrt(s.count) if s.count > 1 else 0.0 for s in (better, worse))))
+    if paired and better.count == worse.count > 1:
+        error = statistics.stdev(np.subtract(worse.values, better.values).tolist()) / np.sqrt(better.count)
+    else:
+        error = float(np.hypot(*(s.std / np.sqrt(s.count) if s.count > 1 else 0.0 for s in (better, worse))))
     shown = "holds" if difference > 2 * error else "does not hold" if difference < -2 * error else "is not decided"
     return f"{name}: {shown} ({worse} against {better} eV; difference {difference:+.3f} ± {error:.3f})."
 
@@ -103,17 +112,17 @@ def _claims(at) -> Iterator[str]:
             verdict("A force field is a better start than denoising", at("force2prop"), at("denoising-force2prop")),
             verdict("More pre-training data are better", at("force2prop"), at("force2prop-300")),
             verdict("Geometries of RDKit are better once they are relaxed", at("scratch", "relaxed(etkdg)"),
-                    at("scratch", "etkdg")),
+                    at("scratch", "etkdg"), paired=True),
             verdict("Geometries from the start of the cheap stage are better once they are relaxed",
-                    at("scratch", RELAXED), at("scratch", "pm3:first")),
+                    at("scratch", RELAXED), at("scratch", "pm3:first"), paired=True),
             verdict("Geometry fine-tuning is better on relaxed geometries than none", at("finetune", RELAXED),
-                    at("scratch", RELAXED)),
+                    at("scratch", RELAXED), paired=True),
             verdict("Geometry fine-tuning is better on relaxed geometries than as much further training",
-                    at("finetune", RELAXED), at("continued", RELAXED)),
+                    at("finetune", RELAXED), at("continued", RELAXED), paired=True),
             verdict("Ground-truth geometries are better than relaxed ones after fine-tuning", at("scratch"),
-                    at("finetune", RELAXED)),
+                    at("finetune", RELAXED), paired=True),
             verdict("Alignment is better than fine-tuning without it", at("finetune", RELAXED),
-                    at("finetune-no-alignment", RELAXED))):
+                    at("finetune-no-alignment", RELAXED), paired=True)):
         yield page.paragraph(line)
 
 
