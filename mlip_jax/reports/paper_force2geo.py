@@ -173,6 +173,8 @@ def _sizes(at) -> Iterator[str]:
         ax.set(xlabel="training molecules", ylabel="gap MAE (eV)")
         ax.legend(frameon=False, fontsize=9)
     axes[0].set_xscale("log")
+    axes[0].set_xticks([250, 800, 2360], ["250", "800", "2,360"])
+    axes[0].minorticks_off()
     yield page.figure(fig, "Error against the number of molecules that the predictor, and the force field, saw.",
                       wide=True)
     yield page.table(["molecules with the property", "from scratch (eV)", "Force2Prop (eV)", "gain (%)"], [
@@ -191,7 +193,7 @@ def _sweeps(at) -> Iterator[str]:
 
 
 def _errorbars(ax, x, values: Sequence[Spread], label: str, place: int, line: bool = True) -> None:
-    colors = (figures.GREY, figures.BLUE, figures.VERMILLION, figures.GREEN, "#CC79A7")
+    colors = (figures.GREY, figures.BLUE, figures.VERMILLION, figures.GREEN, "#CC79A7", "#E69F00")
     known = [i for i, v in enumerate(values) if v.count]
     ax.errorbar(np.asarray(x, float)[known], [values[i].mean for i in known],
                 [0.0 if values[i].count < 2 else values[i].std for i in known], color=colors[place % len(colors)],
