@@ -81,7 +81,7 @@ class Sources:
           ConfigError: There is no such source, or no force field to relax by.
           DatasetError: The data have no such stage, or no SMILES; or no sample has a geometry.
         """
-        if source == LABELS:
+        if source == LABELS or not len(samples):
             return Geometries(self.store, self.index[samples], samples)
         relaxed = _RELAXED.fullmatch(source)
         if relaxed:

@@ -184,18 +184,8 @@ def _train(config, workdir: Path, data: Data, begin, started: float) -> Path:
         heads[DISPLACEMENT] = {"kind": "atom_vector"}
     model = with_heads(predictor.backbone_of(config), heads, frozen=config.init.train == "heads")
     cutoff = float(model.cutoff)
-    train, found = data.split("train", config.data.geometry, targets, cutoff)
-    displaced = _displaced(config, data, found, cutoff)
-    valid, _ = data.split("valid", config.data.valid_geometry or config.data.geometry, targets, cutoff)
-    if displaced is not None:
-        edges = edge_counts(data.loaded.store, cutoff)
-        train = dataclasses.replace(train, sizes=displaced.bounds(
-            train.sizes, None if displaced.frames is None else edges[displaced.frames.index]))
-        if not names:  # noise is all that there is to learn, and to validate by
-            noise = dataclasses.replace(displaced, frames=None, share=0.0)
-            valid = dataclasses.replace(valid, rows=DisplacedRows(valid.rows, noise), sizes=noise.bounds(valid.sizes))
-    tests = {geometry: data.split("test", geometry, targets, cutoff) for geometry in config.data.test_geometries
-             } if names else {}
+    with distributed.leader_first("geometries"):  # makes those that the others find
+        train, valid, tests, displaced = _inputs(config, data, targets, cutoff)
     splits = {"train": train, "valid": valid, **{f"test {g}": s for g, (s, _) in tests.items()}}
     restored = restore(workdir)
     batches, _ = make_batches(config, splits, model, np.zeros(119), restored, properties=(*names, DISPLACEMENT),
@@ -212,6 +202,23 @@ def _train(config, workdir: Path, data: Data, begin, started: float) -> Path:
     metadata["updates"] = num_steps
     metadata["seconds"] = {"training": position.seconds, "this process": time.monotonic() - started}
     return _report(config, workdir, loop.trainer, loop.batches, params, data, splits, tests, targets, metadata)
+
+
+def _inputs(config, data: Data, targets, cutoff: float):
+    """Training and validation part, {geometry: (test part, its geometries)}, and what displaces training inputs."""
+    train, found = data.split("train", config.data.geometry, targets, cutoff)
+    displaced = _displaced(config, data, found, cutoff)
+    valid, _ = data.split("valid", config.data.valid_geometry or config.data.geometry, targets, cutoff)
+    if displaced is not None:
+        edges = edge_counts(data.loaded.store, cutoff)
+        train = dataclasses.replace(train, sizes=displaced.bounds(
+            train.sizes, None if displaced.frames is None else edges[displaced.frames.index]))
+        if not targets:  # noise is all that there is to learn, and to validate by
+            noise = dataclasses.replace(displaced, frames=None, share=0.0)
+            valid = dataclasses.replace(valid, rows=DisplacedRows(valid.rows, noise), sizes=noise.bounds(valid.sizes))
+    tests = {geometry: data.split("test", geometry, targets, cutoff) for geometry in config.data.test_geometries
+             } if targets and len(data.parts["test"]) else {}
+    return train, valid, tests, displaced
 
 
 def _targets(config, data: Data) -> list[Target]:
@@ -271,7 +278,9 @@ def _report(config, workdir, trainer, batches, params, data: Data, splits, tests
         return workdir / "report.html"
     made = predictor.Predictor.from_checkpoint(best.arrays, best.metadata)
     outcomes, features = {}, {}
-    for name, split in (splits.items() if targets else ()):
+    for name, split in splits.items() if targets else ():
+        if not len(split):
+            continue
         found = tests[name.removeprefix("test ")][1] if name.startswith("test ") else None
         most = config.report.max_domain if name == "train" else len(split)
         outcomes[name], features[name] = _outcome(made, split.sample(most, config.seed), targets, data, found)
