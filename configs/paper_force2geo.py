@@ -67,6 +67,8 @@ def sweep(what: str = "data/trajectories.lmdb") -> list[dict]:
     runs.field("force-field-schnet", schnet=True)
     runs.property("schnet-scratch", "scratch", seeds=SEEDS, schnet=True)
     runs.property("schnet-force2prop", "all", "{sweep}/force-field-schnet", SEEDS)
+    runs.dens("force-field-dens")
+    runs.property("dens-force2prop", "all", "{sweep}/force-field-dens", SEEDS)
     return runs.variants
 
 
@@ -119,6 +121,11 @@ class _Runs:
         if schnet:
             variant |= {"model.name": "schnet", "model.options": _schnet(), "train.num_steps": 14_000}
         self.variants.append(variant)
+
+    def dens(self, name):
+        self.variants.append({
+            "name": name, "config": "configs/dens.py:small", "data.path": self._data,
+            "data.reader_options": _TRAINING_STAGES, "data.held_out": _HELD_OUT, "train.num_steps": 28_000})
 
     def denoising(self, name):
         self.variants.append({

@@ -100,6 +100,11 @@ def property_defaults() -> ml_collections.ConfigDict:
     c.align.frames = ""  # stages whose snapshots are training inputs, too: "pm3,DFT_1st"
     c.align.frames_share = 0.5
 
+    c.dens = ml_collections.ConfigDict()  # pre-training of a force field with denoising (training/dens.py)
+    c.dens.weight = 0.0  # of denoising; above 0 there are no property.targets: energies and forces are learned
+    c.dens.share = 0.25  # of the structures that are displaced, by align.noise
+    c.dens.beta = 0.95  # (1 - beta) * energy + beta * force
+
     c.model = ml_collections.ConfigDict()
     c.model.name = ""  # empty: that of init.workdir
     c.model.options = ml_collections.ConfigDict()
@@ -478,6 +483,8 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     for part, name in (("optimizer", "rates"), ("data", "held_out")):  # fields that came later, where they are unset
         if isinstance(plain.get(part), dict) and plain[part].get(name) == "":
             plain[part].pop(name)
+    if not plain.get("dens", {"weight": 1})["weight"]:
+        plain.pop("dens")
     return plain
 
 

@@ -31,7 +31,7 @@ class Evaluation(NamedTuple):
       forces: (N, 3) eV/Å, zero for padding atoms.
       energies: (N,) atomic energies in eV, zero for padding atoms.
       stress: (G, 3, 3) eV/Å³ or None.
-      properties: Predictions for each atom by name, (N,) each, zero for padding atoms.
+      properties: Predictions for each atom by name, (N, ...) each, zero for padding atoms.
     """
 
     energy: jax.Array
@@ -61,7 +61,8 @@ def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_sca
         outputs = model.apply(params, _moved(graph, positions, strain, node_graph))
         energies = sum(outputs.terms.values(), outputs.energies * energy_scale)
         energies = jnp.where(node_mask, energies, 0.0)
-        properties = {name: jnp.where(node_mask, values, 0.0) for name, values in outputs.properties.items()}
+        properties = {name: jnp.where(node_mask.reshape(-1, *[1] * (values.ndim - 1)), values, 0.0)
+                      for name, values in outputs.properties.items()}
         return energies.sum(), (energies, properties)
 
     positions = graph.nodes["positions"]

@@ -32,6 +32,8 @@ class Model(nn.Module):
         jump where the vectors of an atom vanish, as in methane; take 1e-4 or more for smooth second derivatives.
       energy_width, energy_act, zero_init, learned_scale, learned_shift: Of the energy head (heads.AtomicEnergy).
       undirected: False computes filters for both directions of each pair; the plain form, for tests.
+      force_encoding: Vectors begin as a multiple of nodes["encoded_forces"] (N, 3), and as zero where a graph has none:
+        what DeNS tells of structures that it displaces (training/dens.py).
     """
 
     num_features: int = 128
@@ -49,6 +51,7 @@ class Model(nn.Module):
     learned_scale: bool = False
     learned_shift: bool = True
     undirected: bool = True
+    force_encoding: bool = False
 
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:
@@ -61,7 +64,7 @@ class Model(nn.Module):
             distances, self.num_radial, self.cutoff)
         filters = LinearFilters(3 * self.num_layers, width, name="filters")(rbf, envelope)
         s = embed_elements(self, numbers, width, direction.dtype)
-        v = None
+        v = self._encoded_forces(graph)
         for n in range(self.num_layers):
             phi = Dense(width, name=f"message_{n}_layer_1")(s)
             phi = Dense(3 * width, name=f"message_{n}_layer_2")(jax.nn.silu(phi))
@@ -72,6 +75,13 @@ class Model(nn.Module):
             self.energy_width or width // 2, self.energy_act, self.zero_init, self.learned_scale, self.learned_shift,
             name="energy")(s, numbers)
         return AtomOutputs(energies, jnp.concatenate([s[:, None, None, :], v[:, None]], axis=2))
+
+    def _encoded_forces(self, graph):
+        """Vectors to begin with, (N, 3, F); None for zero."""
+        if not self.force_encoding:
+            return None
+        forces = graph.nodes.get("encoded_forces", jnp.zeros_like(graph.nodes["positions"]))
+        return Dense(self.num_features, use_bias=False, name="encode_forces")(forces[..., None])
 
 
 class LinearFilters(nn.Module):

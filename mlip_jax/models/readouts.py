@@ -16,6 +16,7 @@ import jraph
 
 from mlip_jax.config import unknown_name
 from mlip_jax.graphs.graph import node_graph_index
+from mlip_jax.models.heads import AtomOutputs
 from mlip_jax.models.layers import Dense, activation
 
 # One number for a structure; a vector for it (about the mean of its positions); one number, or one vector, an atom.
@@ -123,13 +124,24 @@ class PropertyModel(nn.Module):
         """The backbone's, see potential.long_range_cutoff."""
         return getattr(self.backbone, "long_range_cutoff", None)
 
-    @nn.compact
+    def setup(self):
+        for name, options in self.heads:
+            setattr(self, f"head_{name}", Readout(**dict(options)))
+
     def __call__(self, graph: jraph.GraphsTuple) -> dict[str, jax.Array]:
         """Each property by name; shapes as `Readout` gives them."""
         features = self.backbone(graph).features
         if self.frozen:
             features = jax.lax.stop_gradient(features)
-        return {name: Readout(**dict(options), name=f"head_{name}")(features, graph) for name, options in self.heads}
+        return self._of(features, graph)
+
+    def _of(self, features, graph):
+        return {name: getattr(self, f"head_{name}")(features, graph) for name, _ in self.heads}
+
+    def with_energies(self, graph: jraph.GraphsTuple) -> AtomOutputs:
+        """What the backbone gives as a force field, with the heads as its properties."""
+        outputs = self.backbone(graph)
+        return outputs._replace(properties=self._of(outputs.features, graph))
 
     def embed(self, graph: jraph.GraphsTuple) -> jax.Array:
         """Mean over the atoms of the invariant features, (G, F): where a structure lies in what the model knows."""

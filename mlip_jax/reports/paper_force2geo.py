@@ -131,8 +131,9 @@ def _training(at) -> Iterator[str]:
     lines = []
     for title, name, baseline in (
             ("from scratch", "scratch", ""), ("Force2Prop", "force2prop", "scratch"),
-            ("from denoising", "denoising-force2prop", "scratch"), ("head alone, features of the force field", "heads",
-                                                                    "random-heads"),
+            ("from denoising", "denoising-force2prop", "scratch"),
+            ("from a force field with denoising (DeNS)", "dens-force2prop", "scratch"),
+            ("head alone, features of the force field", "heads", "random-heads"),
             ("head alone, random features", "random-heads", ""),
             ("scaffold split: from scratch", "scaffold-scratch", ""),
             ("scaffold split: Force2Prop", "scaffold-force2prop", "scaffold-scratch"),

@@ -17,9 +17,10 @@ import numpy as np
 from mlip_jax import config as configs
 from mlip_jax import distributed, predictor
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets import property_data, source
+from mlip_jax.datasets import property_data, source, statistics
 from mlip_jax.datasets import splits as splits_module
 from mlip_jax.datasets.property_data import Samples, Target
+from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.domain import Domain
 from mlip_jax.graphs.batching import Sizes, measure
 from mlip_jax.graphs.edge_counts import edge_counts
@@ -30,10 +31,12 @@ from mlip_jax.reports.property import Outcome, write_property_report
 from mlip_jax.simulation.geometry_sources import LABELS, Geometries, Sources
 from mlip_jax.training import optimizer, property_objective
 from mlip_jax.training.data import Split
+from mlip_jax.training.dens import ENCODED, AsForceField, Corrupted, DeNS
 from mlip_jax.training.displaced import DISPLACEMENT, Displaced, DisplacedRows, Frames
 from mlip_jax.training.loop import Loop
 from mlip_jax.training.meter import Meter
 from mlip_jax.training.nonfinite import TrainingError
+from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.options import check_options
 from mlip_jax.training.outputs import restore
 from mlip_jax.training.prepare import count_updates, describe, keep_split, make_batches, update_flops
@@ -71,7 +74,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 def _check(config) -> None:
     check_options(config.train)
-    property_objective.check(config.property, config.align)
+    property_objective.check(config.property, config.align, config.dens)
+    if config.dens.weight and not config.model.options.get("force_encoding"):
+        raise ConfigError("dens.weight is set: the model must take forces in, which painn does with "
+                          "model.options.force_encoding=True")
     if config.init.train not in ("all", "heads"):
         raise ConfigError(configs.unknown_name("init.train", config.init.train, ["all", "heads"]))
     if not config.model.name and not config.init.workdir:
@@ -180,7 +186,7 @@ def _train(config, workdir: Path, data: Data, begin, started: float) -> Path:
     targets = tuple(map(Target.from_json, distributed.broadcast(
         [t.to_json() for t in _targets(config, data)] if distributed.leader() else None)))
     heads = {t.name: {"kind": t.kind, "pooling": t.pooling} for t in targets}
-    if config.align.weight:
+    if config.align.weight or config.dens.weight:
         heads[DISPLACEMENT] = {"kind": "atom_vector"}
     model = with_heads(predictor.backbone_of(config), heads, frozen=config.init.train == "heads")
     cutoff = float(model.cutoff)
@@ -188,11 +194,12 @@ def _train(config, workdir: Path, data: Data, begin, started: float) -> Path:
         train, valid, tests, displaced = _inputs(config, data, targets, cutoff)
     splits = {"train": train, "valid": valid, **{f"test {g}": s for g, (s, _) in tests.items()}}
     restored = restore(workdir)
-    batches, _ = make_batches(config, splits, model, np.zeros(119), restored, properties=(*names, DISPLACEMENT),
-                              displace=displaced)
+    energies = distributed.broadcast(_energies(config, data) if distributed.leader() else None)
+    batches, _ = make_batches(config, splits, model, np.array(energies["reference"]), restored,
+                              properties=(*names, DISPLACEMENT, ENCODED), displace=displaced)
     per_epoch = batches.num_groups(train)
     num_steps = count_updates(config, per_epoch)
-    metadata = describe(config, _statistics(config, data, train, targets, heads, cutoff))
+    metadata = describe(config, _statistics(data, train, targets, heads, cutoff) | {"energies": energies})
     params = _initial(config, model, begin)
     loop = _loop(config, workdir, model, targets, batches, train, valid, metadata, num_steps, per_epoch, params)
     log.info("%s: %d parameters, %d device(s) of %s in %d process(es)", config.model.name,
@@ -213,7 +220,9 @@ def _inputs(config, data: Data, targets, cutoff: float):
         edges = edge_counts(data.loaded.store, cutoff)
         train = dataclasses.replace(train, sizes=displaced.bounds(
             train.sizes, None if displaced.frames is None else edges[displaced.frames.index]))
-        if not targets:  # noise is all that there is to learn, and to validate by
+        if config.dens.weight:
+            displaced = Corrupted(displaced, config.dens.share)
+        elif not targets:  # noise is all that there is to learn, and to validate by
             noise = dataclasses.replace(displaced, frames=None, share=0.0)
             valid = dataclasses.replace(valid, rows=DisplacedRows(valid.rows, noise), sizes=noise.bounds(valid.sizes))
     tests = {geometry: data.split("test", geometry, targets, cutoff) for geometry in config.data.test_geometries
@@ -230,7 +239,7 @@ def _targets(config, data: Data) -> list[Target]:
         config.property.targets, options)
 
 
-def _statistics(config, data: Data, train: Split, targets, heads, cutoff) -> dict[str, Any]:
+def _statistics(data: Data, train: Split, targets, heads, cutoff) -> dict[str, Any]:
     elements = set()
     for _, columns in data.loaded.store.chunks(data.index[data.parts["train"]], labels_only=True):
         elements.update(np.unique(columns.numbers).tolist())
@@ -249,9 +258,7 @@ def _initial(config, model: PropertyModel, begin):
 
 def _loop(config, workdir, model, targets, batches, train, valid, metadata, num_steps, per_epoch, params) -> Loop:
     c, options = config, _optimizer(config)
-    objective = Properties(
-        model, targets, c.property.penalty, c.property.huber_delta, c.align.weight, c.align.loss,
-        c.align.noise or 1.0)
+    objective = _objective(c, model, targets, metadata["statistics"]["energies"]["scale"])
     trainer = Trainer(objective, optimizer.create(options, num_steps, per_epoch), c.train.ema_decay)
     plateau = None
     if c.optimizer.schedule == "plateau":
@@ -264,6 +271,28 @@ def _loop(config, workdir, model, targets, batches, train, valid, metadata, num_
     batches = dataclasses.replace(batches, put=trainer.put)
     return Loop(trainer, batches, train, valid, workdir, metadata, schedules, c.train, num_steps, c.seed, meter,
                 plateau)
+
+
+def _objective(c, model: PropertyModel, targets, energy_scale: float) -> Properties | DeNS:
+    if not c.dens.weight:
+        return Properties(model, targets, c.property.penalty, c.property.huber_delta, c.align.weight, c.align.loss,
+                          c.align.noise or 1.0)
+    # lengths of error vectors and total energies, as configs/pubchemqcr.py has them
+    field = ForceField(AsForceField(model), energy_scale, lambda step: c.dens.beta, c.dens.beta, {
+        "penalty": "mae", "force_penalty": "norm", "energy_per_atom": False})
+    return DeNS(field, c.dens.weight, c.align.noise, energy_scale)
+
+
+def _energies(config, data: Data) -> dict[str, Any]:
+    """Reference energies and scale of the energies of the training part; none where no energy is learned."""
+    if not config.dens.weight:
+        return {"reference": [0.0] * statistics.NUM_ELEMENTS, "scale": 1.0}
+    summary = statistics.Summary(columns for _, columns in data.loaded.store.chunks(
+        data.index[data.parts["train"]], labels_only=True))
+    if not np.isfinite(summary.force_rms):
+        raise DatasetError("dens.weight is set, but the training part has no forces")
+    return {"reference": statistics.reference_energies(summary, "least_squares").tolist(),
+            "scale": float(summary.force_rms)}
 
 
 # --- Report ---

@@ -143,9 +143,15 @@ def _mean(total: float, count: float) -> float:
     return total / count if count else float("nan")
 
 
-def check(property_: Mapping[str, Any], align: Mapping[str, Any]) -> None:
-    """Raises ConfigError where the parts "property" and "align" of a config cannot be meant."""
-    if not property_["targets"] and not align["weight"]:
+def check(property_: Mapping[str, Any], align: Mapping[str, Any], dens: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the parts "property", "align" and "dens" of a config cannot be meant."""
+    if dens["weight"] and (property_["targets"] or align["weight"] or align["frames"] or not align["noise"]):
+        raise ConfigError("dens.weight is set: force fields are trained with denoising, for which property.targets and "
+                          "align.frames must be empty, align.weight 0 and align.noise above 0 (Å)")
+    if dens["weight"] and not (dens["weight"] > 0 and 0 < dens["share"] <= 1 and 0 <= dens["beta"] <= 1):
+        raise ConfigError(f"dens.weight must be zero or more, dens.share above 0 and at most 1, dens.beta from 0 to 1; "
+                          f"received {dens['weight']}, {dens['share']}, {dens['beta']}")
+    if not property_["targets"] and not align["weight"] and not dens["weight"]:
         raise ConfigError("property.targets is empty and align.weight is 0: there is nothing to learn")
     if property_["penalty"] not in PENALTIES:
         raise ConfigError(unknown_name("property.penalty", property_["penalty"], PENALTIES))

@@ -143,6 +143,21 @@ def test_denoising_has_no_property(folder):
     assert set(pretrained(folder / "denoised")[1]) and not (folder / "denoised/domain.npz").exists()
 
 
+def test_dens_trains_a_force_field_that_predictors_begin_from(folder):
+    c = config(folder, property__targets=(), dens__weight=0.5, dens__share=0.5, align__noise=0.05,
+               data__test_geometries=(), train__num_steps=12)
+    with pytest.raises(ConfigError, match="model.options.force_encoding=True"):
+        task.run(c, folder / "dens")
+    c.model.options.force_encoding = True
+    task.run(c, folder / "dens")
+    rows = table(folder / "dens/metrics.csv")
+    assert rows[-1]["valid_force_mae_mev_per_ang"] and any(row["train_denoising"] for row in rows)
+    c = config(folder, model__name="", init__workdir=str(folder / "dens"), train__num_steps=6)
+    c.model.options = {}
+    task.run(c, folder / "after_dens")
+    assert np.isfinite(scores(folder / "after_dens")["test labels"]["gap"]["mae"])
+
+
 def test_a_checkpoint_that_does_not_fit_says_how(folder, scratch):
     write_force_field(folder / "wide", num_features=16)
     with pytest.raises(CheckpointError, match=r"wide cannot be begun from: in 'backbone'(.|\n)*embedding: stored "

@@ -103,10 +103,12 @@ def test_parts_of_devices_add_up():
     ({"property.penalty": "l2"}, "unknown property.penalty 'l2'"), ({"align.loss": "cos"}, "Did you mean 'cosine'"),
     ({"align.weight": 0.1}, "no input is displaced"), ({"align.weight": -1.0}, "align.weight must be zero or more"),
     ({"align.frames_share": 1.5}, "between 0 and 1"),
-    ({"align.weight": 1.0, "align.loss": "mse", "align.frames": "pm3"}, "set align.noise")])
+    ({"align.weight": 1.0, "align.loss": "mse", "align.frames": "pm3"}, "set align.noise"),
+    ({"dens.weight": 1.0, "align.noise": 0.1}, "property.targets and align.frames must be empty"),
+    ({"dens.weight": 1.0, "align.noise": 0.1, "property.targets": (), "dens.share": 0.0}, "dens.share above 0")])
 def test_configs_that_cannot_be_meant(changes, message):
     c = property_defaults()
     c.property.targets = ("gap",)
     c.update_from_flattened_dict(changes)
     with pytest.raises(ConfigError, match=message):
-        check(c.property, c.align)
+        check(c.property, c.align, c.dens)
