@@ -17,7 +17,7 @@ Hardware: CPU, all cores; 10,000 to 30,000 structures a second on one, less wher
 
 import ml_collections
 
-from mlip_jax.config import convert_defaults
+from mlip_jax.defaults import convert_defaults
 
 
 def get_config() -> ml_collections.ConfigDict:

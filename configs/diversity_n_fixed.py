@@ -24,8 +24,9 @@ Energies alone are trained on, so that an update computes no forces.
 import ml_collections
 
 from configs import spice
-from mlip_jax.config import diversity_defaults, unknown_name
+from mlip_jax.config import unknown_name
 from mlip_jax.datasets.subsets import budget_grid
+from mlip_jax.defaults import diversity_defaults
 from mlip_jax.sweep import product
 
 BUDGETS = (50_000, 200_000, 800_000, 3_200_000)

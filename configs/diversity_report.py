@@ -8,7 +8,7 @@ Of the runs that are evaluated so far; seconds. The page is runs/diversity/diver
 
 import ml_collections
 
-from mlip_jax.config import diversity_report_defaults
+from mlip_jax.defaults import diversity_report_defaults
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -23,7 +23,7 @@ atoms and 20 s for one of 40 on one core, so between half an hour and five hours
 
 import ml_collections
 
-from mlip_jax.config import force2geo_defaults
+from mlip_jax.defaults import force2geo_defaults
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -17,7 +17,8 @@ or killed, goes on when started again and makes no molecule twice. The files are
 
 import ml_collections
 
-from mlip_jax.config import conformers_defaults, unknown_name
+from mlip_jax.config import unknown_name
+from mlip_jax.defaults import conformers_defaults
 
 SETS = ("drugs", "small")
 

@@ -9,7 +9,7 @@ Hardware: CPU; some 10,000 structures a second and core for the conversion, abou
 
 import ml_collections
 
-from mlip_jax.config import inspect_defaults
+from mlip_jax.defaults import inspect_defaults
 
 
 def get_config() -> ml_collections.ConfigDict:

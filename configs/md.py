@@ -19,7 +19,7 @@ Hardware: one GPU, TPU core or CPU.
 
 import ml_collections
 
-from mlip_jax.config import md_defaults
+from mlip_jax.defaults import md_defaults
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -19,7 +19,7 @@ Killed, the same command goes on; no molecule is done twice. Hardware: any numbe
 
 import ml_collections
 
-from mlip_jax.config import predict_defaults
+from mlip_jax.defaults import predict_defaults
 
 
 def get_config() -> ml_collections.ConfigDict:

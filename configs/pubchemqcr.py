@@ -16,7 +16,8 @@ more is learned than to predict none (README, "Force2Geo").
 
 import ml_collections
 
-from mlip_jax.config import train_defaults, unknown_name
+from mlip_jax.config import unknown_name
+from mlip_jax.defaults import train_defaults
 
 MODELS = {
     "published": dict(num_features=128, num_layers=4, cutoff=4.5, num_radial=128),

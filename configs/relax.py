@@ -18,7 +18,7 @@ Hardware: any number of GPUs, TPU cores or CPU cores.
 
 import ml_collections
 
-from mlip_jax.config import relax_defaults
+from mlip_jax.defaults import relax_defaults
 
 
 def get_config() -> ml_collections.ConfigDict:

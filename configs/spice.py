@@ -10,7 +10,8 @@ For more data give more steps: --config.train.num_steps=200000.
 
 import ml_collections
 
-from mlip_jax.config import train_defaults, unknown_name
+from mlip_jax.config import unknown_name
+from mlip_jax.defaults import train_defaults
 
 MODELS = {
     # Frank et al., Nature Communications 15, 6539 (2024)

@@ -15,7 +15,7 @@ Hardware: one GPU, TPU core or CPU.
 
 import ml_collections
 
-from mlip_jax.config import stability_defaults
+from mlip_jax.defaults import stability_defaults
 
 
 def get_config() -> ml_collections.ConfigDict:

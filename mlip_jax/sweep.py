@@ -31,6 +31,7 @@ import ml_collections
 import numpy as np
 
 from mlip_jax import config as configs
+from mlip_jax import defaults
 from mlip_jax.config import ConfigError
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]*")
@@ -134,13 +135,13 @@ def _call(path: str, name: str, argument: str) -> Any:
 def _checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A config that can be trained by, with a model that exists, so that a slip shows before the first variant runs."""
     if config.get("task") == "property":
-        configs.complete(config, configs.property_defaults())
-    defaults = {"train": configs.train_defaults, "diversity": configs.diversity_defaults}.get(config.get("task"))
-    if defaults is not None:
+        configs.complete(config, defaults.property_defaults())
+    of_task = {"train": defaults.train_defaults, "diversity": defaults.diversity_defaults}.get(config.get("task"))
+    if of_task is not None:
         from mlip_jax.potential import create_model
         from mlip_jax.training.options import check
         create_model(config.model, config.get("potential"))
-        check(configs.complete(config, defaults()))
+        check(configs.complete(config, of_task()))
     return config
 
 

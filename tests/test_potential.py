@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlip_jax import config as configs
-from mlip_jax import models, terms
+from mlip_jax import defaults, models, terms
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batching import Budget, build_batch
 from mlip_jax.models.heads import AtomOutputs
@@ -55,14 +55,14 @@ def test_terms_are_added_in_ev_and_predictions_are_masked():
 
 def test_without_terms_the_model_is_itself():
     plain = models.create("painn", **MODEL["options"])
-    off = configs.train_defaults().potential
+    off = defaults.train_defaults().potential
     for potential in (None, {}, off, configs.to_dict(off)):
         assert create_model(MODEL, potential) == plain
     assert long_range_cutoff(plain) is None
 
 
 def test_terms_of_a_config():
-    c = configs.train_defaults().potential
+    c = defaults.train_defaults().potential
     c.zbl = c.electrostatics = True
     c.electrostatics_options.damping = 3.0
     assert active_terms(c) == {"zbl": {}, "electrostatics": {"damping": 3.0, "cutoff": 12.0}}
@@ -91,24 +91,24 @@ def test_errors_of_a_config(fields, message):
 
 def test_every_term_has_its_switch_in_the_config():
     assert sorted(configs.TERMS) == terms.names()
-    c = configs.train_defaults().potential
+    c = defaults.train_defaults().potential
     for name in terms.names():
         assert c[name] is False and not c[f"{name}_options"]
 
 
 def test_options_of_terms_are_free_and_their_names_are_not():
-    given = configs.train_defaults()
+    given = defaults.train_defaults()
     given.potential.zbl_options.cutoff = 2.0
-    assert configs.complete(given, configs.train_defaults()).potential.zbl_options.cutoff == 2.0
+    assert configs.complete(given, defaults.train_defaults()).potential.zbl_options.cutoff == 2.0
     with given.unlocked():
         given.potential.zbk = True
     with pytest.raises(configs.ConfigError, match="potential.zbk.*Did you mean 'potential.zbl'"):
-        configs.complete(given, configs.train_defaults())
+        configs.complete(given, defaults.train_defaults())
 
 
 def test_terms_that_are_off_are_no_part_of_a_runs_identity():
     """A run that was begun before there were terms goes on."""
-    c = configs.train_defaults()
+    c = defaults.train_defaults()
     c.potential.long_range_cutoff = 9.0
     assert "potential" not in configs.identity(c)
     c.potential.zbl = True

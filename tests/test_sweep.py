@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from configs import spice, spice_sweep
 from mlip_jax import config as configs
+from mlip_jax import defaults
 from mlip_jax.config import ConfigError
 from mlip_jax.sweep import _SAFE, differing, load, override, parse, product, to_text
 
 CONFIG = """
-from mlip_jax.config import train_defaults
+from mlip_jax.defaults import train_defaults
 
 def get_config(model="so3krates"):
     config = train_defaults()
@@ -42,7 +43,7 @@ def variants(tmp_path):
     def variants(body, argument="", config=None, parameters=""):
         path = tmp_path / "config.py"
         path.write_text(CONFIG + f"def sweep({parameters}):\n    {body}\n")
-        config = configs.train_defaults() if config is None else config
+        config = defaults.train_defaults() if config is None else config
         return load(f"{path}:{argument}" if argument else str(path), config)
 
     return variants
@@ -65,7 +66,7 @@ def test_overrides_come_through_text(overrides):
 @settings(deadline=None, max_examples=30)
 @given(fields)
 def test_overrides_of_a_config_come_through_text(overrides):
-    config = configs.train_defaults()
+    config = defaults.train_defaults()
     there = override(config, parse(to_text(overrides)))
     for path, value in overrides.items():
         for name, inner in value.items() if path == "train" else [(None, value)]:
@@ -102,7 +103,7 @@ def test_one_option_keeps_the_others_and_a_dictionary_replaces_them():
 
 
 def test_fields_that_refer_to_others_follow():
-    config = configs.train_defaults()
+    config = defaults.train_defaults()
     config.data.split_seed = config.get_ref("seed")
     assert override(config, {"seed": 7}).data.split_seed == 7 and config.seed == 0
 
@@ -118,7 +119,7 @@ def test_fields_that_refer_to_others_follow():
 ])
 def test_wrong_fields(overrides, message):
     with pytest.raises(ConfigError, match=message):
-        override(configs.train_defaults(), overrides)
+        override(defaults.train_defaults(), overrides)
 
 
 @given(st.dictionaries(st.sampled_from(["seed", "train.batch_size", "model.name"]),
@@ -181,7 +182,7 @@ def test_config_file_without_sweep(tmp_path):
     path = tmp_path / "config.py"
     path.write_text(CONFIG)
     with pytest.raises(ConfigError, match="has no function sweep"):
-        load(str(path), configs.train_defaults())
+        load(str(path), defaults.train_defaults())
 
 
 def test_argument_of_the_config_goes_to_a_sweep_that_takes_it(variants):
@@ -191,7 +192,7 @@ def test_argument_of_the_config_goes_to_a_sweep_that_takes_it(variants):
 
 
 def test_changes_of_the_command_line_hold_for_all_variants(variants):
-    config = configs.train_defaults()
+    config = defaults.train_defaults()
     config.train.batch_size, config.seed = 3, 9
     found = variants('return [{"seed": 0}, {"train.num_steps": 5}]', config=config)
     assert [(v.config.train.batch_size, v.config.seed, v.config.train.num_steps) for v in found] == [
@@ -201,7 +202,8 @@ def test_changes_of_the_command_line_hold_for_all_variants(variants):
 def test_columns_are_what_differs(variants):
     found = variants("""return [{"seed": 0, "train.batch_size": 8},
         {"seed": 1, "train.batch_size": 8, "loss.beta": 0.5}]""")
-    assert differing(found, configs.train_defaults()) == [{"seed": 0, "loss.beta": 0.99}, {"seed": 1, "loss.beta": 0.5}]
+    assert differing(found, defaults.train_defaults()) == [
+        {"seed": 0, "loss.beta": 0.99}, {"seed": 1, "loss.beta": 0.5}]
 
 
 def test_dictionaries_are_columns_only_where_nothing_else_tells_them():
@@ -220,7 +222,7 @@ def test_not_a_number_is_no_difference():
 
 def test_variants_of_other_config_files(variants, tmp_path):
     other = tmp_path / "other.py"
-    other.write_text("from mlip_jax.config import property_defaults\n\n\ndef get_config(model='schnet'):\n"
+    other.write_text("from mlip_jax.defaults import property_defaults\n\n\ndef get_config(model='schnet'):\n"
                      "    c = property_defaults()\n    c.model.name = model\n    return c\n")
     found = variants(f"return [{{'seed': 1}}, {{'name': 'p', 'config': '{other}:painn', 'seed': 2, "
                      "'init.workdir': '{sweep}/seed=1'}]")

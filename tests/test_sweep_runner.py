@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mlip_jax import config as configs
-from mlip_jax import sweep_runner
+from mlip_jax import defaults, sweep_runner
 from mlip_jax.config import ConfigError
 from mlip_jax.sweep import Variant, parse
 from mlip_jax.sweep_runner import Sweep, run
@@ -22,7 +21,7 @@ from mlip_jax.workdir import WorkdirError
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIG = """
-from mlip_jax.config import {defaults}_defaults
+from mlip_jax.defaults import {defaults}_defaults
 
 def get_config():
     config = {defaults}_defaults()
@@ -58,7 +57,7 @@ def sweep(tmp_path, monkeypatch):
     config_file.write_text(CONFIG.format(defaults="convert", task="convert", variants=variants))
 
     def sweep(change=(), **options):
-        config = configs.convert_defaults()
+        config = defaults.convert_defaults()
         config.update(dict(change))
         return run(str(config_file), config, tmp_path / "run", [], **options)
 
@@ -178,10 +177,10 @@ def test_a_variant_that_came_to_nothing_leaves_its_folder_to_the_corrected_one(s
 def test_several_sweeps_share_the_work(sweep, tmp_path):
     """Two at once: none runs what the other does, and the table has all."""
     do(tmp_path / "run", "wait 0.5")
-    script = (f"import sys\nfrom mlip_jax import config, sweep_runner\n"
+    script = (f"import sys\nfrom mlip_jax import defaults, sweep_runner\n"
               f"sweep_runner.Sweep._command = lambda self, v: [sys.executable, '-c', {PROGRAM!r}, "
               f"str(self._folder / v.name)]\n"
-              f"sys.exit(sweep_runner.run({str(tmp_path / 'config.py')!r}, config.convert_defaults(), "
+              f"sys.exit(sweep_runner.run({str(tmp_path / 'config.py')!r}, defaults.convert_defaults(), "
               f"{str(tmp_path / 'run')!r}, []))\n")
     both = [subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
                              stdout=subprocess.DEVNULL) for _ in range(2)]
@@ -252,7 +251,7 @@ def dependent(tmp_path, monkeypatch):
     path = tmp_path / "config.py"
     path.write_text(CONFIG.format(defaults="convert", task="convert", variants=DEPENDENT)
                     + "\ndef report(folder):\n    (folder / 'made').write_text('x')\n    return folder / 'made'\n")
-    return lambda **options: run(str(path), configs.convert_defaults(), tmp_path / "run", [], **options)
+    return lambda **options: run(str(path), defaults.convert_defaults(), tmp_path / "run", [], **options)
 
 
 def test_what_a_variant_needs_comes_first(dependent, tmp_path, capsys):
@@ -278,7 +277,7 @@ def test_one_variant_alone_does_not_wait_for_what_it_needs(dependent, tmp_path, 
 
 
 def test_folders_and_other_config_files_in_the_command(tmp_path):
-    variant = Variant("b", {"init.workdir": "{sweep}/a"}, configs.property_defaults(), "configs/force2prop.py:all")
+    variant = Variant("b", {"init.workdir": "{sweep}/a"}, defaults.property_defaults(), "configs/force2prop.py:all")
     made = Sweep(tmp_path / "run", [variant], [{}], ["--config=x.py", "--config.seed=3", "--debug", "--config", "y.py"],
                  "title")._command(variant)
     assert made[3:6] == ["--debug", "--config=configs/force2prop.py:all", "--nosweep"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_collections
 
 from mlip_jax import config as configs
+from mlip_jax import defaults
 from mlip_jax.datasets import verdict
 from mlip_jax.datasets.checks import Findings
 from mlip_jax.datasets.conversion import Recipe, convert
@@ -26,7 +27,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError: With what to do about it.
     """
-    config = configs.complete(config, configs.convert_defaults())
+    config = configs.complete(config, defaults.convert_defaults())
     with claimed(workdir, configs.identity(config)) as folder:
         data = config.data
         filters = {f.name: data[f.name] for f in dataclasses.fields(Filters)}

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from mlip_jax import config as configs
-from mlip_jax import distributed
+from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import generalization, source, splits
 from mlip_jax.datasets.connectivity import describe
@@ -43,13 +43,13 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
       ConfigError, WorkdirError, DatasetError, TrainingError, CheckpointError, Stopped: With what to do about it.
     """
     workdir = Path(workdir)
-    given, config = copy.deepcopy(config), configs.complete(config, configs.diversity_defaults())
+    given, config = copy.deepcopy(config), configs.complete(config, defaults.diversity_defaults())
     _check(config)
     given.unlock()
     given.task = "train"
     if "diversity" in given:
         del given.diversity
-    training, options = configs.complete(given, configs.train_defaults()), config.diversity
+    training, options = configs.complete(given, defaults.train_defaults()), config.diversity
     if not _is_trained(workdir, training):
         train.run(given, workdir)
     path = workdir / RESULT

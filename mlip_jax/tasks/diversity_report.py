@@ -8,6 +8,7 @@ from pathlib import Path
 import ml_collections
 
 from mlip_jax import config as configs
+from mlip_jax import defaults
 from mlip_jax.config import ConfigError
 from mlip_jax.reports import diversity
 
@@ -20,7 +21,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError: No sweeps are given. ValueError: They hold no result.
     """
-    config = configs.complete(config, configs.diversity_report_defaults())
+    config = configs.complete(config, defaults.diversity_report_defaults())
     sweeps = [part.strip() for part in config.sweeps.split(",") if part.strip()]
     if not sweeps:
         raise ConfigError("sweeps: give the folders of the sweeps, --config.sweeps=runs/n_fixed,runs/ns_fixed")

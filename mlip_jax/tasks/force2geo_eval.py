@@ -14,6 +14,7 @@ from ase import Atoms
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mlip_jax import config as configs
+from mlip_jax import defaults
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import molecule_files, readers, source, start_geometries
 from mlip_jax.datasets.held_out import RunData
@@ -39,7 +40,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, CheckpointError, OracleError, ImportError: With what to do about it.
     """
-    config = configs.complete(config, configs.force2geo_defaults())
+    config = configs.complete(config, defaults.force2geo_defaults())
     paths = force_fields(config.force_field)
     limits = Limits(config.metrics.chemical_accuracy, config.metrics.fmax, config.metrics.min_gap)
     method = Method(config.oracle.method, source.reader_options(config.oracle.options))

@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 
 from mlip_jax import config as configs
+from mlip_jax import defaults
 from mlip_jax.config import ConfigError
 from mlip_jax.workdir import claimed, write_json
 
@@ -27,7 +28,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, ImportError, OSError: With what to do about it.
     """
-    config = configs.complete(config, configs.conformers_defaults())
+    config = configs.complete(config, defaults.conformers_defaults())
     if not config.smiles:
         raise ConfigError("smiles: give a file of molecules, --config.smiles=FILE.smi (or .csv)")
     from mlip_jax.datasets.embedded import storage

@@ -10,6 +10,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from mlip_jax import config as configs
+from mlip_jax import defaults
 from mlip_jax.datasets import source, splits
 from mlip_jax.datasets.filters import REASONS
 from mlip_jax.datasets.histogram import Histogram
@@ -27,7 +28,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError: With what to do about it.
     """
-    config = configs.complete(config, configs.inspect_defaults())
+    config = configs.complete(config, defaults.inspect_defaults())
     with claimed(workdir, configs.identity(config)) as folder:
         config.data.refuse = False  # what is wrong with the data is what one wants to see
         data = source.load(config.data)

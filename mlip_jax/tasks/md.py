@@ -13,7 +13,7 @@ import ml_collections
 from ase import Atoms
 
 from mlip_jax import config as configs
-from mlip_jax import distributed
+from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.molecule_files import CsvColumns, fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
@@ -40,7 +40,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, OutputError, CheckpointError, ValueError: With what to do about it.
     """
-    config = configs.complete(config, configs.md_defaults())
+    config = configs.complete(config, defaults.md_defaults())
     settings = _checked(config)
     with claimed(workdir, configs.identity(config)) as workdir:
         potential = load_force_field(config.force_field)

@@ -16,7 +16,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from mlip_jax import config as configs
-from mlip_jax import distributed
+from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.embedding import MoleculeRecord
@@ -49,7 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, CheckpointError, JournalError: With what to do about it.
     """
-    config = configs.complete(config, configs.predict_defaults())
+    config = configs.complete(config, defaults.predict_defaults())
     _check(config)
     with contextlib.ExitStack() as stack:
         with distributed.leader_first("workdir"):

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from mlip_jax import config as configs
-from mlip_jax import distributed, predictor
+from mlip_jax import defaults, distributed, predictor
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import property_data, source, statistics
 from mlip_jax.datasets import splits as splits_module
@@ -59,7 +59,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
       ConfigError, WorkdirError, DatasetError, CheckpointError, TrainingError, Stopped: With what to do about it.
     """
     started = time.monotonic()
-    config = configs.complete(config, configs.property_defaults())
+    config = configs.complete(config, defaults.property_defaults())
     _check(config)
     with contextlib.ExitStack() as stack:
         with distributed.leader_first("workdir"):

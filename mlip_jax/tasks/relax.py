@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from mlip_jax import config as configs
-from mlip_jax import distributed
+from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.embedding import MoleculeRecord
 from mlip_jax.datasets.molecule_files import CsvColumns, count_molecules, fingerprint, read_molecules
@@ -46,7 +46,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, JournalError: With what to do about it.
     """
-    config = configs.complete(config, configs.relax_defaults())
+    config = configs.complete(config, defaults.relax_defaults())
     _check(config)
     with contextlib.ExitStack() as stack:
         with distributed.leader_first("workdir"):

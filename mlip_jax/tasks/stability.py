@@ -14,7 +14,7 @@ import numpy as np
 from ase import Atoms
 
 from mlip_jax import config as configs
-from mlip_jax import distributed
+from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.molecule_files import fingerprint
 from mlip_jax.importers import load_force_field
@@ -41,7 +41,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, OutputError, CheckpointError, ValueError: With what to do about it.
     """
-    config = configs.complete(config, configs.stability_defaults())
+    config = configs.complete(config, defaults.stability_defaults())
     _check(config)
     with claimed(workdir, configs.identity(config)) as workdir:
         potential = load_force_field(config.force_field)

@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from mlip_jax import config as configs
-from mlip_jax import distributed, terms
+from mlip_jax import defaults, distributed, terms
 from mlip_jax.checkpoint import from_arrays
 from mlip_jax.datasets import source, statistics
 from mlip_jax.datasets import splits as splits_module
@@ -56,7 +56,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
       ConfigError, WorkdirError, DatasetError, TrainingError, Stopped: With what to do about it.
     """
     started = time.monotonic()
-    config = configs.complete(config, configs.train_defaults())
+    config = configs.complete(config, defaults.train_defaults())
     check(config)
     with contextlib.ExitStack() as stack:
         with distributed.leader_first("workdir"):

@@ -13,7 +13,7 @@ import pytest
 from ase import units
 from ase.data import atomic_numbers
 
-from mlip_jax import config as configs
+from mlip_jax import defaults
 from mlip_jax.datasets import readers, source
 from mlip_jax.datasets.conversion import Recipe, convert
 from mlip_jax.datasets.filters import CODES, Filters
@@ -44,7 +44,7 @@ def options(tmp_path):
     (tmp_path / "data").mkdir()
 
     def make(path=None, **changes):
-        data = configs.train_defaults().data
+        data = defaults.train_defaults().data
         data.directory = str(tmp_path / "data")
         data.elements = None
         if path is not None:

@@ -4,7 +4,7 @@ import numpy as np
 from ase.build import molecule
 
 from mlip_jax.checkpoint import CheckpointStore
-from mlip_jax.config import property_defaults
+from mlip_jax.defaults import property_defaults
 from mlip_jax.predictor import backbone_of
 from tests.datasets.readers.samples import pubchemqcr
 from tests.simulation.conftest import random_potential

@@ -11,9 +11,10 @@ import h5py
 import numpy as np
 import pytest
 
-from mlip_jax.config import ConfigError, convert_defaults
+from mlip_jax.config import ConfigError
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.store import Store, is_store
+from mlip_jax.defaults import convert_defaults
 from mlip_jax.tasks import convert
 from mlip_jax.workdir import WorkdirError, claimed
 

@@ -14,7 +14,7 @@ import pytest
 from ase.data import chemical_symbols
 from matplotlib import image
 
-from mlip_jax import config as configs
+from mlip_jax import defaults
 from mlip_jax.datasets import readers, source
 from mlip_jax.datasets.histogram import Histogram
 from mlip_jax.reports.dataset import markdown, write_dataset_report
@@ -47,7 +47,7 @@ def structures():
 
 
 def config_for(path, directory, **changes):
-    config = configs.inspect_defaults()
+    config = defaults.inspect_defaults()
     config.data.path, config.data.directory = str(path), str(directory)
     config.data.update(changes)
     return config

@@ -5,7 +5,8 @@ import csv
 import numpy as np
 import pytest
 
-from mlip_jax.config import ConfigError, predict_defaults
+from mlip_jax.config import ConfigError
+from mlip_jax.defaults import predict_defaults
 from mlip_jax.predictor import Predictor
 from mlip_jax.tasks import predict
 from mlip_jax.tasks import property as property_task

@@ -15,8 +15,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read
 
 from mlip_jax import distributed
-from mlip_jax.config import ConfigError, relax_defaults
+from mlip_jax.config import ConfigError
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.defaults import relax_defaults
 from mlip_jax.simulation import relax_journal
 from mlip_jax.simulation.relax_journal import JournalError
 from mlip_jax.tasks import relax

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from mlip_jax import config as configs
+from mlip_jax import defaults
 from mlip_jax.checkpoint import CheckpointStore
 from mlip_jax.datasets.split_files import load_split
 from mlip_jax.datasets.store import Store
@@ -23,7 +23,7 @@ DATA = Path(__file__).parents[1] / "data/gfn2_small.hdf5"
 
 
 def config(**potential):
-    c = configs.train_defaults()
+    c = defaults.train_defaults()
     c.data.path = str(DATA)
     c.data.charge = 0.0
     c.data.elements = ("H", "C", "N", "O", "S")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mlip_jax.config import ConfigError, train_defaults
+from mlip_jax.config import ConfigError
+from mlip_jax.defaults import train_defaults
 from mlip_jax.tasks import train
 from mlip_jax.training.options import check_options
 

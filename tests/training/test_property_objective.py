@@ -6,8 +6,9 @@ import jraph
 import numpy as np
 import pytest
 
-from mlip_jax.config import ConfigError, property_defaults
+from mlip_jax.config import ConfigError
 from mlip_jax.datasets.property_data import Target
+from mlip_jax.defaults import property_defaults
 from mlip_jax.training.displaced import DISPLACEMENT
 from mlip_jax.training.property_objective import Properties, check
 
