@@ -103,7 +103,7 @@ def _split_defaults(data: ml_collections.ConfigDict) -> None:
     data.split = "molecule"  # "random", "scaffold", "scaffold_random", "size", "official"
     data.split_files = ""  # record numbers of an own split: "split.json" or "train=a.csv,test=b.csv"
     data.split_seed = 0
-    # Files of other splits (split_records.json of a run on the same data) whose test records are not trained on.
+    # Files of other splits (split_records.json of a run on the same data) whose test molecules are not trained on.
     data.held_out = ""
     # Train on so many conformations of each of so many molecules of the training part; a larger subset holds a smaller.
     data.num_molecules, data.num_conformers = placeholder(int), 1

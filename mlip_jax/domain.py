@@ -26,13 +26,14 @@ class Domain:
     """Where training molecules lie.
 
     Attributes:
-      points: (M, F) features of training molecules over `spread` (F,).
+      points: (M, F) features of training molecules less `center` (F,), over `spread` (F,).
       border: Distance beyond which a molecule is outside.
       edges, errors: Expected |error| of each property by name in bins of the distance: (B - 1,) inner edges, and (B,)
         that never fall.
     """
 
     points: np.ndarray
+    center: np.ndarray
     spread: np.ndarray
     border: float
     edges: np.ndarray
@@ -47,8 +48,8 @@ class Domain:
         """
         if not len(train) or not len(valid):
             raise ValueError("a domain needs training and validation molecules")
-        spread = np.maximum(train.std(0), 1e-6 * max(float(np.abs(train).max()), 1e-12))
-        made = cls((train / spread).astype(np.float32), spread, np.inf, np.zeros(0), {})
+        center, spread = train.mean(0), np.maximum(train.std(0), 1e-6 * max(float(np.abs(train).max()), 1e-12))
+        made = cls(((train - center) / spread).astype(np.float32), center, spread, np.inf, np.zeros(0), {})
         distance = made.distance(valid)
         edges = np.unique(np.quantile(distance, np.linspace(0, 1, min(_BINS, len(valid)) + 1)[1:-1]))
         bins = np.digitize(distance, edges)
@@ -58,7 +59,7 @@ class Domain:
 
     def distance(self, features: np.ndarray) -> np.ndarray:
         """Mean distance to the nearest training molecules, (S,)."""
-        neighbors, own = min(_NEIGHBORS, len(self.points)), (features / self.spread).astype(np.float32)
+        neighbors, own = min(_NEIGHBORS, len(self.points)), ((features - self.center) / self.spread).astype(np.float32)
         squares, found = (self.points ** 2).sum(1), np.zeros(len(own))
         for start in range(0, len(own), _ROWS):
             rows = own[start:start + _ROWS]
@@ -77,8 +78,8 @@ class Domain:
     def save(self, path: Path) -> None:
         """Write an npz file."""
         with open(path, "wb") as file:
-            np.savez_compressed(file, points=self.points, spread=self.spread, border=self.border, edges=self.edges,
-                                **{f"error_{name}": e for name, e in self.errors.items()})
+            np.savez_compressed(file, points=self.points, center=self.center, spread=self.spread, border=self.border,
+                                edges=self.edges, **{f"error_{name}": e for name, e in self.errors.items()})
 
     @classmethod
     def load(cls, path: Path) -> Domain:
@@ -91,7 +92,7 @@ class Domain:
             raise CheckpointError(f"{path}: is missing; it is written at the end of a run of the task 'property'")
         with np.load(path, allow_pickle=False) as kept:
             errors = {k.removeprefix("error_"): kept[k] for k in kept.files if k.startswith("error_")}
-            return cls(kept["points"], kept["spread"], float(kept["border"]), kept["edges"], errors)
+            return cls(kept["points"], kept["center"], kept["spread"], float(kept["border"]), kept["edges"], errors)
 
 
 def _mean(values: np.ndarray) -> float:

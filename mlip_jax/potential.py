@@ -88,8 +88,9 @@ def _moved(graph, positions, strain, node_graph):
     if strain is None:
         return graph._replace(nodes={**graph.nodes, "positions": positions})
     deformation = jnp.eye(3, dtype=positions.dtype) + 0.5 * (strain + strain.transpose(0, 2, 1))
-    cell = jnp.einsum("gcx,gxy->gcy", graph.globals["cell"], deformation)
-    positions = jnp.einsum("nx,nxy->ny", positions, deformation[node_graph])
+    exact = jax.lax.Precision.HIGHEST  # float32 is not cut to bfloat16 or TF32
+    cell = jnp.einsum("gcx,gxy->gcy", graph.globals["cell"], deformation, precision=exact)
+    positions = jnp.einsum("nx,nxy->ny", positions, deformation[node_graph], precision=exact)
     return graph._replace(nodes={**graph.nodes, "positions": positions}, globals={**graph.globals, "cell": cell})
 
 

@@ -107,7 +107,21 @@ def load(config_file: str, config: ml_collections.ConfigDict) -> list[Variant]:
         if unknown:
             raise ConfigError(f"{config_file}: {v.name} needs the folder of "
                               + configs.unknown_name("variant", unknown[0], [w.name for w in variants]))
+    needs = {v.name: v.needs for v in variants}
+    for name in needs:
+        if name in _all_needs(name, needs):
+            raise ConfigError(f"{config_file}: {name} needs its own folder, itself or through others")
     return variants
+
+
+def _all_needs(name: str, needs: Mapping[str, Sequence[str]]) -> set[str]:
+    """What a variant needs, and what that needs."""
+    found, left = set(), list(needs[name])
+    while left:
+        if (here := left.pop()) not in found:
+            found.add(here)
+            left += needs[here]
+    return found
 
 
 def reporter(config_file: str) -> Callable[[Path], Any] | None:

@@ -22,7 +22,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def run(config_file: str, config: ml_collections.ConfigDict, workdir: str | Path
       ConfigError: From the variants, see `sweep.load`, or there is no variant of that number.
       WorkdirError: The folder is that of a run, cannot be written, or another process is at work on the variant.
     """
-    variants = load(config_file, config)
+    _refuse_lost_fields(arguments, variants := load(config_file, config))
     chosen = variants if index is None else [variants[_number(index, len(variants))]]
     if list_only:
         for number, variant in enumerate(variants):
@@ -78,6 +78,16 @@ def run(config_file: str, config: ml_collections.ConfigDict, workdir: str | Path
                   f"Sweep of {Path(config_file.partition(':')[0]).name}",
                   member=environment is not None and _process(environment) > 0, report=reporter(config_file))
     return sweep.collect() if collect_only else sweep.run(chosen)
+
+
+def _refuse_lost_fields(arguments: Sequence[str], variants: Sequence[Variant]) -> None:
+    """Raises ConfigError for fields of the command line that some variants would not have."""
+    fields = [a for a in arguments if a.lstrip("-").startswith(("config.", "overrides"))]
+    of_others = [v.name for v in variants if v.config_file]
+    if fields and of_others:
+        raise ConfigError(f"{fields[0]} cannot be given: {len(of_others)} variants of this sweep, the first "
+                          f"{of_others[0]}, are of other config files, which have fields of their own. Change sweep() "
+                          "of the config file")
 
 
 def _process(environment: distributed.Environment) -> int:
@@ -124,20 +134,18 @@ class Sweep:
         """Run those of `chosen` that are not complete; returns the exit code of the sweep."""
         states: dict[str, str] = {}
         with Stop() as stop:
-            waiting = collections.deque(enumerate(chosen, 1))
+            waiting, postponed = collections.deque(enumerate(chosen, 1)), 0
             while waiting and not stop.received and "stopped" not in states.values():
+                if postponed >= len(waiting):  # all of them wait for other processes
+                    time.sleep(_POLL)
+                    postponed = 0
                 number, variant = waiting.popleft()
-                label = f"[{number}/{len(chosen)}] {variant.name}"
-                needed = {name: self._state_of(name) for name in variant.needs}
-                if any(state == "running" or name in {v.name for _, v in waiting}
-                       for name, state in needed.items() if state != "done"):
-                    waiting.append((number, variant))  # what it needs comes, here or in another process
-                    time.sleep(_POLL if all(v.needs for _, v in waiting) else 0)
-                elif any(state != "done" for state in needed.values()):
-                    states[variant.name] = "failed"
-                    log.error("%s: needs %s first", label, ", ".join(n for n, s in needed.items() if s != "done"))
+                state = self._next_state(variant, f"[{number}/{len(chosen)}] {variant.name}", waiting, stop)
+                if state is None:
+                    waiting.append((number, variant))
+                    postponed += 1
                 else:
-                    states[variant.name] = self._one(variant, label, stop)
+                    states[variant.name], postponed = state, 0
         self._show(chosen)
         self._make_report()
         missing = [v.name for v in chosen if states.get(v.name) not in ("done", "failed", "running")]
@@ -147,6 +155,21 @@ class Sweep:
         if len(chosen) == 1 and "running" in states.values():
             raise WorkdirError(f"{self._folder / chosen[0].name}: another process is at work on this variant")
         return int("failed" in states.values())
+
+    def _next_state(self, variant: Variant, label: str, waiting, stop: Stop) -> str | None:
+        """The state of a variant after its turn; None where it is to come again later."""
+        behind = {v.name for _, v in waiting}
+        missing = {name: state for name in variant.needs if (state := self._state_of(name)) != "done"}
+        if missing:
+            if all(state == "running" or name in behind for name, state in missing.items()):
+                return None  # what it needs comes, here or in another process
+            if not self._member:
+                log.error("%s: needs %s first", label, ", ".join(missing))
+            return "failed"
+        state = self._one(variant, label, stop)
+        # others need it: taken over here if the process that is at it ends
+        needed = state == "running" and any(variant.name in v.needs for _, v in waiting)
+        return None if needed else state
 
     def collect(self) -> int:
         """Make the table; returns 0."""
@@ -205,7 +228,7 @@ class Sweep:
         arguments = list(self._arguments)
         if variant.config_file:
             arguments = _without_config(arguments) + [f"--config={variant.config_file}"]
-        overrides = to_text(variant.overrides).replace(SWEEP, str(self._folder.absolute()))
+        overrides = to_text(_placed(variant.overrides, str(self._folder.absolute())))
         return [sys.executable, "-m", "mlip_jax.main", *arguments, "--nosweep",
                 f"--workdir={self._folder / variant.name}", f"--overrides={overrides}"]
 
@@ -243,6 +266,15 @@ class Sweep:
                 path = self._folder / row.name / "log.txt"
                 print(f"\n{row.name} failed; the last lines of {path}:\n{_tail(path)}")
         print(f"\ntable: {self._folder / 'sweep.md'}", flush=True)
+
+
+def _placed(value: Any, folder: str) -> Any:
+    """Values in which the folder of the sweep stands for {sweep}."""
+    if isinstance(value, str):
+        return value.replace(SWEEP, folder)
+    if isinstance(value, Mapping):
+        return {k: _placed(v, folder) for k, v in value.items()}
+    return type(value)(_placed(v, folder) for v in value) if isinstance(value, list | tuple) else value
 
 
 def _without_config(arguments: list[str]) -> list[str]:

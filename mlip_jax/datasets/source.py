@@ -237,7 +237,9 @@ def _without_held_out(parts, store: Store, files: str) -> dict[str, np.ndarray]:
     test = [split_files.read_split_file(path.strip(), records).get("test") for path in files.split(",")]
     if any(t is None for t in test):
         raise DatasetError(f"data.held_out: {files} has no test part, which it is to keep out of training")
-    held = np.isin(store.index("record"), np.concatenate(test))
+    molecule = np.asarray(store.index("molecule"))
+    # whole molecules: other records of theirs may be in no part of that split
+    held = np.isin(molecule, molecule[np.isin(store.index("record"), np.concatenate(test))])
     kept = {name: indices if name == "test" else indices[~held[indices]] for name, indices in parts.items()}
     log.info("held out for the tests of other runs: %d structures of training, %d of validation",
              *(len(parts[name]) - len(kept[name]) for name in ("train", "valid")))

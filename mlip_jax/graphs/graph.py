@@ -57,8 +57,13 @@ def _vectors(graph, receivers, senders, shifts):
     vectors = positions[senders] - positions[receivers]
     if shifts is not None:
         cell = graph.globals["cell"][node_graph_index(graph)[receivers]]
-        vectors = vectors + jnp.einsum("ec,ecx->ex", shifts.astype(cell.dtype), cell)
+        vectors = vectors + _translations(shifts, cell)
     return vectors
+
+
+def _translations(shifts, cell):
+    # a product in bfloat16 or TF32, as some devices have it, would be off by hundredths of an Å
+    return jnp.einsum("ec,ecx->ex", shifts.astype(cell.dtype), cell, precision=jax.lax.Precision.HIGHEST)
 
 
 def pairs(graph: jraph.GraphsTuple, undirected: bool = True) -> Pairs:

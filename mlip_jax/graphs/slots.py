@@ -48,7 +48,8 @@ class Box(NamedTuple):
 
     def translations(self, vectors: jax.Array, slot: jax.Array) -> jax.Array:
         """Lattice translations (..., 3) that make vectors (..., 3) in slots (...) as short as can be, whole numbers."""
-        fractions = jnp.einsum("...x,...xc->...c", vectors, jnp.linalg.inv(self.cell)[slot])
+        fractions = jnp.einsum("...x,...xc->...c", vectors, jnp.linalg.inv(self.cell)[slot],
+                               precision=jax.lax.Precision.HIGHEST)
         return jnp.where(self.periodic[slot], -jnp.round(fractions), 0.0)
 
 
@@ -148,7 +149,8 @@ def _squared_distances(positions, box):
     d = [positions[:, :, None, x] - positions[:, None, :, x] for x in range(3)]
     if box is not None:
         vectors, slot = jnp.stack(d, -1), jnp.arange(len(positions))[:, None, None]
-        vectors += jnp.einsum("mijc,mcx->mijx", box.translations(vectors, slot), box.cell)
+        vectors += jnp.einsum("mijc,mcx->mijx", box.translations(vectors, slot), box.cell,
+                              precision=jax.lax.Precision.HIGHEST)
         d = [vectors[..., x] for x in range(3)]
     return d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
 

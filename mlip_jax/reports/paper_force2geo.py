@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,12 +23,12 @@ _PROPERTY = "gap"
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation over seeds; the latter NaN for one. values: In the order of the seeds."""
+    """Mean and sample standard deviation over seeds; the latter NaN for one. values: {seed: value}."""
 
     mean: float
     std: float
     count: int
-    values: tuple[float, ...] = ()
+    values: dict[str, float] = {}
 
     def __str__(self) -> str:
         if not self.count:
@@ -38,28 +38,29 @@ class Spread(NamedTuple):
 
 def read(folder: Path) -> dict[str, dict[str, Spread]]:
     """MAE in eV by variant (without its seed) and source of the test geometries, over the seeds that are done."""
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, dict[str, float]]] = {}
     for path in sorted(folder.glob("*/metrics.json")):
         if not (path.parent / "done.json").exists():
             continue
         scores = json.loads(path.read_text()).get("scores") or {}
-        before, _, last = path.parent.name.rpartition("-")
-        name = before if last.isdigit() else path.parent.name
+        before, _, seed = path.parent.name.rpartition("-")
+        name = before if seed.isdigit() else path.parent.name
         for part, of in scores.items():
             if part.startswith("test ") and _PROPERTY in of and of[_PROPERTY]["mae"] is not None:
-                found.setdefault(name, {}).setdefault(part.removeprefix("test "), []).append(of[_PROPERTY]["mae"])
+                found.setdefault(name, {}).setdefault(part.removeprefix("test "), {})[seed] = of[_PROPERTY]["mae"]
     return {name: {g: spread(v) for g, v in by.items()} for name, by in found.items()}
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Of some values."""
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else float("nan"), len(values),
-                  tuple(values))
+def spread(values: Mapping[str, float]) -> Spread:
+    """Of the values of some seeds."""
+    numbers = list(values.values())
+    return Spread(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else float("nan"),
+                  len(numbers), dict(values))
 
 
 def gain(of: Spread, baseline: Spread) -> tuple[float, float]:
     """Percent by which an MAE is lower than a baseline, and its standard error over the seeds."""
-    if not of.count or not baseline.count:
+    if min(of.count, baseline.count) < 2:
         return float("nan"), float("nan")
     ratio = of.mean / baseline.mean
     relative = [s.std / s.mean / np.sqrt(s.count) for s in (of, baseline)]
@@ -78,7 +79,7 @@ def write_paper_report(folder: Path) -> Path:
             page.paragraph("Mean absolute error of the HOMO-LUMO gap in eV on test molecules that no predictor and no "
                            "force field has seen, mean ± sample standard deviation over seeds. A gain is that "
                            "of the mean, ± its standard error over the seeds."),
-            *_claims(at), *_training(at), *_geometries(at), *_sizes(at), *_sweeps(at)]
+            *_claims(at), *_training(at), *_geometries(at), *_sizes(at, _num_train(Path(folder))), *_sweeps(at)]
     write_text(Path(folder) / "paper.json", json.dumps(
         {name: {g: s._asdict() for g, s in by.items()} for name, by in scores.items()}, indent=2) + "\n")
     write_text(Path(folder) / "report.html", page.page("Force2Prop and geometry fine-tuning", body))
@@ -93,11 +94,15 @@ def verdict(name: str, better: Spread, worse: Spread, paired: bool = False) -> s
     """
     if not better.count or not worse.count:
         return f"{name}: not measured."
-    difference = worse.mean - better.mean
-    if paired and better.count == worse.count > 1:
-        error = statistics.stdev(np.subtract(worse.values, better.values).tolist()) / np.sqrt(better.count)
+    seeds = sorted(better.values.keys() & worse.values.keys())
+    if min(better.count, worse.count, len(seeds) if paired else 2) < 2:
+        return f"{name}: is not decided, of a single seed ({worse} against {better} eV)."
+    if paired:
+        differences = [worse.values[s] - better.values[s] for s in seeds]
+        difference, error = statistics.fmean(differences), statistics.stdev(differences) / np.sqrt(len(seeds))
     else:
-        error = float(np.hypot(*(s.std / np.sqrt(s.count) if s.count > 1 else 0.0 for s in (better, worse))))
+        difference = worse.mean - better.mean
+        error = float(np.hypot(*(s.std / np.sqrt(s.count) for s in (better, worse))))
     shown = "holds" if difference > 2 * error else "does not hold" if difference < -2 * error else "is not decided"
     return f"{name}: {shown} ({worse} against {better} eV; difference {difference:+.3f} ± {error:.3f})."
 
@@ -164,24 +169,32 @@ def _geometries(at) -> Iterator[str]:
                       "truth.", wide=True)
 
 
-def _sizes(at) -> Iterator[str]:
+def _num_train(folder: Path) -> int:
+    """Training molecules of the runs that have all of them; 0 where none is done."""
+    for path in sorted(folder.glob("scratch-?/metrics.json")):
+        return json.loads(path.read_text())["scores"].get("train", {}).get(_PROPERTY, {}).get("count", 0)
+    return 0
+
+
+def _sizes(at, whole: int) -> Iterator[str]:
     yield page.heading("How much data (Figures 5 and 6)")
     fig, axes = figures.figure("Molecules with the property", "Molecules of pre-training", size=(9.2, 3.8))
     for place, (title, name) in enumerate({"from scratch": "scratch", "Force2Prop": "force2prop"}.items()):
-        _errorbars(axes[0], [250, 800, 2360], [at(f"{name}-250"), at(f"{name}-800"), at(name)], title, place)
-    _errorbars(axes[1], [0, 300, 2129], [at("scratch"), at("force2prop-300"), at("force2prop")], "Force2Prop", 1)
+        _errorbars(axes[0], [250, 800, whole or 2_500], [at(f"{name}-250"), at(f"{name}-800"), at(name)], title, place)
+    _errorbars(axes[1], [0, 1, 2], [at("scratch"), at("force2prop-300"), at("force2prop")], "Force2Prop", 1)
     for ax in axes:
         ax.set(xlabel="training molecules", ylabel="gap MAE (eV)")
         ax.legend(frameon=False, fontsize=9)
     axes[0].set_xscale("log")
-    axes[0].set_xticks([250, 800, 2360], ["250", "800", "2,360"])
+    axes[0].set_xticks([250, 800, whole or 2_500], ["250", "800", f"{whole:,}" if whole else "all"])
+    axes[1].set_xticks([0, 1, 2], ["none", "300", "all"])
     axes[0].minorticks_off()
     yield page.figure(fig, "Error against the number of molecules that the predictor, and the force field, saw.",
                       wide=True)
     yield page.table(["molecules with the property", "from scratch (eV)", "Force2Prop (eV)", "gain (%)"], [
-        (f"{n:,}", str(at(f"scratch{end}")), str(at(f"force2prop{end}")),
+        (f"{n:,}" if n else "all", str(at(f"scratch{end}")), str(at(f"force2prop{end}")),
          "{:.1f} ± {:.1f}".format(*gain(at(f"force2prop{end}"), at(f"scratch{end}"))))
-        for n, end in ((250, "-250"), (800, "-800"), (2360, ""))])
+        for n, end in ((250, "-250"), (800, "-800"), (whole, ""))])
 
 
 def _sweeps(at) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -79,7 +80,9 @@ def metrics(found: Stability) -> dict[str, Any]:
             "first_break_ps": min(times, default=None), "lived_ps": lived,
             # of an exponential distribution with these breaks in the time that all have lived together
             "mean_time_to_break_ps": lived / len(times) if times else None})
-    stable = [e["temperature_k"] for e in by_temperature if e["survived"] == e["replicas"]]
+    # a break at a lower temperature counts, too
+    ascending = sorted(by_temperature, key=lambda e: e["temperature_k"])
+    stable = [e["temperature_k"] for e in itertools.takewhile(lambda e: e["survived"] == e["replicas"], ascending)]
     drifts = [abs(d) for d in found.drifts if math.isfinite(d)]
     num, known = len(found.replicas), math.isfinite(found.steps_per_second)
     return {

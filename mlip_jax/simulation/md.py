@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -73,9 +74,9 @@ class MolecularDynamics:
         self._dof = self._begin_momenta()
         self._reach = Reach(float(self.potential.cutoff), self.potential.long_range_cutoff, self.settings.skin)
         self._check_cells()
-        self._compiled_before = 0
+        self._compiled_before, self._step_of_list = 0, None
         self._on_device = md_neighbors.suits_device(self._system, self._reach)
-        self._seconds_of_step = 0.0
+        self._seconds_of_step, self._steps_timed, self._seconds_timed = 0.0, 0, 0.0
         with self._precision():
             self._key = jax.random.key(self.settings.seed)
             self._program = self._make_program()
@@ -99,8 +100,8 @@ class MolecularDynamics:
 
     @property
     def steps_per_second(self) -> float:
-        """Of the last dispatch that compiled nothing; NaN if there was none."""
-        return 1 / self._seconds_of_step if self._seconds_of_step else float("nan")
+        """Over all dispatches that compiled nothing; NaN if there was none."""
+        return self._steps_timed / self._seconds_timed if self._steps_timed else float("nan")
 
     @property
     def lists_made(self) -> int:
@@ -153,6 +154,8 @@ class MolecularDynamics:
             made = int(self._state.step) - before
             if made and compiles == self.num_compiles:
                 self._seconds_of_step = (time.perf_counter() - begin) / made
+                self._steps_timed, self._seconds_timed = (
+                    self._steps_timed + made, self._seconds_timed + time.perf_counter() - begin)
             self._serve()
         return records
 
@@ -171,7 +174,11 @@ class MolecularDynamics:
             self._program = self._make_program()
         elif not bool(self._state.stale):
             return
-        now = jax.device_get((self._state.positions, self._state.cell))
+        now, step = jax.device_get((self._state.positions, self._state.cell)), int(self._state.step)
+        if step == self._step_of_list:
+            raise RuntimeError(f"the step after {step} asks for a neighbour list again that was just made for it; "
+                               "choose a longer skin or a shorter timestep")
+        self._step_of_list = step
         self._state = self._state._replace(graph=self._list(*now), stale=np.bool_(False),
                                            lists=self._state.lists + 1)
 
@@ -251,7 +258,11 @@ class MolecularDynamics:
                                  f"pbc={atoms.pbc.tolist()}")
 
     def _precision(self):
-        return jax.enable_x64(self._dtype == np.float64)
+        stack = contextlib.ExitStack()
+        stack.enter_context(jax.enable_x64(self._dtype == np.float64))
+        # some devices else multiply float32 as bfloat16 or TF32, which no energy is conserved in
+        stack.enter_context(jax.default_matmul_precision("float32"))
+        return stack
 
     def _told(self, records: Records) -> tuple[Thermo, Frames]:
         """Records with reference energies, in the units of people."""

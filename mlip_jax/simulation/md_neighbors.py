@@ -49,8 +49,11 @@ def suits_device(system: System, reach: Reach) -> bool:
 
 
 def longest_move(on_device: bool, reach: Reach) -> float:
-    """How far an atom may move in one step, Å. Half a bond of hydrogen is a wreck already; see md_loop.Loop."""
-    return _LONGEST_MOVE if on_device else min(_LONGEST_MOVE, 0.5 * reach.skin)
+    """How far an atom may move in one step, Å. Half a bond of hydrogen is a wreck already; see md_loop.Loop.
+
+    A step from where a list of the host was made must not ask for another list, or it would be asked for for ever.
+    """
+    return _LONGEST_MOVE if on_device else min(_LONGEST_MOVE, 0.45 * reach.skin)
 
 
 def longest(reach: Reach) -> float:
@@ -130,8 +133,9 @@ def has_moved(graph: jraph.GraphsTuple, particles: Particles, positions: jax.Arr
         old = graph.globals["cell"][:-1]
         ratio = jnp.cbrt(jnp.abs(jnp.linalg.det(cell) / jnp.linalg.det(old)))
         ratio = jnp.append(ratio, 1.0)[particles.molecule]
-        cutoff = longest(reach) - reach.skin
-        limit, scale = (longest(reach) - cutoff / ratio) / 2, ratio[:, None]
+        # where the cell has grown the short cutoff is the stricter one, where it has shrunk the long one
+        limits = [cutoff + reach.skin - cutoff / ratio for cutoff in {reach.cutoff, reach.long_range or reach.cutoff}]
+        limit, scale = jnp.min(jnp.stack(limits), axis=0) / 2, ratio[:, None]
     moved = positions / scale - before
     # rounding may make a distance a little longer; a thousandth of the skin is far more than that
     return ~((moved * moved).sum(-1) <= jnp.square(jnp.maximum(0.999 * limit, 0.0))).all()

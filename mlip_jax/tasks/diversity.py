@@ -192,13 +192,20 @@ def _other_molecules(data: RunData, potential: Potential, training, options
     asked.elements = None
     loaded = source.load(asked)
     store, indices = loaded.store, loaded.indices
+    own = potential.metadata.get("statistics", {}).get("level_of_theory", "")
+    told = [] if loaded.level_of_theory == own else [
+        f"OOD-S: its labels are {loaded.level_of_theory}, those of the training {own}: its errors are of the "
+        "difference between the two as well."]
+    for note in told:
+        log.warning("%s", note)
     first = first_of_each(store, indices)
     seen, _ = data.seen_skeletons()
     found = describe(entries(store, first), len(first))
-    molecule, notes = np.asarray(store.index("molecule")), []
+    molecule, notes = np.asarray(store.index("molecule")), told
     known = set(potential.elements)
     reasons = {"was in the training or validation part": [d is not None and d.skeleton in seen for d in found],
-               "has elements that the force field was not trained on": [d is None or not set(d.elements) <= known
+               "cannot be read by RDKit": [d is None for d in found],
+               "has elements that the force field was not trained on": [d is not None and not set(d.elements) <= known
                                                                         for d in found]}
     out = np.zeros(len(first), bool)
     for reason, are in reasons.items():

@@ -25,7 +25,7 @@ from mlip_jax.datasets.property_data import Target
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.domain import Domain
 from mlip_jax.importers import load_force_field
-from mlip_jax.predictor import EMBEDDING, Predictor
+from mlip_jax.predictor import EMBEDDING, Predictor, Room
 from mlip_jax.reports.prediction import write_prediction_report
 from mlip_jax.simulation import relax_journal, relax_merge
 from mlip_jax.simulation.relax import Relaxer
@@ -62,7 +62,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             if distributed.leader():
                 check_origin(workdir / ORIGIN, {
                     "input": fingerprint(config.input), "force_field": relaxer.potential.digest() if relaxer else None,
-                    }, "predictions of other molecules or at other geometries")
+                    "predictors": [m.digest() for m in ensemble.members],
+                    }, "predictions of other molecules, at other geometries or by other predictors")
         _predict_share(config, workdir / PARTS, ensemble, relaxer, total)
         distributed.barrier("predicted")
         return _finish(config, workdir, total, ensemble, relaxer) if distributed.leader() else workdir / "report.html"
@@ -94,10 +95,11 @@ def _count(config) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-    """Predictors of the same properties, and the domain of each."""
+    """Predictors of the same properties, the domain of each, and the room of its batches."""
 
     members: tuple[Predictor, ...]
     domains: tuple[Domain, ...]
+    rooms: tuple[Room, ...]
 
     @classmethod
     def load(cls, text: str) -> Ensemble:
@@ -113,7 +115,7 @@ class Ensemble:
             raise ConfigError("predictor: members of an ensemble must predict the same properties; these predict "
                               + "; ".join(f"{p}: {', '.join(n for n, _ in own) or 'nothing'}"
                                           for p, own in zip(paths, names)))
-        return cls(members, tuple(Domain.load(Path(p) / DOMAIN) for p in paths))
+        return cls(members, tuple(Domain.load(Path(p) / DOMAIN) for p in paths), tuple(Room() for _ in paths))
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -138,7 +140,7 @@ class Ensemble:
     def predict(self, molecules: Sequence[Atoms], batch_size: int) -> list[list[float]]:
         """For each molecule the numbers from the first property on, in the order of `layout`."""
         columns = Columns.from_structures(map(from_ase, molecules))
-        made = [m.predict(columns, batch_size) for m in self.members]
+        made = [m.predict(columns, batch_size, room) for m, room in zip(self.members, self.rooms)]
         distances = [d.distance(p[EMBEDDING]) for d, p in zip(self.domains, made)]
         relative = np.mean([x / d.border for d, x in zip(self.domains, distances)], axis=0)
         cells = []

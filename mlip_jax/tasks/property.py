@@ -185,6 +185,7 @@ def _train(config, workdir: Path, data: Data, begin, started: float) -> Path:
     names = tuple(config.property.targets)
     targets = tuple(map(Target.from_json, distributed.broadcast(
         [t.to_json() for t in _targets(config, data)] if distributed.leader() else None)))
+    _check_frames(config, targets)
     heads = {t.name: {"kind": t.kind, "pooling": t.pooling} for t in targets}
     if config.align.weight or config.dens.weight:
         heads[DISPLACEMENT] = {"kind": "atom_vector"}
@@ -211,6 +212,16 @@ def _train(config, workdir: Path, data: Data, begin, started: float) -> Path:
     return _report(config, workdir, loop.trainer, loop.batches, params, data, splits, tests, targets, metadata)
 
 
+def _check_frames(config, targets) -> None:
+    """Vectors stand in the frame of the geometry that they were computed at, and atoms in its order."""
+    turned = [t.name for t in targets if t.kind != "scalar"]
+    sources = {config.data.geometry, config.data.valid_geometry or LABELS, *config.data.test_geometries} - {LABELS}
+    if turned and (sources or config.align.frames):
+        raise ConfigError(f"{', '.join(turned)}: vectors and properties of atoms belong to the geometry of the labels; "
+                          "data.geometry, valid_geometry and test_geometries must be 'labels' and align.frames empty, "
+                          f"received {', '.join(sorted(sources)) or config.align.frames}")
+
+
 def _inputs(config, data: Data, targets, cutoff: float):
     """Training and validation part, {geometry: (test part, its geometries)}, and what displaces training inputs."""
     train, found = data.split("train", config.data.geometry, targets, cutoff)
@@ -227,7 +238,23 @@ def _inputs(config, data: Data, targets, cutoff: float):
             valid = dataclasses.replace(valid, rows=DisplacedRows(valid.rows, noise), sizes=noise.bounds(valid.sizes))
     tests = {geometry: data.split("test", geometry, targets, cutoff) for geometry in config.data.test_geometries
              } if targets and len(data.parts["test"]) else {}
-    return train, valid, tests, displaced
+    return train, valid, _same_molecules(tests), displaced
+
+
+def _same_molecules(tests: dict[str, tuple[Split, Geometries]]) -> dict[str, tuple[Split, Geometries]]:
+    """Test parts of those molecules alone that all of them have: hard ones may lack the geometries of a source."""
+    if not tests:
+        return tests
+    common = functools.reduce(np.intersect1d, [found.samples for _, found in tests.values()])
+    most = max(len(found.samples) for _, found in tests.values())
+    if len(common) < most:
+        log.warning("%d of %d test molecules have all geometries; the others are not judged", len(common), most)
+    kept = {}
+    for geometry, (split, found) in tests.items():
+        places = np.flatnonzero(np.isin(found.samples, common))
+        kept[geometry] = split.part(places), dataclasses.replace(
+            found, index=found.index[places], samples=found.samples[places])
+    return kept
 
 
 def _targets(config, data: Data) -> list[Target]:

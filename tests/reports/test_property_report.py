@@ -59,14 +59,19 @@ def test_roc_by_hand():
 
 
 def test_verdicts_of_the_paper(tmp_path):
-    one, other = paper_force2geo.spread([0.40, 0.41, 0.42]), paper_force2geo.spread([0.48, 0.49, 0.50])
+    def spread(*values):
+        return paper_force2geo.spread({str(i): v for i, v in enumerate(values)})
+
+    one, other = spread(0.40, 0.41, 0.42), spread(0.48, 0.49, 0.50)
     assert "holds" in paper_force2geo.verdict("x", one, other)
     assert "does not hold" in paper_force2geo.verdict("x", other, one)
-    assert "is not decided" in paper_force2geo.verdict("x", one, paper_force2geo.spread([0.3, 0.5, 0.45]))
+    assert "is not decided" in paper_force2geo.verdict("x", one, spread(0.3, 0.5, 0.45))
     # the same predictors, each a little better
-    near = paper_force2geo.spread([0.395, 0.405, 0.416])
+    near = spread(0.395, 0.405, 0.416)
     assert "is not decided" in paper_force2geo.verdict("x", near, one)
     assert "holds" in paper_force2geo.verdict("x", near, one, paired=True)
+    assert "single seed" in paper_force2geo.verdict("x", spread(0.3), other)
+    assert np.isnan(paper_force2geo.gain(spread(0.3), other)[0])
     assert paper_force2geo.gain(one, other)[0] == pytest.approx(100 * (1 - 0.41 / 0.49))
     for name, mae in (("scratch-0", 0.5), ("scratch-1", 0.6), ("force2prop-0", 0.4), ("waiting-0", 0.1)):
         (tmp_path / name).mkdir()
