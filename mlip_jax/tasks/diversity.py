@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -199,7 +200,7 @@ def _other_molecules(data: RunData, potential: Potential, training, options
     for note in told:
         log.warning("%s", note)
     first = first_of_each(store, indices)
-    seen, _ = data.seen_skeletons()
+    seen, _ = _whole_parts(data, training).seen_skeletons()
     found = describe(entries(store, first), len(first))
     molecule, notes = np.asarray(store.index("molecule")), told
     known = set(potential.elements)
@@ -214,6 +215,14 @@ def _other_molecules(data: RunData, potential: Potential, training, options
         out |= np.array(are, bool)
     kept = indices[np.isin(molecule[indices], molecule[first[~out]])]
     return store, _sample(kept, store, options, training.seed), notes
+
+
+def _whole_parts(data: RunData, training) -> RunData:
+    """The data with all molecules that runs of this split may draw: what is left out is then the same for all."""
+    asked = training.data.copy_and_resolve_references()
+    asked.unlock()
+    asked.path, asked.num_molecules = str(data.store.path), None
+    return dataclasses.replace(data, parts=source.split(source.load(asked), asked))
 
 
 def _sample(indices: np.ndarray, store: Store, options, seed: int) -> np.ndarray:
