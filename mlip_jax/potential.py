@@ -83,6 +83,27 @@ def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_sca
     return Evaluation(energy, forces, energies, stress, properties)
 
 
+def hessian_columns(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_scale: float,
+                    directions: jax.Array) -> jax.Array:
+    """Derivatives of the energy's gradient along displacements of the atoms, (C, N, 3) eV/Å². Pure.
+
+    With unit vectors for directions these are columns of the Hessian. Forward over reverse mode: the gradient is
+    differentiated once, what it needs is kept, and each direction costs about one evaluation.
+
+    Args:
+      model, params, graph, energy_scale: As for `evaluate`.
+      directions: (C, N, 3).
+    """
+    params, graph = jax.tree.map(jnp.asarray, (params, graph))
+
+    def gradient(positions):
+        moved = graph._replace(nodes={**graph.nodes, "positions": positions})
+        return -evaluate(model, params, moved, energy_scale).forces
+
+    _, derivative = jax.linearize(gradient, graph.nodes["positions"])
+    return jax.vmap(derivative)(directions)
+
+
 def _moved(graph, positions, strain, node_graph):
     """The graph with other positions and, with a strain (G, 3, 3), positions and cell deformed by it."""
     if strain is None:

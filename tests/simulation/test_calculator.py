@@ -28,7 +28,8 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batching import Budget, build_batch
 from mlip_jax.graphs.neighbors import neighbor_list
 from mlip_jax.potential import evaluate
-from mlip_jax.simulation.calculator import MLIPCalculator, bucket
+from mlip_jax.simulation.buckets import bucket
+from mlip_jax.simulation.calculator import MLIPCalculator
 from mlip_jax.structure import from_ase
 
 
