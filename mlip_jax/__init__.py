@@ -6,6 +6,7 @@ __version__ = "0.1.0"
 
 # Loaded at first use: importing the package alone must not start JAX.
 _EXPORTS = {
+    "EnsembleCalculator": "mlip_jax.simulation.ensemble",
     "MLIPCalculator": "mlip_jax.simulation.calculator",
     "MolecularDynamics": "mlip_jax.simulation.md",
     "Relaxer": "mlip_jax.simulation.relax",

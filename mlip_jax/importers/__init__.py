@@ -12,11 +12,11 @@ import importlib
 from mlip_jax.potential import Potential
 
 # Programs whose files can be named where a workdir is asked for; mlff keeps its settings elsewhere.
-BY_NAME = ("so3lr", "schnetpack", "torchmdnet")
+BY_NAME = ("so3lr", "schnetpack", "torchmdnet", "parameters")
 
 
 def load_force_field(text: str) -> Potential:
-    """The force field of a workdir, or of a file for one of BY_NAME: "schnetpack:painn.safetensors".
+    """The force field of a workdir, or of what one of BY_NAME reads: "schnetpack:painn.safetensors".
 
     Raises:
       CheckpointError, ValueError, FileNotFoundError: Nothing that can be read is there.

@@ -12,7 +12,7 @@ import optax
 import pytest
 from ase.build import molecule
 
-from mlip_jax import models
+from mlip_jax import models, terms
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batching import Budget, build_batch
 from mlip_jax.potential import Potential, evaluate, example_graph
@@ -24,13 +24,17 @@ OPTIONS = {
     "so3krates": {"num_features": 32, "num_layers": 2, "degrees": (1, 2), "cutoff": CUTOFF, "zero_init": False},
     "painn": {"num_features": 32, "num_layers": 2, "cutoff": CUTOFF, "zero_init": False},
     "tiny": {"num_features": 16, "num_layers": 1, "cutoff": CUTOFF, "zero_init": False},
+    "charged": {"num_features": 16, "num_layers": 1, "cutoff": CUTOFF, "zero_init": False},
+    "tiny_schnet": {"num_features": 16, "num_layers": 1, "cutoff": CUTOFF, "zero_init": False},
 }
+MODELS = {"tiny": "painn", "charged": "painn", "tiny_schnet": "schnet"}
+TERMS = {"charged": {"electrostatics": {"cutoff": None}}}
 
 
 @functools.cache
 def random_potential(kind: str, seed: int = 0) -> Potential:
     """A force field with random parameters and large random reference energies."""
-    model = models.create("painn" if kind == "tiny" else kind, **OPTIONS[kind])
+    model = terms.with_terms(models.create(MODELS.get(kind, kind), **OPTIONS[kind]), TERMS.get(kind, {}))
     rng = np.random.default_rng(seed)
     # shapes alone: compiling the initialisation would take longer than the tests
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
@@ -48,7 +52,7 @@ def _random(rng, shape):
 
 @pytest.fixture(scope="session")
 def make_potential():
-    """make_potential(kind, seed=0), kind one of "so3krates", "painn", "tiny"."""
+    """make_potential(kind, seed=0), kind one of OPTIONS."""
     return random_potential
 
 

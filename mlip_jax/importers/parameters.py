@@ -1,0 +1,117 @@
+"""A force field as two open files: parameters in safetensors, what they belong to in JSON.
+
+    parameters.safetensors   the arrays of the model under "params/...", and "reference_energies" (119,) float64, eV
+    parameters.json          architecture with its options, energy terms, cutoff, energy scale, elements, metadata
+
+Nothing in them is code, and any language reads them. `save` writes what `load` reads, to the last bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+from flax import linen as nn
+
+from mlip_jax import __version__, terms
+from mlip_jax.checkpoint import CheckpointError, from_arrays, to_arrays
+from mlip_jax.importers import weights
+from mlip_jax.importers.weights import WeightsError
+from mlip_jax.potential import Potential, create_model, example_graph
+from mlip_jax.workdir import write_json
+
+WEIGHTS, DESCRIPTION = "parameters.safetensors", "parameters.json"
+_FORMAT, _VERSION = "mlip_jax parameters", 1
+_REFERENCE = "reference_energies"
+
+
+def save(potential: Potential, folder: str | Path) -> Path:
+    """Write both files; files of these names that are there are replaced. Returns the folder.
+
+    Raises:
+      ValueError: An option of the model cannot be written as JSON.
+      OSError, WorkdirError: The folder cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {**to_arrays({"params": potential.params}), _REFERENCE: np.asarray(potential.reference_energies)}
+    content = safetensors.numpy.save({name: np.asarray(a, order="C") for name, a in arrays.items()})
+    description = {
+        "format": _FORMAT, "version": _VERSION, "written_by": f"mlip_jax {__version__}",
+        **describe(potential.model), "cutoff": potential.cutoff, "energy_scale": potential.energy_scale,
+        "elements": [int(z) for z in potential.elements], "sha256": hashlib.sha256(content).hexdigest(),
+        "units": {"length": "Angstrom", "energy": "eV", "energy_scale": "eV per unit of the model's output"},
+        "metadata": potential.metadata}
+    # the description last: with the checksum in it, it says that the weights are whole
+    (folder / WEIGHTS).write_bytes(content)
+    write_json(folder / DESCRIPTION, description)
+    return folder
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """{"model": {"name", "options"}, "terms": {name: options}} of what `potential.create_model` makes, for JSON.
+
+    Raises:
+      ValueError: An option cannot be written as JSON.
+    """
+    added = {}
+    if isinstance(model, terms.WithTerms):
+        model, added = model.model, {name: dict(options) for name, options in model.terms}
+    options = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name")}
+    name = type(model).__module__.rpartition(".")[2]
+    for owner, own in ((name, options), *added.items()):
+        for option, value in own.items():
+            try:
+                json.dumps(value)
+            except TypeError as error:
+                raise ValueError(f"option {option} of {owner!r} cannot be written as JSON: {value!r}; expected "
+                                 "numbers, texts, or tuples of them") from error
+    return {"model": {"name": name, "options": options}, "terms": added}
+
+
+def load(folder: str | Path) -> Potential:
+    """The force field of a folder that `save` wrote.
+
+    Raises:
+      FileNotFoundError: One of the files is missing.
+      WeightsError (a ValueError): A file is damaged, of a newer version, or does not belong to the other.
+    """
+    folder = Path(folder)
+    description = _read_description(folder / DESCRIPTION)
+    if not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{folder / WEIGHTS}: no such file; it stands beside {DESCRIPTION}")
+    if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != description["sha256"]:
+        raise WeightsError(f"{folder / WEIGHTS}: is damaged, or belongs to another {DESCRIPTION}: its SHA-256 is not "
+                           f"the one that stands there. Write both anew.")
+    arrays = weights.read(folder / WEIGHTS)
+    reference = arrays.pop(_REFERENCE)
+    model = terms.with_terms(create_model(description["model"]), description["terms"])
+    template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
+    try:
+        params = from_arrays(template, arrays, "params/")
+    except CheckpointError as error:
+        raise WeightsError(f"{folder}: {error}") from error
+    return Potential(model=model, params=params, cutoff=description["cutoff"], reference_energies=reference,
+                     energy_scale=description["energy_scale"], elements=tuple(description["elements"]),
+                     metadata=description["metadata"])
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; a folder that mlip_jax.importers.parameters.save wrote is "
+                                "expected")
+    try:
+        description = json.loads(path.read_text())
+    except ValueError as error:
+        raise WeightsError(f"{path}: not JSON: {error}") from error
+    if not isinstance(description, dict) or description.get("format") != _FORMAT:
+        raise WeightsError(f'{path}: no description of a force field; "format" should be {_FORMAT!r}')
+    if description.get("version") != _VERSION:
+        raise WeightsError(f"{path}: is of version {description.get('version')}; this mlip_jax reads {_VERSION}")
+    return description

@@ -1,0 +1,181 @@
+"""A force field as a compiled function in a file: energies and forces with JAX alone, without this package.
+
+`export_stablehlo` writes force_field.stablehlo, which holds the parameters, and force_field.json, which says what to
+hand over: sizes, units, cutoff, reference energies. A program in Python that has NumPy and JAX evaluates it like this:
+
+    import json
+    import jax, jax.export
+    import numpy as np
+
+    about = json.load(open("force_field.json"))
+    run = jax.jit(jax.export.deserialize(bytearray(open("force_field.stablehlo", "rb").read())).call)
+
+    n, rows, real = len(numbers), about["rows"], about["dtype"]     # atomic numbers (n,), positions (n, 3) in Å
+    i, j = np.triu_indices(n, 1)                                    # each pair once, those within the cutoff
+    close = np.linalg.norm(positions[i] - positions[j], axis=1) < about["cutoff"]
+    pairs = np.full((about["max_pairs"], 2), rows - 1, np.int32)    # pairs that pad join the last row to itself
+    pairs[:close.sum()] = np.stack([i, j], axis=1)[close]
+    out = run({"positions": np.pad(positions, ((0, rows - n), (0, 0))).astype(real), "pairs": pairs,
+               "numbers": np.pad(numbers, (0, rows - n)).astype(np.int32), "num_atoms": np.int32(n),
+               "charge": np.zeros((), real), "num_unpaired_electrons": np.zeros((), real)})
+    energies = np.asarray(out["energies"], np.float64)[:n] + np.array(about["reference_energies"])[numbers]
+    energy, forces = energies.sum(), np.asarray(out["forces"])[:n]  # eV, eV/Å
+
+`rows` is one more than the atoms that it has room for: the last row is padding always. A file in float64 needs
+`jax.config.update("jax_enable_x64", True)` first. In single precision keep positions near the origin. Periodic files
+take "cell" (3, 3) and "shifts" (max_pairs, 3), with the vector of a pair `positions[j] - positions[i] + shift @ cell`
+(an atom and an image of its own are a pair, too: one of shift and -shift), and give "stress". Force fields with terms
+of long range take "long_range_pairs", all pairs within `long_range_cutoff` (null: all there are), padded likewise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import jraph
+import numpy as np
+
+from mlip_jax import __version__
+from mlip_jax.potential import Potential, evaluate
+from mlip_jax.workdir import write_json
+
+PROGRAM, DESCRIPTION = "force_field.stablehlo", "force_field.json"
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+_VERSION = 1
+_DENSITY = 0.15  # atoms/Å³ for which there is room among the pairs: water has 0.10, diamond 0.18
+
+
+def export_stablehlo(potential: Potential, folder: str | Path, *, max_atoms: int, max_pairs: int | None = None,
+                     max_long_range_pairs: int | None = None, periodic: bool = False, dtype: str = "float32",
+                     platforms: Sequence[str] = ("cpu", "cuda", "tpu")) -> Path:
+    """Write energies and forces for up to `max_atoms` atoms as StableHLO with a description; returns the folder.
+
+    JAX promises to read such a file for half a year of its releases at least, and to write what releases three weeks
+    old can read.
+
+    Args:
+      potential: Parameters are cast to `dtype` and stand in the file.
+      folder: Made if missing; files of these names are replaced.
+      max_atoms: Of a structure. max_pairs: Of pairs within the cutoff, each counted once; None: all pairs, or what a
+        dense solid has if that is less.
+      max_long_range_pairs: The same for the long-range cutoff, where the force field has one.
+      periodic: With cell, shifts and stress.
+      dtype: "float32" or "float64".
+      platforms: Out of PLATFORMS; none of them needs to be here.
+
+    Raises:
+      ValueError: A size below 1, another dtype or platform, or periodic with a long-range cutoff that is infinite.
+      OSError, WorkdirError: The folder cannot be written.
+    """
+    reach = potential.long_range_cutoff
+    _check(max_atoms, max_pairs, max_long_range_pairs, periodic, dtype, platforms, reach)
+    sizes = {"rows": max_atoms + 1, "max_pairs": max_pairs or default_pairs(max_atoms, potential.cutoff, periodic)}
+    if reach is not None:
+        sizes["max_long_range_pairs"] = max_long_range_pairs or default_pairs(max_atoms, reach, periodic)
+    inputs = _inputs(sizes, periodic, dtype)
+    with jax.enable_x64(dtype == "float64"):
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), potential.params)
+        exported = jax.export.export(jax.jit(_function(potential, params, periodic)), platforms=list(platforms))(
+            {name: jax.ShapeDtypeStruct(tuple(i["shape"]), i["dtype"]) for name, i in inputs.items()})
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PROGRAM).write_bytes(exported.serialize())
+    outputs = {name: {"shape": list(o.shape), "dtype": str(o.dtype), "unit": _UNITS[name]} for name, o in
+               jax.tree.unflatten(exported.out_tree, exported.out_avals).items()}
+    write_json(folder / DESCRIPTION, {
+        "format": "mlip_jax StableHLO", "version": _VERSION,
+        "written_by": f"mlip_jax {__version__}, jax {jax.__version__}",
+        "force_field": potential.digest(), "platforms": list(platforms), "dtype": dtype, "periodic": periodic, **sizes,
+        "max_atoms": max_atoms, "cutoff": potential.cutoff,
+        "long_range_cutoff": None if reach is None or math.isinf(reach) else reach,
+        "elements": [int(z) for z in potential.elements], "inputs": inputs, "outputs": outputs,
+        "reference_energies": potential.reference_energies.tolist(),
+        "reference_energies_of": "atomic number, eV; add that of each atom in double precision"})
+    return folder
+
+
+def default_pairs(max_atoms: int, cutoff: float, periodic: bool) -> int:
+    """Room for pairs within a cutoff in Å (inf: all), each counted once, of at most `max_atoms` atoms."""
+    every = max_atoms * (max_atoms - 1) // 2
+    if math.isinf(cutoff):
+        return max(every, 1)
+    dense = math.ceil(0.5 * max_atoms * _DENSITY * 4 / 3 * math.pi * cutoff ** 3)
+    return max(dense if periodic else min(every, dense), 1)
+
+
+def _check(max_atoms, max_pairs, max_long_range_pairs, periodic, dtype, platforms, reach) -> None:
+    for name, value in (("max_atoms", max_atoms), ("max_pairs", max_pairs),
+                        ("max_long_range_pairs", max_long_range_pairs)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be 1 or more, received {value}")
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f'dtype must be "float32" or "float64", received {dtype!r}')
+    if not platforms or set(platforms) - set(PLATFORMS):
+        raise ValueError(f"platforms must be out of {', '.join(PLATFORMS)}, received {list(platforms)}")
+    if periodic and reach is not None and math.isinf(reach):
+        raise ValueError("a periodic structure has pairs without end: give the force field's terms of long range a "
+                         "finite cutoff, or export it for open boundaries")
+
+
+_UNITS = {"energy": "eV, without reference energies", "energies": "eV, without reference energies",
+          "forces": "eV/Angstrom", "stress": "eV/Angstrom^3, positive under tension"}
+
+
+def _inputs(sizes: dict[str, int], periodic: bool, dtype: str) -> dict[str, dict[str, Any]]:
+    """What the function is handed by name: shape, dtype, unit, and how it is padded."""
+    def one(shape, kind, unit, padding=None):
+        return {"shape": list(shape), "dtype": kind, "unit": unit, **({"padding": padding} if padding else {})}
+
+    rows, last = sizes["rows"], "the last row, joined to itself"
+    inputs = {"positions": one((rows, 3), dtype, "Angstrom", "0"),
+              "numbers": one((rows,), "int32", "atomic number", "0"),
+              "num_atoms": one((), "int32", "atoms that are not padding"), "charge": one((), dtype, "e"),
+              "num_unpaired_electrons": one((), dtype, "1")}
+    for kind in ("", "long_range_"):
+        if f"max_{kind}pairs" in sizes:
+            size = sizes[f"max_{kind}pairs"]
+            inputs[f"{kind}pairs"] = one((size, 2), "int32", "atoms i and j, each pair once", last)
+            if periodic:
+                inputs[f"{kind}shifts"] = one((size, 3), "int32", "lattice vectors that are added to atom j", "0")
+    return inputs | ({"cell": one((3, 3), dtype, "Angstrom, vectors as rows")} if periodic else {})
+
+
+def _function(potential: Potential, params, periodic: bool):
+    def energies_and_forces(inputs):
+        out = evaluate(potential.model, params, _graph(inputs), potential.energy_scale, with_stress=periodic)
+        made = {"energy": out.energy[0], "energies": out.energies, "forces": out.forces}
+        return made | ({"stress": out.stress[0]} if periodic else {})
+
+    return energies_and_forces
+
+
+def _graph(inputs: dict[str, jax.Array]) -> jraph.GraphsTuple:
+    """The structure and a padding graph as graphs/graph.py says, both directions of each pair, sorted by receiver."""
+    rows, dtype = inputs["positions"].shape[0], inputs["positions"].dtype
+    first, second = inputs["pairs"].T
+    receivers, senders = jnp.concatenate([first, second]), jnp.concatenate([second, first])
+    order = jnp.argsort(receivers, stable=True)
+    edges = {"pair_order": jnp.argsort(order).astype(jnp.int32)}  # where each direction of a pair has come to stand
+    n_node = jnp.stack([inputs["num_atoms"], rows - inputs["num_atoms"]])
+    real = jnp.sum(receivers < inputs["num_atoms"], dtype=jnp.int32)
+    if "shifts" in inputs:
+        edges["shifts"] = jnp.concatenate([inputs["shifts"], -inputs["shifts"]])[order]
+    if "long_range_pairs" in inputs:
+        i, j = inputs["long_range_pairs"].T
+        edges["long_range"] = {"receivers": i, "senders": j}
+        if "long_range_shifts" in inputs:
+            edges["long_range"]["shifts"] = inputs["long_range_shifts"]
+    of_structure = {"charge": inputs["charge"], "spin": inputs["num_unpaired_electrons"]}
+    if "cell" in inputs:
+        of_structure["cell"] = inputs["cell"]
+    return jraph.GraphsTuple(
+        nodes={"positions": inputs["positions"], "numbers": inputs["numbers"]}, edges=edges,
+        receivers=receivers[order], senders=senders[order], n_node=n_node,
+        n_edge=jnp.stack([real, receivers.shape[0] - real]),
+        globals={name: jnp.stack([value, jnp.zeros_like(value)]).astype(dtype) for name, value in of_structure.items()})
