@@ -275,7 +275,8 @@ def relax_defaults() -> ml_collections.ConfigDict:
     """Every field of a config of task "relax", with its default. Units are eV and Å."""
     c = ml_collections.ConfigDict()
     c.task = "relax"
-    # Workdir of a training run, or so3lr:params.pkl, schnetpack:FILE.safetensors, torchmdnet:FILE.safetensors.
+    # Workdir of a training run, or so3lr:params.pkl, schnetpack:FILE.safetensors, torchmdnet:FILE.safetensors,
+    # parameters:FOLDER.
     c.force_field = ""
     c.input = ""  # .smi, .csv, .sdf, .xyz, .db, what ASE reads, or a store
     c.smiles_column, c.name_column = "", ""  # of a CSV file; empty: looked for
@@ -293,6 +294,20 @@ def relax_defaults() -> ml_collections.ConfigDict:
     c.batch_atoms = placeholder(int)  # atoms of a batch on the device; unset: what suits it
     c.trajectory_every = 0  # steps between the frames of trajectories.xyz; 0: none
     c.formats = ("xyz", "sdf")  # of the relaxed molecules: relaxed.xyz, and relaxed.sdf where bonds are known
+    return c
+
+
+def export_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "export", with its default."""
+    c = ml_collections.ConfigDict()
+    c.task = "export"
+    c.force_field = ""  # as for relax_defaults
+    c.max_atoms = 64  # of a structure
+    c.max_pairs = placeholder(int)  # within the cutoff, each counted once; unset: all, or those of a dense solid
+    c.max_long_range_pairs = placeholder(int)  # the same within the long-range cutoff, where there is one
+    c.periodic = False  # with cell and stress
+    c.dtype = "float32"  # or "float64"
+    c.platforms = ("cpu", "cuda", "tpu")  # out of simulation/export.py's PLATFORMS
     return c
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlip_jax.importers import schnetpack, so3lr
+from mlip_jax.importers import load_force_field, schnetpack, so3lr
 from mlip_jax.potential import Potential, evaluate, hessian_columns
 from mlip_jax.simulation.padded_calculator import PaddedCalculator
 
@@ -37,15 +37,19 @@ class MLIPCalculator(PaddedCalculator):
         by name: "partial_charges" (e), "hirshfeld_ratios"; empty if nothing.
     """
 
-    def __init__(self, potential: Potential, dtype: str = "float32"):
+    def __init__(self, potential: Potential | str | Path, dtype: str = "float32"):
         """
         Args:
-          potential: See `Potential.load`.
+          potential: A force field, or where it lies (importers.load_force_field), for programs that hand over texts
+            alone: "runs/spice", "schnetpack:painn.safetensors".
           dtype: "float32" or "float64".
 
         Raises:
           ValueError: Another dtype.
+          CheckpointError, FileNotFoundError: Nothing readable is there.
         """
+        if not isinstance(potential, Potential):
+            potential = load_force_field(str(potential))
         super().__init__([potential], dtype)
         self.potential = self._members[0]
 
