@@ -1,7 +1,8 @@
-"""A force field as a compiled function in a file: energies and forces with JAX alone, without this package.
+"""A force field as a function in a file: energies and forces with JAX alone, without this package.
 
 `export_stablehlo` writes force_field.stablehlo, which holds the parameters, and force_field.json, which says what to
-hand over: sizes, units, cutoff, reference energies. A program in Python that has NumPy and JAX evaluates it like this:
+hand over: sizes, units, cutoff, reference energies. A program in Python evaluates it like this; it needs NumPy, JAX and
+flatbuffers, which jax.export reads its files with:
 
     import json
     import jax, jax.export

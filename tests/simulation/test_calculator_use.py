@@ -15,6 +15,8 @@ import pytest
 from ase.build import molecule
 from ase.calculators.calculator import CalculatorSetupError, PropertyNotImplementedError
 
+from mlip_jax.checkpoint import CheckpointError
+from mlip_jax.importers import parameters
 from mlip_jax.simulation.calculator import MLIPCalculator
 from tests.simulation.structures import crystal, random_molecule
 
@@ -43,6 +45,15 @@ def test_conventions_of_get_property(calculator):
     assert calculator.calculation_required(atoms, ["energy"])
     assert calculator.get_property("forces", atoms, allow_calculation=False) is None
     assert calculator.todict() == {} and calculator.name == "mlipcalculator"
+
+
+def test_made_of_a_text(make_potential, tmp_path):
+    """As programs make calculators that know no other arguments."""
+    place = parameters.save(make_potential("tiny"), tmp_path / "ff")
+    made = MLIPCalculator(f"parameters:{place}", "float64")
+    assert made.potential.digest() == MLIPCalculator(make_potential("tiny"), "float64").potential.digest()
+    with pytest.raises(CheckpointError, match="no such directory"):
+        MLIPCalculator(tmp_path / "nothing")
 
 
 def test_number_of_atoms_that_changes(calculator):

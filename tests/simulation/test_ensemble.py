@@ -14,8 +14,10 @@ from ase.calculators.calculator import CalculationFailed, PropertyNotImplemented
 from ase.calculators.fd import calculate_numerical_stress
 
 from mlip_jax import EnsembleCalculator
+from mlip_jax.potential import Potential
 from mlip_jax.simulation.calculator import MLIPCalculator
 from tests.simulation.structures import crystal, random_molecule
+from tests.tasks.property_runs import write_force_field
 
 NAMES = ("energy", "energies", "forces")
 
@@ -85,6 +87,15 @@ def test_copies(ensemble):
     for other in (copy.deepcopy(ensemble), pickle.loads(pickle.dumps(ensemble))):
         np.testing.assert_array_equal(other.get_property("forces_std", atoms), expected)
         assert other.num_compiles == 0  # the results come along
+
+
+def test_of_workdirs(tmp_path):
+    for seed in (0, 1):
+        write_force_field(tmp_path / f"ff-{seed}", seed)
+    ensemble = EnsembleCalculator.from_workdirs([tmp_path / "ff-0", tmp_path / "ff-1"])
+    assert [p.digest() for p in ensemble.potentials] == [Potential.load(tmp_path / f"ff-{n}").digest() for n in (0, 1)]
+    assert {"energy_std", "forces_std", "stress_std"} < set(ensemble.implemented_properties)
+    assert ensemble.num_compiles == 0
 
 
 def test_errors(members, tmp_path):
