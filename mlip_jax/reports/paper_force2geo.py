@@ -164,7 +164,8 @@ def _geometries(at) -> Iterator[str]:
                    place, line=False)
     ax.set_xticks(range(len(_GEOMETRIES)), [title.replace(", ", ",\n") for title in _GEOMETRIES.values()], fontsize=8)
     ax.set(ylabel="gap MAE (eV)")
-    ax.legend(frameon=False, fontsize=8)
+    ax.set_title("")  # the legend stands in its place
+    ax.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     yield page.figure(fig, "The same test molecules at geometries of different origin; labels are those of the ground "
                       "truth.", wide=True)
 
