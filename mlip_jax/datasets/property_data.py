@@ -190,6 +190,6 @@ def _fitted(target: Target, columns: Columns, values: np.ndarray | None) -> Targ
         target = dataclasses.replace(target, shift=float(np.nanmean(values)))
     rest = target.to_training(values, columns)
     scale = float(np.sqrt(np.nanmean(rest ** 2)))
-    if not scale > 0:
+    if not scale > 1e-12 * np.nanmax(np.abs(values)):  # what rounding leaves of values that all are the same
         raise DatasetError(f"property {target.name!r} has no spread in the training part: there is nothing to learn")
     return dataclasses.replace(target, scale=scale)

@@ -341,13 +341,13 @@ def _report(config, workdir, trainer, batches, params, data: Data, splits, tests
         most = config.report.max_domain if name == "train" else len(split)
         outcomes[name], features[name] = _outcome(made, split.sample(most, config.seed), targets, data, found)
     with writing(workdir):
-        if targets and len(splits["valid"]):
-            known = np.isfinite(features["valid"]).all(1)
+        known = np.isfinite(features["valid"]).all(1) if "valid" in features else np.zeros(0, bool)
+        if known.any():
             errors = {t.name: outcomes["valid"].absolute(t.name)[known] for t in targets if t.kind != "atom"}
             domain = Domain.fit(features["train"], features["valid"][known], errors)
             domain.save(workdir / DOMAIN)
             outcomes = {name: dataclasses.replace(o, distance=domain.distance(features[name]) / domain.border)
-                        for name, o in outcomes.items()}
+                        if features[name].shape[1] == len(domain.center) else o for name, o in outcomes.items()}
         return write_property_report(
             workdir, outcomes, targets, title=f"{', '.join(config.property.targets) or 'denoising'} on "
             f"{data.loaded.name}", metrics_csv=workdir / "metrics.csv", seconds=metadata["seconds"]["training"],
@@ -376,6 +376,11 @@ def _predicted(made: predictor.Predictor, columns) -> dict[str, np.ndarray]:
     log.warning("%d of %d structures hold an element that is not in the training part, and are not judged",
                 (~known).sum(), len(columns))
     rows = np.flatnonzero(known)
+    if not len(rows):
+        shapes = {t.name: (len(columns.numbers),) if t.kind == "atom" else (len(columns), *[3] * (t.kind == "vector"))
+                  for t in made.targets}
+        return {name: np.full(shape, np.nan) for name, shape in shapes.items()} | {
+            predictor.EMBEDDING: np.full((len(columns), 1), np.nan)}
     atoms = columns.atoms_of(rows)
     result = {}
     for name, values in made.predict(columns.take(rows)).items():

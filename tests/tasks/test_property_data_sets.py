@@ -13,7 +13,7 @@ from tests.tasks.property_runs import config
 CASES = {
     "molecule3d-random": ("molecule3d", ("gap", "dipole"), {"data__split": "official"}, {}),
     "molecule3d-scaffold": ("molecule3d", ("gap",), {"data__split": "official"}, {"split": "scaffold"}),
-    "qm9": ("qm9", ("gap", "internal_energy", "mulliken_charges"), {}, {}),
+    "qm9": ("qm9", ("gap", "polarizability", "mulliken_charges"), {}, {}),
     "qm7x": ("qm7x", ("dipole", "hirshfeld_charges"), {"data__split": "random"}, {})}
 
 
@@ -25,8 +25,8 @@ def test_a_predictor_of_each(name, tmp_path):
     c = config(tmp_path, property__targets=targets, train__num_steps=6, train__batch_size=2, **changes)
     c.data.path, c.data.reader = str(path), reader
     c.data.reader_options = "; ".join(f"{k}={v}" for k, v in (own | options).items())
-    if "internal_energy" in targets:
-        c.property.heads = {"internal_energy": {"pooling": "sum"}}
+    if "polarizability" in targets:
+        c.property.heads = {"polarizability": {"pooling": "attention", "weight": 0.5}}
     task.run(c, tmp_path / "run")
     scores = json.loads((tmp_path / "run/metrics.json").read_text())["scores"]
     assert all(np.isfinite(scores["train"][t]["mae"]) for t in targets)
