@@ -14,6 +14,7 @@ import numpy as np
 
 from mlip_jax.checkpoint import CheckpointError
 
+FILE = "domain.npz"  # in the workdir of a predictor
 _NEIGHBORS = 5
 _BINS = 5
 # Of the validation molecules those that lie farther away than the rest are taken for the border.

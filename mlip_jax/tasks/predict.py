@@ -23,6 +23,7 @@ from mlip_jax.datasets.embedding import MoleculeRecord
 from mlip_jax.datasets.molecule_files import CsvColumns, count_molecules, fingerprint, read_molecules
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.domain import FILE as DOMAIN_FILE
 from mlip_jax.domain import Domain
 from mlip_jax.importers import load_force_field
 from mlip_jax.predictor import EMBEDDING, Predictor, Room
@@ -32,7 +33,6 @@ from mlip_jax.simulation.relax import Relaxer
 from mlip_jax.simulation.relax_journal import Journal, Layout
 from mlip_jax.simulation.relax_progress import Progress
 from mlip_jax.structure import from_ase
-from mlip_jax.tasks.property import DOMAIN
 from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class Ensemble:
             raise ConfigError("predictor: members of an ensemble must predict the same properties; these predict "
                               + "; ".join(f"{p}: {', '.join(n for n, _ in own) or 'nothing'}"
                                           for p, own in zip(paths, names)))
-        return cls(members, tuple(Domain.load(Path(p) / DOMAIN) for p in paths), tuple(Room() for _ in paths))
+        return cls(members, tuple(Domain.load(Path(p) / DOMAIN_FILE) for p in paths), tuple(Room() for _ in paths))
 
     @property
     def targets(self) -> tuple[Target, ...]:

@@ -21,6 +21,7 @@ from mlip_jax.datasets import property_data, source, statistics
 from mlip_jax.datasets import splits as splits_module
 from mlip_jax.datasets.property_data import Samples, Target
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.domain import FILE as DOMAIN_FILE
 from mlip_jax.domain import Domain
 from mlip_jax.graphs.batching import Sizes, measure
 from mlip_jax.graphs.edge_counts import edge_counts
@@ -47,7 +48,7 @@ from mlip_jax.workdir import claimed, write_json
 
 log = logging.getLogger(__name__)
 
-DOMAIN, SPLIT = "domain.npz", "split_records.json"
+SPLIT = "split_records.json"
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -345,7 +346,7 @@ def _report(config, workdir, trainer, batches, params, data: Data, splits, tests
         if known.any():
             errors = {t.name: outcomes["valid"].absolute(t.name)[known] for t in targets if t.kind != "atom"}
             domain = Domain.fit(features["train"], features["valid"][known], errors)
-            domain.save(workdir / DOMAIN)
+            domain.save(workdir / DOMAIN_FILE)
             outcomes = {name: dataclasses.replace(o, distance=domain.distance(features[name]) / domain.border)
                         if features[name].shape[1] == len(domain.center) else o for name, o in outcomes.items()}
         return write_property_report(
