@@ -44,6 +44,7 @@ def train_defaults() -> ml_collections.ConfigDict:
     c.report = ml_collections.ConfigDict()
     c.report.max_train = 5_000  # training structures that the report evaluates
     c.report.max_test = 50_000  # validation and test structures that it evaluates
+    c.report.max_domain = 1_000  # structures of each part that tell what lies outside of the domain; 0: domain unknown
     return c
 
 

@@ -1,8 +1,8 @@
-"""How far a molecule lies from what a model was trained on, and what error to expect there.
+"""How far a molecule, or an atom in it, lies from what a model was trained on, and what error to expect there.
 
-The distance is that of the model's own features (PropertyModel.embed) to the nearest training molecules, in units of
-their spread. What it means is learned on the validation part: molecules farther away than nearly all of that are
-outside of the domain, and the expected error is that of validation molecules as far away.
+The distance is that of the model's own features (PropertyModel.embed for molecules, the features themselves for atoms)
+to the nearest ones of training, in units of their spread. What it means is learned on the validation part: what lies
+farther away than nearly all of that is outside of the domain, and the expected error is that of validation as far away.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from mlip_jax.checkpoint import CheckpointError
 
-FILE = "domain.npz"  # in the workdir of a predictor
+FILE = "domain.npz"  # in the workdir of a predictor or a force field
 _NEIGHBORS = 5
 _BINS = 5
 # Of the validation molecules those that lie farther away than the rest are taken for the border.
@@ -24,11 +24,11 @@ _ROWS = 512  # molecules whose distances are computed at a time
 
 @dataclasses.dataclass(frozen=True)
 class Domain:
-    """Where training molecules lie.
+    """Where training molecules, or their atoms, lie.
 
     Attributes:
-      points: (M, F) features of training molecules less `center` (F,), over `spread` (F,).
-      border: Distance beyond which a molecule is outside.
+      points: (M, F) features of training molecules or atoms less `center` (F,), over `spread` (F,).
+      border: Distance beyond which one is outside.
       edges, errors: Expected |error| of each property by name in bins of the distance: (B - 1,) inner edges, and (B,)
         that never fall.
     """
@@ -41,11 +41,16 @@ class Domain:
     errors: dict[str, np.ndarray]
 
     @classmethod
-    def fit(cls, train: np.ndarray, valid: np.ndarray, errors: dict[str, np.ndarray]) -> Domain:
-        """Of features of training (M, F) and validation molecules (V, F), and the latter's |error| (V,) by property.
+    def fit(cls, train: np.ndarray, valid: np.ndarray, errors: dict[str, np.ndarray],
+            offsets: np.ndarray | None = None) -> Domain:
+        """Of features of training (M, F) and validation (V, F), and the latter's |error| (V,) by property.
+
+        Args:
+          offsets: (S + 1,) for atoms: those of validation structure s are offsets[s] to offsets[s + 1], and the border
+            is such that nearly all structures have no atom outside.
 
         Raises:
-          ValueError: There are no training or no validation molecules.
+          ValueError: There is no training or no validation.
         """
         if not len(train) or not len(valid):
             raise ValueError("a domain needs training and validation molecules")
@@ -56,10 +61,11 @@ class Domain:
         bins = np.digitize(distance, edges)
         expected = {name: np.maximum.accumulate([_mean(e[bins == b]) for b in range(len(edges) + 1)])
                     for name, e in errors.items()}
-        return dataclasses.replace(made, border=float(np.quantile(distance, _BORDER)), edges=edges, errors=expected)
+        farthest = distance if offsets is None else np.maximum.reduceat(distance, offsets[:-1])
+        return dataclasses.replace(made, border=float(np.quantile(farthest, _BORDER)), edges=edges, errors=expected)
 
     def distance(self, features: np.ndarray) -> np.ndarray:
-        """Mean distance to the nearest training molecules, (S,)."""
+        """Mean distance to the nearest ones of training, (S,)."""
         neighbors, own = min(_NEIGHBORS, len(self.points)), ((features - self.center) / self.spread).astype(np.float32)
         squares, found = (self.points ** 2).sum(1), np.zeros(len(own))
         for start in range(0, len(own), _ROWS):
@@ -90,7 +96,8 @@ class Domain:
           CheckpointError: There is none.
         """
         if not path.is_file():
-            raise CheckpointError(f"{path}: is missing; it is written at the end of a run of the task 'property'")
+            raise CheckpointError(f"{path}: is missing; it is written at the end of a run of the tasks 'train' and "
+                                  "'property'")
         with np.load(path, allow_pickle=False) as kept:
             errors = {k.removeprefix("error_"): kept[k] for k in kept.files if k.startswith("error_")}
             return cls(kept["points"], kept["center"], kept["spread"], float(kept["border"]), kept["edges"], errors)

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from mlip_jax.datasets.property_data import Target
-from mlip_jax.reports import errors, figures, page, sections
+from mlip_jax.reports import domain, errors, figures, page, sections
 from mlip_jax.reports.files import write_text, write_whole
 from mlip_jax.reports.training import read_metrics
 
 _WORST = 10
-_LARGE = 0.1  # share of the errors that a distance should tell from the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +64,7 @@ def write_property_report(workdir: str | os.PathLike, outcomes: Mapping[str, Out
     scores = {part: {t.name: score(outcome.absolute(t.name)) for t in targets} for part, outcome in outcomes.items()}
     first = next((part for part in outcomes if part.startswith("test ")), None)
     numbers = {"task": "property", "seconds": seconds, "best_step": best_step, "scores": scores,
-               "domain_auc": {t.name: roc(outcomes[first].distance, outcomes[first].absolute(t.name))[2]
+               "domain_auc": {t.name: domain.roc(outcomes[first].distance, outcomes[first].absolute(t.name))[2]
                               for t in targets} if first and outcomes[first].distance is not None else None,
                "test": {f"{t.name}_mae": scores[first][t.name]["mae"] for t in targets} if first else None}
     write_text(workdir / "metrics.json", json.dumps(errors.json_safe(numbers), indent=2) + "\n")
@@ -146,45 +145,12 @@ def _figures(outcomes, targets, first, metrics_csv) -> Iterator[str]:
         yield page.figure(curves, "The course of training.", wide=True)
 
 
-def roc(distance: np.ndarray, absolute: np.ndarray, share: float = _LARGE) -> tuple[np.ndarray, np.ndarray, float]:
-    """How well the distance tells large errors: rates of false and of true alarms, ascending, and the area under them.
-
-    Args:
-      distance: (S,). absolute: |error|, (S,); those that are NaN are left out. share: Of the errors that are "large".
-    """
-    known = np.isfinite(absolute) & np.isfinite(distance)
-    distance, absolute = distance[known], absolute[known]
-    large = absolute >= np.quantile(absolute, 1 - share) if len(absolute) else absolute > 0
-    if large.all() or not large.any():
-        return np.array([0.0, 1.0]), np.array([0.0, 1.0]), float("nan")
-    order = np.argsort(-distance, kind="stable")
-    # where distances are the same, all of them are alarms at once
-    last = np.append(np.flatnonzero(np.diff(distance[order])), len(order) - 1)
-    true, false = (np.append(0.0, np.cumsum(x[order])[last] / x.sum()) for x in (large, ~large))
-    return false, true, float(np.trapezoid(true, false))
-
-
 def _domain(outcomes, targets, first) -> Iterator[str]:
     outcome = outcomes.get(first)
     if outcome is None or outcome.distance is None:
         return
-    yield page.heading("Does the distance from the training molecules tell the error?")
-    for t in targets:
-        absolute = outcome.absolute(t.name)
-        false, true, area = roc(outcome.distance, absolute)
-        fig, axes = figures.figure("Error against distance", f"Largest {100 * _LARGE:.0f} % of the errors",
-                                   size=(9.2, 3.8))
-        axes[0].scatter(outcome.distance, absolute, s=9, alpha=0.45, color=figures.BLUE, linewidths=0)
-        axes[0].axvline(1, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
-        axes[0].set(xlabel="distance (1: border of the domain)",
-                    ylabel=f"|error| of {t.name} ({t.unit})" if t.unit else f"|error| of {t.name}")
-        axes[1].plot(false, true, color=figures.BLUE)
-        axes[1].plot([0, 1], [0, 1], color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
-        axes[1].set(xlabel="false alarms", ylabel="found", xlim=(0, 1), ylim=(0, 1))
-        beyond = outcome.distance > 1
-        inside, outside = (f"{np.nanmean(absolute[b]):.3g} {t.unit}" if b.any() else "none" for b in (~beyond, beyond))
-        yield page.figure(fig, f"{t.name}, {first}: mean |error| {inside} inside of the domain, {outside} for the "
-                          f"{int(beyond.sum())} outside. Area under the curve {area:.2f}; 0.5 is chance.", wide=True)
+    yield from domain.section("Does the distance from the training molecules tell the error?", outcome.distance,
+                              {f"{t.name}, {first}": (outcome.absolute(t.name), t.unit) for t in targets})
 
 
 def _worst(outcomes, targets, first) -> Iterator[str]:

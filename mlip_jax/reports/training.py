@@ -3,14 +3,15 @@
 import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mlip_jax.reports import errors, page, sections
+from mlip_jax.reports import domain, errors, page, sections
 from mlip_jax.reports.files import write_text
 from mlip_jax.reports.predictions import Predictions
+from mlip_jax.simulation.atom_domain import Judged
 
 SPLITS = ("train", "valid", "test")
 
@@ -24,6 +25,7 @@ def write_report(
     metrics_csv: Path | None,
     seconds: float,
     notes: Sequence[str] = (),
+    judged: Judged | None = None,
 ) -> Path:
     """Writes `report.html` and `metrics.json` into `workdir`, each at once or not at all.
 
@@ -36,6 +38,7 @@ def write_report(
       metrics_csv: what the training loop logged, see `read_metrics`; None or a missing file is no error.
       seconds: wall time of the training.
       notes: what every reader must know before the numbers.
+      judged: structures of the split that is shown in detail with their distance from training, where it is known.
 
     Returns:
       The path of `report.html`.
@@ -50,7 +53,7 @@ def write_report(
     workdir.mkdir(parents=True, exist_ok=True)
     content = sections.Content(
         splits={name: predictions[name] for name in SPLITS if name in predictions},
-        metrics=metrics(predictions, seconds),
+        metrics=metrics(predictions, seconds) | {"domain_auc": _domain_auc(judged)},
         curves=read_metrics(metrics_csv),
     )
     # The numbers first: should a figure fail, they are there.
@@ -63,6 +66,7 @@ def write_report(
         *sections.drift(content),
         *sections.per_group(content),
         *sections.worst_cases(content),
+        *_domain(judged),
         *sections.provenance(info),
     ]
     write_text(workdir / "report.html", page.page(title, body))
@@ -95,6 +99,20 @@ def metrics(predictions: dict[str, Predictions], seconds: float) -> dict:
             "force_outliers": outliers[:sections.MAX_OUTLIERS],
         }
     )
+
+
+def _domain_auc(judged: Judged | None) -> dict | None:
+    """How well the distance tells the largest errors: the area under the curve, by kind of error."""
+    if judged is None:
+        return None
+    return errors.json_safe({kind: domain.roc(judged.distance, absolute)[2] for kind, absolute in (
+        ("energy", judged.energy_error), ("force", judged.force_error))})
+
+
+def _domain(judged: Judged | None) -> Iterator[str]:
+    if judged is not None:
+        yield from domain.section("Does the distance from the training set tell the error?", judged.distance, {
+            "energy": (1e3 * judged.energy_error, "meV/atom"), "forces": (1e3 * judged.force_error, "meV/Å")})
 
 
 def read_metrics(path: str | os.PathLike | None) -> dict[str, np.ndarray]:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import all_changes
+
+from mlip_jax.domain import FILE as DOMAIN_FILE
+from mlip_jax.domain import Domain
 from mlip_jax.importers import load_force_field, schnetpack, so3lr
 from mlip_jax.potential import Potential, evaluate, hessian_columns
-from mlip_jax.simulation.padded_calculator import PaddedCalculator
+from mlip_jax.simulation import atom_domain
+from mlip_jax.simulation.energies import invariant_features
+from mlip_jax.simulation.packing import unpack
+from mlip_jax.simulation.padded_calculator import PaddedCalculator, centred
 
 
 class MLIPCalculator(PaddedCalculator):
@@ -24,12 +34,18 @@ class MLIPCalculator(PaddedCalculator):
     `get_hessian` and `get_vibrations` give exact second derivatives. One calculator may be used from several threads,
     one at a time computes; it can be copied, and pickled to other processes.
 
+    Where the domain of the force field is known (domain.npz of a training run) there are also "outside_domain", whether
+    an atom lies farther from those of training than nearly all of validation; "domain_distance" (n_atoms,), 1 at the
+    border; and "forces_expected_error" (n_atoms,) in eV/Å. `calc.get_property("outside_domain", atoms)` gives them;
+    they cost a forward pass and are computed when they are asked for.
+
     Structures are padded to a few sizes, and the force field is compiled once for each: molecular dynamics of
     one molecule compiles once, and so do molecules of similar size. The neighbour list is made anew on every
     call. Copies and pickles compile again.
 
     Attributes:
       potential: The force field, parameters on the host.
+      domain: Of the force field, or None.
       dtype: float32, or float64 for all of the calculation. Does not depend on JAX's x64 flag, nor changes it.
       num_compiles: Programs compiled so far.
       implemented_properties: Of this force field.
@@ -37,12 +53,13 @@ class MLIPCalculator(PaddedCalculator):
         by name: "partial_charges" (e), "hirshfeld_ratios"; empty if nothing.
     """
 
-    def __init__(self, potential: Potential | str | Path, dtype: str = "float32"):
+    def __init__(self, potential: Potential | str | Path, dtype: str = "float32", domain: Domain | None = None):
         """
         Args:
           potential: A force field, or where it lies (importers.load_force_field), for programs that hand over texts
             alone: "runs/spice", "schnetpack:painn.safetensors".
           dtype: "float32" or "float64".
+          domain: Of the force field.
 
         Raises:
           ValueError: Another dtype.
@@ -52,15 +69,21 @@ class MLIPCalculator(PaddedCalculator):
             potential = load_force_field(str(potential))
         super().__init__([potential], dtype)
         self.potential = self._members[0]
+        self.domain = domain
+        if domain is not None:
+            self.implemented_properties = [*self.implemented_properties, *atom_domain.properties(domain)]
 
     @classmethod
     def from_workdir(cls, path: str | Path, dtype: str = "float32") -> MLIPCalculator:
         """The calculator of a training run's directory, or of a checkpoint directory.
 
+        The domain is known if the directory is that of a run that has come to its report.
+
         Raises:
           CheckpointError: Nothing readable is there.
         """
-        return cls(Potential.load(path), dtype)
+        file = Path(path) / DOMAIN_FILE
+        return cls(Potential.load(path), dtype, Domain.load(file) if file.is_file() else None)
 
     @classmethod
     def from_schnetpack(cls, path: str | Path, dtype: str = "float32", **options) -> MLIPCalculator:
@@ -97,6 +120,21 @@ class MLIPCalculator(PaddedCalculator):
           ValueError: It holds no weights, or others than SO3LR's.
         """
         return cls(so3lr.load(path, long_range_cutoff), dtype)
+
+    def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
+        """As PaddedCalculator's; what is known of the domain is computed if it is among `properties`."""
+        wanted = self.domain is not None and not set(properties).isdisjoint(atom_domain.properties(self.domain))
+        own = atom_domain.properties(self.domain) if wanted else ()
+        super().calculate(atoms, ["energy", *(p for p in properties if p not in own)], system_changes)
+        if wanted:
+            self.results = self.results | atom_domain.results(self.domain, self._features(self.atoms))
+
+    def _features(self, atoms: Atoms) -> np.ndarray:
+        """Invariant features of the atoms, (n_atoms, F)."""
+        shape, packed = self._pack(atoms, centred(atoms))
+        with jax.enable_x64(self.dtype == np.float64):
+            features = invariant_features(self.potential.model, self.potential.params, unpack(shape, *packed))
+            return np.asarray(features)[:len(atoms)]
 
     def _params(self):
         return self.potential.params

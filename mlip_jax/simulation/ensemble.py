@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ase.outputs import Properties, all_outputs
 
 from mlip_jax.potential import Evaluation, Potential, evaluate, hessian_columns
 from mlip_jax.simulation.padded_calculator import PaddedCalculator
@@ -75,10 +74,6 @@ class EnsembleCalculator(PaddedCalculator):
         if isinstance(paths, str | Path):
             raise ValueError(f"expected a list of workdirs, received one path, {str(paths)!r}")
         return cls([Potential.load(path) for path in paths], dtype)
-
-    def export_properties(self) -> Properties:
-        """Those that ASE has names for: the means."""
-        return Properties({name: value for name, value in self.results.items() if name in all_outputs})
 
     def _params(self):
         """For each group its parameters and energy scales (M,), stacked along a leading axis."""

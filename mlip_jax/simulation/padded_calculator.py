@@ -22,6 +22,7 @@ from ase.calculators.calculator import (
     all_changes,
 )
 from ase.geometry import wrap_positions
+from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 from ase.vibrations import VibrationsData
 
@@ -130,7 +131,7 @@ class PaddedCalculator(Calculator):
         self.results = {}
         atoms = self.atoms
         self._check(atoms, properties)
-        positions = _centred(atoms)
+        positions = centred(atoms)
         shape, packed = self._pack(atoms, positions)
         with jax.enable_x64(self.dtype == np.float64):
             out, stress = self._run(shape, *packed, bool(atoms.pbc.all()))
@@ -149,7 +150,7 @@ class PaddedCalculator(Calculator):
         """
         with self._lock:
             self._check(atoms, ())
-            shape, packed = self._pack(atoms, _centred(atoms))
+            shape, packed = self._pack(atoms, centred(atoms))
             size, blocks = 3 * len(atoms), []
             with jax.enable_x64(self.dtype == np.float64):
                 for start in range(0, size, _columns_at_once(shape)):
@@ -176,6 +177,10 @@ class PaddedCalculator(Calculator):
             indices = VibrationsData.indices_from_constraints(atoms)
         rows = (3 * np.asarray(indices, int)[:, None] + np.arange(3)).ravel()
         return VibrationsData.from_2d(atoms, hessian[np.ix_(rows, rows)], indices)
+
+    def export_properties(self) -> Properties:
+        """Results that ASE has names for."""
+        return Properties({name: value for name, value in self.results.items() if name in all_outputs})
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """What has changed since the last calculation, as ASE names it, "charge" and "num_unpaired_electrons".
@@ -322,7 +327,7 @@ def _columns_at_once(shape: Shape) -> int:
     return int(np.clip(_COLUMN_EDGES // max(shape.edges + (shape.pairs or 0), 1), 1, 3 * (shape.nodes - 1)))
 
 
-def _centred(atoms) -> np.ndarray:
+def centred(atoms) -> np.ndarray:
     """Positions close to the origin: float32 has fewer digits for a molecule that drifted away."""
     positions = atoms.positions
     if atoms.pbc.any():

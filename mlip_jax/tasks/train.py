@@ -21,12 +21,16 @@ from mlip_jax.checkpoint import from_arrays
 from mlip_jax.datasets import source, statistics
 from mlip_jax.datasets import splits as splits_module
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.domain import FILE as DOMAIN_FILE
+from mlip_jax.domain import Domain
 from mlip_jax.graphs import resident
 from mlip_jax.graphs.batching import Sizes
 from mlip_jax.graphs.edge_counts import edge_counts, pair_counts
-from mlip_jax.potential import BEST, create_model, example_graph, long_range_cutoff
+from mlip_jax.potential import BEST, Potential, create_model, example_graph, long_range_cutoff
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import write_report
+from mlip_jax.simulation import atom_domain
+from mlip_jax.simulation.atom_domain import Judged
 from mlip_jax.training import losses, optimizer
 from mlip_jax.training.data import Split
 from mlip_jax.training.evaluation import predict
@@ -194,18 +198,21 @@ def _report(config, workdir, model, trainer, batches, splits, metadata, params, 
                             "at valid_loss in metrics.csv, and lower optimizer.learning_rate")
     best_params = trainer.replicate(from_arrays(params, best.arrays, "params/"))
     log.info("evaluating the best checkpoint (step %d)", best.step)
-    predictions = {}
-    for name, split in splits.items():
-        split = split.sample(config.report.max_train if name == "train" else config.report.max_test, config.seed)
-        predictions[name] = _predictions(split, predict(trainer, best_params, split, batches))
+    splits = {name: split.sample(config.report.max_train if name == "train" else config.report.max_test, config.seed)
+              for name, split in splits.items()}
+    predictions = {name: _predictions(split, predict(trainer, best_params, split, batches))
+                   for name, split in splits.items()}
     if not distributed.leader():
         return workdir / "report.html"
+    domain, judged = _domain(config, Potential.from_checkpoint(best.arrays, best.metadata), splits, predictions)
     with writing(workdir):
         for name, p in predictions.items():
             p.save(workdir / f"predictions_{name}.npz")
+        if domain is not None:
+            domain.save(workdir / DOMAIN_FILE)
         report = write_report(
             workdir, predictions, title=f"{config.model.name} on {data.name}", metrics_csv=workdir / "metrics.csv",
-            seconds=metadata["seconds"]["training"], notes=data.notes,
+            seconds=metadata["seconds"]["training"], notes=data.notes, judged=judged,
             info=_info(config, model, metadata, data, best.step, filled, params))
     scores = json.loads((workdir / "metrics.json").read_text())["test"] or {}
     log.info("test: energy %s meV/atom, force %s meV/Å, slope %s meV/atom", *(
@@ -220,6 +227,27 @@ def _predictions(split: Split, predicted) -> Predictions:
     return Predictions(
         numbers=c.numbers, offsets=c.offsets, energy=c.energy, energy_predicted=predicted.energy, forces=c.forces,
         forces_predicted=predicted.forces, molecule=c.molecule, conformer=c.conformer, subset=c.subset, source=c.source)
+
+
+def _domain(config, potential: Potential, splits, predictions) -> tuple[Domain | None, Judged | None]:
+    """What lies outside of the domain of the force field; and structures of the test part with their distance."""
+    rng, found = np.random.default_rng(config.seed), {}
+    for name, split in splits.items():
+        p = predictions[name]
+        strange = ~np.isin(p.numbers, potential.elements)
+        known = np.flatnonzero(~np.logical_or.reduceat(strange, p.offsets[:-1])) if len(split) else np.zeros(0, int)
+        places = np.sort(rng.permutation(known)[:config.report.max_domain])
+        if len(places):
+            columns = split.columns(places, labels_only=True)
+            atoms = np.concatenate([np.arange(p.offsets[s], p.offsets[s + 1]) for s in places])
+            forces = p.forces_predicted[atoms] - p.forces[atoms]
+            if config.loss.beta == config.loss.beta_end == 0.0:
+                forces = np.full_like(forces, np.nan)  # none were predicted
+            found[name] = columns, p.energy_predicted[places] - p.energy[places], forces
+    if not {"train", "valid"} <= set(found):
+        return None, None
+    domain = atom_domain.fit(potential, found["train"][0], found["valid"][0], found["valid"][2], config.seed)
+    return domain, atom_domain.judge(potential, domain, *found["test"]) if "test" in found else None
 
 
 def _info(config, model, metadata, data, step, filled, params) -> dict[str, dict[str, Any]]:

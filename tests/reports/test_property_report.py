@@ -8,7 +8,8 @@ import pytest
 
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.reports import paper_force2geo
-from mlip_jax.reports.property import Outcome, roc, score, write_property_report
+from mlip_jax.reports.domain import roc
+from mlip_jax.reports.property import Outcome, score, write_property_report
 
 TARGETS = (Target("gap", "scalar"), Target("dipole", "vector"), Target("charges", "atom"))
 

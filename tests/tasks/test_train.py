@@ -77,7 +77,8 @@ def test_report_has_the_promised_figures(finished):
         for key in ("energy_mae_mev_per_atom", "force_mae_mev_per_ang", "energy_slope_mev_per_atom"):
             assert np.isfinite(metrics[part][key])
     html = (workdir / "report.html").read_text()
-    assert "GFN2-xTB" in html and "Zenodo" in html
+    assert "GFN2-xTB" in html and "Zenodo" in html and "outside" in html
+    assert set(metrics["domain_auc"]) == {"energy", "force"}
 
 
 def test_log_says_what_the_labels_are_and_what_was_left_out(finished):

@@ -1,0 +1,56 @@
+"""Does the distance from the training set tell the error? Scatter, and the rates of true and false alarms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from mlip_jax.reports import figures, page
+
+LARGE = 0.1  # share of the errors that a distance should tell from the others
+
+
+def roc(distance: np.ndarray, absolute: np.ndarray, share: float = LARGE) -> tuple[np.ndarray, np.ndarray, float]:
+    """How well the distance tells large errors: rates of false and of true alarms, ascending, and the area under them.
+
+    Args:
+      distance: (S,). absolute: |error|, (S,); those that are NaN are left out. share: Of the errors that are "large".
+    """
+    known = np.isfinite(absolute) & np.isfinite(distance)
+    distance, absolute = distance[known], absolute[known]
+    large = absolute >= np.quantile(absolute, 1 - share) if len(absolute) else absolute > 0
+    if large.all() or not large.any():
+        return np.array([0.0, 1.0]), np.array([0.0, 1.0]), float("nan")
+    order = np.argsort(-distance, kind="stable")
+    # where distances are the same, all of them are alarms at once
+    last = np.append(np.flatnonzero(np.diff(distance[order])), len(order) - 1)
+    true, false = (np.append(0.0, np.cumsum(x[order])[last] / x.sum()) for x in (large, ~large))
+    return false, true, float(np.trapezoid(true, false))
+
+
+def section(title: str, distance: np.ndarray, errors: Mapping[str, tuple[np.ndarray, str]]) -> Iterator[str]:
+    """A heading, and a figure for each kind of error.
+
+    Args:
+      distance: (S,), in units of the border. errors: By name, |error| (S,) and its unit, "" for none.
+    """
+    yield page.heading(title)
+    for name, (absolute, unit) in errors.items():
+        if not np.isfinite(absolute).any():
+            continue
+        false, true, area = roc(distance, absolute)
+        fig, axes = figures.figure("Error against distance", f"Largest {100 * LARGE:.0f} % of the errors",
+                                   size=(9.2, 3.8))
+        axes[0].scatter(distance, absolute, s=9, alpha=0.45, color=figures.BLUE, linewidths=0)
+        axes[0].axvline(1, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
+        axes[0].set(xlabel="distance (1: border of the domain)",
+                    ylabel=f"|error| of {name} ({unit})" if unit else f"|error| of {name}")
+        axes[1].plot(false, true, color=figures.BLUE)
+        axes[1].plot([0, 1], [0, 1], color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
+        axes[1].set(xlabel="false alarms", ylabel="found", xlim=(0, 1), ylim=(0, 1))
+        beyond = distance > 1
+        inside, outside = (f"{np.nanmean(absolute[b]):.3g} {unit}" if np.isfinite(absolute[b]).any() else "none"
+                           for b in (~beyond, beyond))
+        yield page.figure(fig, f"{name}: mean |error| {inside} inside of the domain, {outside} for the "
+                          f"{int(beyond.sum())} outside. Area under the curve {area:.2f}; 0.5 is chance.", wide=True)
