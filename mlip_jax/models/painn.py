@@ -18,6 +18,8 @@ from mlip_jax.graphs.graph import Pairs, pairs
 from mlip_jax.models.heads import AtomicEnergy, AtomOutputs, embed_elements
 from mlip_jax.models.layers import Dense, cutoff_function, gather, radial_basis, safe_norm, segment_sum, unit_vectors
 
+_ENCODED = 0.1  # of encoded forces: about the size of the vectors after a layer
+
 
 class Model(nn.Module):
     """PaiNN; the defaults are the published ones.
@@ -32,8 +34,8 @@ class Model(nn.Module):
         jump where the vectors of an atom vanish, as in methane; take 1e-4 or more for smooth second derivatives.
       energy_width, energy_act, zero_init, learned_scale, learned_shift: Of the energy head (heads.AtomicEnergy).
       undirected: False computes filters for both directions of each pair; the plain form, for tests.
-      force_encoding: Vectors begin as a multiple of nodes["encoded_forces"] (N, 3), and as zero where a graph has none:
-        what DeNS tells of structures that it displaces (training/dens.py).
+      force_encoding: Vectors begin as a multiple of nodes["encoded_forces"] (N, 3), their length l as 0.1 ln(1 + l), and
+        as zero where a graph has none: what DeNS tells of structures that it displaces (training/dens.py).
     """
 
     num_features: int = 128
@@ -81,6 +83,9 @@ class Model(nn.Module):
         if not self.force_encoding:
             return None
         forces = graph.nodes.get("encoded_forces", jnp.zeros_like(graph.nodes["positions"]))
+        # each layer makes the cube of its vectors, so that large forces would be infinite after a few
+        length = jnp.sqrt((forces * forces).sum(-1, keepdims=True) + 1e-12)
+        forces = _ENCODED * forces * (jnp.log1p(length) / length)
         return Dense(self.num_features, use_bias=False, name="encode_forces")(forces[..., None])
 
 

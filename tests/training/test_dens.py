@@ -101,3 +101,20 @@ def test_forces_tell_of_structures_that_are_displaced_alone(setup):
     grads = jax.grad(lambda p: objective.combine(s := objective.sums(p, graph), s, 0))(params)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     assert jnp.abs(grads["params"]["backbone"]["encode_forces"]["kernel"]).max() > 0
+
+
+def test_large_forces_do_not_blow_the_features_up():
+    model = models.create("painn", num_features=128, num_layers=3, cutoff=CUTOFF, force_encoding=True)
+    params = jax.jit(model.init)(jax.random.key(0), example_graph())
+    graph = build_batch(DATA.take(np.arange(10)), Budget(34, 90, 11), CUTOFF)
+
+    real = graph.nodes["numbers"] > 0
+
+    def largest(size):
+        forces = np.where(real[:, None], size, 0.0) * np.ones((1, 3), np.float32)
+        out = jax.jit(model.apply)(params, graph._replace(nodes={**graph.nodes, ENCODED: forces}))
+        return float(jnp.abs(out.features[real]).max())
+
+    # a layer makes the cube of its vectors: without a measure, forces of 20 eV/Å are infinite after three layers
+    assert largest(20.0) < 3 * largest(0.0)
+    assert largest(20.0) != largest(2.0)
