@@ -13,8 +13,9 @@ Every run is tested on unseen molecules (IID-S), molecules of another data set (
 molecules near to a training conformer (IID-C) and far from it (OOD-C); diversity.json in its folder has the errors. The
 same command goes on with what is not complete. As a job array: sbatch --array=0-59 launch/slurm.sbatch with it.
 
-On a smaller machine, one number scales budgets and updates; `grid` takes the first so many budgets, and `model` another
-architecture. N = 4k and 16k with PaiNN, on data that the package makes itself (configs/geom_like.py):
+On a smaller machine, one number scales budgets and updates; `grid` takes the first so many budgets, `conformers` the
+n_c up to that one, `seeds` the first so many, and `model` another architecture. N = 4k and 16k with PaiNN, on data that
+the package makes itself (configs/geom_like.py):
 
     --config=configs/diversity_n_fixed.py:scale=0.08,grid=2,model=painn
 
@@ -39,8 +40,9 @@ MODELS = spice.MODELS | {"equivariant_transformer": dict(num_features=128, num_l
 
 
 def arguments(text: str) -> dict:
-    """{"scale": 1.0, "grid": 4, "model": ...} of "scale=0.08,grid=2,model=painn"."""
-    found = {"scale": 1.0, "grid": len(BUDGETS), "model": "equivariant_transformer"}
+    """{"scale": 1.0, "grid": 4, "model": ..., ...} of "scale=0.08,grid=2,model=painn"."""
+    found = {"scale": 1.0, "grid": len(BUDGETS), "model": "equivariant_transformer", "conformers": max(CONFORMERS),
+             "seeds": len(SEEDS)}
     for part in filter(None, text.split(",")):
         name, equals, value = part.partition("=")
         if name not in found or not equals:
@@ -48,6 +50,9 @@ def arguments(text: str) -> dict:
         found[name] = type(found[name])(value)
     if not 0 < found["scale"] <= 1 or not 1 <= found["grid"] <= len(BUDGETS):
         raise ValueError(f"scale must be above 0 and at most 1, and grid from 1 to {len(BUDGETS)}; received {text!r}")
+    if found["conformers"] not in CONFORMERS or not 1 <= found["seeds"] <= len(SEEDS):
+        raise ValueError(f"conformers must be one of {', '.join(map(str, CONFORMERS))}, and seeds from 1 to "
+                         f"{len(SEEDS)}; received {text!r}")
     if found["model"] not in MODELS:
         raise ValueError(unknown_name("model of this config", found["model"], MODELS))
     return found
@@ -64,7 +69,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     # more than there are, so that all are dealt out in these proportions
     c.data.num_train, c.data.num_valid, c.data.num_test = 80_000_000, 5_000_000, 15_000_000
     c.data.num_molecules, c.data.num_conformers = round(given["scale"] * BUDGETS[0]), 1
-    c.data.min_conformers = max(CONFORMERS)
+    c.data.min_conformers = given["conformers"]
 
     c.model.name = given["model"]
     c.model.options = ml_collections.ConfigDict(MODELS[given["model"]])
@@ -84,8 +89,14 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     return c
 
 
+def draws(given: dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Which n_c and which seeds there are by `arguments`."""
+    return tuple(n for n in CONFORMERS if n <= given["conformers"]), SEEDS[:given["seeds"]]
+
+
 def sweep(text: str = "") -> list[dict]:
     given = arguments(text)
+    conformers, seeds = draws(given)
     budgets = [round(given["scale"] * budget) for budget in BUDGETS[:given["grid"]]]
     return [{"name": f"N{total}-c{n_c}-s{v['seed']}", "data.num_molecules": n_s, "data.num_conformers": n_c, **v}
-            for total in budgets for n_s, n_c in budget_grid(total, CONFORMERS) for v in product({"seed": SEEDS})]
+            for total in budgets for n_s, n_c in budget_grid(total, conformers) for v in product({"seed": seeds})]

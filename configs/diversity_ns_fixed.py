@@ -14,7 +14,7 @@ draws of which lie within each other. All else is as in diversity_n_fixed.py; n_
 import ml_collections
 
 from configs import diversity_n_fixed
-from configs.diversity_n_fixed import CONFORMERS, SEEDS, arguments
+from configs.diversity_n_fixed import arguments, draws
 from mlip_jax.sweep import product
 
 MOLECULES = (12_500, 25_000, 50_000, 100_000)
@@ -28,6 +28,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 
 def sweep(text: str = "") -> list[dict]:
     given = arguments(text)
+    conformers, seeds = draws(given)
     counts = [round(given["scale"] * count) for count in MOLECULES[:given["grid"]]]
     return [{"name": f"S{v['data.num_molecules']}-c{v['data.num_conformers']}-s{v['seed']}", **v}
-            for v in product({"data.num_molecules": counts, "data.num_conformers": CONFORMERS, "seed": SEEDS})]
+            for v in product({"data.num_molecules": counts, "data.num_conformers": conformers, "seed": seeds})]

@@ -12,6 +12,7 @@ _EXPORTS = {
     "Relaxer": "mlip_jax.simulation.relax",
     "Potential": "mlip_jax.potential",
     "Structure": "mlip_jax.structure",
+    "from_smiles": "mlip_jax.datasets.molecule_files",
     "relax": "mlip_jax.simulation.relax",
 }
 __all__ = ["__version__", *_EXPORTS]

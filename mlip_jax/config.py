@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import pkgutil
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,26 @@ TERMS = tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).wi
                      if m.name not in NOT_TERMS))
 # Models and energy terms check their own options.
 _FREE = ("model.options", "property.heads", *(f"potential.{term}_options" for term in TERMS))
+
+
+# Where the folder configs/ lies that came with this package.
+_SHIPPED = Path(__file__).resolve().parents[1]
+
+
+def find_file(path: str) -> str:
+    """The config file of that name: of the current folder, else the one that came with this package, if there is one.
+
+    So `--config=configs/spice.py` works in any folder. The package's configs can be imported from then on, which those
+    that change a few lines of another one do.
+
+    Args:
+      path: "FILE" or "FILE:ARGUMENT".
+    """
+    if str(_SHIPPED) not in sys.path:
+        sys.path.append(str(_SHIPPED))
+    file, colon, argument = path.partition(":")
+    shipped = _SHIPPED / file
+    return f"{shipped}{colon}{argument}" if not Path(file).exists() and shipped.is_file() else path
 
 
 def complete(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

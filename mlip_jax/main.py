@@ -154,7 +154,7 @@ def _overridden(config, overrides: list[str] | None):
 def _parse(app, flags, args):
     """absl's parser; a config field that does not exist becomes a message in place of a traceback."""
     try:
-        return flags.FLAGS(args)
+        return flags.FLAGS(_with_found_config(args))
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         # the text of a KeyError is the repr of its argument, of ml_collections' twice over
         if any(a.lstrip("-").startswith("config.data.reader_options.") for a in args):
@@ -164,6 +164,20 @@ def _parse(app, flags, args):
         sys.exit("error: " + text.strip("'\"").replace("\\n", "\n").replace("\\'", "'"))
     except flags.Error as error:
         sys.exit(f"error: {error}\nRun with --help for the flags.")
+
+
+def _with_found_config(args: list[str]) -> list[str]:
+    """The arguments with the config file at the place where it was found."""
+    from mlip_jax.config import find_file
+    found = list(args)
+    for i, argument in enumerate(args):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            if equals:
+                found[i] = f"{name}={find_file(value)}"
+            elif i + 1 < len(args):
+                found[i + 1] = find_file(args[i + 1])
+    return found
 
 
 def _log_to_console(absl_logging) -> None:

@@ -130,6 +130,7 @@ def reporter(config_file: str) -> Callable[[Path], Any] | None:
 
 
 def _module(path: str):
+    path = configs.find_file(path)
     spec = importlib.util.spec_from_file_location("sweep_config", path)
     if spec is None or not Path(path).is_file():
         raise ConfigError(f"{path}: there is no such config file")

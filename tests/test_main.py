@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlip_jax import distributed, main
+from mlip_jax import distributed, main, sweep
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -46,3 +46,26 @@ def test_a_profile_is_of_training(tmp_path):
                                   "--profile=3")).communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in output
     assert "--profile is of training; the task of this config is 'inspect_data'" in output
+
+
+def test_configs_come_with_the_package(tmp_path, monkeypatch):
+    """In a folder without them the package's own are found; one's own file of that name goes first."""
+    monkeypatch.chdir(tmp_path)
+    given = ["--workdir=runs/a", "--config=configs/spice.py:painn", "--config", "configs/md.py"]
+    shipped = REPOSITORY / "configs"
+    assert main._with_found_config(given) == [
+        "--workdir=runs/a", f"--config={shipped}/spice.py:painn", "--config", f"{shipped}/md.py"]
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/md.py").write_text("")
+    assert main._with_found_config(given)[3] == "configs/md.py"
+    assert main._with_found_config(["--config=configs/none.py"]) == ["--config=configs/none.py"]
+    assert sweep.load("configs/spice_sweep.py", sweep._call("configs/spice_sweep.py", "get_config", ""))
+
+
+def test_runs_in_any_folder(tmp_path):
+    (tmp_path / "mine.py").write_text("from configs import md\n\ndef get_config():\n    return md.get_config()\n")
+    environment = os.environ | {"GLIBC_TUNABLES": "", "PYTHONPATH": str(REPOSITORY)}
+    for config in ("configs/md.py", "mine.py"):
+        done = subprocess.run([sys.executable, "-m", "mlip_jax.main", f"--config={config}", "--workdir=runs/md"],
+                              cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=120)
+        assert done.returncode == 1 and "force_field" in done.stderr and "Traceback" not in done.stderr

@@ -23,7 +23,7 @@ OUTLIER_ENERGY = 2.0
 OUTLIER_Z = 30.0
 WORST = 5
 COUNTS = ("blocks", "structures", "atoms", "no energy", "no forces", "partly forces", "no labels",
-          "positions not finite", "too close", "large force", "energy outlier", "periodic")
+          "properties", "positions not finite", "too close", "large force", "energy outlier", "periodic")
 DISTRIBUTIONS = ("energy per atom", "energy residual", "force component", "net force", "relative net force",
                  "shortest distance", "shortest distance organic", "pair ratio", "pair distance", "pair stiffness",
                  "bond stiffness")
@@ -40,7 +40,8 @@ class Findings:
 
     Attributes:
       counts: By COUNTS: structures, unless the name says other. "partly forces": some components are not finite.
-        "too close": two atoms nearer than TOO_CLOSE Å. "large force": a component beyond LARGE_FORCE eV/Å.
+        "properties": one at least is known. "too close": two atoms nearer than TOO_CLOSE Å. "large force": a component
+        beyond LARGE_FORCE eV/Å.
       distributions: By DISTRIBUTIONS. "energy per atom": eV. "energy residual": eV per atom, of a robust fit of
         element energies in the block, centred. "force component": |component|, eV/Å. "net force": |ΣF|, eV/Å.
         "relative net force": |ΣF| / sqrt(Σ|F|²), 1 for forces drawn by chance. "shortest distance": Å; "organic":
@@ -102,6 +103,7 @@ def examine(columns: Columns, *, seed: int = 0, shortest: np.ndarray | None = No
             "blocks": 1, "structures": len(columns), "atoms": int(len(columns.numbers)),
             "no energy": int(no_energy.sum()), "no forces": int(forces["none"].sum()),
             "partly forces": int(forces["partly"].sum()), "no labels": int((no_energy & forces["none"]).sum()),
+            "properties": int(_any_property(columns).sum()),
             "positions not finite": int((~finite).sum()), "too close": int((shortest < TOO_CLOSE).sum()),
             "large force": int((forces["largest"] > LARGE_FORCE).sum()),
             "periodic": 0 if columns.pbc is None else int(columns.pbc.any(1).sum())}
@@ -122,6 +124,17 @@ def count_duplicates(fingerprints: np.ndarray) -> tuple[int, np.ndarray]:
     order = np.argsort(fingerprints, kind="stable")
     again = np.sort(order[1:][fingerprints[order][1:] == fingerprints[order][:-1]])
     return len(again), again
+
+
+def _any_property(columns: Columns) -> np.ndarray:
+    """Whether a property of a structure, or one of all of its atoms, is known: (S,)."""
+    known = np.zeros(len(columns), bool)
+    for values in columns.properties.values():
+        known |= np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    for values in columns.atom_properties.values():
+        unknown = (~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))).astype(float)
+        known |= segment_sum(unknown, columns.offsets[:-1]) == 0
+    return known
 
 
 def _examine_forces(columns, found):

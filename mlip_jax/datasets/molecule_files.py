@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 
 from mlip_jax import workers
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import embedding, molecule_entries, molecule_frames
-from mlip_jax.datasets.embedding import MoleculeRecord
+from mlip_jax.datasets.embedding import MoleculeRecord, UnusableMoleculeError
 from mlip_jax.datasets.molecule_entries import COMPRESSED, CsvColumns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.store import MANIFEST, is_store
@@ -81,6 +82,26 @@ def read_molecules(path: str | Path, *, num_conformers: int = 1, mmff: bool = Fa
                               f"received {num_conformers}")
         made = molecule_frames.KINDS[kind](path, wanted, limit)
     return (_checked(record, path) for record in made if record.index not in skip)
+
+
+def from_smiles(smiles: str, *, mmff: bool = False, seed: int = 0) -> Atoms:
+    """Atoms of a SMILES with hydrogens and positions (ETKDGv3), the same that a file with this SMILES gives.
+
+    >>> from_smiles("CCO").get_chemical_formula()
+    'C2H6O'
+
+    Args:
+      mmff: Relax with MMFF94 where it has parameters. seed: Of the embedding.
+
+    Raises:
+      UnusableMoleculeError: The SMILES cannot be read, or there is no geometry.
+      ImportError: RDKit is missing.
+    """
+    _require_rdkit()
+    record, = embedding.make((embedding.Entry(0, smiles, "", smiles), embedding.Options(1, mmff, seed)))
+    if record.atoms is None:
+        raise UnusableMoleculeError(record.failure)
+    return record.atoms
 
 
 def count_molecules(path: str | Path, columns: CsvColumns = _BY_NAME) -> int:

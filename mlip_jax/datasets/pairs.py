@@ -34,8 +34,9 @@ _LEAST_COSINE = 0.1
 # Bonds to H that are measured: in so many pairs, so many in each.
 _BONDED = 300
 _HYDROGENS = 12
-# A bond that changes its length by less, relative, tells nothing; one that changes by more is another bond.
-_LEAST_STRETCH, _MOST_STRETCH = 1e-4, 0.5
+# A bond that changes its length by less, relative, tells of its surroundings: at the minima of another method
+# (conformers by MMFF94) lengths and forces differ from place to place, whatever the stiffness. By more, it is another.
+_LEAST_STRETCH, _MOST_STRETCH = 2e-3, 0.5
 # Of a total energy in single precision: a pair whose W and ΔE are both below it says nothing.
 _RESOLUTION = 2e-7
 

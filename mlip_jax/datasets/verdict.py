@@ -288,6 +288,9 @@ def _judge_close(findings, length):
 
 def _judge_labels(findings):
     counts, total, problems = findings.counts, findings.counts["structures"], []
+    if counts["no labels"] == total and counts["properties"]:
+        return [Problem("warning", "no labels", "no structure has an energy or forces: properties can be learned, but "
+                        "no force field. If the file has some, look at the names that the reader takes")]
     if counts["no labels"] == total:
         return [Problem("error", "no labels", "no structure has an energy or forces: nothing can be trained. Look at "
                         "the names of labels that the reader takes")]

@@ -200,6 +200,20 @@ def test_stiffness_of_bonds_by_hand(seed):
     assert len(bond_stiffness(metal, *neighbours(metal, np.ones(30, bool)))) == 0
 
 
+def test_bonds_that_hardly_change_tell_nothing():
+    """At the minima of another method, lengths differ by 1 mÅ, and forces do with the place, not with the length."""
+    rng = np.random.default_rng(0)
+    water = np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    made = []
+    for _ in range(40):
+        forces = np.zeros((3, 3))
+        forces[1, 0] = rng.normal(0, 0.1)
+        made.append(Structure(np.array([8, 1, 1]), water * (1 + rng.uniform(-5e-4, 5e-4)), -1.0, forces,
+                              molecule="water"))
+    columns = Columns.from_structures(made)
+    assert not len(bond_stiffness(columns, *neighbours(columns, np.ones(40, bool))))
+
+
 def test_without_bonds_of_hydrogen_a_stiffness_is_only_a_warning():
     columns = real(SMALL)
     metal = dataclasses.replace(columns, numbers=np.where(columns.numbers == 1, 3, columns.numbers + 20))
@@ -304,6 +318,11 @@ def test_no_labels_at_all():
     columns = molecules()
     none = with_(columns, energy=np.nan, forces=np.nan)
     assert [(p.severity, p.what) for p in verdict(examine(none))] == [("error", "no labels")]
+    learnable = dataclasses.replace(none, properties={"gap": np.where(np.arange(len(none)) > 3, 1.0, np.nan)})
+    assert examine(learnable).counts["properties"] == len(none) - 4
+    assert [(p.severity, p.what) for p in verdict(examine(learnable))] == [("warning", "no labels")]
+    of_atoms = dataclasses.replace(none, atom_properties={"charge": np.zeros(len(none.numbers))})
+    assert examine(of_atoms).counts["properties"] == len(none)
     assert list(whats(with_(columns, forces=np.nan))) == ["no forces"]
     assert list(whats(with_(columns, energy=np.nan))) == ["no energy"]
     assert [p.what for p in verdict(Findings())] == ["empty"]

@@ -18,8 +18,15 @@ from hypothesis import strategies as st
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import embedding
 from mlip_jax.datasets.conversion import Recipe, convert
-from mlip_jax.datasets.embedding import Entry, Options
-from mlip_jax.datasets.molecule_files import CsvColumns, count_molecules, fingerprint, kind_of, read_molecules
+from mlip_jax.datasets.embedding import Entry, Options, UnusableMoleculeError
+from mlip_jax.datasets.molecule_files import (
+    CsvColumns,
+    count_molecules,
+    fingerprint,
+    from_smiles,
+    kind_of,
+    read_molecules,
+)
 from mlip_jax.datasets.reader import DatasetError
 
 SMI = """smiles name
@@ -352,3 +359,13 @@ def test_molecules_are_made_as_they_are_taken(tmp_path, monkeypatch):
     for count in range(1, 11):
         next(stream)
         assert len(made) == count
+
+
+def test_one_smiles_is_as_in_a_file(tmp_path):
+    (tmp_path / "one.smi").write_text("CC[NH3+] ion\n")
+    record, = read_molecules(tmp_path / "one.smi", seed=3, num_processes=1)
+    atoms = from_smiles("CC[NH3+]", seed=3)
+    assert atoms.info["charge"] == 1 and np.array_equal(atoms.positions, record.atoms.positions)
+    assert not np.allclose(atoms.positions, from_smiles("CC[NH3+]", seed=3, mmff=True).positions)
+    with pytest.raises(UnusableMoleculeError, match="cannot read the SMILES 'C1CC'"):
+        from_smiles("C1CC")
