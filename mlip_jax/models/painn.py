@@ -34,8 +34,9 @@ class Model(nn.Module):
         jump where the vectors of an atom vanish, as in methane; take 1e-4 or more for smooth second derivatives.
       energy_width, energy_act, zero_init, learned_scale, learned_shift: Of the energy head (heads.AtomicEnergy).
       undirected: False computes filters for both directions of each pair; the plain form, for tests.
-      force_encoding: Vectors begin as a multiple of nodes["encoded_forces"] (N, 3), their length l as 0.1 ln(1 + l), and
-        as zero where a graph has none: what DeNS tells of structures that it displaces (training/dens.py).
+      force_encoding: Vectors begin as a multiple of nodes["encoded_forces"] (N, 3), of which the length l becomes
+        0.1 ln(1 + l), and as zero where a graph has none: what DeNS tells of structures that it displaces
+        (training/dens.py).
     """
 
     num_features: int = 128
