@@ -383,6 +383,12 @@ def stability_defaults() -> ml_collections.ConfigDict:
     c.picoseconds = 100.0  # of each replica
     c.nve_picoseconds = 20.0  # of each molecule at constant energy; 0: none
     c.nve_temperature = 300.0  # at its start
+    c.compare_picoseconds = 0.0  # of each molecule with the force field and with the reference method; 0: none
+    c.compare_temperature = 300.0
+    c.oracle = ml_collections.ConfigDict()
+    c.oracle.method = "GFN2-xTB"  # as of task "force2geo_eval"
+    c.oracle.options = ""
+    c.oracle.num_processes = 0  # 0: one for each core
     c.timestep = 0.5
     c.friction = 0.01  # 1/fs
     c.record_every = 50

@@ -17,8 +17,10 @@ from matplotlib.figure import Figure
 
 from mlip_jax.reports import figures, page
 from mlip_jax.reports.files import write_text
+from mlip_jax.simulation import md_analysis
+from mlip_jax.simulation.md_analysis import Course
 
-_MOST_ROWS = 40
+_MOST_ROWS, _MOST_COMPARED = 40, 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,40 @@ class Replica:
 
 
 @dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A molecule with the force field and with the reference method, at one temperature.
+
+    Attributes:
+      distances, spectrum: (x, density of the force field, density of the reference); x in Å and cm⁻¹.
+      temperatures: Means of both, K.
+    """
+
+    name: str
+    distances: tuple[np.ndarray, np.ndarray, np.ndarray]
+    spectrum: tuple[np.ndarray, np.ndarray, np.ndarray]
+    temperatures: tuple[float, float]
+
+    @property
+    def overlaps(self) -> dict[str, float]:
+        """From 0 to 1, see md_analysis.overlap."""
+        return {kind: md_analysis.overlap(x, own, x, other) for kind, (x, own, other) in (
+            ("distances", self.distances), ("spectrum", self.spectrum))}
+
+
+def compare(name: str, own: Course, reference: Course) -> Comparison:
+    """Distances up to 8 Å (half of the smallest height of a cell) and the spectrum of both."""
+    longest = 8.0
+    if own.cell is not None:
+        areas = np.linalg.norm(np.cross(own.cell[[1, 2, 0]], own.cell[[2, 0, 1]]), axis=1)
+        longest = min(longest, 0.5 * abs(np.linalg.det(own.cell)) / areas.max())
+    made = []
+    for measure in (lambda c: md_analysis.distances(c, longest), md_analysis.spectrum):
+        (x, first), (other_x, second) = measure(own), measure(reference)
+        made.append((x, first, np.interp(x, other_x, second)))
+    return Comparison(name, *made, (md_analysis.temperature(own), md_analysis.temperature(reference)))
+
+
+@dataclasses.dataclass(frozen=True)
 class Stability:
     """What was found.
 
@@ -39,6 +75,7 @@ class Stability:
       names, sizes: Of the molecules, sizes in atoms. drifts: meV/atom/ps at constant energy, NaN where not known.
       replicas: All of them. picoseconds: That each was to last. timestep: fs.
       steps_per_second, nve_steps_per_second: Of all replicas together, compilation not included; NaN if not known.
+      comparisons: With the reference method.
     """
 
     names: Sequence[str]
@@ -49,6 +86,7 @@ class Stability:
     timestep: float
     steps_per_second: float
     nve_steps_per_second: float
+    comparisons: Sequence[Comparison] = ()
 
     @property
     def temperatures(self) -> list[float]:
@@ -92,6 +130,9 @@ def metrics(found: Stability) -> dict[str, Any]:
         "molecules": [{"name": n, "n_atoms": s, "drift_mev_per_atom_per_ps": d if math.isfinite(d) else None,
                        "broken": sum(r.molecule == m and r.broke_at is not None for r in found.replicas)}
                       for m, (n, s, d) in enumerate(zip(found.names, found.sizes, found.drifts))],
+        "compared": [{"name": c.name, **{f"{kind}_overlap": value for kind, value in c.overlaps.items()},
+                      "temperature_k": c.temperatures[0], "reference_temperature_k": c.temperatures[1]}
+                     for c in found.comparisons],
         "steps_per_second": found.steps_per_second if known else None,
         "nanoseconds_per_day_of_all": num * found.steps_per_second * found.timestep * 0.0864 if known else None,
         "nve_steps_per_second": found.nve_steps_per_second if math.isfinite(found.nve_steps_per_second) else None}
@@ -108,7 +149,7 @@ def write_stability_report(workdir: str | os.PathLike, found: Stability, *, titl
     workdir, content = Path(workdir), metrics(found)
     write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     body = [page.heading(title, 1), *_headline(found, content), *_survival(found, content), *_molecules(content),
-            *_reasons(found), page.heading("How this was made"),
+            *_reasons(found), *_compared(found), page.heading("How this was made"),
             page.paragraph("Beside this page: " + ", ".join(files) + "."),
             page.grid([page.heading(name, 3) + page.pairs(dict(values)) for name, values in info.items()], "sections")]
     write_text(workdir / "report.html", page.page(title, body))
@@ -167,3 +208,29 @@ def _reasons(found: Stability) -> Iterator[str]:
         yield page.heading("Why they broke")
         yield page.table(("molecule", "temperature (K)", "reason", "replicas"),
                          [(*key, count) for key, count in counts.most_common(_MOST_ROWS)])
+
+
+def _compared(found: Stability) -> Iterator[str]:
+    if not found.comparisons:
+        return
+    yield page.heading("Beside the reference method")
+    shown = found.comparisons[:_MOST_COMPARED]
+    yield page.figure(comparison_figure(shown), (
+        "Distances between atoms and power spectrum of the velocities, weighted with the masses, in dynamics with the "
+        "force field (blue) and with the reference method (grey)."), wide=True)
+    yield page.table(
+        ("molecule", "overlap of distances", "overlap of spectra", "temperature (K)", "of the reference (K)"),
+        [(c.name, *c.overlaps.values(), *c.temperatures) for c in found.comparisons[:_MOST_ROWS]])
+
+
+def comparison_figure(comparisons: Sequence[Comparison]) -> Figure:
+    """A row for each molecule: distances, spectrum."""
+    titles = [title for c in comparisons for title in (f"{c.name}: distances", f"{c.name}: vibrations")]
+    fig, axes = figures.figure(*titles, size=(9.2, 2.9 * len(comparisons)))
+    for k, c in enumerate(comparisons):
+        for ax, (x, own, other), label in zip(axes[2 * k:2 * k + 2], (c.distances, c.spectrum), ("Å", "cm⁻¹")):
+            ax.fill_between(x, other, color=figures.GREY, alpha=0.35, linewidth=0, label="reference method")
+            ax.plot(x, own, color=figures.BLUE, linewidth=1.2, label="force field")
+            ax.set(xlabel=label, ylabel="density", xlim=(0, x[-1]), ylim=(0, None))
+        figures._legend(axes[2 * k], loc="upper right")
+    return fig

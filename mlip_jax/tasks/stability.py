@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import logging
 import platform
 from pathlib import Path
@@ -12,26 +13,34 @@ import jax
 import ml_collections
 import numpy as np
 from ase import Atoms
+from ase.io import iread
 
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
+from mlip_jax.datasets import source
 from mlip_jax.datasets.molecule_files import fingerprint
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.files import write_whole
 from mlip_jax.reports.md import drift, read_thermo
-from mlip_jax.reports.stability import Replica, Stability, write_stability_report
+from mlip_jax.reports.stability import Comparison, Replica, Stability, compare, write_stability_report
+from mlip_jax.simulation import md_reference
 from mlip_jax.simulation.md import MolecularDynamics
+from mlip_jax.simulation.md_analysis import Course
 from mlip_jax.simulation.md_outputs import THERMO, Outputs
 from mlip_jax.simulation.md_run import carry_out
+from mlip_jax.simulation.oracle import Method
 from mlip_jax.simulation.relax import relax
 from mlip_jax.tasks.md import read_all
 from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
 
-NVE, LANGEVIN, STARTS, TABLE, ORIGIN = "nve", "langevin", "starts.npz", "stability.csv", "origin.json"
+NVE, LANGEVIN, COMPARED = "nve", "langevin", "compared"
+STARTS, TABLE, ORIGIN = "starts.npz", "stability.csv", "origin.json"
+# Between frames that spectra are made of, fs; and 1/fs, so weak that it hardly widens their lines.
+_LARGEST_SPACING, _WEAK_FRICTION = 2.0, 0.001
 _COMMON = ("timestep", "skin", "bond_range", "max_temperature", "dtype", "seed", "record_every")
 
 
@@ -54,7 +63,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         replicas, speed = _at_temperatures(config, workdir / LANGEVIN, molecules, names, potential)
         _write_table(workdir / TABLE, replicas, names)
         found = Stability(names, [len(a) for a in molecules], drifts, replicas, config.picoseconds, config.timestep,
-                          speed, nve_speed)
+                          speed, nve_speed, _compared(config, workdir / COMPARED, molecules, names, potential))
         report = write_stability_report(
             workdir, found, title=f"Stability of {Path(config.force_field).name}", info=_info(config, potential),
             files=[TABLE, f"{NVE}/{THERMO}", f"{LANGEVIN}/{THERMO}"])
@@ -71,6 +80,11 @@ def _check(c) -> None:
             raise ConfigError(f"{name} must be positive, received {c[name]}")
     if not 0 <= c.nve_picoseconds < float("inf"):
         raise ConfigError(f"nve_picoseconds must be at least 0, received {c.nve_picoseconds}")
+    if not 0 <= c.compare_picoseconds < float("inf") or not 0 < c.compare_temperature < float("inf"):
+        raise ConfigError("compare_picoseconds must be at least 0 and compare_temperature positive, received "
+                          f"{c.compare_picoseconds} and {c.compare_temperature}")
+    if c.compare_picoseconds:
+        _method(c)
     if c.replicas < 1 or not c.temperatures or not all(0 <= t < float("inf") for t in c.temperatures):
         raise ConfigError(f"replicas must be 1 or more and temperatures numbers of at least 0, received {c.replicas} "
                           f"and {c.temperatures}")
@@ -126,6 +140,40 @@ def _at_temperatures(config, folder: Path, molecules, names, potential) -> tuple
     return [Replica(m, t, broken[k].step * config.timestep / 1000 if k in broken else None,
                     broken[k].reason if k in broken else "") for k, (t, m) in enumerate(cases)
             ], dynamics.steps_per_second
+
+
+def _compared(config, folder: Path, molecules, names, potential) -> list[Comparison]:
+    """Distances and spectra of the force field beside those of the reference method; none where nothing is asked."""
+    if not config.compare_picoseconds:
+        return []
+    every = max(1, int(_LARGEST_SPACING / config.timestep))
+    steps = _steps(config, config.compare_picoseconds)
+    outputs = Outputs(folder, names)
+    dynamics = MolecularDynamics(
+        molecules, potential, ensemble="langevin", friction=_WEAK_FRICTION, frame_every=every,
+        temperature=config.compare_temperature, **{name: config[name] for name in _COMMON})
+    carry_out(dynamics, outputs, steps, config.restart_seconds)
+    plan = md_reference.Plan(config.compare_temperature, config.timestep, _WEAK_FRICTION, steps, every, config.seed)
+    reference = md_reference.courses(_method(config), molecules, plan, folder / "reference",
+                                     config.oracle.num_processes or None)
+    return [compare(names[m], _settled(_course(outputs.trajectory(m), every * config.timestep)), _settled(course))
+            for m, course in enumerate(reference) if course is not None and m not in dynamics.broken]
+
+
+def _method(config) -> Method:
+    return Method(config.oracle.method, source.reader_options(config.oracle.options))
+
+
+def _course(path: Path, spacing: float) -> Course:
+    frames = list(iread(path, format="extxyz"))
+    return Course(np.array([a.positions for a in frames]), np.array([a.get_velocities() for a in frames]),
+                  frames[0].get_masses(), spacing, frames[0].cell.array if frames[0].pbc.all() else None)
+
+
+def _settled(course: Course) -> Course:
+    """Without the first fifth, which remembers the start."""
+    first = len(course.positions) // 5
+    return dataclasses.replace(course, positions=course.positions[first:], velocities=course.velocities[first:])
 
 
 def _steps(config, picoseconds: float) -> int:

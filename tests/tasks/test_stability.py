@@ -56,8 +56,29 @@ def test_hot_molecules_break_and_a_stopped_run_goes_on(tmp_path, monkeypatch, qu
     assert table == (tmp_path / "whole/stability.csv").read_text()
 
 
+def test_beside_the_reference_method(tmp_path, monkeypatch, quick_compilation):
+    path = tmp_path / "dimers.xyz"
+    write(path, [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), Atoms("Ar2", [[0, 0, 0], [0, 0, 0.75]])])
+    monkeypatch.setattr(stability, "load_force_field", lambda text: pairwise("harmonic", length=0.74, stiffness=20.0))
+    changes = dict(compare_picoseconds=0.2, nve_picoseconds=0.0, temperatures=(10.0,), replicas=1, picoseconds=0.01,
+                   bond_range=(0.1, 4.0), compare_temperature=100.0)
+    config = options(path, **changes)
+    config.oracle.method, config.oracle.num_processes = "ase.calculators.emt:EMT", 1
+    page = stability.run(config, tmp_path / "run").read_text()
+    compared, = json.loads((tmp_path / "run/metrics.json").read_text())["compared"]  # EMT knows no argon
+    assert compared["name"] == "H2" and 0 <= compared["spectrum_overlap"] <= 1 and compared["temperature_k"] > 0
+    assert 0 <= compared["distances_overlap"] <= 1 and "Beside the reference method" in page
+    made = tmp_path / "run/compared/reference/0.npz"
+    before = made.stat().st_mtime_ns
+    (tmp_path / "run/report.html").unlink()
+    stability.run(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["compared"] == [compared]
+    assert made.stat().st_mtime_ns == before
+
+
 def test_bad_settings_are_told(tmp_path):
     for changes, words in [({"force_field": ""}, "force_field is not given"), ({"picoseconds": 0.0}, "picoseconds"),
-                           ({"temperatures": ()}, "temperatures"), ({"replicas": 0}, "replicas")]:
+                           ({"temperatures": ()}, "temperatures"), ({"replicas": 0}, "replicas"),
+                           ({"compare_picoseconds": -1.0}, "compare_picoseconds")]:
         with pytest.raises(ConfigError, match=words):
             stability.run(options(tmp_path / "none.xyz", **changes), tmp_path / "run")

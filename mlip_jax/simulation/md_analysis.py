@@ -1,0 +1,96 @@
+"""What trajectories say of a force field: distances between atoms, and the spectrum of their vibrations."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from ase import units
+from ase.geometry import get_distances
+
+_SPEED_OF_LIGHT = 2.99792458e-5  # cm/fs
+_SMOOTHING = 10.0  # cm⁻¹, width of the Gaussian that spectra are smoothed with
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """Frames of a molecule, evenly spaced in time.
+
+    Attributes:
+      positions: (K, n, 3) Å. velocities: (K, n, 3) in ASE's unit. masses: (n,) u. spacing: fs between frames.
+      cell: (3, 3) Å of one that is periodic, else None.
+    """
+
+    positions: np.ndarray
+    velocities: np.ndarray
+    masses: np.ndarray
+    spacing: float
+    cell: np.ndarray | None = None
+
+
+def distances(course: Course, longest: float = 8.0, bins: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Radial distribution of all pairs of atoms: (r, density), (bins,) each, r in Å.
+
+    Of a molecule the density is that of the distances, 1/Å, and its integral to infinity is one. Of a periodic cell it
+    is g(r), one where atoms are independent, from the nearest images: `longest` should be less than half of the cell.
+    """
+    edges = np.linspace(0.0, longest, bins + 1)
+    n, counts = course.positions.shape[1], np.zeros(bins)
+    i, j = np.triu_indices(n, 1)
+    for frame in course.positions:
+        if course.cell is None:
+            found = np.linalg.norm(frame[i] - frame[j], axis=1)
+        else:
+            found = get_distances(frame, cell=course.cell, pbc=True)[1][i, j]
+        counts += np.histogram(found, edges)[0]
+    r, width = 0.5 * (edges[1:] + edges[:-1]), edges[1] - edges[0]
+    share = counts / max(len(i) * len(course.positions), 1)
+    if course.cell is None:
+        return r, share / width
+    return r, share * abs(np.linalg.det(course.cell)) / (4 * np.pi * r * r * width)
+
+
+def spectrum(course: Course, highest: float = 4000.0) -> tuple[np.ndarray, np.ndarray]:
+    """Power spectrum of the velocities, weighted with the masses (vibrational density of states).
+
+    Returns:
+      Wavenumbers, cm⁻¹, and the density there, (F,) each, whose integral is one; smoothed by 10 cm⁻¹.
+
+    Raises:
+      ValueError: Fewer than 16 frames, or frames too far apart for the highest wavenumber.
+    """
+    frames = len(course.velocities)
+    nyquist = 0.5 / (course.spacing * _SPEED_OF_LIGHT)
+    if frames < 16 or nyquist < highest:
+        raise ValueError(f"a spectrum up to {highest:g} cm⁻¹ needs 16 frames or more, at most "
+                         f"{0.5 / (highest * _SPEED_OF_LIGHT):.3g} fs apart; there are {frames}, {course.spacing:g} fs "
+                         "apart")
+    window = np.hanning(frames)[:, None, None]
+    moved = (course.velocities - course.velocities.mean(0)) * window
+    power = (np.abs(np.fft.rfft(moved, axis=0)) ** 2).sum(-1) @ course.masses
+    wavenumbers = np.fft.rfftfreq(frames, course.spacing * _SPEED_OF_LIGHT)
+    kept = wavenumbers <= highest
+    step = wavenumbers[1]
+    reach = int(np.ceil(4 * _SMOOTHING / step))
+    kernel = np.exp(-0.5 * (step * np.arange(-reach, reach + 1) / _SMOOTHING) ** 2)
+    # "full" and cut, since "same" is as long as the kernel where that is longer
+    smooth = np.convolve(power, kernel / kernel.sum(), "full")[reach:reach + len(power)][kept]
+    return wavenumbers[kept], smooth / max(smooth.sum() * step, 1e-300)
+
+
+def overlap(x: np.ndarray, first: np.ndarray, other_x: np.ndarray, second: np.ndarray) -> float:
+    """How alike two distributions are, from 0 to 1: the integral of the lesser of the two, both made to have one.
+
+    >>> x = np.linspace(0.0, 1.0, 11)
+    >>> round(overlap(x, np.ones(11), x, np.ones(11)), 6)
+    1.0
+    """
+    second = np.interp(x, other_x, second)
+    first, second = (values / max(np.trapezoid(values, x), 1e-300) for values in (first, second))
+    return float(np.trapezoid(np.minimum(first, second), x))
+
+
+def temperature(course: Course) -> float:
+    """Mean kinetic temperature, K, with three degrees of freedom less for the centre of mass."""
+    kinetic = 0.5 * (course.masses[:, None] * course.velocities ** 2).sum((1, 2)).mean()
+    return float(2 * kinetic / (max(3 * len(course.masses) - 3, 1) * units.kB))
