@@ -179,7 +179,8 @@ def page() -> str:
         "This page is made from `mlip_jax/defaults.py` and `configs/*.py` when the site is built.", "",
         "A field is changed on the command line with `--config.FIELD=VALUE`, for instance "
         "`--config.train.num_steps=50000`. \"unset\" is a field without a value. A misspelt name is an error that "
-        "gives the nearest valid one. Fields of `model.options` are those of the model's class: see [Models](models.md).", "",
+        "gives the nearest valid one. Fields of `model.options` are those of the model's class: see "
+        "[Models](models.md).", "",
         "Units are eV and Å unless a comment names others.", "", "## Tasks", ""]
     for task, function in known.items():
         lines += [f"### Task `{task}` {{ #task-{task} }}", "", inspect.getdoc(function), "",

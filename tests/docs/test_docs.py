@@ -82,6 +82,7 @@ def test_imports(page):
                         importlib.import_module(f"{node.module}.{name.name}")
 
 
+@pytest.mark.slow
 def test_site_builds(tmp_path):
     for package in ("mkdocs", "material", "mkdocstrings_handlers"):
         if importlib.util.find_spec(package) is None:
