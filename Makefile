@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help spice test test-slow lint clean
+.PHONY: help spice test test-slow lint docs clean
 
 help:
 	@echo "make spice      train So3krates on SPICE (or on data made here) into runs/spice, with a report"
 	@echo "make test       run the tests (test-slow: those that take minutes)"
 	@echo "make lint       check the style"
+	@echo "make docs       build the documentation into site/"
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), f'Python 3.11 or newer is needed, this is {sys.version}'"
@@ -27,6 +28,10 @@ test-slow: $(VENV)/.ready
 
 lint: $(VENV)/.ready
 	$(BIN)/python -m ruff check .
+
+docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV)

@@ -1,0 +1,93 @@
+"""What the documentation names exists: links, configs, fields, imports; and the site builds."""
+
+import ast
+import importlib
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def _load(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+markdown = _load("docs_markdown", Path(__file__).with_name("markdown.py"))
+reference = _load("config_reference", markdown.DOCS / "config_reference.py")
+PAGES = {str(p.relative_to(markdown.ROOT)): p.read_text() for p in markdown.pages()}
+OWN = {b.title for text in PAGES.values() for b in markdown.blocks(text) if b.title}  # files that how-to pages make
+COMMANDS = {name: text.replace("\\\n", " ") for name, text in PAGES.items()} | {
+    str(p.relative_to(markdown.ROOT)): p.read_text() for p in (markdown.ROOT / "notebooks").glob("*.ipynb")}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", markdown.without_code(PAGES[page])):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (markdown.ROOT / page).parent / path if path else markdown.ROOT / page
+        assert file.exists() or file.name == reference.PAGE, f"{page}: {target}"
+        if anchor and file.exists() and file.suffix == ".md":
+            heads = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
+            slugs = {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", h).strip().lower()) for h in heads}
+            assert anchor in slugs, f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", COMMANDS)
+def test_configs_and_fields(page):
+    """Every config that is named is a file, and every field that is set beside it is one of its task's."""
+    for file, rest in re.findall(r"--config=(configs/\w+\.py)([^\n]*)", COMMANDS[page]):
+        if file in OWN:
+            continue
+        assert (markdown.ROOT / file).is_file(), f"{page}: {file}"
+        config = reference.config_of(importlib.import_module(file[:-3].replace("/", ".")))
+        if config is None:
+            continue
+        known = dict(reference.fields(config))
+        function = reference.tasks().get(config.task)
+        known |= dict(reference.fields(function())) if function else {}
+        for field in re.findall(r"--config\.([\w.]+)=", rest):
+            free = re.match(r"model\.options\.|potential\.\w+_options\.|property\.heads\.", field)
+            assert field in known or free, f"{page}: {file} has no field {field}"
+
+
+def test_reference_has_every_field():
+    page = reference.page()
+    for task, function in reference.tasks().items():
+        part = page.split(f"### Task `{task}` ")[1].split("\n###")[0]
+        for field, _ in reference.fields(function()):
+            assert f"| `{field}` |" in part, (task, field)
+    assert "average structures of an update" in page  # a comment of defaults.py
+    for name in reference.experiments():
+        assert f"### `configs/{name}.py`" in page
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_imports(page):
+    for block in markdown.blocks(PAGES[page]):
+        if block.language != "python":
+            continue
+        for node in ast.walk(ast.parse(block.text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mlip_jax":
+                module = importlib.import_module(node.module)
+                for name in node.names:
+                    if not hasattr(module, name.name):
+                        importlib.import_module(f"{node.module}.{name.name}")
+
+
+@pytest.mark.slow
+def test_site_builds(tmp_path):
+    for package in ("mkdocs", "material", "mkdocstrings_handlers"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install -e '.[docs]'")
+    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+                          cwd=markdown.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "train.num_steps" in (tmp_path / "config-reference/index.html").read_text()
