@@ -14,8 +14,9 @@ molecules near to a training conformer (IID-C) and far from it (OOD-C); diversit
 same command goes on with what is not complete. As a job array: sbatch --array=0-59 launch/slurm.sbatch with it.
 
 On a smaller machine, one number scales budgets and updates; `grid` takes the first so many budgets, `conformers` the
-n_c up to that one, `seeds` the first so many, and `model` another architecture. N = 4k and 16k with PaiNN, on data that
-the package makes itself (configs/geom_like.py):
+n_c up to that one, `seeds` the first so many, `model` another architecture, and `selection=maxmin` molecules that are
+as unlike each other as can be, by their fingerprints, in place of a draw. N = 4k and 16k with PaiNN, on data that the
+package makes itself (configs/geom_like.py):
 
     --config=configs/diversity_n_fixed.py:scale=0.08,grid=2,model=painn
 
@@ -35,6 +36,7 @@ CONFORMERS = (1, 2, 4, 8, 16)
 SEEDS = (0, 1, 2)
 STEPS = 500_000  # at scale 1, the choice of this file
 LEAST_STEPS = 2_000
+SELECTIONS = ("random", "maxmin")
 MODELS = spice.MODELS | {"equivariant_transformer": dict(num_features=128, num_layers=8, num_heads=8, cutoff=5.0,
                                                          num_radial=64)}
 
@@ -42,7 +44,7 @@ MODELS = spice.MODELS | {"equivariant_transformer": dict(num_features=128, num_l
 def arguments(text: str) -> dict:
     """{"scale": 1.0, "grid": 4, "model": ..., ...} of "scale=0.08,grid=2,model=painn"."""
     found = {"scale": 1.0, "grid": len(BUDGETS), "model": "equivariant_transformer", "conformers": max(CONFORMERS),
-             "seeds": len(SEEDS)}
+             "seeds": len(SEEDS), "selection": "random"}
     for part in filter(None, text.split(",")):
         name, equals, value = part.partition("=")
         if name not in found or not equals:
@@ -53,6 +55,8 @@ def arguments(text: str) -> dict:
     if found["conformers"] not in CONFORMERS or not 1 <= found["seeds"] <= len(SEEDS):
         raise ValueError(f"conformers must be one of {', '.join(map(str, CONFORMERS))}, and seeds from 1 to "
                          f"{len(SEEDS)}; received {text!r}")
+    if found["selection"] not in SELECTIONS:
+        raise ValueError(unknown_name("selection of molecules", found["selection"], SELECTIONS))
     if found["model"] not in MODELS:
         raise ValueError(unknown_name("model of this config", found["model"], MODELS))
     return found
@@ -69,7 +73,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     # more than there are, so that all are dealt out in these proportions
     c.data.num_train, c.data.num_valid, c.data.num_test = 80_000_000, 5_000_000, 15_000_000
     c.data.num_molecules, c.data.num_conformers = round(given["scale"] * BUDGETS[0]), 1
-    c.data.min_conformers = given["conformers"]
+    c.data.min_conformers, c.data.selection = given["conformers"], given["selection"]
 
     c.model.name = given["model"]
     c.model.options = ml_collections.ConfigDict(MODELS[given["model"]])

@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from mlip_jax.datasets.splits import group
+from mlip_jax.datasets.subsets import stable_ids
+
 RADIUS, NUM_BITS = 2, 2048  # as ECFP4
 
 
@@ -50,3 +53,37 @@ def maxmin(fingerprints: Sequence[Any], count: int, *, first: int | None = None,
     # the seed is RDKit's of a first pick of its own, which is not used
     picked = MaxMinPicker().LazyBitVectorPick(vectors, size, min(count, size), [first], seed=0)
     return np.array(list(picked), np.int64)
+
+
+def maxmin_rank(molecule: np.ndarray, smiles: Sequence[str], count: int, *, seed: int, least: int = 1) -> np.ndarray:
+    """Place of each structure's molecule in the order of MaxMin picking, (S,) int64.
+
+    Picks of a smaller count are the first ones of a larger, and none depends on the order of the structures.
+
+    Args:
+      molecule: Of each structure, (S,), of any sortable type. smiles: Of each structure, (S,).
+      count: Molecules that are picked; all others have the place `count`.
+      seed: Of the first pick.
+      least: Only molecules with so many structures are picked.
+
+    Raises:
+      ImportError: RDKit is missing. ValueError: A SMILES that cannot be read, or no molecule to pick from.
+    """
+    from rdkit import Chem
+
+    unit_of, num_units = group(molecule)
+    one = np.zeros(num_units, np.int64)
+    one[unit_of] = np.arange(len(unit_of))
+    pool = np.flatnonzero(np.bincount(unit_of, minlength=num_units) >= least)
+    pool = pool[np.argsort(stable_ids(np.asarray(molecule)[one[pool]]), kind="stable")]
+    fingerprints = []
+    for text in (smiles[k] for k in one[pool]):
+        mol = Chem.MolFromSmiles(text) if text else None
+        if mol is None:
+            raise ValueError(f"a choice of diverse molecules needs SMILES that RDKit can read; received {text!r}")
+        # hydrogens may be explicit in one record and not in the next
+        fingerprints.append(morgan_fingerprint(Chem.RemoveHs(mol)))
+    rank = np.full(num_units, count, np.int64)
+    picks = maxmin(fingerprints, min(count, len(pool)), seed=seed)
+    rank[pool[picks]] = np.arange(len(picks))
+    return rank[unit_of]

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from ase.data import atomic_numbers
 
-from mlip_jax.config import ConfigError
-from mlip_jax.datasets import scaffolds, split_files, splits, subsets
+from mlip_jax.config import ConfigError, unknown_name
+from mlip_jax.datasets import diversity, scaffolds, split_files, splits, subsets
 from mlip_jax.datasets.conversion import Recipe, convert, identify
 from mlip_jax.datasets.filters import Filters, count_reasons, identities
 from mlip_jax.datasets.reader import DatasetError
@@ -227,8 +227,20 @@ def split(data: LoadedData, options: Any) -> dict[str, np.ndarray]:
         molecule, conformer = (np.asarray(store.index(n)[train]) for n in ("molecule", "conformer"))
         parts["train"] = np.sort(train[subsets.nested_subset(
             molecule, conformer, options.num_molecules, options.num_conformers, seed=options.split_seed,
-            min_conformers=options.min_conformers)])
+            min_conformers=options.min_conformers, rank=_rank(store, train, molecule, options))])
     return parts
+
+
+def _rank(store: Store, train: np.ndarray, molecule: np.ndarray, options: Any) -> np.ndarray | None:
+    """In which order molecules are taken for training; None where they are drawn."""
+    selection = options.get("selection", "random")  # configs of earlier runs have none
+    if selection == "random":
+        return None
+    if selection != "maxmin":
+        raise ValueError(unknown_name("data.selection", selection, ("random", "maxmin")))
+    codes, smiles = store.texts("smiles")
+    return diversity.maxmin_rank(molecule, [smiles[code] for code in codes[train]], options.num_molecules,
+                                 seed=options.split_seed, least=options.min_conformers or options.num_conformers)
 
 
 def _without_held_out(parts, store: Store, files: str) -> dict[str, np.ndarray]:

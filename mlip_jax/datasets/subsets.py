@@ -1,7 +1,8 @@
 """Subsets of n_s molecules with n_c conformations each, every one within the larger ones.
 
 What is in a subset is decided by a hash of the seed, the molecule and the conformation: it depends on no random
-generator's version, on no other molecule, and not on the order of the structures.
+generator's version, on no other molecule, and not on the order of the structures. Molecules may be taken in an order of
+preference instead, as the most diverse ones are; the draw of their conformations stays the same.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def nested_subset(
     *,
     seed: int,
     min_conformers: int | None = None,
+    rank: np.ndarray | None = None,
 ) -> np.ndarray:
     """Indices of `num_molecules` molecules with `num_conformers` conformations each: sorted, int64.
 
@@ -39,6 +41,8 @@ def nested_subset(
       seed: Of both draws.
       min_conformers: Only molecules with so many are drawn; unset: `num_conformers`. For subsets that are compared,
         set it to the largest n_c among them: else those of few conformations come from other molecules too.
+      rank: Place of each structure's molecule in an order of preference, (S,): the first ones are taken; None: they are
+        drawn.
 
     Raises:
       ValueError: Too few molecules with enough conformations, or numbers that mean nothing.
@@ -60,7 +64,8 @@ def nested_subset(
     one_of_unit = np.zeros(num_units, np.int64)
     one_of_unit[unit_of] = np.arange(len(unit_of))
     ids = stable_ids(molecule[one_of_unit[enough]])
-    first = np.argsort(_mix(seed, _MOLECULES, ids), kind="stable")[:num_molecules]
+    preference = _mix(seed, _MOLECULES, ids) if rank is None else np.asarray(rank)[one_of_unit[enough]]
+    first = np.argsort(preference, kind="stable")[:num_molecules]
     rank = np.full(num_units, -1, unit_of.dtype)  # of the chosen molecules
     rank[enough[first]] = np.arange(num_molecules)
     indices = np.flatnonzero(rank[unit_of] >= 0)

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from ase import units
 from ase.data import atomic_numbers
+from rdkit import Chem
+from rdkit.DataStructs import TanimotoSimilarity
 
 from mlip_jax import defaults
 from mlip_jax.datasets import readers, source
 from mlip_jax.datasets.conversion import Recipe, convert
+from mlip_jax.datasets.diversity import morgan_fingerprint
 from mlip_jax.datasets.filters import CODES, Filters
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.scaffolds import murcko_scaffold
@@ -478,6 +481,28 @@ def test_nested_subsets_of_the_training_part(options):
     assert len(np.unique(store.index("molecule")[small["train"]])) == 3
     for name in ("valid", "test"):
         np.testing.assert_array_equal(small[name], whole[name])
+
+
+def test_diverse_molecules_of_the_training_part(options, tmp_path):
+    def molecules(**fields):
+        data = options(DATA, num_train=80, num_valid=10, num_test=10, min_conformers=2, num_conformers=2, **fields)
+        loaded = source.load(data)
+        train = source.split(loaded, data)["train"]
+        codes, smiles = loaded.store.texts("smiles")
+        return {smiles[c] for c in codes[train]}, len(train)
+
+    few, size = molecules(num_molecules=3, selection="maxmin")
+    more, _ = molecules(num_molecules=6, selection="maxmin")
+    drawn, _ = molecules(num_molecules=6)
+    assert len(few) == 3 and size == 6 and few < more and len(more) == 6 and more != drawn
+
+    def nearest(names):
+        prints = [morgan_fingerprint(Chem.RemoveHs(Chem.MolFromSmiles(name))) for name in sorted(names)]
+        return max(TanimotoSimilarity(a, b) for i, a in enumerate(prints) for b in prints[:i])
+
+    assert nearest(more) < nearest(drawn)
+    with pytest.raises(ValueError, match="data.selection 'maxmim'.*Did you mean 'maxmin'"):
+        molecules(num_molecules=3, selection="maxmim")
 
 
 def test_what_filters_took_is_listed(options, tmp_path):
