@@ -19,13 +19,17 @@ import jax
 import jax.numpy as jnp
 import jraph
 
+# Å, beyond every cutoff; its square is still a number in float32 (and in bfloat16).
+_FAR = 1e4
+
 
 class Pairs(NamedTuple):
     """The edges that a model works on.
 
     Attributes:
       receivers, senders: Shape (P,), atoms i and j.
-      displacements: positions[senders] - positions[receivers] + shifts @ cell, shape (P, 3), Å.
+      displacements: positions[senders] - positions[receivers] + shifts @ cell, shape (P, 3), Å; of padding edges, which
+        join an atom to itself, beyond every cutoff.
       undirected: True: each pair stands here once and what flows along it flows both ways (P = E / 2).
         False: the list is directed and messages go to the receivers alone (P = E).
     """
@@ -70,9 +74,14 @@ def pairs(graph: jraph.GraphsTuple, undirected: bool = True) -> Pairs:
     """The edges as pairs, each once if the graph knows its `pair_order` and `undirected` is asked for."""
     order = graph.edges.get("pair_order") if undirected else None
     if order is None:
-        return Pairs(graph.receivers, graph.senders, displacements(graph), False)
-    forward = order[:order.shape[0] // 2]
-    return Pairs(graph.receivers[forward], graph.senders[forward], displacements(graph, forward), True)
+        receivers, senders, vectors = graph.receivers, graph.senders, displacements(graph)
+    else:
+        forward = order[:order.shape[0] // 2]
+        receivers, senders, vectors = graph.receivers[forward], graph.senders[forward], displacements(graph, forward)
+    # thousands of padding edges at one atom would add up there, layer upon layer, to what is no number any more
+    padding = (receivers == senders) & (vectors == 0).all(axis=-1)
+    vectors = jnp.where(padding[:, None], jnp.asarray([_FAR, 0.0, 0.0], vectors.dtype), vectors)
+    return Pairs(receivers, senders, vectors, order is not None)
 
 
 def long_range_pairs(graph: jraph.GraphsTuple) -> Pairs:

@@ -268,6 +268,13 @@ def check_batch_of_padding_alone(case):
     assert np.isfinite(result.energy).all() and not np.asarray(result.forces).any()
 
 
+def check_padding_atoms_stay_small(case):
+    """A padding atom that thousands of padding edges join to itself: numbers beyond float32 would make all NaN."""
+    graph = case.graph([LARGE], budget=Budget(len(LARGE) + 4, 20_000, 3))
+    features = np.abs(np.asarray(jax.jit(case.model.apply)(case.params, graph).features))
+    assert features[len(LARGE):].max() < 100 * features[:len(LARGE)].max()
+
+
 def check_linear_molecule(case):
     """Carbon dioxide: forces are finite and along the axis, whichever that is."""
     for axis in (np.array([0.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0]), np.array([0.6, -0.48, 0.64])):
@@ -448,8 +455,10 @@ FAULTS = {
                          check_translation),
     "jumps_at_the_cutoff": ("* cosine_cutoff(distances, 5.0)[:, None]", "* (distances > 0)[:, None]",
                             check_smooth_at_the_cutoff),
-    "unsafe_norm": ("safe_norm(edge.displacements)", "jnp.linalg.norm(edge.displacements, axis=-1)",
+    "unsafe_root": ("energies = Atomic",
+                    "features += jnp.sqrt(jnp.square(features - jax.lax.stop_gradient(features))); energies = Atomic",
                     check_trains_on_forces),
+    "padding_edges_count": ("* cosine_cutoff(distances, 5.0)[:, None]", "", check_padding_atoms_stay_small),
     "mean_over_atoms": ("energies = Atomic", "features = features - features.mean(0); energies = Atomic",
                         check_padding_and_batching),
     "depends_on_order": ("energies = Atomic",
