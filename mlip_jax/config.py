@@ -87,6 +87,11 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return plain(config)
 
 
+# Fields that came later, and their defaults: folders of runs that were begun before do not have them.
+_LATER = (("optimizer", "rates", ""), ("data", "held_out", ""), ("data", "selection", "random"),
+          ("report", "max_domain", 1_000))
+
+
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The plain config without what changes no result, so that a folder stays that of a run when it changes."""
     plain = to_dict(config)
@@ -100,6 +105,9 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
             plain.pop(name, None)
     if plain.get("task") == "stability":
         plain.pop("restart_seconds", None)
+        if not plain.get("compare_picoseconds"):
+            for name in ("compare_picoseconds", "compare_temperature", "oracle"):
+                plain.pop(name, None)
     for path in ("data.refuse", "data.verify", "store.num_processes", "train.on_nonfinite", "train.resident",
                  "train.steps_per_dispatch", "train.profile_steps", "oracle.num_processes", "oracle.cache",
                  "relax.batch_atoms", "diversity.num_processes", "data.test_geometries"):
@@ -107,8 +115,8 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
         plain.get(part, {}).pop(name, None)
     if not any(plain.get("potential", {}).get(term) for term in TERMS):
         plain.pop("potential", None)
-    for part, name in (("optimizer", "rates"), ("data", "held_out")):  # fields that came later, where they are unset
-        if isinstance(plain.get(part), dict) and plain[part].get(name) == "":
+    for part, name, default in _LATER:
+        if isinstance(plain.get(part), dict) and plain[part].get(name) == default:
             plain[part].pop(name)
     if not plain.get("dens", {"weight": 1})["weight"]:
         plain.pop("dens")

@@ -1,0 +1,29 @@
+"""The config that a folder belongs to."""
+
+import copy
+
+from mlip_jax import config, defaults
+from mlip_jax.workdir import claimed
+
+
+def test_folders_of_runs_from_before_a_field_was_there_go_on(tmp_path):
+    for make in (defaults.train_defaults, defaults.property_defaults, defaults.stability_defaults):
+        now = config.identity(make())
+        before = copy.deepcopy(now)
+        for part, name in (("optimizer", "rates"), ("data", "held_out"), ("data", "selection")):
+            assert name not in before.get(part, {})
+        with claimed(tmp_path / make.__name__, before):
+            pass
+        with claimed(tmp_path / make.__name__, now):
+            pass
+
+
+def test_a_later_field_that_is_set_tells_folders_apart():
+    plain, chosen = defaults.train_defaults(), defaults.train_defaults()
+    chosen.data.selection = "maxmin"
+    assert config.differences(config.identity(plain), config.identity(chosen)) == [
+        "data.selection: '(absent)' -> 'maxmin'"]
+    assert "max_domain" not in config.identity(plain)["report"]
+    compared = defaults.stability_defaults()
+    compared.compare_picoseconds = 2.0
+    assert len(config.differences(config.identity(defaults.stability_defaults()), config.identity(compared))) == 3
