@@ -139,7 +139,7 @@ def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoc
     objective = ForceField(model, scale, beta, c.loss.beta_end, {
         "penalty": c.loss.penalty, "force_penalty": c.loss.force_penalty, "huber_delta": c.loss.huber_delta,
         "force_floor": c.loss.force_floor, "energy_per_atom": c.loss.energy_per_atom},
-        energies_alone=c.loss.beta == c.loss.beta_end == 0.0)
+        energies_alone=_energies_alone(c))
     trainer = Trainer(objective, optimizer.create(c.optimizer, num_steps, per_epoch), c.train.ema_decay, build=build,
                       data=data)
     per_call = c.train.steps_per_dispatch or (_STEPS_PER_CALL if build else 1)
@@ -200,7 +200,7 @@ def _report(config, workdir, model, trainer, batches, splits, metadata, params, 
     log.info("evaluating the best checkpoint (step %d)", best.step)
     splits = {name: split.sample(config.report.max_train if name == "train" else config.report.max_test, config.seed)
               for name, split in splits.items()}
-    predictions = {name: _predictions(split, predict(trainer, best_params, split, batches))
+    predictions = {name: _predictions(split, predict(trainer, best_params, split, batches), _energies_alone(config))
                    for name, split in splits.items()}
     if not distributed.leader():
         return workdir / "report.html"
@@ -212,7 +212,9 @@ def _report(config, workdir, model, trainer, batches, splits, metadata, params, 
             domain.save(workdir / DOMAIN_FILE)
         report = write_report(
             workdir, predictions, title=f"{config.model.name} on {data.name}", metrics_csv=workdir / "metrics.csv",
-            seconds=metadata["seconds"]["training"], notes=data.notes, judged=judged,
+            seconds=metadata["seconds"]["training"], judged=judged,
+            notes=data.notes + (["Energies alone were trained on (loss.beta is 0): no forces were computed, and the "
+                                 "report has none."] if _energies_alone(config) else []),
             info=_info(config, model, metadata, data, best.step, filled, params))
     scores = json.loads((workdir / "metrics.json").read_text())["test"] or {}
     log.info("test: energy %s meV/atom, force %s meV/Å, slope %s meV/atom", *(
@@ -222,10 +224,16 @@ def _report(config, workdir, model, trainer, batches, splits, metadata, params, 
     return report
 
 
-def _predictions(split: Split, predicted) -> Predictions:
+def _energies_alone(config) -> bool:
+    """Whether no forces are computed all through a run."""
+    return config.loss.beta == config.loss.beta_end == 0.0
+
+
+def _predictions(split: Split, predicted, energies_alone: bool) -> Predictions:
     c = split.columns()
+    forces = np.full_like(c.forces, np.nan) if energies_alone else c.forces  # there is nothing to compare with
     return Predictions(
-        numbers=c.numbers, offsets=c.offsets, energy=c.energy, energy_predicted=predicted.energy, forces=c.forces,
+        numbers=c.numbers, offsets=c.offsets, energy=c.energy, energy_predicted=predicted.energy, forces=forces,
         forces_predicted=predicted.forces, molecule=c.molecule, conformer=c.conformer, subset=c.subset, source=c.source)
 
 
@@ -240,10 +248,8 @@ def _domain(config, potential: Potential, splits, predictions) -> tuple[Domain |
         if len(places):
             columns = split.columns(places, labels_only=True)
             atoms = np.concatenate([np.arange(p.offsets[s], p.offsets[s + 1]) for s in places])
-            forces = p.forces_predicted[atoms] - p.forces[atoms]
-            if config.loss.beta == config.loss.beta_end == 0.0:
-                forces = np.full_like(forces, np.nan)  # none were predicted
-            found[name] = columns, p.energy_predicted[places] - p.energy[places], forces
+            found[name] = (columns, p.energy_predicted[places] - p.energy[places],
+                           p.forces_predicted[atoms] - p.forces[atoms])
     if not {"train", "valid"} <= set(found):
         return None, None
     domain = atom_domain.fit(potential, found["train"][0], found["valid"][0], found["valid"][2], config.seed)

@@ -279,3 +279,12 @@ def test_mistyped_path_leaves_the_folder_to_the_corrected_command(tmp_path):
     assert code != 0 and "nowhere.hdf5" in output
     code, output = run(tmp_path / "run", data__path=tmp_path / "elsewhere.hdf5")
     assert "elsewhere.hdf5: no such file" in output and "another config" not in output
+
+
+def test_energies_alone_have_no_force_errors(tmp_path):
+    code, output = run(tmp_path / "run", loss__beta=0.0, loss__beta_end=0.0, train__num_steps=8)
+    assert code == 0, output
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["test"]["force_mae_mev_per_ang"] is None and metrics["test"]["energy_mae_mev_per_atom"] > 0
+    assert metrics["test"]["num_nonfinite_predictions"] == 0 and metrics["domain_auc"]["force"] is None
+    assert "Energies alone were trained on" in (tmp_path / "run/report.html").read_text()
