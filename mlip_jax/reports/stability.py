@@ -229,7 +229,7 @@ def comparison_figure(comparisons: Sequence[Comparison]) -> Figure:
     fig, axes = figures.figure(*titles, size=(9.2, 2.9 * len(comparisons)))
     for k, c in enumerate(comparisons):
         for ax, (x, own, other), label in zip(axes[2 * k:2 * k + 2], (c.distances, c.spectrum), ("Å", "cm⁻¹")):
-            ax.fill_between(x, other, color=figures.GREY, alpha=0.35, linewidth=0, label="reference method")
+            ax.fill_between(x, other, color="#c4c4c4", linewidth=0, label="reference method")
             ax.plot(x, own, color=figures.BLUE, linewidth=1.2, label="force field")
             ax.set(xlabel=label, ylabel="density", xlim=(0, x[-1]), ylim=(0, None))
         figures._legend(axes[2 * k], loc="upper right")
