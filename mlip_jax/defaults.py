@@ -109,6 +109,7 @@ def _split_defaults(data: ml_collections.ConfigDict) -> None:
     # Train on so many conformations of each of so many molecules of the training part; a larger subset holds a smaller.
     data.num_molecules, data.num_conformers = placeholder(int), 1
     data.min_conformers = placeholder(int)  # that a molecule must have; the largest num_conformers of a comparison
+    data.fewer_conformers = "exclude"  # molecules with fewer than that; "last": drawn where the others do not suffice
     data.selection = "random"  # of these molecules; "maxmin": each as unlike those before as can be (fingerprints)
 
 

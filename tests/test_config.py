@@ -10,7 +10,8 @@ def test_folders_of_runs_from_before_a_field_was_there_go_on(tmp_path):
     for make in (defaults.train_defaults, defaults.property_defaults, defaults.stability_defaults):
         now = config.identity(make())
         before = copy.deepcopy(now)
-        for part, name in (("optimizer", "rates"), ("data", "held_out"), ("data", "selection")):
+        for part, name in (("optimizer", "rates"), ("data", "held_out"), ("data", "selection"),
+                           ("data", "fewer_conformers")):
             assert name not in before.get(part, {})
         with claimed(tmp_path / make.__name__, before):
             pass

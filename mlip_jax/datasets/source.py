@@ -227,8 +227,20 @@ def split(data: LoadedData, options: Any) -> dict[str, np.ndarray]:
         molecule, conformer = (np.asarray(store.index(n)[train]) for n in ("molecule", "conformer"))
         parts["train"] = np.sort(train[subsets.nested_subset(
             molecule, conformer, options.num_molecules, options.num_conformers, seed=options.split_seed,
-            min_conformers=options.min_conformers, rank=_rank(store, train, molecule, options))])
+            min_conformers=options.min_conformers, fewer_last=_fewer_last(options),
+            rank=_rank(store, train, molecule, options))])
     return parts
+
+
+def _fewer_last(options: Any) -> bool:
+    """Whether molecules of fewer conformers than data.min_conformers are drawn, after the others."""
+    asked = options.get("fewer_conformers", "exclude")  # configs of earlier runs have none
+    if asked not in ("exclude", "last"):
+        raise ValueError(unknown_name("data.fewer_conformers", asked, ("exclude", "last")))
+    if asked == "last" and options.get("selection", "random") != "random":
+        raise ValueError("data.fewer_conformers='last' draws molecules in an order of its own, so that "
+                         f"data.selection must be 'random'; received {options.selection!r}")
+    return asked == "last"
 
 
 def _rank(store: Store, train: np.ndarray, molecule: np.ndarray, options: Any) -> np.ndarray | None:

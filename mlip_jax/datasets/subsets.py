@@ -25,6 +25,7 @@ def nested_subset(
     *,
     seed: int,
     min_conformers: int | None = None,
+    fewer_last: bool = False,
     rank: np.ndarray | None = None,
 ) -> np.ndarray:
     """Indices of `num_molecules` molecules with `num_conformers` conformations each: sorted, int64.
@@ -41,6 +42,8 @@ def nested_subset(
       seed: Of both draws.
       min_conformers: Only molecules with so many are drawn; unset: `num_conformers`. For subsets that are compared,
         set it to the largest n_c among them: else those of few conformations come from other molecules too.
+      fewer_last: Molecules with fewer than `min_conformers`, but `num_conformers`, are drawn as well, after all others,
+        and those of more conformers first. Subsets stay nested, and few molecules of the data need many conformers.
       rank: Place of each structure's molecule in an order of preference, (S,): the first ones are taken; None: they are
         drawn.
 
@@ -57,15 +60,16 @@ def nested_subset(
                          f"{conformer.dtype} of shape {conformer.shape}")
     unit_of, num_units = group(molecule)
     sizes = np.bincount(unit_of, minlength=num_units)
-    enough = np.flatnonzero(sizes >= least)
+    needed = num_conformers if fewer_last else least
+    enough = np.flatnonzero(sizes >= needed)
     if len(enough) < num_molecules:
-        raise ValueError(f"{num_molecules} molecules with at least {least} conformations are asked for; "
+        raise ValueError(f"{num_molecules} molecules with at least {needed} conformations are asked for; "
                          f"{len(enough)} of {num_units} molecules have so many (the most is {sizes.max(initial=0)})")
     one_of_unit = np.zeros(num_units, np.int64)
     one_of_unit[unit_of] = np.arange(len(unit_of))
     ids = stable_ids(molecule[one_of_unit[enough]])
     preference = _mix(seed, _MOLECULES, ids) if rank is None else np.asarray(rank)[one_of_unit[enough]]
-    first = np.argsort(preference, kind="stable")[:num_molecules]
+    first = np.lexsort((preference, -np.minimum(sizes[enough], least)))[:num_molecules]
     rank = np.full(num_units, -1, unit_of.dtype)  # of the chosen molecules
     rank[enough[first]] = np.arange(num_molecules)
     indices = np.flatnonzero(rank[unit_of] >= 0)

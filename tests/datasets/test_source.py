@@ -483,6 +483,23 @@ def test_nested_subsets_of_the_training_part(options):
         np.testing.assert_array_equal(small[name], whole[name])
 
 
+def test_molecules_of_fewer_conformers_of_the_training_part(options):
+    def train(**fields):
+        data = options(DATA, num_train=80, num_valid=10, num_test=10, num_molecules=6, num_conformers=2, **fields)
+        loaded = source.load(data)
+        return source.split(loaded, data)["train"]
+
+    more = CONFORMERS + 1
+    with pytest.raises(ValueError, match=f"6 molecules with at least {more} conformations are asked for; 0 of"):
+        train(min_conformers=more)
+    found = train(min_conformers=more, fewer_conformers="last")
+    assert len(found) == 12 and np.array_equal(found, train())
+    with pytest.raises(ValueError, match="unknown data.fewer_conformers 'first'"):
+        train(fewer_conformers="first")
+    with pytest.raises(ValueError, match="data.selection must be 'random'"):
+        train(fewer_conformers="last", selection="maxmin")
+
+
 def test_diverse_molecules_of_the_training_part(options, tmp_path):
     def molecules(**fields):
         data = options(DATA, num_train=80, num_valid=10, num_test=10, min_conformers=2, num_conformers=2, **fields)

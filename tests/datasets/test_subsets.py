@@ -38,6 +38,29 @@ def test_nested_and_of_the_asked_size(data, n_s, n_c, seed):
     assert found[0] <= found[1]
 
 
+@settings(max_examples=150, deadline=None)
+@given(data=data(), seed=st.integers(0, 99))
+def test_molecules_of_few_conformers_come_last(data, seed):
+    molecule, conformer = data
+    names, sizes = np.unique(molecule, return_counts=True)
+    many = set(names[sizes >= 5])
+    enough = (sizes >= 2).sum()
+    everything = nested_subset(molecule, conformer, enough, 2, seed=seed, min_conformers=5, fewer_last=True)
+    assert set(molecule[everything]) == set(names[sizes >= 2])
+    for count in (1, len(many), enough):
+        some = nested_subset(molecule, conformer, count, 1, seed=seed, min_conformers=5, fewer_last=True)
+        assert pairs(molecule, conformer, some) <= pairs(molecule, conformer, everything)
+        assert len(set(molecule[some]) & many) == min(count, len(many))
+    without = nested_subset(molecule, conformer, len(many), 4, seed=seed, min_conformers=5)
+    assert np.array_equal(without, nested_subset(molecule, conformer, len(many), 4, seed=seed, min_conformers=5,
+                                                 fewer_last=True))
+    order = [nested_subset(molecule, conformer, n, 1, seed=seed, min_conformers=5, fewer_last=True)
+             for n in range(1, len(names) + 1)]
+    assert all(set(a) < set(b) for a, b in zip(order, order[1:]))
+    with pytest.raises(ValueError, match=f"{enough + 1} molecules with at least 2 conformations are asked for"):
+        nested_subset(molecule, conformer, enough + 1, 2, seed=seed, min_conformers=5, fewer_last=True)
+
+
 @settings(max_examples=80, deadline=None)
 @given(data=data(), seed=st.integers(0, 99), shuffle=st.integers(0, 99))
 def test_order_of_structures_changes_nothing(data, seed, shuffle):
