@@ -119,6 +119,8 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     for part, name, default in _LATER:
         if isinstance(plain.get(part), dict) and plain[part].get(name) == default:
             plain[part].pop(name)
+    if plain.get("task") in ("train", "diversity") and not plain.get("init", {}).get("workdir"):
+        plain.pop("init", None)
     if not plain.get("dens", {"weight": 1})["weight"]:
         plain.pop("dens")
     return plain

@@ -19,10 +19,14 @@ def train_defaults() -> ml_collections.ConfigDict:
     c.data.elements = ("H", "C", "N", "O", "S")
     _split_defaults(c.data)
     c.data.num_train, c.data.num_valid, c.data.num_test = 100_000, 20_000, 20_000
-    c.data.reference_energies = "least_squares"  # or "isolated_atoms", "none", or "H=-13.6,C=-1029.4,..." in eV
+    # Or "isolated_atoms", "none", or "H=-13.6,C=-1029.4,..." in eV; with init.workdir least squares of what it leaves.
+    c.data.reference_energies = "least_squares"
+
+    c.init = ml_collections.ConfigDict()
+    c.init.workdir = ""  # of a force field to fine-tune (or "so3lr:params.pkl", ...); empty: begin at random
 
     c.model = ml_collections.ConfigDict()
-    c.model.name = "so3krates"
+    c.model.name = "so3krates"  # empty: that of init.workdir
     c.model.options = ml_collections.ConfigDict()  # fields of the model's class
 
     c.potential = ml_collections.ConfigDict()

@@ -31,7 +31,7 @@ from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import write_report
 from mlip_jax.simulation import atom_domain
 from mlip_jax.simulation.atom_domain import Judged
-from mlip_jax.training import losses, optimizer
+from mlip_jax.training import initial, losses, optimizer
 from mlip_jax.training.data import Split
 from mlip_jax.training.evaluation import predict
 from mlip_jax.training.loop import Loop
@@ -67,6 +67,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             if distributed.leader():
                 stack.enter_context(claimed(workdir, configs.identity(config)))
         workdir = Path(workdir)
+        begin = initial.begin_from(config)
         model = create_model(config.model, config.potential)
         _log_terms(model)
         if config.optimizer.freeze:  # a slip in it must not come out after the data were read
@@ -74,7 +75,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         with distributed.leader_first("data"):  # makes the store, which the others find
             data = source.load(config.data)
             splits = _split(config, data, workdir, model)
-        return _train(config, workdir, model, data, splits, started)
+        return _train(config, workdir, model, data, splits, begin, started)
 
 
 def _log_terms(model) -> None:
@@ -108,8 +109,8 @@ def _split(config, data, workdir, model) -> dict[str, Split]:
     return splits
 
 
-def _train(config, workdir, model, data, splits, started) -> Path:
-    statistics_ = distributed.broadcast(_statistics(config, data, splits["train"], model)
+def _train(config, workdir, model, data, splits, begin: Potential | None, started) -> Path:
+    statistics_ = distributed.broadcast(_statistics(config, data, splits["train"], model, begin)
                                         if distributed.leader() else None)
     terms.check_elements([name for name, _ in getattr(model, "terms", ())], statistics_["elements"])
     restored = restore(workdir)
@@ -118,6 +119,9 @@ def _train(config, workdir, model, data, splits, started) -> Path:
     num_steps = count_updates(config, per_epoch)
     metadata = describe(config, statistics_)
     params = jax.jit(model.init)(jax.random.key(config.seed), example_graph())
+    if begin is not None:
+        params = initial.parameters(params, begin)
+        log.info("begun from the force field %s", config.init.workdir)
     loop = _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoch, params)
     trainer = loop.trainer
     log.info("%s: %d parameters, %d device(s) of %s in %d process(es)", config.model.name,
@@ -173,19 +177,23 @@ def _resident(config, batches, train: Split, model):
     return lambda data, places, bucket: resident.gather(data, places, batches.budgets[bucket]), data
 
 
-def _statistics(config, data, train: Split, model) -> dict[str, Any]:
+def _statistics(config, data, train: Split, model, begin: Potential | None) -> dict[str, Any]:
     """What a force field must know of its training data, ready for JSON."""
     summary = statistics.Summary(columns for _, columns in data.store.chunks(train.indices, labels_only=True))
     if config.loss.beta == 1.0 and not np.isfinite(summary.force_rms):
         raise DatasetError("loss.beta is 1 (forces alone) but the training set has no forces")
     method = source.parse_reference(config.data.reference_energies)
-    reference = statistics.reference_energies(
-        summary, method, isolated_atoms=source.isolated_atoms(data) if method == "isolated_atoms" else None)
-    scale = summary.force_rms
+    if begin is not None and method == "least_squares":
+        reference = initial.reference_energies(begin, train, summary.elements, config.seed)
+    else:
+        reference = statistics.reference_energies(
+            summary, method, isolated_atoms=source.isolated_atoms(data) if method == "isolated_atoms" else None)
+    scale = summary.force_rms if begin is None else begin.energy_scale
+    elements = sorted({*summary.elements.tolist(), *(begin.elements if begin is not None else ())})
     return {
         "cutoff": float(model.cutoff), "reference_energies": reference.tolist(),
         "energy_scale": float(scale) if np.isfinite(scale) and scale > 0 else 1.0,
-        "elements": summary.elements.tolist(), "charges": sorted(summary.charges), "num_structures": len(train),
+        "elements": elements, "charges": sorted(summary.charges), "num_structures": len(train),
         "num_molecules": splits_module.group(data.store.index("molecule")[train.indices])[1],
         "mean_neighbors": float(train.sizes.n_edge.sum() / train.sizes.n_node.sum()),
         "level_of_theory": data.level_of_theory}

@@ -1,0 +1,100 @@
+"""Training that begins from a force field: what it takes over, and what it refuses."""
+
+import shutil
+
+import h5py
+import jax
+import numpy as np
+import pytest
+
+from configs import spice
+from mlip_jax.config import ConfigError
+from mlip_jax.importers import parameters
+from mlip_jax.potential import Potential
+from mlip_jax.reports.predictions import Predictions
+from mlip_jax.tasks import train
+from tests.tasks.runs import DATA
+
+SHIFT = {6: 1.5, 1: -0.25, 8: 0.75}  # hartree of an atom: other zeros of energy
+
+
+def config(path=DATA, directory="data", **fields):
+    c = spice.get_config("schnet")
+    c.data.path, c.data.directory, c.data.split_seed = str(path), str(directory), 1
+    c.model.options.num_features, c.model.options.num_layers = 8, 1
+    c.train.num_steps, c.train.valid_every, c.train.checkpoint_every, c.train.batch_size = 30, 15, 15, 4
+    c.optimizer.warmup_steps, c.report.max_domain = 2, 0
+    for name, value in fields.items():
+        c.update_from_flattened_dict({name.replace("__", "."): value})
+    return c
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("init")
+    train.run(config(directory=folder / "data", optimizer__learning_rate=1e-2), folder / "first")
+    return folder
+
+
+def still(folder, **fields):
+    """Fine-tuning that changes nothing."""
+    own = {"init__workdir": str(folder / "first"), "optimizer__learning_rate": 1e-12,
+           "optimizer__learning_rate_end": 1e-13}
+    return config(directory=folder / "data", **own | fields)
+
+
+def predictions(workdir):
+    return Predictions.load(workdir / "predictions_test.npz")
+
+
+def test_what_it_begins_with(first):
+    train.run(still(first), first / "second")
+    old, new = (Potential.load(first / name) for name in ("first", "second"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), old.params, new.params)
+    assert new.energy_scale == old.energy_scale and new.elements == old.elements
+    a, b = predictions(first / "first"), predictions(first / "second")
+    np.testing.assert_allclose(a.forces_predicted, b.forces_predicted, atol=1e-4)
+
+
+def test_data_with_other_zeros_of_energy_begin_with_the_same_errors(first, tmp_path):
+    moved = tmp_path / "moved.hdf5"
+    shutil.copy(DATA, moved)
+    with h5py.File(moved, "r+") as file:
+        for group in file.values():
+            shift = sum(SHIFT.get(int(z), 0.0) for z in group["atomic_numbers"])
+            group["dft_total_energy"][:] = group["dft_total_energy"][:] + shift
+    train.run(still(first), tmp_path / "same")
+    train.run(still(first, data__path=str(moved)), tmp_path / "moved")
+    same, other = predictions(tmp_path / "same"), predictions(tmp_path / "moved")
+    np.testing.assert_allclose(same.energy_predicted - same.energy, other.energy_predicted - other.energy, atol=2e-3)
+    assert np.abs(same.energy - other.energy).min() > 1.0
+
+
+def test_the_architecture_may_be_taken_over(first, tmp_path):
+    c = still(first, model__name="")
+    c.model.options = type(c.model.options)()
+    train.run(c, tmp_path / "run")
+    assert Potential.load(tmp_path / "run").model == Potential.load(first / "first").model
+
+
+def test_weights_in_open_files(first, tmp_path):
+    parameters.save(Potential.load(first / "first"), tmp_path / "open")
+    train.run(still(first, init__workdir=f"parameters:{tmp_path / 'open'}"), tmp_path / "run")
+    a, b = predictions(first / "first"), predictions(tmp_path / "run")
+    np.testing.assert_allclose(a.forces_predicted, b.forces_predicted, atol=1e-4)
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"model__options__num_features": 16}, r"another model .*model.options.num_features: 8 -> 16.*model.name=''"),
+    ({"model__options__cutoff": 4.0}, "model.options.cutoff: 5.0 -> 4.0"),
+    ({"potential__zbl": True}, "terms.zbl"),
+    ({"init__workdir": "", "model__name": ""}, "there is no init.workdir to take it from")])
+def test_what_does_not_fit_is_named(first, tmp_path, fields, message):
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        train.run(still(first, **fields), tmp_path / "run")
+
+
+def test_a_run_without_it_is_the_same_folder_as_before():
+    from mlip_jax import config as configs
+    assert "init" not in configs.identity(config())
+    assert "init" in configs.identity(config(init__workdir="runs/a"))
