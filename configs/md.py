@@ -11,7 +11,8 @@ schnetpack:FILE, torchmdnet:FILE. Geometries should be near a minimum; configs/r
 drawn from the Maxwell-Boltzmann distribution.
 
 In the workdir: thermo.csv, trajectories/NUMBER.xyz for each molecule (replicas follow each other), report.html and
-metrics.json. Killed, the same command goes on from the last restart file; on a CPU what it writes is the same to the
+metrics.json. --config.trajectory_format=hdf5 writes NUMBER.h5 in their place: H5MD, without forces, a sixth of the size
+for ethanol. Killed, the same command goes on from the last restart file; on a CPU what it writes is the same to the
 bit. With a larger --config.num_steps it goes on where it ended. A molecule that breaks is stopped and told of.
 
 Hardware: one GPU, TPU core or CPU.

@@ -9,7 +9,8 @@ The input is a file of SMILES (.smi, .csv; embedded by RDKit's ETKDG), SDF, exte
 that ASE reads, or a store; the force field a workdir of ours, or so3lr:params.pkl, schnetpack:FILE, torchmdnet:FILE.
 
 In the workdir: relaxed.xyz and relaxed.sdf in the order of the input, results.csv with a line for each molecule, those
-that failed and why among them, and report.html. Any number of molecules streams through a bounded amount of memory.
+that failed and why among them, and whether a relaxed geometry lies outside of the domain of the force field, if that is
+known; and report.html. Any number of molecules streams through a bounded amount of memory.
 Killed, the same command goes on where it was, with any number of processes; no molecule is relaxed twice. First
 --config.limit=100 and then all is one run in one workdir.
 

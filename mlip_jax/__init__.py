@@ -13,6 +13,7 @@ _EXPORTS = {
     "Potential": "mlip_jax.potential",
     "Structure": "mlip_jax.structure",
     "from_smiles": "mlip_jax.datasets.molecule_files",
+    "read_trajectory": "mlip_jax.simulation.trajectories",
     "relax": "mlip_jax.simulation.relax",
 }
 __all__ = ["__version__", *_EXPORTS]

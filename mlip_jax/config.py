@@ -87,10 +87,11 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return plain(config)
 
 
-# Fields that came later, and their defaults: folders of runs that were begun before do not have them.
+# Fields that came later, and their defaults: folders of runs that were begun before do not have them. Those of no part
+# have an empty one.
 _LATER = (("optimizer", "rates", ""), ("data", "held_out", ""), ("data", "selection", "random"),
           ("data", "fewer_conformers", "exclude"),
-          ("report", "max_domain", 1_000))
+          ("report", "max_domain", 1_000), ("", "trajectory_format", "extxyz"))
 
 
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     if plain.get("task") == "stability":
         plain.pop("restart_seconds", None)
         if not plain.get("compare_picoseconds"):
-            for name in ("compare_picoseconds", "compare_temperature", "oracle"):
+            for name in ("compare_picoseconds", "compare_temperature", "trajectory_format", "oracle"):
                 plain.pop(name, None)
     for path in ("data.refuse", "data.verify", "store.num_processes", "train.on_nonfinite", "train.resident",
                  "train.steps_per_dispatch", "train.profile_steps", "oracle.num_processes", "oracle.cache",
@@ -117,8 +118,9 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     if not any(plain.get("potential", {}).get(term) for term in TERMS):
         plain.pop("potential", None)
     for part, name, default in _LATER:
-        if isinstance(plain.get(part), dict) and plain[part].get(name) == default:
-            plain[part].pop(name)
+        holder = plain.get(part) if part else plain
+        if isinstance(holder, dict) and holder.get(name) == default:
+            holder.pop(name)
     if plain.get("task") in ("train", "diversity") and not plain.get("init", {}).get("workdir"):
         plain.pop("init", None)
     if not plain.get("dens", {"weight": 1})["weight"]:

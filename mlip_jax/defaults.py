@@ -365,6 +365,7 @@ def md_defaults() -> ml_collections.ConfigDict:
     c.fix_rotation = True  # take out that of open molecules as a whole, at the start
     c.record_every = 20  # steps between the lines of thermo.csv
     c.frame_every = 200  # steps between frames; 0: none
+    c.trajectory_format = "extxyz"  # of the frames; or "hdf5"
     c.skin = 0.4  # neighbours are listed so far beyond the cutoff
     c.watch_bonds = True  # a molecule of which a bond breaks is stopped
     c.bond_range = (0.5, 1.5)  # in which bonds must stay, in terms of the sum of the covalent radii
@@ -391,6 +392,7 @@ def stability_defaults() -> ml_collections.ConfigDict:
     c.nve_temperature = 300.0  # at its start
     c.compare_picoseconds = 0.0  # of each molecule with the force field and with the reference method; 0: none
     c.compare_temperature = 300.0
+    c.trajectory_format = "extxyz"  # of the frames of that; or "hdf5"
     c.oracle = ml_collections.ConfigDict()
     c.oracle.method = "GFN2-xTB"  # as of task "force2geo_eval"
     c.oracle.options = ""

@@ -7,12 +7,14 @@ from mlip_jax.workdir import claimed
 
 
 def test_folders_of_runs_from_before_a_field_was_there_go_on(tmp_path):
-    for make in (defaults.train_defaults, defaults.property_defaults, defaults.stability_defaults):
+    for make in (defaults.train_defaults, defaults.property_defaults, defaults.stability_defaults,
+                 defaults.md_defaults):
         now = config.identity(make())
         before = copy.deepcopy(now)
         for part, name in (("optimizer", "rates"), ("data", "held_out"), ("data", "selection"),
                            ("data", "fewer_conformers")):
             assert name not in before.get(part, {})
+        assert "trajectory_format" not in before
         with claimed(tmp_path / make.__name__, before):
             pass
         with claimed(tmp_path / make.__name__, now):
@@ -25,6 +27,10 @@ def test_a_later_field_that_is_set_tells_folders_apart():
     assert config.differences(config.identity(plain), config.identity(chosen)) == [
         "data.selection: '(absent)' -> 'maxmin'"]
     assert "max_domain" not in config.identity(plain)["report"]
+    plain, chosen = defaults.md_defaults(), defaults.md_defaults()
+    chosen.trajectory_format = "hdf5"
+    assert config.differences(config.identity(plain), config.identity(chosen)) == [
+        "trajectory_format: '(absent)' -> 'hdf5'"]
     compared = defaults.stability_defaults()
     compared.compare_picoseconds = 2.0
     assert len(config.differences(config.identity(defaults.stability_defaults()), config.identity(compared))) == 3

@@ -33,6 +33,7 @@ class Relaxations:
     Attributes:
       index: Of the molecule. status: Places in STATUSES.
       steps, n_atoms, energy_start, energy (eV), fmax_start, fmax (eV/Å), rmsd (Å): Of the relaxation.
+      outside: 1 where the relaxed geometry lies outside of the domain of the force field, else 0.
       reasons: (status, kind of reason) -> (how many, one of them with the name of its molecule).
     """
 
@@ -45,6 +46,7 @@ class Relaxations:
     fmax_start: np.ndarray
     fmax: np.ndarray
     rmsd: np.ndarray
+    outside: np.ndarray
     reasons: Mapping[tuple[str, str], tuple[int, str]]
 
     def __len__(self) -> int:
@@ -66,7 +68,7 @@ class Relaxations:
 
 def read_results(path: Path) -> Relaxations:
     """What a results.csv holds; texts are counted and not kept."""
-    index, status, numbers = [], [], {name: [] for name in _NUMBERS}
+    index, status, outside, numbers = [], [], [], {name: [] for name in _NUMBERS}
     reasons: dict[tuple[str, str], tuple[int, str]] = collections.OrderedDict()
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -74,12 +76,14 @@ def read_results(path: Path) -> Relaxations:
             status.append(STATUSES.index(row["status"]))
             for name, column in _NUMBERS.items():
                 numbers[name].append(float(row[column] or "nan"))
+            outside.append(float(row.get("outside_domain") or "nan"))  # tables of earlier runs do not have it
             if row["reason"] or row["status"] != "converged":
                 key = row["status"], kind_of_reason(row["reason"])
                 who = row["name"] or row["smiles"] or f"molecule {row['index']}"
                 count, example = reasons.get(key, (0, f"{who}: {row['reason']}" if row["reason"] else who))
                 reasons[key] = count + 1, example
     return Relaxations(np.array(index, np.int64), np.array(status, np.int8),
+                       outside=np.array(outside, np.float64),
                        **{k: np.array(v, np.float64) for k, v in numbers.items()}, reasons=reasons)
 
 
@@ -102,11 +106,13 @@ def metrics(results: Relaxations, seconds: float) -> dict[str, Any]:
     quantities = {"steps": results.steps, "energy_gained_ev": results.gained, "rmsd_ang": results.rmsd,
                   "fmax_start_ev_per_ang": results.fmax_start, "fmax_ev_per_ang": results.fmax}
     ran = len(results) - results.count("failed")
+    judged = np.isfinite(results.outside)
     return {
         "molecules": len(results), **{s.replace(" ", "_"): results.count(s) for s in STATUSES},
         "converged_share": results.count("converged") / len(results) if len(results) else None,
         "seconds": round(seconds, 3), "molecules_per_second": ran / seconds if seconds > 0 else None,
         "steps_in_all": int(np.nansum(results.steps)),
+        "outside_domain": int(results.outside[judged].sum()) if judged.any() else None,
         **{name: _quantiles(values[done]) for name, values in quantities.items()},
         "reasons": [{"status": s, "reason": kind, "count": count, "example": example}
                     for (s, kind), (count, example) in _by_count(results)]}
@@ -153,6 +159,9 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
     total, share = content["molecules"], content["converged_share"]
     percent = "–" if share is None else f"{100 * share:.4g}"
     steps, gained = content["steps"] or {}, content["energy_gained_ev"] or {}
+    outside = content["outside_domain"]
+    domain = [] if outside is None else [
+        ("outside of the domain", page.number(outside), "", "end farther from training than 99 % of validation")]
     yield page.cards([
         ("molecules", page.number(total), "", f"{page.number(content['steps_in_all'])} steps in all"),
         ("converged", percent, "%", f"{page.number(content['converged'])} of {page.number(total)}; "
@@ -162,7 +171,7 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
          f"{page.duration(content['seconds'])} in all, compilation included"),
         ("steps, median", page.number(steps.get("median")), "", f"95 % need at most {page.number(steps.get('p95'))}"),
         ("energy gained, median", page.number(gained.get("median")), "eV",
-         f"mean {page.number(gained.get('mean'))} eV"),
+         f"mean {page.number(gained.get('mean'))} eV"), *domain,
     ])
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.domain import Domain
+from mlip_jax.domain import FILE, Domain
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.energies import atom_features
 
@@ -53,9 +54,20 @@ def judge(potential: Potential, domain: Domain, columns: Columns, energy_errors:
           force_errors: np.ndarray) -> Judged:
     """Distances of structures beside their errors: energies (S,) in eV, forces (A, 3) in eV/Å."""
     starts, atoms = columns.offsets[:-1], columns.n_atoms
-    distance = np.maximum.reduceat(domain.distance(atom_features(potential, columns)), starts)
-    return Judged(distance / domain.border, np.add.reduceat(np.abs(force_errors).mean(1), starts) / atoms,
+    return Judged(farthest(potential, domain, columns), np.add.reduceat(np.abs(force_errors).mean(1), starts) / atoms,
                   np.abs(energy_errors) / atoms)
+
+
+def farthest(potential: Potential, domain: Domain, columns: Columns) -> np.ndarray:
+    """Distance of the atom of each structure that lies farthest from training, (S,), in units of the border: beyond 1
+    the structure lies outside. In batches."""
+    return np.maximum.reduceat(domain.distance(atom_features(potential, columns)), columns.offsets[:-1]) / domain.border
+
+
+def of_workdir(path: str | Path) -> Domain | None:
+    """The domain of the force field of a training run; None where the run has come to none, or it is no workdir."""
+    file = Path(path) / FILE
+    return Domain.load(file) if file.is_file() else None
 
 
 def properties(domain: Domain) -> tuple[str, ...]:

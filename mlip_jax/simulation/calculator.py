@@ -9,7 +9,6 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import all_changes
 
-from mlip_jax.domain import FILE as DOMAIN_FILE
 from mlip_jax.domain import Domain
 from mlip_jax.importers import load_force_field, schnetpack, so3lr
 from mlip_jax.potential import Potential, evaluate, hessian_columns
@@ -82,8 +81,7 @@ class MLIPCalculator(PaddedCalculator):
         Raises:
           CheckpointError: Nothing readable is there.
         """
-        file = Path(path) / DOMAIN_FILE
-        return cls(Potential.load(path), dtype, Domain.load(file) if file.is_file() else None)
+        return cls(Potential.load(path), dtype, atom_domain.of_workdir(path))
 
     @classmethod
     def from_schnetpack(cls, path: str | Path, dtype: str = "float32", **options) -> MLIPCalculator:

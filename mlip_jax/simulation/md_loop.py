@@ -22,7 +22,7 @@ import numpy as np
 from mlip_jax.graphs.batching import Budget
 from mlip_jax.potential import evaluate
 from mlip_jax.simulation import md_neighbors
-from mlip_jax.simulation.integrators import Motion, Verlet, kinetic_energies, pressure
+from mlip_jax.simulation.integrators import Motion, Verlet, kinetic_energies
 from mlip_jax.simulation.md_neighbors import Reach
 from mlip_jax.simulation.md_system import Particles
 
@@ -137,7 +137,7 @@ class Loop:
         def iterate(carry):
             state, records = carry
             new = self._stepped(budget, params, particles, key, timestep, state)
-            return new, self._recorded(particles, new, records, new.step != state.step)
+            return new, self._recorded(particles, timestep, new, records, new.step != state.step)
 
         return jax.lax.while_loop(wanted, iterate, (state, records))
 
@@ -236,12 +236,12 @@ class Loop:
             culprit = jnp.where((code == RUNNING) & (worst >= 0), worst, culprit)
         return jnp.where(code == RUNNING, found, code).astype(jnp.int32), culprit.astype(jnp.int32)
 
-    def _recorded(self, particles, state: State, records: Records, made: jax.Array) -> Records:
+    def _recorded(self, particles, timestep, state: State, records: Records, made: jax.Array) -> Records:
         """Records with the row and the frame of this step, if it was made and is one of those."""
         if self.record_every:
             volume = jnp.zeros_like(state.energy) if state.cell is None else jnp.abs(jnp.linalg.det(state.cell))
             kinetic = kinetic_energies(state.velocities, particles)
-            inner = pressure(kinetic, state.virial, volume) if self.integrator.needs_stress else jnp.zeros_like(volume)
+            inner = self._pressure(particles, timestep, state)
             due = made & (state.step % self.record_every == 0)
             records = _written(records, "num_records", due, self.records, dict(
                 step=state.step, energy=state.energy, kinetic=kinetic, heat=state.heat, volume=volume, pressure=inner))
@@ -253,6 +253,13 @@ class Loop:
             due = made & (state.step % self.frame_every == 0)
             records = _written(records, "num_frames", due, self.frames, values)
         return records
+
+    def _pressure(self, particles, timestep, state: State) -> jax.Array:
+        """What the barostat makes of it in the next step, (M,); zero without one."""
+        if not self.integrator.needs_stress:
+            return jnp.zeros_like(state.energy)
+        motion = Motion(state.positions, state.low, state.velocities, state.cell, state.heat)
+        return self.integrator.inner_pressure(motion, state.forces, state.virial, particles, timestep)
 
     def _empty(self, state: State) -> Records:
         dtype, num = state.positions.dtype, state.code.shape[0]

@@ -2,6 +2,7 @@
 
     thermo.csv                  a line for each recorded step of each molecule
     trajectories/NUMBER.xyz     frames of a molecule in extended XYZ: energy (eV), forces (eV/Å), momenta (ASE's)
+    trajectories/NUMBER.h5      or in HDF5, see h5md.py: energy, positions, velocities
     restart.npz                 all that is needed to go on, and how long the files above were then
 
 The restart file is replaced as a whole, after the others are on disk; on going on, what they have beyond it is cut off.
@@ -10,7 +11,6 @@ The restart file is replaced as a whole, after the others are on disk; on going 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import zipfile
@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.io.extxyz import write_extxyz
 
 from mlip_jax.simulation.md_results import Frames, Thermo
+from mlip_jax.simulation.trajectories import EXTXYZ, FORMS, Form
 
 THERMO, TRAJECTORIES, RESTART = "thermo.csv", "trajectories", "restart.npz"
 COLUMNS = ("step", "time_fs", "molecule", "potential_ev", "kinetic_ev", "total_ev", "temperature_k", "conserved_ev",
@@ -36,12 +36,13 @@ class OutputError(RuntimeError):
 class Outputs:
     """The files of a run."""
 
-    def __init__(self, workdir: str | Path, names: Sequence[str]):
+    def __init__(self, workdir: str | Path, names: Sequence[str], trajectory_format: str = EXTXYZ):
         """
         Args:
           names: Of the molecules, for their frames; "" for none.
+          trajectory_format: One of trajectories.FORMS.
         """
-        self._workdir, self._names = Path(workdir), names
+        self._workdir, self._names, self._form = Path(workdir), names, FORMS[trajectory_format]
 
     def name(self, molecule: int) -> str:
         """Of a molecule, "" for none."""
@@ -49,11 +50,14 @@ class Outputs:
 
     def trajectory(self, molecule: int) -> Path:
         """The file of the frames of a molecule."""
-        return self._workdir / TRAJECTORIES / f"{molecule:0{len(str(len(self._names) - 1))}d}.xyz"
+        number = f"{molecule:0{len(str(len(self._names) - 1))}d}"
+        return self._workdir / TRAJECTORIES / f"{number}{self._form.suffix}"
 
     @property
-    def _files(self) -> list[Path]:
-        return [self._workdir / THERMO, *(self.trajectory(m) for m in range(len(self._names)))]
+    def _files(self) -> list[tuple[Path, Form]]:
+        """All that grow, and how their sizes are counted: the table as text, too."""
+        trajectories = (self.trajectory(m) for m in range(len(self._names)))
+        return [(self._workdir / THERMO, FORMS[EXTXYZ]), *((path, self._form) for path in trajectories)]
 
     def begin(self) -> None:
         """Start the files anew.
@@ -63,7 +67,7 @@ class Outputs:
         """
         try:
             (self._workdir / TRAJECTORIES).mkdir(parents=True, exist_ok=True)
-            for path in self._files:
+            for path, _ in self._files:
                 path.unlink(missing_ok=True)
             (self._workdir / THERMO).write_text(",".join(COLUMNS) + "\n")
         except OSError as error:
@@ -75,16 +79,15 @@ class Outputs:
         Raises:
           OutputError: They cannot be written.
         """
-        texts: dict[int, list[str]] = {}
+        made: dict[int, list[Atoms]] = {}
         for step, m, atoms in frames:
-            texts.setdefault(m, []).append(_frame(atoms, {
+            made.setdefault(m, []).append(_told(atoms, {
                 "step": step, "time_fs": step * timestep, "molecule": m, "name": self._names[m]}))
         try:
             with open(self._workdir / THERMO, "a", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows(_rows(thermo))
-            for m, parts in texts.items():
-                with open(self.trajectory(m), "a", encoding="utf-8") as file:
-                    file.writelines(parts)
+            for m, of_molecule in made.items():
+                self._form.append(self.trajectory(m), of_molecule)
         except OSError as error:
             raise OutputError(f"{self._workdir}: cannot be written: {error}. Mend the cause; the same command goes on "
                               f"from {RESTART}.") from error
@@ -97,14 +100,14 @@ class Outputs:
         """
         path, temporary = self._workdir / RESTART, self._workdir / f"{RESTART}.tmp"
         try:
-            sizes = [_synced_size(file) for file in self._files]
+            sizes = [form.size(file) for file, form in self._files]
             about = json.dumps({"sizes": sizes, "seconds": seconds})
             with open(temporary, "wb") as file:
                 np.savez(file, **snapshot, **{_ABOUT: np.array(about)})
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             temporary.unlink(missing_ok=True)
             raise OutputError(f"{path}: cannot be written: {error}") from error
 
@@ -129,14 +132,22 @@ class Outputs:
         if len(sizes) != len(self._files):
             raise OutputError(f"{path}: is of {len(sizes) - 1} molecules, this run has {len(self._names)}. Give "
                               "another --workdir.")
-        for file, size in zip(self._files, sizes):
-            there = file.stat().st_size if file.exists() else 0
-            if there < size:
-                raise OutputError(f"{file}: has {there} bytes, and had {size} when {path.name} was written. Put it "
-                                  f"back, or remove {path.name} to begin anew.")
-            if there > size:
-                os.truncate(file, size)
+        for (file, form), size in zip(self._files, sizes):
+            self._cut(file, form, size)
         return snapshot, seconds
+
+    @staticmethod
+    def _cut(file: Path, form: Form, size: int) -> None:
+        """Leave what was there when the restart file was written."""
+        mend = f"Put it back, or remove {RESTART} to begin anew."
+        try:
+            there = form.size(file)
+            if there >= size:
+                form.cut(file, size)
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{file}: cannot be read or cut to {size} {form.unit}: {error}. {mend}") from error
+        if there < size:
+            raise OutputError(f"{file}: has {there} {form.unit}, and had {size} when {RESTART} was written. {mend}")
 
 
 def _rows(thermo: Thermo):
@@ -148,17 +159,8 @@ def _rows(thermo: Thermo):
                 yield [step, time, m, *("" if v != v else v for v in values)]
 
 
-def _frame(atoms: Atoms, about: Mapping[str, object]) -> str:
+def _told(atoms: Atoms, about: Mapping[str, object]) -> Atoms:
+    """The frame with what is known of it in its info."""
     state = {k: atoms.info[k] for k in ("charge", "num_unpaired_electrons") if k in atoms.info}
     atoms.info = {k: v for k, v in about.items() if v != ""} | state
-    buffer = io.StringIO()
-    write_extxyz(buffer, [atoms], write_results=True)
-    return buffer.getvalue()
-
-
-def _synced_size(path: Path) -> int:
-    if not path.exists():
-        return 0
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-        return os.fstat(file.fileno()).st_size
+    return atoms

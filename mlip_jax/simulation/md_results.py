@@ -57,7 +57,9 @@ class Thermo:
       potential, kinetic: eV, (K, M), reference energies included. temperature: K, (K, M), of the motion that is free.
       conserved: What exact dynamics would keep, eV, (K, M): potential and kinetic energy less what the thermostat gave;
         NaN for "npt", whose barostat is not accounted for.
-      volume: Å³, (K, M); NaN for open molecules. pressure: bar, (K, M); NaN but for "npt".
+      volume: Å³, (K, M); NaN for open molecules.
+      pressure: bar, (K, M); NaN but for "npt". The one that the barostat controls, of velocities half a step after the
+        others: the mean of that is the pressure that was asked for.
     """
 
     step: np.ndarray

@@ -7,8 +7,9 @@ import contextlib
 import csv
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +22,25 @@ from mlip_jax.simulation.relax_journal import (
     read_part,
 )
 
+# Molecules that get their further columns at a time. What is compiled for them depends on their sizes.
+_BLOCK = 16_384
 
-def merge(folder: Path, layout: Layout, results: Path, pieces: Mapping[str, Path], stop: int | None = None) -> float:
+
+class Added(NamedTuple):
+    """Columns that the journal does not have, made of what it keeps of each molecule.
+
+    Attributes:
+      columns: Their names. kind: Of the pieces that they are made of.
+      cells: Of pieces, b"" for a molecule that has none, the values of the columns for each.
+    """
+
+    columns: tuple[str, ...]
+    kind: str
+    cells: Callable[[Sequence[bytes]], Iterable[Sequence[Any]]]
+
+
+def merge(folder: Path, layout: Layout, results: Path, pieces: Mapping[str, Path], stop: int | None = None,
+          added: Added | None = None) -> float:
     """Write the results of all parts in the order of their indices, each file at once or not at all.
 
     Args:
@@ -30,6 +48,7 @@ def merge(folder: Path, layout: Layout, results: Path, pieces: Mapping[str, Path
       results: CSV file of layout.columns.
       pieces: A file for each kind that is wanted.
       stop: Indices from here on are left out; None for none.
+      added: Further columns of the CSV file.
 
     Returns:
       Seconds that the part with most of them has taken.
@@ -43,20 +62,34 @@ def merge(folder: Path, layout: Layout, results: Path, pieces: Mapping[str, Path
     try:
         with contextlib.ExitStack() as stack:
             sources = {kind: [stack.enter_context(open(path if kind == "csv" else piece_file(path, kind), "rb"))
-                              for path in paths] for kind in targets}
+                              for path in paths] for kind in [*targets, *([added.kind] if added else [])]}
             outputs = {kind: stack.enter_context(_replaced(path)) for kind, path in targets.items()}
-            outputs["csv"].write(encode_line(layout.columns))
-            for part, start, length in places.tolist():
-                cells, = csv.reader([os.pread(sources["csv"][part].fileno(), length, start).decode()])
-                outputs["csv"].write(encode_line(cells[:len(layout.columns)]))
-                for kind in pieces:
-                    place = layout.header.index(f"{kind}_offset")
-                    offset, size = map(int, cells[place:place + 2])
-                    outputs[kind].write(os.pread(sources[kind][part].fileno(), size, offset))
+            outputs["csv"].write(encode_line((*layout.columns, *(added.columns if added else ()))))
+            for start in range(0, len(places), _BLOCK):
+                _write_block(places[start:start + _BLOCK], layout, sources, outputs, added)
     except OSError as error:
         raise JournalError(f"{results.parent}: the results of {folder} cannot be put together: {error}. They are still "
                            "there; mend the cause and run the same command again.") from error
     return seconds
+
+
+def _write_block(places: np.ndarray, layout: Layout, sources, outputs, added: Added | None) -> None:
+    """Write the lines of some molecules, and their pieces."""
+    lines = []
+    for part, start, length in places.tolist():
+        cells, = csv.reader([os.pread(sources["csv"][part].fileno(), length, start).decode()])
+        lines.append((part, cells))
+
+    def piece(kind, part, cells):
+        place = layout.header.index(f"{kind}_offset")
+        offset, size = map(int, cells[place:place + 2])
+        return os.pread(sources[kind][part].fileno(), size, offset)
+
+    more = added.cells([piece(added.kind, *line) for line in lines]) if added else [()] * len(lines)
+    for (part, cells), further in zip(lines, more, strict=True):
+        outputs["csv"].write(encode_line([*cells[:len(layout.columns)], *further]))
+        for kind in outputs.keys() - {"csv"}:
+            outputs[kind].write(piece(kind, part, cells))
 
 
 def _in_order(paths: list[Path], layout: Layout, stop: int | None) -> tuple[np.ndarray, float]:

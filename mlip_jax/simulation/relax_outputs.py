@@ -6,22 +6,29 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.embedding import MoleculeRecord
 from mlip_jax.datasets.geometry import kabsch_align
+from mlip_jax.domain import Domain
+from mlip_jax.potential import Potential
+from mlip_jax.simulation import atom_domain
 from mlip_jax.simulation.relax import Relaxation
 from mlip_jax.simulation.relax_journal import Layout
+from mlip_jax.structure import from_ase
 
 FAILED = "failed"
 # Energies in eV, forces in eV/Å (the largest norm on an atom), distances in Å, charges in e.
 COLUMNS = ("index", "name", "smiles", "status", "reason", "n_atoms", "charge", "geometry", "steps", "energy_start_ev",
            "energy_ev", "fmax_start_ev_per_ang", "fmax_ev_per_ang", "rmsd_ang")
+# Of the relaxed geometry, found when all is done: the farthest atom, 1 at the border, and 1 where it is beyond, else 0.
+DOMAIN_COLUMNS = ("domain_distance", "outside_domain")
 FRAME, MOL_BLOCK, TRAJECTORY = "xyz", "sdf", "trajectory.xyz"
 LAYOUT = Layout(COLUMNS, (FRAME, MOL_BLOCK, TRAJECTORY))
 # A whole number that ASE reads back as it stands; other numbers, truth values and lists would come back changed.
@@ -41,6 +48,22 @@ def result_cells(record: MoleculeRecord, result: Relaxation) -> list[Any]:
     distance = math.nan if result.status == FAILED else rmsd(atoms, result.atoms)
     return [record.index, record.name, record.smiles, result.status, result.reason, len(atoms), atoms.info["charge"],
             record.geometry, result.steps, result.energy_start, result.energy, result.fmax_start, result.fmax, distance]
+
+
+def domain_cells(potential: Potential, domain: Domain, frames: Sequence[bytes]) -> list[tuple[Any, Any]]:
+    """The values of DOMAIN_COLUMNS of molecules by their pieces FRAME, b"" where there is none. In batches."""
+    from ase.io import read
+
+    cells: list[tuple[Any, Any]] = [("", "")] * len(frames)
+    known = [i for i, piece in enumerate(frames) if piece]
+    if not known:
+        return cells
+    distances = atom_domain.farthest(potential, domain, Columns.from_structures(
+        from_ase(read(io.StringIO(frames[i].decode()), format="extxyz")) for i in known))
+    for i, distance in zip(known, distances.tolist()):
+        # what is not even a number lies outside, too
+        cells[i] = (repr(distance) if math.isfinite(distance) else "", int(not distance <= 1))
+    return cells
 
 
 def rmsd(start: Atoms, end: Atoms) -> float:

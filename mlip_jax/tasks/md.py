@@ -26,6 +26,7 @@ from mlip_jax.simulation.md_outputs import RESTART, THERMO, TRAJECTORIES, Output
 from mlip_jax.simulation.md_progress import nanoseconds_per_day
 from mlip_jax.simulation.md_run import carry_out
 from mlip_jax.simulation.md_settings import Settings
+from mlip_jax.simulation.trajectories import FORMS, read_trajectory
 from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         dynamics = MolecularDynamics(molecules, potential, replicas=config.replicas, **dataclasses.asdict(settings))
         check_origin(workdir / ORIGIN, {"input": fingerprint(config.input), "force_field": potential.digest()},
                      "dynamics of other molecules or with another force field")
-        outputs = Outputs(workdir, [name for name in names for _ in range(config.replicas)])
+        outputs = Outputs(workdir, [name for name in names for _ in range(config.replicas)], config.trajectory_format)
         try:
             seconds = carry_out(dynamics, outputs, config.num_steps, config.restart_seconds)
         except (SystemExit, KeyboardInterrupt):
@@ -61,6 +62,7 @@ def _checked(c) -> Settings:
     for name, least in (("replicas", 1), ("limit", 1), ("num_steps", 1)):
         if c[name] is not None and c[name] < least:
             raise ConfigError(f"{name} must be {least} or more, received {c[name]}")
+    check_format(c.trajectory_format)
     if not c.restart_seconds >= 0:
         raise ConfigError(f"restart_seconds must be at least 0, received {c.restart_seconds}")
     for name, example in (("force_field", "runs/spice"), ("input", "molecule.xyz")):
@@ -73,6 +75,12 @@ def _checked(c) -> Settings:
         return Settings(**{f.name: c[f.name] for f in dataclasses.fields(Settings)})
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def check_format(name: str) -> None:
+    """Raise ConfigError where trajectories have no such form."""
+    if name not in FORMS:
+        raise ConfigError(configs.unknown_name("trajectory_format", name, FORMS))
 
 
 def read_all(config) -> tuple[list[Atoms], list[str]]:
@@ -109,13 +117,11 @@ def _report(config, workdir: Path, dynamics: MolecularDynamics, outputs: Outputs
 
 def _pictures(config, dynamics, outputs, names) -> list[Picture]:
     """Some molecules at the start and as they were last, one replica of each."""
-    from ase.io import read
-
     pictures = []
     for m, atoms in list(enumerate(dynamics.molecules))[::config.replicas]:
         path = outputs.trajectory(m)
         if len(pictures) < _MOST_PICTURES and path.exists() and len(atoms) <= _MOST_ATOMS:
-            last = read(path, index=-1, format="extxyz")
+            last, = read_trajectory(path, slice(-1, None))
             pictures.append(Picture(names[m], atoms, last, f"{last.info['time_fs'] / 1000:.3g} ps"))
     return pictures
 

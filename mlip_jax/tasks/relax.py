@@ -21,11 +21,12 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.embedding import MoleculeRecord
 from mlip_jax.datasets.molecule_files import CsvColumns, count_molecules, fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.domain import Domain
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.molecules import Picture
 from mlip_jax.reports.relaxation import Relaxations, choose, read_results, write_relaxation_report
-from mlip_jax.simulation import relax_journal, relax_merge, relax_outputs
+from mlip_jax.simulation import atom_domain, relax_journal, relax_merge, relax_outputs
 from mlip_jax.simulation.relax import Relaxer
 from mlip_jax.simulation.relax_journal import Journal
 from mlip_jax.simulation.relax_outputs import FRAME, LAYOUT, MOL_BLOCK, TRAJECTORY
@@ -55,13 +56,16 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             workdir = Path(workdir)
             total = _count(config)
             potential = load_force_field(config.force_field)
+            domain = atom_domain.of_workdir(config.force_field)
             if distributed.leader():
                 _check_origin(workdir / ORIGIN, config, potential)
         relaxer = _relaxer(config, potential)
         try:
             _relax_share(config, workdir / PARTS, relaxer, total)
             distributed.barrier("relaxed")
-            return _finish(config, workdir, total, potential) if distributed.leader() else workdir / "report.html"
+            if not distributed.leader():
+                return workdir / "report.html"
+            return _finish(config, workdir, total, potential, domain)
         except (SystemExit, KeyboardInterrupt):
             log.warning("stopped; what is done is kept, and the same command goes on from there")
             raise
@@ -168,13 +172,13 @@ def _stream(records: Iterator[MoleculeRecord], relaxer, journal: Journal, progre
         raise RuntimeError(f"{len(waiting)} molecules have come to no end, the first with index {min(waiting)}")
 
 
-def _finish(config, workdir: Path, total: int, potential: Potential) -> Path:
+def _finish(config, workdir: Path, total: int, potential: Potential, domain: Domain | None) -> Path:
     """Put the parts together, and tell of them."""
     log.info("putting the results together")
     files = {kind: workdir / FORMATS[kind] for kind in config.formats}
     if config.trajectory_every:
         files[TRAJECTORY] = workdir / TRAJECTORIES
-    seconds = relax_merge.merge(workdir / PARTS, LAYOUT, workdir / RESULTS, files, total)
+    seconds = relax_merge.merge(workdir / PARTS, LAYOUT, workdir / RESULTS, files, total, _added(potential, domain))
     if MOL_BLOCK in files and not files[MOL_BLOCK].stat().st_size:
         files.pop(MOL_BLOCK).unlink()
         log.info("the bonds of these molecules are not known: there is no %s", FORMATS[MOL_BLOCK])
@@ -189,6 +193,15 @@ def _finish(config, workdir: Path, total: int, potential: Potential) -> Path:
              *(results.count(s) for s in ("converged", "step limit", "diverged", "failed")))
     log.info("report: %s", report)
     return report
+
+
+def _added(potential: Potential, domain: Domain | None) -> relax_merge.Added:
+    """Columns that tell of the domain; empty where it is not known."""
+
+    def cells(frames):
+        return [("", "")] * len(frames) if domain is None else relax_outputs.domain_cells(potential, domain, frames)
+
+    return relax_merge.Added(relax_outputs.DOMAIN_COLUMNS, FRAME, cells)
 
 
 def _pictures(config, parts: Path, results: Relaxations) -> list[Picture]:

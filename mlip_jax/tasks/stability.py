@@ -13,7 +13,6 @@ import jax
 import ml_collections
 import numpy as np
 from ase import Atoms
-from ase.io import iread
 
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
@@ -32,7 +31,8 @@ from mlip_jax.simulation.md_outputs import THERMO, Outputs
 from mlip_jax.simulation.md_run import carry_out
 from mlip_jax.simulation.oracle import Method
 from mlip_jax.simulation.relax import relax
-from mlip_jax.tasks.md import read_all
+from mlip_jax.simulation.trajectories import read_trajectory
+from mlip_jax.tasks.md import check_format, read_all
 from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ def _check(c) -> None:
     for name, example in (("force_field", "runs/spice"), ("input", "molecules.smi")):
         if not c[name]:
             raise ConfigError(f"{name} is not given: --config.{name}={example}")
+    check_format(c.trajectory_format)
     for name in ("picoseconds", "timestep"):
         if not 0 < c[name] < float("inf"):
             raise ConfigError(f"{name} must be positive, received {c[name]}")
@@ -148,7 +149,7 @@ def _compared(config, folder: Path, molecules, names, potential) -> list[Compari
         return []
     every = max(1, int(_LARGEST_SPACING / config.timestep))
     steps = _steps(config, config.compare_picoseconds)
-    outputs = Outputs(folder, names)
+    outputs = Outputs(folder, names, config.trajectory_format)
     dynamics = MolecularDynamics(
         molecules, potential, ensemble="langevin", friction=_WEAK_FRICTION, frame_every=every,
         temperature=config.compare_temperature, **{name: config[name] for name in _COMMON})
@@ -165,7 +166,7 @@ def _method(config) -> Method:
 
 
 def _course(path: Path, spacing: float) -> Course:
-    frames = list(iread(path, format="extxyz"))
+    frames = read_trajectory(path)
     return Course(np.array([a.positions for a in frames]), np.array([a.get_velocities() for a in frames]),
                   frames[0].get_masses(), spacing, frames[0].cell.array if frames[0].pbc.all() else None)
 

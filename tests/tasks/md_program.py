@@ -1,4 +1,4 @@
-"""Task `md` with a force field that is written down: python md_program.py INPUT WORKDIR STEPS."""
+"""Task `md` with a force field that is written down: python md_program.py INPUT WORKDIR STEPS FORM."""
 
 import sys
 
@@ -22,4 +22,4 @@ def options(input, **changes):
 if __name__ == "__main__":
     md.load_force_field = lambda text: pairwise()
     dynamics._TURN = 0.01
-    md.run(options(sys.argv[1], num_steps=int(sys.argv[3])), sys.argv[2])
+    md.run(options(sys.argv[1], num_steps=int(sys.argv[3]), trajectory_format=sys.argv[4]), sys.argv[2])

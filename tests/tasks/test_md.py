@@ -1,6 +1,7 @@
 """Task `md`: what it writes, and that a run that is stopped anywhere writes the same in the end."""
 
 import csv
+import functools
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import h5py
 import numpy as np
 import pytest
 from ase.io import read, write
@@ -15,8 +17,10 @@ from ase.io import read, write
 from mlip_jax import MLIPCalculator
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.simulation import h5md
 from mlip_jax.simulation import md as dynamics
 from mlip_jax.simulation.md_outputs import OutputError, Outputs
+from mlip_jax.simulation.trajectories import read_trajectory
 from mlip_jax.tasks import md
 from mlip_jax.workdir import WorkdirError
 from tests.simulation.analytic import pairwise
@@ -43,7 +47,13 @@ def world(tmp_path, monkeypatch, quick_compilation):
 
 def outputs(workdir):
     paths = [workdir / "thermo.csv", *sorted((workdir / "trajectories").iterdir())]
-    return {path.name: path.read_bytes() for path in paths}
+    return {path.name: arrays(path) if path.suffix == ".h5" else path.read_bytes() for path in paths}
+
+
+def arrays(path):
+    """What an HDF5 file says, to the bit; where in the file it says it depends on how often it was opened."""
+    with h5py.File(path) as file:
+        return {name: file[name][:].tobytes() for name in h5md._names(file)}
 
 
 def test_results(world, tmp_path):
@@ -72,7 +82,25 @@ def test_results(world, tmp_path):
     assert (start == read(workdir / "trajectories/1.xyz", 0).positions).all(), "replicas begin alike, but for momenta"
 
 
-def test_a_stopped_run_writes_the_same(world, tmp_path, monkeypatch):
+def test_both_forms_hold_the_same(world, tmp_path):
+    report = world("hdf5", trajectory_format="hdf5", drawn=True)
+    world("text")
+    assert "<img" in report.read_text() and (tmp_path / "hdf5/thermo.csv").read_bytes() == (
+        tmp_path / "text/thermo.csv").read_bytes()
+    for m in range(4):
+        texts, frames = (read_trajectory(tmp_path / name) for name in (
+            f"text/trajectories/{m}.xyz", f"hdf5/trajectories/{m}.h5"))
+        assert len(frames) == 13
+        for a, b in zip(texts, frames):
+            assert a.info == b.info
+            np.testing.assert_allclose(a.positions, b.positions, atol=2e-6)
+            np.testing.assert_allclose(a.get_momenta(), b.get_momenta(), atol=1e-6)
+            assert a.get_potential_energy() == pytest.approx(b.get_potential_energy(), abs=1e-7)
+
+
+@pytest.mark.parametrize("form", ["extxyz", "hdf5"])
+def test_a_stopped_run_writes_the_same(world, tmp_path, monkeypatch, form):
+    world = functools.partial(world, trajectory_format=form)
     world("whole")
     write_files, calls = Outputs.write, []
 
@@ -95,12 +123,14 @@ def test_a_stopped_run_writes_the_same(world, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_killed_run_writes_the_same(tmp_path):
+@pytest.mark.parametrize("form", ["extxyz", "hdf5"])
+def test_a_killed_run_writes_the_same(tmp_path, form):
     path = tmp_path / "clusters.xyz"
     write(path, [cluster(0), cluster(1)[:9]])
 
     def start(workdir):
-        return subprocess.Popen([sys.executable, "-m", "tests.tasks.md_program", path, tmp_path / workdir, "3000"],
+        return subprocess.Popen([sys.executable, "-m", "tests.tasks.md_program", path, tmp_path / workdir, "3000",
+                                 form],
                                 cwd=md.__file__.rsplit("/", 3)[0], env=environment(), stderr=subprocess.DEVNULL)
 
     assert start("whole").wait(600) == 0
@@ -114,6 +144,9 @@ def test_a_killed_run_writes_the_same(tmp_path):
         time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
+        for file in (tmp_path / "killed/trajectories").glob("*.h5"):  # a text may end within a frame
+            steps = [a.info["step"] for a in read_trajectory(file)]
+            assert steps and steps == list(range(0, 10 * len(steps), 10))
     assert start("killed").wait(600) == 0
     assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
 
@@ -135,12 +168,24 @@ def test_what_was_begun_otherwise_is_refused(world, tmp_path):
         world(num_steps=8)
 
 
+def test_a_trajectory_that_has_lost_something_is_told(world, tmp_path):
+    world(num_steps=20, trajectory_format="hdf5")
+    path = tmp_path / "run/trajectories/2.h5"
+    h5md.cut(path, 1)
+    with pytest.raises(OutputError, match="2.h5: has 1 frames, and had 3"):
+        world(trajectory_format="hdf5")
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(OutputError, match="2.h5: cannot be read or cut to 3 frames"):
+        world(trajectory_format="hdf5")
+
+
 def test_bad_input_is_told(world, tmp_path):
     for changes, error, words in [
             ({"num_steps": 0}, ConfigError, "num_steps must be 1 or more"),
             ({"input": ""}, ConfigError, "input is not given"),
             ({"force_field": ""}, ConfigError, "force_field is not given"),
             ({"ensemble": "nvt"}, ConfigError, "ensemble must be one of"),
+            ({"trajectory_format": "hdf"}, ConfigError, "Did you mean 'hdf5'"),
             ({"ensemble": "npt"}, ValueError, "periodic in all directions"),
             ({"input": tmp_path / "none.xyz"}, DatasetError, "no such file"),
             ({"timestep": -1.0}, ConfigError, "timestep must be more than 0")]:

@@ -14,12 +14,15 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read
 
-from mlip_jax import distributed
+from mlip_jax import MLIPCalculator, distributed
 from mlip_jax.config import ConfigError
+from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.defaults import relax_defaults
-from mlip_jax.simulation import relax_journal
+from mlip_jax.domain import FILE
+from mlip_jax.simulation import atom_domain, relax_journal, relax_merge
 from mlip_jax.simulation.relax_journal import JournalError
+from mlip_jax.structure import from_ase
 from mlip_jax.tasks import relax
 from mlip_jax.workdir import WorkdirError
 from tests.simulation.conftest import random_potential
@@ -365,6 +368,34 @@ def test_sigterm_in_the_midst(world, tmp_path):
     assert ended.value.code == distributed.EXIT_REQUEUE
     world(rest)
     assert len(first.seen) == 5 and sorted(first.seen[:4] + rest.seen) == [i for i in range(12) if i not in BAD]
+
+
+def test_what_lies_outside_of_the_domain_is_told(world, tmp_path, monkeypatch):
+    """As the calculator tells it of the relaxed geometries; nothing of those that there are none of."""
+    world(Counting(), "unknown", drawn=True)
+    assert json.loads((tmp_path / "unknown/metrics.json").read_text())["outside_domain"] is None
+    assert {(r["domain_distance"], r["outside_domain"]) for r in rows(tmp_path / "unknown")} == {("", "")}
+    potential, frames = random_potential("tiny"), read(tmp_path / "unknown/relaxed.xyz", ":")
+    some = Columns.from_structures(from_ase(a) for a in frames[:6])
+    domain = atom_domain.fit(potential, some, some, np.zeros((len(some.numbers), 3)))
+    (tmp_path / "trained").mkdir()
+    domain.save(tmp_path / "trained" / FILE)
+    monkeypatch.setattr(relax_merge, "_BLOCK", 8)
+    report = world(Counting(), force_field=str(tmp_path / "trained"), formats=("sdf",), drawn=True)
+    found, calculator = rows(tmp_path / "run"), MLIPCalculator(potential, domain=domain)
+    by_index = {atoms.info["index"]: atoms for atoms in frames}
+    assert len(found) == 12 and len(by_index) == 10
+    for row in found:
+        if row["status"] == "failed":
+            assert row["domain_distance"] == row["outside_domain"] == ""
+            continue
+        atoms = by_index[int(row["index"])]
+        distance = calculator.get_property("domain_distance", atoms).max()
+        assert float(row["domain_distance"]) == pytest.approx(distance, rel=1e-3)
+        assert row["outside_domain"] == str(int(calculator.get_property("outside_domain", atoms)))
+    outside = sum(row["outside_domain"] == "1" for row in found)
+    assert 0 < outside < 10 and "outside of the domain" in report.read_text()
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["outside_domain"] == outside
 
 
 def test_parts_are_not_taken_for_outputs(world, tmp_path):

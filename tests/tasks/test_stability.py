@@ -61,7 +61,7 @@ def test_beside_the_reference_method(tmp_path, monkeypatch, quick_compilation):
     write(path, [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), Atoms("Ar2", [[0, 0, 0], [0, 0, 0.75]])])
     monkeypatch.setattr(stability, "load_force_field", lambda text: pairwise("harmonic", length=0.74, stiffness=20.0))
     changes = dict(compare_picoseconds=0.2, nve_picoseconds=0.0, temperatures=(10.0,), replicas=1, picoseconds=0.01,
-                   bond_range=(0.1, 4.0), compare_temperature=100.0)
+                   bond_range=(0.1, 4.0), compare_temperature=100.0, trajectory_format="hdf5")
     config = options(path, **changes)
     config.oracle.method, config.oracle.num_processes = "ase.calculators.emt:EMT", 1
     page = stability.run(config, tmp_path / "run").read_text()
@@ -79,6 +79,7 @@ def test_beside_the_reference_method(tmp_path, monkeypatch, quick_compilation):
 def test_bad_settings_are_told(tmp_path):
     for changes, words in [({"force_field": ""}, "force_field is not given"), ({"picoseconds": 0.0}, "picoseconds"),
                            ({"temperatures": ()}, "temperatures"), ({"replicas": 0}, "replicas"),
-                           ({"compare_picoseconds": -1.0}, "compare_picoseconds")]:
+                           ({"compare_picoseconds": -1.0}, "compare_picoseconds"),
+                           ({"trajectory_format": "xyz"}, "trajectory_format 'xyz'")]:
         with pytest.raises(ConfigError, match=words):
             stability.run(options(tmp_path / "none.xyz", **changes), tmp_path / "run")

@@ -1,0 +1,218 @@
+"""Trajectories in HDF5, in the layout of H5MD 1.1 (de Buyl, Colberg, Höfling, Comput. Phys. Commun. 185, 1546, 2014).
+
+    particles/all/position, velocity    value (K, n, 3) float32 in Å and Å/fs, step (K,), time (K,) in fs
+    particles/all/box/edges             value (K, 3, 3) in Å, of cells alone
+    particles/all/species, mass         atomic numbers (n,), amu (n,)
+    observables/all/potential_energy    value (K,) in eV
+
+Units stand in the attribute "unit". Files are appended to in HDF5's way for one writer and many readers (SWMR), which
+orders what it writes so that the file can be read wherever the writer is killed. Such a file is still marked as open
+for writing: `read` does not mind, other programs may ask for `h5clear -s FILE`, and `cut` takes the mark away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from mlip_jax import __version__
+
+_ATOMS = "particles/all"
+_POSITION, _VELOCITY, _EDGES = f"{_ATOMS}/position", f"{_ATOMS}/velocity", f"{_ATOMS}/box/edges"
+_ENERGY = "observables/all/potential_energy"
+_UNITS = {_POSITION: "Angstrom", _VELOCITY: "Angstrom fs-1", _EDGES: "Angstrom", _ENERGY: "eV"}
+_LIBRARY = "v110"  # HDF5 1.10 is the first that knows SWMR, and all later ones read its files
+_CHUNK_BYTES = 1 << 14
+_BLOCK = 256  # frames that are copied at a time
+
+
+def append(path: Path, frames: Sequence[Atoms]) -> None:
+    """Add frames of one molecule, with energies, momenta, info["step"] and info["time_fs"], at the end.
+
+    The file is made if it is missing; the rest of the info of its first frame becomes attributes.
+
+    Raises:
+      OSError: It cannot be written.
+    """
+    if not path.exists():  # whole or not at all: the first bytes of a file are in no safe order
+        with _replacing(path) as temporary:
+            _create(temporary, frames[0])
+    with _appending(path) as file:
+        count = _count(file)
+        for name, values in _columns(frames).items():
+            data = file[name]
+            data.resize(count + len(values), axis=0)
+            data[count:] = values
+
+
+def read(path: Path, frames: slice = slice(None)) -> list[Atoms]:
+    """Frames as they were appended, positions and momenta rounded to float32; also of a file that is being written.
+
+    Raises:
+      OSError: The file is missing or damaged.
+      ValueError: It holds something else.
+    """
+    with _reading(path) as file:
+        chosen = range(_count(file))[frames]
+        if not len(chosen):
+            return []
+        first, last = min(chosen), max(chosen) + 1
+        columns = {name: file[name][first:last] for name in _names(file)}
+        about, pbc = dict(file[_ATOMS].attrs), np.asarray(file[f"{_ATOMS}/box"].attrs["boundary"]) == b"periodic"
+        numbers, masses = file[f"{_ATOMS}/species"][:], file[f"{_ATOMS}/mass"][:]
+    return [_atoms(Atoms(numbers, masses=masses, pbc=pbc), about,
+                   {name: values[k - first] for name, values in columns.items()}) for k in chosen]
+
+
+def size(path: Path) -> int:
+    """Frames in the file, all of which are on disk then; 0 where there is none.
+
+    Raises:
+      OSError: It is damaged. ValueError: It holds something else.
+    """
+    if not path.exists():
+        return 0
+    _sync(path)
+    with _reading(path) as file:
+        return _count(file)
+
+
+def cut(path: Path, count: int) -> None:
+    """Leave the first `count` frames, whole or not at all, in a file that nothing marks as open.
+
+    Raises:
+      OSError: The file is damaged or cannot be written. ValueError: It holds something else.
+    """
+    if not count:
+        path.unlink(missing_ok=True)
+    elif size(path) != count or not _is_closed(path):
+        with _replacing(path) as temporary:
+            _create(temporary, *read(path, slice(0, 1)))
+            for start in range(0, count, _BLOCK):
+                append(temporary, read(path, slice(start, min(start + _BLOCK, count))))
+            _sync(temporary)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A name for what shall take the place of `path`; the same each time, so that kills leave one file at most."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _is_closed(path: Path) -> bool:
+    try:
+        h5py.File(path, "r", locking=False).close()
+    except OSError:
+        return False
+    return True
+
+
+def _create(path: Path, atoms: Atoms) -> None:
+    """A file without frames."""
+    with h5py.File(path, "w", libver=(_LIBRARY, _LIBRARY), locking=False) as file:
+        file.create_group("h5md").attrs["version"] = [1, 1]
+        file["h5md"].create_group("author").attrs["name"] = ""
+        file["h5md"].create_group("creator").attrs.update(name="mlip_jax", version=__version__)
+        file["h5md"].create_group("modules/units").attrs["version"] = [1, 0]
+        box = file.create_group(f"{_ATOMS}/box")
+        box.attrs["dimension"] = 3
+        box.attrs["boundary"] = np.array([b"periodic" if p else b"none" for p in atoms.pbc])
+        file[_ATOMS].attrs.update({k: v for k, v in atoms.info.items() if k not in ("step", "time_fs")})
+        file[f"{_ATOMS}/species"] = atoms.numbers.astype(np.int32)
+        file[f"{_ATOMS}/mass"] = atoms.get_masses()
+        file[f"{_ATOMS}/mass"].attrs["unit"] = "u"
+        for name, values in _columns([atoms]).items():
+            row = values[0]
+            rows = int(np.clip(_CHUNK_BYTES // max(row.nbytes, 1), 1, 256))
+            data = file.create_dataset(name, (0, *row.shape), row.dtype, maxshape=(None, *row.shape),
+                                       chunks=(rows, *row.shape))
+            if name.removesuffix("/value") in _UNITS:
+                data.attrs["unit"] = _UNITS[name.removesuffix("/value")]
+        file[f"{_POSITION}/time"].attrs["unit"] = "fs"
+        for name in (_VELOCITY, _EDGES, _ENERGY):
+            if name in file:  # all have the same steps
+                file[f"{name}/step"], file[f"{name}/time"] = file[f"{_POSITION}/step"], file[f"{_POSITION}/time"]
+
+
+def _columns(frames: Sequence[Atoms]) -> dict[str, np.ndarray]:
+    """What the data sets hold of the frames, a row for each."""
+    found = {
+        f"{_POSITION}/value": np.array([a.positions for a in frames], np.float32),
+        f"{_VELOCITY}/value": np.array([a.get_velocities() * units.fs for a in frames], np.float32),
+        f"{_ENERGY}/value": np.array([a.get_potential_energy() for a in frames], np.float64),
+        f"{_POSITION}/time": np.array([a.info["time_fs"] for a in frames], np.float64),
+        f"{_POSITION}/step": np.array([a.info["step"] for a in frames], np.int64)}
+    if frames[0].pbc.any():
+        found[f"{_EDGES}/value"] = np.array([a.cell.array for a in frames], np.float64)
+    return found
+
+
+def _names(file: h5py.File) -> list[str]:
+    """Of the data sets that have a row for each frame."""
+    values = [_POSITION, _VELOCITY, _ENERGY] + ([_EDGES] if _EDGES in file else [])
+    return [*(f"{name}/value" for name in values), f"{_POSITION}/time", f"{_POSITION}/step"]
+
+
+def _count(file: h5py.File) -> int:
+    """Whole frames: a writer that was killed may have left some of the data sets longer than others."""
+    return min(len(file[name]) for name in _names(file))
+
+
+def _atoms(atoms: Atoms, about: Mapping[str, object], row: Mapping[str, np.ndarray]) -> Atoms:
+    """The frame of a row, from atoms that are nowhere yet."""
+    atoms.positions = row[f"{_POSITION}/value"]
+    atoms.set_velocities(row[f"{_VELOCITY}/value"].astype(np.float64) / units.fs)
+    if f"{_EDGES}/value" in row:
+        atoms.set_cell(row[f"{_EDGES}/value"])
+    atoms.info = {"step": int(row[f"{_POSITION}/step"]), "time_fs": float(row[f"{_POSITION}/time"]),
+                  **{k: v.item() if isinstance(v, np.generic) else v for k, v in about.items()}}
+    atoms.calc = SinglePointCalculator(atoms, energy=float(row[f"{_ENERGY}/value"]))
+    return atoms
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[h5py.File]:
+    # no locks: one that looks on must not stop a run
+    with _damage_told(path), h5py.File(path, "r", libver="latest", swmr=True, locking=False) as file:
+        if any(name not in file for name in (_POSITION, _VELOCITY, _ENERGY)):
+            raise ValueError(f"{path}: holds no trajectory; expected {_POSITION}, {_VELOCITY} and {_ENERGY}")
+        yield file
+
+
+@contextlib.contextmanager
+def _appending(path: Path) -> Iterator[h5py.File]:
+    """The file open for SWMR at once: between opening and a later switch, a kill would leave it closed to all."""
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    access.set_file_locking(False, True)
+    flags = h5py.h5f.ACC_RDWR | h5py.h5f.ACC_SWMR_WRITE
+    with _damage_told(path), h5py.File(h5py.h5f.open(os.fsencode(path), flags, access)) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """Raise OSError also for what h5py has other names for: parts of the file that say nonsense or are not there."""
+    try:
+        yield
+    except (RuntimeError, KeyError) as error:
+        raise OSError(f"{path}: is damaged: {error}") from error
