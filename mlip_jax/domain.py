@@ -8,6 +8,8 @@ farther away than nearly all of that is outside of the domain, and the expected 
 from __future__ import annotations
 
 import dataclasses
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -93,14 +95,18 @@ class Domain:
         """What `save` wrote.
 
         Raises:
-          CheckpointError: There is none.
+          CheckpointError: There is none, or it is damaged.
         """
         if not path.is_file():
             raise CheckpointError(f"{path}: is missing; it is written at the end of a run of the tasks 'train' and "
                                   "'property'")
-        with np.load(path, allow_pickle=False) as kept:
-            errors = {k.removeprefix("error_"): kept[k] for k in kept.files if k.startswith("error_")}
-            return cls(kept["points"], kept["center"], kept["spread"], float(kept["border"]), kept["edges"], errors)
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                errors = {k.removeprefix("error_"): kept[k] for k in kept.files if k.startswith("error_")}
+                return cls(kept["points"], kept["center"], kept["spread"], float(kept["border"]), kept["edges"], errors)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise CheckpointError(f"{path}: is damaged ({error}). Remove it to go on without a domain, or train anew "
+                                  "to have one.") from error
 
 
 def _mean(values: np.ndarray) -> float:

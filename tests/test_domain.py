@@ -51,3 +51,12 @@ def test_few_molecules_and_none(tmp_path):
         Domain.fit(np.eye(3), np.zeros((0, 3)), {})
     with pytest.raises(CheckpointError, match="is missing"):
         Domain.load(tmp_path / "domain.npz")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b"", lambda b: b[:200] + b"x" * 50 + b[250:]])
+def test_a_damaged_file_is_named(tmp_path, damage):
+    path = tmp_path / "domain.npz"
+    made()[0].save(path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError, match="domain.npz: is damaged .*Remove it"):
+        Domain.load(path)
