@@ -375,6 +375,33 @@ def md_defaults() -> ml_collections.ConfigDict:
     return c
 
 
+def minima_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "minima", with its default. Units are eV, Å, K, ps."""
+    c = ml_collections.ConfigDict()
+    c.task = "minima"
+    c.force_field = ""  # as of task "md"
+    c.input = ""
+    c.smiles_column, c.name_column = "", ""
+    c.limit = placeholder(int)
+    c.geometries = 20  # that are embedded of each SMILES
+    c.mmff = False
+    c.batch = 16  # molecules that are searched side by side
+    c.search = ml_collections.ConfigDict()  # see simulation/minima.py
+    c.search.rounds = 2  # of dynamics; 0: the embedded geometries alone
+    c.search.replicas, c.search.temperature, c.search.picoseconds = 8, 600.0, 1.0
+    c.search.frames = 4  # of each dynamics that are relaxed
+    c.search.window = 0.5  # eV above the lowest minimum that are kept
+    c.search.fmax, c.search.max_steps = 0.02, 500
+    c.search.same_energy, c.search.same_rmsd = 0.003, 0.125  # eV and Å; minima closer than both are one
+    c.search.timestep, c.search.dtype, c.search.seed = 0.5, "float32", 0
+    c.judged = 0  # lowest minima of each molecule that the reference method judges
+    c.oracle = ml_collections.ConfigDict()
+    c.oracle.method = "GFN2-xTB"  # as of task "force2geo_eval"
+    c.oracle.options = ""
+    c.oracle.num_processes = 0  # 0: one for each core
+    return c
+
+
 def stability_defaults() -> ml_collections.ConfigDict:
     """Every field of a config of task "stability", with its default. Units are fs, K, Å."""
     c = ml_collections.ConfigDict()

@@ -49,8 +49,8 @@ class Picture:
     below: str = ""
 
 
-def molecule_figure(pictures: Sequence[Picture]) -> Figure:
-    """A column for each molecule: before above, after below, at one scale within the column."""
+def molecule_figure(pictures: Sequence[Picture], rows: tuple[str, str] = ("before", "after")) -> Figure:
+    """A column for each molecule: before above, after below, at one scale within the column; `rows` name them."""
     columns = max(len(pictures), 1)
     width, height = _LEFT + _SIDE * columns, _TOP + 2 * _SIDE + _BOTTOM
     fig = Figure(figsize=(width, height), facecolor="white")
@@ -66,7 +66,7 @@ def molecule_figure(pictures: Sequence[Picture]) -> Figure:
         below = "\n".join(_plain(line) for line in picture.below.splitlines())
         axes[1, column].text(0.5, 0.0, below, transform=axes[1, column].transAxes, ha="center", va="top", fontsize=8,
                              color=GREY, linespacing=1.35)
-    for ax, label in zip(axes[:, 0], ("before", "after")):
+    for ax, label in zip(axes[:, 0], rows):
         ax.text(-0.02, 0.5, label, transform=ax.transAxes, rotation=90, ha="right", va="center", fontsize=10,
                 color=GREY)
     return fig

@@ -1,0 +1,242 @@
+"""The report of a search for minima: `report.html`, one self-contained page, and `metrics.json`, for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from matplotlib.figure import Figure
+
+from mlip_jax.reports import figures, page
+from mlip_jax.reports.files import write_text
+from mlip_jax.reports.molecules import Picture, molecule_figure
+from mlip_jax.simulation.minima import Found
+
+_KCAL = 23.0605  # kcal/mol of an eV
+_MOST_ROWS, _MOST_LEVELS, _MOST_PICTURES, _MOST_ATOMS = 60, 12, 5, 120
+
+
+@dataclasses.dataclass(frozen=True)
+class Minimum:
+    """energy in eV, positions (n, 3) in Å, the round that found it first, and how often it was found."""
+
+    energy: float
+    positions: Any
+    round: int
+    times: int
+
+    def to_atoms(self, molecule: Molecule) -> Atoms:
+        """With its energy, as ASE gives it."""
+        atoms = Atoms(molecule.numbers, self.positions, cell=molecule.cell, pbc=molecule.cell is not None,
+                      info={"charge": molecule.charge} if molecule.charge else {})
+        atoms.calc = SinglePointCalculator(atoms, energy=self.energy)
+        return atoms
+
+
+@dataclasses.dataclass(frozen=True)
+class Molecule:
+    """A molecule and its minima, by energy; or why there are none.
+
+    Attributes:
+      number: In its file. relaxed, new: Geometries relaxed and minima found in each round. left_out: Relaxed
+        geometries that are no minimum of the molecule, by reason.
+    """
+
+    number: int
+    name: str
+    failure: str = ""
+    numbers: Sequence[int] = ()
+    charge: float = 0.0
+    cell: Any = None
+    minima: Sequence[Minimum] = ()
+    relaxed: Sequence[int] = ()
+    new: Sequence[int] = ()
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, number: int, name: str, failure: str, found: Found | None) -> Molecule:
+        """From a search."""
+        if found is None or not found.minima:
+            left_out = {} if found is None else dict(found.left_out)
+            return cls(number, name, failure, left_out=left_out)
+        first = found.minima[0].atoms
+        return cls(number, name, failure, first.numbers.tolist(), float(first.info.get("charge", 0.0)),
+                   first.cell.array.tolist() if first.pbc.any() else None,
+                   [Minimum(m.energy, m.atoms.positions.tolist(), m.round, m.times) for m in found.minima],
+                   found.relaxed, found.new, dict(found.left_out))
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Molecule:
+        return cls(**{**values, "minima": [Minimum(**m) for m in values["minima"]]})
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """Of the reference method: its energy (eV) at a minimum of the force field, and at its own, relaxed from there;
+    NaN where it failed or did not converge."""
+
+    molecule: Molecule
+    rank: int
+    energy: float
+    relaxed: float
+
+
+def metrics(molecules: Sequence[Molecule], judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """What `metrics.json` holds; None where something is not known. Energies in kcal/mol, as conformers have them."""
+    found = [m for m in molecules if m.minima]
+    compared = [c for m in found if (c := _compare([j for j in judgements if j.molecule is m])) is not None]
+    return {
+        "molecules": len(molecules), "without_minima": len(molecules) - len(found),
+        "minima": sum(len(m.minima) for m in found), "relaxed": sum(sum(m.relaxed) for m in found),
+        "lowest_found_later": sum(m.minima[0].round > 0 for m in found),
+        "judged": None if not compared else {
+            "molecules": len(compared),
+            **{name: float(np.mean([c[name] for c in compared])) for name in (
+                "relative_mae_kcal_mol", "lowest_above_best_kcal_mol", "lowest_is_best")},
+            "rank_correlation": _mean([c["rank_correlation"] for c in compared])},
+        "by_molecule": [{
+            "molecule": m.number, "name": m.name, "failure": m.failure, "minima": len(m.minima), "new": list(m.new),
+            "relaxed": list(m.relaxed), "left_out": dict(m.left_out),
+            "judged": _compare([j for j in judgements if j.molecule is m])} for m in molecules]}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _compare(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
+    """Of one molecule: errors of energies between its minima, and how far above the reference's best the force field's
+    lowest minimum relaxes to; None where less than two are known."""
+    known = [j for j in judgements if math.isfinite(j.energy) and math.isfinite(j.relaxed)]
+    if len(known) < 2:
+        return None
+    own = _KCAL * np.array([j.molecule.minima[j.rank].energy for j in known])
+    there, relaxed = (_KCAL * np.array([getattr(j, name) for j in known]) for name in ("energy", "relaxed"))
+    errors = (own - own.mean()) - (there - there.mean())
+    above = float(relaxed[0] - relaxed.min())
+    ranks = [np.argsort(np.argsort(x)) for x in (own, there)]
+    return {"minima": len(known), "relative_mae_kcal_mol": float(np.abs(errors).mean()),
+            "lowest_above_best_kcal_mol": above, "lowest_is_best": above < 0.1,
+            "rank_correlation": float(np.corrcoef(*ranks)[0, 1]) if len(known) > 2 else None}
+
+
+def write_minima_report(workdir: str | os.PathLike, molecules: Sequence[Molecule], judgements: Sequence[Judgement], *,
+                        title: str, info: Mapping[str, Mapping[str, Any]], files: Sequence[str] = ()) -> Path:
+    """Writes `report.html` and `metrics.json` into `workdir`, each at once or not at all; the path of the former.
+
+    Args:
+      info: Sections of names and values. files: What else the workdir holds, for people.
+    """
+    workdir, content = Path(workdir), metrics(molecules, judgements)
+    write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    body = [page.heading(title, 1), *_headline(content), *_levels(molecules), *_reference(judgements, content),
+            *_molecules(content), *_pictures(molecules), page.heading("How this was made"),
+            page.paragraph("Beside this page: " + ", ".join(files) + "."),
+            page.grid([page.heading(name, 3) + page.pairs(dict(values)) for name, values in info.items()], "sections")]
+    write_text(workdir / "report.html", page.page(title, body))
+    return workdir / "report.html"
+
+
+def _headline(content: Mapping[str, Any]) -> Iterator[str]:
+    judged = content["judged"]
+    yield page.cards([
+        ("minima", page.number(content["minima"]), "", f"of {page.number(content['molecules'])} molecules, from "
+         f"{page.number(content['relaxed'])} relaxations"),
+        ("lowest found by dynamics", page.number(content["lowest_found_later"]), "",
+         "molecules of which no starting geometry led to the lowest minimum"),
+        *([] if judged is None else [
+            ("energies between minima", page.number(judged["relative_mae_kcal_mol"]), "kcal/mol",
+             "mean error against the reference method"),
+            ("the lowest one", page.number(judged["lowest_above_best_kcal_mol"]), "kcal/mol",
+             "above the best of those judged, once the reference method has relaxed them")])])
+
+
+def _levels(molecules: Sequence[Molecule]) -> Iterator[str]:
+    shown = [m for m in molecules if m.minima][:_MOST_LEVELS]
+    yield page.heading("Energies of the minima")
+    yield page.figure(levels_figure(shown), (
+        "A line for each minimum, above the lowest one of its molecule. Blue: found from the starting geometries; "
+        "vermillion: found first by dynamics."), wide=True)
+
+
+def levels_figure(molecules: Sequence[Molecule]) -> Figure:
+    """A column of lines for each molecule."""
+    fig, ax = figures.figure("Minima", size=(9.2, 3.8))
+    for column, m in enumerate(molecules):
+        for minimum in m.minima:
+            ax.hlines(_KCAL * (minimum.energy - m.minima[0].energy), column - 0.38, column + 0.38, linewidth=1.4,
+                      color=figures.VERMILLION if minimum.round else figures.BLUE)
+    names = [figures._plain(m.name, 16) for m in molecules]
+    ax.set_xticks(range(len(names)), names, rotation=30 if len(names) > 4 else 0, ha="right" if len(names) > 4 else
+                  "center", fontsize=8)
+    ax.set(ylabel="kcal/mol", ylim=(-0.3, None))
+    ax.grid(visible=False, axis="x")
+    return fig
+
+
+def _reference(judgements: Sequence[Judgement], content: Mapping[str, Any]) -> Iterator[str]:
+    if not judgements:
+        return
+    yield page.heading("Beside the reference method")
+    yield page.figure(reference_figure(judgements), (
+        "Energies of the lowest minima above their mean for each molecule, by the force field and by the reference "
+        "method at the same geometries."))
+    rows = [(m["name"], m["judged"]["minima"], m["judged"]["relative_mae_kcal_mol"], m["judged"]["rank_correlation"],
+             m["judged"]["lowest_above_best_kcal_mol"]) for m in content["by_molecule"] if m["judged"]]
+    yield page.table(("molecule", "minima", "error (kcal/mol)", "rank correlation", "lowest above the best (kcal/mol)"),
+                     rows[:_MOST_ROWS])
+
+
+def reference_figure(judgements: Sequence[Judgement]) -> Figure:
+    """Both energies of each minimum against each other."""
+    fig, ax = figures.figure("Energies of minima")
+    points: list[np.ndarray] = []
+    for m in {id(j.molecule): j.molecule for j in judgements}.values():
+        own = np.array([[m.minima[j.rank].energy, j.energy] for j in judgements
+                        if j.molecule is m and math.isfinite(j.energy)]).reshape(-1, 2)
+        if len(own):
+            points.append(_KCAL * (own - own.mean(0)))
+    x = np.concatenate(points) if points else np.zeros((0, 2))
+    reach = 1.1 * max(np.abs(x).max(initial=0.0), 0.1)
+    ax.plot([-reach, reach], [-reach, reach], color=figures.GREY, linewidth=0.8)
+    ax.plot(x[:, 1], x[:, 0], ".", color=figures.BLUE, markersize=5, alpha=0.7)
+    ax.set(xlabel="reference method (kcal/mol)", ylabel="force field (kcal/mol)", xlim=(-reach, reach),
+           ylim=(-reach, reach))
+    return fig
+
+
+def _molecules(content: Mapping[str, Any]) -> Iterator[str]:
+    yield page.heading("Molecules")
+    rows = [(m["name"], m["minima"], " + ".join(map(str, m["new"])), " + ".join(map(str, m["relaxed"])),
+             m["failure"] or ", ".join(f"{count} {reason}" for reason, count in m["left_out"].items()))
+            for m in content["by_molecule"]]
+    yield page.table(("molecule", "minima", "new in each round", "relaxed in each round", "left out"),
+                     rows[:_MOST_ROWS])
+    if len(rows) > _MOST_ROWS:
+        yield page.paragraph(f"{len(rows) - _MOST_ROWS} more are in metrics.json.")
+
+
+def _pictures(molecules: Sequence[Molecule]) -> Iterator[str]:
+    """The lowest minimum of some molecules, and the next one."""
+    pictures = []
+    for m in molecules:
+        if len(m.minima) > 1 and len(m.numbers) <= _MOST_ATOMS and len(pictures) < _MOST_PICTURES:
+            second, first = (m.minima[k].to_atoms(m) for k in (1, 0))
+            pictures.append(Picture(figures._plain(m.name, 18), second, first,
+                                    f"+{_KCAL * (m.minima[1].energy - m.minima[0].energy):.2f} kcal/mol above"))
+    if pictures:
+        yield page.heading("The lowest minima")
+        yield page.figure(molecule_figure(pictures, ("second lowest", "lowest")), (
+            "The second lowest minimum and the lowest, turned onto each other."), wide=True)
