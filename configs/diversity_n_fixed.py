@@ -15,8 +15,9 @@ same command goes on with what is not complete. As a job array: sbatch --array=0
 
 On a smaller machine, one number scales budgets and updates; `grid` takes the first so many budgets, `conformers` the
 n_c up to that one, `seeds` the first so many, `model` another architecture, and `selection=maxmin` molecules that are
-as unlike each other as can be, by their fingerprints, in place of a draw. N = 4k and 16k with PaiNN, on data that the
-package makes itself (configs/geom_like.py):
+as unlike each other as can be, by their fingerprints, in place of a draw; `selection=embedding` by the features of a
+trained force field, --config.data.selection_force_field=WORKDIR. N = 4k and 16k with PaiNN, on data that the package
+makes itself (configs/geom_like.py):
 
     --config=configs/diversity_n_fixed.py:scale=0.08,grid=2,model=painn
 
@@ -27,7 +28,7 @@ import ml_collections
 
 from configs import spice
 from mlip_jax.config import unknown_name
-from mlip_jax.datasets.subsets import budget_grid
+from mlip_jax.datasets.subsets import SELECTIONS, budget_grid
 from mlip_jax.defaults import diversity_defaults
 from mlip_jax.sweep import product
 
@@ -36,7 +37,6 @@ CONFORMERS = (1, 2, 4, 8, 16)
 SEEDS = (0, 1, 2)
 STEPS = 500_000  # at scale 1, the choice of this file
 LEAST_STEPS = 2_000
-SELECTIONS = ("random", "maxmin")
 MODELS = spice.MODELS | {"equivariant_transformer": dict(num_features=128, num_layers=8, num_heads=8, cutoff=5.0,
                                                          num_radial=64)}
 

@@ -114,7 +114,10 @@ def _split_defaults(data: ml_collections.ConfigDict) -> None:
     data.num_molecules, data.num_conformers = placeholder(int), 1
     data.min_conformers = placeholder(int)  # that a molecule must have; the largest num_conformers of a comparison
     data.fewer_conformers = "exclude"  # molecules with fewer than that; "last": drawn where the others do not suffice
-    data.selection = "random"  # of these molecules; "maxmin": each as unlike those before as can be (fingerprints)
+    # Of these molecules; "maxmin": each as unlike those before as can be, by fingerprints; "embedding": by the features
+    # of a force field.
+    data.selection = "random"
+    data.selection_force_field = ""  # workdir of its training run
 
 
 def _optimization_defaults(c: ml_collections.ConfigDict) -> None:

@@ -54,6 +54,23 @@ def atom_features(potential: Potential, columns: Columns, *, batch_size: int = 6
     return np.empty((0, 0), np.float32) if found is None else found
 
 
+def mean_features(potential: Potential, rows: Store | Columns, indices: np.ndarray, *, batch_size: int = 64
+                  ) -> np.ndarray:
+    """Invariant features of the structures `indices` of `rows`: means over their atoms, (S, F) float32.
+
+    Raises:
+      ValueError: As for `energies`.
+    """
+    p, found = potential, None
+    for places, columns, graph in _batches(p, rows, indices, batch_size):
+        features = np.asarray(invariant_features(p.model, p.params, graph), np.float64)[:len(columns.numbers)]
+        means = np.add.reduceat(features, columns.offsets[:-1]) / columns.n_atoms[:, None]
+        if found is None:
+            found = np.empty((len(indices), features.shape[1]), np.float32)
+        found[places] = means
+    return np.empty((0, 0), np.float32) if found is None else found
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def invariant_features(model, params, graph: jraph.GraphsTuple) -> jax.Array:
     """Features (N, F) of degree 0 and even parity of a padded batch."""

@@ -15,7 +15,7 @@ import numpy as np
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets import generalization, source, splits
+from mlip_jax.datasets import generalization, source, splits, subsets
 from mlip_jax.datasets.connectivity import describe
 from mlip_jax.datasets.held_out import RunData, entries, first_of_each
 from mlip_jax.datasets.store import Store
@@ -147,7 +147,7 @@ def _training(store: Store, part: np.ndarray, training) -> dict[str, Any]:
 def _unseen_molecules(data: RunData, training) -> np.ndarray:
     """IID-S: structures of the test part, of molecules that could have been drawn for training."""
     test, draw = np.asarray(data.parts.get("test", []), np.int64), generalization.drawn(training.data)
-    return test if draw is None else generalization.of_many_conformers(
+    return test if draw is None else subsets.of_many_conformers(
         np.asarray(data.store.index("molecule")), test, draw[0])
 
 

@@ -29,7 +29,7 @@ from mlip_jax.graphs.edge_counts import edge_counts, pair_counts
 from mlip_jax.potential import BEST, Potential, create_model, example_graph, long_range_cutoff
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import write_report
-from mlip_jax.simulation import atom_domain
+from mlip_jax.simulation import atom_domain, molecule_features
 from mlip_jax.simulation.atom_domain import Judged
 from mlip_jax.training import initial, losses, optimizer
 from mlip_jax.training.data import Split
@@ -72,9 +72,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         _log_terms(model)
         if config.optimizer.freeze:  # a slip in it must not come out after the data were read
             optimizer.frozen(jax.eval_shape(model.init, jax.random.key(0), example_graph()), config.optimizer.freeze)
+        embed = molecule_features.of(config.data)
         with distributed.leader_first("data"):  # makes the store, which the others find
             data = source.load(config.data)
-            splits = _split(config, data, workdir, model)
+            splits = _split(config, data, workdir, model, embed)
         return _train(config, workdir, model, data, splits, begin, started)
 
 
@@ -86,10 +87,10 @@ def _log_terms(model) -> None:
         log.info("long-range pairs: %s", "all" if np.isinf(cutoff) else f"within {cutoff:g} Å")
 
 
-def _split(config, data, workdir, model) -> dict[str, Split]:
+def _split(config, data, workdir, model, embed) -> dict[str, Split]:
     """The parts of the data with their sizes; which structure went where is written to splits.npz."""
     c = config.data
-    parts = source.split(data, c)
+    parts = source.split(data, c, embed)
     molecule = data.store.index("molecule")
     about = splits_module.describe(parts, molecule)
     if distributed.leader():

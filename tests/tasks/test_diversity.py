@@ -56,6 +56,8 @@ def test_one_number_scales_them():
     assert [v.name for v in few] == [f"N4000-c{c}-s{s}" for c in (1, 2, 4) for s in (0, 1)]
     assert {v.config.data.min_conformers for v in few} == {4}
     assert len(sweep.load(f"{diversity_ns_fixed.__file__}:{text}", diversity_ns_fixed.get_config(text))) == 6
+    assert {diversity_ns_fixed.get_config(f"selection={s}").data.selection for s in ("maxmin", "embedding")} == {
+        "maxmin", "embedding"}
     for text, message in (("selection=maxmim", "Did you mean 'maxmin'"),
                           ("conformers=3", "one of 1, 2, 4, 8, 16"), ("seeds=4", "seeds from 1 to 3"),
                           ("size=2", "unknown name 'size'"), ("scale=2", "at most 1"), ("grid=5", "from 1 to 4"),
