@@ -183,7 +183,9 @@ def diversity_report_defaults() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.task = "diversity_report"
     c.sweeps = ""  # folders of sweeps of task "diversity", or of single runs: "runs/n_fixed,runs/ns_fixed"
-    c.metric = "energy_mae_mev"  # or "energy_mae_mev_per_atom", "relative_mae_mev" (of differences within a molecule)
+    # Or "energy_mae_mev_per_atom", "relative_mae_mev" (of differences within a molecule), "force_mae_mev_per_ang" (of
+    # runs that were trained on forces).
+    c.metric = "energy_mae_mev"
     return c
 
 
