@@ -309,6 +309,16 @@ def relax_defaults() -> ml_collections.ConfigDict:
     return c
 
 
+def ensemble_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "ensemble", with its default."""
+    c = ml_collections.ConfigDict()
+    c.task = "ensemble"
+    c.members = ""  # workdirs of training runs: "runs/a,runs/b,runs/c"; it is the data of the first that are used
+    c.max_structures = 2_000  # of its validation part, and of its test part
+    c.seed = 0  # of their choice
+    return c
+
+
 def export_defaults() -> ml_collections.ConfigDict:
     """Every field of a config of task "export", with its default."""
     c = ml_collections.ConfigDict()
