@@ -15,19 +15,22 @@ same command goes on with what is not complete. As a job array: sbatch --array=0
 
 On a smaller machine, one number scales budgets and updates; `grid` takes the first so many budgets, `conformers` the
 n_c up to that one, `seeds` the first so many, `model` another architecture, and `selection=maxmin` molecules that are
-as unlike each other as can be, by their fingerprints, in place of a draw. N = 4k and 16k with PaiNN, on data that the
-package makes itself (configs/geom_like.py):
+as unlike each other as can be, by their fingerprints, in place of a draw; `selection=embedding` by the features of a
+trained force field, --config.data.selection_force_field=WORKDIR. N = 4k and 16k with PaiNN, on data that the package
+makes itself (configs/geom_like.py):
 
     --config=configs/diversity_n_fixed.py:scale=0.08,grid=2,model=painn
 
-Energies alone are trained on, so that an update computes no forces.
+Energies alone are trained on, so that an update computes no forces. With `beta=0.9` that weight is given to the
+forces, which the data must have then; their errors are among the results, and the report shows them by
+--config.metric=force_mae_mev_per_ang.
 """
 
 import ml_collections
 
 from configs import spice
 from mlip_jax.config import unknown_name
-from mlip_jax.datasets.subsets import budget_grid
+from mlip_jax.datasets.subsets import SELECTIONS, budget_grid
 from mlip_jax.defaults import diversity_defaults
 from mlip_jax.sweep import product
 
@@ -36,7 +39,6 @@ CONFORMERS = (1, 2, 4, 8, 16)
 SEEDS = (0, 1, 2)
 STEPS = 500_000  # at scale 1, the choice of this file
 LEAST_STEPS = 2_000
-SELECTIONS = ("random", "maxmin")
 MODELS = spice.MODELS | {"equivariant_transformer": dict(num_features=128, num_layers=8, num_heads=8, cutoff=5.0,
                                                          num_radial=64)}
 
@@ -44,7 +46,7 @@ MODELS = spice.MODELS | {"equivariant_transformer": dict(num_features=128, num_l
 def arguments(text: str) -> dict:
     """{"scale": 1.0, "grid": 4, "model": ..., ...} of "scale=0.08,grid=2,model=painn"."""
     found = {"scale": 1.0, "grid": len(BUDGETS), "model": "equivariant_transformer", "conformers": max(CONFORMERS),
-             "seeds": len(SEEDS), "selection": "random"}
+             "seeds": len(SEEDS), "selection": "random", "beta": 0.0}
     for part in filter(None, text.split(",")):
         name, equals, value = part.partition("=")
         if name not in found or not equals:
@@ -55,6 +57,9 @@ def arguments(text: str) -> dict:
     if found["conformers"] not in CONFORMERS or not 1 <= found["seeds"] <= len(SEEDS):
         raise ValueError(f"conformers must be one of {', '.join(map(str, CONFORMERS))}, and seeds from 1 to "
                          f"{len(SEEDS)}; received {text!r}")
+    if not 0 <= found["beta"] < 1:
+        raise ValueError("beta, the weight of forces, must be 0 (energies alone) or more and below 1, for energies are "
+                         f"compared; received {text!r}")
     if found["selection"] not in SELECTIONS:
         raise ValueError(unknown_name("selection of molecules", found["selection"], SELECTIONS))
     if found["model"] not in MODELS:
@@ -67,7 +72,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     c = diversity_defaults()
     c.data.elements = ("H", "C", "N", "O", "F", "S", "Cl")
     c.data.charge = 0.0
-    c.data.require = "energy"
+    c.data.require = "both" if given["beta"] else "energy"
     c.data.split = "molecule"
     c.data.split_seed = c.get_ref("seed")
     # more than there are, so that all are dealt out in these proportions
@@ -80,7 +85,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 
     c.loss.penalty = "mse"
     c.loss.energy_per_atom = False
-    c.loss.beta = c.loss.beta_end = 0.0  # energies alone
+    c.loss.beta = c.loss.beta_end = given["beta"]  # at 0 no forces are computed
 
     c.optimizer.name = "adam"
     c.optimizer.learning_rate, c.optimizer.learning_rate_end = 1e-4, 1e-8

@@ -90,7 +90,7 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
 # Fields that came later, and their defaults: folders of runs that were begun before do not have them. Those of no part
 # have an empty one.
 _LATER = (("optimizer", "rates", ""), ("data", "held_out", ""), ("data", "selection", "random"),
-          ("data", "fewer_conformers", "exclude"),
+          ("data", "selection_force_field", ""), ("data", "fewer_conformers", "exclude"),
           ("report", "max_domain", 1_000), ("", "trajectory_format", "extxyz"))
 
 

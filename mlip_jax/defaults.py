@@ -114,7 +114,10 @@ def _split_defaults(data: ml_collections.ConfigDict) -> None:
     data.num_molecules, data.num_conformers = placeholder(int), 1
     data.min_conformers = placeholder(int)  # that a molecule must have; the largest num_conformers of a comparison
     data.fewer_conformers = "exclude"  # molecules with fewer than that; "last": drawn where the others do not suffice
-    data.selection = "random"  # of these molecules; "maxmin": each as unlike those before as can be (fingerprints)
+    # Of these molecules; "maxmin": each as unlike those before as can be, by fingerprints; "embedding": by the features
+    # of a force field.
+    data.selection = "random"
+    data.selection_force_field = ""  # workdir of its training run
 
 
 def _optimization_defaults(c: ml_collections.ConfigDict) -> None:
@@ -180,7 +183,9 @@ def diversity_report_defaults() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.task = "diversity_report"
     c.sweeps = ""  # folders of sweeps of task "diversity", or of single runs: "runs/n_fixed,runs/ns_fixed"
-    c.metric = "energy_mae_mev"  # or "energy_mae_mev_per_atom", "relative_mae_mev" (of differences within a molecule)
+    # Or "energy_mae_mev_per_atom", "relative_mae_mev" (of differences within a molecule), "force_mae_mev_per_ang" (of
+    # runs that were trained on forces).
+    c.metric = "energy_mae_mev"
     return c
 
 
@@ -301,6 +306,16 @@ def relax_defaults() -> ml_collections.ConfigDict:
     c.batch_atoms = placeholder(int)  # atoms of a batch on the device; unset: what suits it
     c.trajectory_every = 0  # steps between the frames of trajectories.xyz; 0: none
     c.formats = ("xyz", "sdf")  # of the relaxed molecules: relaxed.xyz, and relaxed.sdf where bonds are known
+    return c
+
+
+def ensemble_defaults() -> ml_collections.ConfigDict:
+    """Every field of a config of task "ensemble", with its default."""
+    c = ml_collections.ConfigDict()
+    c.task = "ensemble"
+    c.members = ""  # workdirs of training runs: "runs/a,runs/b,runs/c"; it is the data of the first that are used
+    c.max_structures = 2_000  # of its validation part, and of its test part
+    c.seed = 0  # of their choice
     return c
 
 

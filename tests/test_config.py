@@ -12,7 +12,7 @@ def test_folders_of_runs_from_before_a_field_was_there_go_on(tmp_path):
         now = config.identity(make())
         before = copy.deepcopy(now)
         for part, name in (("optimizer", "rates"), ("data", "held_out"), ("data", "selection"),
-                           ("data", "fewer_conformers")):
+                           ("data", "fewer_conformers"), ("data", "selection_force_field")):
             assert name not in before.get(part, {})
         assert "trajectory_format" not in before
         with claimed(tmp_path / make.__name__, before):

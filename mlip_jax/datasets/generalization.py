@@ -76,16 +76,6 @@ def unseen_conformers(molecule: np.ndarray, conformer: np.ndarray, train: np.nda
     return unseen
 
 
-def of_many_conformers(molecule: np.ndarray, indices: np.ndarray, least: int) -> np.ndarray:
-    """Those of `indices` whose molecule has at least so many of them: sorted as they were.
-
-    Args:
-      molecule: Of each structure, (S,). indices: Numbers of structures, (I,).
-    """
-    unit_of, num_units = group(molecule[indices])
-    return indices[np.bincount(unit_of, minlength=num_units)[unit_of] >= least]
-
-
 class Distances(NamedTuple):
     """Of conformers to the training conformers of their molecules.
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mlip_jax.config import ConfigError, unknown_name
 from mlip_jax.datasets import diversity, scaffolds, split_files, splits, subsets
 from mlip_jax.datasets.conversion import Recipe, convert, identify
 from mlip_jax.datasets.filters import Filters, count_reasons, identities
+from mlip_jax.datasets.held_out import first_of_each
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.readers import spice
 from mlip_jax.datasets.statistics import NUM_ELEMENTS, isolated_from_formation
@@ -34,6 +36,7 @@ HOW_TO_GET_SPICE = (
     "--config.data.path.")
 # Beyond, checksums would delay the start of a run by more than some seconds.
 _VERIFY_UP_TO = 4 * 2**30
+Embed = Callable[[Store, np.ndarray], np.ndarray]
 _FILTERS = [field.name for field in dataclasses.fields(Filters)]
 
 
@@ -199,8 +202,12 @@ def write_left_out(path: Path, data: LoadedData) -> None:
     os.replace(temporary, path)
 
 
-def split(data: LoadedData, options: Any) -> dict[str, np.ndarray]:
-    """Numbers in the store of the structures of "train", "valid" and "test"; options is config.data.
+def split(data: LoadedData, options: Any, embed: Embed | None = None) -> dict[str, np.ndarray]:
+    """Numbers in the store of the structures of "train", "valid" and "test".
+
+    Args:
+      options: config.data.
+      embed: For data.selection "embedding": gives features (I, F) of the structures (I,) of a store.
 
     Raises:
       ValueError, DatasetError: The split cannot be made.
@@ -228,7 +235,7 @@ def split(data: LoadedData, options: Any) -> dict[str, np.ndarray]:
         parts["train"] = np.sort(train[subsets.nested_subset(
             molecule, conformer, options.num_molecules, options.num_conformers, seed=options.split_seed,
             min_conformers=options.min_conformers, fewer_last=_fewer_last(options),
-            rank=_rank(store, train, molecule, options))])
+            rank=_rank(data, train, molecule, options, embed))])
     return parts
 
 
@@ -243,16 +250,27 @@ def _fewer_last(options: Any) -> bool:
     return asked == "last"
 
 
-def _rank(store: Store, train: np.ndarray, molecule: np.ndarray, options: Any) -> np.ndarray | None:
+def _rank(data: LoadedData, train: np.ndarray, molecule: np.ndarray, options: Any, embed: Embed | None
+          ) -> np.ndarray | None:
     """In which order molecules are taken for training; None where they are drawn."""
     selection = options.get("selection", "random")  # configs of earlier runs have none
+    if selection not in subsets.SELECTIONS:
+        raise ValueError(unknown_name("data.selection", selection, subsets.SELECTIONS))
     if selection == "random":
         return None
-    if selection != "maxmin":
-        raise ValueError(unknown_name("data.selection", selection, ("random", "maxmin")))
-    codes, smiles = store.texts("smiles")
-    return diversity.maxmin_rank(molecule, [smiles[code] for code in codes[train]], options.num_molecules,
-                                 seed=options.split_seed, least=options.min_conformers or options.num_conformers)
+    count, store = options.num_molecules, data.store
+    how = dict(seed=options.split_seed, least=options.min_conformers or options.num_conformers)
+    if selection == "maxmin":
+        codes, smiles = store.texts("smiles")
+        return diversity.maxmin_rank(molecule, [smiles[code] for code in codes[train]], count, **how)
+    if embed is None:
+        raise ValueError("data.selection='embedding' needs the features of a trained force field: "
+                         "--config.data.selection_force_field=WORKDIR")
+    # Of all parts alike, so that runs with other splits find them computed, and by the same batches: by rounding alone
+    # two picks could else change places.
+    ids = np.asarray(store.index("molecule"))
+    first = first_of_each(store, subsets.of_many_conformers(ids, data.indices, how["least"]))
+    return diversity.farthest_rank(molecule, ids[first], embed(store, first), count, **how)
 
 
 def _without_held_out(parts, store: Store, files: str) -> dict[str, np.ndarray]:

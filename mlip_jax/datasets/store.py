@@ -11,6 +11,7 @@ Made by conversion.py. The manifest is written last: a folder without one is no 
 from __future__ import annotations
 
 import collections
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -75,6 +76,12 @@ class Store:
     def level_of_theory(self) -> str:
         """Of the labels."""
         return self.manifest["level_of_theory"]
+
+    def digest(self) -> str:
+        """Which structures these are, 12 hexadecimal digits: what is computed of them is kept under this name."""
+        # Filters that look at more than one structure take it out of the index alone: the shards are then the same.
+        content = json.dumps([[s["sha256"] for s in self.manifest["shards"]], self.manifest["filters"], len(self)])
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def index(self, name: str) -> np.ndarray:
         """One value for each structure, memory-mapped; INDEX says which there are. "molecule" is a hash of the

@@ -14,6 +14,7 @@ import numpy as np
 
 from mlip_jax.datasets.splits import group
 
+SELECTIONS = ("random", "maxmin", "embedding")  # data.selection: in which order molecules are taken
 _MOLECULES, _CONFORMERS = 0x6D6F6C6563756C65, 0x636F6E666F726D65  # so that both draws of one seed are independent
 
 
@@ -78,6 +79,16 @@ def nested_subset(
     order = np.lexsort((keys, rank_of))
     starts = np.concatenate([[0], np.cumsum(sizes[enough[first]])[:-1]])
     return np.sort(indices[order[(starts[:, None] + np.arange(num_conformers)).ravel()]])
+
+
+def of_many_conformers(molecule: np.ndarray, indices: np.ndarray, least: int) -> np.ndarray:
+    """Those of `indices` whose molecule has at least so many of them: sorted as they were.
+
+    Args:
+      molecule: Of each structure, (S,). indices: Numbers of structures, (I,).
+    """
+    unit_of, num_units = group(molecule[indices])
+    return indices[np.bincount(unit_of, minlength=num_units)[unit_of] >= least]
 
 
 def budget_grid(total: int, conformers: Sequence[int]) -> list[tuple[int, int]]:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import logging
-import os
 from pathlib import Path
 
 import numpy as np
 from rich import progress as bars
 
 from mlip_jax import workers
+from mlip_jax.datasets.beside import array_beside
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.store import Store
 from mlip_jax.graphs.neighbors import count_edges, infinite_pairs
-
-log = logging.getLogger(__name__)
 
 _PER_JOB = 16_384
 _WORTH_PROCESSES = 8 * _PER_JOB
@@ -72,38 +66,9 @@ def edge_counts(store: Store, cutoff: float, *, num_processes: int | None = None
     They are counted at the first call for a cutoff and kept in the store's folder edges/. Where that cannot be
     written they are held in memory, with a warning; a file there that is damaged is made anew.
     """
-    # Filters that look at more than one structure take it out of the index alone: the shards are then the same.
-    content = json.dumps([[s["sha256"] for s in store.manifest["shards"]], store.manifest["filters"], len(store)])
-    path = store.path / "edges" / f"{float(cutoff)!r}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.npy"
-    kept = _kept(path, len(store))
-    if kept is not None:
-        return kept
-    counts = _count(store, cutoff, num_processes, progress)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.save(file, counts)
-        os.replace(temporary, path)
-    except OSError as error:
-        log.warning("%s: the edge counts cannot be kept (%s) and are counted anew by every run", store.path, error)
-        with contextlib.suppress(OSError):  # on a read-only file system even of a file that is not there
-            temporary.unlink()
-    return counts
-
-
-def _kept(path: Path, count: int) -> np.ndarray | None:
-    """What a file of counts holds; None where there is none, or a damaged one."""
-    if not path.is_file():
-        return None
-    try:
-        counts = np.load(path, mmap_mode="r", allow_pickle=False)
-        if counts.shape != (count,) or counts.dtype != np.int32:
-            raise ValueError(f"{counts.dtype} of shape {counts.shape}, expected int32 of ({count},)")
-        return counts
-    except (OSError, ValueError, EOFError) as error:
-        log.warning("%s is damaged (%s): the edges are counted anew", path, error)
-        return None
+    path = store.path / "edges" / f"{float(cutoff)!r}-{store.digest()}.npy"
+    return array_beside(path, np.int32, len(store), lambda: _count(store, cutoff, num_processes, progress),
+                        "edge counts")
 
 
 def _count(store: Store, cutoff: float, num_processes, progress: bool) -> np.ndarray:

@@ -27,12 +27,16 @@ log = logging.getLogger(__name__)
 RESULT, FINGERPRINTS = "diversity.json", "fingerprints.npz"
 _SETS = {"train": "training", "iid_s": "IID-S", "ood_s": "OOD-S"}
 METRICS = {"energy_mae_mev": "MAE of energies (meV)", "energy_mae_mev_per_atom": "MAE of energies (meV/atom)",
-           "relative_mae_mev": "MAE of conformer energies (meV)"}
+           "relative_mae_mev": "MAE of conformer energies (meV)", "force_mae_mev_per_ang": "MAE of forces (meV/Å)"}
 _SAME_BUDGET = 0.02  # n_s * n_c of one budget are equal but for rounding
 
 
 class Result(NamedTuple):
-    """A finished run: n_s molecules, n_c conformers each, its model and seed, what diversity.json says, its folder."""
+    """A finished run: n_s molecules, n_c conformers each, its model and seed, what diversity.json says, its folder.
+
+    The model is named together with how its molecules were chosen and the weight of forces, where these are not the
+    usual ones: "painn, maxmin, beta 0.9".
+    """
 
     num_molecules: int
     num_conformers: int
@@ -73,7 +77,7 @@ def read_results(sweeps: Sequence[str | Path]) -> list[Result]:
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 t = content["train"]
-                result = Result(t["num_molecules"], t["num_conformers"], t["model"], t["seed"], content, path.parent)
+                result = Result(t["num_molecules"], t["num_conformers"], _kind(t), t["seed"], content, path.parent)
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}: is damaged ({error}); delete it and run the sweep again, which evaluates "
                                  "this run anew") from error
@@ -84,6 +88,12 @@ def read_results(sweeps: Sequence[str | Path]) -> list[Result]:
     if not found:
         raise ValueError(f"no {RESULT} of a finished run of task diversity in {', '.join(map(str, sweeps))}")
     return list(found.values())
+
+
+def _kind(t: Mapping[str, Any]) -> str:
+    selection, beta = t.get("selection", "random"), t.get("beta", 0.0)  # results of earlier versions do not say
+    others = [selection] * (selection != "random") + [f"beta {beta:g}"] * (beta != 0)
+    return ", ".join([t["model"], *others])
 
 
 def points(results: Sequence[Result], metric: str) -> list[Point]:
@@ -100,7 +110,7 @@ def _point(n_s: int, n_c: int, runs: list[Result], metric: str) -> Point:
     edges = tuple(runs[0].content["by_rmsd"]["edges_ang"])
     same = [r for r in runs if tuple(r.content["by_rmsd"]["edges_ang"]) == edges]
     bins = {b: spread for b in range(len(edges) - 1) if (spread := _spread(
-        [r.content["by_rmsd"][metric][b] for r in same]))}
+        [r.content["by_rmsd"][metric][b] for r in same if metric in r.content["by_rmsd"]]))}
     return Point(n_s, n_c, len(runs), metrics, bins, edges)
 
 
@@ -139,10 +149,16 @@ def write_report(folder: str | Path, results: Sequence[Result], metric: str = "e
       metric: A key of METRICS.
 
     Raises:
-      ValueError: No such metric.
+      ValueError: No such metric, or no run has it.
     """
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}; received {metric!r}")
+    results = [r for r in results if any((found or {}).get(metric) is not None
+                                         for found in r.content["metrics"].values())]
+    if not results:
+        raise ValueError(f"no run has the metric {metric!r}" + (
+            ": forces are judged in runs that were trained on them, as with :beta=0.9 after the name of the config"
+            if metric.startswith("force") else ""))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     models = list(dict.fromkeys(r.model for r in results))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip_jax.potential import Evaluation, Potential, evaluate, hessian_columns
+from mlip_jax.simulation.ensemble_calibration import Calibration
 from mlip_jax.simulation.padded_calculator import PaddedCalculator
 
 
@@ -32,22 +33,28 @@ class EnsembleCalculator(PaddedCalculator):
     `calc.get_property("forces_std", atoms)` gives them. Where all members predict partial charges there are charges,
     dipole and their deviations.
 
+    A standard deviation over members is not the error to expect, but grows with it. With a calibration (made by
+    configs/ensemble.py) there are also energy_expected_error (eV) and forces_expected_error (n_atoms,) in eV/Å, of each
+    component of an atom's force: standard deviations of the error of the mean, by structures held out from training.
+
     The members are one program: it is compiled once for each size, however many there are, and those of one
     architecture are evaluated side by side. An element must be known to all of them.
 
     Attributes:
-      potentials: The members, parameters on the host.
+      potentials: The members, parameters on the host. calibration: Theirs, or None.
       dtype, num_compiles, implemented_properties, predictions: As for MLIPCalculator; predictions are means.
     """
 
-    def __init__(self, potentials: Iterable[Potential], dtype: str = "float32"):
+    def __init__(self, potentials: Iterable[Potential], dtype: str = "float32",
+                 calibration: Calibration | None = None):
         """
         Args:
           potentials: Two or more, of one cutoff and one long-range cutoff.
           dtype: "float32" or "float64".
+          calibration: Of these members.
 
         Raises:
-          ValueError: Fewer than two members, other cutoffs, or another dtype.
+          ValueError: Fewer than two members, other cutoffs, another dtype, or a calibration of other members.
         """
         potentials = tuple(potentials)
         if len(potentials) < 2:
@@ -57,23 +64,33 @@ class EnsembleCalculator(PaddedCalculator):
         if len(set(cutoffs)) > 1:
             raise ValueError("members of an ensemble share one neighbour list and must have one cutoff and one "
                              f"long-range cutoff; received (in Å) {', '.join(map(str, cutoffs))}")
+        if calibration is not None:
+            calibration.check(potentials)
         super().__init__(potentials, dtype)
+        self.calibration = calibration
         self.potentials = self._members
         self._groups = _grouped(self.potentials)
         with_deviation = [name for name in self.implemented_properties if name != "free_energy"]
-        self.implemented_properties = [*self.implemented_properties, *(f"{name}_std" for name in with_deviation)]
+        self.implemented_properties = [*self.implemented_properties, *(f"{name}_std" for name in with_deviation),
+                                       *(calibration.properties() if calibration is not None else ())]
 
     @classmethod
-    def from_workdirs(cls, paths: Sequence[str | Path], dtype: str = "float32") -> EnsembleCalculator:
+    def from_workdirs(cls, paths: Sequence[str | Path], dtype: str = "float32",
+                      calibration: str | Path | None = None) -> EnsembleCalculator:
         """The ensemble of several training runs' directories.
+
+        Args:
+          calibration: ensemble.json of these members, or the folder that holds it.
 
         Raises:
           CheckpointError: Nothing readable is in one of them.
+          FileNotFoundError: The calibration is not there.
           ValueError: See `__init__`; or one path in place of a list of them.
         """
         if isinstance(paths, str | Path):
             raise ValueError(f"expected a list of workdirs, received one path, {str(paths)!r}")
-        return cls([Potential.load(path) for path in paths], dtype)
+        known = None if calibration is None else Calibration.load(calibration)
+        return cls([Potential.load(path) for path in paths], dtype, known)
 
     def _params(self):
         """For each group its parameters and energy scales (M,), stacked along a leading axis."""
@@ -115,6 +132,8 @@ class EnsembleCalculator(PaddedCalculator):
             results[name] = _plain(values.mean(axis=0))
             if name != "free_energy":
                 results[f"{name}_std"] = _plain(values.std(axis=0, ddof=1))
+        if self.calibration is not None:
+            results |= self.calibration.results(results["energy_std"], results["forces_std"])
         return results
 
 

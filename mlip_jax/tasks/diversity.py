@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import logging
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets import generalization, source, splits
+from mlip_jax.datasets import generalization, source, splits, subsets
 from mlip_jax.datasets.connectivity import describe
 from mlip_jax.datasets.held_out import RunData, entries, first_of_each
 from mlip_jax.datasets.store import Store
@@ -24,7 +25,7 @@ from mlip_jax.reports.diversity import FINGERPRINTS, RESULT
 from mlip_jax.reports.files import write_whole
 from mlip_jax.reports.fingerprint_map import unpack
 from mlip_jax.reports.generalization import NAMES, Errors, by_distance, summary
-from mlip_jax.simulation.energies import energies
+from mlip_jax.simulation.energies import energies, energies_and_forces
 from mlip_jax.tasks import train
 from mlip_jax.workdir import write_json
 
@@ -91,8 +92,9 @@ def evaluate(workdir: str | Path, training: ml_collections.ConfigDict, options: 
     """The four metrics of a finished training run, ready for JSON; see datasets/generalization.py for what they are.
 
     Errors of every structure go to diversity.npz in the workdir: "set" (a key of NAMES), "store" and "structure" (its
-    number there), "molecule", "n_atoms", "energy", "predicted" (eV) and "rmsd" (Å, NaN but for conformers). Morgan
-    fingerprints of some molecules of "train", "iid_s" and "ood_s" go to fingerprints.npz, packed bits (M, 256).
+    number there), "molecule", "n_atoms", "energy", "predicted" (eV) and "rmsd" (Å, NaN but for conformers), and, of a
+    run that trained on forces, "force_error" (mean |error| of the components, eV/Å). Morgan fingerprints of some
+    molecules of "train", "iid_s" and "ood_s" go to fingerprints.npz, packed bits (M, 256).
 
     Args:
       workdir: Of the run. training: Its config. options: config.diversity.
@@ -103,13 +105,14 @@ def evaluate(workdir: str | Path, training: ml_collections.ConfigDict, options: 
     workdir = Path(workdir)
     potential, data = Potential.load(workdir), RunData.load(workdir)
     seed, train_part = training.seed, data.parts["train"]
+    judge = functools.partial(_errors, potential, with_forces=not train.energies_alone(training))
     sets: dict[str, Errors] = {}
     where, notes = {}, []
     where["iid_s"] = _of_known_elements(_sample(_unseen_molecules(data, training), data.store, options, seed),
                                         data.store, potential, notes)
-    sets["iid_s"] = _errors(potential, data.store, where["iid_s"])
+    sets["iid_s"] = judge(data.store, where["iid_s"])
     conformers, distances = _conformers(data, training, options)
-    unseen = _errors(potential, data.store, conformers)
+    unseen = judge(data.store, conformers)
     places = {"unseen_c": np.arange(len(conformers))} | generalization.near_and_far(
         distances.rmsd, options.rmsd_threshold)
     for name, here in places.items():
@@ -118,7 +121,7 @@ def evaluate(workdir: str | Path, training: ml_collections.ConfigDict, options: 
     mapped = {"train": (data.store, train_part), "iid_s": (data.store, where["iid_s"])}
     if options.ood_path:
         store, where["ood_s"], told = _other_molecules(data, potential, training, options)
-        sets["ood_s"], mapped["ood_s"] = _errors(potential, store, where["ood_s"]), (store, where["ood_s"])
+        sets["ood_s"], mapped["ood_s"] = judge(store, where["ood_s"]), (store, where["ood_s"])
         notes += told
     rmsd = {name: distances.rmsd[places[name]] for name in places}
     _save(workdir / STRUCTURES, _arrays(sets, where, rmsd))
@@ -131,9 +134,10 @@ def evaluate(workdir: str | Path, training: ml_collections.ConfigDict, options: 
         "level_of_theory": potential.metadata.get("statistics", {}).get("level_of_theory", "")}
     for name, found in result["metrics"].items():
         if found:
-            log.info("%s: %s meV/atom over %d structures of %d molecules", NAMES[name], "-" if found[
-                "energy_mae_mev_per_atom"] is None else f"{found['energy_mae_mev_per_atom']:.2f}",
-                found["num_structures"], found["num_molecules"])
+            shown = ("-" if found[k] is None else f"{found[k]:.2f}" for k in (
+                "energy_mae_mev_per_atom", "force_mae_mev_per_ang"))
+            log.info("%s: %s meV/atom, %s meV/Å over %d structures of %d molecules", NAMES[name], *shown,
+                     found["num_structures"], found["num_molecules"])
     return result
 
 
@@ -141,13 +145,14 @@ def _training(store: Store, part: np.ndarray, training) -> dict[str, Any]:
     molecules = splits.group(np.asarray(store.index("molecule")[part]))[1]
     return {"num_structures": len(part), "num_molecules": molecules,
             "num_conformers": training.data.num_conformers if training.data.num_molecules else None,
-            "seed": training.seed, "split_seed": training.data.split_seed, "model": training.model.name}
+            "seed": training.seed, "split_seed": training.data.split_seed, "model": training.model.name,
+            "selection": training.data.selection, "beta": training.loss.beta_end}
 
 
 def _unseen_molecules(data: RunData, training) -> np.ndarray:
     """IID-S: structures of the test part, of molecules that could have been drawn for training."""
     test, draw = np.asarray(data.parts.get("test", []), np.int64), generalization.drawn(training.data)
-    return test if draw is None else generalization.of_many_conformers(
+    return test if draw is None else subsets.of_many_conformers(
         np.asarray(data.store.index("molecule")), test, draw[0])
 
 
@@ -191,6 +196,7 @@ def _other_molecules(data: RunData, potential: Potential, training, options
     asked.path, asked.reader, asked.reader_options = (
         options.ood_path, options.ood_reader, options.ood_reader_options)
     asked.elements = None
+    asked.require = "energy"  # where it has no forces, energies can be compared all the same
     loaded = source.load(asked)
     store, indices = loaded.store, loaded.indices
     own = potential.metadata.get("statistics", {}).get("level_of_theory", "")
@@ -237,9 +243,15 @@ def _known(indices: np.ndarray, store: Store) -> np.ndarray:
     return indices[np.isfinite(store.index("energy")[indices])]
 
 
-def _errors(potential: Potential, store: Store, indices: np.ndarray) -> Errors:
+def _errors(potential: Potential, store: Store, indices: np.ndarray, with_forces: bool) -> Errors:
     energy, n_atoms, molecule = (np.asarray(store.index(name)[indices]) for name in ("energy", "n_atoms", "molecule"))
-    return Errors(energy, energies(potential, store, indices), n_atoms, molecule)
+    if not with_forces:
+        return Errors(energy, energies(potential, store, indices), n_atoms, molecule)
+    predicted, forces = energies_and_forces(potential, store, indices)
+    columns = store.take(indices, labels_only=True)
+    wrong = np.abs(forces - columns.forces).mean(axis=1)
+    force_error = np.add.reduceat(wrong, columns.offsets[:-1]) / n_atoms if len(indices) else np.zeros(0)
+    return Errors(energy, predicted, n_atoms, molecule, force_error)
 
 
 def _fingerprints(store: Store, indices: np.ndarray, seed: int) -> np.ndarray:
@@ -258,8 +270,8 @@ def _arrays(sets: dict[str, Errors], where: dict[str, np.ndarray], rmsd: dict[st
     arrays = {"set": np.repeat(names, [len(sets[n]) for n in names]),
               "structure": np.concatenate([where[n] for n in names]),
               "rmsd": np.concatenate([rmsd.get(n, np.full(len(sets[n]), np.nan)) for n in names])}
-    return arrays | {field: np.concatenate([getattr(sets[n], field) for n in names])
-                     for field in ("energy", "predicted", "n_atoms", "molecule")}
+    fields = [f.name for f in dataclasses.fields(Errors) if getattr(sets[names[0]], f.name) is not None]
+    return arrays | {field: np.concatenate([getattr(sets[n], field) for n in names]) for field in fields}
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -29,6 +29,7 @@ from mlip_jax.importers import load_force_field
 from mlip_jax.models.readouts import PropertyModel, with_heads
 from mlip_jax.potential import BEST, example_graph
 from mlip_jax.reports.property import Outcome, write_property_report
+from mlip_jax.simulation import molecule_features
 from mlip_jax.simulation.geometry_sources import LABELS, Geometries, Sources
 from mlip_jax.training import optimizer, property_objective
 from mlip_jax.training.data import Split
@@ -128,7 +129,7 @@ class Data:
         loaded = source.load(c)
         index, values = property_data.labelled(loaded.store, loaded.indices, config.property.targets) if (
             config.property.targets) else (loaded.indices, {})
-        chosen = source.split(dataclasses.replace(loaded, indices=index), c)
+        chosen = source.split(dataclasses.replace(loaded, indices=index), c, molecule_features.of(c))
         if distributed.leader():
             with writing(workdir):
                 _keep(loaded.store, chosen, c, workdir)

@@ -29,7 +29,7 @@ from mlip_jax.graphs.edge_counts import edge_counts, pair_counts
 from mlip_jax.potential import BEST, Potential, create_model, example_graph, long_range_cutoff
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import write_report
-from mlip_jax.simulation import atom_domain
+from mlip_jax.simulation import atom_domain, molecule_features
 from mlip_jax.simulation.atom_domain import Judged
 from mlip_jax.training import initial, losses, optimizer
 from mlip_jax.training.data import Split
@@ -72,9 +72,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         _log_terms(model)
         if config.optimizer.freeze:  # a slip in it must not come out after the data were read
             optimizer.frozen(jax.eval_shape(model.init, jax.random.key(0), example_graph()), config.optimizer.freeze)
+        embed = molecule_features.of(config.data)
         with distributed.leader_first("data"):  # makes the store, which the others find
             data = source.load(config.data)
-            splits = _split(config, data, workdir, model)
+            splits = _split(config, data, workdir, model, embed)
         return _train(config, workdir, model, data, splits, begin, started)
 
 
@@ -86,10 +87,10 @@ def _log_terms(model) -> None:
         log.info("long-range pairs: %s", "all" if np.isinf(cutoff) else f"within {cutoff:g} Å")
 
 
-def _split(config, data, workdir, model) -> dict[str, Split]:
+def _split(config, data, workdir, model, embed) -> dict[str, Split]:
     """The parts of the data with their sizes; which structure went where is written to splits.npz."""
     c = config.data
-    parts = source.split(data, c)
+    parts = source.split(data, c, embed)
     molecule = data.store.index("molecule")
     about = splits_module.describe(parts, molecule)
     if distributed.leader():
@@ -143,7 +144,7 @@ def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoc
     objective = ForceField(model, scale, beta, c.loss.beta_end, {
         "penalty": c.loss.penalty, "force_penalty": c.loss.force_penalty, "huber_delta": c.loss.huber_delta,
         "force_floor": c.loss.force_floor, "energy_per_atom": c.loss.energy_per_atom},
-        energies_alone=_energies_alone(c))
+        energies_alone=energies_alone(c))
     trainer = Trainer(objective, optimizer.create(c.optimizer, num_steps, per_epoch), c.train.ema_decay, build=build,
                       data=data)
     per_call = c.train.steps_per_dispatch or (_STEPS_PER_CALL if build else 1)
@@ -208,7 +209,7 @@ def _report(config, workdir, model, trainer, batches, splits, metadata, params, 
     log.info("evaluating the best checkpoint (step %d)", best.step)
     splits = {name: split.sample(config.report.max_train if name == "train" else config.report.max_test, config.seed)
               for name, split in splits.items()}
-    predictions = {name: _predictions(split, predict(trainer, best_params, split, batches), _energies_alone(config))
+    predictions = {name: _predictions(split, predict(trainer, best_params, split, batches), energies_alone(config))
                    for name, split in splits.items()}
     if not distributed.leader():
         return workdir / "report.html"
@@ -222,7 +223,7 @@ def _report(config, workdir, model, trainer, batches, splits, metadata, params, 
             workdir, predictions, title=f"{config.model.name} on {data.name}", metrics_csv=workdir / "metrics.csv",
             seconds=metadata["seconds"]["training"], judged=judged,
             notes=data.notes + (["Energies alone were trained on (loss.beta is 0): no forces were computed, and the "
-                                 "report has none."] if _energies_alone(config) else []),
+                                 "report has none."] if energies_alone(config) else []),
             info=_info(config, model, metadata, data, best.step, filled, params))
     scores = json.loads((workdir / "metrics.json").read_text())["test"] or {}
     log.info("test: energy %s meV/atom, force %s meV/Å, slope %s meV/atom", *(
@@ -232,7 +233,7 @@ def _report(config, workdir, model, trainer, batches, splits, metadata, params, 
     return report
 
 
-def _energies_alone(config) -> bool:
+def energies_alone(config) -> bool:
     """Whether no forces are computed all through a run."""
     return config.loss.beta == config.loss.beta_end == 0.0
 

@@ -1,4 +1,6 @@
-"""MaxMin picks what the plain greedy algorithm picks."""
+"""MaxMin picks what the plain greedy algorithm picks, of fingerprints and of points."""
+
+import time
 
 import numpy as np
 import pytest
@@ -60,3 +62,56 @@ def test_more_than_there_are_is_all():
 def test_out_of_range(prints, count, first):
     with pytest.raises(ValueError, match="received"):
         diversity.maxmin(prints, count, first=first)
+
+
+POINTS = np.random.default_rng(0).normal(size=(60, 4))
+
+
+@pytest.mark.parametrize("first", [0, 17, 59])
+def test_farthest_points_are_the_greedy_ones(first):
+    apart = np.linalg.norm(POINTS[:, None] - POINTS, axis=-1)
+    expected = [first]
+    while len(expected) < 25:
+        expected.append(int(apart[expected].min(0).argmax()))
+    assert diversity.farthest_points(POINTS, 25, first=first).tolist() == expected
+
+
+def test_farthest_points_of_a_seed_and_of_equal_points():
+    picks = diversity.farthest_points(POINTS, 40, seed=3)
+    np.testing.assert_array_equal(picks[:9], diversity.farthest_points(POINTS, 9, seed=3))
+    assert len({int(diversity.farthest_points(POINTS, 1, seed=s)[0]) for s in range(10)}) > 3
+    same = diversity.farthest_points(np.ones((7, 3)), 100, first=2)
+    assert sorted(same.tolist()) == list(range(7))
+
+
+def test_farthest_points_take_seconds():
+    started = time.process_time()
+    diversity.farthest_points(np.random.default_rng(0).normal(size=(5000, 128)), 4000)
+    assert time.process_time() - started < 30  # less than 1 s where nothing else is to do
+
+
+@pytest.mark.parametrize("points, count, first", [
+    (POINTS[:0], 1, None), (POINTS, 0, None), (POINTS, 5, 60), (np.full((3, 2), np.nan), 2, None)])
+def test_farthest_points_out_of_range(points, count, first):
+    with pytest.raises(ValueError, match="received"):
+        diversity.farthest_points(points, count, first=first)
+
+
+def test_rank_by_features():
+    """By molecule, whatever the order of structures and features and the unit of each feature."""
+    rng = np.random.default_rng(1)
+    molecule = np.repeat(np.arange(60) + 1000, rng.integers(1, 5, 60))
+    sizes = np.bincount(molecule - 1000)
+    rank = diversity.farthest_rank(molecule, np.arange(1000, 1060), POINTS, 12, seed=5, least=2)
+    picked = dict(zip(molecule.tolist(), rank.tolist()))
+    assert sorted(r for r in picked.values() if r < 12) == list(range(12)) and max(picked.values()) == 12
+    assert all(sizes[m - 1000] >= 2 for m, r in picked.items() if r < 12)
+    some, other = rng.permutation(len(molecule)), rng.permutation(60)
+    units = np.array([1e-2, 1.0, 1e2, 3.0])
+    again = diversity.farthest_rank(molecule[some], other + 1000, 7.0 + POINTS[other] * units, 12, seed=5, least=2)
+    np.testing.assert_array_equal(again, rank[some])
+    more = diversity.farthest_rank(molecule, np.arange(1000, 1060), POINTS, 20, seed=5, least=2)
+    np.testing.assert_array_equal(np.where(more < 12, more, 12), rank)
+    with pytest.raises(ValueError, match="1 of .* molecules have no features"):
+        diversity.farthest_rank(molecule, np.delete(np.arange(1000, 1060), sizes.argmax()),
+                                np.delete(POINTS, sizes.argmax(), 0), 12, seed=5, least=2)

@@ -9,10 +9,9 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.generalization import (
     distances_to_training,
     near_and_far,
-    of_many_conformers,
     unseen_conformers,
 )
-from mlip_jax.datasets.subsets import nested_subset, stable_ids
+from mlip_jax.datasets.subsets import nested_subset, of_many_conformers, stable_ids
 from mlip_jax.datasets.symmetry import best_rms, molecule_of
 from mlip_jax.structure import Structure
 

@@ -522,6 +522,31 @@ def test_diverse_molecules_of_the_training_part(options, tmp_path):
         molecules(num_molecules=3, selection="maxmim")
 
 
+def test_molecules_of_the_training_part_by_features(options):
+    """Nested, by the first conformer of each molecule; those asked for do not depend on the split."""
+    asked = []
+
+    def embed(store, indices):
+        assert (np.asarray(store.index("conformer")[indices]) == 0).all()
+        asked.append(indices)
+        return np.array([[store[i].numbers.mean(), len(store[i])] for i in indices])
+
+    def molecules(**fields):
+        data = options(DATA, num_train=80, num_valid=10, num_test=10, min_conformers=2, num_conformers=2,
+                       selection="embedding", **fields)
+        loaded = source.load(data)
+        train = source.split(loaded, data, embed)["train"]
+        assert len(train) == 2 * fields["num_molecules"]
+        return set(np.asarray(loaded.store.index("molecule")[train]).tolist())
+
+    few, more = molecules(num_molecules=3), molecules(num_molecules=6)
+    other = molecules(num_molecules=6, split_seed=1)
+    assert few < more != other and all(np.array_equal(a, asked[0]) for a in asked)
+    data = options(DATA, num_train=80, num_valid=10, num_test=10, num_molecules=3, selection="embedding")
+    with pytest.raises(ValueError, match="data.selection='embedding' needs the features"):
+        source.split(source.load(data), data)
+
+
 def test_what_filters_took_is_listed(options, tmp_path):
     loaded = source.load(options(DATA, charge=0.0, max_atoms=8))
     source.write_left_out(tmp_path / "left_out.csv", loaded)

@@ -106,6 +106,37 @@ def test_errors_of_levels_and_of_differences():
     assert summary(errors.take(np.zeros(0, int)))["energy_mae_mev"] is None
 
 
+def test_errors_of_forces():
+    """Of all components: a structure counts by its atoms, and one without labels not at all."""
+    force_error = np.array([0.1, 0.4, np.nan])
+    errors = Errors(np.zeros(3), np.ones(3), np.array([3, 1, 5]), np.arange(3), force_error)
+    assert summary(errors)["force_mae_mev_per_ang"] == pytest.approx(175)
+    assert summary(errors.take(np.array([2])))["force_mae_mev_per_ang"] is None
+    found = by_distance(errors, np.array([0.1, 0.6, 1.5]), np.array(EDGES))
+    assert found["force_mae_mev_per_ang"] == [pytest.approx(100), pytest.approx(400), None]
+    json.dumps(found, allow_nan=False)
+
+
+def test_runs_with_forces_beside_earlier_ones(tmp_path):
+    """Results that say nothing of forces can be read; runs that differ in them, or in the choice, stay apart."""
+    study(tmp_path)
+    bins = {"edges_ang": EDGES, "energy_mae_mev": [1.0, 2.0, None], "force_mae_mev_per_ang": [30.0, None, None]}
+    for seed in (0, 1):
+        train = {"num_molecules": 400, "num_conformers": 1, "seed": seed, "model": "painn", "selection": "embedding",
+                 "beta": 0.9}
+        write_run(tmp_path / "with", 400, 1, seed, {}, train=train, by_rmsd=bins, metrics={
+            "iid_s": {"energy_mae_mev": 5.0, "force_mae_mev_per_ang": 40.0 + seed}, "ood_s": None})
+    results = diversity.read_results([tmp_path, tmp_path / "with"])
+    assert sorted({r.model for r in results}) == ["painn", "painn, embedding, beta 0.9"] and len(results) == 20
+    diversity.write_report(tmp_path / "report", results, "force_mae_mev_per_ang")
+    rows = list(csv.DictReader(open(tmp_path / "report/diversity.csv")))
+    assert len(rows) == 1 and float(rows[0]["iid_s_mean"]) == 40.5
+    point, = diversity.points([r for r in results if "beta" in r.model], "force_mae_mev_per_ang")
+    assert set(point.by_rmsd) == {0} and point.by_rmsd[0][0] == 30
+    with pytest.raises(ValueError, match="no run has the metric 'force_mae_mev_per_ang': forces are judged in runs"):
+        diversity.write_report(tmp_path / "none", diversity.read_results([tmp_path]), "force_mae_mev_per_ang")
+
+
 def test_bins_of_distance():
     errors = Errors(np.zeros(5), np.array([1.0, 2, 3, 4, 5]), np.ones(5), np.arange(5))
     found = by_distance(errors, np.array([0.0, 0.49, 0.5, 9.0, np.nan]), np.array(EDGES))

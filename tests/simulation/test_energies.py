@@ -9,7 +9,7 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.models import create
 from mlip_jax.potential import Potential, example_graph
 from mlip_jax.simulation.calculator import MLIPCalculator
-from mlip_jax.simulation.energies import energies
+from mlip_jax.simulation.energies import energies, energies_and_forces
 from mlip_jax.structure import Structure
 
 
@@ -37,6 +37,17 @@ def test_as_the_calculator_has_them(potential):
     for s, energy in zip(some, found):
         atoms = Atoms(made[s].numbers, made[s].positions, calculator=calculator)
         assert energy == pytest.approx(atoms.get_potential_energy(), abs=2e-4)
+
+
+def test_with_forces(potential):
+    made = structures(30)
+    calculator, columns = MLIPCalculator(potential), Columns.from_structures(made)
+    some = np.random.default_rng(1).permutation(30)[:9]
+    energy, forces = energies_and_forces(potential, columns, some, batch_size=4)
+    np.testing.assert_allclose(energy, energies(potential, columns, some), atol=2e-4)
+    expected = [calculator.get_property("forces", Atoms(made[s].numbers, made[s].positions)) for s in some]
+    np.testing.assert_allclose(forces, np.concatenate(expected), atol=1e-4 * np.abs(forces).max())
+    assert energies_and_forces(potential, columns, some[:0])[1].shape == (0, 3)
 
 
 def test_piece_by_piece(potential, monkeypatch):

@@ -6,13 +6,15 @@ import sys
 
 import numpy as np
 import pytest
+from ase import Atoms
 
 pytest.importorskip("rdkit")
 
 from configs import diversity_n_fixed, diversity_ns_fixed
-from mlip_jax import sweep
+from mlip_jax import MLIPCalculator, sweep
 from mlip_jax.datasets.held_out import RunData
 from mlip_jax.reports.generalization import NAMES
+from mlip_jax.tasks import train
 from tests.tasks.runs import DATA, REPOSITORY, environment
 
 SETTINGS = {
@@ -56,7 +58,14 @@ def test_one_number_scales_them():
     assert [v.name for v in few] == [f"N4000-c{c}-s{s}" for c in (1, 2, 4) for s in (0, 1)]
     assert {v.config.data.min_conformers for v in few} == {4}
     assert len(sweep.load(f"{diversity_ns_fixed.__file__}:{text}", diversity_ns_fixed.get_config(text))) == 6
-    for text, message in (("selection=maxmim", "Did you mean 'maxmin'"),
+    assert {diversity_ns_fixed.get_config(f"selection={s}").data.selection for s in ("maxmin", "embedding")} == {
+        "maxmin", "embedding"}
+    alone, both = diversity_n_fixed.get_config(), diversity_ns_fixed.get_config("beta=0.9")
+    assert (alone.data.require, both.data.require) == ("energy", "both")
+    assert both.loss.beta == both.loss.beta_end == 0.9
+    assert train.energies_alone(alone) and not train.energies_alone(both)
+    for text, message in (("beta=1", "beta, the weight of forces, must be"),
+                          ("selection=maxmim", "Did you mean 'maxmin'"),
                           ("conformers=3", "one of 1, 2, 4, 8, 16"), ("seeds=4", "seeds from 1 to 3"),
                           ("size=2", "unknown name 'size'"), ("scale=2", "at most 1"), ("grid=5", "from 1 to 4"),
                           ("model=pain", "Did you mean 'painn'")):
@@ -66,25 +75,54 @@ def test_one_number_scales_them():
 
 @pytest.mark.slow
 def test_from_the_sweep_to_the_report(tmp_path):
-    """Two variants of two seeds; what is complete is not done again; the four metrics are of the right structures."""
+    """Two variants of two seeds; what is complete is not done again; the four metrics are of the right structures.
+
+    A further one is trained on forces.
+    """
     config = tmp_path / "small.py"
     config.write_text(
         "from configs import diversity_n_fixed\n"
         "def get_config():\n    return diversity_n_fixed.get_config('model=painn')\n"
         "def sweep():\n    return [{'name': f'c{c}-s{s}', 'data.num_molecules': n, 'data.num_conformers': c, 'seed': s}"
-        " for n, c in ((8, 1), (4, 2)) for s in (0, 1)]\n")
+        " for n, c in ((8, 1), (4, 2)) for s in (0, 1)] + [{'name': 'forces', 'data.num_molecules': 4, "
+        "'data.num_conformers': 2, 'loss.beta': 0.9, 'loss.beta_end': 0.9}]\n")
     run = command(config, tmp_path / "sweep", "--sweep", f"--config.data.directory={tmp_path}/data")
     for arguments in (["--sweep_index=0"], [], []):
         subprocess.run([*run, *arguments], env=environment(), check=True, capture_output=True, timeout=900)
     log = (tmp_path / "sweep/c1-s0/log.txt").read_text()
     assert log.count("evaluating the best checkpoint") == 1  # the variant that was complete was not run again
-    for name, n_s, n_c in (("c1-s0", 8, 1), ("c2-s1", 4, 2)):
+    for name, n_s, n_c in (("c1-s0", 8, 1), ("c2-s1", 4, 2), ("forces", 4, 2)):
         _check_result(tmp_path / "sweep" / name, n_s, n_c)
+    _check_forces(tmp_path / "sweep")
     report = [sys.executable, "-m", "mlip_jax.main", f"--config={REPOSITORY}/configs/diversity_report.py",
               f"--workdir={tmp_path}/report", f"--config.sweeps={tmp_path}/sweep"]
     subprocess.run(report, env=environment(), check=True, capture_output=True, timeout=300)
     assert "OOD-S" in (tmp_path / "report/diversity.html").read_text()
-    assert len((tmp_path / "report/diversity.csv").read_text().splitlines()) == 3
+    assert len((tmp_path / "report/diversity.csv").read_text().splitlines()) == 4
+    subprocess.run([*report, "--config.metric=force_mae_mev_per_ang"], env=environment(), check=True,
+                   capture_output=True, timeout=300)
+    rows = (tmp_path / "report/diversity.csv").read_text().splitlines()
+    assert len(rows) == 2 and rows[1].startswith('"painn, beta 0.9",4,2,1,')
+
+
+def _check_forces(sweep):
+    """Force errors of the run that was trained on forces, as the calculator has them; none of the others."""
+    of = {name: json.loads((sweep / name / "diversity.json").read_text())["metrics"] for name in ("c2-s0", "forces")}
+    assert all(m is None or m["force_mae_mev_per_ang"] is None for m in of["c2-s0"].values())
+    data, calculator = RunData.load(sweep / "forces"), MLIPCalculator.from_workdir(sweep / "forces")
+    with np.load(sweep / "c2-s0/diversity.npz") as alone, np.load(sweep / "forces/diversity.npz") as found:
+        assert set(found.files) - set(alone.files) == {"force_error"}
+        arrays = {name: found[name] for name in found.files}
+    for name in ("unseen_c", "iid_s"):
+        here = arrays["set"] == name
+        wrong = []
+        for s, error in zip(arrays["structure"][here], arrays["force_error"][here]):
+            structure = data.store[s]
+            atoms = Atoms(structure.numbers, structure.positions, info={"charge": structure.charge})
+            wrong.append(np.abs(calculator.get_property("forces", atoms) - structure.forces).ravel())
+            assert error == pytest.approx(wrong[-1].mean(), rel=1e-3)
+        assert of["forces"][name]["force_mae_mev_per_ang"] == pytest.approx(
+            1e3 * np.concatenate(wrong).mean(), rel=1e-3)
 
 
 def _check_result(workdir, n_s, n_c):

@@ -1,0 +1,119 @@
+"""The report of an ensemble: does its spread tell large errors, and do the expected errors agree with those found?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlip_jax.reports import figures, page, sections
+from mlip_jax.reports.domain import LARGE, roc
+from mlip_jax.reports.files import write_text
+from mlip_jax.simulation.ensemble_calibration import Calibration, Evaluated
+
+_BINS, _IN_A_BIN = 12, 5
+_TITLES = {"valid": "Validation, by which the factors were fitted", "test": "Test"}
+
+
+class _Judged(NamedTuple):
+    """Errors of one kind: RMS over the components, expected, |error| over expected; and the unit of the first two."""
+
+    error: np.ndarray
+    expected: np.ndarray
+    z: np.ndarray
+    unit: str
+
+
+def _judged(calibration: Calibration, evaluated: Evaluated) -> dict[str, _Judged]:
+    """By "energy" (of structures, meV/atom) and "forces" (of atoms, meV/Å), those that are known, if any."""
+    kinds = {"energy": (evaluated.energy_error[:, None], evaluated.energy_spread, "meV/atom"),
+             "forces": (evaluated.force_error, evaluated.force_spread, "meV/Å")}
+    made = {}
+    for name, (errors, spread, unit) in kinds.items():
+        scale, known = getattr(calibration, name), np.isfinite(errors).all(axis=1)
+        if scale is not None and known.any():
+            errors, expected = errors[known], scale.expected(spread[known])
+            made[name] = _Judged(1e3 * np.sqrt(np.mean(errors**2, axis=1)), 1e3 * expected,
+                                 np.abs(errors) / expected[:, None], unit)
+    return made
+
+
+def scores(calibration: Calibration, evaluated: Evaluated) -> dict[str, Any]:
+    """How good the expected errors are, ready for JSON; energy and forces are None without labels.
+
+    Returns:
+      num_structures and, for each of energy and forces: rms_error (meV/atom or meV/Å); z_rms, the root mean square of
+      error / expected error, 1 where they agree; within_1 and within_2, the shares of errors below one and two
+      expected ones (0.68 and 0.95 of a Gaussian); roc_auc, the area under the curve by which the spread tells the
+      largest tenth of the errors, of structures or of atoms (None if there are too few).
+    """
+    made: dict[str, Any] = {"num_structures": len(evaluated), "energy": None, "forces": None}
+    for name, j in _judged(calibration, evaluated).items():
+        area = roc(j.expected, j.error)[2]
+        made[name] = {"rms_error": float(np.sqrt(np.mean(j.error**2))), "z_rms": float(np.sqrt(np.mean(j.z**2))),
+                      "within_1": float(np.mean(j.z < 1)), "within_2": float(np.mean(j.z < 2)),
+                      "roc_auc": area if np.isfinite(area) else None}
+    return made
+
+
+def write_ensemble_report(workdir: Path, calibration: Calibration, evaluated: Mapping[str, Evaluated],
+                          scores: Mapping[str, Mapping[str, Any]], *, notes: Sequence[str],
+                          info: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Write report.html, one self-contained page; returns its path.
+
+    Args:
+      evaluated: By part, "valid" and "test". scores: Of each, by the function of this name. info: As `provenance` of
+        reports/sections.py.
+    """
+    scales = {"energy": calibration.energy, "forces": calibration.forces}
+    detail = f"by {calibration.num_structures:,} structures"
+    body = [page.heading("What error to expect of the ensemble", 1), page.cards([
+        (f"{name}: expected error over spread", f"{scale.factor:.2f}", "", detail)
+        for name, scale in scales.items() if scale is not None])]
+    body += [page.callout(note) for note in notes]
+    body.append(page.paragraph(
+        "The expected error is the standard deviation over the members times the factor above. Where errors are "
+        "Gaussian, the root mean square of error / expected error is 1, and 68 % and 95 % of the errors are below one "
+        "and two expected ones; few members give more large ones."))
+    for part, found in evaluated.items():
+        body += [page.heading(_TITLES[part]), _table(scores[part])]
+        body += _figures(_judged(calibration, found))
+    body += sections.provenance(dict(info))
+    write_text(workdir / "report.html", page.page("Ensemble", body))
+    return workdir / "report.html"
+
+
+def _table(found: Mapping[str, Any]) -> str:
+    rows = [(name, unit, s["rms_error"], s["z_rms"], 100 * s["within_1"], 100 * s["within_2"], s["roc_auc"])
+            for name, unit in (("energy", "meV/atom"), ("forces", "meV/Å")) if (s := found[name]) is not None]
+    return page.table([f"{found['num_structures']:,} structures", "unit", "RMS error", "RMS of error / expected",
+                       "below one (%)", "below two (%)", "area under the curve"], rows)
+
+
+def _figures(judged: Mapping[str, _Judged]) -> Iterator[str]:
+    for name, j in judged.items():
+        fig, axes = figures.figure("Found against expected", f"Largest {100 * LARGE:.0f} % of the errors",
+                                   size=(9.2, 3.8))
+        expected, found = _binned(j)
+        axes[0].plot(expected, found, color=figures.BLUE, marker="o", markersize=4)
+        ends = np.array([min(expected.min(), found.min()), max(expected.max(), found.max())]) * [0.8, 1.25]
+        axes[0].plot(ends, ends, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
+        axes[0].set(xscale="log", yscale="log", xlabel=f"expected error ({j.unit})", ylabel=f"RMS error ({j.unit})")
+        false, true, area = roc(j.expected, j.error)
+        axes[1].plot(false, true, color=figures.BLUE)
+        axes[1].plot([0, 1], [0, 1], color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
+        axes[1].set(xlabel="false alarms", ylabel="found", xlim=(0, 1), ylim=(0, 1))
+        of = "structures" if name == "energy" else "atoms"
+        yield page.figure(fig, f"{name} of {len(j.error):,} {of}. Left: root mean square of the errors of {of} with "
+                          "about the same expected error; on the dashed line they agree. Right: large errors told by "
+                          f"the spread, area under the curve {area:.2f}; 0.5 is chance.", wide=True)
+
+
+def _binned(j: _Judged) -> tuple[np.ndarray, np.ndarray]:
+    """Root mean squares of expected and found errors in bins of as many each, (B,) and (B,), without zeros."""
+    order = np.argsort(j.expected, kind="stable")
+    bins = np.array_split(order, int(np.clip(len(order) // _IN_A_BIN, 1, _BINS)))
+    means = np.array([[np.sqrt(np.mean(x[b] ** 2)) for b in bins] for x in (j.expected, j.error)])
+    return means[0], np.maximum(means[1], 1e-9)  # the axes are logarithmic
