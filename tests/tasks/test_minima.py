@@ -1,0 +1,86 @@
+"""Task `minima`: what it writes, that it goes on where it was killed, and what it refuses."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.io import read, write
+
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.defaults import minima_defaults
+from mlip_jax.tasks import minima
+from tests.simulation.analytic import pairwise
+
+
+def options(path, **changes):
+    config = minima_defaults()
+    config.input, config.force_field, config.batch = str(path), "springs", 1
+    config.search.rounds, config.search.replicas, config.search.picoseconds, config.search.frames = 1, 1, 0.005, 1
+    config.oracle.method, config.oracle.num_processes = "ase.calculators.emt:EMT", 1
+    for name, value in changes.items():
+        config.update_from_flattened_dict({name.replace("__", "."): value})
+    return config
+
+
+@pytest.fixture
+def springs(monkeypatch):
+    monkeypatch.setattr(minima, "load_force_field", lambda text: pairwise("harmonic", length=0.74, stiffness=20.0))
+
+
+def dimers(folder, *others):
+    path = folder / "dimers.xyz"
+    write(path, [Atoms("H2", [[0, 0, 0], [0, 0, d]]) for d in (0.77, 0.70)] + list(others))
+    return path
+
+
+def test_a_killed_search_goes_on(tmp_path, monkeypatch, springs, quick_compilation):
+    path = dimers(tmp_path, molecule("CH4"))
+    search, calls = minima.find_minima, []
+
+    def fails(starts, *arguments, **rest):
+        calls.append(len(starts))
+        if len(calls) == 2:
+            raise SystemExit
+        return search(starts, *arguments, **rest)
+
+    monkeypatch.setattr(minima, "find_minima", fails)
+    with pytest.raises(SystemExit):
+        minima.run(options(path), tmp_path / "run")
+    report = minima.run(options(path), tmp_path / "run")
+    assert calls == [1, 1, 1]  # the first molecule once, the second twice, methane (carbon is not known) never
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (metrics["molecules"], metrics["without_minima"], metrics["minima"]) == (3, 1, 2)
+    assert "C" in metrics["by_molecule"][2]["failure"] and metrics["judged"] is None
+    frames = read(tmp_path / "run/minima.xyz", ":")
+    np.testing.assert_allclose([a.get_distance(0, 1) for a in frames], 0.74, atol=2e-3)
+    assert [a.info["molecule"] for a in frames] == [0, 1]
+    rows = list(csv.DictReader((tmp_path / "run/minima.csv").open()))
+    assert [r["rank"] for r in rows] == ["0", "0"] and float(rows[0]["relative_energy_ev"]) == 0.0
+    page = report.read_text()
+    assert "Energies of the minima" in page and "trained on C" in page and page.count("<img") == 1
+
+
+def test_beside_the_reference_method(tmp_path, springs, quick_compilation):
+    page = minima.run(options(dimers(tmp_path), judged=2), tmp_path / "run").read_text()
+    assert "Beside the reference method" in page
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["judged"] is None  # one minimum of each: no order
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"force_field": ""}, "force_field is not given"), ({"geometries": 0}, "geometries must be 1 or more"),
+    ({"search__rounds": -1}, "search: rounds must be"),
+    ({"judged": 1, "oracle__method": "GFN3"}, "unknown reference method 'GFN3'")])
+def test_bad_settings_are_told(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        minima.run(options(dimers(tmp_path), **changes), tmp_path / "run")
+
+
+def test_a_file_of_which_nothing_can_be_searched(tmp_path, springs):
+    path = tmp_path / "methane.xyz"
+    write(path, molecule("CH4"))
+    with pytest.raises(DatasetError, match="no minimum of any molecule was found; the first: .*not trained on C"):
+        minima.run(options(path), tmp_path / "run")
