@@ -16,7 +16,7 @@ from mlip_jax.graphs.batching import Budget
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.simulation import md_neighbors, md_system, velocities
-from mlip_jax.simulation.md_loop import NEW, RUNNING, Loop, Program, Records, State
+from mlip_jax.simulation.md_loop import NEW, RUNNING, Loop, Program, Records, State, filled
 from mlip_jax.simulation.md_neighbors import Reach
 from mlip_jax.simulation.md_results import Breakage, Frames, Thermo, Trajectory, breakages, joined
 from mlip_jax.simulation.md_settings import Settings
@@ -150,7 +150,7 @@ class MolecularDynamics:
         with self._precision():
             self._state, records = self._program.run(
                 self._budget, self._key, self._state, min(until, max(before, 0) + turn))
-            records = jax.device_get(records)
+            records = filled(jax.device_get(records))
             made = int(self._state.step) - before
             if made and compiles == self.num_compiles:
                 self._seconds_of_step = (time.perf_counter() - begin) / made

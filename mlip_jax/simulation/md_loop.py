@@ -92,6 +92,16 @@ class Records(NamedTuple):
     cell: jax.Array | None
 
 
+def filled(records: Records) -> Records:
+    """Copies of the rows and frames that there are, on the host: whoever keeps them keeps no empty room."""
+    frames = ("frame_step", "frame_energy", "positions", "velocities", "forces", "cell")
+    rows = ("step", "energy", "kinetic", "heat", "volume", "pressure")
+    kept = {name: np.array(getattr(records, name)[:int(count)]) for names, count in (
+        (rows, records.num_records), (frames, records.num_frames)) for name in names
+        if getattr(records, name) is not None}
+    return records._replace(**kept)
+
+
 @dataclasses.dataclass(frozen=True)
 class Loop:
     """What is compiled into the program; everything here is static.

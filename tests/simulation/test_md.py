@@ -10,6 +10,7 @@ from ase.cluster import Icosahedron
 from ase.md.verlet import VelocityVerlet
 
 from mlip_jax import MLIPCalculator, MolecularDynamics
+from mlip_jax.simulation import md
 from tests.simulation.analytic import pairwise
 from tests.simulation.test_long_range import potential as point_charges
 
@@ -108,6 +109,16 @@ def test_float32_loses_no_energy_to_rounding(quick_compilation):
         drifts[dtype] = np.polyfit(thermo.time / 1000, thermo.total / 13, 1)[0]
         assert np.std(thermo.total) < 1e-3
     assert abs(drifts["float32"] - drifts["float64"]) < 1e-6, drifts  # eV/atom/ps
+
+
+def test_what_is_kept_of_a_short_dispatch_is_short(monkeypatch, quick_compilation):
+    """A busy machine makes few steps a dispatch, so that there are many of them."""
+    monkeypatch.setattr(md, "_TURN", 0.0)
+    dynamics = MolecularDynamics(cluster(0), pairwise(), replicas=4, ensemble="nve", temperature=5.0, frame_every=2)
+    segments = list(dynamics.stream(30))
+    assert len(segments) > 10
+    arrays = [x for _, frames in segments for x in frames._records if isinstance(x, np.ndarray)]
+    assert sum(a.nbytes for a in arrays) < 200_000
 
 
 @pytest.mark.parametrize("kind", ["tiny", pytest.param("so3krates", marks=pytest.mark.slow)])
