@@ -21,6 +21,10 @@ makes itself (configs/geom_like.py):
 
     --config=configs/diversity_n_fixed.py:scale=0.08,grid=2,model=painn
 
+Every molecule must have as many conformers as the largest n_c (and more, which are tested on). Where labels are dear,
+--config.data.fewer_conformers=last lets molecules of fewer in after all others: a set for N = 16k then needs 16
+conformers of 1,000 molecules, 2 of 8,000 and 1 of 16,000.
+
 Energies alone are trained on, so that an update computes no forces. With `beta=0.9` that weight is given to the
 forces, which the data must have then; their errors are among the results, and the report shows them by
 --config.metric=force_mae_mev_per_ang.

@@ -12,6 +12,7 @@ _EXPORTS = {
     "Relaxer": "mlip_jax.simulation.relax",
     "Potential": "mlip_jax.potential",
     "Structure": "mlip_jax.structure",
+    "find_minima": "mlip_jax.simulation.minima",
     "from_smiles": "mlip_jax.datasets.molecule_files",
     "read_trajectory": "mlip_jax.simulation.trajectories",
     "relax": "mlip_jax.simulation.relax",
