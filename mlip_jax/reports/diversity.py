@@ -28,6 +28,7 @@ RESULT, FINGERPRINTS = "diversity.json", "fingerprints.npz"
 _SETS = {"train": "training", "iid_s": "IID-S", "ood_s": "OOD-S"}
 METRICS = {"energy_mae_mev": "MAE of energies (meV)", "energy_mae_mev_per_atom": "MAE of energies (meV/atom)",
            "relative_mae_mev": "MAE of conformer energies (meV)", "force_mae_mev_per_ang": "MAE of forces (meV/Å)"}
+_FEW = 5  # conformers in a bin of distances, whose mean says nothing below
 _SAME_BUDGET = 0.02  # n_s * n_c of one budget are equal but for rounding
 
 
@@ -52,7 +53,8 @@ class Point(NamedTuple):
     Attributes:
       num_molecules, num_conformers: n_s and n_c. runs: How many.
       metrics: {key of NAMES: (mean, sample standard deviation or None for a single run)}.
-      by_rmsd: {bin: (mean, standard deviation or None)} of all unseen conformers. edges: Of the bins, Å.
+      by_rmsd: {bin: (mean, standard deviation or None)} of all unseen conformers, for bins in which a run has some.
+      edges: Of the bins, Å.
     """
 
     num_molecules: int
@@ -110,7 +112,8 @@ def _point(n_s: int, n_c: int, runs: list[Result], metric: str) -> Point:
     edges = tuple(runs[0].content["by_rmsd"]["edges_ang"])
     same = [r for r in runs if tuple(r.content["by_rmsd"]["edges_ang"]) == edges]
     bins = {b: spread for b in range(len(edges) - 1) if (spread := _spread(
-        [r.content["by_rmsd"][metric][b] for r in same if metric in r.content["by_rmsd"]]))}
+        [r.content["by_rmsd"][metric][b] for r in same
+         if metric in r.content["by_rmsd"] and r.content["by_rmsd"]["count"][b] >= _FEW]))}
     return Point(n_s, n_c, len(runs), metrics, bins, edges)
 
 

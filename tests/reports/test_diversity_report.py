@@ -18,7 +18,9 @@ def write_run(folder, n_s, n_c, seed, values, model="painn", **changes):
     metrics = {name: {"energy_mae_mev": values.get(name)} for name in NAMES}
     content = {
         "train": {"num_molecules": n_s, "num_conformers": n_c, "seed": seed, "model": model}, "metrics": metrics,
-        "by_rmsd": {"edges_ang": EDGES, "energy_mae_mev": [10.0 + seed, 20.0 + seed, None]}, "notes": ["A note."],
+        # four conformers alone are too few for a mean
+        "by_rmsd": {"edges_ang": EDGES, "count": [40, 5, 4], "energy_mae_mev": [10.0 + seed, 20.0 + seed, 900.0]},
+        "notes": ["A note."],
         "level_of_theory": "GFN2-xTB"} | changes
     path = folder / f"{model}-{n_s}-{n_c}-{seed}"
     path.mkdir(parents=True)
@@ -120,7 +122,7 @@ def test_errors_of_forces():
 def test_runs_with_forces_beside_earlier_ones(tmp_path):
     """Results that say nothing of forces can be read; runs that differ in them, or in the choice, stay apart."""
     study(tmp_path)
-    bins = {"edges_ang": EDGES, "energy_mae_mev": [1.0, 2.0, None], "force_mae_mev_per_ang": [30.0, None, None]}
+    bins = {"edges_ang": EDGES, "count": [9, 9, 0], "energy_mae_mev": [1.0, 2.0, None], "force_mae_mev_per_ang": [30.0, None, None]}
     for seed in (0, 1):
         train = {"num_molecules": 400, "num_conformers": 1, "seed": seed, "model": "painn", "selection": "embedding",
                  "beta": 0.9}
