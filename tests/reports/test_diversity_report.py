@@ -122,7 +122,8 @@ def test_errors_of_forces():
 def test_runs_with_forces_beside_earlier_ones(tmp_path):
     """Results that say nothing of forces can be read; runs that differ in them, or in the choice, stay apart."""
     study(tmp_path)
-    bins = {"edges_ang": EDGES, "count": [9, 9, 0], "energy_mae_mev": [1.0, 2.0, None], "force_mae_mev_per_ang": [30.0, None, None]}
+    bins = {"edges_ang": EDGES, "count": [9, 9, 0], "energy_mae_mev": [1.0, 2.0, None],
+            "force_mae_mev_per_ang": [30.0, None, None]}
     for seed in (0, 1):
         train = {"num_molecules": 400, "num_conformers": 1, "seed": seed, "model": "painn", "selection": "embedding",
                  "beta": 0.9}
