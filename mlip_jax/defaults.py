@@ -407,7 +407,7 @@ def minima_defaults() -> ml_collections.ConfigDict:
     c.search.frames = 4  # of each dynamics that are relaxed
     c.search.window = 0.5  # eV above the lowest minimum that are kept
     c.search.fmax, c.search.max_steps = 0.02, 500
-    c.search.same_energy, c.search.same_rmsd = 0.003, 0.125  # eV and Å; minima closer than both are one
+    c.search.same_energy, c.search.same_rmsd = 0.005, 0.125  # eV and Å; minima closer than both are one
     c.search.timestep, c.search.dtype, c.search.seed = 0.5, "float32", 0
     c.judged = 0  # lowest minima of each molecule that the reference method judges
     c.oracle = ml_collections.ConfigDict()

@@ -54,7 +54,7 @@ class Search:
     window: float = 0.5
     fmax: float = 0.02
     max_steps: int = 500
-    same_energy: float = 0.003
+    same_energy: float = 0.005
     same_rmsd: float = 0.125
     timestep: float = 0.5
     dtype: str = "float32"
