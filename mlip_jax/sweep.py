@@ -155,7 +155,8 @@ def _checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     if of_task is not None:
         from mlip_jax.potential import create_model
         from mlip_jax.training.options import check
-        create_model(config.model, config.get("potential"))
+        if config.model.name:  # else the one of init.workdir, which may not be there yet
+            create_model(config.model, config.get("potential"))
         check(configs.complete(config, of_task()))
     return config
 

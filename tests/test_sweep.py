@@ -231,8 +231,13 @@ def test_variants_of_other_config_files(variants, tmp_path):
     assert [v.needs for v in found] == [[], ["seed=1"]]
     with pytest.raises(ConfigError, match="there is no such config file"):
         variants("return [{'config': 'nowhere.py'}]")
-    with pytest.raises(ConfigError, match="unknown config field 'init'"):
-        variants("return [{'init.workdir': 'runs/x'}]")
+    with pytest.raises(ConfigError, match="unknown config field 'property'"):
+        variants("return [{'property.targets': ('gap',)}]")
+
+
+def test_a_variant_may_begin_from_another_and_take_its_architecture(variants):
+    first, second = variants("return [{'name': 'a'}, {'name': 'b', 'init.workdir': '{sweep}/a', 'model.name': ''}]")
+    assert second.needs == ["a"] and second.config.model.name == "" and not first.needs
 
 
 @pytest.mark.parametrize("value", ["{sweep}/a", "{sweep}/a/split.json,{sweep}/b/x", "x {sweep}/b"])
