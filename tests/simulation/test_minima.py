@@ -20,6 +20,7 @@ def cluster(count, seed):
     return Atoms("Ar" * count, grid + rng.normal(0, 0.2, (count, 3)))
 
 
+@pytest.mark.slow
 def test_minima_of_six_lennard_jones_atoms(quick_compilation):
     potential = pairwise("lennard_jones", cutoff=200.0, depth=DEPTH, length=LENGTH)
     found, = find_minima([[cluster(6, s) for s in range(4)]], potential, rounds=6, replicas=12, temperature=20.0,
