@@ -64,6 +64,11 @@ class Structure:
         return len(self.numbers)
 
 
+def electronic_state(atoms) -> dict[str, Any]:
+    """What the info of an `ase.Atoms` object says of charge (e) and "num_unpaired_electrons", where it says so."""
+    return {name: atoms.info[name] for name in ("charge", "num_unpaired_electrons") if name in atoms.info}
+
+
 def from_ase(atoms, **labels) -> Structure:
     """Structure of an `ase.Atoms` object; `labels` are further fields of Structure."""
     periodic = bool(np.any(atoms.pbc))

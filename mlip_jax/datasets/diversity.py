@@ -44,10 +44,7 @@ def maxmin(fingerprints: Sequence[Any], count: int, *, first: int | None = None,
     size = len(fingerprints)
     if not size or count < 1:
         raise ValueError(f"expected at least one fingerprint and one pick; received {size} and {count}")
-    if first is None:
-        first = int(np.random.default_rng(seed).integers(size))
-    if not 0 <= first < size:
-        raise ValueError(f"the first pick must be a place from 0 to {size - 1}; received {first}")
+    first = _first(size, first, seed)
     if min(count, size) == 1:
         return np.array([first], np.int64)
     vectors = [ExplicitBitVect(f) if isinstance(f, bytes) else f for f in fingerprints]
@@ -102,10 +99,7 @@ def farthest_points(points: np.ndarray, count: int, *, first: int | None = None,
     size = len(points)
     if not size or count < 1:
         raise ValueError(f"expected at least one point and one pick; received {size} and {count}")
-    if first is None:
-        first = int(np.random.default_rng(seed).integers(size))
-    if not 0 <= first < size:
-        raise ValueError(f"the first pick must be a place from 0 to {size - 1}; received {first}")
+    first = _first(size, first, seed)
     points = np.ascontiguousarray(points, np.float32)
     if not np.isfinite(points).all():
         raise ValueError("points must be finite; received NaN or infinite numbers")
@@ -147,6 +141,15 @@ def farthest_rank(molecule: np.ndarray, ids: np.ndarray, features: np.ndarray, c
         return farthest_points((own - own.mean(0)) / spread, picks, seed=seed)
 
     return _rank(molecule, count, least, pick)
+
+
+def _first(size: int, first: int | None, seed: int) -> int:
+    """Place of the first pick among `size`: `first`, or one drawn by `seed`."""
+    if first is None:
+        first = int(np.random.default_rng(seed).integers(size))
+    if not 0 <= first < size:
+        raise ValueError(f"the first pick must be a place from 0 to {size - 1}; received {first}")
+    return first
 
 
 def _rank(molecule: np.ndarray, count: int, least: int, pick: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:

@@ -16,6 +16,7 @@ _PANELS = ("iid_s", "ood_s", "iid_c", "ood_c")
 # Okabe and Ito's, as in figures.py.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 _MAX_RMSD_PANELS = 4
+_LINES_IN_A_PANEL = 3  # beyond, a legend there hides some of them
 
 
 def against_conformers(groups: Mapping[int, Sequence[Any]], name: str, unit: str) -> Figure:
@@ -39,6 +40,8 @@ def against_conformers(groups: Mapping[int, Sequence[Any]], name: str, unit: str
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         ax.set(xlabel="conformers of each molecule, $n_c$", ylabel=unit)
+    if len(groups) > _LINES_IN_A_PANEL:
+        _one_legend(fig, axes)
     return fig
 
 
@@ -58,6 +61,16 @@ def against_rmsd(groups: Mapping[int, Sequence[Any]], name: str, unit: str) -> F
         _finish(ax, drawn)
         ax.set(xlabel="RMSD to the nearest training conformer (Å)", ylabel=unit)
     return fig
+
+
+def _one_legend(fig: Figure, axes: Sequence[Any]) -> None:
+    """Beside the panels, in place of one in each."""
+    entries: dict[str, Any] = {}
+    for ax in axes:
+        entries |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels())}
+        if ax.get_legend() is not None:
+            ax.get_legend().remove()
+    fig.legend(entries.values(), entries.keys(), loc="outside right upper", fontsize=9, frameon=False)
 
 
 def _cycle(count: int) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import Atoms
+from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from matplotlib.figure import Figure
 
@@ -20,7 +20,7 @@ from mlip_jax.reports.files import write_text
 from mlip_jax.reports.molecules import Picture, molecule_figure
 from mlip_jax.simulation.minima import Found
 
-_KCAL = 23.0605  # kcal/mol of an eV
+_KCAL = units.mol / units.kcal  # kcal/mol of an eV
 _MOST_ROWS, _MOST_LEVELS, _MOST_PICTURES, _MOST_ATOMS = 60, 12, 5, 120
 
 
@@ -95,7 +95,8 @@ class Judgement:
 def metrics(molecules: Sequence[Molecule], judgements: Sequence[Judgement]) -> dict[str, Any]:
     """What `metrics.json` holds; None where something is not known. Energies in kcal/mol, as conformers have them."""
     found = [m for m in molecules if m.minima]
-    compared = [c for m in found if (c := _compare([j for j in judgements if j.molecule is m])) is not None]
+    by_molecule = {number: _compare(own) for number, own in _grouped(judgements).items()}
+    compared = [c for c in by_molecule.values() if c is not None]
     return {
         "molecules": len(molecules), "without_minima": len(molecules) - len(found),
         "minima": sum(len(m.minima) for m in found), "relaxed": sum(sum(m.relaxed) for m in found),
@@ -108,7 +109,15 @@ def metrics(molecules: Sequence[Molecule], judgements: Sequence[Judgement]) -> d
         "by_molecule": [{
             "molecule": m.number, "name": m.name, "failure": m.failure, "minima": len(m.minima), "new": list(m.new),
             "relaxed": list(m.relaxed), "left_out": dict(m.left_out),
-            "judged": _compare([j for j in judgements if j.molecule is m])} for m in molecules]}
+            "judged": by_molecule.get(m.number)} for m in molecules]}
+
+
+def _grouped(judgements: Sequence[Judgement]) -> dict[int, list[Judgement]]:
+    """By the number of the molecule."""
+    groups: dict[int, list[Judgement]] = {}
+    for judgement in judgements:
+        groups.setdefault(judgement.molecule.number, []).append(judgement)
+    return groups
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -118,9 +127,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _compare(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
     """Of one molecule: errors of energies between its minima, and how far above the reference's best the force field's
-    lowest minimum relaxes to; None where less than two are known."""
+    lowest minimum relaxes to; None where less than two are known, or the lowest is not."""
     known = [j for j in judgements if math.isfinite(j.energy) and math.isfinite(j.relaxed)]
-    if len(known) < 2:
+    if len(known) < 2 or known[0].rank:
         return None
     own = _KCAL * np.array([j.molecule.minima[j.rank].energy for j in known])
     there, relaxed = (_KCAL * np.array([getattr(j, name) for j in known]) for name in ("energy", "relaxed"))
@@ -203,9 +212,9 @@ def reference_figure(judgements: Sequence[Judgement]) -> Figure:
     """Both energies of each minimum against each other."""
     fig, ax = figures.figure("Energies of minima")
     points: list[np.ndarray] = []
-    for m in {id(j.molecule): j.molecule for j in judgements}.values():
-        own = np.array([[m.minima[j.rank].energy, j.energy] for j in judgements
-                        if j.molecule is m and math.isfinite(j.energy)]).reshape(-1, 2)
+    for group in _grouped(judgements).values():
+        own = np.array([[j.molecule.minima[j.rank].energy, j.energy] for j in group
+                        if math.isfinite(j.energy)]).reshape(-1, 2)
         if len(own):
             points.append(_KCAL * (own - own.mean(0)))
     x = np.concatenate(points) if points else np.zeros((0, 2))

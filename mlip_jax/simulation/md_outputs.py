@@ -22,6 +22,7 @@ from ase import Atoms
 
 from mlip_jax.simulation.md_results import Frames, Thermo
 from mlip_jax.simulation.trajectories import EXTXYZ, FORMS, Form
+from mlip_jax.structure import electronic_state
 
 THERMO, TRAJECTORIES, RESTART = "thermo.csv", "trajectories", "restart.npz"
 COLUMNS = ("step", "time_fs", "molecule", "potential_ev", "kinetic_ev", "total_ev", "temperature_k", "conserved_ev",
@@ -161,6 +162,5 @@ def _rows(thermo: Thermo):
 
 def _told(atoms: Atoms, about: Mapping[str, object]) -> Atoms:
     """The frame with what is known of it in its info."""
-    state = {k: atoms.info[k] for k in ("charge", "num_unpaired_electrons") if k in atoms.info}
-    atoms.info = {k: v for k, v in about.items() if v != ""} | state
+    atoms.info = {k: v for k, v in about.items() if v != ""} | electronic_state(atoms)
     return atoms

@@ -26,6 +26,7 @@ from mlip_jax.potential import Potential
 from mlip_jax.simulation.md import MolecularDynamics
 from mlip_jax.simulation.md_system import BOND_STRETCH
 from mlip_jax.simulation.relax import Relaxer
+from mlip_jax.structure import electronic_state
 
 log = logging.getLogger(__name__)
 
@@ -227,8 +228,4 @@ def _bonded(atoms: Atoms) -> np.ndarray:
 
 def _bare(atoms: Atoms) -> Atoms:
     """Without momenta, which dynamics would go on with, and without results."""
-    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=_state(atoms))
-
-
-def _state(atoms: Atoms) -> dict:
-    return {name: atoms.info[name] for name in ("charge", "num_unpaired_electrons") if name in atoms.info}
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=electronic_state(atoms))

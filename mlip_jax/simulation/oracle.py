@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mlip_jax import workers
 from mlip_jax.config import ConfigError, unknown_name
 from mlip_jax.simulation.result_cache import ResultCache, key_of
+from mlip_jax.structure import electronic_state
 
 log = logging.getLogger(__name__)
 
@@ -217,8 +218,7 @@ def _state(atoms) -> tuple[int, int]:
 
 def _bare(atoms: Atoms) -> Atoms:
     """The atoms without calculator, constraints and arrays that no method asks for."""
-    kept = {name: atoms.info[name] for name in ("charge", "num_unpaired_electrons") if name in atoms.info}
-    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=kept)
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=electronic_state(atoms))
 
 
 def _array(values) -> np.ndarray | None:

@@ -21,7 +21,7 @@ from mlip_jax.potential import Potential
 from mlip_jax.simulation import atom_domain
 from mlip_jax.simulation.relax import Relaxation
 from mlip_jax.simulation.relax_journal import Layout
-from mlip_jax.structure import from_ase
+from mlip_jax.structure import electronic_state, from_ase
 
 FAILED = "failed"
 # Energies in eV, forces in eV/Å (the largest norm on an atom), distances in Å, charges in e.
@@ -84,17 +84,13 @@ def pieces(record: MoleculeRecord, result: Relaxation, mol_blocks: bool) -> dict
         return {}
     about = {"index": record.index, "name": record.name, "smiles": record.smiles}
     end = about | {"status": result.status, "steps": result.steps, "fmax": float(result.fmax)}
-    found = {FRAME: frame(result.atoms, end | _state(record), result.energy)}
+    found = {FRAME: frame(result.atoms, end | electronic_state(record.atoms), result.energy)}
     if mol_blocks and record.bonds is not None and np.abs(result.atoms.positions).max() < _MOL_BLOCK_REACH:
         found[MOL_BLOCK] = _mol_block(record, result)
     if result.frames:
-        found[TRAJECTORY] = b"".join(frame(atoms, about | {"frame": i} | _state(record), **atoms.calc.results)
+        found[TRAJECTORY] = b"".join(frame(atoms, about | {"frame": i} | electronic_state(record.atoms), **atoms.calc.results)
                                      for i, atoms in enumerate(result.frames))
     return found
-
-
-def _state(record: MoleculeRecord) -> dict[str, Any]:
-    return {k: record.atoms.info[k] for k in ("charge", "num_unpaired_electrons") if k in record.atoms.info}
 
 
 def frame(atoms: Atoms, about: Mapping[str, Any], energy: float, forces: np.ndarray | None = None) -> bytes:

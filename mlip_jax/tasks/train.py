@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from mlip_jax import config as configs
-from mlip_jax import defaults, distributed, terms
+from mlip_jax import defaults, distributed, fine_tuning, terms
 from mlip_jax.checkpoint import from_arrays
 from mlip_jax.datasets import source, statistics
 from mlip_jax.datasets import splits as splits_module
@@ -31,7 +31,7 @@ from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import write_report
 from mlip_jax.simulation import atom_domain, molecule_features
 from mlip_jax.simulation.atom_domain import Judged
-from mlip_jax.training import initial, losses, optimizer
+from mlip_jax.training import losses, optimizer
 from mlip_jax.training.data import Split
 from mlip_jax.training.evaluation import predict
 from mlip_jax.training.loop import Loop
@@ -67,7 +67,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             if distributed.leader():
                 stack.enter_context(claimed(workdir, configs.identity(config)))
         workdir = Path(workdir)
-        begin = initial.begin_from(config)
+        begin = fine_tuning.begin_from(config)
         model = create_model(config.model, config.potential)
         _log_terms(model)
         if config.optimizer.freeze:  # a slip in it must not come out after the data were read
@@ -119,9 +119,10 @@ def _train(config, workdir, model, data, splits, begin: Potential | None, starte
     per_epoch = batches.num_groups(splits["train"])
     num_steps = count_updates(config, per_epoch)
     metadata = describe(config, statistics_)
-    params = jax.jit(model.init)(jax.random.key(config.seed), example_graph())
-    if begin is not None:
-        params = initial.parameters(params, begin)
+    if begin is None:
+        params = jax.jit(model.init)(jax.random.key(config.seed), example_graph())
+    else:
+        params = fine_tuning.parameters(begin)
         log.info("begun from the force field %s", config.init.workdir)
     loop = _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoch, params)
     trainer = loop.trainer
@@ -185,7 +186,7 @@ def _statistics(config, data, train: Split, model, begin: Potential | None) -> d
         raise DatasetError("loss.beta is 1 (forces alone) but the training set has no forces")
     method = source.parse_reference(config.data.reference_energies)
     if begin is not None and method == "least_squares":
-        reference = initial.reference_energies(begin, train, summary.elements, config.seed)
+        reference = fine_tuning.reference_energies(begin, train, summary.elements, config.seed)
     else:
         reference = statistics.reference_energies(
             summary, method, isolated_atoms=source.isolated_atoms(data) if method == "isolated_atoms" else None)
@@ -209,7 +210,7 @@ def _report(config, workdir, model, trainer, batches, splits, metadata, params, 
     log.info("evaluating the best checkpoint (step %d)", best.step)
     splits = {name: split.sample(config.report.max_train if name == "train" else config.report.max_test, config.seed)
               for name, split in splits.items()}
-    predictions = {name: _predictions(split, predict(trainer, best_params, split, batches), energies_alone(config))
+    predictions = {name: _predictions(split, predict(trainer, best_params, split, batches), not energies_alone(config))
                    for name, split in splits.items()}
     if not distributed.leader():
         return workdir / "report.html"
@@ -238,9 +239,9 @@ def energies_alone(config) -> bool:
     return config.loss.beta == config.loss.beta_end == 0.0
 
 
-def _predictions(split: Split, predicted, energies_alone: bool) -> Predictions:
+def _predictions(split: Split, predicted, with_forces: bool) -> Predictions:
     c = split.columns()
-    forces = np.full_like(c.forces, np.nan) if energies_alone else c.forces  # there is nothing to compare with
+    forces = c.forces if with_forces else np.full_like(c.forces, np.nan)  # there is nothing to compare with
     return Predictions(
         numbers=c.numbers, offsets=c.offsets, energy=c.energy, energy_predicted=predicted.energy, forces=forces,
         forces_predicted=predicted.forces, molecule=c.molecule, conformer=c.conformer, subset=c.subset, source=c.source)

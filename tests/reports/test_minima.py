@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from ase import units
 
 from mlip_jax.reports.minima import Judgement, Minimum, Molecule, metrics, write_minima_report
 
-EV = 1 / 23.0605  # a kcal/mol
+EV = units.kcal / units.mol  # a kcal/mol
 
 
 def judged(own, there, relaxed):

@@ -20,7 +20,7 @@ from mlip_jax.config import ConfigError, differences
 from mlip_jax.datasets.statistics import ElementFit
 from mlip_jax.importers import load_force_field
 from mlip_jax.importers.parameters import describe
-from mlip_jax.potential import Potential, create_model
+from mlip_jax.potential import Potential, create_model, example_graph
 from mlip_jax.simulation.energies import energies
 from mlip_jax.training.data import Split
 
@@ -56,9 +56,10 @@ def begin_from(config: ml_collections.ConfigDict) -> Potential | None:
     return found
 
 
-def parameters(fresh: Any, begin: Potential) -> Any:
-    """Parameters of `begin` as a tree like `fresh`, those of the same model."""
-    return jax.tree.map(lambda a, b: np.asarray(b, a.dtype), fresh, begin.params)
+def parameters(begin: Potential) -> Any:
+    """Those of `begin`, in the precision that its model is initialised in."""
+    shapes = jax.eval_shape(begin.model.init, jax.random.key(0), example_graph())
+    return jax.tree.map(lambda shape, leaf: np.asarray(leaf, shape.dtype), shapes, begin.params)
 
 
 def reference_energies(begin: Potential, train: Split, elements: np.ndarray, seed: int) -> np.ndarray:
