@@ -88,7 +88,8 @@ def pieces(record: MoleculeRecord, result: Relaxation, mol_blocks: bool) -> dict
     if mol_blocks and record.bonds is not None and np.abs(result.atoms.positions).max() < _MOL_BLOCK_REACH:
         found[MOL_BLOCK] = _mol_block(record, result)
     if result.frames:
-        found[TRAJECTORY] = b"".join(frame(atoms, about | {"frame": i} | electronic_state(record.atoms), **atoms.calc.results)
+        about |= electronic_state(record.atoms)
+        found[TRAJECTORY] = b"".join(frame(atoms, about | {"frame": i}, **atoms.calc.results)
                                      for i, atoms in enumerate(result.frames))
     return found
 
