@@ -1,11 +1,16 @@
-"""Molecular dynamics: the loop on the device against ASE's loop with our calculator, with one force field.
+"""Molecular dynamics: the loop on the device against ASE's and jax-md's loops, with one force field.
 
     taskset -c 1 python benchmarks/md.py --force_field=runs/spice
     taskset -c 1 python benchmarks/md.py --force_field=runs/spice --sizes=20 --replicas=32 --rounds=5
+    taskset -c 1 python benchmarks/md.py --model=painn --features=16,32,64,128
 
 Paracetamol (20 atoms), a glyceride (61 atoms), and 50 molecules of paracetamol beside each other (1000 atoms), all
 open, at constant energy in float32 with steps of 0.5 fs, from 300 K. Rounds are interleaved; compiling is part of no
-rate.
+rate. jax-md's loop is measured where it is installed (`pip install jax-md`): its integrator, its neighbour list with a
+skin of the same width, and our force field.
+
+With --model nothing is simulated that means something: untrained models of several widths, which hold no molecule
+together and make it take a few steps at next to no temperature, tell how the ratio to ASE's loop goes with their cost.
 """
 
 from __future__ import annotations
@@ -15,6 +20,9 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import jraph
 import numpy as np
 from ase import Atoms, units
 from ase.md.verlet import VelocityVerlet
@@ -22,20 +30,27 @@ from ase.md.verlet import VelocityVerlet
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import machine
-from mlip_jax import MLIPCalculator, MolecularDynamics, relax
+from mlip_jax import MLIPCalculator, MolecularDynamics, models, relax
 from mlip_jax.datasets.embedding import Options, make
 from mlip_jax.datasets.molecule_entries import Entry
 from mlip_jax.importers import load_force_field
+from mlip_jax.potential import Potential, evaluate, example_graph
+from mlip_jax.simulation import md_settings
+
+try:
+    import jax_md
+except ImportError:
+    jax_md = None
 
 PARACETAMOL = "CC(=O)Nc1ccc(O)cc1"
 GLYCERIDE = "CCCCCCCCCCCCCCCC(=O)OCC(O)CO"  # of H, C and O alone
 SPACING = 11.0  # Å between the molecules of the 1000 atoms
 
 
-def start(size: int, potential) -> Atoms:
-    """A relaxed structure of about this size."""
+def start(size: int, potential, relaxed: bool = True) -> Atoms:
+    """A structure of about this size, relaxed or as it is embedded."""
     if size == 1000:
-        one, rng = start(20, potential), np.random.default_rng(0)
+        one, rng = start(20, potential, relaxed), np.random.default_rng(0)
         places = SPACING * np.stack(np.unravel_index(np.arange(50), (4, 4, 4)), 1)
         parts = []
         for place in places:
@@ -46,15 +61,24 @@ def start(size: int, potential) -> Atoms:
         return sum(parts[1:], parts[0])
     smiles = PARACETAMOL if size == 20 else GLYCERIDE
     record, = make((Entry(0, "", smiles, smiles), Options(1, True, 0)))
+    if not relaxed:
+        return record.atoms
     found, = relax([record.atoms], potential, max_steps=300)
     return found.atoms
+
+
+def untrained(name: str, features: int) -> Potential:
+    """A force field with random parameters; its energy is zero, which takes as long to compute."""
+    model = models.create(name, num_features=features)
+    return Potential(model, model.init(jax.random.key(0), example_graph()), cutoff=5.0,
+                     reference_energies=np.zeros(119), energy_scale=1.0, elements=tuple(range(1, 90)))
 
 
 class Device:
     """The loop on the device."""
 
-    def __init__(self, atoms: Atoms, potential, replicas: int = 1):
-        self.dynamics = MolecularDynamics(atoms, potential, replicas=replicas, ensemble="nve", temperature=300.0,
+    def __init__(self, atoms: Atoms, potential, replicas: int = 1, temperature: float = 300.0):
+        self.dynamics = MolecularDynamics(atoms, potential, replicas=replicas, ensemble="nve", temperature=temperature,
                                           timestep=0.5, record_every=20, frame_every=100)
 
     def steps(self, count: int) -> None:
@@ -78,6 +102,59 @@ class Ase:
         self._run.run(count)
 
 
+class JaxMd:
+    """jax-md's velocity Verlet and neighbour list, with the energy of our force field."""
+
+    def __init__(self, atoms: Atoms, potential):
+        displacement, shift = jax_md.space.free()
+        self._find = jax_md.partition.neighbor_list(
+            displacement, box=1e3, r_cutoff=potential.cutoff, dr_threshold=md_settings.Settings().skin,
+            format=jax_md.partition.OrderedSparse, disable_cell_list=True)
+        numbers = jnp.append(jnp.asarray(atoms.numbers, jnp.int32), 0)  # the last atom takes what is empty in a list
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), potential.params)
+
+        def energy(positions, neighbor):
+            graph = open_graph(jnp.concatenate([positions, jnp.zeros((1, 3))]), numbers, neighbor.idx)
+            return evaluate(potential.model, params, graph, potential.energy_scale, with_forces=False).energy[0]
+
+        init, self._apply = jax_md.simulate.nve(energy, shift, 0.5 * units.fs)
+        positions = jnp.asarray(atoms.positions, jnp.float32)
+        self._neighbors = self._find.allocate(positions)
+        self._state = init(jax.random.key(0), positions, kT=0.0, mass=jnp.asarray(atoms.get_masses(), jnp.float32),
+                           neighbor=self._neighbors)
+        self._state = self._state.set(momentum=jnp.asarray(atoms.get_momenta(), jnp.float32))
+        self._run = jax.jit(self._many)
+
+    def _many(self, state, neighbors, count):
+        def step(_, carry):
+            state, neighbors = carry
+            state = self._apply(state, neighbor=neighbors)
+            return state, neighbors.update(state.position)
+
+        return jax.lax.fori_loop(0, count, step, (state, neighbors))
+
+    def steps(self, count: int) -> None:
+        """Make so many."""
+        state, neighbors = jax.block_until_ready(self._run(self._state, self._neighbors, count))
+        if neighbors.did_buffer_overflow:
+            self._neighbors = self._find.allocate(self._state.position)
+            self.steps(count)
+            return
+        self._state, self._neighbors = state, neighbors
+
+
+def open_graph(positions, numbers, pairs) -> jraph.GraphsTuple:
+    """A graph of jax-md's pairs (2, P), in which the number of atoms stands for no pair; the last atom is padding."""
+    forward = jnp.concatenate([pairs[0], pairs[1]])
+    num, edges = len(numbers), len(forward)
+    real = 2 * (pairs[0] < num - 1).sum()
+    return jraph.GraphsTuple(
+        nodes={"positions": positions, "numbers": numbers},
+        edges={"pair_order": jnp.arange(edges)}, receivers=forward, senders=jnp.concatenate([pairs[1], pairs[0]]),
+        globals={"charge": jnp.zeros(2, positions.dtype)}, n_node=jnp.array([num - 1, 1]),
+        n_edge=jnp.stack([real, edges - real]))
+
+
 def rate(engine, seconds: float) -> float:
     """Steps in a second, of as many as take about so long."""
     engine.steps(30)
@@ -89,32 +166,47 @@ def rate(engine, seconds: float) -> float:
     return count / (time.perf_counter() - begin)
 
 
+def compare(size: int, potential, args, temperature: float = 300.0) -> None:
+    """Print a row of the table."""
+    device = Device(start(size, potential, temperature > 1), potential, temperature=temperature)
+    engines = [device] + [engine(device.dynamics.molecules[0], potential)
+                          for engine in (Ase, *([JaxMd] if jax_md else []))]
+    rates = np.array([[rate(engine, args.seconds) for engine in engines] for _ in range(args.rounds)]).T
+    ratios = [rates[0] / rates[n] for n in range(1, len(engines))]
+    cells = [len(device.dynamics.molecules[0]), *map(machine.spread, [*rates, *ratios])]
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--force_field", required=True)
-    parser.add_argument("--sizes", default="20,60,1000")
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--force_field")
+    chosen.add_argument("--model", help="an untrained one, of each of --features")
+    parser.add_argument("--features", default="16,32,64,128")
+    parser.add_argument("--sizes", default=None, help="20, 60 and 1000; 20 alone with --model")
     parser.add_argument("--replicas", type=int, default=16, help="of the smallest molecule, beside each other")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="of a measurement")
     args = parser.parse_args()
+    sizes = [int(size) for size in (args.sizes or ("20" if args.model else "20,60,1000")).split(",")]
+    print(machine.describe(["jax", "ase", "numpy", "jax-md"]))
+    columns = ["atoms", "loop on the device, steps/s", "ASE's loop, steps/s", *(["jax-md, steps/s"] if jax_md else []),
+               "ratio to ASE", *(["to jax-md"] if jax_md else [])]
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    if args.model:
+        for features in map(int, args.features.split(",")):
+            print(f"{args.model}, {features} features:")
+            for size in sizes:
+                compare(size, untrained(args.model, features), args, temperature=1e-3)
+        return
     potential = load_force_field(args.force_field)
-    print(machine.describe(["jax", "ase", "numpy"]))
-    print("| atoms | loop on the device, steps/s | ASE's loop, steps/s | ratio |\n|---|---|---|---|")
-    for size in map(int, args.sizes.split(",")):
-        atoms = start(size, potential)
-        device = Device(atoms, potential)
-        ase = Ase(device.dynamics.molecules[0], potential)
-        rates = np.array([[rate(engine, args.seconds) for engine in (device, ase)] for _ in range(args.rounds)])
-        ratio = rates[:, 0] / rates[:, 1]
-        print(f"| {len(atoms)} | {machine.spread(rates[:, 0])} | {machine.spread(rates[:, 1])} | "
-              f"{machine.spread(ratio)} |", flush=True)
+    for size in sizes:
+        compare(size, potential, args)
     if args.replicas > 1:
-        size = int(args.sizes.split(",")[0])
-        atoms = start(size, potential)
-        many = Device(atoms, potential, args.replicas)
+        many = Device(start(sizes[0], potential), potential, args.replicas)
         rates = [rate(many, args.seconds) * args.replicas for _ in range(args.rounds)]
-        print(f"| {args.replicas} × {len(atoms)} | {machine.spread(rates)} in all | | |")
+        print(f"{args.replicas} molecules of {sizes[0]} atoms side by side: {machine.spread(rates)} steps/s in all")
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def _split_defaults(data: ml_collections.ConfigDict) -> None:
 def _optimization_defaults(c: ml_collections.ConfigDict) -> None:
     """The parts "optimizer" and "train"."""
     c.optimizer = ml_collections.ConfigDict()
-    c.optimizer.name = "adam"  # "adam", "amsgrad", "adamw"
+    c.optimizer.name = "adam"  # "adam", "amsgrad", "adamw", "muon"
     c.optimizer.learning_rate = 1e-3
     c.optimizer.learning_rate_end = 1e-5
     c.optimizer.schedule = "cosine"  # "cosine", "exponential", "step", "plateau", "constant"

@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from mlip_jax.config import unknown_name
 
-OPTIMIZERS = ("adam", "amsgrad", "adamw")
+OPTIMIZERS = ("adam", "amsgrad", "adamw", "muon")
 SCHEDULES = ("cosine", "exponential", "step", "plateau", "constant")
 
 _POSITIVE = (lambda x: x > 0, "a positive number")
@@ -75,10 +76,13 @@ def _staircase(peak, end, factor, period, warmup):
 
 
 def create(config: Mapping[str, Any], num_steps: int, steps_per_epoch: float = 1.0) -> optax.GradientTransformation:
-    """The optimizer of `config`: clipping by global norm, then Adam, AMSGrad or AdamW on the schedule.
+    """The optimizer of `config`: clipping by global norm, then Adam, AMSGrad, AdamW or Muon on the schedule.
 
     AdamW decays matrices alone (decoupled, arXiv:1711.05101). AMSGrad (arXiv:1904.09237) keeps the largest second
-    moment after its correction for the zero at the start. With `clip_norm` 0 or None nothing is clipped.
+    moment after its correction for the zero at the start. Muon makes the momentum of each matrix orthogonal before it
+    is a step, as large as one of Adam would be (arXiv:2502.16982, its root mean square 0.2 times the rate), and decays
+    matrices by `weight_decay`; biases, embeddings and final layers of one output learn with Adam (with Nesterov's
+    momentum). With `clip_norm` 0 or None nothing is clipped.
 
     `freeze` holds patterns (* for any characters, / included) on the paths of parameters, "params/embedding/*". What
     they match gets updates of exactly zero, has no moments, and does not count in the norm that is clipped.
@@ -102,6 +106,9 @@ def create(config: Mapping[str, Any], num_steps: int, steps_per_epoch: float = 1
         rule = optax.adam(rate, **moments)
     elif config["name"] == "amsgrad":
         rule = optax.amsgrad(rate, **moments)
+    elif config["name"] == "muon":
+        _check(config, {"weight_decay": _NOT_NEGATIVE})
+        rule = _muon(rate, config["weight_decay"], moments)
     else:
         _check(config, {"weight_decay": _NOT_NEGATIVE})
         rule = optax.adamw(rate, weight_decay=config["weight_decay"], mask=_matrices, **moments)
@@ -117,6 +124,24 @@ def create(config: Mapping[str, Any], num_steps: int, steps_per_epoch: float = 1
         raise ValueError(f"optimizer.freeze must be a list of patterns, received the text {patterns!r}; "
                          f"write ({patterns!r},)")
     return _without(rule, tuple(patterns)) if patterns else rule
+
+
+def _muon(rate, weight_decay: float, moments: Mapping[str, float]) -> optax.GradientTransformation:
+    return optax.contrib.muon(
+        rate, weight_decay=weight_decay, adam_b1=moments["b1"], adam_b2=moments["b2"], eps=moments["eps"],
+        muon_weight_dimension_numbers=_of_matrices, consistent_rms=0.2)
+
+
+def _of_matrices(params):
+    """For each kernel with several inputs and outputs which axes those are; None for all other parameters.
+
+    Axes before the last two are heads, each of which is a matrix of its own.
+    """
+    def of(path, p):
+        is_matrix = parameter_path(path[-1:]) == "kernel" and p.ndim > 1 and min(p.shape[-2:]) > 1
+        return optax.contrib.MuonDimensionNumbers(-2, -1) if is_matrix else None
+
+    return jax.tree_util.tree_map_with_path(of, params)
 
 
 def rate_factors(text: str) -> dict[str, float]:
