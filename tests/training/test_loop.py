@@ -190,6 +190,28 @@ def test_averages_and_frozen_parameters(world, watched, monkeypatch, tmp_path):
             assert same == (name in frozen), (kind, name)
 
 
+def test_orthogonal_steps_go_on_bit_by_bit(world, stop_at, tmp_path):
+    """Muon keeps a state of another shape than Adam's, and frozen parameters have none in it."""
+    frozen = [k for k in by_path(world.params) if "filters/kernel" in k]
+    assert len(frozen) == 1
+    rule = optimizer.create({
+        "name": "muon", "learning_rate": 3e-3, "learning_rate_end": 1e-3, "schedule": "cosine", "warmup_steps": 2,
+        "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.1, "clip_norm": 10.0, "freeze": frozen}, 10)
+    how = dict(trainer=make_trainer(world.model, rule), num_steps=10, budgets=world.budgets[1:])
+    world.run(tmp_path / "undisturbed", **how)
+    stop_at.step = 4
+    with pytest.raises(distributed.Stopped, match="SIGTERM"):
+        world.run(tmp_path / "run", **how)
+    begun, stop_at.step = saved(tmp_path / "run").step, None
+    assert 4 <= begun < 10
+    world.run(tmp_path / "run", **how)
+    assert_same_run(tmp_path / "run", tmp_path / "undisturbed", begun)
+    arrays = saved(tmp_path / "run").arrays
+    for name, start in by_path(world.params).items():
+        same = arrays[f"params/{name}"].tobytes() == np.asarray(start).tobytes()
+        assert same == (name in frozen), name
+
+
 def reduce_on_plateau(losses, patience, factor, threshold, floor):
     """Scales after each of `losses`, as torch.optim.lr_scheduler.ReduceLROnPlateau(mode="min",
     threshold_mode="rel", cooldown=0) goes about it."""
