@@ -268,12 +268,10 @@ def force2geo_defaults() -> ml_collections.ConfigDict:
     c.relax.batch_atoms = placeholder(int)  # atoms relaxed at a time; unset: by the device
 
     c.oracle = ml_collections.ConfigDict()
-    c.oracle.method = "GFN2-xTB"  # "GFN1-xTB", or "package.module:Class" of any ASE calculator, which is run as it is
-    c.oracle.options = ""  # keyword arguments of its class: "accuracy=0.1; max_iterations=500"
+    _oracle_defaults(c.oracle)
     c.oracle.fmax = 0.05  # eV/Å, of its own minima
     c.oracle.max_steps = 500
     c.oracle.cache = ""  # file that keeps its results, which runs may share; empty: oracle.jsonl in the workdir
-    c.oracle.num_processes = 0  # 0: one for each core
 
     c.metrics = ml_collections.ConfigDict()
     c.metrics.chemical_accuracy = 1.0  # kcal/mol above the oracle's minimum
@@ -283,18 +281,34 @@ def force2geo_defaults() -> ml_collections.ConfigDict:
     return c
 
 
+def _input_defaults(c: ml_collections.ConfigDict) -> None:
+    """A force field and the molecules that it is used on."""
+    # Workdir of a training run, or so3lr:params.pkl, schnetpack:FILE.safetensors, torchmdnet:FILE.safetensors,
+    # parameters:FOLDER.
+    c.force_field = ""
+    _molecule_defaults(c)
+
+
+def _molecule_defaults(c: ml_collections.ConfigDict) -> None:
+    c.input = ""  # .smi, .csv, .sdf, .xyz, .db, what ASE reads, or a store
+    c.smiles_column, c.name_column = "", ""  # of a CSV file; empty: looked for
+    c.limit = placeholder(int)  # molecules from the start of the input; a later run may take more
+    c.mmff = False  # relax geometries that are embedded from SMILES with MMFF94 first
+
+
+def _oracle_defaults(oracle: ml_collections.ConfigDict) -> None:
+    """The reference method."""
+    oracle.method = "GFN2-xTB"  # "GFN1-xTB", or "package.module:Class" of any ASE calculator, which is run as it is
+    oracle.options = ""  # keyword arguments of its class: "accuracy=0.1; max_iterations=500"
+    oracle.num_processes = 0  # 0: one for each core
+
+
 def relax_defaults() -> ml_collections.ConfigDict:
     """Every field of a config of task "relax", with its default. Units are eV and Å."""
     c = ml_collections.ConfigDict()
     c.task = "relax"
-    # Workdir of a training run, or so3lr:params.pkl, schnetpack:FILE.safetensors, torchmdnet:FILE.safetensors,
-    # parameters:FOLDER.
-    c.force_field = ""
-    c.input = ""  # .smi, .csv, .sdf, .xyz, .db, what ASE reads, or a store
-    c.smiles_column, c.name_column = "", ""  # of a CSV file; empty: looked for
-    c.limit = placeholder(int)  # molecules from the start of the input; a later run may take more
+    _input_defaults(c)
     c.num_conformers = 1  # of each SMILES
-    c.mmff = False  # relax embedded geometries with MMFF94 first
     c.seed = 0  # of the embedding
     c.num_processes = 0  # that embed SMILES, beside each process of the run; 0: one for each core
 
@@ -323,7 +337,7 @@ def export_defaults() -> ml_collections.ConfigDict:
     """Every field of a config of task "export", with its default."""
     c = ml_collections.ConfigDict()
     c.task = "export"
-    c.force_field = ""  # as for relax_defaults
+    c.force_field = ""  # as of task "relax"
     c.max_atoms = 64  # of a structure
     c.max_pairs = placeholder(int)  # within the cutoff, each counted once; unset: all, or those of a dense solid
     c.max_long_range_pairs = placeholder(int)  # the same within the long-range cutoff, where there is one
@@ -338,13 +352,10 @@ def predict_defaults() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.task = "predict"
     c.predictor = ""  # workdir of a run of the task "property"; several are an ensemble: "runs/gap-0,runs/gap-1"
-    c.input = ""  # .smi, .csv, .sdf, .xyz, .db, what ASE reads, or a store
-    c.smiles_column, c.name_column = "", ""  # of a CSV file; empty: looked for
-    c.limit = placeholder(int)  # molecules from the start of the input; a later run may take more
+    _molecule_defaults(c)
     # Workdir that relaxes the molecules first (or what tasks/relax.py takes); unset: data.force_field of the
     # predictor's own run; "none": geometries as they are given or embedded.
     c.force_field = placeholder(str)
-    c.mmff = False  # relax embedded geometries with MMFF94 first
     c.seed = 0  # of the embedding
     c.num_processes = 0  # that embed SMILES, beside each process of the run; 0: one for each core
     c.fmax = 0.05  # eV/Å: relaxed when no force on an atom is larger
@@ -357,13 +368,8 @@ def md_defaults() -> ml_collections.ConfigDict:
     """Every field of a config of task "md", with its default. Units are fs, K, Å, bar."""
     c = ml_collections.ConfigDict()
     c.task = "md"
-    # Workdir of a training run, or so3lr:params.pkl, schnetpack:FILE.safetensors, torchmdnet:FILE.safetensors.
-    c.force_field = ""
-    c.input = ""  # .smi, .csv, .sdf, .xyz, .db, what ASE reads, or a store; all of it is simulated side by side
-    c.smiles_column, c.name_column = "", ""  # of a CSV file; empty: looked for
-    c.limit = placeholder(int)  # molecules from the start of the input
-    c.mmff = False  # relax geometries that are embedded from SMILES with MMFF94 first
-    c.replicas = 1  # of each molecule, with momenta and noise of their own
+    _input_defaults(c)
+    c.replicas = 1  # of each molecule, with momenta and noise of their own; all are simulated side by side
     c.num_steps = 20_000  # a later run may take more
     c.restart_seconds = 60.0  # between restart files
 
@@ -394,12 +400,8 @@ def minima_defaults() -> ml_collections.ConfigDict:
     """Every field of a config of task "minima", with its default. Units are eV, Å, K, ps."""
     c = ml_collections.ConfigDict()
     c.task = "minima"
-    c.force_field = ""  # as of task "md"
-    c.input = ""
-    c.smiles_column, c.name_column = "", ""
-    c.limit = placeholder(int)
+    _input_defaults(c)
     c.geometries = 20  # that are embedded of each SMILES
-    c.mmff = False
     c.batch = 16  # molecules that are searched side by side
     c.search = ml_collections.ConfigDict()  # see simulation/minima.py
     c.search.rounds = 2  # of dynamics; 0: the embedded geometries alone
@@ -411,9 +413,7 @@ def minima_defaults() -> ml_collections.ConfigDict:
     c.search.timestep, c.search.dtype, c.search.seed = 0.5, "float32", 0
     c.judged = 0  # lowest minima of each molecule that the reference method judges
     c.oracle = ml_collections.ConfigDict()
-    c.oracle.method = "GFN2-xTB"  # as of task "force2geo_eval"
-    c.oracle.options = ""
-    c.oracle.num_processes = 0  # 0: one for each core
+    _oracle_defaults(c.oracle)
     return c
 
 
@@ -421,11 +421,7 @@ def stability_defaults() -> ml_collections.ConfigDict:
     """Every field of a config of task "stability", with its default. Units are fs, K, Å."""
     c = ml_collections.ConfigDict()
     c.task = "stability"
-    c.force_field = ""  # as of task "md"
-    c.input = ""
-    c.smiles_column, c.name_column = "", ""
-    c.limit = placeholder(int)
-    c.mmff = False
+    _input_defaults(c)
     c.relax_first = True  # bring molecules to a minimum of the force field first
     c.temperatures = (300.0, 500.0, 800.0, 1200.0)
     c.replicas = 5  # of each molecule at each temperature
@@ -436,9 +432,7 @@ def stability_defaults() -> ml_collections.ConfigDict:
     c.compare_temperature = 300.0
     c.trajectory_format = "extxyz"  # of the frames of that; or "hdf5"
     c.oracle = ml_collections.ConfigDict()
-    c.oracle.method = "GFN2-xTB"  # as of task "force2geo_eval"
-    c.oracle.options = ""
-    c.oracle.num_processes = 0  # 0: one for each core
+    _oracle_defaults(c.oracle)
     c.timestep = 0.5
     c.friction = 0.01  # 1/fs
     c.record_every = 50
