@@ -124,7 +124,7 @@ def test_updates_are_those_of_the_papers(name):
 
 
 def test_muon_steps_along_orthogonal_matrices():
-    """Each head is a matrix of its own; all singular values of a step are alike, as near as the iteration brings them."""
+    """Each head is a matrix of its own; all singular values of a step are nearly alike."""
     rule = optimizer.create(
         BASE | {"name": "muon", "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "clip_norm": None}, 8)
     rng = np.random.default_rng(0)
