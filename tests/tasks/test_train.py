@@ -24,7 +24,8 @@ SMALL = {
     "data.path": DATA, "data.split_seed": 1,
     "model.options.num_features": 12, "model.options.num_layers": 1, "model.options.num_heads": 2,
     "model.options.degrees": "(1,2)", "train.num_steps": 24, "train.batch_size": 4, "train.log_every": 4,
-    "train.valid_every": 8, "train.checkpoint_every": 4, "optimizer.warmup_steps": 2}
+    "train.valid_every": 8, "train.checkpoint_every": 4, "optimizer.name": "adam",
+    "optimizer.learning_rate": 1e-3, "optimizer.warmup_steps": 2}
 
 
 def command(workdir, **changes):
