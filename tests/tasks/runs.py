@@ -20,7 +20,9 @@ OPTIONS = {  # of the smallest models that show what a run does
     "schnet": {"num_features": 8, "num_layers": 1}}
 SMALL = {
     "data.path": DATA, "data.split_seed": 1, "train.num_steps": 24, "train.batch_size": 4, "train.log_every": 4,
-    "train.valid_every": 8, "train.checkpoint_every": 4, "optimizer.warmup_steps": 2}
+    "train.valid_every": 8, "train.checkpoint_every": 4, "optimizer.warmup_steps": 2,
+    # compiles in less time than Muon; tests/training/test_loop.py has that
+    "optimizer.name": "adam", "optimizer.learning_rate": 1e-3}
 
 
 def flags(workdir, model="so3krates", **changes):

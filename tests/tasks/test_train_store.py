@@ -21,7 +21,8 @@ DATA = REPOSITORY / "tests/data/gfn2_small.hdf5"
 SMALL = {
     "data.split_seed": 1, "model.options.num_features": 8, "model.options.num_layers": 1,
     "model.options.num_radial": 6, "train.num_steps": 6, "train.batch_size": 4, "train.log_every": 2,
-    "train.valid_every": 3, "train.checkpoint_every": 3, "optimizer.warmup_steps": 2}
+    "train.valid_every": 3, "train.checkpoint_every": 3, "optimizer.warmup_steps": 2,
+    "optimizer.name": "adam", "optimizer.learning_rate": 1e-3}
 
 
 def run(config, workdir, cwd, fields):
