@@ -70,7 +70,7 @@ def start(size: int, potential, relaxed: bool = True) -> Atoms:
 def untrained(name: str, features: int) -> Potential:
     """A force field with random parameters; its energy is zero, which takes as long to compute."""
     model = models.create(name, num_features=features)
-    return Potential(model, model.init(jax.random.key(0), example_graph()), cutoff=5.0,
+    return Potential(model, model.init(jax.random.key(0), example_graph()), cutoff=model.cutoff,
                      reference_energies=np.zeros(119), energy_scale=1.0, elements=tuple(range(1, 90)))
 
 
@@ -166,14 +166,16 @@ def rate(engine, seconds: float) -> float:
     return count / (time.perf_counter() - begin)
 
 
-def compare(size: int, potential, args, temperature: float = 300.0) -> None:
-    """Print a row of the table."""
-    device = Device(start(size, potential, temperature > 1), potential, temperature=temperature)
+def compare(size: int, potential, args, features: int | None = None) -> None:
+    """Print a row of the table; with `features`, of an untrained model of so many."""
+    atoms = start(size, potential, relaxed=features is None)
+    device = Device(atoms, potential, temperature=300.0 if features is None else 1e-3)
     engines = [device] + [engine(device.dynamics.molecules[0], potential)
                           for engine in (Ase, *([JaxMd] if jax_md else []))]
     rates = np.array([[rate(engine, args.seconds) for engine in engines] for _ in range(args.rounds)]).T
     ratios = [rates[0] / rates[n] for n in range(1, len(engines))]
-    cells = [len(device.dynamics.molecules[0]), *map(machine.spread, [*rates, *ratios])]
+    name = len(atoms) if features is None else f"{len(atoms)}, {features} features"
+    cells = [name, *map(machine.spread, [*rates, *ratios])]
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
@@ -196,9 +198,8 @@ def main() -> None:
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     if args.model:
         for features in map(int, args.features.split(",")):
-            print(f"{args.model}, {features} features:")
             for size in sizes:
-                compare(size, untrained(args.model, features), args, temperature=1e-3)
+                compare(size, untrained(args.model, features), args, features)
         return
     potential = load_force_field(args.force_field)
     for size in sizes:

@@ -1,0 +1,53 @@
+"""Errors of a force field on the molecules that a split by record does not train on.
+
+    python benchmarks/unseen.py runs/qcr MORE.lmdb --split=split.json \\
+        --options="stages=('DFT_1st','DFT_2nd'); level_of_theory=GFN2-xTB"
+
+split.json holds {"train": [record, ...], "valid": [...], "test": [...]}; benchmarks/join.py keeps "test" and "valid"
+out of what a force field is trained on. Mean absolute errors over --structures of the part "test", drawn by --seed, of
+all and of each subset.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.join import molecules
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.source import reader_options
+from mlip_jax.importers import load_force_field
+from mlip_jax.simulation.energies import energies_and_forces
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("force_field")
+    parser.add_argument("data")
+    parser.add_argument("--split", type=Path, required=True)
+    parser.add_argument("--options", default="", help="of the reader")
+    parser.add_argument("--structures", type=int, default=2_500)
+    parser.add_argument("--seed", type=int, default=0)
+    a = parser.parse_args()
+    potential, test = load_force_field(a.force_field), set(json.loads(a.split.read_text())["test"])
+    found = [s for record, group in molecules(a.data, reader_options(a.options)) if record in test for s in group
+             if set(s.numbers.tolist()) <= set(potential.elements)]
+    if not found:
+        sys.exit(f"{a.data}: no structure of the part 'test' of {a.split} has only elements that the force field knows")
+    chosen = [found[i] for i in np.random.default_rng(a.seed).permutation(len(found))[:a.structures]]
+    energies, forces = energies_and_forces(potential, Columns.from_structures(chosen), np.arange(len(chosen)))
+    sizes, subsets = np.array([len(s.numbers) for s in chosen]), np.array([s.subset for s in chosen])
+    energy = 1e3 * np.abs(energies - [s.energy for s in chosen]) / sizes
+    force = 1e3 * np.abs(forces - np.concatenate([s.forces for s in chosen]))
+    print(f"{len(chosen)} structures of {len({s.record for s in chosen})} molecules")
+    for name in ("", *sorted(set(subsets))):
+        of = (subsets == name) if name else np.ones(len(chosen), bool)
+        print(f"{name or 'all'}: {of.sum()} structures, {energy[of].mean():.2f} meV/atom, "
+              f"{force[np.repeat(of, sizes)].mean():.1f} meV/Å")
+
+
+if __name__ == "__main__":
+    main()
