@@ -68,6 +68,22 @@ class State(NamedTuple):
     stale: jax.Array
 
 
+class Ahead(NamedTuple):
+    """The first half of the step after a state, up to where forces are needed.
+
+    Attributes:
+      motion: Where it brings the molecules. code: What becomes of them on the way, (M,) int32.
+      empty: Nothing has been begun, () bool. moved: The list may lack pairs there, () bool.
+      narrow: The cell has become too small for the device's lists, () bool.
+    """
+
+    motion: Motion
+    code: jax.Array
+    empty: jax.Array
+    moved: jax.Array
+    narrow: jax.Array
+
+
 class Records(NamedTuple):
     """What is kept of the steps of a dispatch: the first `num_records` rows and `num_frames` frames.
 
@@ -139,38 +155,88 @@ class Loop:
         records = self._empty(state)
 
         def wanted(carry):
-            state, records = carry
+            state, _, records = carry
             room = (records.num_records < self.records) & (records.num_frames < self.frames)
             return (state.step < until) & room & ~state.stale & self._fits(budget, state.wanted) & (
                 state.code == RUNNING).any()
 
         def iterate(carry):
-            state, records = carry
-            new = self._stepped(budget, params, particles, key, timestep, state)
-            return new, self._recorded(particles, timestep, new, records, new.step != state.step)
+            state, ahead, records = carry
+            state, ready = self._listed(budget, particles, state, ahead)
+            state, ahead, due = self._stepped(params, particles, key, timestep, state, ahead, ready, until)
+            return state, ahead, self._recorded(particles, timestep, state, records, due)
 
-        return jax.lax.while_loop(wanted, iterate, (state, records))
+        nothing = Ahead(_motion(state), state.code, jnp.asarray(True), jnp.asarray(False), jnp.asarray(False))
+        state, _, records = jax.lax.while_loop(wanted, iterate, (state, nothing, records))
+        return state, records
 
     @staticmethod
     def _fits(budget: Budget, wanted):
         return (wanted[0] <= budget.edges) & (wanted[1] <= budget.pairs)
 
-    def _stepped(self, budget, params, particles, key, timestep, state: State) -> State:
-        """The state after a step; where the host is wanted, as it was but for `wanted` or `stale`."""
+    def _listed(self, budget, particles, state: State, ahead: Ahead) -> tuple[State, jax.Array]:
+        """The state with the list that the step ahead needs, and whether that step can be made, () bool.
+
+        If it cannot, `wanted` or `stale` of the state tells what the host has to do.
+        """
+        if not self.lists_on_device:
+            return state._replace(stale=ahead.moved), ~ahead.moved
+        graph, wanted = jax.lax.cond(
+            ahead.moved,
+            lambda: md_neighbors.on_device(particles, ahead.motion.positions, ahead.motion.cell, budget, self.reach),
+            lambda: (state.graph, state.wanted))
+        ready = self._fits(budget, wanted) & ~ahead.narrow
+        made = state._replace(graph=graph, lists=state.lists + (ahead.moved & ready))
+        state = jax.lax.cond(ready, lambda: made, lambda: state)
+        return state._replace(wanted=wanted, stale=ahead.narrow), ready
+
+    def _stepped(self, params, particles, key, timestep, state: State, ahead: Ahead, ready, until):
+        """Steps with one list: until one is to be recorded, or the next one needs another list, or there is no next.
+
+        Nothing is made that an inner step need not do: what depends on the list alone is computed once.
+
+        Returns:
+          State, what is ahead of it, and whether its step is to be recorded.
+        """
+        graph = state.graph
+        bare = state._replace(graph=None)
+
+        def wanted(carry):
+            state, ahead, due = carry
+            return (ready & ~ahead.moved & ~ahead.narrow & ~due & (state.step < until)
+                    & (state.code == RUNNING).any())
+
+        def iterate(carry):
+            state, ahead, _ = carry
+            # At the start of a dispatch there is nothing to finish. That the first half of a step stands in one
+            # place of the program makes its digits the same wherever a dispatch began.
+            finished = self._finished(params, particles, key, timestep, state, graph, ahead)
+            new = jax.tree.map(lambda a, b: jnp.where(ahead.empty, a, b), state, finished)
+            due = jnp.asarray(False)
+            for every in (self.record_every, self.frame_every):
+                due |= (new.step % every == 0) if every else False
+            return new, self._begun(particles, key, timestep, new, graph), due & ~ahead.empty
+
+        state, ahead, due = jax.lax.while_loop(
+            wanted, iterate, (bare, ahead._replace(moved=jnp.asarray(False)), jnp.asarray(False)))
+        return state._replace(graph=graph), ahead, due
+
+    @staticmethod
+    def _time(timestep, key, state: State):
+        """Length of the step after the state, zero for the one that finds the forces, and its random key."""
         dt = jnp.where(state.step == NEW, 0.0, timestep).astype(state.positions.dtype)
-        key = jax.random.fold_in(key, state.step)
-        start = Motion(state.positions, state.low, state.velocities, state.cell, jnp.zeros_like(state.heat))
+        return dt, jax.random.fold_in(key, state.step)
+
+    def _begun(self, particles, key, timestep, state: State, graph) -> Ahead:
+        """The first half of the step after the state, up to where forces are needed."""
+        dt, key = self._time(timestep, key, state)
+        start = _motion(state)
         begun = self.integrator.begin(start, state.forces, state.virial, particles, dt, key)
         code = self._flown(particles, state, begun)
         begun = _where_running(code, particles, begun, start)
-        graph, wanted, remade = self._list(budget, particles, state, begun)
-        wide = self._is_wide(particles, begun)
-        complete = self._fits(budget, wanted) & wide if self.lists_on_device else ~remade
-        made = state._replace(graph=graph, wanted=wanted, lists=state.lists + remade)
-        # Evaluated in any case: a branch costs a GPU a look from the host, and this one is hardly ever not taken.
-        made = self._finished(params, particles, key, made, start, begun, code, dt)
-        stopped = state._replace(wanted=wanted, stale=~wide if self.lists_on_device else remade)
-        return jax.tree.map(lambda a, b: jnp.where(complete, a, b), made, stopped)
+        moved = md_neighbors.has_moved(graph, particles, begun.positions, begun.cell, self.reach)
+        narrow = ~self._is_wide(particles, begun) if self.lists_on_device else jnp.asarray(False)
+        return Ahead(begun, code, jnp.asarray(False), moved, narrow)
 
     def _is_wide(self, particles, begun: Motion) -> jax.Array:
         """Whether the nearest images are all that the device needs, which a cell that shrinks may put an end to."""
@@ -186,23 +252,13 @@ class Loop:
         far = _any_of_molecule(far, particles)
         return jnp.where((state.code == RUNNING) & far, TOO_FAST, state.code)
 
-    def _list(self, budget, particles, state: State, begun: Motion):
-        """The graph for the new positions, how much room it wants, and whether it was made anew (or has to be)."""
-        moved = md_neighbors.has_moved(state.graph, particles, begun.positions, begun.cell, self.reach)
-        if not self.lists_on_device:
-            return state.graph, state.wanted, moved
-
-        graph, wanted = jax.lax.cond(
-            moved, lambda: md_neighbors.on_device(particles, begun.positions, begun.cell, budget, self.reach),
-            lambda: (state.graph, state.wanted))
-        return graph, wanted, moved
-
-    def _finished(self, params, particles, key, state, start, begun, code, dt) -> State:
+    def _finished(self, params, particles, key, timestep, state: State, graph, ahead: Ahead) -> State:
         """The second half of a step, with the forces at the new positions."""
-        graph_globals = state.graph.globals if begun.cell is None else state.graph.globals | {
-            "cell": state.graph.globals["cell"].at[:-1].set(begun.cell)}
-        graph = state.graph._replace(
-            nodes=state.graph.nodes | {"positions": begun.positions}, globals=graph_globals)
+        begun, code = ahead.motion, ahead.code
+        dt, key = self._time(timestep, key, state)
+        graph_globals = graph.globals if begun.cell is None else graph.globals | {
+            "cell": graph.globals["cell"].at[:-1].set(begun.cell)}
+        graph = graph._replace(nodes=graph.nodes | {"positions": begun.positions}, globals=graph_globals)
         out = evaluate(self.model, params, graph, self.energy_scale, self.integrator.needs_stress)
         virial = jnp.trace(out.stress[:-1], axis1=1, axis2=2) if self.integrator.needs_stress else state.virial
         # The start is taken off each atom: sums of differences have digits that sums of energies have not.
@@ -246,22 +302,20 @@ class Loop:
             culprit = jnp.where((code == RUNNING) & (worst >= 0), worst, culprit)
         return jnp.where(code == RUNNING, found, code).astype(jnp.int32), culprit.astype(jnp.int32)
 
-    def _recorded(self, particles, timestep, state: State, records: Records, made: jax.Array) -> Records:
-        """Records with the row and the frame of this step, if it was made and is one of those."""
+    def _recorded(self, particles, timestep, state: State, records: Records, due: jax.Array) -> Records:
+        """Records with the row and the frame of this step; `due`: it is to have a row, or a frame, or both."""
         if self.record_every:
             volume = jnp.zeros_like(state.energy) if state.cell is None else jnp.abs(jnp.linalg.det(state.cell))
             kinetic = kinetic_energies(state.velocities, particles)
             inner = self._pressure(particles, timestep, state)
-            due = made & (state.step % self.record_every == 0)
-            records = _written(records, "num_records", due, self.records, dict(
+            records = _written(records, "num_records", due & (state.step % self.record_every == 0), self.records, dict(
                 step=state.step, energy=state.energy, kinetic=kinetic, heat=state.heat, volume=volume, pressure=inner))
         if self.frame_every:
             values = dict(frame_step=state.step, frame_energy=state.energy, positions=state.positions,
                           velocities=state.velocities, forces=state.forces)
             if state.cell is not None:
                 values["cell"] = state.cell
-            due = made & (state.step % self.frame_every == 0)
-            records = _written(records, "num_frames", due, self.frames, values)
+            records = _written(records, "num_frames", due & (state.step % self.frame_every == 0), self.frames, values)
         return records
 
     def _pressure(self, particles, timestep, state: State) -> jax.Array:
@@ -288,6 +342,10 @@ def _written(records: Records, counter: str, due: jax.Array, capacity: int, valu
     return records._replace(**{counter: count + due.astype(jnp.int32)}, **{
         name: jax.lax.dynamic_update_index_in_dim(getattr(records, name), value, row, 0)
         for name, value in values.items()})
+
+
+def _motion(state: State) -> Motion:
+    return Motion(state.positions, state.low, state.velocities, state.cell, jnp.zeros_like(state.heat))
 
 
 def _any_of_molecule(values, particles):
