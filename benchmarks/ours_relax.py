@@ -22,7 +22,7 @@ import relaxing
 from mlip_jax import MLIPCalculator, Potential, Relaxer
 from mlip_jax.graphs import slots as slot_graphs
 from mlip_jax.graphs.graph import displacements
-from mlip_jax.importers import schnetpack
+from mlip_jax.importers import load_force_field, schnetpack
 from mlip_jax.models.heads import AtomOutputs
 from mlip_jax.potential import evaluate
 from mlip_jax.simulation.relax_pool import slot_size
@@ -51,7 +51,7 @@ class Morse(nn.Module):
 
 def potential(job: dict[str, Any]) -> Potential:
     if job["model"] != "morse":
-        return schnetpack.load(job["weights"])
+        return (schnetpack.load if job["weights"].endswith(".npz") else load_force_field)(job["weights"])
     return Potential(Morse(), {"params": {"nothing": np.zeros(1, np.float32)}}, relaxing.MORSE["cutoff"],
                      np.zeros(119), 1.0, (18,))
 

@@ -2,6 +2,7 @@
 
     python benchmarks/relax.py all --home=DIR --pin=0
     python benchmarks/relax.py painn morse --home=DIR --pin=0 --only=ours --rounds=3
+    python benchmarks/relax.py painn --home=DIR --force_field=runs/qcr   # ours alone, with a force field of your own
     python benchmarks/relax.py table --home=DIR      # of the last results there, nothing is measured
 
 Parts: `environments` (PyTorch, SchNetPack and torch-sim in DIR), `painn` (drugs as RDKit embeds them; the weights are
@@ -46,7 +47,7 @@ class Job(NamedTuple):
 
     Attributes:
       part: batched, ase or weights. method: Minimiser. model, options: See cases.Case.
-      work: File of starts (of training structures for weights). weights: File of the PaiNN.
+      work: File of starts (of training structures for weights). weights: File of SchNetPack's PaiNN, or a force field.
       batch: Molecules. batches: To train on. atoms: Of a batch; 0: the package's own choice.
     """
 
@@ -116,11 +117,13 @@ def make_weights(runner: Runner, folder: Path) -> Path:
 def measure(runner: Runner, model: str, folder: Path, arguments: argparse.Namespace) -> None:
     """The rows of one table, in turn in each round."""
     starts = make_starts(folder, arguments.molecules)
-    weights = make_weights(runner, folder) if model == "painn" else ""
+    weights = arguments.force_field or make_weights(runner, folder) if model == "painn" else ""
     for number in range(arguments.rounds):
         for row in rows(model):
             if arguments.only and not any(text in row.case.name for text in arguments.only):
                 continue
+            if arguments.force_field and model == "painn" and row.case.environment != OURS:
+                continue  # the peers run SchNetPack's weights alone
             count = arguments.molecules if row.case.environment == OURS else arguments.peer_molecules
             job = Job(row.part, row.method, model, PAINN, str(starts), str(weights), count, atoms=row.atoms)
             runner.measure(row.case, job, model, number)
@@ -175,6 +178,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=(*PARTS, "all"))
     parser.add_argument("--home", type=Path, required=True, help="folder of environments, data and results")
     parser.add_argument("--only", action="append", default=[], help="rows with this in their name; may be repeated")
+    parser.add_argument("--force_field", help="in place of SchNetPack's weights, for the rows that are ours")
     parser.add_argument("--molecules", type=int, default=200)
     parser.add_argument("--peer_molecules", type=int, default=60, help="the first ones, for the slower peers")
     parser.add_argument("--pin", type=int, help="core that every process is bound to, with one thread")

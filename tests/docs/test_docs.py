@@ -91,3 +91,12 @@ def test_site_builds(tmp_path):
                           cwd=markdown.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "train.num_steps" in (tmp_path / "config-reference/index.html").read_text()
+
+
+def test_equations_are_shown_without_scripts():
+    pytest.importorskip("latex2mathml")
+    equations = _load("equations", markdown.ROOT / "docs/equations.py")
+    shown = equations.on_page_content('<p>With <span class="arithmatex">\\(a &lt; b\\)</span></p>'
+                                      '<div class="arithmatex">\\[\nE = \\sum_i e_i\n\\]</div>')
+    assert shown.startswith('<p>With <span><math xmlns="http://www.w3.org/1998/Math/MathML" display="inline">')
+    assert "<mo>&#x0003C;</mo>" in shown and 'display="block"' in shown and "\\" not in shown
