@@ -29,6 +29,8 @@ from mlip_jax.structure import Structure
 # Places of all matrices of distances together, above which the host's k-d tree is the better way.
 _MOST_PLACES = 1 << 25
 _LONGEST_MOVE = 0.4
+# The model works on what is left empty, too: at first there is room for what comes and goes. A list that outgrows it
+# may go on growing, and each time costs a compilation.
 _ROOM, _EDGE_MULTIPLE = 1.15, 64
 
 
@@ -106,10 +108,16 @@ def needed(system: System, positions: np.ndarray, cell: np.ndarray | None, reach
 
 
 def enlarged(budget: Budget, system: System, wanted: np.ndarray) -> Budget:
-    """A budget with room for so many edges and pairs, and some more: they come and go. Never smaller than before."""
+    """A budget with room for so many edges and pairs, and some more: they come and go. Never smaller than before.
+
+    A budget without edges is the first one.
+    """
+    def with_room(count):
+        return int(np.ceil(_ROOM * count if budget.edges else count + 2 * np.sqrt(count)))
+
     sizes = np.array([len(a) for a in system.molecules])
     all_edges = int((sizes * (sizes - 1)).sum())
-    edges, pairs = (int(np.ceil(_ROOM * x)) if x else 0 for x in wanted)
+    edges, pairs = map(with_room, wanted)
     if not system.is_periodic:  # there is no room to be kept for pairs that cannot be
         edges, pairs = min(edges, all_edges), min(pairs, all_edges // 2)
     return budget._replace(edges=max(budget.edges, _up(max(edges, 2))), pairs=max(budget.pairs, _up(pairs)))
