@@ -21,7 +21,7 @@ spice: $(VENV)/.ready
 	$(BIN)/python -m mlip_jax.main --config=configs/spice.py --workdir=runs/spice
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow
