@@ -36,7 +36,7 @@ th, td { padding: 6px 12px; text-align: right; border-bottom: 1px solid var(--li
 tr:last-child td { border-bottom: 0; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 td, th .unit { white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 7em; }
+th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 10em; }
 table.pairs td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 table.pairs td:first-child { color: var(--soft); width: 34%; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); gap: 16px; }
