@@ -100,3 +100,6 @@ def test_equations_are_shown_without_scripts():
                                       '<div class="arithmatex">\\[\nE = \\sum_i e_i\n\\]</div>')
     assert shown.startswith('<p>With <span><math xmlns="http://www.w3.org/1998/Math/MathML" display="inline">')
     assert "<mo>&#x0003C;</mo>" in shown and 'display="block"' in shown and "\\" not in shown
+    for unknown in (r"\unknown a", r"\begin{aligned} a &= b \end{aligned}"):
+        with pytest.raises(ValueError, match="not to be shown"):
+            equations.on_page_content(f'<span class="arithmatex">\\({unknown}\\)</span>')
