@@ -11,7 +11,7 @@ derivative, and filters are cut off smoothly. "published" has not been trained t
 "small" is for some 50,000 snapshots and one hour on one core of a CPU: 3 layers, 32 Gaussians, lengths of the forces'
 error vectors and total energies. It wants off-equilibrium geometries beside the trajectories, which
 benchmarks/off_equilibrium.py makes: snapshots near minima have forces of some 0.03 eV/Å, and from them alone hardly
-more is learned than to predict none (README, "Force2Geo"). It is trained by Adam, as the README's tables are;
+more is learned than to predict none (docs/results/force2geo.md). It is trained by Adam, as older tables there are;
 --config.optimizer.name=muon --config.optimizer.learning_rate=2e-3 --config.train.batch_size=8 learns more in the same
 time.
 """

@@ -1,7 +1,7 @@
 """python -m mlip_jax.main --config=configs/spice.py --workdir=runs/spice
 
 Runs what a config asks for. Change fields on the command line: --config.train.batch_size=32. The same command run
-again goes on where it was stopped.
+again goes on where it was stopped. --config=FILE --help tells what a config does, and its fields.
 """
 
 from __future__ import annotations
@@ -154,6 +154,7 @@ def _overridden(config, overrides: list[str] | None):
 def _parse(app, flags, args):
     """absl's parser; a config field that does not exist becomes a message in place of a traceback."""
     try:
+        _show_help_of_config(args[1:])
         return flags.FLAGS(_with_found_config(args))
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         # the text of a KeyError is the repr of its argument, of ml_collections' twice over
@@ -164,6 +165,17 @@ def _parse(app, flags, args):
         sys.exit("error: " + text.strip("'\"").replace("\\n", "\n").replace("\\'", "'"))
     except flags.Error as error:
         sys.exit(f"error: {error}\nRun with --help for the flags.")
+
+
+def _show_help_of_config(args: list[str]) -> None:
+    """With --help beside --config: print what that config does, and leave."""
+    config = [value for name, value in zip(args, args[1:]) if name in ("--config", "-config")]
+    config += [a.partition("=")[2] for a in args if a.startswith(("--config=", "-config="))]
+    if config and {"--help", "-h", "-help", "-?"} & set(args):
+        from mlip_jax.config_help import help_text
+        print(help_text(config[0]))
+        print("\nFlags of every config: --help without --config.")
+        sys.exit(0)
 
 
 def _with_found_config(args: list[str]) -> list[str]:

@@ -17,6 +17,18 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_MODELS)
 
 
+def find(name: str) -> type:
+    """The class `Model` of the architecture `name`.
+
+    Raises:
+      ValueError: No model has that name; the message says which there are.
+    """
+    from mlip_jax.config import unknown_name
+    if name not in names():
+        raise ValueError(unknown_name("model", name, names()))
+    return importlib.import_module(f"{__name__}.{name}").Model
+
+
 def create(name: str, **options):
     """The model `name` with `options`, the fields of its class.
 
@@ -24,9 +36,7 @@ def create(name: str, **options):
       ValueError: No model has that name, or it has no such option; the message says which there are.
     """
     from mlip_jax.config import unknown_name
-    if name not in names():
-        raise ValueError(unknown_name("model", name, names()))
-    model = importlib.import_module(f"{__name__}.{name}").Model
+    model = find(name)
     known = [f for f in model.__dataclass_fields__ if f not in ("parent", "name")]
     for option in options:
         if option not in known:

@@ -1,0 +1,50 @@
+"""--help beside --config: what every config does, and its fields."""
+
+from pathlib import Path
+
+import pytest
+
+from mlip_jax import config_fields, config_help, main
+from mlip_jax.config import ConfigError
+
+REPOSITORY = Path(__file__).parents[1]
+CONFIGS = sorted(p.name for p in (REPOSITORY / "configs").glob("*.py") if p.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_tells_what_it_does_and_its_fields(name):
+    text = config_help.help_text(f"configs/{name}")
+    module = config_help._load(str(REPOSITORY / "configs" / name))
+    assert text.startswith(module.__doc__.splitlines()[0])
+    try:
+        config = module.get_config()
+    except TypeError:
+        assert f"--config=configs/{name}:ARGUMENT --help" in text
+        return
+    for field, _ in config_fields.fields(config):
+        assert field == "task" or f"  {field} = " in text or f"  {field}." in text, field
+
+
+def test_values_are_those_of_the_config_and_of_its_argument():
+    text = config_help.help_text("configs/spice.py:painn", width=100)
+    assert "  model.name = 'painn' " in text and "Options of the model 'painn'" in text
+    assert "PaiNN; the defaults are the published ones." in text
+    line = next(line for line in text.splitlines() if line.startswith("  loss.huber_delta"))
+    assert line == "  loss.huber_delta = 0.05"
+    assert max(map(len, text.partition("Options of the model")[0].splitlines())) <= 120  # docstrings' own width
+
+
+def test_errors_name_the_config():
+    with pytest.raises(FileNotFoundError, match="configs/absent.py"):
+        config_help.help_text("configs/absent.py")
+    with pytest.raises(ConfigError, match="configs/md.py:x"):
+        config_help.help_text("configs/md.py:x")
+
+
+@pytest.mark.parametrize("arguments", (["--config=configs/md.py", "--help"], ["-h", "--config", "configs/md.py"]))
+def test_the_command_prints_it_and_leaves(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main._show_help_of_config(arguments)
+    assert end.value.code == 0 and "  timestep = " in capsys.readouterr().out
+    main._show_help_of_config(arguments[:1])  # without a request nothing is printed, and the run begins
+    assert not capsys.readouterr().out
