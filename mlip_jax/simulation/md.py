@@ -16,10 +16,11 @@ from mlip_jax.graphs.batching import Budget
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.simulation import md_neighbors, md_system, velocities
-from mlip_jax.simulation.md_loop import NEW, RUNNING, Loop, Program, Records, State, filled
-from mlip_jax.simulation.md_neighbors import Reach
+from mlip_jax.simulation.md_loop import Loop, Program
+from mlip_jax.simulation.md_neighbors import Reach, Room
 from mlip_jax.simulation.md_results import Breakage, Frames, Thermo, Trajectory, breakages, joined
 from mlip_jax.simulation.md_settings import Settings
+from mlip_jax.simulation.md_state import NEW, RUNNING, Records, State, filled
 
 # Seconds of a call to the device, after which the host looks what has come of it.
 _TURN = 1.0
@@ -80,8 +81,8 @@ class MolecularDynamics:
         with self._precision():
             self._key = jax.random.key(self.settings.seed)
             self._program = self._make_program()
-            self._budget = md_neighbors.enlarged(
-                Budget(self._system.nodes, 0, len(self.molecules) + 1), self._system,
+            self._room = md_neighbors.enlarged(
+                Room(Budget(self._system.nodes, 0, len(self.molecules) + 1)), self._system,
                 md_neighbors.needed(self._system, self._positions(), self._system.cell, self._reach))
             self._state = self._begin()
 
@@ -149,7 +150,7 @@ class MolecularDynamics:
         turn = int(np.clip(_TURN / self._seconds_of_step, 1, 10 ** 6)) if self._seconds_of_step else 8
         with self._precision():
             self._state, records = self._program.run(
-                self._budget, self._key, self._state, min(until, max(before, 0) + turn))
+                self._room, self._key, self._state, min(until, max(before, 0) + turn))
             records = filled(jax.device_get(records))
             made = int(self._state.step) - before
             if made and compiles == self.num_compiles:
@@ -162,18 +163,15 @@ class MolecularDynamics:
     def _serve(self) -> None:
         """Make room, or the list, that a step waits for."""
         wanted = np.asarray(self._state.wanted)
-        if self._on_device:
-            if wanted[0] > self._budget.edges or wanted[1] > self._budget.pairs:
-                self._budget = md_neighbors.enlarged(self._budget, self._system, wanted)
-                self._state = self._state._replace(graph=self._list(*self._listed()))
-            if not bool(self._state.stale):
-                return
-            # the cell has become too small for the nearest images
+        if not self._room.holds(wanted):
+            self._room = md_neighbors.enlarged(self._room, self._system, wanted)
+            self._state = self._state._replace(graph=self._list(*self._listed()))
+        if not bool(self._state.stale):
+            return
+        if self._on_device:  # the cell has become too small for the nearest images
             self._on_device = False
             self._compiled_before += self._program.num_compiles
             self._program = self._make_program()
-        elif not bool(self._state.stale):
-            return
         now, step = jax.device_get((self._state.positions, self._state.cell)), int(self._state.step)
         if step == self._step_of_list:
             raise RuntimeError(f"the step after {step} asks for a neighbour list again that was just made for it; "
@@ -185,11 +183,11 @@ class MolecularDynamics:
     def _list(self, positions, cell):
         """The graph of positions, with as much room as it needs."""
         if self._on_device:
-            return self._program.list(self._budget, positions, cell)
+            return self._program.list(self._room, positions, cell)
         wanted = md_neighbors.needed(self._system, positions, cell, self._reach)
-        if wanted[0] > self._budget.edges or wanted[1] > self._budget.pairs:
-            self._budget = md_neighbors.enlarged(self._budget, self._system, wanted)
-        graph = md_neighbors.on_host(self._system, positions, cell, self._budget, self._reach)
+        if not self._room.holds(wanted):
+            self._room = md_neighbors.enlarged(self._room, self._system, wanted)
+        graph = md_neighbors.on_host(self._system, positions, cell, self._room.list, self._reach)
         return jax.device_put(graph, self._device)
 
     def _listed(self):
@@ -223,7 +221,7 @@ class MolecularDynamics:
         state = State(
             np.int32(NEW), atoms, zeros, (momenta / masses[:, None]).astype(self._dtype), zeros, real, cell,
             zeros[:, 0], real, real, real, whole, whole, whole - 1, self._list(atoms, cell),
-            np.zeros(2, np.int32), np.int32(1), np.bool_(False))
+            np.zeros(3, np.int32), np.int32(1), np.bool_(False))
         return jax.device_put(state, self._device)
 
     def _begin_momenta(self) -> np.ndarray:
@@ -278,8 +276,8 @@ class MolecularDynamics:
         positions, cell = self._listed()
         found = {name: np.asarray(value) for name, value in state._asdict().items()
                  if name not in ("graph", "cell") and value is not None}
-        found |= {"listed_positions": positions, "budget": np.array(self._budget), "on_device": np.array(
-            self._on_device)}
+        found |= {"listed_positions": positions, "budget": np.array(self._room.list), "near": np.array(self._room.near),
+                  "on_device": np.array(self._on_device)}
         return found if cell is None else found | {"cell": state.cell, "listed_cell": cell}
 
     def restore(self, snapshot: Mapping[str, np.ndarray]) -> None:
@@ -294,7 +292,7 @@ class MolecularDynamics:
                 raise ValueError(f"the snapshot does not fit these molecules: {name} should be {value.dtype}"
                                  f"{value.shape}, received " + ("nothing" if there is None else
                                                                 f"{there.dtype}{there.shape}"))
-        self._budget = Budget(*map(int, snapshot["budget"]))
+        self._room = Room(Budget(*map(int, snapshot["budget"])), int(snapshot["near"]))
         with self._precision():
             if bool(snapshot["on_device"]) != self._on_device:
                 self._on_device = bool(snapshot["on_device"])

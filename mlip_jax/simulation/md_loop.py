@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,103 +19,13 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
-from mlip_jax.graphs.batching import Budget
 from mlip_jax.potential import evaluate
-from mlip_jax.simulation import md_neighbors
+from mlip_jax.simulation import md_neighbors, md_state
 from mlip_jax.simulation.integrators import Motion, Verlet, kinetic_energies
-from mlip_jax.simulation.md_neighbors import Reach
+from mlip_jax.simulation.md_near import near
+from mlip_jax.simulation.md_neighbors import Reach, Room
+from mlip_jax.simulation.md_state import NEW, RUNNING, Ahead, Records, State
 from mlip_jax.simulation.md_system import Particles
-
-# What has become of a molecule.
-RUNNING, NOT_FINITE, TOO_FAST, STRETCHED, COLLAPSED, TOO_HOT = range(6)
-NEW = -1  # the step before the first evaluation
-
-
-class State(NamedTuple):
-    """All that a simulation is at.
-
-    Attributes:
-      step: Steps made, () int32; NEW before forces are known.
-      positions, low: See `Motion`, (N, 3) Å. velocities: (N, 3). forces: eV/Å, (N, 3).
-      virial: Trace of the stress, eV/Å³, (M,); zero where it is not needed. cell: (M, 3, 3) Å or None.
-      energies: Of the atoms at the start, eV, (N,). energy: Of the molecules less that at the start, eV, (M,).
-      heat, heat_low: What thermostats have given so far, eV, (M,), and what rounding left out of it.
-      code: What has become of each molecule, (M,) int32. broken_at: Step of that, (M,) int32.
-      culprit: Number of the bond that broke, (M,) int32.
-      graph: List of neighbours, with the positions that it was made of.
-      wanted: Edges and pairs of the last list, (2,) int32; above the budget: it has to be enlarged.
-      lists: How many lists were made since the start, () int32.
-      stale: The host must make a list, () bool.
-    """
-
-    step: jax.Array
-    positions: jax.Array
-    low: jax.Array
-    velocities: jax.Array
-    forces: jax.Array
-    virial: jax.Array
-    cell: jax.Array | None
-    energies: jax.Array
-    energy: jax.Array
-    heat: jax.Array
-    heat_low: jax.Array
-    code: jax.Array
-    broken_at: jax.Array
-    culprit: jax.Array
-    graph: jraph.GraphsTuple
-    wanted: jax.Array
-    lists: jax.Array
-    stale: jax.Array
-
-
-class Ahead(NamedTuple):
-    """The first half of the step after a state, up to where forces are needed.
-
-    Attributes:
-      motion: Where it brings the molecules. code: What becomes of them on the way, (M,) int32.
-      empty: Nothing has been begun, () bool. moved: The list may lack pairs there, () bool.
-      narrow: The cell has become too small for the device's lists, () bool.
-    """
-
-    motion: Motion
-    code: jax.Array
-    empty: jax.Array
-    moved: jax.Array
-    narrow: jax.Array
-
-
-class Records(NamedTuple):
-    """What is kept of the steps of a dispatch: the first `num_records` rows and `num_frames` frames.
-
-    Attributes:
-      step: (R,). energy, kinetic, heat, volume, pressure: (R, M), eV, Å³, eV/Å³.
-      frame_step: (F,). positions, velocities, forces: (F, N, 3). frame_energy: (F, M). cell: (F, M, 3, 3) or None.
-    """
-
-    num_records: jax.Array
-    step: jax.Array
-    energy: jax.Array
-    kinetic: jax.Array
-    heat: jax.Array
-    volume: jax.Array
-    pressure: jax.Array
-    num_frames: jax.Array
-    frame_step: jax.Array
-    frame_energy: jax.Array
-    positions: jax.Array
-    velocities: jax.Array
-    forces: jax.Array
-    cell: jax.Array | None
-
-
-def filled(records: Records) -> Records:
-    """Copies of the rows and frames that there are, on the host: whoever keeps them keeps no empty room."""
-    frames = ("frame_step", "frame_energy", "positions", "velocities", "forces", "cell")
-    rows = ("step", "energy", "kinetic", "heat", "volume", "pressure")
-    kept = {name: np.array(getattr(records, name)[:int(count)]) for names, count in (
-        (rows, records.num_records), (frames, records.num_frames)) for name in names
-        if getattr(records, name) is not None}
-    return records._replace(**kept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,37 +54,34 @@ class Loop:
     records: int
     frames: int
 
-    def run(self, budget: Budget, params, particles: Particles, key, timestep: jax.Array, state: State,
+    def run(self, room: Room, params, particles: Particles, key, timestep: jax.Array, state: State,
             until: jax.Array) -> tuple[State, Records]:
         """Make steps until `until` is reached, records or frames are full, nothing moves, or the host is wanted.
 
         Args:
-          budget: Static shape of the graph. key: Of random numbers; those of a step are made of it and the step.
+          room: Static shapes of the list, and of what the model gets of it.
+          key: Of random numbers; those of a step are made of it and the step.
           timestep: In ASE's unit of time.
         """
         records = self._empty(state)
 
         def wanted(carry):
             state, _, records = carry
-            room = (records.num_records < self.records) & (records.num_frames < self.frames)
-            return (state.step < until) & room & ~state.stale & self._fits(budget, state.wanted) & (
+            left = (records.num_records < self.records) & (records.num_frames < self.frames)
+            return (state.step < until) & left & ~state.stale & room.holds(state.wanted) & (
                 state.code == RUNNING).any()
 
         def iterate(carry):
             state, ahead, records = carry
-            state, ready = self._listed(budget, particles, state, ahead)
-            state, ahead, due = self._stepped(params, particles, key, timestep, state, ahead, ready, until)
+            state, ready = self._listed(room, particles, state, ahead)
+            state, ahead, due = self._stepped(room, params, particles, key, timestep, state, ahead, ready, until)
             return state, ahead, self._recorded(particles, timestep, state, records, due)
 
         nothing = Ahead(_motion(state), state.code, jnp.asarray(True), jnp.asarray(False), jnp.asarray(False))
         state, _, records = jax.lax.while_loop(wanted, iterate, (state, nothing, records))
         return state, records
 
-    @staticmethod
-    def _fits(budget: Budget, wanted):
-        return (wanted[0] <= budget.edges) & (wanted[1] <= budget.pairs)
-
-    def _listed(self, budget, particles, state: State, ahead: Ahead) -> tuple[State, jax.Array]:
+    def _listed(self, room, particles, state: State, ahead: Ahead) -> tuple[State, jax.Array]:
         """The state with the list that the step ahead needs, and whether that step can be made, () bool.
 
         If it cannot, `wanted` or `stale` of the state tells what the host has to do.
@@ -183,14 +90,15 @@ class Loop:
             return state._replace(stale=ahead.moved), ~ahead.moved
         graph, wanted = jax.lax.cond(
             ahead.moved,
-            lambda: md_neighbors.on_device(particles, ahead.motion.positions, ahead.motion.cell, budget, self.reach),
-            lambda: (state.graph, state.wanted))
-        ready = self._fits(budget, wanted) & ~ahead.narrow
+            lambda: md_neighbors.on_device(particles, ahead.motion.positions, ahead.motion.cell, room.list, self.reach),
+            lambda: (state.graph, state.wanted[:2]))
+        wanted = jnp.append(wanted, 0)
+        ready = room.holds(wanted) & ~ahead.narrow
         made = state._replace(graph=graph, lists=state.lists + (ahead.moved & ready))
         state = jax.lax.cond(ready, lambda: made, lambda: state)
         return state._replace(wanted=wanted, stale=ahead.narrow), ready
 
-    def _stepped(self, params, particles, key, timestep, state: State, ahead: Ahead, ready, until):
+    def _stepped(self, room, params, particles, key, timestep, state: State, ahead: Ahead, ready, until):
         """Steps with one list: until one is to be recorded, or the next one needs another list, or there is no next.
 
         Nothing is made that an inner step need not do: what depends on the list alone is computed once.
@@ -203,19 +111,21 @@ class Loop:
 
         def wanted(carry):
             state, ahead, due = carry
-            return (ready & ~ahead.moved & ~ahead.narrow & ~due & (state.step < until)
+            return (ready & ~ahead.moved & ~ahead.narrow & ~due & room.holds(state.wanted) & (state.step < until)
                     & (state.code == RUNNING).any())
 
         def iterate(carry):
             state, ahead, _ = carry
             # At the start of a dispatch there is nothing to finish. That the first half of a step stands in one
             # place of the program makes its digits the same wherever a dispatch began.
-            finished = self._finished(params, particles, key, timestep, state, graph, ahead)
-            new = jax.tree.map(lambda a, b: jnp.where(ahead.empty, a, b), state, finished)
+            finished = self._finished(room, params, particles, key, timestep, state, graph, ahead)
+            enough = room.holds(finished.wanted)
+            new = jax.tree.map(lambda a, b: jnp.where(ahead.empty | ~enough, a, b), state, finished)
+            new = new._replace(wanted=jnp.where(ahead.empty, state.wanted, finished.wanted))
             due = jnp.asarray(False)
             for every in (self.record_every, self.frame_every):
                 due |= (new.step % every == 0) if every else False
-            return new, self._begun(particles, key, timestep, new, graph), due & ~ahead.empty
+            return new, self._begun(particles, key, timestep, new, graph), due & ~ahead.empty & enough
 
         state, ahead, due = jax.lax.while_loop(
             wanted, iterate, (bare, ahead._replace(moved=jnp.asarray(False)), jnp.asarray(False)))
@@ -250,15 +160,16 @@ class Loop:
         moved = begun.positions - state.positions
         far = ~((moved * moved).sum(-1) <= self.longest_move ** 2)
         far = _any_of_molecule(far, particles)
-        return jnp.where((state.code == RUNNING) & far, TOO_FAST, state.code)
+        return jnp.where((state.code == RUNNING) & far, md_state.TOO_FAST, state.code)
 
-    def _finished(self, params, particles, key, timestep, state: State, graph, ahead: Ahead) -> State:
+    def _finished(self, room, params, particles, key, timestep, state: State, graph, ahead: Ahead) -> State:
         """The second half of a step, with the forces at the new positions."""
         begun, code = ahead.motion, ahead.code
         dt, key = self._time(timestep, key, state)
         graph_globals = graph.globals if begun.cell is None else graph.globals | {
             "cell": graph.globals["cell"].at[:-1].set(begun.cell)}
         graph = graph._replace(nodes=graph.nodes | {"positions": begun.positions}, globals=graph_globals)
+        graph, wanted = self._near(room, state, graph)
         out = evaluate(self.model, params, graph, self.energy_scale, self.integrator.needs_stress)
         virial = jnp.trace(out.stress[:-1], axis1=1, axis2=2) if self.integrator.needs_stress else state.virial
         # The start is taken off each atom: sums of differences have digits that sums of energies have not.
@@ -268,7 +179,7 @@ class Loop:
         ended = self.integrator.end(begun, out.forces, particles, dt, key)
         finite = jnp.isfinite(energy[:num]) & ~_any_of_molecule(
             ~jnp.isfinite(out.forces).all(-1) | ~jnp.isfinite(ended.velocities).all(-1), particles)
-        code = jnp.where((code == RUNNING) & ~finite, NOT_FINITE, code)
+        code = jnp.where((code == RUNNING) & ~finite, md_state.NOT_FINITE, code)
         goes_on = code == RUNNING  # those that break by the next two are shown as they break
         code, culprit = self._watched(particles, state, ended, code)
         heat, heat_low = _compensated(state.heat, state.heat_low, ended.heat)
@@ -277,15 +188,22 @@ class Loop:
                    virial=virial, cell=ended.cell, energy=energy[:num], heat=heat, heat_low=heat_low)
         kept = {name: _select(goes_on, particles, value, getattr(state, name)) for name, value in new.items()}
         return state._replace(
-            **kept, step=step, energies=energies, code=code, culprit=culprit,
+            **kept, step=step, energies=energies, code=code, culprit=culprit, wanted=wanted,
             broken_at=jnp.where((state.code == RUNNING) & (code != RUNNING), step, state.broken_at))
+
+    def _near(self, room, state: State, graph) -> tuple[jraph.GraphsTuple, jax.Array]:
+        """The graph that the model gets, and what the state is to say of the room that is wanted."""
+        if not room.near:
+            return graph, state.wanted
+        graph, count = near(graph, self.reach.cutoff, room.near)
+        return graph, state.wanted.at[2].set(count)
 
     def _watched(self, particles, state, ended: Motion, code):
         """Codes with those marked whose bonds have broken or which are too hot, and numbers of the broken bonds."""
         num = code.shape[0]
         kinetic = kinetic_energies(ended.velocities, particles)
         hot = kinetic > 0.5 * particles.dof * particles.hottest
-        found = jnp.where(hot, TOO_HOT, RUNNING)
+        found = jnp.where(hot, md_state.TOO_HOT, RUNNING)
         culprit = state.culprit
         if particles.bonds.shape[0]:
             i, j = particles.bonds.T
@@ -298,7 +216,7 @@ class Loop:
             bad = (ratio < self.bond_range[0]) | (ratio > self.bond_range[1])
             worst = jax.ops.segment_max(jnp.where(bad, jnp.arange(len(ratio)), -1), molecule, num)
             place = jnp.maximum(worst, 0)
-            found = jnp.where(worst >= 0, jnp.where(ratio[place] > 1, STRETCHED, COLLAPSED), found)
+            found = jnp.where(worst >= 0, jnp.where(ratio[place] > 1, md_state.STRETCHED, md_state.COLLAPSED), found)
             culprit = jnp.where((code == RUNNING) & (worst >= 0), worst, culprit)
         return jnp.where(code == RUNNING, found, code).astype(jnp.int32), culprit.astype(jnp.int32)
 
@@ -375,7 +293,7 @@ def _compensated(total, low, change):
 class Program:
     """`Loop.run` with parameters and particles that are kept on the device.
 
-    Compiled once for each budget and number of atoms; programs serve all that have the same `loop`.
+    Compiled once for each room and number of atoms; programs serve all that have the same `loop`.
 
     Attributes:
       num_compiles: Programs compiled so far for this one.
@@ -390,16 +308,16 @@ class Program:
         step = particles.masses.dtype.type(timestep)
         self._params, self._particles, self._timestep = jax.device_put((params, particles, step), device)
 
-    def run(self, budget: Budget, key, state: State, until: int) -> tuple[State, Records]:
+    def run(self, room: Room, key, state: State, until: int) -> tuple[State, Records]:
         """See `Loop.run`."""
         before = _traces.count
-        out = _run(self.loop, budget, self._params, self._particles, key, self._timestep, state, np.int32(until))
+        out = _run(self.loop, room, self._params, self._particles, key, self._timestep, state, np.int32(until))
         self.num_compiles += _traces.count - before
         return out
 
-    def list(self, budget: Budget, positions, cell) -> jraph.GraphsTuple:
-        """The device's list for positions (N, 3) that the budget has room for."""
-        graph, _ = _list(self._particles, positions, cell, budget, self.loop.reach)
+    def list(self, room: Room, positions, cell) -> jraph.GraphsTuple:
+        """The device's list for positions (N, 3) that there is room for."""
+        graph, _ = _list(self._particles, positions, cell, room.list, self.loop.reach)
         return graph
 
 
@@ -414,6 +332,6 @@ _list = jax.jit(md_neighbors.on_device, static_argnums=(3, 4))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(loop, budget, params, particles, key, timestep, state, until):
+def _run(loop, room, params, particles, key, timestep, state, until):
     _traces.count += 1
-    return loop.run(budget, params, particles, key, timestep, state, until)
+    return loop.run(room, params, particles, key, timestep, state, until)

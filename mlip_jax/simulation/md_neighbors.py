@@ -32,6 +32,8 @@ _LONGEST_MOVE = 0.4
 # The model works on what is left empty, too: at first there is room for what comes and goes. A list that outgrows it
 # may go on growing, and each time costs a compilation.
 _ROOM, _EDGE_MULTIPLE = 1.15, 64
+# Of a list's edges: if more than that may be within the cutoff, choosing them costs what the model saves.
+_WORTHWHILE = 0.92
 
 
 class Reach(NamedTuple):
@@ -40,6 +42,24 @@ class Reach(NamedTuple):
     cutoff: float
     long_range: float | None
     skin: float
+
+
+class Room(NamedTuple):
+    """Static shapes.
+
+    Attributes:
+      list: Of the graph that is the list, pairs of the skin included.
+      near: Edges that the model gets: those of the list that are within the cutoff at the step. 0: it gets the whole
+        list, which is not much longer.
+    """
+
+    list: Budget
+    near: int = 0
+
+    def holds(self, wanted: jax.Array) -> jax.Array:
+        """Whether there is room for so many edges and pairs of the list and edges within the cutoff, (3,); () bool."""
+        fits = (wanted[0] <= self.list.edges) & (wanted[1] <= self.list.pairs)
+        return fits & (wanted[2] <= self.near) if self.near else fits
 
 
 def suits_device(system: System, reach: Reach) -> bool:
@@ -97,30 +117,38 @@ def on_host(system: System, positions: np.ndarray, cell: np.ndarray | None, budg
 
 
 def needed(system: System, positions: np.ndarray, cell: np.ndarray | None, reach: Reach) -> np.ndarray:
-    """Edges and pairs of the list of positions (N, 3), (2,)."""
-    edges = pairs = 0
+    """Edges and pairs of the list of positions (N, 3), and edges within the cutoff, (3,)."""
+    edges = pairs = close = 0
     for m, (atoms, x) in enumerate(zip(system.molecules, system.split(positions))):
         box = (None, None) if cell is None else (cell[m], atoms.pbc)
         edges += count_edges(x, reach.cutoff + reach.skin, *box)
+        close += count_edges(x, reach.cutoff, *box)
         if reach.long_range is not None:
             pairs += len(long_range_list(x, reach.long_range + reach.skin, *box)[0])
-    return np.array([edges, pairs])
+    return np.array([edges, pairs, close])
 
 
-def enlarged(budget: Budget, system: System, wanted: np.ndarray) -> Budget:
-    """A budget with room for so many edges and pairs, and some more: they come and go. Never smaller than before.
+def enlarged(room: Room, system: System, wanted: np.ndarray) -> Room:
+    """Room for so many edges, pairs and edges within the cutoff, (3,), and some more: they come and go.
 
-    A budget without edges is the first one.
+    What there is room for already stays as it is. A room without edges is the first one.
     """
-    def with_room(count):
-        return int(np.ceil(_ROOM * count if budget.edges else count + 2 * np.sqrt(count)))
+    before, is_first = room.list, not room.list.edges
 
-    sizes = np.array([len(a) for a in system.molecules])
-    all_edges = int((sizes * (sizes - 1)).sum())
-    edges, pairs = map(with_room, wanted)
-    if not system.is_periodic:  # there is no room to be kept for pairs that cannot be
-        edges, pairs = min(edges, all_edges), min(pairs, all_edges // 2)
-    return budget._replace(edges=max(budget.edges, _up(max(edges, 2))), pairs=max(budget.pairs, _up(pairs)))
+    def with_room(count):
+        return _up(int(np.ceil(count + 2 * np.sqrt(count) if is_first else _ROOM * count)))
+
+    edges, pairs = before.edges, before.pairs
+    if wanted[0] > edges or wanted[1] > pairs:
+        sizes = np.array([len(a) for a in system.molecules])
+        all_edges = int((sizes * (sizes - 1)).sum())
+        most = (np.inf, np.inf) if system.is_periodic else (_up(max(all_edges, 2)), _up(all_edges // 2))
+        edges = max(edges, min(with_room(max(wanted[0], 2)), most[0]))
+        pairs = max(pairs, min(with_room(wanted[1]), most[1]))
+    near = room.near
+    if is_first or 0 < near < wanted[2]:
+        near = with_room(wanted[2])
+    return Room(before._replace(edges=edges, pairs=pairs), near if near <= _WORTHWHILE * edges else 0)
 
 
 def _up(value: int) -> int:

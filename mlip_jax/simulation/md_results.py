@@ -9,9 +9,9 @@ import numpy as np
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from mlip_jax.simulation import md_loop
-from mlip_jax.simulation.md_loop import RUNNING, Records, State
+from mlip_jax.simulation import md_state
 from mlip_jax.simulation.md_settings import BAR, Settings
+from mlip_jax.simulation.md_state import RUNNING, Records, State
 from mlip_jax.simulation.md_system import System
 
 
@@ -30,22 +30,22 @@ def breakages(state: State, system: System, settings: Settings, hottest: np.ndar
     found = {}
     for m in np.flatnonzero(codes != RUNNING):
         code, reason = int(codes[m]), _REASONS[int(codes[m])]
-        if code in (md_loop.STRETCHED, md_loop.COLLAPSED):
+        if code in (md_state.STRETCHED, md_state.COLLAPSED):
             bonds = system.bonds()[0] if bonds is None else bonds
             i, j = (int(a) for a in bonds[culprits[m]] - system.begin[m])
             symbols = system.molecules[m].get_chemical_symbols()
-            limit = settings.bond_range[code == md_loop.STRETCHED]
+            limit = settings.bond_range[code == md_state.STRETCHED]
             reason = reason.format(f"{symbols[i]}{i}–{symbols[j]}{j}", limit)
         found[int(m)] = Breakage(int(steps[m]), reason.format(f"{hottest[m]:g} K"))
     return found
 
 
 _REASONS = {
-    md_loop.NOT_FINITE: "energy or forces are not finite",
-    md_loop.TOO_FAST: "an atom moved too far in one step",
-    md_loop.STRETCHED: "the bond {0} is longer than {1:g} times the sum of the covalent radii",
-    md_loop.COLLAPSED: "the bond {0} is shorter than {1:g} times the sum of the covalent radii",
-    md_loop.TOO_HOT: "it is hotter than {0}"}
+    md_state.NOT_FINITE: "energy or forces are not finite",
+    md_state.TOO_FAST: "an atom moved too far in one step",
+    md_state.STRETCHED: "the bond {0} is longer than {1:g} times the sum of the covalent radii",
+    md_state.COLLAPSED: "the bond {0} is shorter than {1:g} times the sum of the covalent radii",
+    md_state.TOO_HOT: "it is hotter than {0}"}
 
 
 @dataclasses.dataclass(frozen=True)
