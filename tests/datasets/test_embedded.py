@@ -334,7 +334,7 @@ def group_is_empty(group):
     return False
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, signal_number):
     path, parts = tmp_path / "x.h5", tmp_path / "x.h5.parts"
     process = start(tmp_path / "script.py", path)

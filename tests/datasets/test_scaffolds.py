@@ -74,6 +74,7 @@ def test_no_smiles():
     assert scaffolds([]).shape == (0,)
 
 
+@pytest.mark.slow
 def test_several_processes_give_what_one_gives(capsys):
     smiles = [f"{'C' * n}{ring}" for n in range(1, 300) for ring in ("c1ccccc1", "C1CC1", "O")]
     one = scaffolds(smiles, num_processes=1)

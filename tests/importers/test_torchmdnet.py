@@ -83,6 +83,7 @@ def test_agrees_on_a_directed_list():
     assert_agree("values", *energies_and_forces(potential, undirected=False), 1e-9)
 
 
+@pytest.mark.slow
 def test_agrees_in_single_precision():
     potential = torchmdnet.potential(*state_and_hparams("published"), elements=ELEMENTS)
     with jax.enable_x64(False):

@@ -369,7 +369,9 @@ def test_contract_with_further_options(name, further, check):
     check(case_of(name, further))
 
 
-@pytest.mark.parametrize("name", [n for n in models.names() if "cutoff_fn" in models.create(n).__dataclass_fields__])
+@pytest.mark.parametrize("name", [
+    pytest.param(n, marks=pytest.mark.slow) if n in ("so3krates", "equivariant_transformer") else n
+    for n in models.names() if "cutoff_fn" in models.create(n).__dataclass_fields__])
 def test_second_derivatives_go_to_zero_at_the_cutoff(name):
     """With a cutoff function that is flat enough; the published cosine lets them jump."""
     options = {k: v for k, v in SMALL.items() if k in models.create(name).__dataclass_fields__}

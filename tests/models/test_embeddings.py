@@ -53,6 +53,7 @@ def test_zero_gives_zero(embedding):
     assert not function((0.0, 4.0, 0.0))[[0, 1, 2, 5, 6]].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["charge", "spin"])
 def test_so3krates_feels_the_state(state):
     """A charge or spin changes the features; where it is zero, or absent, they are those of the elements / sqrt(2)."""

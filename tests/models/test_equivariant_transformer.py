@@ -67,6 +67,7 @@ def test_pairs_out_of_the_range_do_not_interact():
         assert not np.asarray(result.forces).any()
 
 
+@pytest.mark.slow
 def test_splines_follow_the_exact_filters():
     rng = np.random.default_rng(3)
     structure = Structure(np.array([6, 1, 8, 7]), rng.normal(size=(4, 3)) * 1.2)

@@ -109,6 +109,7 @@ def test_a_sum_grows_with_the_size_and_a_mean_does_not(model):
         np.testing.assert_allclose(two[name][0], one[name][0], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_frozen_features_learn_nothing():
     backbone = models.create("painn", **BACKBONES["painn"])
     for frozen in (False, True):

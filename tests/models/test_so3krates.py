@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from ase.build import molecule
 
 from mlip_jax.datasets.columns import Columns
@@ -24,10 +25,12 @@ def sizes_of_features(**options):
     return [float(np.sqrt(np.mean(f**2))) for f in features]
 
 
+@pytest.mark.slow
 def test_a_layer_norm_keeps_the_features_of_a_deep_model_in_bounds():
     assert all(0.8 < size < 1.6 for size in sizes_of_features(layer_norm_1=True))
 
 
+@pytest.mark.slow
 def test_without_norms_features_grow_without_bound_beyond_four_layers():
     sizes = sizes_of_features()
     assert sizes[3] < 10 and not sizes[4] < 100 and not sizes[5] < 1e6

@@ -65,7 +65,7 @@ def directly(potential, atoms, dtype):
     return reference.sum() + float(out.energy[0]), reference + out.energies[:n], out.forces[:n]
 
 
-@pytest.mark.parametrize("kind", ["so3krates", "painn"])
+@pytest.mark.parametrize("kind", [pytest.param("so3krates", marks=pytest.mark.slow), "painn"])
 def test_agrees_with_direct_evaluation(make_potential, shared, kind):
     potential = make_potential(kind)
     atoms = random_molecule(7)

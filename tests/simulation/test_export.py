@@ -110,6 +110,7 @@ def test_periodic_in_float64(make_potential, tmp_path):
     compare(potential, evaluate_file(tmp_path, crystal(3.0)), crystal(3.0), 1e-10)
 
 
+@pytest.mark.slow
 def test_terms_of_long_range(make_potential, tmp_path):
     potential = make_potential("charged")
     export_stablehlo(potential, tmp_path, max_atoms=9, dtype="float64")

@@ -38,7 +38,7 @@ def by_differences(calculator, atoms, step=1e-3):
 
 
 @pytest.mark.parametrize("kind, atoms", [
-    ("tiny", random_molecule(6, seed=3)), ("so3krates", random_molecule(5, seed=3)),
+    ("tiny", random_molecule(6, seed=3)), pytest.param("so3krates", random_molecule(5, seed=3), marks=pytest.mark.slow),
     ("tiny", crystal(3.0))], ids=["painn", "so3krates", "cell smaller than the cutoff"])
 def test_agrees_with_differences_of_forces(shared, kind, atoms):
     calculator = shared(kind, "float64")

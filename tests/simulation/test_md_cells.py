@@ -46,6 +46,7 @@ def test_steps_at_constant_pressure(quick_compilation):
     assert_as_fresh(potential, ours)
 
 
+@pytest.mark.slow
 def test_the_recorded_pressure_is_the_one_that_the_barostat_uses(quick_compilation):
     """Without heat there is no noise, and the volume follows the difference of the pressures alone."""
     dynamics = at_pressure(crystal((2, 2, 2)), pairwise(cutoff=4.9), temperature=0.0, initial_temperature=80.0,

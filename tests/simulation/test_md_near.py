@@ -1,5 +1,6 @@
 """What the model gets of a list with a skin: the list that would have been made without one."""
 
+import jax
 import numpy as np
 import pytest
 from ase import Atoms
@@ -82,7 +83,8 @@ def test_models_make_the_same_of_it(make_potential, quick_compilation, kind):
     now = after(graph_of(before, CUTOFF + SKIN), moved(before, 0.3, 0))
     chosen, count = near(now, CUTOFF, 512)
     assert count < 512
-    whole, part = (evaluate(potential.model, potential.params, g, 1.0) for g in (now, chosen))
+    compiled = jax.jit(evaluate, static_argnums=(0, 3))
+    whole, part = (compiled(potential.model, potential.params, g, 1.0) for g in (now, chosen))
     np.testing.assert_allclose(part.energy, whole.energy, rtol=0, atol=1e-5)
     np.testing.assert_allclose(part.forces, whole.forces, rtol=0, atol=1e-5)
 
@@ -111,7 +113,7 @@ def test_room_is_made_for_what_lacks_alone(make_potential):
     assert all_of_it.holds(np.array([2000, 0, 3000]))
 
 
-@pytest.mark.parametrize("by", ["device", "host"])
+@pytest.mark.parametrize("by", ["device", pytest.param("host", marks=pytest.mark.slow)])
 def test_a_step_that_needs_more_room_waits_for_it(quick_compilation, by, monkeypatch):
     """A gas that falls together: the edges within the cutoff outgrow their room, and no step is lost."""
     atoms = crystal((2, 2, 2), shake=0.02)
@@ -130,12 +132,12 @@ def test_a_step_that_needs_more_room_waits_for_it(quick_compilation, by, monkeyp
     ours = dynamics()
     assert ours.lists_by == by and 0 < ours._room.near < ours._room.list.edges
     first = ours._room
-    trajectory, = ours.run(60)
+    trajectory, = ours.run(30)
     assert ours._room.near > first.near or not ours._room.near
-    assert trajectory.steps == list(range(61)) and trajectory.broken is None
+    assert trajectory.steps == list(range(31)) and trajectory.broken is None
     monkeypatch.setattr(md_neighbors, "_WORTHWHILE", 0.0)
     plain = dynamics()
-    expected, = plain.run(60)
+    expected, = plain.run(30)
     assert not plain._room.near
     np.testing.assert_allclose([f.positions for f in trajectory.frames], [f.positions for f in expected.frames],
                                atol=1e-9)

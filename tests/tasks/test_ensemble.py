@@ -21,6 +21,7 @@ from mlip_jax.simulation.ensemble_calibration import Calibration
 from mlip_jax.tasks import ensemble
 from tests.tasks import runs
 
+pytestmark = pytest.mark.slow  # whole runs
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

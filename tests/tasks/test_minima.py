@@ -37,6 +37,7 @@ def dimers(folder, *others):
     return path
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on(tmp_path, monkeypatch, springs, quick_compilation):
     path = dimers(tmp_path, molecule("CH4"))
     search, calls = minima.find_minima, []

@@ -96,6 +96,7 @@ def test_a_finished_run_is_only_reported_again(scratch, folder):
     assert (scratch / "metrics.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_tested_at_other_geometries(folder):
     task.run(config(folder, train__num_steps=6), folder / "again_tested")
     steps = (folder / "again_tested/metrics.csv").read_bytes()
@@ -134,6 +135,7 @@ def test_fine_tuning_begins_with_all_that_is_there(scratch, folder):
     assert set(scores(folder / "tuned")) == {"train", "valid", "test pm3", "test labels"}
 
 
+@pytest.mark.slow
 def test_denoising_has_no_property(folder):
     c = config(folder, property__targets=(), align__weight=1.0, align__loss="mse", align__noise=0.05,
                data__test_geometries=(), train__num_steps=12)
@@ -143,6 +145,7 @@ def test_denoising_has_no_property(folder):
     assert set(pretrained(folder / "denoised")[1]) and not (folder / "denoised/domain.npz").exists()
 
 
+@pytest.mark.slow
 def test_dens_trains_a_force_field_that_predictors_begin_from(folder):
     c = config(folder, property__targets=(), dens__weight=0.5, dens__share=0.5, align__noise=0.05,
                data__test_geometries=(), train__num_steps=12)

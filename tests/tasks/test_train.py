@@ -105,7 +105,7 @@ def test_training_lowers_the_error(tmp_path):
     assert force[-3:].mean() < 0.7 * force[:3].mean()
 
 
-@pytest.mark.parametrize("after_steps", [6, 13])
+@pytest.mark.parametrize("after_steps", [6, pytest.param(13, marks=pytest.mark.slow)])
 def test_killed_run_ends_as_an_undisturbed_one(finished, tmp_path, after_steps):
     undisturbed, _ = finished
     workdir = tmp_path / "run"
@@ -222,6 +222,7 @@ def test_some_labels_are_nan(tmp_path):
     assert all(np.isfinite(metrics["test"][k]) for k in ("energy_mae_mev_per_atom", "force_mae_mev_per_ang"))
 
 
+@pytest.mark.slow
 def test_training_on_forces_alone(tmp_path):
     def without_energy(group):
         del group["dft_total_energy"]
@@ -264,6 +265,7 @@ def test_read_only_workdir(tmp_path):
     assert code != 0 and "cannot be written" in output and "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_painn_by_config(tmp_path):
     config = f"{REPOSITORY}/configs/spice.py:painn"
     process = subprocess.run(

@@ -56,6 +56,7 @@ def test_what_it_begins_with(first):
     np.testing.assert_allclose(a.forces_predicted, b.forces_predicted, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_data_with_other_zeros_of_energy_begin_with_the_same_errors(first, tmp_path):
     moved = tmp_path / "moved.hdf5"
     shutil.copy(DATA, moved)
@@ -70,6 +71,7 @@ def test_data_with_other_zeros_of_energy_begin_with_the_same_errors(first, tmp_p
     assert np.abs(same.energy - other.energy).min() > 1.0
 
 
+@pytest.mark.slow
 def test_the_architecture_may_be_taken_over(first, tmp_path):
     c = still(first, model__name="")
     c.model.options = type(c.model.options)()
@@ -77,6 +79,7 @@ def test_the_architecture_may_be_taken_over(first, tmp_path):
     assert Potential.load(tmp_path / "run").model == Potential.load(first / "first").model
 
 
+@pytest.mark.slow
 def test_weights_in_open_files(first, tmp_path):
     parameters.save(Potential.load(first / "first"), tmp_path / "open")
     train.run(still(first, init__workdir=f"parameters:{tmp_path / 'open'}"), tmp_path / "run")

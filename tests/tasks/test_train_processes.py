@@ -23,6 +23,7 @@ def launch(workdir, *, changes, processes=2, **options):
                             env=environment(1), start_new_session=True, **options)
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path):
     run_of_two = RUN | {"train__micro_batches": 2}
     code, output = run(tmp_path / "one", env=environment(1), **run_of_two)

@@ -16,6 +16,8 @@ from mlip_jax.checkpoint import CheckpointStore
 from mlip_jax.datasets.split_files import load_split
 from mlip_jax.datasets.store import Store
 
+pytestmark = pytest.mark.slow  # whole runs
+
 REPOSITORY = Path(__file__).parents[2]
 DATA = REPOSITORY / "tests/data/gfn2_small.hdf5"
 SMALL = {

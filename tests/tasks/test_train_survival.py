@@ -113,6 +113,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(undisturbed, tmp_path)
     assert_alike(workdir, undisturbed)
 
 
+@pytest.mark.slow
 def test_full_disk_in_mid_run(undisturbed, tmp_path):
     """A file-size limit stands for the full disk."""
     workdir = tmp_path / "run"
@@ -147,6 +148,7 @@ def test_a_folder_that_cannot_be_written_in_mid_run(undisturbed, tmp_path):
     assert_same_parameters(workdir, undisturbed)
 
 
+@pytest.mark.slow
 def test_data_that_vanish_in_mid_run(undisturbed, tmp_path):
     workdir, long = tmp_path / "run", LONG | {"data__directory": tmp_path / "data"}
     process = start(workdir, **long)

@@ -19,6 +19,8 @@ from mlip_jax.simulation.calculator import MLIPCalculator
 from mlip_jax.tasks import train
 from mlip_jax.training.step import Trainer
 
+pytestmark = pytest.mark.slow  # whole runs
+
 DATA = Path(__file__).parents[1] / "data/gfn2_small.hdf5"
 
 

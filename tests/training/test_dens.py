@@ -89,6 +89,7 @@ def test_loss_by_hand(setup):
     assert counts.atoms == sums.atoms and counts.force_field.energies == sums.force_field.energies
 
 
+@pytest.mark.slow
 def test_forces_tell_of_structures_that_are_displaced_alone(setup):
     model, params, graph, objective = setup
     evaluation = jax.jit(objective.evaluate)(params, graph)[0]
@@ -103,6 +104,7 @@ def test_forces_tell_of_structures_that_are_displaced_alone(setup):
     assert jnp.abs(grads["params"]["backbone"]["encode_forces"]["kernel"]).max() > 0
 
 
+@pytest.mark.slow
 def test_large_forces_do_not_blow_the_features_up():
     model = models.create("painn", num_features=128, num_layers=3, cutoff=CUTOFF, force_encoding=True)
     params = jax.jit(model.init)(jax.random.key(0), example_graph())

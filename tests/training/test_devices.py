@@ -30,7 +30,7 @@ def on_one(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("devices", "resident", "per_call"), [
-    (2, False, 1), (8, False, 1),
+    pytest.param(2, False, 1, marks=pytest.mark.slow), (8, False, 1),
     pytest.param(3, False, 1, marks=pytest.mark.slow),  # the last device lacks a micro-batch
     (2, True, 6), pytest.param(1, True, 1, marks=pytest.mark.slow)])
 def test_any_number_of_devices_gives_the_same_parameters(on_one, tmp_path, devices, resident, per_call):

@@ -27,6 +27,7 @@ def undisturbed(world, tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 def test_resident_data_and_many_updates_a_call_change_nothing(world, undisturbed):
     one, many = undisturbed(1), undisturbed(4)
     a, b = saved(one), saved(many)

@@ -16,7 +16,7 @@ from tests.training.world import BAD, STEPS, as_sums, assert_same_run, rows, sav
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-@pytest.mark.parametrize("per_call", [1, 4])
+@pytest.mark.parametrize("per_call", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_loss_that_is_not_finite_stops_the_run(world, tmp_path, per_call):
     bad, first = world.bad(), world.first_step_with(BAD)
     columns = world.columns.take(world.train.indices[[BAD]])

@@ -105,7 +105,8 @@ def with_gaps(split, columns, kind):
     return dataclasses.replace(split, rows=dataclasses.replace(columns, energy=energy, forces=forces))
 
 
-@pytest.mark.parametrize("penalty", [("mse", "rmse"), ("huber", "norm"), ("mae", None)])
+@pytest.mark.parametrize("penalty", [
+    ("mse", "rmse"), *(pytest.param(p, marks=pytest.mark.slow) for p in (("huber", "norm"), ("mae", None)))])
 def test_micro_batches_are_one_large_batch(setup, quick_compilation, penalty):
     """Also where some have no label of a kind, or nothing in them, and whatever beta is."""
     model, split, batches, _, params = setup
