@@ -213,6 +213,8 @@ class Relaxer:
                 if pool is None:
                     pool = mine[size] = self._pool(device, size)
                 pool.add(_waiting(number, atoms, self._dtype))
+            if shared.is_empty:
+                self._join_the_few(mine)
             busy = [pool for pool in mine.values() if pool.num_left]
             if not busy:
                 return
@@ -227,6 +229,15 @@ class Relaxer:
                 self.potential, self._params, self._options, size, self._dtype, self._batch_atoms,
                 self._devices[device])
         return self._pools[device, size]
+
+    def _join_the_few(self, pools: dict[int, Pool]) -> None:
+        """Molecules of all sizes that fit one evaluation share slots: compiling would take longer than they do."""
+        waiting = [pool for _, pool in sorted(pools.items()) if pool.num_waiting]
+        if sum(pool.num_atoms for pool in waiting) > self._batch_atoms:
+            return
+        for pool in waiting[:-1]:
+            if not pool.num_compiles:
+                pool.give_all(waiting[-1])
 
     def _turn(self, pool: Pool, no_more: bool, held) -> list[relax_loop.Outcome]:
         """Run a pool for about a second, or, where frames are wanted, for one step."""

@@ -79,6 +79,11 @@ class Pool:
         return len(self._waiting)
 
     @property
+    def num_atoms(self) -> int:
+        """Atoms of the molecules that have no slot yet."""
+        return sum(len(w.numbers) for w in self._waiting)
+
+    @property
     def num_left(self) -> int:
         """Molecules that are not done."""
         return len(self._waiting) + self._in_slots
@@ -91,6 +96,11 @@ class Pool:
     def add(self, molecule: Waiting) -> None:
         """One more."""
         self._waiting.append(molecule)
+
+    def give_all(self, other: Pool) -> None:
+        """The molecules that wait go to another pool, whose slots hold them too."""
+        other._waiting.extend(self._waiting)
+        self._waiting.clear()
 
     def run(self, no_more: bool, most: int | None) -> tuple[list[Outcome], Outcome | None]:
         """Relax for about a second.
@@ -138,7 +148,8 @@ class Pool:
         self._state = self._program.init()
         whole = self._budget(num, sizes, edges)
         tail = self._budget(num / _TAIL, sizes, edges)
-        self._budgets = [whole] if tail.edges > 0.6 * whole.edges else [tail, whole]
+        refilled = len(sizes) > num  # else all begin at once, and compiling takes as long as the tail would save
+        self._budgets = [tail, whole] if refilled and tail.edges <= 0.6 * whole.edges else [whole]
 
     def _budget(self, num: float, sizes, edges) -> Budget:
         most_edges = max(_ROOM * num * edges.mean(), 1.15 * edges.max(), 2)

@@ -178,6 +178,19 @@ def test_sizes_of_all_kinds_come_through_few_programs(make_potential):
     assert relaxer.num_compiles <= 2 and {relax_pool.slot_size(len(a)) for a in starts} == {16}
 
 
+def test_a_few_molecules_of_all_sizes_share_one_program(make_potential, quick_compilation):
+    potential = make_potential("tiny", 1)
+    starts = [molecule("H2O"), molecule("CH3CH2OH"), molecule("C6H6") + molecule("C2H6")]
+    starts[2].positions[12:] += [0, 0, 4.0]
+    assert len({relax_pool.slot_size(len(a)) for a in starts}) == 2
+    relaxer = Relaxer(potential, max_steps=3)
+    results = dict(relaxer.stream(enumerate(starts)))
+    assert relaxer.num_compiles == 1
+    for n, start in enumerate(starts):
+        assert results[n].steps <= 3 and results[n].atoms.get_chemical_formula() == start.get_chemical_formula()
+        assert results[n].energy_start == pytest.approx(MLIPCalculator(potential).get_potential_energy(start), abs=2e-3)
+
+
 def test_a_slot_that_needs_more_edges_gets_them(make_potential):
     """The budget is chosen by stretched molecules, which have no edges; then come dense ones."""
     potential = make_potential("tiny", 1)
