@@ -118,10 +118,11 @@ class Loop:
             state, ahead, _ = carry
             # At the start of a dispatch there is nothing to finish. That the first half of a step stands in one
             # place of the program makes its digits the same wherever a dispatch began.
-            finished = self._finished(room, params, particles, key, timestep, state, graph, ahead)
+            finished = jax.lax.cond(
+                ahead.empty, lambda: state,
+                lambda: self._finished(room, params, particles, key, timestep, state, graph, ahead))
             enough = room.holds(finished.wanted)
-            new = jax.tree.map(lambda a, b: jnp.where(ahead.empty | ~enough, a, b), state, finished)
-            new = new._replace(wanted=jnp.where(ahead.empty, state.wanted, finished.wanted))
+            new = jax.tree.map(lambda a, b: jnp.where(enough, b, a), state, finished)._replace(wanted=finished.wanted)
             due = jnp.asarray(False)
             for every in (self.record_every, self.frame_every):
                 due |= (new.step % every == 0) if every else False
@@ -195,7 +196,8 @@ class Loop:
         """The graph that the model gets, and what the state is to say of the room that is wanted."""
         if not room.near:
             return graph, state.wanted
-        graph, count = near(graph, self.reach.cutoff, room.near)
+        # else XLA computes the places of edges again for each feature that it fetches
+        graph, count = jax.lax.optimization_barrier(near(graph, self.reach.cutoff, room.near))
         return graph, state.wanted.at[2].set(count)
 
     def _watched(self, particles, state, ended: Motion, code):
