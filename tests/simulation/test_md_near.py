@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mlip_jax import MolecularDynamics
@@ -59,6 +59,8 @@ def test_it_is_the_list_of_the_cutoff(start, seed, by):
     before = start()
     now = moved(before, by, seed)
     listed, fresh = graph_of(before, CUTOFF + SKIN), graph_of(now, CUTOFF)
+    # pairs that rounding may put on either side
+    assume(graph_of(now, CUTOFF - 1e-4).n_edge[:-1].sum() == graph_of(now, CUTOFF + 1e-4).n_edge[:-1].sum())
     found, count = near(after(listed, now), CUTOFF, 4096)
     assert count == fresh.n_edge[:-1].sum()
     assert np.isin(np.asarray(found.receivers[count:]), sum(map(len, now))).all()
