@@ -33,12 +33,14 @@ def help_text(path: str, width: int | None = None) -> str:
     file, colon, argument = find_file(path).partition(":")
     module = _load(file)
     parts = [inspect.cleandoc(module.__doc__ or f"{file} has no docstring.")]
+    given = (argument,) if colon else ()
     try:
-        config = module.get_config(argument) if colon else module.get_config()
+        inspect.signature(module.get_config).bind(*given)
     except TypeError as error:
         if not colon:  # get_config cannot do without
             return "\n\n".join([*parts, f"The fields are shown with the argument: --config={path}:ARGUMENT --help"])
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: get_config: {error}") from error
+    config = module.get_config(*given)
     parts.append("Fields, changed as --config.FIELD=VALUE; units are eV and Å unless others are named:")
     parts.append("\n".join(_lines(config, width)))
     options = _model_options(config, width)
