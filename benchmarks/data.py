@@ -27,8 +27,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import describe, spread
-from mlip_jax.datasets.conversion import Recipe, convert
-from mlip_jax.datasets.store import Store
+from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.store.store import Store
 from mlip_jax.graphs.neighbors import neighbor_list
 from mlip_jax.main import ALLOCATOR
 

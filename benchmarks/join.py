@@ -20,7 +20,7 @@ from ase.units import Bohr, Hartree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mlip_jax.datasets import readers
-from mlip_jax.datasets.connectivity import Entry, describe
+from mlip_jax.datasets.molecules.connectivity import Entry, describe
 from mlip_jax.datasets.source import reader_options
 
 

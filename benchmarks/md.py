@@ -31,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import machine
 from mlip_jax import MLIPCalculator, MolecularDynamics, models, relax
-from mlip_jax.datasets.embedding import Options, make
-from mlip_jax.datasets.molecule_entries import Entry
+from mlip_jax.datasets.molecules.embedding import Options, make
+from mlip_jax.datasets.molecules.entries import Entry
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential, evaluate, example_graph
-from mlip_jax.simulation import md_settings
+from mlip_jax.simulation.dynamics import settings
 
 try:
     import jax_md
@@ -108,7 +108,7 @@ class JaxMd:
     def __init__(self, atoms: Atoms, potential):
         displacement, shift = jax_md.space.free()
         self._find = jax_md.partition.neighbor_list(
-            displacement, box=1e3, r_cutoff=potential.cutoff, dr_threshold=md_settings.Settings().skin,
+            displacement, box=1e3, r_cutoff=potential.cutoff, dr_threshold=settings.Settings().skin,
             format=jax_md.partition.OrderedSparse, disable_cell_list=True)
         numbers = jnp.append(jnp.asarray(atoms.numbers, jnp.int32), 0)  # the last atom takes what is empty in a list
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), potential.params)

@@ -25,8 +25,9 @@ from ase.units import Bohr, Hartree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mlip_jax import workers
-from mlip_jax.datasets import readers, safe_pickle
-from mlip_jax.datasets.embedded.labels import NotConverged, energy_and_gradient
+from mlip_jax.datasets import readers
+from mlip_jax.datasets.builtin.labels import NotConverged, energy_and_gradient
+from mlip_jax.datasets.formats import safe_pickle
 
 SEED = 0
 

@@ -26,7 +26,7 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batching import build_batch, choose_budget, plan_window
 from mlip_jax.graphs.batching import measure as measure_sizes
 from mlip_jax.potential import Potential, example_graph
-from mlip_jax.simulation.calculator import MLIPCalculator
+from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.structure import Structure
 from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.step import Trainer

@@ -23,9 +23,9 @@ from mlip_jax import MLIPCalculator, Potential, Relaxer
 from mlip_jax.graphs import slots as slot_graphs
 from mlip_jax.graphs.graph import displacements
 from mlip_jax.importers import load_force_field, schnetpack
-from mlip_jax.models.heads import AtomOutputs
+from mlip_jax.models.layers.heads import AtomOutputs
 from mlip_jax.potential import evaluate
-from mlip_jax.simulation.relax_pool import slot_size
+from mlip_jax.simulation.relaxation.pool import slot_size
 
 REPEATS = 20
 CHECKED_STEPS = 60  # of which positions are compared; after that rounding may take two relaxations apart

@@ -86,7 +86,7 @@ def rows(model: str) -> list[Row]:
 
 def make_starts(folder: Path, count: int) -> Path:
     """`count` geometries of the drugs by RDKit, each drug once before any comes again."""
-    from mlip_jax.datasets.molecule_files import read_molecules
+    from mlip_jax.datasets.molecules.files import read_molecules
     path = folder / f"starts-{count}.npz"
     if not path.is_file():
         drugs = sum(bool(line.strip()) for line in DRUGS.read_text().splitlines())

@@ -14,10 +14,10 @@ from ase import Atoms
 from ase.build import molecule
 
 from mlip_jax.datasets import statistics
+from mlip_jax.datasets.builtin import generate_embedded, read_smiles_file
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.conversion import Recipe, convert
-from mlip_jax.datasets.embedded import generate_embedded, read_smiles_file
-from mlip_jax.datasets.store import Store, is_store
+from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.store.store import Store, is_store
 
 DRUGS = Path(__file__).with_name("drugs.smi")
 MAX_STRUCTURES = 6000

@@ -34,7 +34,7 @@ import ml_collections
 
 from configs import spice
 from mlip_jax.config import unknown_name
-from mlip_jax.datasets.subsets import SELECTIONS, budget_grid
+from mlip_jax.datasets.selection.subsets import SELECTIONS, budget_grid
 from mlip_jax.defaults import diversity_defaults
 from mlip_jax.sweep import product
 

@@ -73,7 +73,7 @@ def sweep(what: str = "data/trajectories.lmdb") -> list[dict]:
 
 
 def report(folder: Path) -> Path:
-    from mlip_jax.reports.paper_force2geo import write_paper_report
+    from mlip_jax.reports.force2geo.paper import write_paper_report
     return write_paper_report(folder)
 
 

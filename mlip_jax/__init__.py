@@ -6,16 +6,16 @@ __version__ = "0.1.0"
 
 # Loaded at first use: importing the package alone must not start JAX.
 _EXPORTS = {
-    "EnsembleCalculator": "mlip_jax.simulation.ensemble",
-    "MLIPCalculator": "mlip_jax.simulation.calculator",
-    "MolecularDynamics": "mlip_jax.simulation.md",
-    "Relaxer": "mlip_jax.simulation.relax",
+    "EnsembleCalculator": "mlip_jax.simulation.calculators.ensemble",
+    "MLIPCalculator": "mlip_jax.simulation.calculators.calculator",
+    "MolecularDynamics": "mlip_jax.simulation.dynamics.md",
+    "Relaxer": "mlip_jax.simulation.relaxation.relax",
     "Potential": "mlip_jax.potential",
     "Structure": "mlip_jax.structure",
-    "find_minima": "mlip_jax.simulation.minima",
-    "from_smiles": "mlip_jax.datasets.molecule_files",
-    "read_trajectory": "mlip_jax.simulation.trajectories",
-    "relax": "mlip_jax.simulation.relax",
+    "find_minima": "mlip_jax.simulation.relaxation.minima",
+    "from_smiles": "mlip_jax.datasets.molecules.files",
+    "read_trajectory": "mlip_jax.simulation.dynamics.trajectories",
+    "relax": "mlip_jax.simulation.relaxation.relax",
 }
 __all__ = ["__version__", *_EXPORTS]
 

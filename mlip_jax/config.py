@@ -16,11 +16,10 @@ class ConfigError(ValueError):
     """A config holds something that it must not."""
 
 
-# Energy terms that can be added to a model are the files of mlip_jax/terms, but for these. The folder is listed and
-# not imported, which would take seconds.
-NOT_TERMS = {"free_atoms", "pairwise"}
+# Energy terms that can be added to a model are the files of mlip_jax/terms. The folder is listed and not imported,
+# which would take seconds.
 TERMS = tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).with_name("terms"))])
-                     if m.name not in NOT_TERMS))
+                     if not m.ispkg))
 # Models and energy terms check their own options.
 _FREE = ("model.options", "property.heads", *(f"potential.{term}_options" for term in TERMS))
 

@@ -403,7 +403,7 @@ def minima_defaults() -> ml_collections.ConfigDict:
     _input_defaults(c)
     c.geometries = 20  # that are embedded of each SMILES
     c.batch = 16  # molecules that are searched side by side
-    c.search = ml_collections.ConfigDict()  # see simulation/minima.py
+    c.search = ml_collections.ConfigDict()  # see simulation/relaxation/minima.py
     c.search.rounds = 2  # of dynamics; 0: the embedded geometries alone
     c.search.replicas, c.search.temperature, c.search.picoseconds = 8, 600.0, 1.0
     c.search.frames = 4  # of each dynamics that are relaxed

@@ -20,7 +20,7 @@ from mlip_jax.checkpoint import CheckpointError, from_arrays
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.graphs.batching import Budget, build_batch, choose_budget, measure, plan_window
-from mlip_jax.models.readouts import BACKBONE, PropertyModel, with_heads
+from mlip_jax.models.layers.readouts import BACKBONE, PropertyModel, with_heads
 from mlip_jax.potential import active_terms, create_model, example_graph, read_checkpoint
 from mlip_jax.structure import from_ase
 

@@ -13,7 +13,7 @@ from mlip_jax import config as configs
 from mlip_jax import defaults, models, terms
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batching import Budget, build_batch
-from mlip_jax.models.heads import AtomOutputs
+from mlip_jax.models.layers.heads import AtomOutputs
 from mlip_jax.potential import (
     Potential,
     active_terms,

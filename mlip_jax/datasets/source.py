@@ -18,14 +18,14 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from mlip_jax.config import ConfigError, unknown_name
-from mlip_jax.datasets import diversity, scaffolds, split_files, splits, subsets
-from mlip_jax.datasets.conversion import Recipe, convert, identify
-from mlip_jax.datasets.filters import Filters, count_reasons, identities
-from mlip_jax.datasets.held_out import first_of_each
+from mlip_jax.datasets.quality.filters import Filters, count_reasons, identities
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.readers import spice
+from mlip_jax.datasets.selection import diversity, scaffolds, split_files, splits, subsets
+from mlip_jax.datasets.selection.held_out import first_of_each
 from mlip_jax.datasets.statistics import NUM_ELEMENTS, isolated_from_formation
-from mlip_jax.datasets.store import Store, is_store
+from mlip_jax.datasets.store.conversion import Recipe, convert, identify
+from mlip_jax.datasets.store.store import Store, is_store
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def locate(data: Any) -> str:
     if not path.exists():
         log.warning("no SPICE file in %s/: making %d conformations of built-in molecules with GFN2-xTB labels (NOT "
                     "SPICE's %s). %s", directory, data.num_generated, SPICE_LEVEL, HOW_TO_GET_SPICE)
-    from mlip_jax.datasets.embedded import generate_embedded
+    from mlip_jax.datasets.builtin import generate_embedded
     return str(generate_embedded(path, num_conformations=data.num_generated))
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from rich import progress as bars
 
 from mlip_jax import workers
-from mlip_jax.datasets.beside import array_beside
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.store import Store
+from mlip_jax.datasets.store.array_cache import array_beside
+from mlip_jax.datasets.store.store import Store
 from mlip_jax.graphs.neighbors import count_edges, infinite_pairs
 
 _PER_JOB = 16_384

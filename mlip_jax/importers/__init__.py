@@ -8,20 +8,32 @@ taken over as they are, so that the numbers agree to rounding.
 from __future__ import annotations
 
 import importlib
+import inspect
+import pkgutil
 
 from mlip_jax.potential import Potential
 
-# Programs whose files can be named where a workdir is asked for; mlff keeps its settings elsewhere.
-BY_NAME = ("so3lr", "schnetpack", "torchmdnet", "parameters")
+
+def names() -> list[str]:
+    """Return the names of all importers."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
 
 
 def load_force_field(text: str) -> Potential:
-    """The force field of a workdir, or of what one of BY_NAME reads: "schnetpack:painn.safetensors".
+    """Load the force field of a workdir, or of a file by the name of its importer: "schnetpack:painn.safetensors".
 
     Raises:
-      CheckpointError, ValueError, FileNotFoundError: Nothing that can be read is there.
+      CheckpointError, ValueError, FileNotFoundError: There is nothing that can be read, or the file alone does not
+        describe a force field.
     """
     importer, colon, path = text.partition(":")
-    if colon and importer in BY_NAME:
-        return importlib.import_module(f"mlip_jax.importers.{importer}").load(path)
-    return Potential.load(text)
+    if not colon or importer not in names():
+        return Potential.load(text)
+    load = importlib.import_module(f"mlip_jax.importers.{importer}").load
+    try:
+        inspect.signature(load).bind(path)
+    except TypeError as error:
+        raise ValueError(
+            f"{text}: the file alone does not describe the force field ({error}). Load it in Python with "
+            f"mlip_jax.importers.{importer}.load and save it with mlip_jax.importers.parameters.save.") from error
+    return load(path)

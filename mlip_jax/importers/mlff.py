@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from mlip_jax import models
-from mlip_jax.datasets import safe_pickle
-from mlip_jax.importers import weights as weight_files
-from mlip_jax.importers.weights import WeightsError, check_shapes
-from mlip_jax.models.heads import MAX_ATOMIC_NUMBER
+from mlip_jax.datasets.formats import safe_pickle
+from mlip_jax.importers.formats import weights as weight_files
+from mlip_jax.importers.formats.weights import WeightsError, check_shapes
+from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.potential import Potential
 from mlip_jax.terms import with_terms
 

@@ -21,8 +21,8 @@ from flax import linen as nn
 
 from mlip_jax import __version__, terms
 from mlip_jax.checkpoint import CheckpointError, from_arrays, to_arrays
-from mlip_jax.importers import weights
-from mlip_jax.importers.weights import WeightsError
+from mlip_jax.importers.formats import weights
+from mlip_jax.importers.formats.weights import WeightsError
 from mlip_jax.potential import Potential, create_model, example_graph
 from mlip_jax.workdir import write_json
 

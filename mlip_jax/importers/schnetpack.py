@@ -16,9 +16,9 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from mlip_jax import models
-from mlip_jax.importers.weights import WeightsError, read
-from mlip_jax.models.heads import MAX_ATOMIC_NUMBER
-from mlip_jax.models.layers import activation as activation_function
+from mlip_jax.importers.formats.weights import WeightsError, read
+from mlip_jax.models.layers.basic import activation as activation_function
+from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.potential import Potential
 
 _EMBEDDING = "representation.embedding.weight"
@@ -46,7 +46,7 @@ def load(path: str | Path, *, activation: str | None = None, energy_act: str = "
     """The force field of a file that holds the state dict of a SchNetPack model.
 
     Args:
-      path: .npz or .safetensors, see importers/weights.py.
+      path: .npz or .safetensors, see importers/formats/weights.py.
       activation, energy_act, epsilon, do_postprocessing: As for `convert`.
       energy_unit: eV in the unit of energy that the model was trained in, such as
         `ase.units.kcal / ase.units.mol`. Lengths are Å.

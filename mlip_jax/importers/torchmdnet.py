@@ -18,10 +18,10 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from mlip_jax import models
-from mlip_jax.importers import weights as weight_files
-from mlip_jax.importers.weights import WeightsError, check_shapes
+from mlip_jax.importers.formats import weights as weight_files
+from mlip_jax.importers.formats.weights import WeightsError, check_shapes
 from mlip_jax.models.equivariant_transformer import filter_names, value_names
-from mlip_jax.models.heads import MAX_ATOMIC_NUMBER
+from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.potential import Potential
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "ssp": "shifted_softplus_float32", "tanh": "tanh",

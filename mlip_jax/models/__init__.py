@@ -1,7 +1,7 @@
 """Architectures: one file each, found by its name.
 
 `mlip_jax/models/<name>.py` holds one class `Model`, a flax.linen module: `Model(**options)(graph)` gives
-`AtomOutputs`. A model knows nothing of data, losses or configs.
+`AtomOutputs`. A model knows nothing of data, losses or configs. The building blocks that models share are in `layers/`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-_NOT_MODELS = {"embeddings", "layers", "heads", "readouts", "splines"}
-
 
 def names() -> list[str]:
     """Names of the architectures that there are."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_MODELS)
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
 
 
 def find(name: str) -> type:

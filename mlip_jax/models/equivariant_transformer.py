@@ -24,8 +24,7 @@ import jraph
 import numpy as np
 
 from mlip_jax.graphs.graph import Pairs, pairs
-from mlip_jax.models.heads import AtomicEnergy, AtomOutputs, embed_elements
-from mlip_jax.models.layers import (
+from mlip_jax.models.layers.basic import (
     Dense,
     SplitDense,
     activation,
@@ -36,7 +35,8 @@ from mlip_jax.models.layers import (
     segment_sum,
     unit_vectors,
 )
-from mlip_jax.models.splines import SplineGrid
+from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, embed_elements
+from mlip_jax.models.layers.splines import SplineGrid
 
 CHOICES = {"radial_basis": ("expnorm", "gaussian"), "distance_influence": ("both", "keys", "values", "none"),
            "head": ("gated", "scalar"), "radial_filter": ("exact", "spline")}

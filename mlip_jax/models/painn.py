@@ -15,8 +15,16 @@ import jax.numpy as jnp
 import jraph
 
 from mlip_jax.graphs.graph import Pairs, pairs
-from mlip_jax.models.heads import AtomicEnergy, AtomOutputs, embed_elements
-from mlip_jax.models.layers import Dense, cutoff_function, gather, radial_basis, safe_norm, segment_sum, unit_vectors
+from mlip_jax.models.layers.basic import (
+    Dense,
+    cutoff_function,
+    gather,
+    radial_basis,
+    safe_norm,
+    segment_sum,
+    unit_vectors,
+)
+from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, embed_elements
 
 _ENCODED = 0.1  # of encoded forces: about the size of the vectors after a layer
 

@@ -13,8 +13,7 @@ import flax.linen as nn
 import jraph
 
 from mlip_jax.graphs.graph import Pairs, pairs
-from mlip_jax.models.heads import AtomicEnergy, AtomOutputs, embed_elements
-from mlip_jax.models.layers import (
+from mlip_jax.models.layers.basic import (
     Dense,
     TwoLayers,
     cutoff_function,
@@ -23,6 +22,7 @@ from mlip_jax.models.layers import (
     safe_norm,
     segment_sum,
 )
+from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, embed_elements
 
 
 class Model(nn.Module):

@@ -22,9 +22,7 @@ import jraph
 import numpy as np
 
 from mlip_jax.graphs.graph import Pairs, node_graph_index, pairs
-from mlip_jax.models.embeddings import StateEmbedding
-from mlip_jax.models.heads import AtomicEnergy, AtomOutputs, embed_elements
-from mlip_jax.models.layers import (
+from mlip_jax.models.layers.basic import (
     Dense,
     ResidualMLP,
     TwoLayers,
@@ -37,7 +35,9 @@ from mlip_jax.models.layers import (
     spherical_harmonics,
     unit_vectors,
 )
-from mlip_jax.models.splines import SplineGrid
+from mlip_jax.models.layers.embeddings import StateEmbedding
+from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, embed_elements
+from mlip_jax.models.layers.splines import SplineGrid
 
 NORMALIZATIONS = ("identity", "sqrt_num_features", "avg_num_neighbors")
 RADIAL_FILTERS = ("exact", "spline")

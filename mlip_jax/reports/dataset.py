@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlip_jax.datasets.histogram import Histogram
+from mlip_jax.datasets.quality.histogram import Histogram
 from mlip_jax.reports import figures
 from mlip_jax.reports.files import write_whole
 from mlip_jax.reports.page import number

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from mlip_jax.datasets.geometry import kabsch_align
+from mlip_jax.datasets.quality.geometry import kabsch_align
 from mlip_jax.reports.figures import GREY, _plain
 
 _BOND_STRETCH = 1.25  # bonds are pairs closer than this times the sum of their covalent radii

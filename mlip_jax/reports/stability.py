@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 
 from mlip_jax.reports import figures, page
 from mlip_jax.reports.files import write_text
-from mlip_jax.simulation import md_analysis
-from mlip_jax.simulation.md_analysis import Course
+from mlip_jax.simulation.dynamics import analysis
+from mlip_jax.simulation.dynamics.analysis import Course
 
 _MOST_ROWS, _MOST_COMPARED = 40, 6
 
@@ -49,8 +49,8 @@ class Comparison:
 
     @property
     def overlaps(self) -> dict[str, float]:
-        """From 0 to 1, see md_analysis.overlap."""
-        return {kind: md_analysis.overlap(x, own, x, other) for kind, (x, own, other) in (
+        """From 0 to 1, see analysis.overlap."""
+        return {kind: analysis.overlap(x, own, x, other) for kind, (x, own, other) in (
             ("distances", self.distances), ("spectrum", self.spectrum))}
 
 
@@ -61,10 +61,10 @@ def compare(name: str, own: Course, reference: Course) -> Comparison:
         areas = np.linalg.norm(np.cross(own.cell[[1, 2, 0]], own.cell[[2, 0, 1]]), axis=1)
         longest = min(longest, 0.5 * abs(np.linalg.det(own.cell)) / areas.max())
     made = []
-    for measure in (lambda c: md_analysis.distances(c, longest), md_analysis.spectrum):
+    for measure in (lambda c: analysis.distances(c, longest), analysis.spectrum):
         (x, first), (other_x, second) = measure(own), measure(reference)
         made.append((x, first, np.interp(x, other_x, second)))
-    return Comparison(name, *made, (md_analysis.temperature(own), md_analysis.temperature(reference)))
+    return Comparison(name, *made, (analysis.temperature(own), analysis.temperature(reference)))
 
 
 @dataclasses.dataclass(frozen=True)

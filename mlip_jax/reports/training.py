@@ -11,7 +11,7 @@ import numpy as np
 from mlip_jax.reports import domain, errors, page, sections
 from mlip_jax.reports.files import write_text
 from mlip_jax.reports.predictions import Predictions
-from mlip_jax.simulation.atom_domain import Judged
+from mlip_jax.simulation.trust.atom_domain import Judged
 
 SPLITS = ("train", "valid", "test")
 

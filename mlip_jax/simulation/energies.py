@@ -15,7 +15,7 @@ import numpy as np
 
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.statistics import sum_reference
-from mlip_jax.datasets.store import Store
+from mlip_jax.datasets.store.store import Store
 from mlip_jax.graphs.batching import build_batch, choose_budget, measure, plan_window
 from mlip_jax.potential import Potential, evaluate
 

@@ -10,12 +10,12 @@ import ml_collections
 
 from mlip_jax import config as configs
 from mlip_jax import defaults
-from mlip_jax.datasets import verdict
-from mlip_jax.datasets.checks import Findings
-from mlip_jax.datasets.conversion import Recipe, convert
-from mlip_jax.datasets.filters import Filters
+from mlip_jax.datasets.quality import diagnosis
+from mlip_jax.datasets.quality.checks import Findings
+from mlip_jax.datasets.quality.filters import Filters
 from mlip_jax.datasets.source import locate, reader_options
-from mlip_jax.datasets.store import Store
+from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.store.store import Store
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)
@@ -36,9 +36,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         convert(recipe, folder, num_processes=config.store.num_processes or None, refuse=data.refuse)
         store = Store(folder)
         findings = Findings.from_json(store.manifest["findings"])
-        problems = [verdict.Problem(**p) for p in store.manifest["problems"]]
-        (folder / "checks.md").write_text(verdict.to_markdown(findings, problems))
-        for line in verdict.lines(findings, problems):
+        problems = [diagnosis.Problem(**p) for p in store.manifest["problems"]]
+        (folder / "checks.md").write_text(diagnosis.to_markdown(findings, problems))
+        for line in diagnosis.lines(findings, problems):
             log.info(line)
         counts = store.manifest["counts"]
         log.info("%s: %d structures of %d molecules (%s); skipped when read: %s; taken out by filters: %s", folder,

@@ -16,15 +16,16 @@ import numpy as np
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets import generalization, source, splits, subsets
-from mlip_jax.datasets.connectivity import describe
-from mlip_jax.datasets.held_out import RunData, entries, first_of_each
-from mlip_jax.datasets.store import Store
+from mlip_jax.datasets import source
+from mlip_jax.datasets.molecules.connectivity import describe
+from mlip_jax.datasets.selection import generalization, splits, subsets
+from mlip_jax.datasets.selection.held_out import RunData, entries, first_of_each
+from mlip_jax.datasets.store.store import Store
 from mlip_jax.potential import Potential
-from mlip_jax.reports.diversity import FINGERPRINTS, RESULT
+from mlip_jax.reports.diversity.fingerprint_map import unpack
+from mlip_jax.reports.diversity.generalization import NAMES, Errors, by_distance, summary
+from mlip_jax.reports.diversity.report import FINGERPRINTS, RESULT
 from mlip_jax.reports.files import write_whole
-from mlip_jax.reports.fingerprint_map import unpack
-from mlip_jax.reports.generalization import NAMES, Errors, by_distance, summary
 from mlip_jax.simulation.energies import energies, energies_and_forces
 from mlip_jax.tasks import train
 from mlip_jax.workdir import write_json
@@ -89,7 +90,7 @@ def _asked(options) -> dict[str, Any]:
 
 def evaluate(workdir: str | Path, training: ml_collections.ConfigDict, options: ml_collections.ConfigDict
              ) -> dict[str, Any]:
-    """The four metrics of a finished training run, ready for JSON; see datasets/generalization.py for what they are.
+    """The four metrics of a finished training run, ready for JSON (datasets/selection/generalization.py).
 
     Errors of every structure go to diversity.npz in the workdir: "set" (a key of NAMES), "store" and "structure" (its
     number there), "molecule", "n_atoms", "energy", "predicted" (eV) and "rmsd" (Å, NaN but for conformers), and, of a

@@ -10,13 +10,13 @@ import ml_collections
 from mlip_jax import config as configs
 from mlip_jax import defaults
 from mlip_jax.config import ConfigError
-from mlip_jax.reports import diversity
+from mlip_jax.reports.diversity import report
 
 log = logging.getLogger(__name__)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Write WORKDIR/diversity.html and diversity.csv of what has been evaluated so far; returns the page.
+    """Write WORKDIR/diversity.html and report.csv of what has been evaluated so far; returns the page.
 
     Raises:
       ConfigError: No sweeps are given. ValueError: They hold no result.
@@ -25,6 +25,6 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     sweeps = [part.strip() for part in config.sweeps.split(",") if part.strip()]
     if not sweeps:
         raise ConfigError("sweeps: give the folders of the sweeps, --config.sweeps=runs/n_fixed,runs/ns_fixed")
-    report = diversity.write_report(workdir, diversity.read_results(sweeps), config.metric)
-    log.info("report: %s", report)
-    return report
+    page = report.write_report(workdir, report.read_results(sweeps), config.metric)
+    log.info("report: %s", page)
+    return page

@@ -13,8 +13,8 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.potential import Potential
 from mlip_jax.reports import ensemble as report
-from mlip_jax.simulation import ensemble_calibration
-from mlip_jax.simulation.ensemble_calibration import FILE, Calibration, Evaluated
+from mlip_jax.simulation.trust import ensemble_calibration
+from mlip_jax.simulation.trust.ensemble_calibration import FILE, Calibration, Evaluated
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)

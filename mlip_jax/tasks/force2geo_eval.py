@@ -16,16 +16,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mlip_jax import config as configs
 from mlip_jax import defaults
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets import molecule_files, readers, source, start_geometries
-from mlip_jax.datasets.held_out import RunData
+from mlip_jax.datasets import readers, source
+from mlip_jax.datasets.molecules import files
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.datasets.start_geometries import FileStarts, SmilesStarts, Start, StoreStarts
+from mlip_jax.datasets.selection import initial_geometries
+from mlip_jax.datasets.selection.held_out import RunData
+from mlip_jax.datasets.selection.initial_geometries import FileStarts, SmilesStarts, Start, StoreStarts
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
-from mlip_jax.reports.force2geo import Evaluated, Molecules, write_report
-from mlip_jax.simulation.oracle import Evaluation, Method, Oracle
-from mlip_jax.simulation.relaxation_metrics import Limits
-from mlip_jax.simulation.result_cache import ResultCache, key_of
+from mlip_jax.reports.force2geo.report import Evaluated, Molecules, write_report
+from mlip_jax.simulation.reference.oracle import Evaluation, Method, Oracle
+from mlip_jax.simulation.reference.result_cache import ResultCache, key_of
+from mlip_jax.simulation.relaxation.metrics import Limits
 from mlip_jax.workdir import claimed, write_json
 
 log = logging.getLogger(__name__)
@@ -102,11 +104,11 @@ def _starts(config, folder: Path, paths, potentials) -> tuple[list[Start], list[
     notes: list[str] = []
     processes = config.oracle.num_processes or None
     runs = _runs(paths, config.data, notes)
-    choice = start_geometries.Choice(
+    choice = initial_geometries.Choice(
         count=config.data.num_molecules, selection=config.data.selection, first=config.data.first, seed=config.seed,
         elements=frozenset.intersection(*(frozenset(p.elements) for p in potentials.values())),
         seen=_seen(runs, notes, processes), allow_seen=config.data.allow_seen)
-    starts, left_out = start_geometries.choose(_pool(config, runs), choice, processes)
+    starts, left_out = initial_geometries.choose(_pool(config, runs), choice, processes)
     for reason, count in collections.Counter(left_out.values()).most_common(10):
         notes.append(f"Molecules left out because {reason}: {count:,}.")
     seen = sum(s.seen for s in starts)
@@ -151,7 +153,7 @@ def _pool(config, runs: dict[str, RunData]) -> StoreStarts | SmilesStarts | File
     data = config.data.copy_and_resolve_references()
     reference_stage = data.reference_stage if data.reference == "data" else None
     if data.path and not data.stage and not reference_stage and _is_plain(data):
-        is_smiles = molecule_files.kind_of(data.path) in start_geometries.SMILES_FILES
+        is_smiles = files.kind_of(data.path) in initial_geometries.SMILES_FILES
         return (SmilesStarts if is_smiles else FileStarts)(data.path, config.seed)
     if data.path:
         loaded = source.load(data)
@@ -171,7 +173,7 @@ def _is_plain(data) -> bool:
     path = Path(data.path)
     if data.reader != "auto" or data.reader_options or not path.is_file():
         return False
-    if molecule_files.kind_of(path) in (*start_geometries.SMILES_FILES, "sdf"):
+    if files.kind_of(path) in (*initial_geometries.SMILES_FILES, "sdf"):
         return True
     return readers.detect(path) == "ase"
 
@@ -179,8 +181,8 @@ def _is_plain(data) -> bool:
 # --- Relaxations and judgements ---
 
 def make_relaxer(potential: Potential, options: ml_collections.ConfigDict) -> Any:
-    """The batched relaxation of a force field: see simulation/relax.py."""
-    from mlip_jax.simulation.relax import Relaxer
+    """The batched relaxation of a force field: see simulation/relaxation/relax.py."""
+    from mlip_jax.simulation.relaxation.relax import Relaxer
 
     return Relaxer(potential, batch_atoms=options.batch_atoms, **{name: options[name] for name in _RELAX})
 

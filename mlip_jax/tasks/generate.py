@@ -26,7 +26,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
       ValueError: if config.data.molecules names a file without a single usable molecule.
       OSError: if that file cannot be read, or the disk is full or cannot be written to.
     """
-    from mlip_jax.datasets.embedded import generate_embedded, summarize
+    from mlip_jax.datasets.builtin import generate_embedded, summarize
 
     data = config.data
     path = Path(data.path) if data.path else Path(workdir) / "embedded.h5"
@@ -43,7 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 def _read_molecules(path):
     """The molecules of a .smi file; lines that cannot be used are logged and left out."""
-    from mlip_jax.datasets.embedded import read_smiles_file
+    from mlip_jax.datasets.builtin import read_smiles_file
 
     molecules, problems = read_smiles_file(path)
     for problem in problems:

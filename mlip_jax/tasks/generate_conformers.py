@@ -31,8 +31,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     config = configs.complete(config, defaults.conformers_defaults())
     if not config.smiles:
         raise ConfigError("smiles: give a file of molecules, --config.smiles=FILE.smi (or .csv)")
-    from mlip_jax.datasets.embedded import storage
-    from mlip_jax.datasets.embedded.conformer_sets import Options, Selection, generate_conformers
+    from mlip_jax.datasets.builtin import storage
+    from mlip_jax.datasets.builtin.conformer_sets import Options, Selection, generate_conformers
 
     with claimed(workdir, configs.identity(config)) as folder:
         started, before = time.monotonic(), _processor_seconds()

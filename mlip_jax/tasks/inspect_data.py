@@ -11,11 +11,12 @@ from ase.data import chemical_symbols
 
 from mlip_jax import config as configs
 from mlip_jax import defaults
-from mlip_jax.datasets import source, splits
-from mlip_jax.datasets.filters import REASONS
-from mlip_jax.datasets.histogram import Histogram
+from mlip_jax.datasets import source
+from mlip_jax.datasets.quality.filters import REASONS
+from mlip_jax.datasets.quality.histogram import Histogram
+from mlip_jax.datasets.selection import splits
 from mlip_jax.datasets.statistics import Summary, element_counts
-from mlip_jax.datasets.store import Store
+from mlip_jax.datasets.store.store import Store
 from mlip_jax.reports.dataset import DatasetSummary, PropertySummary, print_summary, write_dataset_report
 from mlip_jax.workdir import claimed
 

@@ -15,18 +15,18 @@ from ase import Atoms
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets.molecule_files import CsvColumns, fingerprint, read_molecules
+from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.md import Run, read_thermo, write_md_report
 from mlip_jax.reports.molecules import Picture
-from mlip_jax.simulation.md import MolecularDynamics
-from mlip_jax.simulation.md_outputs import RESTART, THERMO, TRAJECTORIES, Outputs
-from mlip_jax.simulation.md_progress import nanoseconds_per_day
-from mlip_jax.simulation.md_run import carry_out
-from mlip_jax.simulation.md_settings import Settings
-from mlip_jax.simulation.trajectories import FORMS, read_trajectory
+from mlip_jax.simulation.dynamics.md import MolecularDynamics
+from mlip_jax.simulation.dynamics.outputs import RESTART, THERMO, TRAJECTORIES, Outputs
+from mlip_jax.simulation.dynamics.progress import nanoseconds_per_day
+from mlip_jax.simulation.dynamics.run import carry_out
+from mlip_jax.simulation.dynamics.settings import Settings
+from mlip_jax.simulation.dynamics.trajectories import FORMS, read_trajectory
 from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)

@@ -20,15 +20,15 @@ from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source
-from mlip_jax.datasets.molecule_files import CsvColumns, fingerprint, kind_of, read_molecules
+from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, kind_of, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.files import write_text, write_whole
 from mlip_jax.reports.minima import Judgement, Molecule, write_minima_report
-from mlip_jax.simulation.minima import Search, find_minima
-from mlip_jax.simulation.oracle import Method, Oracle
-from mlip_jax.simulation.result_cache import ResultCache
+from mlip_jax.simulation.reference.oracle import Method, Oracle
+from mlip_jax.simulation.reference.result_cache import ResultCache
+from mlip_jax.simulation.relaxation.minima import Search, find_minima
 from mlip_jax.workdir import check_origin, claimed, write_json
 
 log = logging.getLogger(__name__)

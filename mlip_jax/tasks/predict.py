@@ -19,19 +19,20 @@ from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.embedding import MoleculeRecord
-from mlip_jax.datasets.molecule_files import CsvColumns, count_molecules, fingerprint, read_molecules
+from mlip_jax.datasets.molecules.embedding import MoleculeRecord
+from mlip_jax.datasets.molecules.files import CsvColumns, count_molecules, fingerprint, read_molecules
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.domain import FILE as DOMAIN_FILE
-from mlip_jax.domain import Domain
 from mlip_jax.importers import load_force_field
 from mlip_jax.predictor import EMBEDDING, Predictor, Room
 from mlip_jax.reports.prediction import write_prediction_report
-from mlip_jax.simulation import relax_journal, relax_merge
-from mlip_jax.simulation.relax import Relaxer
-from mlip_jax.simulation.relax_journal import Journal, Layout
-from mlip_jax.simulation.relax_progress import Progress
+from mlip_jax.simulation.relaxation import journal as relax_journal
+from mlip_jax.simulation.relaxation import merge
+from mlip_jax.simulation.relaxation.journal import Journal, Layout
+from mlip_jax.simulation.relaxation.progress import Progress
+from mlip_jax.simulation.relaxation.relax import Relaxer
+from mlip_jax.simulation.trust.domain import FILE as DOMAIN_FILE
+from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.structure import from_ase
 from mlip_jax.workdir import check_origin, claimed
 
@@ -240,7 +241,7 @@ def _record(waiting, ensemble: Ensemble, batch_size: int, journal: Journal, prog
 
 
 def _finish(config, workdir: Path, total: int, ensemble: Ensemble, relaxer: Relaxer | None) -> Path:
-    seconds = relax_merge.merge(workdir / PARTS, ensemble.layout, workdir / RESULTS, {}, total)
+    seconds = merge.merge(workdir / PARTS, ensemble.layout, workdir / RESULTS, {}, total)
     report = write_prediction_report(
         workdir, workdir / RESULTS, ensemble.targets, seconds=seconds,
         title=f"{', '.join(t.name for t in ensemble.targets)} of {Path(config.input).name}",

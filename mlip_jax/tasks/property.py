@@ -18,25 +18,24 @@ from mlip_jax import config as configs
 from mlip_jax import defaults, distributed, predictor
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import property_data, source, statistics
-from mlip_jax.datasets import splits as splits_module
 from mlip_jax.datasets.property_data import Samples, Target
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.domain import FILE as DOMAIN_FILE
-from mlip_jax.domain import Domain
+from mlip_jax.datasets.selection import splits as splits_module
 from mlip_jax.graphs.batching import Sizes, measure
 from mlip_jax.graphs.edge_counts import edge_counts
 from mlip_jax.importers import load_force_field
-from mlip_jax.models.readouts import PropertyModel, with_heads
+from mlip_jax.models.layers.readouts import PropertyModel, with_heads
 from mlip_jax.potential import BEST, example_graph
 from mlip_jax.reports.property import Outcome, write_property_report
-from mlip_jax.simulation import molecule_features
 from mlip_jax.simulation.geometry_sources import LABELS, Geometries, Sources
+from mlip_jax.simulation.trust import molecule_features
+from mlip_jax.simulation.trust.domain import FILE as DOMAIN_FILE
+from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.training import optimizer, property_objective
 from mlip_jax.training.data import Split
 from mlip_jax.training.dens import ENCODED, AsForceField, Corrupted, DeNS
-from mlip_jax.training.displaced import DISPLACEMENT, Displaced, DisplacedRows, Frames
 from mlip_jax.training.loop import Loop
-from mlip_jax.training.meter import Meter
+from mlip_jax.training.noise import DISPLACEMENT, Displaced, DisplacedRows, Frames
 from mlip_jax.training.nonfinite import TrainingError
 from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.options import check_options
@@ -45,6 +44,7 @@ from mlip_jax.training.prepare import count_updates, describe, keep_split, make_
 from mlip_jax.training.property_objective import Properties
 from mlip_jax.training.recorder import writing
 from mlip_jax.training.step import Trainer
+from mlip_jax.training.throughput import Meter
 from mlip_jax.workdir import claimed, write_json
 
 log = logging.getLogger(__name__)

@@ -18,19 +18,21 @@ import numpy as np
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets.embedding import MoleculeRecord
-from mlip_jax.datasets.molecule_files import CsvColumns, count_molecules, fingerprint, read_molecules
+from mlip_jax.datasets.molecules.embedding import MoleculeRecord
+from mlip_jax.datasets.molecules.files import CsvColumns, count_molecules, fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.domain import Domain
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.molecules import Picture
 from mlip_jax.reports.relaxation import Relaxations, choose, read_results, write_relaxation_report
-from mlip_jax.simulation import atom_domain, relax_journal, relax_merge, relax_outputs
-from mlip_jax.simulation.relax import Relaxer
-from mlip_jax.simulation.relax_journal import Journal
-from mlip_jax.simulation.relax_outputs import FRAME, LAYOUT, MOL_BLOCK, TRAJECTORY
-from mlip_jax.simulation.relax_progress import Progress
+from mlip_jax.simulation.relaxation import journal as relax_journal
+from mlip_jax.simulation.relaxation import merge, outputs
+from mlip_jax.simulation.relaxation.journal import Journal
+from mlip_jax.simulation.relaxation.outputs import FRAME, LAYOUT, MOL_BLOCK, TRAJECTORY
+from mlip_jax.simulation.relaxation.progress import Progress
+from mlip_jax.simulation.relaxation.relax import Relaxer
+from mlip_jax.simulation.trust import atom_domain
+from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
@@ -155,8 +157,8 @@ def _stream(records: Iterator[MoleculeRecord], relaxer, journal: Journal, progre
     def molecules():
         for record in records:
             if record.atoms is None:
-                journal.add(relax_outputs.failure_cells(record))
-                progress.add(relax_outputs.FAILED)
+                journal.add(outputs.failure_cells(record))
+                progress.add(outputs.FAILED)
             else:
                 waiting[record.index] = record
                 yield record.index, record.atoms
@@ -165,8 +167,8 @@ def _stream(records: Iterator[MoleculeRecord], relaxer, journal: Journal, progre
     with contextlib.closing(relaxer.stream(molecules())) as results:
         for index, result in results:
             record = waiting.pop(index)
-            journal.add(relax_outputs.result_cells(record, result),
-                        relax_outputs.pieces(record, result, mol_blocks))
+            journal.add(outputs.result_cells(record, result),
+                        outputs.pieces(record, result, mol_blocks))
             progress.add(result.status)
     if waiting:
         raise RuntimeError(f"{len(waiting)} molecules have come to no end, the first with index {min(waiting)}")
@@ -178,7 +180,7 @@ def _finish(config, workdir: Path, total: int, potential: Potential, domain: Dom
     files = {kind: workdir / FORMATS[kind] for kind in config.formats}
     if config.trajectory_every:
         files[TRAJECTORY] = workdir / TRAJECTORIES
-    seconds = relax_merge.merge(workdir / PARTS, LAYOUT, workdir / RESULTS, files, total, _added(potential, domain))
+    seconds = merge.merge(workdir / PARTS, LAYOUT, workdir / RESULTS, files, total, _added(potential, domain))
     if MOL_BLOCK in files and not files[MOL_BLOCK].stat().st_size:
         files.pop(MOL_BLOCK).unlink()
         log.info("the bonds of these molecules are not known: there is no %s", FORMATS[MOL_BLOCK])
@@ -195,13 +197,13 @@ def _finish(config, workdir: Path, total: int, potential: Potential, domain: Dom
     return report
 
 
-def _added(potential: Potential, domain: Domain | None) -> relax_merge.Added:
+def _added(potential: Potential, domain: Domain | None) -> merge.Added:
     """Columns that tell of the domain; empty where it is not known."""
 
     def cells(frames):
-        return [("", "")] * len(frames) if domain is None else relax_outputs.domain_cells(potential, domain, frames)
+        return [("", "")] * len(frames) if domain is None else outputs.domain_cells(potential, domain, frames)
 
-    return relax_merge.Added(relax_outputs.DOMAIN_COLUMNS, FRAME, cells)
+    return merge.Added(outputs.DOMAIN_COLUMNS, FRAME, cells)
 
 
 def _pictures(config, parts: Path, results: Relaxations) -> list[Picture]:
@@ -209,7 +211,7 @@ def _pictures(config, parts: Path, results: Relaxations) -> list[Picture]:
     from ase.io import read
 
     chosen = choose(results, config.num_conformers)
-    frames = relax_merge.read_pieces(parts, LAYOUT, FRAME, chosen)
+    frames = merge.read_pieces(parts, LAYOUT, FRAME, chosen)
     everything_else = _AllBut(chosen)
     starts = read_molecules(config.input, num_conformers=config.num_conformers, mmff=config.mmff, seed=config.seed,
                             columns=_columns(config), limit=config.limit, skip=everything_else, num_processes=1)

@@ -18,20 +18,20 @@ from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source
-from mlip_jax.datasets.molecule_files import fingerprint
+from mlip_jax.datasets.molecules.files import fingerprint
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.files import write_whole
 from mlip_jax.reports.md import drift, read_thermo
 from mlip_jax.reports.stability import Comparison, Replica, Stability, compare, write_stability_report
-from mlip_jax.simulation import md_reference
-from mlip_jax.simulation.md import MolecularDynamics
-from mlip_jax.simulation.md_analysis import Course
-from mlip_jax.simulation.md_outputs import THERMO, Outputs
-from mlip_jax.simulation.md_run import carry_out
-from mlip_jax.simulation.oracle import Method
-from mlip_jax.simulation.relax import relax
-from mlip_jax.simulation.trajectories import read_trajectory
+from mlip_jax.simulation.dynamics import reference as md_reference
+from mlip_jax.simulation.dynamics.analysis import Course
+from mlip_jax.simulation.dynamics.md import MolecularDynamics
+from mlip_jax.simulation.dynamics.outputs import THERMO, Outputs
+from mlip_jax.simulation.dynamics.run import carry_out
+from mlip_jax.simulation.dynamics.trajectories import read_trajectory
+from mlip_jax.simulation.reference.oracle import Method
+from mlip_jax.simulation.relaxation.relax import relax
 from mlip_jax.tasks.md import check_format, read_all
 from mlip_jax.workdir import check_origin, claimed
 

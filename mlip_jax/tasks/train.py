@@ -19,23 +19,22 @@ from mlip_jax import config as configs
 from mlip_jax import defaults, distributed, fine_tuning, terms
 from mlip_jax.checkpoint import from_arrays
 from mlip_jax.datasets import source, statistics
-from mlip_jax.datasets import splits as splits_module
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.domain import FILE as DOMAIN_FILE
-from mlip_jax.domain import Domain
+from mlip_jax.datasets.selection import splits as splits_module
 from mlip_jax.graphs import resident
 from mlip_jax.graphs.batching import Sizes
 from mlip_jax.graphs.edge_counts import edge_counts, pair_counts
 from mlip_jax.potential import BEST, Potential, create_model, example_graph, long_range_cutoff
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import write_report
-from mlip_jax.simulation import atom_domain, molecule_features
-from mlip_jax.simulation.atom_domain import Judged
+from mlip_jax.simulation.trust import atom_domain, molecule_features
+from mlip_jax.simulation.trust.atom_domain import Judged
+from mlip_jax.simulation.trust.domain import FILE as DOMAIN_FILE
+from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.training import losses, optimizer
 from mlip_jax.training.data import Split
 from mlip_jax.training.evaluation import predict
 from mlip_jax.training.loop import Loop
-from mlip_jax.training.meter import Meter
 from mlip_jax.training.nonfinite import TrainingError
 from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.options import check
@@ -43,6 +42,7 @@ from mlip_jax.training.outputs import restore
 from mlip_jax.training.prepare import count_updates, describe, keep_split, make_batches, update_flops
 from mlip_jax.training.recorder import writing
 from mlip_jax.training.step import Trainer
+from mlip_jax.training.throughput import Meter
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)

@@ -17,13 +17,13 @@ from typing import Any
 import flax.linen as nn
 import jraph
 
-from mlip_jax.config import NOT_TERMS, unknown_name
-from mlip_jax.models.heads import AtomOutputs
+from mlip_jax.config import unknown_name
+from mlip_jax.models.layers.heads import AtomOutputs
 
 
 def names() -> list[str]:
     """Names of the terms that there are."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in NOT_TERMS)
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
 
 
 def create(name: str, **options) -> nn.Module:

@@ -19,10 +19,10 @@ from ase.units import Bohr, Hartree
 from ase.units import alpha as FINE_STRUCTURE
 
 from mlip_jax.graphs.graph import long_range_pairs
-from mlip_jax.models.heads import MAX_ATOMIC_NUMBER
-from mlip_jax.models.layers import Dense, activation, gather, safe_norm
-from mlip_jax.terms.free_atoms import C6_COEFFICIENTS, POLARIZABILITIES
-from mlip_jax.terms.pairwise import positive, share_among_atoms, switch_off
+from mlip_jax.models.layers.basic import Dense, activation, gather, safe_norm
+from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
+from mlip_jax.terms.layers.free_atoms import C6_COEFFICIENTS, POLARIZABILITIES
+from mlip_jax.terms.layers.pairwise import positive, share_among_atoms, switch_off
 
 # Width of the oscillators as a cubic polynomial of the van der Waals radius, both in bohr.
 _WIDTH = (-0.00433008, 0.24428889, 0.04125273, -0.00078893)

@@ -11,9 +11,9 @@ import jraph
 from ase.units import Bohr, Hartree
 
 from mlip_jax.graphs.graph import long_range_pairs, node_graph_index
-from mlip_jax.models.heads import MAX_ATOMIC_NUMBER
-from mlip_jax.models.layers import Dense, activation, gather, safe_norm, segment_sum
-from mlip_jax.terms.pairwise import positive, share_among_atoms, switch_off
+from mlip_jax.models.layers.basic import Dense, activation, gather, safe_norm, segment_sum
+from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
+from mlip_jax.terms.layers.pairwise import positive, share_among_atoms, switch_off
 
 # The switch from V - V(cutoff) to the form whose force is zero at the cutoff too begins at this share of it.
 _SWITCH_START = 0.45

@@ -10,9 +10,9 @@ import numpy as np
 from ase.units import Bohr, Hartree
 
 from mlip_jax.graphs.graph import pairs
-from mlip_jax.models.heads import MAX_ATOMIC_NUMBER
-from mlip_jax.models.layers import cutoff_function, gather, safe_norm
-from mlip_jax.terms.pairwise import positive, share_among_atoms, switch_off
+from mlip_jax.models.layers.basic import cutoff_function, gather, safe_norm
+from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
+from mlip_jax.terms.layers.pairwise import positive, share_among_atoms, switch_off
 
 # The universal screening function: sum of c exp(-a d / l), l = 0.8854 bohr / (Z_i^0.23 + Z_j^0.23)
 UNIVERSAL_EXPONENTS = (3.19980, 0.94229, 0.40290, 0.20162)

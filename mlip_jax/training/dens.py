@@ -19,10 +19,10 @@ import numpy as np
 
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batching import Budget
-from mlip_jax.models.readouts import PropertyModel
+from mlip_jax.models.layers.readouts import PropertyModel
 from mlip_jax.potential import Evaluation
 from mlip_jax.training import losses
-from mlip_jax.training.displaced import DISPLACEMENT, Displaced
+from mlip_jax.training.noise import DISPLACEMENT, Displaced
 from mlip_jax.training.objectives import ForceField, figure
 
 ENCODED = "encoded_forces"

@@ -22,13 +22,13 @@ from mlip_jax import distributed
 from mlip_jax.checkpoint import Restored, from_arrays
 from mlip_jax.training.data import Batches, Group, Split
 from mlip_jax.training.evaluation import validate
-from mlip_jax.training.meter import Meter
 from mlip_jax.training.nonfinite import NonFinite
 from mlip_jax.training.optimizer import Plateau
 from mlip_jax.training.outputs import Outputs, restore
 from mlip_jax.training.progress import Progress
 from mlip_jax.training.recorder import columns
 from mlip_jax.training.step import Result, Trainer, TrainState
+from mlip_jax.training.throughput import Meter
 from mlip_jax.training.trace import Trace
 
 log = logging.getLogger(__name__)

@@ -16,11 +16,11 @@ import numpy as np
 from mlip_jax import config as configs
 from mlip_jax import distributed
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.datasets.split_files import load_split, save_split
+from mlip_jax.datasets.selection.split_files import load_split, save_split
 from mlip_jax.graphs.batching import choose_budgets, enlarge, fill_buckets, plan_buckets
 from mlip_jax.potential import long_range_cutoff
 from mlip_jax.training.data import Batches
-from mlip_jax.training.meter import peak_flops
+from mlip_jax.training.throughput import peak_flops
 
 log = logging.getLogger(__name__)
 

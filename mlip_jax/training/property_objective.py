@@ -13,10 +13,10 @@ import numpy as np
 
 from mlip_jax.config import ConfigError, unknown_name
 from mlip_jax.datasets.property_data import Target
-from mlip_jax.models.layers import safe_norm
-from mlip_jax.models.readouts import PropertyModel
-from mlip_jax.training.displaced import DISPLACEMENT
+from mlip_jax.models.layers.basic import safe_norm
+from mlip_jax.models.layers.readouts import PropertyModel
 from mlip_jax.training.losses import PENALTIES
+from mlip_jax.training.noise import DISPLACEMENT
 from mlip_jax.training.objectives import figure
 
 ALIGNMENTS = ("cosine", "mse")

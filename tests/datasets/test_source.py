@@ -17,12 +17,12 @@ from rdkit.DataStructs import TanimotoSimilarity
 
 from mlip_jax import defaults
 from mlip_jax.datasets import readers, source
-from mlip_jax.datasets.conversion import Recipe, convert
-from mlip_jax.datasets.diversity import morgan_fingerprint
-from mlip_jax.datasets.filters import CODES, Filters
+from mlip_jax.datasets.molecules.fingerprints import morgan_fingerprint
+from mlip_jax.datasets.quality.filters import CODES, Filters
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.datasets.scaffolds import murcko_scaffold
-from mlip_jax.datasets.store import MANIFEST, Store, is_store
+from mlip_jax.datasets.selection.scaffolds import murcko_scaffold
+from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.store.store import MANIFEST, Store, is_store
 
 DATA = Path(__file__).parents[1] / "data/gfn2_small.hdf5"
 SPICE = Path(__file__).parents[1] / "data/spice_1.1.4_small.hdf5"
@@ -108,8 +108,8 @@ def test_locate_makes_the_embedded_data_set_where_there_is_nothing(options, capl
         asked.append((path, num_conformations))
         return path
 
-    from mlip_jax.datasets import embedded
-    monkeypatch.setattr(embedded, "generate_embedded", generate)
+    from mlip_jax.datasets import builtin
+    monkeypatch.setattr(builtin, "generate_embedded", generate)
     data = options(num_generated=123)
     with caplog.at_level(logging.WARNING):
         path = source.locate(data)

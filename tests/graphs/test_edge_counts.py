@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
-from mlip_jax.datasets.conversion import Recipe, convert
-from mlip_jax.datasets.store import Store
+from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.store.store import Store
 from mlip_jax.graphs import edge_counts as module
 from mlip_jax.graphs.edge_counts import count_all, count_all_pairs, edge_counts, pair_counts
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlip_jax.importers import mlff
-from mlip_jax.importers.weights import WeightsError
+from mlip_jax.importers.formats.weights import WeightsError
 
 FILE = Path(__file__).parents[1] / "data" / "parity_mlff_so3krates_plain.npz"
 

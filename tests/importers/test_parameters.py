@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from mlip_jax import models, terms
 from mlip_jax.importers import load_force_field, parameters, schnetpack
-from mlip_jax.importers.weights import WeightsError
+from mlip_jax.importers.formats.weights import WeightsError
 from mlip_jax.potential import Potential, example_graph
 
 SMALL = {"num_features": 16, "num_layers": 1, "cutoff": 4.0}

@@ -20,9 +20,9 @@ from ase import Atoms
 
 from mlip_jax.checkpoint import to_arrays
 from mlip_jax.importers import schnetpack
-from mlip_jax.importers.weights import WeightsError, read
+from mlip_jax.importers.formats.weights import WeightsError, read
 from mlip_jax.potential import Potential
-from mlip_jax.simulation.calculator import MLIPCalculator
+from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 
 DATA = Path(__file__).parents[1] / "data"
 OPTIONS = {"schnet": {}, "painn": {}, "painn_shared": {"epsilon": 1e-3, "energy_act": "shifted_softplus"}}

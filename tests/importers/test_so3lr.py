@@ -16,7 +16,7 @@ from scipy.special import comb, erf
 
 from mlip_jax import MLIPCalculator
 from mlip_jax.importers import mlff, so3lr
-from mlip_jax.importers.weights import WeightsError
+from mlip_jax.importers.formats.weights import WeightsError
 
 SMALL = {"num_layers": 2, "num_features": 8, "num_heads": 2, "degrees": [1, 2], "num_radial_basis_fn": 6,
          "energy_regression_dim": 8}

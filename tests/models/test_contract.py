@@ -22,7 +22,7 @@ from scipy.spatial.transform import Rotation
 from mlip_jax import models
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batching import Budget, build_batch, measure
-from mlip_jax.models.heads import AtomOutputs
+from mlip_jax.models.layers.heads import AtomOutputs
 from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.structure import Structure
 
@@ -404,8 +404,8 @@ import jax
 import jax.numpy as jnp
 
 from mlip_jax.graphs.graph import pairs
-from mlip_jax.models.heads import AtomicEnergy, AtomOutputs, embed_elements
-from mlip_jax.models.layers import Dense, cosine_cutoff, gather, physnet_basis, safe_norm, segment_sum
+from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, embed_elements
+from mlip_jax.models.layers.basic import Dense, cosine_cutoff, gather, physnet_basis, safe_norm, segment_sum
 
 
 class Model(nn.Module):

@@ -18,7 +18,7 @@ from mlip_jax import models
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batching import Budget, build_batch, measure
 from mlip_jax.importers import mlff
-from mlip_jax.importers.weights import check_shapes
+from mlip_jax.importers.formats.weights import check_shapes
 from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.structure import Structure
 
@@ -140,7 +140,7 @@ def test_painn_agrees_with_the_equations():
 
 def test_painn_basis_and_cutoff_are_schnetpacks():
     """Gaussians on an even grid from 0 to the cutoff, as wide as they are apart; cosine cutoff."""
-    from mlip_jax.models.layers import cosine_cutoff, gaussian_basis
+    from mlip_jax.models.layers.basic import cosine_cutoff, gaussian_basis
     d = jnp.array([0.0, 5.0 / 19, 2.5, 5.0, 6.0])
     basis = np.asarray(gaussian_basis(d, 20, 5.0))
     assert basis[0, 0] == basis[1, 1] == 1.0

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip_jax.graphs.graph import pairs
-from mlip_jax.models.heads import AtomOutputs
-from mlip_jax.models.layers import phys_cutoff
+from mlip_jax.models.layers.basic import phys_cutoff
+from mlip_jax.models.layers.heads import AtomOutputs
 from mlip_jax.potential import Potential
 
 

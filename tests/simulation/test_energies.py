@@ -8,7 +8,7 @@ from ase import Atoms
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.models import create
 from mlip_jax.potential import Potential, example_graph
-from mlip_jax.simulation.calculator import MLIPCalculator
+from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.simulation.energies import energies, energies_and_forces
 from mlip_jax.structure import Structure
 

@@ -18,7 +18,7 @@ from ase.neighborlist import neighbor_list
 from mlip_jax.graphs.neighbors import long_range_list
 from mlip_jax.potential import Potential
 from mlip_jax.simulation import export
-from mlip_jax.simulation.calculator import MLIPCalculator
+from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.simulation.export import default_pairs, export_stablehlo
 from tests.simulation.structures import crystal, random_molecule
 

@@ -3,7 +3,7 @@
 import sys
 
 from mlip_jax.defaults import md_defaults
-from mlip_jax.simulation import md as dynamics
+from mlip_jax.simulation.dynamics import md as dynamics
 from mlip_jax.tasks import md
 from tests.simulation.analytic import pairwise
 

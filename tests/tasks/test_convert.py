@@ -13,7 +13,7 @@ import pytest
 
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.datasets.store import Store, is_store
+from mlip_jax.datasets.store.store import Store, is_store
 from mlip_jax.defaults import convert_defaults
 from mlip_jax.tasks import convert
 from mlip_jax.workdir import WorkdirError, claimed

@@ -12,8 +12,8 @@ pytest.importorskip("rdkit")
 
 from configs import diversity_n_fixed, diversity_ns_fixed
 from mlip_jax import MLIPCalculator, sweep
-from mlip_jax.datasets.held_out import RunData
-from mlip_jax.reports.generalization import NAMES
+from mlip_jax.datasets.selection.held_out import RunData
+from mlip_jax.reports.diversity.generalization import NAMES
 from mlip_jax.tasks import train
 from tests.tasks.runs import DATA, REPOSITORY, environment
 

@@ -10,14 +10,14 @@ from ase import Atoms
 from configs import ensemble as config_file
 from mlip_jax import EnsembleCalculator
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets import splits
-from mlip_jax.datasets.held_out import RunData
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.datasets.split_files import save_split
+from mlip_jax.datasets.selection import splits
+from mlip_jax.datasets.selection.held_out import RunData
+from mlip_jax.datasets.selection.split_files import save_split
 from mlip_jax.potential import Potential
 from mlip_jax.reports.ensemble import scores
-from mlip_jax.simulation import ensemble_calibration
-from mlip_jax.simulation.ensemble_calibration import Calibration
+from mlip_jax.simulation.trust import ensemble_calibration
+from mlip_jax.simulation.trust.ensemble_calibration import Calibration
 from mlip_jax.tasks import ensemble
 from tests.tasks import runs
 

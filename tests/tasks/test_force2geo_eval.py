@@ -16,16 +16,16 @@ from ase.io import read, write
 from configs.force2geo_eval import get_config
 from mlip_jax.checkpoint import CheckpointStore
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets.conversion import Recipe, convert
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.readers import spice
-from mlip_jax.datasets.split_files import save_split
-from mlip_jax.datasets.store import Store
+from mlip_jax.datasets.selection.split_files import save_split
+from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.store.store import Store
 from mlip_jax.defaults import force2geo_defaults
 from mlip_jax.potential import create_model, example_graph
-from mlip_jax.simulation import oracle
-from mlip_jax.simulation.relax import relax
-from mlip_jax.simulation.relaxation_metrics import KCAL_PER_MOL
+from mlip_jax.simulation.reference import oracle
+from mlip_jax.simulation.relaxation.metrics import KCAL_PER_MOL
+from mlip_jax.simulation.relaxation.relax import relax
 from mlip_jax.tasks import force2geo_eval
 from mlip_jax.workdir import WorkdirError
 

@@ -16,7 +16,7 @@ from matplotlib import image
 
 from mlip_jax import defaults
 from mlip_jax.datasets import readers, source
-from mlip_jax.datasets.histogram import Histogram
+from mlip_jax.datasets.quality.histogram import Histogram
 from mlip_jax.reports.dataset import markdown, write_dataset_report
 from mlip_jax.tasks import inspect_data
 

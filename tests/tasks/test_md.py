@@ -17,14 +17,14 @@ from ase.io import read, write
 from mlip_jax import MLIPCalculator
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.simulation import h5md
-from mlip_jax.simulation import md as dynamics
-from mlip_jax.simulation.md_outputs import OutputError, Outputs
-from mlip_jax.simulation.trajectories import read_trajectory
+from mlip_jax.simulation.dynamics import h5md
+from mlip_jax.simulation.dynamics import md as dynamics
+from mlip_jax.simulation.dynamics.outputs import OutputError, Outputs
+from mlip_jax.simulation.dynamics.trajectories import read_trajectory
 from mlip_jax.tasks import md
 from mlip_jax.workdir import WorkdirError
 from tests.simulation.analytic import pairwise
-from tests.simulation.test_md import cluster
+from tests.simulation.dynamics.test_md import cluster
 from tests.tasks.md_program import options
 from tests.tasks.runs import environment
 
@@ -131,7 +131,7 @@ def test_a_killed_run_writes_the_same(tmp_path, form):
     def start(workdir):
         return subprocess.Popen([sys.executable, "-m", "tests.tasks.md_program", path, tmp_path / workdir, "3000",
                                  form],
-                                cwd=md.__file__.rsplit("/", 3)[0], env=environment(), stderr=subprocess.DEVNULL)
+                                cwd=md.__file__.rsplit("/", 4)[0], env=environment(), stderr=subprocess.DEVNULL)
 
     assert start("whole").wait(600) == 0
     for _ in range(3):

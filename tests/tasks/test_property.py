@@ -9,10 +9,10 @@ import pytest
 from mlip_jax.checkpoint import CheckpointError
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.domain import Domain
 from mlip_jax.potential import Potential
 from mlip_jax.predictor import Predictor, begin_from, pretrained
 from mlip_jax.simulation.geometry_sources import Sources
+from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.tasks import property as task
 from tests.tasks.property_runs import NAMES, config, write_data, write_force_field
 

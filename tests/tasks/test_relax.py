@@ -19,9 +19,10 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.defaults import relax_defaults
-from mlip_jax.domain import FILE
-from mlip_jax.simulation import atom_domain, relax_journal, relax_merge
-from mlip_jax.simulation.relax_journal import JournalError
+from mlip_jax.simulation.relaxation import journal, merge
+from mlip_jax.simulation.relaxation.journal import JournalError
+from mlip_jax.simulation.trust import atom_domain
+from mlip_jax.simulation.trust.domain import FILE
 from mlip_jax.structure import from_ase
 from mlip_jax.tasks import relax
 from mlip_jax.workdir import WorkdirError
@@ -309,7 +310,7 @@ def test_other_molecules_force_fields_and_settings_are_refused(world, tmp_path):
 def test_error_of_the_relaxation_comes_out_and_leaves_what_was_done(world, tmp_path):
     with pytest.raises(ValueError, match="device"):
         world(Counting(stop_after=4, error=ValueError("the device is gone")))
-    assert len(relax_journal.finished(tmp_path / "run/parts", relax.LAYOUT)) >= 4
+    assert len(journal.finished(tmp_path / "run/parts", relax.LAYOUT)) >= 4
     rest = Counting()
     world(rest)
     assert len(rest.seen) == 6
@@ -320,7 +321,7 @@ def test_full_disk(world, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as m:
-        m.setattr(relax_journal, "_MOST_WAITING", 0)
+        m.setattr(journal, "_MOST_WAITING", 0)
         m.setattr(os, "pwrite", full)
         with pytest.raises(JournalError, match="No space left on device"):
             world(Counting())
@@ -380,7 +381,7 @@ def test_what_lies_outside_of_the_domain_is_told(world, tmp_path, monkeypatch):
     domain = atom_domain.fit(potential, some, some, np.zeros((len(some.numbers), 3)))
     (tmp_path / "trained").mkdir()
     domain.save(tmp_path / "trained" / FILE)
-    monkeypatch.setattr(relax_merge, "_BLOCK", 8)
+    monkeypatch.setattr(merge, "_BLOCK", 8)
     report = world(Counting(), force_field=str(tmp_path / "trained"), formats=("sdf",), drawn=True)
     found, calculator = rows(tmp_path / "run"), MLIPCalculator(potential, domain=domain)
     by_index = {atoms.info["index"]: atoms for atoms in frames}

@@ -11,8 +11,8 @@ import pytest
 from ase.io import read
 
 from mlip_jax.checkpoint import CheckpointStore
-from mlip_jax.simulation import relax_journal
-from mlip_jax.simulation.relax_outputs import LAYOUT
+from mlip_jax.simulation.relaxation import journal
+from mlip_jax.simulation.relaxation.outputs import LAYOUT
 from tests.simulation.conftest import ELEMENTS, OPTIONS, morse_potential  # noqa: F401 (a fixture)
 from tests.tasks.runs import REPOSITORY, environment, finish, wait_for
 from tests.tasks.test_train_processes import _process_one
@@ -79,7 +79,7 @@ def start(*inputs, processes=1, **changes):
 def recorded(workdir):
     """Indices of all lines of all parts, in any order."""
     return [line.index for path in sorted((workdir / "parts").glob("*.csv"))
-            for line in relax_journal.read_part(path, LAYOUT)]
+            for line in journal.read_part(path, LAYOUT)]
 
 
 def rows(workdir):

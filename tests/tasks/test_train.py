@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from mlip_jax.checkpoint import CheckpointStore
-from mlip_jax.datasets.split_files import load_split
-from mlip_jax.datasets.store import Store
+from mlip_jax.datasets.selection.split_files import load_split
+from mlip_jax.datasets.store.store import Store
 
 REPOSITORY = Path(__file__).parents[2]
 DATA = REPOSITORY / "tests/data/gfn2_small.hdf5"

@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
-from mlip_jax.datasets.split_files import load_split
-from mlip_jax.datasets.store import Store
+from mlip_jax.datasets.selection.split_files import load_split
+from mlip_jax.datasets.store.store import Store
 from mlip_jax.distributed import EXIT_REQUEUE
 from tests.tasks.runs import (
     DATA,

@@ -12,10 +12,10 @@ from ase import Atoms
 
 from mlip_jax import defaults
 from mlip_jax.checkpoint import CheckpointStore
-from mlip_jax.datasets.split_files import load_split
-from mlip_jax.datasets.store import Store
+from mlip_jax.datasets.selection.split_files import load_split
+from mlip_jax.datasets.store.store import Store
 from mlip_jax.potential import Potential
-from mlip_jax.simulation.calculator import MLIPCalculator
+from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.tasks import train
 from mlip_jax.training.step import Trainer
 

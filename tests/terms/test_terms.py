@@ -13,8 +13,8 @@ from mlip_jax import models, terms
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batching import Budget, build_batch
 from mlip_jax.graphs.graph import pairs
-from mlip_jax.models.heads import AtomOutputs, embed_elements
-from mlip_jax.models.layers import cosine_cutoff, gather, safe_norm, segment_sum
+from mlip_jax.models.layers.basic import cosine_cutoff, gather, safe_norm, segment_sum
+from mlip_jax.models.layers.heads import AtomOutputs, embed_elements
 from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.structure import Structure
 

@@ -14,7 +14,7 @@ import optax
 from mlip_jax import models
 from mlip_jax.datasets import readers, statistics
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.filters import Filters
+from mlip_jax.datasets.quality.filters import Filters
 from mlip_jax.graphs import resident
 from mlip_jax.graphs.batching import choose_budgets, measure
 from mlip_jax.potential import example_graph

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mlip_jax.datasets import statistics
-from mlip_jax.datasets.conversion import Recipe, convert
-from mlip_jax.datasets.store import Store
+from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.store.store import Store
 from mlip_jax.graphs.batching import choose_budget, measure
 from mlip_jax.training import data
 from mlip_jax.training.data import Batches, Split

@@ -8,12 +8,12 @@ import pytest
 from mlip_jax import models
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batching import Budget, build_batch
-from mlip_jax.models.readouts import with_heads
+from mlip_jax.models.layers.readouts import with_heads
 from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.structure import Structure
 from mlip_jax.training import losses
 from mlip_jax.training.dens import ENCODED, AsForceField, Corrupted, DeNS
-from mlip_jax.training.displaced import DISPLACEMENT, Displaced
+from mlip_jax.training.noise import DISPLACEMENT, Displaced
 from mlip_jax.training.objectives import ForceField
 
 CUTOFF, NOISE, SCALE = 4.0, 0.05, 2.0

@@ -9,7 +9,7 @@ import pytest
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.defaults import property_defaults
-from mlip_jax.training.displaced import DISPLACEMENT
+from mlip_jax.training.noise import DISPLACEMENT
 from mlip_jax.training.property_objective import Properties, check
 
 TARGETS = (Target("gap", "scalar", weight=2.0, scale=0.5, shift=3.0), Target("dipole", "vector", scale=2.0),

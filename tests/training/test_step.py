@@ -12,7 +12,7 @@ import pytest
 from mlip_jax import models
 from mlip_jax.datasets import readers, statistics
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.filters import Filters
+from mlip_jax.datasets.quality.filters import Filters
 from mlip_jax.graphs.batching import Budget, build_batch, choose_budget, measure
 from mlip_jax.graphs.pipeline import stack
 from mlip_jax.potential import evaluate, example_graph

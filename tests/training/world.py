@@ -13,7 +13,7 @@ from mlip_jax import models
 from mlip_jax.checkpoint import CheckpointStore
 from mlip_jax.datasets import readers, statistics
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.filters import Filters
+from mlip_jax.datasets.quality.filters import Filters
 from mlip_jax.graphs import resident
 from mlip_jax.graphs.batching import choose_budget, measure
 from mlip_jax.potential import example_graph
@@ -21,10 +21,10 @@ from mlip_jax.training import optimizer
 from mlip_jax.training.data import Batches, Split
 from mlip_jax.training.loop import Loop
 from mlip_jax.training.losses import Sums
-from mlip_jax.training.meter import Meter
 from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.outputs import restore
 from mlip_jax.training.step import Trainer
+from mlip_jax.training.throughput import Meter
 
 DATA = Path(__file__).parents[1] / "data/gfn2_small.hdf5"
 MODEL = {"num_features": 4, "num_layers": 1, "num_radial": 4, "zero_init": False}

@@ -35,7 +35,7 @@ import numpy as np
 from ase import units
 
 from mlip_jax.datasets import options, reader
-from mlip_jax.datasets.elements import checked_numbers
+from mlip_jax.datasets.formats.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport, symbols_to_numbers
 from mlip_jax.structure import Structure
 

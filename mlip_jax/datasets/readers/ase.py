@@ -33,9 +33,9 @@ from ase.data import chemical_symbols
 
 from mlip_jax.config import ConfigError, unknown_name
 from mlip_jax.datasets import options, reader
-from mlip_jax.datasets.ase_database import is_ase_database
-from mlip_jax.datasets.ase_frames import Frame, is_trajectory, is_xyz, open_frames
-from mlip_jax.datasets.elements import checked_numbers
+from mlip_jax.datasets.formats.ase_database import is_ase_database
+from mlip_jax.datasets.formats.ase_frames import Frame, is_trajectory, is_xyz, open_frames
+from mlip_jax.datasets.formats.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers.spice import charge_from_smiles
 from mlip_jax.structure import Structure

@@ -20,9 +20,9 @@ A molecule lacks what was not computed for it. There are no forces. Labels are G
 reacted on the way: the bonds of an rd_mol need not be those of the SMILES.
 
 In the pickles, which need the package rdkit, an RDKit molecule is a byte string. It is taken out by the restricted
-unpickler of datasets/safe_pickle.py and given to RDKit's own parser. That one runs no code of the file, but it is not
-made for damaged input: wrong bytes inside a molecule can end the process instead of raising. The MessagePack files
-have no such part.
+unpickler of datasets/formats/safe_pickle.py and given to RDKit's own parser. That one runs no code of the file, but it
+is not made for damaged input: wrong bytes inside a molecule can end the process instead of raising. The MessagePack
+files have no such part.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from pathlib import Path
 import numpy as np
 from ase import units
 
-from mlip_jax.datasets import options, reader, safe_pickle
-from mlip_jax.datasets.elements import checked_numbers
-from mlip_jax.datasets.geom_files import (
+from mlip_jax.datasets import options, reader
+from mlip_jax.datasets.formats import safe_pickle
+from mlip_jax.datasets.formats.elements import checked_numbers
+from mlip_jax.datasets.formats.geom_files import (
     READ_ERRORS,
     Folder,
     Molecule,

@@ -32,7 +32,8 @@ import numpy as np
 from ase import units
 
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets import npz, options, reader
+from mlip_jax.datasets import options, reader
+from mlip_jax.datasets.formats import npz
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 

@@ -34,8 +34,8 @@ from ase import units
 from ase.data import atomic_numbers, chemical_symbols
 
 from mlip_jax.datasets import options, reader
-from mlip_jax.datasets.ase_database import AseDatabase, AseRow, is_ase_database
-from mlip_jax.datasets.elements import checked_numbers
+from mlip_jax.datasets.formats.ase_database import AseDatabase, AseRow, is_ase_database
+from mlip_jax.datasets.formats.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 

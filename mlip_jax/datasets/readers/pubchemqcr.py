@@ -33,7 +33,8 @@ import numpy as np
 from ase import units
 
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets import options, reader, safe_pickle
+from mlip_jax.datasets import options, reader
+from mlip_jax.datasets.formats import safe_pickle
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers.spice import charge_from_smiles
 from mlip_jax.structure import Structure

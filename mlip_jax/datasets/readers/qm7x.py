@@ -34,8 +34,9 @@ import numpy as np
 from ase import units
 from ase.data import chemical_symbols
 
-from mlip_jax.datasets import npz, options, reader
-from mlip_jax.datasets.elements import checked_numbers
+from mlip_jax.datasets import options, reader
+from mlip_jax.datasets.formats import npz
+from mlip_jax.datasets.formats.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 

@@ -38,7 +38,7 @@ import numpy as np
 from ase import units
 
 from mlip_jax.datasets import options, reader
-from mlip_jax.datasets.qm9_forms import ATOM_ENERGIES, BINDING, Archive, binding_energy, form_of, open_form
+from mlip_jax.datasets.formats.qm9_formats import ATOM_ENERGIES, BINDING, Archive, binding_energy, form_of, open_form
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 

@@ -24,7 +24,7 @@ import numpy as np
 from ase import units
 
 from mlip_jax.datasets import reader
-from mlip_jax.datasets.elements import checked_numbers
+from mlip_jax.datasets.formats.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 

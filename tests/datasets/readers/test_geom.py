@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets import geom_files, readers
+from mlip_jax.datasets import readers
+from mlip_jax.datasets.formats import geom_files
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import geom
 

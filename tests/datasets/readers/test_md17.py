@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets import npz
+from mlip_jax.datasets.formats import npz
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import md17
 

@@ -9,9 +9,9 @@ import pytest
 
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import readers
-from mlip_jax.datasets.conversion import Recipe, convert
 from mlip_jax.datasets.reader import DatasetError, ReadReport, Several
-from mlip_jax.datasets.store import Store
+from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.store.store import Store
 
 DATA = Path(__file__).parents[2] / "data"
 MOLECULES, SPICE = DATA / "gfn2_small.hdf5", DATA / "spice_1.1.4_small.hdf5"

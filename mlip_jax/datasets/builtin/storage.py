@@ -1,0 +1,247 @@
+"""What the generator leaves on disk: finished parts while it runs, one HDF5 file in SPICE's layout at the end.
+
+Everything is written to a temporary file beside its destination and moved there in one step, so a file that exists
+is a whole file. The parts are plain npz archives, one per molecule, in `<path>.parts/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import logging
+import os
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import h5py
+import numpy as np
+from ase.data import chemical_symbols
+from ase.units import Bohr, Hartree
+
+from mlip_jax.datasets.builtin.conformations import Conformations
+from mlip_jax.datasets.builtin.labels import METHOD
+from mlip_jax.datasets.builtin.molecules import Molecule
+
+log = logging.getLogger(__name__)
+
+NOTE = (
+    "Labels are GFN2-xTB, a semi-empirical method, and not the wB97M-D3(BJ)/def2-TZVPPD of SPICE; only the layout and "
+    "the names of the datasets are those of SPICE."
+)
+
+
+def write_atomically(path: Path, data: bytes, temporary_folder: Path) -> None:
+    """Writes bytes to path in one step, by way of a temporary file on the same file system.
+
+    Raises:
+      OSError: with the number and cause of the failure and what to do; the temporary file is removed.
+    """
+    temporary = Path(temporary_folder) / f"{path.name}.{os.getpid()}.tmp"
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise explained(error, path, f"{len(data)} bytes") from error
+
+
+def explained(error: OSError, path: Path, what: str) -> OSError:
+    """An OSError of the same number that says what could not be written where, and how to go on."""
+    return type(error)(
+        error.errno,
+        f"could not write {what} ({error.strerror or error}). Free disk space, or choose a folder that can be written "
+        f"to, and start again: finished parts are kept and not made twice",
+        str(path),
+    )
+
+
+class Parts:
+    """The finished molecules of one run, in a folder next to the file that they will become.
+
+    Used as a context manager, it holds a lock: a second run for the same file waits, and then finds the file.
+
+    Args:
+      path: the HDF5 file to be made.
+      parameters: dict of whatever the parts depend on. Parts of other parameters are removed.
+
+    Raises:
+      OSError: if the folder cannot be made or written to.
+    """
+
+    def __init__(self, path: str | Path, parameters: dict):
+        self.path = Path(path)
+        self.folder = self.path.with_name(self.path.name + ".parts")
+        self._parameters = json.dumps(parameters, sort_keys=True)
+        self._lock = None
+
+    def __enter__(self):
+        try:
+            self._lock = self._acquire()
+        except OSError as error:
+            raise explained(error, self.folder, "the folder for finished parts") from error
+        try:
+            self._adopt()
+        except BaseException:
+            self._lock.close()  # __exit__ is not called when __enter__ fails, and the next run would wait for ever
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self._lock.close()
+
+    def _acquire(self):
+        """An open, locked file in the folder; the folder may vanish while waiting, when the other run is done."""
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = open(self.folder / "lock", "wb")
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("another process is making %s; waiting for it", self.path)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(lock.name), os.fstat(lock.fileno())):
+                    return lock
+            lock.close()
+
+    def _adopt(self):
+        """Keeps the parts that are there if they were made with the same parameters, and removes them if not."""
+        parameters_file = self.folder / "parameters.json"
+        if parameters_file.exists() and parameters_file.read_text() == self._parameters:
+            return
+        for entry in self.folder.iterdir():
+            if entry.name != "lock":
+                entry.unlink()
+        write_atomically(parameters_file, self._parameters.encode(), self.folder)
+
+    def _file(self, index):
+        return self.folder / f"{index:06d}.npz"
+
+    def save(self, index: int, part: Conformations) -> None:
+        """Stores the :class:`Conformations` of molecule number `index`."""
+        texts = {"smiles": part.smiles, "force_field": part.force_field,
+                 "atom_energies": json.dumps(part.atom_energies), "dropped": json.dumps(part.dropped)}
+        buffer = io.BytesIO()
+        np.savez(buffer, **(part._asdict() | {name: np.array(text) for name, text in texts.items()}))
+        write_atomically(self._file(index), buffer.getvalue(), self.folder)
+
+    def load(self, index: int) -> Conformations | None:
+        """The :class:`Conformations` of molecule number `index`, or None where they have yet to be made."""
+        try:
+            with np.load(self._file(index), allow_pickle=False) as archive:
+                fields = {name: archive[name] for name in Conformations._fields}
+        except FileNotFoundError:
+            return None
+        except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+            log.warning("%s is damaged (%s) and will be made again", self._file(index), error)
+            return None
+        fields |= {name: str(fields[name]) for name in ("smiles", "force_field")}
+        fields |= {name: json.loads(str(fields[name])) for name in ("atom_energies", "dropped")}
+        return Conformations(**fields)
+
+    def merge(self, molecules: Sequence[Molecule], counts: Sequence[int], parameters: dict) -> None:
+        """Makes the HDF5 file of all parts, moves it into place and removes the folder."""
+        # Built in memory: a full disk then meets one plain write, and never HDF5's own closing of a broken file.
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w") as file:
+            atom_energies, dropped, fallbacks = {}, Counter(), []
+            for index, (molecule, count) in enumerate(zip(molecules, counts, strict=True)):
+                if not count:
+                    continue
+                part = self.load(index)
+                atom_energies |= part.atom_energies
+                dropped.update(part.dropped)
+                if part.force_field == "UFF":
+                    fallbacks.append(molecule.name)
+                if len(part.energies):
+                    write_molecule(file, molecule, part)
+            write_attributes(file, parameters, atom_energies, dropped, fallbacks)
+        write_atomically(self.path, buffer.getvalue(), self.folder)
+        shutil.rmtree(self.folder)
+
+
+def write_molecule(file: h5py.File, molecule: Molecule, part: Conformations) -> None:
+    """One group in SPICE's layout: m conformations of n atoms, in bohr, hartree and hartree/bohr."""
+    group = file.create_group(molecule.name)
+    group["atomic_numbers"] = part.atomic_numbers
+    text = h5py.string_dtype("ascii")
+    group.create_dataset("smiles", data=[part.smiles], dtype=text)
+    group.create_dataset("subset", data=[molecule.subset], dtype=text)
+    for name, data, units in (
+        ("conformations", part.conformations, "bohr"),
+        ("dft_total_energy", part.energies, "hartree"),
+        ("dft_total_gradient", part.gradients, "hartree/bohr"),
+        ("formation_energy", part.formation_energies, "hartree"),
+    ):
+        group.create_dataset(name, data=data).attrs["units"] = units
+
+
+def write_attributes(file: h5py.File, parameters: dict, atom_energies: dict[str, float], dropped: dict[str, int],
+                     fallbacks: list[str]) -> None:
+    """What the file says about itself."""
+    file.attrs["level_of_theory"] = f'{METHOD} (tblite {version("tblite")})'
+    file.attrs["note"] = NOTE
+    file.attrs["generator_parameters"] = json.dumps(parameters, sort_keys=True)
+    file.attrs["energies_of_isolated_atoms"] = json.dumps(dict(sorted(atom_energies.items())))
+    file.attrs["energies_of_isolated_atoms_units"] = "hartree"
+    file.attrs["dropped_conformations"] = json.dumps(dict(sorted(dropped.items())))
+    file.attrs["molecules_sampled_with_uff"] = json.dumps(fallbacks)
+
+
+def stored_parameters(path: str | Path) -> dict | None:
+    """The generator's parameters of an embedded data set at path, or None if there is no such file.
+
+    Raises:
+      FileExistsError: if something else is there, which must not be overwritten.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        with h5py.File(path, "r") as file:
+            return json.loads(file.attrs["generator_parameters"])
+    except (OSError, KeyError) as error:
+        raise FileExistsError(
+            f"{path} exists and was not made by generate_embedded ({error}); move it away or choose another path"
+        ) from error
+
+
+def summarize(path: str | Path) -> dict:
+    """Counts and force statistics of a file in SPICE's layout.
+
+    Args:
+      path: the HDF5 file.
+
+    Returns:
+      dict with `molecules`, `conformations`, `mean_atoms` (per conformation), `force_rms` (quantiles of the root mean
+      square force component per conformation, eV/Å), `elements` and `subsets` (conformations that have them),
+      `dropped` (conformations by reason) and `level_of_theory`.
+    """
+    rms, atoms, elements, subsets = [], 0, Counter(), Counter()
+    with h5py.File(path, "r") as file:
+        for group in file.values():
+            gradients = group["dft_total_gradient"][()].astype(np.float64)
+            rms.append(np.sqrt(np.mean(gradients**2, axis=(1, 2))) * Hartree / Bohr)
+            count, size = gradients.shape[:2]
+            atoms += count * size
+            elements.update({chemical_symbols[number]: count for number in set(group["atomic_numbers"][()].tolist())})
+            subsets[group["subset"].asstr()[0]] += count
+        molecules, attributes = len(file), dict(file.attrs)
+    rms = np.concatenate(rms) if rms else np.zeros(0)
+    quantiles = {f"{q}%": float(np.quantile(rms, q / 100)) for q in (5, 25, 50, 75, 95)} if len(rms) else {}
+    return {
+        "molecules": molecules, "conformations": len(rms), "mean_atoms": atoms / max(len(rms), 1),
+        "force_rms": quantiles, "elements": dict(elements.most_common()), "subsets": dict(subsets.most_common()),
+        "dropped": json.loads(attributes.get("dropped_conformations", "{}")),
+        "level_of_theory": attributes.get("level_of_theory", ""),
+    }

@@ -1,0 +1,268 @@
+"""The frames of a file that ASE reads, one by one, as they stand there: nothing is looked up by name or converted.
+
+Extended XYZ, databases and trajectories are read at any frame; other formats only from the start (`sequential`).
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import io
+import itertools
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from mlip_jax.config import ConfigError, unknown_name
+from mlip_jax.datasets import options
+from mlip_jax.datasets.formats.ase_database import AseDatabase, is_sqlite
+from mlip_jax.datasets.reader import DatasetError
+
+log = logging.getLogger(__name__)
+
+_TRAJECTORY_MAGIC = b"- of UlmASE-Trajectory"
+_PICKLES = {"bundletrajectory"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frame:
+    """What one frame holds, nothing converted. `labels` belong to the whole, `arrays` to the atoms."""
+
+    numbers: np.ndarray
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+    charge: float
+    labels: dict[str, Any]
+    arrays: dict[str, Any]
+    results: dict[str, Any]
+
+
+class Frames(abc.ABC):
+    """The frames of a file."""
+
+    sequential = False
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Number of frames."""
+
+    @abc.abstractmethod
+    def read(self, records: range) -> Iterator[Frame]:
+        """Frames by number, ascending."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+def open_frames(path: Path, format: str) -> Frames:
+    """The frames of a file; `format` is ASE's name of the format, "" finds out.
+
+    Raises:
+      ConfigError: ASE knows no such format. DatasetError: No file, or one that cannot be read.
+    """
+    from ase.io.formats import ioformats
+    if not path.is_file():
+        raise DatasetError(f"{path}: expected a file, found a folder")
+    if format and format not in ioformats:
+        raise ConfigError(unknown_name("ASE format", format, list(ioformats)))
+    if format == "db" or not format and is_sqlite(path):
+        return _Database(path)
+    if format == "traj" or not format and is_trajectory(path):
+        return _Trajectory(path)
+    if format in ("xyz", "extxyz") or not format and (path.suffix in (".xyz", ".extxyz") or is_xyz(path)):
+        return _Xyz(path, format or "extxyz")
+    return _Stream(path, format)
+
+
+def _from_atoms(atoms: Atoms) -> Frame:
+    results = getattr(atoms.calc, "results", {}) if atoms.calc is not None else {}
+    arrays = {k: v for k, v in atoms.arrays.items() if k not in ("numbers", "positions")}
+    return Frame(
+        numbers=np.asarray(atoms.numbers, np.int32), positions=np.array(atoms.positions, np.float64),
+        cell=np.array(atoms.cell.array, np.float64), pbc=np.array(atoms.pbc, bool),
+        charge=float(atoms.get_initial_charges().sum()), labels=dict(atoms.info), arrays=arrays, results=dict(results))
+
+
+class _Xyz(Frames):
+    """Extended XYZ by the places of its frames."""
+
+    def __init__(self, path: Path, format: str):
+        self._path, self._format = path, format
+        self._file = path.open("rb")
+        try:
+            self._places = self._index()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __len__(self) -> int:
+        return len(self._places) - 1
+
+    def close(self) -> None:
+        self._file.close()
+
+    def read(self, records: range) -> Iterator[Frame]:
+        from ase.io import read
+        for record in records:
+            start, end = (int(self._places[record + i]) for i in (0, 1))
+            self._file.seek(start)
+            try:
+                text = io.StringIO(self._file.read(end - start).decode())
+                frame = _from_atoms(read(text, format=self._format))
+            except Exception as error:  # ASE's parser raises whatever it stumbles on
+                raise DatasetError(f"{self._path.name}:{record}: the frame cannot be read ({type(error).__name__}: "
+                                   f"{error}); it is damaged or no extended XYZ") from error
+            yield frame
+
+    def _index(self) -> np.ndarray:
+        file, places, line_number = self._file, [], 0
+        while True:
+            place = file.tell()
+            line = file.readline(1000)
+            line_number += 1
+            if not line.strip():
+                if not line:
+                    return np.array([*places, place], np.int64)
+                continue
+            try:
+                atoms = int(line)
+                if atoms < 0:
+                    raise ValueError(f"{atoms} atoms")
+            except ValueError as error:
+                raise DatasetError(
+                    f"{self._path}: line {line_number}: expected the number of atoms of frame {len(places)}, found "
+                    f"{line[:40]!r}. The file is damaged or no XYZ file.") from error
+            found = sum(1 for _ in itertools.islice(file, atoms + 1))
+            if found < atoms + 1:
+                raise DatasetError(
+                    f"{self._path}: frame {len(places)} (line {line_number}) says {atoms} atoms, but the file ends "
+                    f"after {max(found - 1, 0)}. It is truncated; download or make it again.")
+            places.append(place)
+            line_number += found
+
+
+class _Database(Frames):
+    """ASE database: key-value pairs and data are the labels, as are the calculator's results."""
+
+    def __init__(self, path: Path):
+        self._database = AseDatabase(path)
+
+    def __len__(self) -> int:
+        return len(self._database)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def read(self, records: range) -> Iterator[Frame]:
+        for row in self._database.rows(records):
+            yield Frame(numbers=row.numbers, positions=row.positions, cell=row.cell, pbc=row.pbc, charge=row.charge,
+                         labels=row.key_value_pairs, arrays=row.data, results=row.results)
+
+
+class _Trajectory(Frames):
+    """ASE's own trajectories."""
+
+    def __init__(self, path: Path):
+        from ase.io.trajectory import TrajectoryReader
+        self._path = path
+        try:
+            self._reader = TrajectoryReader(path)
+        except Exception as error:
+            raise DatasetError(f"{path}: cannot be opened as an ASE trajectory ({type(error).__name__}: {error}); it "
+                               "is truncated or of another format") from error
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def read(self, records: range) -> Iterator[Frame]:
+        for record in records:
+            try:
+                frame = _from_atoms(self._reader[record])
+            except Exception as error:
+                raise DatasetError(f"{self._path.name}:{record}: the frame cannot be read ({type(error).__name__}: "
+                                   f"{error}); the file is damaged") from error
+            yield frame
+
+
+class _Stream(Frames):
+    """Any other format of `ase.io`, from the start to the end."""
+
+    sequential = True
+
+    def __init__(self, path: Path, format: str):
+        self._path, self._format = path, self._known_format(path, format)
+        self._iterator, self._position = None, 0
+        self._length = sum(1 for _ in self._atoms())
+
+    def __len__(self) -> int:
+        return self._length
+
+    def close(self) -> None:
+        self._iterator = None
+
+    def read(self, records: range) -> Iterator[Frame]:
+        for record in records:
+            if self._iterator is None or record < self._position:
+                self._iterator, self._position = self._atoms(), 0
+            atoms = next(itertools.islice(self._iterator, record - self._position, None), None)
+            if atoms is None:
+                raise DatasetError(f"{self._path}: ends before frame {record} of {self._length}: the file has changed")
+            self._position = record + 1
+            yield _from_atoms(atoms)
+
+    def _atoms(self) -> Iterator[Atoms]:
+        from ase.io import iread
+        try:
+            yield from iread(self._path, index=":", format=self._format)
+        except Exception as error:
+            raise DatasetError(
+                f"{self._path}: cannot be read as {self._format!r} ({type(error).__name__}: {error}). The file is "
+                f"damaged, or of another format: name it, {options.how('format', 'NAME')}.") from error
+
+    @staticmethod
+    def _known_format(path: Path, format: str) -> str:
+        from ase.io.formats import filetype
+        try:
+            format = format or filetype(str(path), guess=False)
+        except Exception as error:
+            raise DatasetError(f"{path}: ASE does not know this format ({error}). Name it, "
+                               f"{options.how('format', 'NAME')}.") from error
+        if format in _PICKLES:
+            raise DatasetError(f"{path}: ASE's {format!r} holds Python pickles, which could run anything: not read")
+        return format
+
+
+def is_trajectory(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_TRAJECTORY_MAGIC)) == _TRAJECTORY_MAGIC
+
+
+def is_xyz(path: Path) -> bool:
+    """A number of atoms, a comment, and that many lines of a symbol and at least three numbers."""
+    with path.open("rb") as file:
+        first = file.readline(50)
+        if not first.strip().isdigit() or not 0 < int(first) < 10_000_000:
+            return False
+        file.readline()
+        for _ in range(min(int(first), 20)):
+            cells = file.readline(10_000).split()
+            if len(cells) < 4:
+                return False
+        return sum(_is_number(c) for c in cells) >= 3
+
+
+def _is_number(text: bytes) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

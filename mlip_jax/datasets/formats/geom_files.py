@@ -1,0 +1,293 @@
+"""Where GEOM's molecules come from: pickles, one or a folder of them, and crude MessagePack files.
+
+Each source gives (record, Molecule) for a range of records; readers/geom.py tells the layout.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mlip_jax.datasets.formats import archives, safe_pickle
+from mlip_jax.datasets.formats.elements import checked_numbers
+from mlip_jax.datasets.reader import DatasetError
+
+_HEAD = 1 << 16  # bytes in which the first molecule's key "conformers" stands
+MAX_MOLECULE = 1 << 26  # bytes in MessagePack; 7,000 conformers of 100 atoms take 25 MB
+READ_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error)
+
+
+class Molecule(NamedTuple):
+    """A record as it stands in a file."""
+
+    content: object
+    smiles: str
+    subset: str
+    source: str
+    missing: str = ""  # why there is no content
+
+
+class RDKitMolecule:
+    """What a pickle gets in the place of rdkit.Chem.rdchem.Mol: it keeps the byte string for RDKit's parser."""
+
+    __slots__ = ("_binary",)
+
+    def __init__(self, binary):
+        if not isinstance(binary, bytes):
+            raise TypeError(f"an RDKit molecule of {type(binary).__name__}, expected bytes")
+        self._binary = binary
+
+    def __setstate__(self, _):
+        """Attributes that a program has hung on the molecule: not needed."""
+
+    def atoms(self, source: str) -> tuple[np.ndarray, np.ndarray, float]:
+        try:
+            from rdkit import Chem, rdBase
+        except ImportError as error:
+            raise ImportError("GEOM's pickles need the package rdkit: pip install 'mlip_jax[data]'") from error
+        try:
+            with rdBase.BlockLogs():
+                molecule = Chem.Mol(self._binary)
+        except (RuntimeError, ValueError) as error:
+            raise DatasetError(f"{source}: RDKit cannot read the molecule ({error}). The file is damaged, or was "
+                               "written by a later version of RDKit.") from error
+        if molecule.GetNumConformers() != 1 or not molecule.GetNumAtoms():
+            raise DatasetError(f"{source}: an RDKit molecule with {molecule.GetNumAtoms()} atoms and "
+                               f"{molecule.GetNumConformers()} conformers, expected positions of one")
+        numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()], np.int32)
+        positions = np.array(molecule.GetConformer().GetPositions(), np.float64)
+        return checked_numbers(numbers, source), positions, float(Chem.GetFormalCharge(molecule))
+
+
+_ALLOWED = {**safe_pickle.NUMPY, ("rdkit.Chem.rdchem", "Mol"): RDKitMolecule}
+
+
+def _load_pickle(path: Path, source: str):
+    try:
+        with open(path, "rb") as file:
+            return safe_pickle.load(file, allowed=_ALLOWED, source=source)
+    except OSError as error:
+        raise DatasetError(f"{source}: the file cannot be read ({error})") from error
+
+
+def kind_of(path: Path) -> str | None:
+    """What a path is, by its first bytes: "folder", "pickle", "msgpack", "tar", or None for something else."""
+    if path.is_dir():
+        return "folder"
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and b"conformers" in head:
+        return "pickle"
+    if head[:2] == b"\x1f\x8b":
+        try:
+            with gzip.open(path) as file:
+                first = archives.Members(file).next()
+                return "tar" if first is not None and first.name.endswith(".msgpack") else None
+        except READ_ERRORS:
+            return None
+    return "msgpack" if _starts_a_map_of_texts(head) and b"conformers" in head else None
+
+
+def _starts_a_map_of_texts(head: bytes) -> bool:
+    """MessagePack's codes for a map that is not empty, then for a string."""
+    if len(head) < 6:
+        return False
+    start = 1 if 0x81 <= head[0] <= 0x8f else {0xde: 3, 0xdf: 5}.get(head[0])
+    return start is not None and (0xa0 <= head[start] <= 0xbf or head[start] in (0xd9, 0xda, 0xdb))
+
+
+class Pickle:
+    """One pickle."""
+
+    def __init__(self, path: Path, subset: str):
+        self._path, self._subset = path, subset or _subset_of(path.parent.name)
+
+    def __len__(self):
+        return 1
+
+    def files(self):
+        return [self._path]
+
+    def close(self):
+        pass
+
+    def read(self, records: range) -> Iterator[tuple[int, Molecule]]:
+        for record in records:
+            yield record, Molecule(_load_pickle(self._path, self._path.name), "", self._subset, self._path.name)
+
+
+class Folder:
+    """Pickles, in the order of the summaries; without summaries in the order of their names."""
+
+    def __init__(self, path: Path, subset: str):
+        self._path = path
+        self._summaries = {p.stem.removeprefix("summary_"): p for p in sorted(path.glob("summary_*.json"))}
+        if self._summaries:
+            known = self._summaries
+            self._entries = [e for name, p in known.items() if subset in ("", name) for e in _read_summary(p, name)]
+        else:
+            entries = [(str(p.relative_to(path)), "", _subset_of(p.parent.name)) for p in sorted(pickles_in(path))]
+            known = {e[2] for e in entries}
+            self._entries = [e for e in entries if subset in ("", e[2])]
+        if subset and subset not in known:
+            raise DatasetError(f"{path}: has no subset {subset!r}; found {sorted(filter(None, known)) or 'none'}")
+        if not self._entries:
+            raise DatasetError(f"{path}: expected GEOM's rdkit_folder, with summary_drugs.json or summary_qm9.json, or "
+                               "a folder of its pickles; found neither")
+        self._wanted = subset
+
+    def __len__(self):
+        return len(self._entries)
+
+    def files(self):
+        summaries = [p for name, p in self._summaries.items() if self._wanted in ("", name)]
+        pickles = (self._path / e[0] for e in self._entries if e[0])
+        return summaries + [p for p in pickles if p.is_file()]
+
+    def close(self):
+        pass
+
+    def read(self, records: range) -> Iterator[tuple[int, Molecule]]:
+        for record in records:
+            name, smiles, subset = self._entries[record]
+            source = f"{self._path.name}:{name or smiles}"
+            missing = ("no pickle in the summary" if not name else
+                       "" if (self._path / name).is_file() else "pickle is missing")
+            content = None if missing else _load_pickle(self._path / name, source)
+            yield record, Molecule(content, smiles, subset, source, missing)
+
+
+def pickles_in(folder: Path) -> Iterator[Path]:
+    """Those in a folder and in its folders."""
+    yield from folder.glob("*.pickle")
+    yield from folder.glob("*/*.pickle")
+
+
+def _subset_of(name: str) -> str:
+    return next((s for s in ("drugs", "qm9") if name.lower().startswith(s)), "")
+
+
+def _read_summary(path: Path, subset: str) -> list[tuple[str, str, str]]:
+    """(path of the pickle in the folder, SMILES, subset) of each molecule."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            summary = json.load(file)
+        entries = [(molecule.get("pickle_path") or "", smiles, subset) for smiles, molecule in summary.items()]
+    except (ValueError, AttributeError, RecursionError, OSError) as error:
+        raise DatasetError(f"{path}: not a summary of GEOM ({type(error).__name__}: {error}); expected "
+                           "{SMILES: {'pickle_path': ...}}. It is truncated or something else.") from error
+    for name, smiles, _ in entries:
+        if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DatasetError(f"{path}: {smiles}: pickle_path {name!r} does not lie in the folder")
+    return entries
+
+
+class Stream:
+    """A crude MessagePack file, plain or the first one of a tar.gz, one molecule in memory at a time."""
+
+    def __init__(self, path: Path, kind: str, subset: str):
+        self._path, self._kind, self._subset = path, kind, subset or _subset_of(path.name)
+        self._length: int | None = None
+        self._position, self._items = 0, None
+
+    def __len__(self):
+        if self._length is None:
+            self._length = sum(1 for _ in self._open(skip=lambda _: True))
+        return self._length
+
+    def files(self):
+        return [self._path]
+
+    def close(self):
+        if self._items is not None:
+            self._items.close()
+            self._items = None
+
+    def read(self, records: range) -> Iterator[tuple[int, Molecule]]:
+        if not records:
+            return
+        if self._items is None or self._position > records.start:
+            self.close()
+            self._wanted, self._position = records, 0
+            self._items = self._open(skip=lambda record: record < self._wanted.start)
+        self._wanted = records
+        while self._position < records.stop:
+            item = next(self._items, None)
+            if item is None:
+                self.close()
+                raise DatasetError(f"{self._path}: record {records.stop - 1} is not there, or is damaged; the readable "
+                                   f"part ends after {self._position}")
+            record, self._position = self._position, self._position + 1
+            if record in records:
+                yield record, Molecule(item[1], item[0], self._subset, f"{self._path.name}:{item[0]}")
+
+    def _open(self, skip) -> Iterator[tuple[str, object]]:
+        """(SMILES, molecule) of all, with None for those that `skip(record)` leaves out."""
+        if self._kind == "msgpack":
+            with open(self._path, "rb") as file:
+                yield from _unpack(file, self._path.stat().st_size, self._path, skip)
+            return
+        try:
+            with gzip.open(self._path) as file:
+                archive = archives.Members(file)
+                member = archive.next()
+                if member is None or not member.isfile():
+                    raise tarfile.ReadError("its first member is no file")
+                yield from _unpack(archive.content(member), member.size, self._path, skip)
+        except READ_ERRORS as error:
+            raise DatasetError(f"{self._path}: cannot be read to its end ({error}). It is truncated or damaged; "
+                               "download it again.") from error
+
+
+class _Limited:
+    """A file that gives no more than `left` bytes: a value of many small parts takes some 60 times its bytes."""
+
+    def __init__(self, file):
+        self._file, self.left = file, MAX_MOLECULE
+
+    def read(self, size: int) -> bytes:
+        if self.left < 0:
+            raise ValueError(f"more than {MAX_MOLECULE} bytes, which no molecule has")
+        data = self._file.read(size)
+        self.left -= len(data)
+        return data
+
+
+def _unpack(file, size: int, path: Path, skip) -> Iterator[tuple[str, object]]:
+    import msgpack
+    # A length in a damaged file is believed, and its memory taken, up to these limits.
+    file = _Limited(file)
+    unpacker = msgpack.Unpacker(file, raw=False, read_size=1 << 20, max_buffer_size=1 << 28,
+                                max_array_len=1 << 20, max_map_len=1 << 20)
+    record, last = 0, "the beginning"
+    try:
+        while unpacker.tell() < size:
+            for _ in range(unpacker.read_map_header()):
+                smiles = unpacker.unpack()
+                if not isinstance(smiles, str):
+                    raise DatasetError(f"{path.name}: molecule {record} has the key {safe_pickle.shown(smiles)}, "
+                                       "expected a SMILES")
+                last, file.left = smiles, MAX_MOLECULE
+                if skip(record):
+                    file.left = size
+                    unpacker.skip()
+                    molecule = None
+                else:
+                    molecule = unpacker.unpack()
+                record += 1
+                yield smiles, molecule
+    except msgpack.OutOfData as error:
+        raise DatasetError(f"{path}: truncated after molecule {record} ({last}): {size} bytes. Download it "
+                           "again.") from error
+    except (msgpack.UnpackException, ValueError, RecursionError, MemoryError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(f"{path}: molecule {record} (after {last}) is damaged ({type(error).__name__}: {error}). "
+                           "Download it again.") from error

@@ -1,0 +1,63 @@
+"""Identity of molecules: numbers for labels, and hashes that are the same on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+def group(labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Number of each label among the sorted different ones, shape (S,), int32 or int64, and how many there are.
+
+    As np.unique's inverse in a third of its memory, and much faster where equal labels stand together, as
+    conformations of a molecule do.
+    """
+    labels = np.asarray(labels)
+    if not len(labels):
+        return np.zeros(0, np.int32), 0
+    dtype = index_type(len(labels))
+    starts = np.flatnonzero(np.concatenate([[True], labels[1:] != labels[:-1]]))
+    heads = labels if len(starts) == len(labels) else labels[starts]
+    order = np.argsort(heads)
+    ordered = heads[order]
+    rank = np.cumsum(np.concatenate([[False], ordered[1:] != ordered[:-1]]), dtype=dtype)
+    del ordered
+    number = np.empty(len(heads), dtype)
+    number[order] = rank
+    del order
+    if len(starts) < len(labels):
+        number = np.repeat(number, np.diff(starts, append=len(labels)))
+    return number, int(rank[-1]) + 1
+
+
+def stable_ids(molecule: np.ndarray) -> np.ndarray:
+    """A number for each molecule that is the same everywhere and always, shape (S,), uint64.
+
+    Strings are hashed (blake2b of their UTF-8), whole numbers mixed, so that neither order nor likeness shows.
+
+    Raises:
+      ValueError: Neither strings nor whole numbers.
+    """
+    molecule = np.asarray(molecule)
+    if molecule.dtype.kind in "iu":
+        return splitmix64(molecule.astype(np.int64 if molecule.dtype.kind == "i" else np.uint64).view(np.uint64))
+    names = molecule.tolist()
+    different = set(names)
+    if not all(isinstance(name, str | bytes) for name in different):
+        raise ValueError(f"molecules must be strings or whole numbers; received {molecule.dtype}")
+    number = {name: int.from_bytes(hashlib.blake2b(name if isinstance(name, bytes) else name.encode(),
+                                                   digest_size=8).digest(), "little") for name in different}
+    return np.array([number[name] for name in names], np.uint64)
+
+
+def splitmix64(values: np.ndarray) -> np.ndarray:
+    """The mixing function of the SplitMix64 generator (Steele, Lea, Flood 2014), one to one on uint64."""
+    z = np.asarray(values, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def index_type(count: int) -> type[np.signedinteger]:
+    return np.int32 if count < 2**31 else np.int64

@@ -1,0 +1,1 @@
+"""Molecules as graphs: SMILES and their embedding, connectivity, symmetry, RMSD, molecule files."""

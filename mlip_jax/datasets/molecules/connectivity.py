@@ -1,0 +1,155 @@
+"""Molecules as RDKit has them, from SMILES or from a geometry alone, and a name of each that both give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mlip_jax import workers
+
+_CHUNK = 500  # molecules that a process takes at a time
+_LONG = 5_000  # molecules from which more processes and a progress bar are worth it
+
+
+class Entry(NamedTuple):
+    """A molecule to describe: its SMILES or "", atomic numbers (n,) and positions (n, 3) in Å or None."""
+
+    smiles: str
+    numbers: np.ndarray | None = None
+    positions: np.ndarray | None = None
+
+
+class Description(NamedTuple):
+    """skeleton: see the function. elements: atomic numbers, ascending. fingerprint: Morgan's, as bytes of RDKit."""
+
+    skeleton: str
+    elements: tuple[int, ...]
+    fingerprint: bytes = b""
+
+
+def describe(entries: Iterable[Entry], count: int, *, fingerprints: bool = False, num_processes: int | None = None,
+             label: str = "molecules", progress: bool = True) -> list[Description | None]:
+    """A description of each molecule; None where RDKit cannot read it.
+
+    Args:
+      entries: Their SMILES are taken where they are not "", else the geometries.
+      count: Of the entries.
+      fingerprints: Also Morgan fingerprints; give all entries in one form then, for those of geometries lack the
+        orders of bonds.
+      num_processes: Worker processes for many molecules; None: one per core that this process may use.
+      label: Of the progress bar, which is shown when it takes long.
+
+    Raises:
+      ImportError: RDKit is missing.
+    """
+    _require_rdkit()
+    entries = iter(entries)
+    chunks = [(chunk, fingerprints) for chunk in iter(lambda: list(islice(entries, _CHUNK)), [])]
+    if num_processes is None:
+        num_processes = workers.available_cores() if count >= _LONG else 1
+    bar = Progress(TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+                   disable=not progress or count < _LONG)
+    with bar:
+        task = bar.add_task("", total=count)
+        parts: list[list[Description | None]] = [[] for _ in chunks]
+        for index, part in workers.run(_describe_chunk, chunks, num_processes):
+            parts[index] = part
+            bar.advance(task, len(part))
+        return [description for part in parts for description in part]
+
+
+def from_smiles(smiles: str) -> Any | None:
+    """An RDKit molecule without explicit hydrogens; None where RDKit cannot read the SMILES."""
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        try:
+            mol = Chem.MolFromSmiles(smiles) if smiles else None
+            return mol if mol is not None and mol.GetNumAtoms() else None
+        except (ValueError, RuntimeError):  # RDKit's own errors are ValueErrors; its invariants RuntimeErrors
+            return None
+
+
+def from_geometry(numbers: np.ndarray, positions: np.ndarray) -> Any | None:
+    """An RDKit molecule with all hydrogens and single bonds between atoms that are close; None where RDKit fails.
+
+    Args:
+      numbers: atomic numbers (n,).
+      positions: (n, 3) in Å.
+    """
+    from rdkit import Chem, rdBase
+    from rdkit.Chem import rdDetermineBonds
+
+    mol, conformer = Chem.RWMol(), Chem.Conformer(len(numbers))
+    for place, (number, position) in enumerate(zip(numbers, positions)):
+        mol.AddAtom(_bare_atom(number))
+        conformer.SetAtomPosition(place, [float(x) for x in position])
+    mol.AddConformer(conformer)
+    with rdBase.BlockLogs():
+        try:
+            rdDetermineBonds.DetermineConnectivity(mol)
+            mol.UpdatePropertyCache(strict=False)
+            Chem.FastFindRings(mol)
+        except (ValueError, RuntimeError):
+            return None
+    return mol.GetMol()
+
+
+def skeleton(mol: Any) -> str:
+    """Canonical text of which atoms are bonded, hydrogens included: without bond orders, charges, isotopes and stereo.
+
+    Stereoisomers, resonance forms and charge-separated forms share it; tautomers do not, as a hydrogen moves.
+
+    >>> skeleton(from_smiles("C[N+](=O)[O-]")) == skeleton(from_smiles("CN(=O)=O"))
+    True
+    >>> skeleton(from_smiles("C[C@H](O)F")) == skeleton(from_smiles("C[C@@H](O)F"))
+    True
+    """
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        full, bare = Chem.AddHs(mol), Chem.RWMol()
+        for atom in full.GetAtoms():
+            bare.AddAtom(_bare_atom(atom.GetAtomicNum()))
+        for bond in full.GetBonds():
+            bare.AddBond(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), Chem.BondType.SINGLE)
+        return Chem.MolToSmiles(bare)
+
+
+def _describe_chunk(chunk: tuple[list[Entry], bool]) -> list[Description | None]:
+    entries, fingerprints = chunk
+    return [_describe(entry, fingerprints) for entry in entries]
+
+
+def _describe(entry: Entry, fingerprint: bool) -> Description | None:
+    from mlip_jax.datasets.molecules.fingerprints import morgan_fingerprint
+
+    if entry.smiles:
+        mol = from_smiles(entry.smiles)
+    else:
+        mol = None if entry.numbers is None else from_geometry(entry.numbers, entry.positions)
+    if mol is None:
+        return None
+    elements = {atom.GetAtomicNum() for atom in mol.GetAtoms()}
+    elements |= {1} if any(atom.GetTotalNumHs() for atom in mol.GetAtoms()) else set()
+    return Description(skeleton(mol), tuple(sorted(elements)),
+                       morgan_fingerprint(mol).ToBinary() if fingerprint else b"")
+
+
+def _bare_atom(number: int) -> Any:
+    from rdkit import Chem
+
+    atom = Chem.Atom(int(number))
+    atom.SetNoImplicit(True)
+    return atom
+
+
+def _require_rdkit() -> None:
+    try:
+        import rdkit  # noqa: F401
+    except ImportError as error:
+        raise ImportError("telling molecules apart needs RDKit: pip install 'mlip_jax[data]'") from error

@@ -1,0 +1,111 @@
+"""Text files that say what a molecule is and leave its geometry to be made: SMILES, CSV, SDF; and reading of text."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import csv
+import gzip
+import io
+import itertools
+import lzma
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mlip_jax.config import ConfigError, unknown_name
+from mlip_jax.datasets.molecules.embedding import Entry
+from mlip_jax.datasets.reader import DatasetError
+
+SMILES_COLUMNS, NAME_COLUMNS = ("smiles", "canonical_smiles", "isomeric_smiles"), ("name", "id", "title")
+COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+class CsvColumns(NamedTuple):
+    """Names of the columns of a CSV file; "" looks for SMILES_COLUMNS and NAME_COLUMNS, in any case."""
+
+    smiles: str = ""
+    name: str = ""
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[io.TextIOBase]:
+    """The text of a file, unpacked; what is no UTF-8 is replaced, for it can only stand in names.
+
+    Raises:
+      DatasetError: In the body, too: the file cannot be read to its end.
+    """
+    try:
+        with COMPRESSED.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig", errors="replace",
+                                                       newline="") as file:
+            yield file
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        raise DatasetError(f"{path}: cannot be read to its end ({error}); it is damaged or truncated") from error
+
+
+def read_entries(path: Path, kind: str, columns: CsvColumns) -> Iterator[Entry]:
+    """What a file of a kind of KINDS says of its molecules, in order.
+
+    Raises:
+      DatasetError: The file is damaged. ConfigError: It has no such column.
+    """
+    with opened(path) as file:
+        yield from KINDS[kind](path, file, columns)
+
+
+def _smi(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
+    numbers = itertools.count()
+    for line, text in enumerate(file, start=1):
+        words = text.split(maxsplit=1)
+        if not words or words[0].startswith("#") or line == 1 and words[0].lower() in SMILES_COLUMNS:
+            continue
+        yield Entry(next(numbers), f"{path.name} line {line}", words[1].strip() if len(words) > 1 else "", words[0])
+
+
+def _csv(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
+    rows = csv.reader(file, delimiter="\t" if ".tsv" in path.name.lower() else ",")
+    numbers, line = itertools.count(), 1
+    try:
+        header = [cell.strip() for cell in next(rows, [])]
+        smiles = _column(path, header, columns.smiles, SMILES_COLUMNS, "smiles_column")
+        name = _column(path, header, columns.name, NAME_COLUMNS, "name_column", optional=True)
+        line = rows.line_num + 1
+        for row in rows:
+            if any(cell.strip() for cell in row):
+                cells = [row[i].strip() if i is not None and i < len(row) else "" for i in (name, smiles)]
+                yield Entry(next(numbers), f"{path.name} line {line}", *cells)
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise DatasetError(f"{path} line {line}: is no CSV ({error})") from error
+
+
+def _column(path: Path, header: list[str], name: str, usual: tuple[str, ...], option: str, optional: bool = False
+            ) -> int | None:
+    if not header:
+        raise DatasetError(f"{path}: is empty; expected a line with the names of the columns")
+    lower = [cell.lower() for cell in header]
+    for each in (name.lower(),) if name else usual:
+        if each in lower:
+            return lower.index(each)
+    if optional and not name:
+        return None
+    problem = (unknown_name("column", name, header) if name else
+               f"no column is called {' or '.join(usual)}; found: {', '.join(header)}.")
+    raise ConfigError(f"{path}: {problem} Give the name as {option}.")
+
+
+def _sdf(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
+    lines: list[str] = []
+    numbers, start = itertools.count(), 1
+    for line, text in enumerate(itertools.chain(file, ["$$$$"]), start=1):
+        if text.rstrip() != "$$$$":
+            lines.append(text)
+            continue
+        if any(each.strip() for each in lines):
+            end = next((i for i, each in enumerate(lines) if each.startswith("M  END")), len(lines) - 1)
+            yield Entry(next(numbers), f"{path.name} line {start}", lines[0].strip(), "", "".join(lines[:end + 1]))
+        lines, start = [], line + 1
+
+
+KINDS = {"smi": _smi, "csv": _csv, "sdf": _sdf}

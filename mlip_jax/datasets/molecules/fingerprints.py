@@ -1,0 +1,14 @@
+"""Morgan fingerprints of molecules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+RADIUS, NUM_BITS = 2, 2048  # as ECFP4
+
+
+def morgan_fingerprint(mol: Any) -> Any:
+    """Morgan fingerprint of an RDKit molecule: radius 2, 2,048 bits, as an ExplicitBitVect."""
+    from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
+
+    return GetMorganGenerator(radius=RADIUS, fpSize=NUM_BITS).GetFingerprint(mol)

@@ -1,0 +1,165 @@
+"""Molecules that come with positions, as records: extended XYZ, ASE databases and what else ASE reads, stores."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import math
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from mlip_jax.datasets.formats.ase_database import AseDatabase, is_sqlite
+from mlip_jax.datasets.molecules.embedding import MoleculeRecord
+from mlip_jax.datasets.molecules.entries import opened
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.readers.spice import charge_from_smiles
+from mlip_jax.datasets.store.store import Store
+
+Wanted = Callable[[int], bool]
+
+
+def read_store(path: Path, wanted: Wanted, limit: int | None) -> Iterator[MoleculeRecord]:
+    """The structures of a store (Å, e) whose numbers are wanted, of the first `limit`."""
+    store = Store(path)
+    numbers = filter(wanted, range(len(store))[:limit])
+    while here := list(itertools.islice(numbers, 256)):
+        for number, s in zip(here, store.take(np.array(here))):
+            atoms = Atoms(s.numbers, s.positions, cell=s.cell, pbc=False if s.pbc is None else s.pbc)
+            atoms.info["charge"] = 0.0 if math.isnan(s.charge) else float(s.charge)
+            yield MoleculeRecord(number, s.molecule, s.smiles, atoms, "", "as given")
+
+
+def read_xyz(path: Path, wanted: Wanted, limit: int | None) -> Iterator[MoleculeRecord]:
+    """The frames of extended XYZ (Å) whose numbers are wanted; one that is damaged is a failure."""
+    for number, (line, text) in enumerate(itertools.islice(xyz_frames(path), limit)):
+        if wanted(number):
+            yield _of_text(number, f"{path.name} line {line}", text)
+
+
+def xyz_frames(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, text) of each frame. A line that begins no frame, and all that follows it, is one frame."""
+    with opened(path) as file:
+        lines = enumerate(file, start=1)
+        for line, head in lines:
+            if not head.strip():
+                continue
+            rest = itertools.islice(lines, int(head) + 1) if head.strip().isdecimal() else lines
+            yield line, head + "".join(text for _, text in rest)
+
+
+def _of_text(number: int, where: str, text: str) -> MoleculeRecord:
+    from ase.io import read
+
+    head, *rest = text.splitlines()
+    problem = None
+    if not head.strip().isdecimal():
+        problem = f"expected a number of atoms, found {head[:40]!r}; the rest of the file is left out"
+    elif len(rest) < int(head) + 1:
+        problem = f"{int(head)} atoms are announced, but the file ends before them"
+    else:
+        try:
+            atoms = read(io.StringIO(text), format="extxyz")
+            return _record(number, atoms, atoms.info, atoms.get_initial_charges().sum())
+        except Exception as error:  # ASE's parser raises whatever it stumbles on
+            problem = f"the frame cannot be read ({type(error).__name__}: {error})"
+    return MoleculeRecord(number, "", "", None, f"{where}: {problem}")
+
+
+def read_database(path: Path, wanted: Wanted, limit: int | None) -> Iterator[MoleculeRecord]:
+    """The rows of an ASE database (Å) whose numbers are wanted; one that is damaged is a failure."""
+    _refuse_constraints(path)
+    with AseDatabase(path) as database:
+        for number in filter(wanted, range(len(database))[:limit]):
+            try:
+                row, = database.rows(range(number, number + 1))
+            except DatasetError as error:
+                yield MoleculeRecord(number, "", "", None, str(error))
+            else:
+                atoms = Atoms(row.numbers, row.positions, cell=row.cell, pbc=row.pbc)
+                yield _record(number, atoms, row.data | row.key_value_pairs, row.charge)
+
+
+def _refuse_constraints(path: Path) -> None:
+    """Fixed atoms of a database would be let loose without a word."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            found = connection.execute("SELECT id FROM systems WHERE constraints IS NOT NULL AND constraints "
+                                       "NOT IN ('', '[]') LIMIT 1").fetchone()
+    except sqlite3.Error:  # whatever is wrong with it, AseDatabase says it better
+        return
+    if found:
+        raise DatasetError(f"{path}: row {found[0]} has constraints, which are not read from databases. Extended XYZ "
+                           "keeps fixed atoms, as move_mask: ase convert FILE.db FILE.extxyz")
+
+
+def read_ase(path: Path, wanted: Wanted, limit: int | None) -> Iterator[MoleculeRecord]:
+    """What `ase.io` reads, from the start to the end."""
+    for number, atoms in enumerate(itertools.islice(ase_frames(path), limit)):
+        if wanted(number):
+            yield _record(number, atoms, atoms.info, atoms.get_initial_charges().sum())
+
+
+def ase_frames(path: Path) -> Iterator[Atoms]:
+    """All structures of a file.
+
+    Raises:
+      DatasetError: ASE does not know the format, or stumbles; whatever follows cannot be reached then.
+    """
+    from ase.io import iread
+
+    count = 0
+    try:
+        for atoms in iread(path, index=":"):
+            count += 1
+            yield atoms
+    except Exception as error:
+        raise DatasetError(f"{path}: ASE reads {count} structures there, then stumbles ({type(error).__name__}: "
+                           f"{error}). It is damaged, or nothing that ASE knows by its name") from error
+
+
+def count_frames(path: Path, kind: str) -> int:
+    """Structures of a file of a kind of KINDS."""
+    if kind == "store":
+        return len(Store(path))
+    if kind == "db":
+        with AseDatabase(path) as database:
+            return len(database)
+    return sum(1 for _ in (xyz_frames if kind == "xyz" else ase_frames)(path))
+
+
+def _record(number: int, atoms: Atoms, labels: Any, initial_charge: float) -> MoleculeRecord:
+    smiles, name = (_text(labels.get(key)) for key in ("smiles", "name"))
+    info = {"charge": _charge(labels.get("charge"), smiles, float(initial_charge))}
+    unpaired = labels.get("num_unpaired_electrons", 0)
+    info |= {"num_unpaired_electrons": int(unpaired)} if unpaired else {}
+    made = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=info,
+                 constraint=list(atoms.constraints))
+    return MoleculeRecord(number, name, smiles, made, "", "as given")
+
+
+def _charge(label: Any, smiles: str, initial: float) -> float:
+    """The label; else that of the SMILES; else the sum of ASE's initial charges, if it is whole: charges of atoms are
+    often partial charges of a method, whose sum is no total charge."""
+    if isinstance(label, int | float | np.integer | np.floating) and math.isfinite(label):
+        return float(label)
+    if smiles:
+        return float(charge_from_smiles(smiles))
+    return float(round(initial)) if math.isfinite(initial) and abs(initial - round(initial)) <= 1e-3 else 0.0
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or isinstance(value, bool | dict | list | np.ndarray) else str(value)
+
+
+KINDS = {"store": read_store, "xyz": read_xyz, "db": read_database, "ase": read_ase}
+
+
+def kind_by_content(path: Path) -> str:
+    """"db" for SQLite files, else "ase"."""
+    return "db" if is_sqlite(path) else "ase"

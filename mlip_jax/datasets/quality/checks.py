@@ -1,0 +1,255 @@
+"""What a data set looks like, in numbers that tell whether to trust it: found block by block, added up at the end.
+
+`examine` looks at one block of structures, `combine` adds what several blocks gave, `verdict.verdict` judges it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.quality.distribution import Accumulator, Distribution, rounded
+from mlip_jax.datasets.quality.geometry import chunks, finite_positions, segment_sum, shortest_distances
+from mlip_jax.datasets.quality.pairs import bond_stiffness, close_pairs, neighbours
+
+TOO_CLOSE = 0.4
+LARGE_FORCE = 100.0
+# Energy per atom that a fit of one energy for each element leaves over: beyond both, it is an outlier.
+OUTLIER_ENERGY = 2.0
+OUTLIER_Z = 30.0
+WORST = 5
+COUNTS = ("blocks", "structures", "atoms", "no energy", "no forces", "partly forces", "no labels",
+          "properties", "positions not finite", "too close", "large force", "energy outlier", "periodic")
+DISTRIBUTIONS = ("energy per atom", "energy residual", "force component", "net force", "relative net force",
+                 "shortest distance", "shortest distance organic", "pair ratio", "pair distance", "pair stiffness",
+                 "bond stiffness")
+# Of what the largest values are kept with the names of their structures; of distances it is the smallest, of pair
+# ratios those next to -1.
+WORST_OF = ("force component", "relative net force", "shortest distance", "energy residual", "pair ratio")
+# ΔE/W of a pair whose forces have the wrong sign.
+FLIPPED = (-1.3, -0.7)
+
+
+@dataclasses.dataclass
+class Findings:
+    """Of one or more blocks. Bounded in size; blocks give the same in any number of processes.
+
+    Attributes:
+      counts: By COUNTS: structures, unless the name says other. "partly forces": some components are not finite.
+        "properties": one at least is known. "too close": two atoms nearer than TOO_CLOSE Å. "large force": a component
+        beyond LARGE_FORCE eV/Å.
+      distributions: By DISTRIBUTIONS. "energy per atom": eV. "energy residual": eV per atom, of a robust fit of
+        element energies in the block, centred. "force component": |component|, eV/Å. "net force": |ΣF|, eV/Å.
+        "relative net force": |ΣF| / sqrt(Σ|F|²), 1 for forces drawn by chance. "shortest distance": Å; "organic":
+        of structures with H and one of C, N, O. "pair ratio": ΔE/W, "pair distance": RMSD in Å of those pairs.
+        "pair stiffness": |F₂ - F₁| / |Δx| of them, eV/Å². "bond stiffness": of bonds of H to C, N or O, eV/Å².
+      worst: By WORST_OF, [[value, "source#conformer"], ...], the worst first; of pairs "source#conformer and
+        source#conformer", and only those within FLIPPED.
+    """
+
+    counts: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    distributions: dict[str, Distribution] = dataclasses.field(
+        default_factory=lambda: {name: Distribution() for name in DISTRIBUTIONS})
+    worst: dict[str, list[list[Any]]] = dataclasses.field(default_factory=lambda: {name: [] for name in WORST_OF})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values without NaN, rounded: the last digits depend on the machine. from_json gives them back."""
+        worst = {k: [[rounded(value), name] for value, name in v] for k, v in self.worst.items()}
+        return {"counts": dict(self.counts), "worst": worst,
+                "distributions": {k: d.to_json() for k, d in self.distributions.items()}}
+
+    @classmethod
+    def from_json(cls, made: Mapping[str, Any]) -> Findings:
+        """Of to_json; what an older version did not look for stays empty."""
+        found = cls()
+        found.counts |= {k: int(n) for k, n in made["counts"].items()}
+        found.distributions |= {k: Distribution.from_json(d) for k, d in made["distributions"].items()}
+        found.worst |= {k: [list(w) for w in v] for k, v in made["worst"].items()}
+        return found
+
+
+def combine(findings: Iterable[Findings]) -> Findings:
+    """What the blocks gave together."""
+    total = Findings()
+    for found in findings:
+        for name, n in found.counts.items():
+            total.counts[name] += n
+        for name, distribution in found.distributions.items():
+            total.distributions[name].add(distribution)
+        for name, worst in found.worst.items():
+            total.worst[name] = _worst_first(name, total.worst[name] + [list(w) for w in worst])
+    return total
+
+
+def examine(columns: Columns, *, seed: int = 0, shortest: np.ndarray | None = None) -> Findings:
+    """Look at one block of structures.
+
+    Args:
+      columns: The block; pairs of conformations are sought within it.
+      seed: Of the choice of molecules for pairs, where there are many.
+      shortest: shortest_distances(columns), where they are known.
+    """
+    found = Findings()
+    with np.errstate(invalid="ignore", over="ignore"):
+        shortest = shortest_distances(columns) if shortest is None else shortest
+        finite = finite_positions(columns)
+        no_energy = ~np.isfinite(columns.energy)
+        forces = _examine_forces(columns, found)
+        found.counts |= {
+            "blocks": 1, "structures": len(columns), "atoms": int(len(columns.numbers)),
+            "no energy": int(no_energy.sum()), "no forces": int(forces["none"].sum()),
+            "partly forces": int(forces["partly"].sum()), "no labels": int((no_energy & forces["none"]).sum()),
+            "properties": int(_any_property(columns).sum()),
+            "positions not finite": int((~finite).sum()), "too close": int((shortest < TOO_CLOSE).sum()),
+            "large force": int((forces["largest"] > LARGE_FORCE).sum()),
+            "periodic": 0 if columns.pbc is None else int(columns.pbc.any(1).sum())}
+        _examine_distances(columns, shortest, found)
+        _examine_energies(columns, found)
+        usable = finite & ~forces["none"] & ~forces["partly"]
+        both = usable & ~no_energy
+        _examine_pairs(columns, *neighbours(columns, both if both.any() else usable, seed=seed), found)
+    return found
+
+
+def count_duplicates(fingerprints: np.ndarray) -> tuple[int, np.ndarray]:
+    """Structures that occur before: their number, and their indices in ascending order.
+
+    Args:
+      fingerprints: geometry.fingerprints of all structures of a data set, in order.
+    """
+    order = np.argsort(fingerprints, kind="stable")
+    again = np.sort(order[1:][fingerprints[order][1:] == fingerprints[order][:-1]])
+    return len(again), again
+
+
+def _any_property(columns: Columns) -> np.ndarray:
+    """Whether a property of a structure, or one of all of its atoms, is known: (S,)."""
+    known = np.zeros(len(columns), bool)
+    for values in columns.properties.values():
+        known |= np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    for values in columns.atom_properties.values():
+        unknown = (~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))).astype(float)
+        known |= segment_sum(unknown, columns.offsets[:-1]) == 0
+    return known
+
+
+def _examine_forces(columns, found):
+    """Distributions of forces; for each structure "none", "partly" (known) and the "largest" component."""
+    size = len(columns)
+    none, partly = np.zeros(size, bool), np.zeros(size, bool)
+    components = Accumulator()
+    largest, net, relative = np.full(size, np.nan), np.full(size, np.nan), np.full(size, np.nan)
+    for structures, atoms, starts in chunks(columns):
+        forces = columns.forces[atoms]
+        total = segment_sum(forces, starts)
+        if not np.isfinite(total).all():
+            known = np.isfinite(forces)
+            count = segment_sum(known.sum(1), starts)
+            none[structures] = count == 0
+            partly[structures] = (count > 0) & (count < 3 * columns.n_atoms[structures])
+            flat = np.abs(forces[known])
+            forces = np.where(known, forces, 0.0)
+        else:
+            none[structures] = columns.n_atoms[structures] == 0
+            flat = np.abs(forces).ravel()
+        squares = segment_sum(np.einsum("ai,ai->a", forces, forces), starts)
+        net[structures] = np.sqrt(np.einsum("si,si->s", total, total))
+        relative[structures] = net[structures] / np.sqrt(np.where(squares > 0, squares, np.nan))
+        if (squares.max(initial=0.0)) > 0:
+            largest[structures] = _largest(forces, starts)
+        components.add(flat)
+    found.distributions["force component"] = components.distribution()
+    found.distributions["net force"] = Distribution.of(net)
+    found.distributions["relative net force"] = Distribution.of(relative)
+    found.worst["force component"] = _worst(columns, "force component", largest)
+    found.worst["relative net force"] = _worst(columns, "relative net force", relative)
+    return {"none": none, "partly": partly, "largest": largest}
+
+
+def _examine_pairs(columns, first, second, found):
+    pairs = close_pairs(columns, first, second)
+    ratio = pairs.energy / pairs.work
+    found.distributions["pair ratio"] = Distribution.of(ratio)
+    found.distributions["pair distance"] = Distribution.of(pairs.rmsd)
+    found.distributions["pair stiffness"] = Distribution.of(pairs.stiffness)
+    found.distributions["bond stiffness"] = Distribution.of(bond_stiffness(columns, first, second))
+    found.worst["pair ratio"] = _worst_first("pair ratio", [
+        [float(ratio[p]), f"{_name(columns, pairs.first[p])} and {_name(columns, pairs.second[p])}"]
+        for p in np.flatnonzero((ratio >= FLIPPED[0]) & (ratio <= FLIPPED[1]))])
+
+
+def _largest(forces, starts):
+    largest = np.zeros(len(starts))
+    filled = np.append(starts[1:], len(forces)) > starts
+    largest[filled] = np.maximum.reduceat(np.abs(forces).ravel(), 3 * starts[filled])
+    return largest
+
+
+def _examine_distances(columns, shortest, found):
+    found.distributions["shortest distance"] = Distribution.of(shortest)
+    kind = np.zeros(256, np.int64)
+    kind[1], kind[6:9] = 1, 1 << 32
+    seen = segment_sum(kind[columns.numbers], columns.offsets[:-1])
+    organic = (seen >> 32 > 0) & (seen & 0xFFFFFFFF > 0)
+    found.distributions["shortest distance organic"] = Distribution.of(shortest[organic])
+    found.worst["shortest distance"] = _worst(columns, "shortest distance", shortest)
+
+
+def _examine_energies(columns, found):
+    known = np.isfinite(columns.energy) & (columns.n_atoms > 0)
+    n_atoms = np.maximum(columns.n_atoms, 1)
+    found.distributions["energy per atom"] = Distribution.of((columns.energy / n_atoms)[known])
+    if not known.any():
+        return
+    residual = _energy_residuals(columns, known) / n_atoms
+    found.distributions["energy residual"] = Distribution.of(residual)
+    deviation = np.abs(residual)
+    limit = max(OUTLIER_ENERGY, OUTLIER_Z * 1.4826 * float(np.median(deviation[known])))
+    found.counts["energy outlier"] = int((deviation > limit).sum())
+    found.worst["energy residual"] = _worst(columns, "energy residual", deviation)
+
+
+def _energy_residuals(columns, known):
+    """Energies less a fit of one energy for each element, and less n_atoms times the median per atom; NaN unknown.
+
+    What lies far off the first fit is left out of the second one.
+    """
+    present = np.flatnonzero(np.bincount(columns.numbers))
+    place = np.zeros(256, np.int64)
+    place[present] = np.arange(len(present))
+    key = np.repeat(np.arange(len(columns)) * len(present), columns.n_atoms) + place[columns.numbers]
+    counts = np.bincount(key, minlength=len(columns) * len(present)).reshape(len(columns), -1).astype(np.float64)
+    used = known
+    n_atoms = np.maximum(columns.n_atoms, 1)
+    for _ in range(2):
+        x, y = counts[used], columns.energy[used]
+        weighted = x / n_atoms[used, None]
+        # Not by BLAS, whose sums depend on the number of threads.
+        solution = np.linalg.lstsq(np.einsum("se,sf->ef", weighted, x), np.einsum("se,s->e", weighted, y),
+                                   rcond=1e-12)[0]
+        residual = np.where(known, columns.energy - np.einsum("se,e->s", counts, solution), np.nan)
+        per_atom = residual / n_atoms
+        centre = np.nanmedian(per_atom)
+        deviation = np.abs(per_atom - centre)
+        used = known & (deviation <= 10 * np.nanmedian(deviation) + 1e-6)
+    return residual - centre * n_atoms
+
+
+def _worst(columns, name, values):
+    score = np.where(np.isfinite(values), values if name == "shortest distance" else -values, np.inf)
+    some = np.argpartition(score, WORST)[:WORST] if len(score) > WORST else np.arange(len(score))
+    return _worst_first(name, [[float(values[s]), _name(columns, s)] for s in some if np.isfinite(values[s])])
+
+
+def _worst_first(name, worst):
+    score = {"shortest distance": lambda value: value, "pair ratio": lambda value: abs(value + 1)}
+    worse = score.get(name, lambda value: -value)
+    return sorted(worst, key=lambda w: (worse(w[0]), w[1]))[:WORST]
+
+
+def _name(columns, s):
+    return f"{columns.source[s]}#{columns.conformer[s]}"

@@ -1,0 +1,390 @@
+"""Judges what checks.examine found: problems in words that say what is wrong and what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ase import units
+
+from mlip_jax.datasets.quality.checks import FLIPPED, LARGE_FORCE, TOO_CLOSE, Findings
+
+# Problem.what of units, signs and positions: a first part of the data is enough to tell. Shares of bad structures,
+# missing labels and copies are for the whole.
+EARLY = frozenset({"positions", "positions not finite", "units", "gradients", "forces and energies", "net force"})
+MIN_PAIRS = 20
+# So few pairs that all agree on a wrong ratio are enough for an error, not for a clean bill.
+_FEWEST = 6
+# ΔE/W of close pairs: its median, and the share of the pairs that agree with it to a factor of two.
+_RATIO_GOOD = (0.9, 1.1)
+_SHARE_GOOD, _SHARE_LEAST = 0.85, 0.6
+# Share of the pairs whose forces have the wrong sign, where those of others are right.
+_FLIPPED_WARNING, _FLIPPED_ERROR, _FLIPPED_FEWEST = 0.03, 0.1, 3
+# Right and wrong ones together are this share of the pairs: ratios by chance are not.
+_FLIPPED_OR_NOT = 0.6
+# Stiffness of bonds of H in eV/Å²: medians of data sets, hot and relaxed, of several methods, are 27 to 42. A factor
+# beyond _BOND_BAND is wrong units; the nearest units in use, kcal/mol and hartree, are 23 and 27 away.
+_BOND, _BOND_BAND, _BONDS = 33.0, 5.0, 20
+# A measured factor is this near to that of the units it is explained by.
+_BOND_NAMED = 2.5
+# |ΔF|/|Δx| of pairs without bonds of H, eV/Å²: soft metals to carbon.
+_STIFFNESS = (0.5, 300.0)
+# How near a ratio must be to a quotient of units to be named.
+_NAMED = 0.08
+# Median |ΣF| / sqrt(Σ|F|²), where |ΣF| is not small itself (eV/Å).
+_NET_WARNING, _NET_ERROR, _NET_SMALL = 0.03, 0.3, 0.01
+_DUPLICATES = 0.05
+_TOO_CLOSE_SHARE = 0.01
+_LARGE_FORCE_SHARE = 0.05
+_CONVERT = "Convert them, or give the reader the right unit"
+# Median shortest distance in Å of structures with H and C, N or O: low, high, factor by which positions are too
+# large, what they look like. Bonds of H are 0.95 to 1.1 Å, distorted ones less.
+_LENGTHS = (
+    (0.075, 0.135, 0.1, "nm: they are ten times too short. Multiply them by 10"),
+    (0.42, 0.62, units.Bohr, "Å that were converted from bohr once too often: they are 0.529 times too short. "
+                             "Divide them by 0.529177"),
+    (0.75, 1.4, 1.0, ""),
+    (1.6, 2.3, 1 / units.Bohr, "bohr: they are 1.89 times too long. Multiply them by 0.529177"),
+    (7.5, 13.5, 10.0, "Å that were converted from nm once too often: they are ten times too long. Divide them by 10"),
+    (75.0, 135.0, 100.0, "pm: they are a hundred times too long. Divide them by 100"))
+_ENERGY = {"eV": 1.0, "hartree": units.Hartree, "kcal/mol": units.kcal / units.mol, "kJ/mol": units.kJ / units.mol}
+# Unit of length of forces: what a force per Å is multiplied by, and how far-fetched that is.
+_PER_LENGTH = {"Å": (1.0, 0), "bohr": (units.Bohr, 0), "nm": (10.0, 2)}
+
+
+class Problem(NamedTuple):
+    """severity: "error" or "warning". what: Short name. message: What was found, what was expected, what to do."""
+
+    severity: str
+    what: str
+    message: str
+
+
+def verdict(findings: Findings, *, duplicates: int | None = None) -> list[Problem]:
+    """The problems of a data set, errors first; an empty list if it looks sound.
+
+    Args:
+      findings: Of all blocks together.
+      duplicates: Of checks.count_duplicates, where they were counted.
+    """
+    if not findings.counts["structures"]:
+        return [Problem("error", "empty", "there are no structures: look at the path and at the filters")]
+    length, problems = _judge_lengths(findings)
+    fit = _judge_ratio(findings, length)
+    problems += fit if any(p.severity == "error" for p in fit) else fit + _judge_scale(findings, length)
+    problems += _judge_close(findings, length) + _judge_labels(findings)
+    problems += _judge_net_force(findings) + _judge_sizes(findings)
+    if duplicates and duplicates > _DUPLICATES * findings.counts["structures"]:
+        problems.append(Problem("warning", "duplicates", f"{_share(duplicates, findings)} are exact copies of earlier "
+                                "ones. In a split by structure they stand in training and test; split by molecule or "
+                                "leave them out"))
+    return sorted(problems, key=lambda p: p.severity != "error")
+
+
+def _judge_lengths(findings):
+    """Factor by which positions are too large (1 where that is unknown), and the problem."""
+    found = findings.distributions["shortest distance organic"]
+    if found.count < 3:
+        return 1.0, []
+    median = found.median
+    text = f"the median shortest distance of {found.count} structures with H and C, N or O is {median:.3g} Å, " \
+           "expected about 1.0 Å"
+    for low, high, factor, looks in _LENGTHS:
+        if low <= median <= high:
+            return factor, [Problem("error", "positions", f"positions look like {looks} ({text})")] if looks else []
+    return 1.0, [Problem("error", "positions", f"positions are in no known unit of length: {text}. Give the reader the "
+                         "unit in which the file has them")]
+
+
+def _judge_ratio(findings, length):
+    ratio = findings.distributions["pair ratio"]
+    both = findings.counts["structures"] - max(findings.counts["no energy"], findings.counts["no forces"])
+    median = ratio.median
+    share = ratio.share(*sorted((0.5 * median, 2 * median)))
+    good = _RATIO_GOOD[0] <= median * length <= _RATIO_GOOD[1]
+    flipped = _judge_flipped(findings, length)
+    negative = ratio.count >= _FEWEST and ratio.largest < 0
+    if ratio.count < MIN_PAIRS and not negative and (ratio.count < _FEWEST or share < 1 or good):
+        text = f"too few close pairs to judge: {ratio.count} pairs of close conformations of one molecule, " \
+               f"{MIN_PAIRS} are needed to compare forces with energy differences. Whether forces in eV/Å fit the " \
+               "energies in eV is not checked: take more conformations of each molecule, or compare some by hand"
+        return flipped + ([Problem("warning", "few pairs", text)] if both > 0 else [])
+    found = f"over {ratio.count} close pairs of conformations the median of ΔE / (-½(F₁+F₂)·Δx) is {median:.4g}, " \
+            f"expected 1; {share:.0%} of the pairs agree with it to a factor of two"
+    corrected = median * length  # what the positions alone explain is said once
+    if flipped:
+        return flipped
+    if negative and share < _SHARE_LEAST:
+        return [Problem("error", "gradients", "these look like gradients (dE/dx), not forces: change their sign. All "
+                        f"energy differences have the wrong one ({found})")]
+    if share < _SHARE_LEAST:
+        return [Problem("error", "forces and energies", "forces do not fit the energy differences and no unit explains "
+                        f"it: {found}. Do forces and energies belong to the same structures and level of theory, in "
+                        "the same order?")]
+    if not good:
+        if length != 1:
+            found += f", and with positions put right {corrected:.4g}"
+        return [Problem("error", *_explain(corrected, abs(_force_scale(findings, length)), found))]
+    if share < _SHARE_GOOD:
+        return [Problem("warning", "forces and energies", f"a part of the forces does not fit the energies: {found}. "
+                        "Look for structures whose forces in eV/Å and energies in eV belong to different calculations")]
+    return []
+
+
+def _judge_flipped(findings, length):
+    """Of pairs whose forces have the wrong sign, where those of others are right."""
+    ratio = findings.distributions["pair ratio"]
+    share = ratio.share(*(edge / length for edge in FLIPPED))
+    count = round(share * ratio.count) if ratio.count else 0
+    right = ratio.share(*sorted(-edge / length for edge in FLIPPED))
+    if count < _FLIPPED_FEWEST or share <= _FLIPPED_WARNING:
+        return []
+    if right <= _FLIPPED_WARNING or share + right < _FLIPPED_OR_NOT:
+        return []
+    named = ", ".join(name for _, name in findings.worst["pair ratio"][:3])
+    return [Problem("error" if share > _FLIPPED_ERROR else "warning", "some gradients",
+                    f"a part of the forces has the wrong sign: in {count} of {ratio.count} close pairs of "
+                    f"conformations ({share:.0%}) ΔE / (-½(F₁+F₂)·Δx) is about -1, expected 1. Change the sign where "
+                    f"gradients in eV/Å were taken for forces" + (f", for instance in {named}" if named else ""))]
+
+
+def _force_scale(findings, length):
+    """How many times too large forces are, positions put right; negative for gradients, NaN where nothing tells."""
+    bonds = findings.distributions["bond stiffness"]
+    return bonds.median * length / _BOND if bonds.count >= _BONDS else math.nan
+
+
+def _judge_scale(findings, length):
+    """Of a factor that energies and forces share, and of forces where energies tell nothing."""
+    scale, bonds = _force_scale(findings, length), findings.distributions["bond stiffness"]
+    if math.isnan(scale):
+        return _judge_stiffness(findings, length)
+    found = f"bonds of H to C, N or O have a stiffness of {scale * _BOND:.3g} eV/Å², the median of {bonds.count}, " \
+            f"expected about {_BOND:g}"
+    ratio = findings.distributions["pair ratio"]
+    fits = ratio.count >= _FLIPPED_FEWEST and _RATIO_GOOD[0] <= ratio.median * length <= _RATIO_GOOD[1]
+    problems = []
+    if scale < 0:
+        also = ", and that of the energies, which fit them" if fits else ""
+        problems.append(Problem("error", "gradients", "these look like gradients (dE/dx), not forces: change their "
+                                f"sign{also} ({found})"))
+    if scale == 0:
+        problems.append(Problem("error", "units", f"forces do not change with the positions ({found}): are they all "
+                                "zero? Store unknown forces as NaN, or leave them out"))
+    elif not 1 / _BOND_BAND <= abs(scale) <= _BOND_BAND:
+        problems.append(Problem("error", "units", f"{_explain_scale(abs(scale), fits)} ({found}). {_CONVERT}"))
+    return problems
+
+
+def _explain_scale(scale, fits):
+    """What a factor of the forces is, where energies fit them and where nothing is known of energies."""
+    table = [g for g in _unit_table() if abs(math.log(g.ratio)) <= math.log(1 + _NAMED)] if fits else _forces_table()
+    which = "energies and forces are both about" if fits else "forces are about"
+    factor = float(f"{max(scale, 1 / scale):.2g}")
+    size = f"{factor:g} times too {'large' if scale > 1 else 'small'}"
+    near = [(abs(math.log(scale / g.scale)), g) for g in table] if scale else []
+    near = sorted((g.far, distance, g) for distance, g in near if distance <= math.log(_BOND_NAMED))
+    if not near:
+        return f"{which} {size}, and no unit explains the factor"
+    return f"{which} {size}, as if {_words([g for *_, g in near])}"
+
+
+def _judge_stiffness(findings, length):
+    """Without bonds of H: metals, crystals, carbon. Their stiffness is less known."""
+    pairs = findings.distributions["pair stiffness"]
+    median = pairs.median * length
+    if pairs.count < MIN_PAIRS or _STIFFNESS[0] <= median <= _STIFFNESS[1]:
+        return []
+    return [Problem("warning", "stiffness", f"forces change by {median:.3g} eV/Å per Å between close conformations "
+                    f"(the median of {pairs.count} pairs), expected {_STIFFNESS[0]:g} to {_STIFFNESS[1]:g}. If this "
+                    "is no very soft or stiff material, energies and forces are not in eV and eV/Å: convert them, or "
+                    "give the reader the right unit")]
+
+
+def _explain(ratio, scale, found):
+    """Name and message of a median ratio that is not 1; `scale` is how many times too large forces are, or NaN."""
+    gradient = "gradients (dE/dx), not forces" if ratio < 0 else ""
+    if gradient and abs(abs(ratio) - 1) <= _NAMED + 0.02:
+        return "gradients", f"these look like {gradient}: change their sign ({found})"
+    near = _near(abs(ratio), scale)
+    if not near:
+        also = f"; they also look like {gradient}" if gradient else ""
+        return "forces and energies", f"forces do not fit the energies, and no unit explains the factor: {found}{also}"
+    factor = near[0].ratio
+    size = f"{1 / factor:.4g} times too large" if factor < 1 else f"{factor:.4g} times too small"
+    also = f", and they look like {gradient}: change their sign too" if gradient else ""
+    return "units", f"forces are {size} against energies and positions, as if {_words(near)}{also} ({found}). " \
+                    + _CONVERT
+
+
+class _Guess(NamedTuple):
+    """Of units: the ratio ΔE/W and the factor of forces that they lead to, how far-fetched they are, in words."""
+
+    ratio: float
+    scale: float
+    far: int
+    words: str
+
+
+def _words(guesses):
+    """The simplest explanation, and one more that is hardly more far-fetched."""
+    return ", or ".join(g.words for g in guesses[:2] if g.far <= guesses[0].far + 1)
+
+
+def _unit_table():
+    """Of energies in one unit and forces in another that were both read as eV, or were converted though they were."""
+    table = []
+    for energy, energy_unit in _ENERGY.items():
+        for force, force_unit in _ENERGY.items():
+            for length, (per_length, far) in _PER_LENGTH.items():
+                simple = far + (energy != force) + (length != "Å") + 2 * ("eV" not in (energy, force))
+                # A force of 1 eV/Å is per_length / force_unit in the other unit.
+                table.append(_Guess(force_unit / energy_unit / per_length, per_length / force_unit, simple,
+                                    f"energies were in {energy} and forces in {force}/{length}"))
+    for force, factor, far in (("eV/bohr", 1 / units.Bohr, 1), ("hartree/bohr", units.Hartree / units.Bohr, 1),
+                               ("hartree/Å", units.Hartree, 2), ("kcal/mol/Å", _ENERGY["kcal/mol"], 2),
+                               ("kJ/mol/Å", _ENERGY["kJ/mol"], 3)):
+        table.append(_Guess(1 / factor, factor, far, f"forces were converted from {force} once too often"))
+    for unit in ("hartree", "kcal/mol", "kJ/mol"):
+        table += [_Guess(1.0, _ENERGY[unit], 2, f"energies and forces were converted from {unit} once too often"),
+                  _Guess(_ENERGY[unit], 1.0, 3, f"energies were converted from {unit} once too often")]
+    return table
+
+
+def _forces_table():
+    """Of forces alone."""
+    table = []
+    for energy, unit in _ENERGY.items():
+        for length, (per_length, far) in _PER_LENGTH.items():
+            scale, name = per_length / unit, f"{energy}/{length}"
+            far += length == "bohr" and energy not in ("eV", "hartree")
+            table += [_Guess(math.nan, scale, far, f"they were in {name}"),
+                      _Guess(math.nan, 1 / scale, far + 1, f"they were converted from {name} once too often")]
+    return table
+
+
+def _near(ratio, scale):
+    """All guesses within _NAMED of the ratio, the simplest first; of those, the ones that fit the scale of the forces,
+    if there are some."""
+    if not ratio > 0:
+        return []
+    near = [(abs(math.log(ratio / g.ratio)), g) for g in _unit_table()]
+    near = [(distance, g) for distance, g in near if distance <= math.log(1 + _NAMED)]
+    if scale > 0:
+        near = [(d, g) for d, g in near if abs(math.log(scale / g.scale)) <= math.log(_BOND_NAMED)] or near
+    return [g for _, g in sorted(near, key=lambda entry: (entry[1].far, round(entry[0], 6)))]
+
+
+def _judge_close(findings, length):
+    close = findings.counts["too close"]
+    if not close or length < 1:  # short positions are named already
+        return []
+    severity = "error" if close > _TOO_CLOSE_SHARE * findings.counts["structures"] else "warning"
+    return [Problem(severity, "atoms too close", f"{_share(close, findings)} have two atoms within {TOO_CLOSE} Å; the "
+                    f"closest are {_names(findings, 'shortest distance', 'Å')}. Set data.min_distance to leave them "
+                    "out")]
+
+
+def _judge_labels(findings):
+    counts, total, problems = findings.counts, findings.counts["structures"], []
+    if counts["no labels"] == total and counts["properties"]:
+        return [Problem("warning", "no labels", "no structure has an energy or forces: properties can be learned, but "
+                        "no force field. If the file has some, look at the names that the reader takes")]
+    if counts["no labels"] == total:
+        return [Problem("error", "no labels", "no structure has an energy or forces: nothing can be trained. Look at "
+                        "the names of labels that the reader takes")]
+    for label in ("energy", "forces"):
+        missing = counts[f"no {label}"]
+        if missing == total:
+            problems.append(Problem("warning", f"no {label}", f"no structure has {label}: they can be neither trained "
+                                    "nor tested. If the file has some, look at the names that the reader takes"))
+        elif missing:
+            problems.append(Problem("warning", f"no {label}", f"{_share(missing, findings)} have no {label}; these "
+                                    "labels are left out of the loss"))
+    if counts["partly forces"]:
+        problems.append(Problem("warning", "partly forces", f"{_share(counts['partly forces'], findings)} have forces "
+                                "of some atoms only; components that are not known are left out of the loss"))
+    if counts["positions not finite"]:
+        problems.append(Problem("error", "positions not finite", f"{_share(counts['positions not finite'], findings)} "
+                                "have positions that are NaN or infinite. Leave them out of the source"))
+    return problems
+
+
+def _judge_net_force(findings):
+    relative, net = (findings.distributions[k].median for k in ("relative net force", "net force"))
+    if not relative > _NET_WARNING or not net > _NET_SMALL:
+        return []
+    severity = "error" if relative > _NET_ERROR else "warning"
+    return [Problem(severity, "net force", f"forces do not sum to zero: the median |ΣF| is {net:.3g} eV/Å, "
+                    f"{relative:.2g} of sqrt(Σ|F|²) (forces by chance: 1; expected below {_NET_WARNING}). Do the "
+                    "forces belong to these atoms, all of them and in this order?")]
+
+
+def _judge_sizes(findings):
+    problems = []
+    large = findings.counts["large force"]
+    if large:
+        severity = "error" if large > _LARGE_FORCE_SHARE * findings.counts["structures"] else "warning"
+        problems.append(Problem(severity, "large forces", f"{_share(large, findings)} have a "
+                                f"force component beyond {LARGE_FORCE:g} eV/Å: "
+                                f"{_names(findings, 'force component', 'eV/Å')}. Set data.max_force to leave them out"))
+    if findings.counts["energy outlier"]:
+        problems.append(Problem("warning", "energy outliers", f"{_share(findings.counts['energy outlier'], findings)} "
+                                "have an energy far from the sum of fitted element energies: "
+                                f"{_names(findings, 'energy residual', 'eV/atom')}. Single "
+                                "conformations of a molecule can be left out with data.max_energy_z; whole molecules "
+                                "may hold a rare element or charge"))
+    return problems
+
+
+def _share(count, findings):
+    total = findings.counts["structures"]
+    return f"{count} of {total} structures ({100 * count / total:.3g} %)"
+
+
+def _names(findings, what, unit, most=3):
+    return ", ".join(f"{name} ({value:.3g} {unit})" for value, name in findings.worst[what][:most])
+
+
+_ROWS: Mapping[str, tuple[str, str]] = {
+    "energy per atom": ("energy per atom", "eV"),
+    "energy residual": ("energy per atom less fitted elements", "eV"),
+    "force component": ("size of force components", "eV/Å"),
+    "relative net force": ("net force / sqrt(Σ|F|²)", ""),
+    "shortest distance": ("shortest distance", "Å"),
+    "pair ratio": ("ΔE / (-½(F₁+F₂)·Δx) of close pairs", ""),
+    "pair distance": ("RMSD of close pairs", "Å"),
+    "pair stiffness": ("|F₂-F₁| / |Δx| of close pairs", "eV/Å²"),
+    "bond stiffness": ("stiffness of bonds of H to C, N, O", "eV/Å²")}
+
+
+def lines(findings: Findings, problems: list[Problem]) -> list[str]:
+    """For the console: one line of counts, one for each quantity, one for each problem."""
+    made = [_counts(findings)]
+    for name, (title, unit) in _ROWS.items():
+        d = findings.distributions[name]
+        if d.count:
+            made.append(f"{title}: {d.smallest:.4g} to {d.largest:.4g}, median {d.median:.4g} {unit}".rstrip())
+    return made + [f"{p.severity}: {p.message}" for p in problems] + ([] if problems else ["no problems found"])
+
+
+def to_markdown(findings: Findings, problems: list[Problem]) -> str:
+    """A section for a report: problems, counts and a table of quantities."""
+    text = ["## Checks", "", _counts(findings) + ".", ""]
+    text += [f"- **{p.severity}** ({p.what}): {p.message}." for p in problems] or ["No problems found."]
+    text += ["", "| quantity | unit | values | smallest | 1 % | median | 99 % | largest | RMS |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    for name, (title, unit) in _ROWS.items():
+        d = findings.distributions[name]
+        if d.count:
+            values = (d.smallest, d.quantile(0.01), d.median, d.quantile(0.99), d.largest, d.rms)
+            text.append(f"| {title.replace('|', chr(92) + '|')} | {unit} | {d.count} | "
+                        + " | ".join(f"{v:.4g}" for v in values) + " |")
+    return "\n".join(text) + "\n"
+
+
+def _counts(findings):
+    c = findings.counts
+    return f"{c['structures']} structures, {c['atoms']} atoms; without energy {c['no energy']}, without forces " \
+           f"{c['no forces']}"

@@ -1,0 +1,233 @@
+"""Which structures of a block are used: filters that give every structure a reason to leave it out, or none."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from ase.data import atomic_numbers
+
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.quality.geometry import chunks, finite_positions, segment_sum, shortest_distances
+
+# What a reason is called; its place is its code in the arrays. 0 is kept. Where several apply, the first one counts.
+REASONS = ("kept", "positions not finite", "charge", "elements", "too few atoms", "too many atoms", "no labels",
+           "no energy", "no forces", "force too large", "atoms too close", "energy outlier", "force outlier")
+CODES = {reason: code for code, reason in enumerate(REASONS)}
+REQUIRE = ("any", "energy", "forces", "both", "none")
+
+# Added to the spread of a molecule, so that conformations that agree to this are never outliers: eV, eV/Å.
+ENERGY_FLOOR = 0.05
+FORCE_FLOOR = 0.05
+# Charges that were added up from those of atoms are not quite whole, e.
+CHARGE_TOLERANCE = 1e-3
+
+
+@dataclasses.dataclass
+class Filters:
+    """What a structure must be to be used; None switches a filter off.
+
+    Attributes:
+      elements: Symbols that are allowed.
+      charge: Total charge that is asked for, in e; NaN is off, too.
+      min_atoms, max_atoms: Smallest and largest number of atoms.
+      max_force: Largest force component, eV/Å.
+      min_distance: Smallest distance between two atoms, Å.
+      require: Labels that must be known: "any" of energy and forces, "energy", "forces", "both", or "none". Forces
+        are known where any component is finite.
+      max_energy_deviation: Largest |energy - median of the molecule| per atom, eV/atom.
+      max_energy_z, max_force_z: Largest robust z-score, within the molecule, of the energy and of the root mean square
+        force; see robust_outliers. The last three need all conformations of a molecule: molecule_outliers.
+    """
+
+    elements: Sequence[str] | None = None
+    charge: float | None = None
+    min_atoms: int | None = None
+    max_atoms: int | None = None
+    max_force: float | None = None
+    min_distance: float | None = None
+    require: str = "any"
+    max_energy_deviation: float | None = None
+    max_energy_z: float | None = None
+    max_force_z: float | None = None
+
+    def __post_init__(self):
+        if self.charge is not None and np.isnan(self.charge):
+            self.charge = None
+        if isinstance(self.elements, str):
+            raise ValueError(f"elements must be a sequence of symbols such as ('H', 'C'), received {self.elements!r}")
+        for symbol in self.elements or ():
+            if symbol not in atomic_numbers:
+                raise ValueError(f"elements: {symbol!r} is not the symbol of an element")
+        if self.require not in REQUIRE:
+            raise ValueError(f"require must be one of {', '.join(REQUIRE)}; received {self.require!r}")
+        for name in ("min_atoms", "max_atoms", "max_force", "min_distance", "max_energy_deviation", "max_energy_z",
+                     "max_force_z"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive or None, received {value!r}")
+
+    def reasons(self, columns: Columns, *, shortest: np.ndarray | None = None) -> np.ndarray:
+        """Code of the first reason to leave each structure out, shape (S,), int8; 0 where it is kept.
+
+        Args:
+          columns: A block.
+          shortest: shortest_distances(columns), where they are known.
+        """
+        largest, any_force = _largest_forces(columns)
+        no_energy, no_forces = ~np.isfinite(columns.energy), ~any_force
+        found = np.zeros(len(columns), np.int8)
+
+        def leave_out(reason, where):
+            found[(found == 0) & where] = CODES[reason]
+
+        leave_out("positions not finite", ~finite_positions(columns))
+        if self.charge is not None:
+            leave_out("charge", ~(np.abs(columns.charge - self.charge) < CHARGE_TOLERANCE))
+        if self.elements is not None:
+            leave_out("elements", self._other_elements(columns))
+        if self.min_atoms is not None:
+            leave_out("too few atoms", columns.n_atoms < self.min_atoms)
+        if self.max_atoms is not None:
+            leave_out("too many atoms", columns.n_atoms > self.max_atoms)
+        if self.require != "none":
+            leave_out("no labels", no_energy & no_forces)
+        if self.require in ("energy", "both"):
+            leave_out("no energy", no_energy)
+        if self.require in ("forces", "both"):
+            leave_out("no forces", no_forces)
+        if self.max_force is not None:
+            leave_out("force too large", largest > self.max_force)
+        if self.min_distance is not None:
+            leave_out("atoms too close", (shortest_distances(columns) if shortest is None else shortest)
+                      < self.min_distance)
+        return found
+
+    def _other_elements(self, columns):
+        allowed = np.zeros(256, bool)
+        allowed[[atomic_numbers[e] for e in self.elements]] = True
+        other = ~allowed[columns.numbers]
+        if not other.any():
+            return np.zeros(len(columns), bool)
+        return segment_sum(other.astype(np.int64), columns.offsets[:-1]) > 0
+
+    @property
+    def compares_conformations(self) -> bool:
+        """Whether molecule_outliers has anything to do."""
+        return any(v is not None for v in (self.max_energy_deviation, self.max_energy_z, self.max_force_z))
+
+    def molecule_outliers(self, molecule: np.ndarray, energy: np.ndarray, force_rms: np.ndarray,
+                          n_atoms: np.ndarray) -> np.ndarray:
+        """Codes of outliers among the conformations of each molecule, shape (S,), int8; 0 where there is no reason.
+
+        Args:
+          molecule: Of each structure, any type; all structures of a data set together.
+          energy: eV, NaN where unknown. force_rms: force_rms_per_structure, eV/Å. n_atoms: Of each structure.
+        """
+        found = np.zeros(len(energy), np.int8)
+        molecule = molecule_codes(molecule)
+        if self.max_force_z is not None:
+            outlier = robust_outliers(molecule, force_rms, self.max_force_z, floor=FORCE_FLOOR)
+            found[outlier] = CODES["force outlier"]
+        outlier = np.zeros(len(energy), bool)
+        if self.max_energy_z is not None:
+            outlier |= robust_outliers(molecule, energy, self.max_energy_z, floor=ENERGY_FLOOR)
+        if self.max_energy_deviation is not None:
+            deviation = np.abs(energy - group_medians(molecule, energy)[0])
+            outlier |= deviation > self.max_energy_deviation * n_atoms
+        found[outlier] = CODES["energy outlier"]
+        return found
+
+
+def count_reasons(reasons: np.ndarray) -> dict[str, int]:
+    """Structures left out for each reason that occurs."""
+    counts = np.bincount(reasons, minlength=len(REASONS))
+    return {reason: int(n) for reason, n in list(zip(REASONS, counts))[1:] if n}
+
+
+def identities(columns: Columns, reasons: np.ndarray) -> list[tuple[str, str]]:
+    """("source#conformer", reason) of every structure that is left out, in their order."""
+    return [(f"{columns.source[s]}#{columns.conformer[s]}", REASONS[reasons[s]]) for s in np.flatnonzero(reasons)]
+
+
+def force_rms_per_structure(columns: Columns) -> np.ndarray:
+    """Root mean square of the known force components of each structure, eV/Å, shape (S,); NaN without forces."""
+    total, known = np.empty(len(columns)), np.empty(len(columns))
+    for structures, atoms, starts in chunks(columns):
+        forces = columns.forces[atoms]
+        squares = np.einsum("ai,ai->a", forces, forces)
+        total[structures] = segment_sum(squares, starts)
+        known[structures] = 3 * columns.n_atoms[structures]
+        if not np.isfinite(squares).all():
+            finite = np.isfinite(forces)
+            total[structures] = segment_sum((np.where(finite, forces, 0) ** 2).sum(1), starts)
+            known[structures] = segment_sum(finite.sum(1), starts)
+    return np.sqrt(np.divide(total, known, out=np.full(len(columns), np.nan), where=known > 0))
+
+
+def robust_outliers(molecule: np.ndarray, values: np.ndarray, z: float, *, min_count: int = 5,
+                    floor: float = 0.0) -> np.ndarray:
+    """Values far from the median of their molecule: |x - median| > z (1.4826 MAD + floor), shape (S,), bool.
+
+    MAD is the median absolute deviation; 1.4826 MAD is the standard deviation of normal values. More than half of a
+    molecule's values would have to be wrong to hide one another.
+
+    Args:
+      molecule: (S,), any type. values: (S,); NaN is neither counted nor an outlier.
+      z: Number of standard deviations.
+      min_count: Molecules with fewer known values have no outliers.
+      floor: Least spread, in the unit of the values.
+    """
+    values = np.where(np.isfinite(values), values, np.nan)
+    molecule = molecule_codes(molecule)
+    median, count = group_medians(molecule, values)
+    deviation = np.abs(values - median)
+    spread = 1.4826 * group_medians(molecule, deviation)[0] + floor
+    return (deviation > z * spread) & (count >= min_count)
+
+
+def group_medians(group: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each value the median and the count of the finite values of its group, both (S,); NaN where none is."""
+    known = np.flatnonzero(np.isfinite(values))
+    median, count = np.full(len(values), np.nan), np.zeros(len(values), np.int64)
+    if not len(known):
+        return median, count
+    order = known[np.lexsort((values[known], group[known]))]
+    new = np.flatnonzero(np.concatenate([[True], group[order][1:] != group[order][:-1]]))
+    counts = np.diff(np.append(new, len(order)))
+    sorted_values = values[order]
+    middle = 0.5 * (sorted_values[new + (counts - 1) // 2] + sorted_values[new + counts // 2])
+    # Where a value is missing its group still has a median: look the group up.
+    place = np.searchsorted(group[order][new], group)
+    place = np.minimum(place, len(new) - 1)
+    found = group[order][new][place] == group
+    median[found], count[found] = middle[place[found]], counts[place[found]]
+    return median, count
+
+
+def molecule_codes(molecule: np.ndarray) -> np.ndarray:
+    """Integers that are equal where the molecules are; conformations that stand side by side are compared once."""
+    molecule = np.asarray(molecule)
+    if molecule.dtype.kind in "iu" or not len(molecule):
+        return molecule.astype(np.int64)
+    new = np.concatenate([[True], molecule[1:] != molecule[:-1]])
+    return np.unique(molecule[new], return_inverse=True)[1].ravel()[np.cumsum(new) - 1]
+
+
+def _largest_forces(columns):
+    """Largest |force component| (0 without) and whether any is known, both (S,)."""
+    largest, known = np.zeros(len(columns)), np.zeros(len(columns), bool)
+    for structures, atoms, starts in chunks(columns):
+        filled = columns.n_atoms[structures] > 0
+        if not filled.any():
+            continue
+        size = np.abs(columns.forces[atoms]).ravel()
+        highest = np.full(len(filled), np.nan)
+        highest[filled] = np.maximum.reduceat(size, 3 * starts[filled])
+        if not np.isfinite(highest[filled]).all():
+            size[~np.isfinite(size)] = -1.0
+            highest[filled] = np.maximum.reduceat(size, 3 * starts[filled])
+        known[structures] = highest >= 0
+        largest[structures] = np.where(highest >= 0, highest, 0.0)
+    return largest, known

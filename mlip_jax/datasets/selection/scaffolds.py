@@ -1,0 +1,132 @@
+"""Bemis-Murcko scaffolds of molecules: ring systems and what links them, by RDKit.
+
+Chirality, isotopes and atom numbers are left out of a scaffold; charges of its atoms stay. Explicit hydrogens, as in
+SPICE's SMILES, change nothing. Acyclic molecules have the scaffold "", as in MoleculeNet; a split by scaffold deals
+the largest group first, to training.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mlip_jax import workers
+from mlip_jax.datasets.identity import group
+from mlip_jax.datasets.reader import DatasetError
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 500  # molecules that a process takes at a time: about 0.2 s
+_LONG = 5_000  # molecules from which more processes and a progress bar are worth it
+
+
+def murcko_scaffold(smiles: str) -> str:
+    """Canonical SMILES of the scaffold; "" for an acyclic molecule.
+
+    Raises:
+      ImportError: RDKit is missing.
+      DatasetError: RDKit cannot read the SMILES.
+    """
+    _require_rdkit()
+    scaffold = _scaffold(smiles)
+    if scaffold is None:
+        raise DatasetError(f"RDKit cannot read the SMILES {smiles!r}")
+    return scaffold
+
+
+def scaffolds(smiles: Sequence[str] | np.ndarray, *, num_processes: int | None = None, progress: bool = True,
+              on_error: str = "raise") -> np.ndarray:
+    """Scaffold of each SMILES, shape (S,), str. Every different SMILES is worked on once.
+
+    For millions of structures `scaffold_index` needs far less memory.
+
+    Args:
+      smiles: Shape (S,).
+      num_processes: Worker processes for many molecules; unset: one per core that this process may use. They are fresh
+        interpreters, so a script needs the usual `if __name__ == "__main__":`.
+      progress: Show a progress bar when it takes long.
+      on_error: "raise", or "own": a SMILES that cannot be read is a scaffold of its own.
+
+    Raises:
+      ImportError: RDKit is missing.
+      DatasetError: SMILES that RDKit cannot read; up to five are named.
+    """
+    names, index = scaffold_index(smiles, num_processes=num_processes, progress=progress, on_error=on_error)
+    return names[index]
+
+
+def scaffold_index(smiles: Sequence[str] | np.ndarray, *, num_processes: int | None = None, progress: bool = True,
+                   on_error: str = "raise") -> tuple[np.ndarray, np.ndarray]:
+    """The different scaffolds, sorted, and the number among them for each SMILES, shape (S,), int32.
+
+    Arguments and errors are those of `scaffolds`; a split by the numbers is the split by the names.
+    """
+    if on_error not in ("raise", "own"):
+        raise ValueError(f"on_error must be 'raise' or 'own', received {on_error!r}")
+    if num_processes is not None and num_processes < 1:
+        raise ValueError(f"num_processes must be at least 1, received {num_processes}")
+    _require_rdkit()
+    smiles = np.array(smiles, object)
+    number, count = group(smiles)
+    one_of = np.zeros(count, np.int64)
+    one_of[number] = np.arange(len(number))
+    different = smiles[one_of].tolist()
+    found = _all_scaffolds(different, num_processes, progress)
+    bad = [s for s, scaffold in zip(different, found) if scaffold is None]
+    if bad and on_error == "raise":
+        raise DatasetError(f"RDKit cannot read {len(bad)} of {count} different SMILES: "
+                           f"{', '.join(repr(s) for s in bad[:5])}{', ...' if len(bad) > 5 else ''}. Leave these "
+                           "molecules out, or let each be a scaffold of its own (on_error='own').")
+    if bad:
+        log.warning("RDKit cannot read %d of %d different SMILES; each is a scaffold of its own", len(bad), count)
+    names, index = np.unique(np.array([s if f is None else f for s, f in zip(different, found)], object),
+                             return_inverse=True)
+    return names, index.astype(np.int32)[number]
+
+
+def _all_scaffolds(smiles: list[str], num_processes: int | None, progress: bool) -> list[str | None]:
+    chunks = [smiles[start:start + _CHUNK] for start in range(0, len(smiles), _CHUNK)]
+    if num_processes is None:
+        num_processes = workers.available_cores() if len(smiles) >= _LONG else 1
+    bar = Progress(TextColumn("scaffolds"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                   TimeRemainingColumn(), disable=not progress or len(smiles) < _LONG)
+    with bar:
+        task = bar.add_task("", total=len(smiles))
+        parts: list[list[str | None]] = [[] for _ in chunks]
+        for index, part in workers.run(_scaffolds_of, chunks, num_processes):
+            parts[index] = part
+            bar.advance(task, len(part))
+        return [scaffold for part in parts for scaffold in part]
+
+
+def _scaffolds_of(chunk: list[str]) -> list[str | None]:
+    return [_scaffold(smiles) for smiles in chunk]
+
+
+def _scaffold(smiles: str) -> str | None:
+    """None where RDKit cannot read the SMILES."""
+    from rdkit import Chem, rdBase
+    from rdkit.Chem.Scaffolds.MurckoScaffold import GetScaffoldForMol
+
+    with rdBase.BlockLogs():
+        try:
+            molecule = Chem.MolFromSmiles(smiles)
+            if molecule is None or not molecule.GetNumAtoms():
+                return None
+            for atom in molecule.GetAtoms():
+                atom.SetAtomMapNum(0)
+            # Written and read once more: hydrogens of numbered atoms are implicit then, as in any other SMILES.
+            molecule = Chem.MolFromSmiles(Chem.MolToSmiles(Chem.RemoveHs(molecule), isomericSmiles=False))
+            return Chem.MolToSmiles(GetScaffoldForMol(molecule), isomericSmiles=False)
+        except (ValueError, RuntimeError):  # RDKit's own errors are ValueErrors; its invariants RuntimeErrors
+            return None
+
+
+def _require_rdkit() -> None:
+    try:
+        import rdkit  # noqa: F401
+    except ImportError as error:
+        raise ImportError("scaffolds need RDKit: pip install 'mlip_jax[data]'") from error

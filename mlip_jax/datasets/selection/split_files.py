@@ -1,0 +1,230 @@
+"""Files of splits: those that come with data sets, and the split that is kept with a run.
+
+Official splits are lists of record numbers from 0, as
+  JSON: {"train": [0, 2, ...], "valid": [...], "test": [...]} (Molecule3D);
+  npz: arrays train_idx, val_idx, test_idx (SchNetPack), idx_train, ... (TorchMD-Net), or train, valid, test;
+  text: one number a line in a file per part (rMD17's index_train_01.csv and index_test_01.csv).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.selection.splits import check_parts
+from mlip_jax.workdir import write_json
+
+_WORDS = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
+          "test": "test", "testing": "test"}
+_HOW = "name it as train=FILE, valid=FILE or test=FILE"
+
+
+def read_split_files(files: str | Mapping[str, str | Path], num_records: int | None = None) -> dict[str, np.ndarray]:
+    """Record numbers by part from `config.data.split_files`.
+
+    Args:
+      files: One JSON or npz file; or a text file for every part, as "index_train_01.csv,index_test_01.csv" (each name
+        tells its part), "train=a.csv,test=b.csv", or a mapping of that kind.
+      num_records: Of the data file; numbers beyond are an error. Unset: not checked.
+
+    Returns:
+      "train" and whichever of "valid" and "test" the files have: int64, in the order of the file.
+
+    Raises:
+      DatasetError: A file is missing or damaged, or its numbers cannot be a split; the place is named.
+    """
+    if isinstance(files, Mapping):
+        named = [(str(name), Path(path)) for name, path in files.items()]
+    else:
+        items = [item.strip() for item in files.split(",") if item.strip()]
+        pairs = [item.partition("=") if "=" in item else ("", "", item) for item in items]
+        named = [(name.strip(), Path(path.strip())) for name, _, path in pairs]
+    parts: dict[str, np.ndarray] = {}
+    for name, path in named:
+        if name and name not in _WORDS:
+            raise DatasetError(f"data.split_files: there is no part {name!r}; {_HOW}")
+        found = {_WORDS[name]: _numbers(path)} if name else read_split_file(path)
+        for part, numbers in found.items():
+            if part in parts:
+                raise DatasetError(f"data.split_files: {path} is a second file for {part!r}")
+            parts[part] = numbers
+    where = ", ".join(str(path) for _, path in named)
+    if "train" not in parts:
+        raise DatasetError(f"data.split_files: no training part in {where or 'an empty list'}; {_HOW}")
+    return _checked(parts, where, num_records)
+
+
+def read_split_file(path: str | Path, num_records: int | None = None) -> dict[str, np.ndarray]:
+    """Record numbers by part from one file; a text or npy file is one part, which its name tells.
+
+    Raises:
+      DatasetError: As `read_split_files`.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".json":
+        parts = _by_name(_read_json(path), path)
+    elif path.suffix.lower() == ".npz":
+        parts = _by_name(_read_npz(path), path)
+    else:
+        parts = {_part_in_name(path): _numbers(path)}
+    return _checked(parts, str(path), num_records)
+
+
+def save_split(path: str | Path, parts: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Path:
+    """Keep a split: the indices as npz, and `meta` with the number of structures as JSON beside it, each atomically.
+
+    Args:
+      path: Of the npz file, as workdir / "split.npz".
+      parts: Indices by part.
+      meta: For people and for checks: method, seed, counts asked and given, molecules per part.
+
+    Raises:
+      OSError, WorkdirError: The folder cannot be written to.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"a split is kept as .npz; received {path}")
+    arrays = {name: np.asarray(indices, np.int64) for name, indices in parts.items()}
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    # Last, with a checksum: what lies between the two writes is then known as no pair.
+    write_json(path.with_suffix(".json"), {**meta, "structures": {name: len(a) for name, a in arrays.items()},
+                                           "checksum": _checksum(arrays)})
+    return path
+
+
+def load_split(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Parts and meta that `save_split` wrote.
+
+    Raises:
+      DatasetError: A file is missing or damaged, or the two do not belong together.
+    """
+    path = Path(path)
+    arrays, meta = _read_npz(path), _read_json(path.with_suffix(".json"))
+    parts = _checked(arrays, str(path), None)
+    if meta.get("checksum") != _checksum(parts):
+        raise DatasetError(f"{path} and {path.with_suffix('.json').name} do not belong together: writing them was "
+                           "interrupted, or one was changed. Remove both and split again.")
+    return parts, meta
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        digest.update(f"{name}:{len(arrays[name])};".encode())
+        digest.update(np.ascontiguousarray(arrays[name], "<i8").data)
+    return digest.hexdigest()
+
+
+def _checked(parts: Mapping[str, Any], source: str, num_records: int | None) -> dict[str, np.ndarray]:
+    try:
+        checked = check_parts(parts, source)
+    except ValueError as error:
+        raise DatasetError(str(error)) from error
+    for name, numbers in checked.items():
+        beyond = numbers[numbers >= num_records] if num_records is not None else numbers[:0]
+        if len(beyond):
+            from_one = numbers.max() == num_records and min(p.min() for p in checked.values() if len(p)) >= 1
+            hint = " They look as if counted from 1; records are counted from 0." if from_one else ""
+            raise DatasetError(f"{source}: part {name!r} has {len(beyond)} numbers beyond the last record "
+                               f"{num_records - 1}, the first {beyond[0]}.{hint} Is it the split of another file?")
+    return checked
+
+
+def _part_in_name(path: Path) -> str:
+    words = {_WORDS[w] for w in re.split(r"[^a-z]+", path.name.lower()) if w in _WORDS}
+    if len(words) != 1:
+        raise DatasetError(f"{path}: the name does not tell one of train, valid and test; {_HOW}")
+    return words.pop()
+
+
+def _by_name(members: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    parts: dict[str, Any] = {}
+    for key, numbers in members.items():
+        words = [_WORDS[w] for w in re.split(r"[^a-z]+", key.lower()) if w in _WORDS]
+        if len(words) != 1 or words[0] in parts:
+            raise DatasetError(f"{path}: expected a list for each of train, valid (or val) and test; found "
+                               f"{', '.join(map(repr, members))}")
+        parts[words[0]] = numbers
+    if not parts:
+        raise DatasetError(f"{path}: holds no part of a split")
+    return parts
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_bytes(path))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: is not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path}: expected a JSON object with train, valid and test; found a "
+                           f"{type(content).__name__}")
+    for key, numbers in content.items():
+        for place, number in enumerate(numbers if isinstance(numbers, list) and key.lower() in _WORDS else ()):
+            if type(number) is not int or abs(number) >= 2**63:
+                raise DatasetError(f"{path}: number {place} of {key!r} must be a whole number; found {number!r:.80}")
+    return content
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    _bytes(path, 0)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("one bare array")
+            return {name: file[name] for name in file.files}
+    except (ValueError, EOFError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise DatasetError(f"{path}: cannot be read as npz arrays of whole numbers ({error})") from error
+
+
+def _numbers(path: Path) -> np.ndarray:
+    """One part: a npy file, or text with one number a line after at most one line of heading."""
+    if path.suffix.lower() == ".npy":
+        _bytes(path, 0)
+        try:
+            numbers = np.load(path, allow_pickle=False)
+            if not isinstance(numbers, np.ndarray):
+                raise ValueError("an archive of arrays; its name should end in .npz")
+            return numbers
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise DatasetError(f"{path}: cannot be read as an array of whole numbers ({error})") from error
+    try:
+        lines = _bytes(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: is not text ({error})") from error
+    numbers = []
+    for place, line in enumerate(lines, 1):
+        line = line.strip()
+        if re.fullmatch(r"[+-]?[0-9]{1,18}", line):
+            numbers.append(int(line))
+        elif line and not line.startswith("#") and not (place == 1 and re.fullmatch(r"[A-Za-z_ ]+", line)):
+            raise DatasetError(f"{path}, line {place}: expected one whole number a line; found {line!r:.80}")
+    if not numbers:
+        raise DatasetError(f"{path}: holds no number")
+    return np.array(numbers, np.int64)
+
+
+def _bytes(path: Path, limit: int = -1) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(limit)
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read: {error.strerror}. Give the file of a split, as "
+                           "data.split_files = 'split.json' or 'train.csv,test.csv'.") from error

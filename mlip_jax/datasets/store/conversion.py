@@ -1,0 +1,320 @@
+"""From any readable source to a store (store.py): in shards, by several processes, resumable.
+
+A shard holds a fixed range of the source's records, so that its bytes depend on the source and the settings alone:
+neither on the number of processes nor on how often the conversion was killed.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import progress as bars
+
+from mlip_jax import workers
+from mlip_jax.config import differences
+from mlip_jax.datasets import readers
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.identity import stable_ids
+from mlip_jax.datasets.quality import checks, geometry
+from mlip_jax.datasets.quality.diagnosis import EARLY, verdict
+from mlip_jax.datasets.quality.filters import Filters, force_rms_per_structure, identities
+from mlip_jax.datasets.reader import DatasetError, Reader, ReadReport
+from mlip_jax.datasets.store.finalize import Part, finish, refuse_if
+from mlip_jax.datasets.store.shards import checksum, encode, write_shard
+from mlip_jax.datasets.store.store import MANIFEST, VERSION, Store, is_store
+from mlip_jax.workdir import WorkdirError, write_json
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 2048  # structures that are held as objects at a time
+_SAMPLE = 32  # records that tell how large the records of a source are
+_MOST_RECORDS = 65_536  # in a shard, however small those that were looked at
+_FEW_FILES, _END = 64, 2**20  # of so many files the first and last bytes tell them apart, too
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What decides the content of a store.
+
+    Attributes:
+      path: Of the source. reader: Its name. options: Of the reader.
+      filters: Fields of Filters. dtype: Of positions, forces and atom properties, "float32" or "float64".
+      atoms_per_shard: About.
+    """
+
+    path: str
+    reader: str = "auto"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    filters: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"require": "none"})
+    dtype: str = "float32"
+    atoms_per_shard: int = 1_000_000
+
+    def open(self) -> Reader:
+        """The source, open."""
+        return readers.open_data(self.path, self.reader, **self.options)
+
+
+def convert(recipe: Recipe, folder: str | Path, *, num_processes: int | None = None, refuse: bool = True,
+            progress: bool = True) -> Path:
+    """Make a store of a source, or go on where making it was stopped; returns its folder.
+
+    Args:
+      recipe: What to convert, and how.
+      folder: Of the store. One that is finished already is returned as it is.
+      num_processes: None for one per core.
+      refuse: Stop when the checks (checks.py) find errors; else warn.
+      progress: Show a progress bar.
+
+    Raises:
+      ConfigError: Unknown reader or option.
+      DatasetError: The source cannot be read, is refused by the checks, has changed since the conversion was begun,
+        or the folder cannot be written. What is done already stays.
+    """
+    folder = Path(folder)
+    if recipe.dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype must be 'float32' or 'float64', received {recipe.dtype!r}")
+    with recipe.open() as source:
+        recipe = dataclasses.replace(recipe, reader=source.format)
+        try:
+            with _locked(folder):
+                plan = _plan(recipe, source, folder)
+                if is_store(folder) and not _damaged(folder):
+                    return folder
+                (folder / MANIFEST).unlink(missing_ok=True)
+                jobs = [_Job(recipe, folder, number, *bounds) for number, bounds in enumerate(plan["ranges"])]
+                waiting = [job for job in jobs if not job.is_done()]
+                _run(waiting, source, plan["records"], 1 if source.sequential else num_processes, progress,
+                     functools.partial(_judge_first, jobs) if refuse else lambda: None)
+                parts = [Part(job.shard, {k: v for k, v in job.tell().items() if k != "removed"}) for job in jobs]
+                finish(folder, source, plan["recipe"], plan["records"], parts, _removed(jobs), refuse)
+                return folder
+        except (OSError, WorkdirError) as error:
+            raise DatasetError(f"{folder}: the store cannot be written ({error}). What is done stays; run it again "
+                               "when the cause is mended.") from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One conversion into a folder at a time; the lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".conversion.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s: another process is at this conversion; waiting for it", folder)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _plan(recipe: Recipe, source: Reader, folder: Path) -> dict[str, Any]:
+    """What is to be done, as conversion.json says it; a plan that stands there already must be the same."""
+    settings = {"recipe": json.loads(json.dumps(dataclasses.asdict(recipe) | {"path": Path(recipe.path).name})),
+                "source": identify(source), "version": VERSION}
+    path = folder / "conversion.json"
+    if path.exists():
+        try:
+            plan = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise DatasetError(f"{path}: is damaged ({error}). Give another folder, or delete that one.") from error
+        changed = differences({k: plan.get(k, {}) for k in settings}, settings)
+        only_times = len(changed) == 1 and changed[0].startswith("source.modified:")
+        if changed and not (only_times and _same_content(source, folder)):
+            raise DatasetError(f"{folder} holds the conversion of another source or with other settings:\n  "
+                               + "\n  ".join(changed) + "\nGive another folder, or delete that one.")
+        return plan
+    if folder.exists() and any(p.suffix == ".safetensors" for p in folder.rglob("*")):
+        raise DatasetError(f"{folder}: holds shards but no conversion.json; give another folder")
+    (folder / "shards").mkdir(parents=True, exist_ok=True)
+    (folder / "index").mkdir(exist_ok=True)
+    plan = settings | {"records": len(source), "ranges": _ranges(source, recipe.atoms_per_shard)}
+    write_json(path, plan)
+    return plan
+
+
+def identify(source: Reader) -> dict[str, Any]:
+    """What tells the files of a source from others without reading them: names, sizes, times of change, and the ends
+    of few files.
+
+    Raises:
+      DatasetError: A file cannot be read.
+    """
+    files, digest, times, total = source.files(), hashlib.sha256(), hashlib.sha256(), 0
+    try:
+        for path in files:
+            size = path.stat().st_size
+            digest.update(f"{path.name}\0{size}\0".encode())
+            times.update(f"{path.stat().st_mtime_ns}\0".encode())
+            total += size
+            if len(files) <= _FEW_FILES:
+                with open(path, "rb") as file:
+                    digest.update(file.read(_END))
+                    file.seek(max(size - _END, 0))
+                    digest.update(file.read(_END))
+    except OSError as error:
+        raise DatasetError(f"{source.path}: cannot be read ({error})") from error
+    return {"files": len(files), "bytes": total, "digest": digest.hexdigest()[:16],
+            "modified": times.hexdigest()[:16]}
+
+
+def _same_content(source: Reader, folder: Path) -> bool:
+    """Whether the files are those of the finished store in `folder`, though their times of change differ."""
+    if not is_store(folder):
+        return False
+    before = [(f["name"], f["bytes"], f["sha256"]) for f in Store(folder).manifest["source"]["files"]]
+    return before == [(f.name, f.stat().st_size, checksum(f)) for f in source.files()]
+
+
+def _ranges(source: Reader, atoms_per_shard: int) -> list[tuple[int, int]]:
+    """Records of each shard: as many as hold about `atoms_per_shard` atoms, judged by a few of them that hold any."""
+    count = len(source)
+    places = range(min(count, _SAMPLE)) if source.sequential else np.unique(
+        np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int)).tolist()
+    atoms = [sum(len(s) for s in source.read(range(r, r + 1), ReadReport())) for r in places]
+    filled = [n for n in atoms if n] or [1]
+    step = min(max(1, int(atoms_per_shard / np.mean(filled))), _MOST_RECORDS)
+    return [(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """Records start:stop of the source into one shard, and what there was to say about it beside it as JSON."""
+
+    recipe: Recipe
+    folder: Path
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def shard(self) -> Path:
+        return self.folder / "shards" / f"{self.number:05d}.safetensors"
+
+    @property
+    def told(self) -> Path:
+        return self.shard.with_suffix(".json")
+
+    def is_done(self) -> bool:
+        try:
+            told = self.tell()
+            return checksum(self.shard) == told["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def tell(self) -> dict[str, Any]:
+        return json.loads(self.told.read_text())
+
+
+def _run(waiting: list[_Job], source: Reader, records: int, num_processes, progress: bool, judge) -> None:
+    """Make the shards that are waited for, ascending; `judge` is called when the first one is there."""
+    if not waiting:
+        return
+    bar = bars.Progress(bars.TextColumn("converting"), bars.BarColumn(), bars.MofNCompleteColumn(),
+                        bars.TextColumn("records"), bars.TimeElapsedColumn(), bars.TimeRemainingColumn(),
+                        disable=not progress)
+    with bar:
+        task = bar.add_task("", total=records, completed=records - sum(j.stop - j.start for j in waiting))
+        for first in (True, False):
+            # One shard alone at first: what is wrong with a source is mostly wrong from its beginning on.
+            part = waiting[:1] if first else waiting[1:]
+            here = functools.partial(_convert, source=source)
+            for index, _ in workers.run(here if first or num_processes == 1 else _convert, part,
+                                        1 if first else num_processes):
+                bar.update(task, advance=part[index].stop - part[index].start)
+            if first:
+                judge()
+
+
+def _judge_first(jobs: list[_Job]) -> None:
+    """Refuse by the first shard what a part of the data is enough for: units and signs. A later one is not judged
+    alone, though a killed conversion may go on with it: whether a source is refused must not depend on that."""
+    problems = verdict(checks.Findings.from_json(jobs[0].tell()["findings"]))
+    refuse_if([p for p in problems if p.what in EARLY], jobs[0].recipe.path)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(path, reader, options) -> Reader:
+    return readers.open_data(path, reader, **dict(options))
+
+
+def _convert(job: _Job, source: Reader | None = None) -> None:
+    """Make one shard."""
+    recipe = job.recipe
+    if source is None:
+        source = _opened(recipe.path, recipe.reader, tuple((k, tuple(v) if isinstance(v, list) else v)
+                                                           for k, v in recipe.options.items()))
+    report, filters = ReadReport(), Filters(**recipe.filters)
+    blocks, removed, block = [], [], []
+
+    def flush():
+        columns = Columns.from_structures(block)
+        block.clear()
+        reasons = filters.reasons(columns)
+        removed.extend(identities(columns, reasons))
+        blocks.append(columns if not reasons.any() else columns.take(np.flatnonzero(reasons == 0)))
+
+    try:
+        for structure in source.read(range(job.start, job.stop), report):
+            block.append(structure)
+            if len(block) == _BLOCK:
+                flush()
+    except OSError as error:
+        raise DatasetError(f"{recipe.path}: cannot be read ({error})") from error
+    flush()
+    columns = Columns.concatenate(blocks)
+    shortest = geometry.shortest_distances(columns)
+    findings = checks.examine(columns, shortest=shortest)
+    arrays = encode(columns, np.dtype(recipe.dtype)) | _derived(columns, shortest)
+    sha256 = write_shard(job.shard, arrays)
+    write_json(job.told, {
+        "totals": {"structures": len(columns), "atoms": len(columns.numbers), "read": report.structures},
+        "bytes": job.shard.stat().st_size, "sha256": sha256, "skipped": report.skipped,
+        "filtered": dict(collections.Counter(reason for _, reason in removed)),
+        "removed": [list(r) for r in (*removed, *((source, reason) for reason, source in report.identities))],
+        "periodic": columns.pbc is not None, "findings": findings.to_json(),
+        "properties": {n: list(v.shape[1:]) for n, v in columns.properties.items()},
+        "atom_properties": {n: list(v.shape[1:]) for n, v in columns.atom_properties.items()}})
+
+
+def _derived(columns: Columns, shortest: np.ndarray) -> dict[str, np.ndarray]:
+    """What the index has beyond the labels themselves."""
+    size = np.abs(columns.forces).max(1, initial=0.0) if len(columns.numbers) else np.zeros(0)
+    filled = columns.n_atoms > 0
+    max_force = np.full(len(columns), np.nan)
+    if filled.any():
+        max_force[filled] = np.maximum.reduceat(size, columns.offsets[:-1][filled])
+    return {"index.molecule": stable_ids(columns.molecule), "index.max_force": max_force.astype(np.float32),
+            "index.force_rms": force_rms_per_structure(columns).astype(np.float32),
+            "index.shortest_distance": shortest.astype(np.float32),
+            "index.fingerprint": geometry.fingerprints(columns)}
+
+
+def _removed(jobs: list[_Job]) -> Iterator[list[str]]:
+    for job in jobs:
+        yield from job.tell()["removed"]
+
+
+def _damaged(folder: Path) -> bool:
+    """Whether a finished store has a damaged manifest, lacks a shard or has one of another checksum; it is then
+    mended."""
+    try:
+        shards = json.loads((folder / MANIFEST).read_text())["shards"]
+    except (ValueError, KeyError, TypeError):
+        log.warning("%s is damaged and is made anew", folder / MANIFEST)
+        return True
+    for s in shards:
+        file = folder / "shards" / s["file"]
+        if not file.is_file() or checksum(file) != s["sha256"]:
+            log.warning("%s is damaged and is made anew", file)
+            return True
+    return False

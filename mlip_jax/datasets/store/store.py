@@ -1,0 +1,221 @@
+"""A store: any number of structures on disk, read by random access in a bounded amount of memory.
+
+    manifest.json            what it is: source and checksums, units, level of theory, counts, filters, checks, shards
+    shards/00000.safetensors the structures, in the order of the source (shards.py); 00000.json is what converting told
+    index/NAME.npy           one value for each structure: what splits, filters and batch plans need
+    removed.csv              identity and reason of everything that was left out
+
+Made by conversion.py. The manifest is written last: a folder without one is no store yet.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.store.shards import Shard, checksum
+from mlip_jax.structure import Structure
+
+MANIFEST = "manifest.json"
+FORMAT, VERSION = "mlip_jax store", 1
+# For each structure; NaN where unknown, eV and Å.
+INDEX = {"n_atoms": np.int32, "energy": np.float64, "charge": np.float32, "molecule": np.uint64, "record": np.int64,
+         "conformer": np.int32, "max_force": np.float32, "force_rms": np.float32, "shortest_distance": np.float32,
+         "fingerprint": np.uint64}
+_OPEN_SHARDS = 256
+
+
+def is_store(path: str | Path) -> bool:
+    """Whether a folder holds a finished store."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+class Store:
+    """A store, open for reading. Structures are numbered from 0; those that filters took out have no number.
+
+    Attributes:
+      path: The folder. manifest: What manifest.json says.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.manifest = _read_manifest(self.path)
+        sizes = [s["structures"] for s in self.manifest["shards"]]
+        self._ends = np.cumsum(sizes, dtype=np.int64)
+        self._lock = threading.Lock()
+        self._open: collections.OrderedDict[int, Shard] = collections.OrderedDict()
+        self._index: dict[str, np.ndarray] = {}
+        physical = self.path / "index" / "physical.npy"
+        self._physical = _load_index(physical) if self.manifest["filtered"] else None
+        for s in self.manifest["shards"]:
+            file = self.path / "shards" / s["file"]
+            if not file.is_file() or file.stat().st_size != s["bytes"]:
+                found = f"has {file.stat().st_size} bytes" if file.is_file() else "is missing"
+                raise DatasetError(f"{file}: {found}, expected {s['bytes']} bytes. Convert the source again into this "
+                                   "folder: only what is missing or damaged is made anew.")
+
+    def __len__(self) -> int:
+        return self.manifest["structures"]
+
+    def __getstate__(self):
+        return {"path": self.path}
+
+    def __setstate__(self, state):
+        self.__init__(state["path"])
+
+    @property
+    def level_of_theory(self) -> str:
+        """Of the labels."""
+        return self.manifest["level_of_theory"]
+
+    def digest(self) -> str:
+        """Which structures these are, 12 hexadecimal digits: what is computed of them is kept under this name."""
+        # Filters that look at more than one structure take it out of the index alone: the shards are then the same.
+        content = json.dumps([[s["sha256"] for s in self.manifest["shards"]], self.manifest["filters"], len(self)])
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+    def index(self, name: str) -> np.ndarray:
+        """One value for each structure, memory-mapped; INDEX says which there are. "molecule" is a hash of the
+        identity (identity.stable_ids)."""
+        if name not in self._index:
+            self._index[name] = _load_index(self.path / "index" / f"{name}.npy")
+        return self._index[name]
+
+    def official_split(self) -> dict[str, np.ndarray] | None:
+        """Record numbers of the parts that the data set came with, or None."""
+        names = self.manifest["official_split"]
+        return {n: _load_index(self.path / "index" / f"official_{n}.npy") for n in names} if names else None
+
+    def take(self, indices: np.ndarray, *, labels_only: bool = False) -> Columns:
+        """The structures `indices`, in that order; without texts and properties if `labels_only`."""
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"{self.path}: structures are numbered 0 to {len(self) - 1}; asked for "
+                             f"{indices.min()} to {indices.max()}")
+        physical = indices if self._physical is None else np.asarray(self._physical[indices])
+        where = np.searchsorted(self._ends, physical, side="right")
+        first = np.concatenate([[0], self._ends])[where]
+        if labels_only:
+            return self._labels(indices, where, physical - first)
+        order = np.argsort(physical, kind="stable")
+        parts = []
+        cuts = np.flatnonzero((np.diff(where[order]) != 0) | (np.diff(physical[order]) != 1)) + 1
+        for run in np.split(order, cuts):
+            if len(run):
+                start = int(physical[run[0]] - first[run[0]])
+                parts.append(self._shard(where[run[0]]).columns(start, start + len(run)))
+        if not parts:
+            return _NOTHING
+        joined = Columns.concatenate(parts) if len(parts) > 1 else parts[0]
+        return joined if (order == np.arange(len(order))).all() else joined.take(np.argsort(order, kind="stable"))
+
+    def __getitem__(self, s: int) -> Structure:
+        return self.take(np.array([s]))[0]
+
+    def chunks(self, indices: np.ndarray | None = None, size: int = 4096, *,
+               labels_only: bool = False) -> Iterator[tuple[np.ndarray, Columns]]:
+        """(indices, their structures) piece by piece; all structures if no indices are given."""
+        count = len(self) if indices is None else len(indices)
+        for start in range(0, count, size):
+            here = np.arange(start, min(start + size, count)) if indices is None else indices[start:start + size]
+            yield here, self.take(here, labels_only=labels_only)
+
+    def texts(self, name: str) -> tuple[np.ndarray, list[str]]:
+        """A column of text ("molecule", "smiles", "subset", "source"): code of each structure, (S,) int32, and the
+        distinct texts that the codes stand for."""
+        table: dict[str, int] = {}
+        codes = np.empty(int(self._ends[-1]) if len(self._ends) else 0, np.int32)
+        start = 0
+        for number in range(len(self._ends)):
+            shard = self._shard(number)
+            code = shard.arrays[f"text.{name}.code"]
+            found = shard.texts(name, np.arange(int(code.max(initial=-1)) + 1)).tolist()
+            here = np.array([table.setdefault(text, len(table)) for text in found], np.int32)
+            codes[start:start + len(code)] = here[code]
+            start += len(code)
+        return codes if self._physical is None else codes[self._physical], list(table)
+
+    def verify(self) -> None:
+        """Compare every shard with its checksum.
+
+        Raises:
+          DatasetError: Shards are damaged; all are named.
+        """
+        damaged = [s["file"] for s in self.manifest["shards"]
+                   if checksum(self.path / "shards" / s["file"]) != s["sha256"]]
+        if damaged:
+            raise DatasetError(f"{self.path}: {len(damaged)} of {len(self.manifest['shards'])} shards differ from "
+                               f"their checksums: {', '.join(damaged)}. Convert the source again into this folder: "
+                               "only the damaged shards are made anew.")
+
+    def _labels(self, indices, where, local) -> Columns:
+        n = len(indices)
+        counts = np.asarray(self.index("n_atoms")[indices], np.int64)
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        numbers = np.empty(offsets[-1], np.int32)
+        positions, forces = np.empty((offsets[-1], 3)), np.full((offsets[-1], 3), np.nan)
+        periodic = self.manifest["periodic"]
+        cell, pbc = (np.zeros((n, 3, 3)), np.zeros((n, 3), bool)) if periodic else (None, None)
+        for i, (w, s) in enumerate(zip(where.tolist(), local.tolist())):
+            shard = self._shard(w)
+            a = int(shard.rows("offsets", s, s + 1)[0])
+            to, b = slice(offsets[i], offsets[i + 1]), a + int(counts[i])
+            numbers[to] = shard.rows("numbers", a, b)
+            positions[to] = shard.rows("positions", a, b)
+            if "forces" in shard.arrays:
+                forces[to] = shard.rows("forces", a, b)
+            if "cell" in shard.arrays:
+                cell[i], pbc[i] = shard.rows("cell", s, s + 1)[0], shard.rows("pbc", s, s + 1)[0]
+        empty = np.full(n, "", object)
+        return Columns(numbers, positions, forces, offsets, np.array(self.index("energy")[indices]),
+                       np.asarray(self.index("charge")[indices], np.float64), empty, empty,
+                       np.asarray(self.index("conformer")[indices], np.int64),
+                       np.array(self.index("record")[indices]), empty, empty, cell, pbc)
+
+    def _shard(self, number: int) -> Shard:
+        with self._lock:  # batches are built in a thread while another reads for validation
+            shard = self._open.get(number)
+            if shard is None:
+                shard = Shard(self.path / "shards" / self.manifest["shards"][number]["file"])
+                self._open[number] = shard
+                if len(self._open) > _OPEN_SHARDS:
+                    self._open.popitem(last=False)
+            else:
+                self._open.move_to_end(number)
+            return shard
+
+
+_NOTHING = Columns.from_structures([])
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    if not file.is_file():
+        raise DatasetError(f"{path}: no {MANIFEST}; this is no store, or its conversion did not end. Run the same "
+                           "conversion again: it goes on where it stopped.")
+    try:
+        manifest = json.loads(file.read_text())
+        if manifest["format"] != FORMAT or manifest["version"] > VERSION:
+            raise DatasetError(f"{file}: format {manifest['format']!r} version {manifest['version']}, this is for "
+                               f"{FORMAT!r} to version {VERSION}; update mlip_jax")
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise DatasetError(f"{file}: is damaged ({error}). Delete it and convert again: shards that are there are "
+                           "kept.") from error
+    return manifest
+
+
+def _load_index(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DatasetError(f"{path}: this part of the store is missing or damaged ({error}). Delete {MANIFEST} and "
+                           "convert again: shards that are there are kept.") from error

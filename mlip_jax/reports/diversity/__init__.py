@@ -1,0 +1,1 @@
+"""Report of the diversity study: structures against conformers."""

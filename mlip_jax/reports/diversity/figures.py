@@ -1,0 +1,93 @@
+"""Figures of a diversity study: errors against the conformers of a molecule, and against the distance to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from mlip_jax.reports import figures
+from mlip_jax.reports.diversity.generalization import NAMES
+
+_PANELS = ("iid_s", "ood_s", "iid_c", "ood_c")
+# Okabe and Ito's, as in reports/figures.py.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+_MAX_RMSD_PANELS = 4
+_LINES_IN_A_PANEL = 3  # beyond, a legend there hides some of them
+
+
+def against_conformers(groups: Mapping[int, Sequence[Any]], name: str, unit: str) -> Figure:
+    """The four metrics against n_c, a line for each N or n_s, with the standard deviation over seeds.
+
+    Args:
+      groups: Points (report.py) by n_c, by N or n_s. name: "N" or "n_s". unit: What is drawn, with its unit.
+    """
+    fig, axes = figures.figure(*(NAMES[n] for n in _PANELS), size=(9.2, 7.2))
+    ticks = sorted({p.num_conformers for group in groups.values() for p in group})
+    for ax, metric in zip(axes, _PANELS):
+        drawn = []
+        for color, (value, group) in zip(_cycle(len(groups)), groups.items()):
+            known = [p for p in group if metric in p.metrics]
+            if known:
+                drawn += _line(ax, [p.num_conformers for p in known], [p.metrics[metric] for p in known], color,
+                               f"${name}$ = {figures._short(value)}")
+        _finish(ax, drawn)
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_locator(FixedLocator(ticks))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        ax.set(xlabel="conformers of each molecule, $n_c$", ylabel=unit)
+    if len(groups) > _LINES_IN_A_PANEL:
+        _one_legend(fig, axes)
+    return fig
+
+
+def against_rmsd(groups: Mapping[int, Sequence[Any]], name: str, unit: str) -> Figure:
+    """Errors of unseen conformers against their RMSD, a line for each n_c; a panel for each of the largest N or n_s."""
+    shown = dict(list(groups.items())[-_MAX_RMSD_PANELS:])
+    fig, axes = figures.figure(*(f"${name}$ = {figures._short(v)}" for v in shown),
+                                size=(9.2 if len(shown) > 1 else 6.0, 3.6 * -(-len(shown) // 2)))
+    for ax, group in zip(np.atleast_1d(axes), shown.values()):
+        drawn = []
+        for color, point in zip(_cycle(len(group)), group):
+            known = sorted(point.by_rmsd)
+            if known:
+                centers = [0.5 * (point.edges[b] + point.edges[b + 1]) for b in known]
+                drawn += _line(ax, centers, [point.by_rmsd[b] for b in known], color,
+                               f"$n_c$ = {point.num_conformers}")
+        _finish(ax, drawn)
+        ax.set(xlabel="RMSD to the nearest training conformer (Å)", ylabel=unit)
+    return fig
+
+
+def _one_legend(fig: Figure, axes: Sequence[Any]) -> None:
+    """Beside the panels, in place of one in each."""
+    entries: dict[str, Any] = {}
+    for ax in axes:
+        entries |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels())}
+        if ax.get_legend() is not None:
+            ax.get_legend().remove()
+    fig.legend(entries.values(), entries.keys(), loc="outside right upper", fontsize=9, frameon=False)
+
+
+def _cycle(count: int) -> list[str]:
+    return [_COLORS[i % len(_COLORS)] for i in range(count)]
+
+
+def _line(ax, x: Sequence[float], spreads: Sequence[tuple[float, float | None]], color: str, label: str) -> list[float]:
+    """Means with error bars; returns the ends of the bars."""
+    means = [mean for mean, _ in spreads]
+    bars = [std or 0.0 for _, std in spreads]
+    ax.errorbar(x, means, yerr=bars, color=color, marker="o", markersize=4, linewidth=1.6, capsize=2.5, label=label)
+    return [mean + sign * bar for mean, bar in zip(means, bars) for sign in (1, -1)]
+
+
+def _finish(ax, drawn: list[float]) -> None:
+    if not drawn:
+        figures._nothing(ax)
+        return
+    figures._log_scale(ax, np.array(drawn))
+    figures._legend(ax)

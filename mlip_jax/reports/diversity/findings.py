@@ -1,0 +1,113 @@
+"""What a diversity study says in words: which of the published findings its runs confirm, and which not.
+
+Shenoy et al. (arXiv:2311.00862) found for GEOM that force fields generalise poorly beyond their training distribution,
+and that generalisation to molecules and to conformers asks for a balance of both. The other statements here are what
+lies behind the balance: which of the two each metric asks for. A difference counts where it is more than twice its
+standard error over the seeds; a statement that no difference speaks for or against is undecided.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mlip_jax.reports.diversity.generalization import NAMES
+
+_STRUCTURAL, _CONFORMATIONAL = ("iid_s", "ood_s"), ("iid_c", "ood_c")
+_MANY = 2.0  # standard errors
+
+
+class Finding(NamedTuple):
+    """verdict: "confirmed", "not confirmed" or "undecided". text: What was found, with numbers."""
+
+    verdict: str
+    text: str
+
+
+def findings(budgets: Mapping[int, Sequence[Any]], molecule_sets: Mapping[int, Sequence[Any]]) -> list[Finding]:
+    """Of points (reports/diversity/report.py) by N and by n_s, each by n_c; fewer where runs are missing."""
+    every = {id(p): p for group in (*budgets.values(), *molecule_sets.values()) for p in group}.values()
+    made = [_beyond(list(every), "iid_s", "ood_s"), _beyond(list(every), "iid_c", "ood_c"),
+            *(_best(budgets, name) for name in (*_STRUCTURAL, *_CONFORMATIONAL)), _balance(budgets),
+            *(_more(molecule_sets, name) for name in (*_STRUCTURAL, *_CONFORMATIONAL))]
+    return [f for f in made if f is not None]
+
+
+def _significance(a: tuple[float, float | None], b: tuple[float, float | None], runs: int) -> float:
+    """(b - a) in standard errors; zero where there are none, of single runs."""
+    if a[1] is None or b[1] is None:
+        return 0.0
+    error = math.sqrt((a[1] ** 2 + b[1] ** 2) / runs)
+    return (b[0] - a[0]) / error if error > 0 else math.copysign(math.inf, b[0] - a[0])
+
+
+def _verdict(significances: Sequence[float]) -> str:
+    """By the majority of those that count."""
+    score = sum((s > _MANY) - (s < -_MANY) for s in significances)
+    return "confirmed" if score > 0 else "not confirmed" if score < 0 else "undecided"
+
+
+def _beyond(points: Sequence[Any], near: str, far: str) -> Finding | None:
+    both = [p for p in points if near in p.metrics and far in p.metrics]
+    if not both:
+        return None
+    ratios = [p.metrics[far][0] / p.metrics[near][0] for p in both if p.metrics[near][0] > 0]
+    verdict = _verdict([_significance(p.metrics[near], p.metrics[far], p.runs) for p in both])
+    larger = sum(r > 1 for r in ratios)
+    return Finding(verdict, f"errors grow beyond the training distribution. {NAMES[far]} is larger than {NAMES[near]} "
+                            f"in {larger} of {len(ratios)} settings, by a factor of {min(ratios):.2f} to "
+                            f"{max(ratios):.2f}." if ratios else f"{NAMES[near]} has no errors.")
+
+
+def _best(budgets: Mapping[int, Sequence[Any]], name: str) -> Finding | None:
+    """Structural metrics should be best with few conformers of many molecules, conformational ones with more."""
+    ends, texts = [], []
+    for total, group in budgets.items():
+        known = [p for p in group if name in p.metrics]
+        if len(known) < 2:
+            continue
+        best = min(known, key=lambda p: p.metrics[name][0])
+        first, last = known[0], known[-1]
+        sign = 1 if name in _STRUCTURAL else -1
+        ends.append(sign * _significance(first.metrics[name], last.metrics[name], min(first.runs, last.runs)))
+        texts.append(f"N = {total:,}: best at n_c = {best.num_conformers} ({best.metrics[name][0]:.3g}, against "
+                     f"{first.metrics[name][0]:.3g} at n_c = {first.num_conformers} and {last.metrics[name][0]:.3g} at "
+                     f"n_c = {last.num_conformers})")
+    if not texts:
+        return None
+    want = "more molecules are worth more than more conformers" if name in _STRUCTURAL else \
+        "more conformers are worth more than more molecules"
+    return Finding(_verdict(ends), f"at a fixed number of structures, for {NAMES[name]} {want}. {'; '.join(texts)}.")
+
+
+def _balance(budgets: Mapping[int, Sequence[Any]]) -> Finding | None:
+    """The best n_c differ between structural and conformational metrics, so that a balance must be struck."""
+    texts, apart = [], 0
+    for total, group in budgets.items():
+        best = {name: min(known, key=lambda p: p.metrics[name][0]).num_conformers
+                for name in NAMES if len(known := [p for p in group if name in p.metrics]) > 1}
+        sides = [[best[n] for n in side if n in best] for side in (_STRUCTURAL, _CONFORMATIONAL)]
+        if all(sides):
+            apart += max(sides[0]) < max(sides[1])
+            texts.append(f"N = {total:,}: " + ", ".join(f"{NAMES[n]} {c}" for n, c in best.items() if n != "unseen_c"))
+    if not texts:
+        return None
+    verdict = "confirmed" if 2 * apart > len(texts) else "not confirmed"
+    return Finding(verdict, "a balance of molecules and conformers is needed: conformational metrics ask for more "
+                            f"conformers than structural ones. Best n_c by the means, {'; '.join(texts)}.")
+
+
+def _more(sets: Mapping[int, Sequence[Any]], name: str) -> Finding | None:
+    ends, texts = [], []
+    for n_s, group in sets.items():
+        known = [p for p in group if name in p.metrics]
+        if len(known) < 2:
+            continue
+        first, last = known[0], known[-1]
+        ends.append(_significance(last.metrics[name], first.metrics[name], min(first.runs, last.runs)))
+        change = 100 * (last.metrics[name][0] / first.metrics[name][0] - 1) if first.metrics[name][0] else 0.0
+        texts.append(f"n_s = {n_s:,}: {change:+.0f} % from n_c = {first.num_conformers} to {last.num_conformers}")
+    if not texts:
+        return None
+    return Finding(_verdict(ends), f"for the same molecules more conformers lower {NAMES[name]}. {'; '.join(texts)}.")

@@ -1,0 +1,239 @@
+"""The report of a diversity study: `diversity.html`, one self-contained page, and `diversity.csv`, the same as a table.
+
+Runs of task `diversity` are read from the folders of sweeps; those that differ by their seed alone are put together.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlip_jax.reports import page
+from mlip_jax.reports.diversity import figures, fingerprint_map
+from mlip_jax.reports.diversity.findings import findings
+from mlip_jax.reports.diversity.generalization import MEANINGS, NAMES
+from mlip_jax.reports.files import write_text
+
+log = logging.getLogger(__name__)
+
+RESULT, FINGERPRINTS = "diversity.json", "fingerprints.npz"
+_SETS = {"train": "training", "iid_s": "IID-S", "ood_s": "OOD-S"}
+METRICS = {"energy_mae_mev": "MAE of energies (meV)", "energy_mae_mev_per_atom": "MAE of energies (meV/atom)",
+           "relative_mae_mev": "MAE of conformer energies (meV)", "force_mae_mev_per_ang": "MAE of forces (meV/Å)"}
+_FEW = 5  # conformers in a bin of distances, whose mean says nothing below
+_SAME_BUDGET = 0.02  # n_s * n_c of one budget are equal but for rounding
+
+
+class Result(NamedTuple):
+    """A finished run: n_s molecules, n_c conformers each, its model and seed, what diversity.json says, its folder.
+
+    The model is named together with how its molecules were chosen and the weight of forces, where these are not the
+    usual ones: "painn, maxmin, beta 0.9".
+    """
+
+    num_molecules: int
+    num_conformers: int
+    model: str
+    seed: int
+    content: Mapping[str, Any]
+    folder: Path
+
+
+class Point(NamedTuple):
+    """Runs that differ by their seed alone.
+
+    Attributes:
+      num_molecules, num_conformers: n_s and n_c. runs: How many.
+      metrics: {key of NAMES: (mean, sample standard deviation or None for a single run)}.
+      by_rmsd: {bin: (mean, standard deviation or None)} of all unseen conformers, for bins in which a run has some.
+      edges: Of the bins, Å.
+    """
+
+    num_molecules: int
+    num_conformers: int
+    runs: int
+    metrics: dict[str, tuple[float, float | None]]
+    by_rmsd: dict[int, tuple[float, float | None]]
+    edges: tuple[float, ...]
+
+
+def read_results(sweeps: Sequence[str | Path]) -> list[Result]:
+    """Of all runs in the folders of sweeps (or of single runs) that have been evaluated.
+
+    A run that stands in two sweeps is taken once. One that trained on all conformers of its molecules is left out.
+
+    Raises:
+      ValueError: A result is damaged, or there is none.
+    """
+    found: dict[tuple, Result] = {}
+    for sweep in map(Path, sweeps):
+        for path in sorted([*sweep.glob(f"*/{RESULT}"), *sweep.glob(RESULT)]):
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                t = content["train"]
+                result = Result(t["num_molecules"], t["num_conformers"], _kind(t), t["seed"], content, path.parent)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}: is damaged ({error}); delete it and run the sweep again, which evaluates "
+                                 "this run anew") from error
+            if result.num_conformers is None:
+                log.warning("%s: trained on all conformers of its molecules, and is left out", path)
+                continue
+            found.setdefault(result[:4], result)
+    if not found:
+        raise ValueError(f"no {RESULT} of a finished run of task diversity in {', '.join(map(str, sweeps))}")
+    return list(found.values())
+
+
+def _kind(t: Mapping[str, Any]) -> str:
+    selection, beta = t.get("selection", "random"), t.get("beta", 0.0)  # results of earlier versions do not say
+    others = [selection] * (selection != "random") + [f"beta {beta:g}"] * (beta != 0)
+    return ", ".join([t["model"], *others])
+
+
+def points(results: Sequence[Result], metric: str) -> list[Point]:
+    """Means and standard deviations over seeds, by n_s and n_c, ascending; results are of one model."""
+    groups: dict[tuple[int, int], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.num_molecules, result.num_conformers), []).append(result)
+    return [_point(*key, groups[key], metric) for key in sorted(groups)]
+
+
+def _point(n_s: int, n_c: int, runs: list[Result], metric: str) -> Point:
+    metrics = {name: spread for name in NAMES if (spread := _spread(
+        [(r.content["metrics"].get(name) or {}).get(metric) for r in runs]))}
+    edges = tuple(runs[0].content["by_rmsd"]["edges_ang"])
+    same = [r for r in runs if tuple(r.content["by_rmsd"]["edges_ang"]) == edges]
+    bins = {b: spread for b in range(len(edges) - 1) if (spread := _spread(
+        [r.content["by_rmsd"][metric][b] for r in same
+         if metric in r.content["by_rmsd"] and r.content["by_rmsd"]["count"][b] >= _FEW]))}
+    return Point(n_s, n_c, len(runs), metrics, bins, edges)
+
+
+def _spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    if not known:
+        return None
+    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
+
+
+def budgets(found: Sequence[Point]) -> dict[int, list[Point]]:
+    """Points of one number of structures N = n_s n_c (but for rounding), {N: by n_c}; none of a single n_c."""
+    groups: list[list[Point]] = []
+    for point in sorted(found, key=lambda p: -p.num_molecules * p.num_conformers):
+        total = point.num_molecules * point.num_conformers
+        if groups and total > (1 - _SAME_BUDGET) * groups[-1][0].num_molecules * groups[-1][0].num_conformers:
+            groups[-1].append(point)
+        else:
+            groups.append([point])
+    return {g[0].num_molecules * g[0].num_conformers: sorted(g, key=lambda p: p.num_conformers)
+            for g in reversed(groups) if len({p.num_conformers for p in g}) > 1}
+
+
+def molecule_sets(found: Sequence[Point]) -> dict[int, list[Point]]:
+    """Points of one number of molecules, {n_s: by n_c}; none of a single n_c."""
+    groups: dict[int, list[Point]] = {}
+    for point in found:
+        groups.setdefault(point.num_molecules, []).append(point)
+    return {n_s: g for n_s, g in groups.items() if len({p.num_conformers for p in g}) > 1}
+
+
+def write_report(folder: str | Path, results: Sequence[Result], metric: str = "energy_mae_mev") -> Path:
+    """Write diversity.html and diversity.csv; returns the path of the page.
+
+    Args:
+      metric: A key of METRICS.
+
+    Raises:
+      ValueError: No such metric, or no run has it.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}; received {metric!r}")
+    results = [r for r in results if any((found or {}).get(metric) is not None
+                                         for found in r.content["metrics"].values())]
+    if not results:
+        raise ValueError(f"no run has the metric {metric!r}" + (
+            ": forces are judged in runs that were trained on them, as with :beta=0.9 after the name of the config"
+            if metric.startswith("force") else ""))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    models = list(dict.fromkeys(r.model for r in results))
+    by_model = {model: points([r for r in results if r.model == model], metric) for model in models}
+    body = [page.heading("Molecules against conformers", 1), page.paragraph(
+        f"{METRICS[metric]} of {len(results)} runs; error bars and ± are sample standard deviations over seeds, each "
+        "with a split, a draw and parameters of its own. " + "; ".join(
+            f"{NAMES[k]}: {MEANINGS[k]}" for k in ("iid_s", "ood_s", "iid_c", "ood_c")) + ".")]
+    levels = sorted({r.content["level_of_theory"] for r in results})
+    body += [page.paragraph("Labels: " + ", ".join(levels) + ".")] if any(levels) else []
+    for note in sorted({note for r in results for note in r.content["notes"]})[:10]:
+        body.append(page.callout(note))
+    for model, found in by_model.items():
+        body += _of_model(model, found, METRICS[metric])
+    body += _map(results)
+    write_text(folder / "diversity.csv", _csv(by_model))
+    write_text(folder / "diversity.html", page.page("Molecules against conformers", body))
+    return folder / "diversity.html"
+
+
+def _of_model(model: str, found: list[Point], unit: str) -> list[str]:
+    fixed, sets = budgets(found), molecule_sets(found)
+    body = [page.heading(model), page.heading("What it says", 3)]
+    body += [page.paragraph(f"{f.verdict.capitalize()}: {f.text}") for f in findings(fixed, sets)]
+    curves = (("N", fixed, "A fixed number of structures N: error against the conformers n_c of each molecule, of "
+                           "which there are N / n_c."),
+              ("n_s", sets, "A fixed number of molecules n_s: error against the conformers n_c of each."))
+    for name, groups, caption in curves:
+        if groups:
+            body.append(page.figure(figures.against_conformers(groups, name, unit), caption, wide=True))
+    groups = {n: [p for p in group if p.by_rmsd] for n, group in (fixed or sets).items()}
+    groups = {n: group for n, group in groups.items() if group}
+    if groups:
+        body.append(page.figure(figures.against_rmsd(groups, "N" if fixed else "n_s", unit),
+                                "Error of unseen conformers against their RMSD to the nearest training conformer of "
+                                "their molecule.", wide=True))
+    body += [page.heading("All runs", 3), page.table(
+        ["n_s", "n_c", "N", "seeds", *NAMES.values()],
+        [[p.num_molecules, p.num_conformers, p.num_molecules * p.num_conformers, p.runs,
+          *(_cell(p.metrics.get(name)) for name in NAMES)] for p in found])]
+    return body
+
+
+def _map(results: Sequence[Result]) -> list[str]:
+    """Where the molecules of one run are: of the one with the most that has fingerprints."""
+    for result in sorted(results, key=lambda r: -r.num_molecules):
+        path = result.folder / FINGERPRINTS
+        if path.exists():
+            with np.load(path, allow_pickle=False) as file:
+                sets = {_SETS[name]: np.unpackbits(file[name], axis=1) for name in _SETS if name in file.files}
+            sets = {name: rows for name, rows in sets.items() if len(rows)}
+            if sum(map(len, sets.values())) > 1:
+                return [page.heading("The molecules"), page.figure(fingerprint_map.draw(sets), (
+                    "Molecules on the two principal components of their Morgan fingerprints (radius 2, 2,048 bits), "
+                    f"of the run with {result.num_molecules:,} molecules; at most some hundred of each set."))]
+    return []
+
+
+def _cell(spread: tuple[float, float | None] | None) -> str:
+    if spread is None:
+        return "–"
+    mean, std = spread
+    return page.number(mean) if std is None else f"{page.number(mean)} ± {page.number(std)}"
+
+
+def _csv(by_model: Mapping[str, Sequence[Point]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", "n_s", "n_c", "seeds", *(f"{name}_{what}" for name in NAMES for what in ("mean", "std"))])
+    for model, found in by_model.items():
+        for p in found:
+            writer.writerow([model, p.num_molecules, p.num_conformers, p.runs,
+                             *(x for name in NAMES for x in p.metrics.get(name, (None, None)))])
+    return text.getvalue()

@@ -1,0 +1,1 @@
+"""Reports of the Force2Geo study: relaxed geometries and the tables of the paper."""

@@ -1,0 +1,1 @@
+"""Molecular dynamics on the device: integrators, neighbor lists, the loop, trajectories and their analysis."""

@@ -1,0 +1,166 @@
+"""Files that dynamics write as they go, and the restart file that ties them to a step.
+
+    thermo.csv                  a line for each recorded step of each molecule
+    trajectories/NUMBER.xyz     frames of a molecule in extended XYZ: energy (eV), forces (eV/Å), momenta (ASE's)
+    trajectories/NUMBER.h5      or in HDF5, see h5md.py: energy, positions, velocities
+    restart.npz                 all that is needed to go on, and how long the files above were then
+
+The restart file is replaced as a whole, after the others are on disk; on going on, what they have beyond it is cut off.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+
+from mlip_jax.simulation.dynamics.results import Frames, Thermo
+from mlip_jax.simulation.dynamics.trajectories import EXTXYZ, FORMS, Form
+from mlip_jax.structure import electronic_state
+
+THERMO, TRAJECTORIES, RESTART = "thermo.csv", "trajectories", "restart.npz"
+COLUMNS = ("step", "time_fs", "molecule", "potential_ev", "kinetic_ev", "total_ev", "temperature_k", "conserved_ev",
+           "volume_ang3", "pressure_bar")
+_ABOUT = "about_files"  # of the restart file, in JSON; no name of a part of a snapshot
+
+
+class OutputError(RuntimeError):
+    """Files of a run cannot be written or read."""
+
+
+class Outputs:
+    """The files of a run."""
+
+    def __init__(self, workdir: str | Path, names: Sequence[str], trajectory_format: str = EXTXYZ):
+        """
+        Args:
+          names: Of the molecules, for their frames; "" for none.
+          trajectory_format: One of trajectories.FORMS.
+        """
+        self._workdir, self._names, self._form = Path(workdir), names, FORMS[trajectory_format]
+
+    def name(self, molecule: int) -> str:
+        """Of a molecule, "" for none."""
+        return self._names[molecule]
+
+    def trajectory(self, molecule: int) -> Path:
+        """The file of the frames of a molecule."""
+        number = f"{molecule:0{len(str(len(self._names) - 1))}d}"
+        return self._workdir / TRAJECTORIES / f"{number}{self._form.suffix}"
+
+    @property
+    def _files(self) -> list[tuple[Path, Form]]:
+        """All that grow, and how their sizes are counted: the table as text, too."""
+        trajectories = (self.trajectory(m) for m in range(len(self._names)))
+        return [(self._workdir / THERMO, FORMS[EXTXYZ]), *((path, self._form) for path in trajectories)]
+
+    def begin(self) -> None:
+        """Start the files anew.
+
+        Raises:
+          OutputError: They cannot be written.
+        """
+        try:
+            (self._workdir / TRAJECTORIES).mkdir(parents=True, exist_ok=True)
+            for path, _ in self._files:
+                path.unlink(missing_ok=True)
+            (self._workdir / THERMO).write_text(",".join(COLUMNS) + "\n")
+        except OSError as error:
+            raise OutputError(f"{self._workdir}: cannot be written: {error}") from error
+
+    def write(self, thermo: Thermo, frames: Frames, timestep: float) -> None:
+        """Append energies and frames; timestep in fs.
+
+        Raises:
+          OutputError: They cannot be written.
+        """
+        made: dict[int, list[Atoms]] = {}
+        for step, m, atoms in frames:
+            made.setdefault(m, []).append(_told(atoms, {
+                "step": step, "time_fs": step * timestep, "molecule": m, "name": self._names[m]}))
+        try:
+            with open(self._workdir / THERMO, "a", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows(_rows(thermo))
+            for m, of_molecule in made.items():
+                self._form.append(self.trajectory(m), of_molecule)
+        except OSError as error:
+            raise OutputError(f"{self._workdir}: cannot be written: {error}. Mend the cause; the same command goes on "
+                              f"from {RESTART}.") from error
+
+    def save(self, snapshot: Mapping[str, np.ndarray], seconds: float) -> None:
+        """Write the restart file; seconds: that the run has taken.
+
+        Raises:
+          OutputError: It cannot be written; the one before is still there.
+        """
+        path, temporary = self._workdir / RESTART, self._workdir / f"{RESTART}.tmp"
+        try:
+            sizes = [form.size(file) for file, form in self._files]
+            about = json.dumps({"sizes": sizes, "seconds": seconds})
+            with open(temporary, "wb") as file:
+                np.savez(file, **snapshot, **{_ABOUT: np.array(about)})
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except (OSError, ValueError) as error:
+            temporary.unlink(missing_ok=True)
+            raise OutputError(f"{path}: cannot be written: {error}") from error
+
+    def load(self) -> tuple[dict[str, np.ndarray], float] | None:
+        """The snapshot of the restart file and the seconds until then, the other files cut off where they were then;
+        None if there is none.
+
+        Raises:
+          OutputError: It is damaged, or one of the files is shorter than it was.
+        """
+        path = self._workdir / RESTART
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                snapshot = {name: file[name] for name in file.files}
+            about = json.loads(str(snapshot.pop(_ABOUT)))
+            sizes, seconds = [int(size) for size in about["sizes"]], float(about["seconds"])
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise OutputError(f"{path}: is damaged ({error}). Remove it to begin anew, or give another --workdir."
+                              ) from error
+        if len(sizes) != len(self._files):
+            raise OutputError(f"{path}: is of {len(sizes) - 1} molecules, this run has {len(self._names)}. Give "
+                              "another --workdir.")
+        for (file, form), size in zip(self._files, sizes):
+            self._cut(file, form, size)
+        return snapshot, seconds
+
+    @staticmethod
+    def _cut(file: Path, form: Form, size: int) -> None:
+        """Leave what was there when the restart file was written."""
+        mend = f"Put it back, or remove {RESTART} to begin anew."
+        try:
+            there = form.size(file)
+            if there >= size:
+                form.cut(file, size)
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{file}: cannot be read or cut to {size} {form.unit}: {error}. {mend}") from error
+        if there < size:
+            raise OutputError(f"{file}: has {there} {form.unit}, and had {size} when {RESTART} was written. {mend}")
+
+
+def _rows(thermo: Thermo):
+    columns = (thermo.potential, thermo.kinetic, thermo.total, thermo.temperature, thermo.conserved, thermo.volume,
+               thermo.pressure)
+    for k, (step, time) in enumerate(zip(thermo.step.tolist(), thermo.time.tolist())):
+        for m, values in enumerate(zip(*(column[k].tolist() for column in columns))):
+            if values[0] == values[0]:  # not of one that broke before
+                yield [step, time, m, *("" if v != v else v for v in values)]
+
+
+def _told(atoms: Atoms, about: Mapping[str, object]) -> Atoms:
+    """The frame with what is known of it in its info."""
+    atoms.info = {k: v for k, v in about.items() if v != ""} | electronic_state(atoms)
+    return atoms

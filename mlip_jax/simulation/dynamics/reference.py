@@ -1,0 +1,91 @@
+"""Trajectories of the reference method itself, to compare those of a force field with."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms, units
+from ase.constraints import FixCom
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+from rich.progress import track
+
+from mlip_jax import workers
+from mlip_jax.reports.files import write_whole
+from mlip_jax.simulation.dynamics.analysis import Course
+from mlip_jax.simulation.reference.oracle import Method
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long and how: temperature in K, timestep in fs, friction in 1/fs, a frame each `every` steps."""
+
+    temperature: float
+    timestep: float
+    friction: float
+    num_steps: int
+    every: int
+    seed: int
+
+
+def courses(method: Method, molecules: Sequence[Atoms], plan: Plan, folder: Path, num_processes: int | None
+            ) -> list[Course | None]:
+    """Langevin dynamics of each molecule with `method`; what `folder` has of an earlier start is not made again.
+
+    None stands for a molecule at which the method failed; the log says why.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{m}.npz" for m in range(len(molecules))]
+    waiting = [m for m, file in enumerate(files) if not file.exists()]
+    jobs = [(method, molecules[m], dataclasses.replace(plan, seed=plan.seed + m)) for m in waiting]
+    for k, (positions, velocities, error) in track(workers.run(_simulate, jobs, num_processes), "reference dynamics",
+                                                   total=len(jobs)):
+        if error:
+            log.warning("%s fails at molecule %d: %s", method.name, waiting[k], error)
+            continue
+        write_whole(files[waiting[k]], lambda temporary, p=positions, v=velocities: _save(temporary, p, v))
+    return [_load(file, atoms, plan) if file.exists() else None for file, atoms in zip(files, molecules)]
+
+
+def _simulate(job) -> tuple[np.ndarray, np.ndarray, str]:
+    """Positions and velocities (K, n, 3) of the frames, the start included, and "" or what went wrong."""
+    method, molecule, plan = job
+    rng, atoms = np.random.default_rng(plan.seed), molecule.copy()
+    atoms.calc = method.calculator(atoms)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=plan.temperature, rng=rng)
+    Stationary(atoms)
+    if not atoms.pbc.any():
+        with np.errstate(invalid="ignore", divide="ignore"):  # of linear molecules; what is not finite is not used
+            ZeroRotation(atoms)
+    atoms.set_constraint(FixCom())
+    dynamics = Langevin(atoms, plan.timestep * units.fs, temperature_K=plan.temperature,
+                        friction=plan.friction / units.fs, rng=rng, fixcm=False)
+    positions, velocities = [], []
+
+    def keep():
+        positions.append(atoms.positions.copy())
+        velocities.append(atoms.get_velocities())
+
+    dynamics.attach(keep, plan.every)
+    try:
+        dynamics.run(plan.num_steps)
+    except Exception as error:  # of any calculator: what it raises is its own
+        return np.zeros((0, len(atoms), 3)), np.zeros((0, len(atoms), 3)), f"{type(error).__name__}: {error}"
+    return np.array(positions), np.array(velocities), ""
+
+
+def _save(path: Path, positions: np.ndarray, velocities: np.ndarray) -> None:
+    with open(path, "wb") as file:  # savez would add a suffix to the name
+        np.savez(file, positions=positions.astype(np.float32), velocities=velocities.astype(np.float32))
+
+
+def _load(path: Path, atoms: Atoms, plan: Plan) -> Course:
+    with np.load(path, allow_pickle=False) as file:
+        return Course(file["positions"].astype(np.float64), file["velocities"].astype(np.float64), atoms.get_masses(),
+                      plan.every * plan.timestep, atoms.cell.array if atoms.pbc.all() else None)

@@ -1,0 +1,163 @@
+"""What dynamics give: energies and temperatures as they went, frames, and which molecules broke when and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from mlip_jax.simulation.dynamics import state as md_state
+from mlip_jax.simulation.dynamics.settings import BAR, Settings
+from mlip_jax.simulation.dynamics.state import RUNNING, Records, State
+from mlip_jax.simulation.dynamics.system import System
+
+
+@dataclasses.dataclass(frozen=True)
+class Breakage:
+    """At which step a molecule broke, and why."""
+
+    step: int
+    reason: str
+
+
+def breakages(state: State, system: System, settings: Settings, hottest: np.ndarray) -> dict[int, Breakage]:
+    """The molecules that broke, by their numbers; hottest: K that each may have, (M,)."""
+    codes, steps, culprits = (np.asarray(x) for x in (state.code, state.broken_at, state.culprit))
+    bonds = None
+    found = {}
+    for m in np.flatnonzero(codes != RUNNING):
+        code, reason = int(codes[m]), _REASONS[int(codes[m])]
+        if code in (md_state.STRETCHED, md_state.COLLAPSED):
+            bonds = system.bonds()[0] if bonds is None else bonds
+            i, j = (int(a) for a in bonds[culprits[m]] - system.begin[m])
+            symbols = system.molecules[m].get_chemical_symbols()
+            limit = settings.bond_range[code == md_state.STRETCHED]
+            reason = reason.format(f"{symbols[i]}{i}–{symbols[j]}{j}", limit)
+        found[int(m)] = Breakage(int(steps[m]), reason.format(f"{hottest[m]:g} K"))
+    return found
+
+
+_REASONS = {
+    md_state.NOT_FINITE: "energy or forces are not finite",
+    md_state.TOO_FAST: "an atom moved too far in one step",
+    md_state.STRETCHED: "the bond {0} is longer than {1:g} times the sum of the covalent radii",
+    md_state.COLLAPSED: "the bond {0} is shorter than {1:g} times the sum of the covalent radii",
+    md_state.TOO_HOT: "it is hotter than {0}"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Thermo:
+    """Energies and temperatures of K steps of M molecules; NaN after a molecule broke.
+
+    Attributes:
+      step: (K,). time: fs, (K,).
+      potential, kinetic: eV, (K, M), reference energies included. temperature: K, (K, M), of the motion that is free.
+      conserved: What exact dynamics would keep, eV, (K, M): potential and kinetic energy less what the thermostat gave;
+        NaN for "npt", whose barostat is not accounted for.
+      volume: Å³, (K, M); NaN for open molecules.
+      pressure: bar, (K, M); NaN but for "npt". The one that the barostat controls, of velocities half a step after the
+        others: the mean of that is the pressure that was asked for.
+    """
+
+    step: np.ndarray
+    time: np.ndarray
+    potential: np.ndarray
+    kinetic: np.ndarray
+    temperature: np.ndarray
+    conserved: np.ndarray
+    volume: np.ndarray
+    pressure: np.ndarray
+
+    @property
+    def total(self) -> np.ndarray:
+        """Potential and kinetic energy, eV, (K, M)."""
+        return self.potential + self.kinetic
+
+    @classmethod
+    def of(cls, records: Records, offset: np.ndarray, dof: np.ndarray, settings: Settings,
+           broken: Mapping[int, Breakage]) -> Thermo:
+        """From the records of a dispatch; offset: energies at the start, eV, (M,)."""
+        count = int(records.num_records)
+        step = records.step[:count].astype(np.int64)
+        change, kinetic, heat, volume, pressure = (np.asarray(x[:count], np.float64) for x in (
+            records.energy, records.kinetic, records.heat, records.volume, records.pressure))
+        nothing = np.full_like(kinetic, np.nan)
+        is_npt = settings.ensemble == "npt"
+        over = np.zeros(kinetic.shape, bool)
+        for m, breakage in broken.items():
+            over[:, m] = step > breakage.step
+        columns = (offset + change, kinetic, 2 * kinetic / np.where(dof > 0, dof, np.nan) / units.kB,
+                   nothing if is_npt else offset + (change + kinetic - heat), np.where(volume > 0, volume, np.nan),
+                   pressure / BAR if is_npt else nothing)
+        return cls(step, step * settings.timestep, *(np.where(over, np.nan, c) for c in columns))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Thermo]) -> Thermo:
+        """Parts one after another; at least one."""
+        return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(cls)))
+
+    def of_molecule(self, m: int) -> Thermo:
+        """The columns of one molecule, (K,) each."""
+        return Thermo(*(v if v.ndim == 1 else v[:, m] for v in (getattr(self, f.name) for f in
+                                                                dataclasses.fields(self))))
+
+
+class Frames:
+    """Frames of a dispatch; iterating gives (step, molecule, Atoms) with energy, forces and momenta. A molecule that
+    broke has none after its break. Positions of cells are not wrapped."""
+
+    def __init__(self, records: Records, offset: np.ndarray, system: System, broken: Mapping[int, Breakage]):
+        self._records, self._offset, self._system, self._broken = records, offset, system, broken
+
+    def __len__(self) -> int:
+        return int(self._records.num_frames) * len(self._system.molecules)
+
+    def __iter__(self) -> Iterator[tuple[int, int, Atoms]]:
+        r = self._records
+        for k in range(int(r.num_frames)):
+            parts = [self._system.split(np.asarray(x[k], np.float64)) for x in (r.positions, r.velocities, r.forces)]
+            for m, (positions, velocities, forces) in enumerate(zip(*parts)):
+                step = int(r.frame_step[k])
+                if m in self._broken and step > self._broken[m].step:
+                    continue
+                atoms = self._system.molecules[m].copy()
+                atoms.positions = positions + self._system.origin[m]
+                atoms.set_velocities(velocities)
+                if r.cell is not None and atoms.pbc.all():
+                    atoms.set_cell(np.asarray(r.cell[k, m], np.float64))
+                atoms.calc = SinglePointCalculator(
+                    atoms, energy=float(self._offset[m] + float(r.frame_energy[k, m])), forces=forces)
+                yield step, m, atoms
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """What a molecule did.
+
+    Attributes:
+      frames: With energy, forces and momenta. steps: Of the frames.
+      thermo: Energies and temperatures, (K,) each. broken: When and why it broke, or None.
+    """
+
+    frames: list[Atoms]
+    steps: list[int]
+    thermo: Thermo
+    broken: Breakage | None
+
+
+def joined(segments: Sequence[tuple[Thermo, Frames]], system: System,
+           broken: Mapping[int, Breakage]) -> list[Trajectory]:
+    """Trajectories of all molecules."""
+    num = len(system.molecules)
+    empty = Thermo(np.zeros(0, np.int64), np.zeros(0), *[np.zeros((0, num))] * 6)
+    thermo = Thermo.concatenate([empty, *(t for t, _ in segments)])
+    frames: list[list[Atoms]] = [[] for _ in range(num)]
+    steps: list[list[int]] = [[] for _ in range(num)]
+    for _, made in segments:
+        for step, m, atoms in made:
+            frames[m].append(atoms)
+            steps[m].append(step)
+    return [Trajectory(frames[m], steps[m], thermo.of_molecule(m), broken.get(m)) for m in range(num)]

@@ -1,0 +1,64 @@
+"""Dynamics that write files as they go and go on from them."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from mlip_jax.simulation.dynamics.md import MolecularDynamics
+from mlip_jax.simulation.dynamics.outputs import RESTART, OutputError, Outputs
+from mlip_jax.simulation.dynamics.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+def carry_out(dynamics: MolecularDynamics, outputs: Outputs, num_steps: int, restart_seconds: float) -> float:
+    """Make steps up to `num_steps`, from where a restart file says or from the start; the seconds that all took.
+
+    Args:
+      dynamics: At the start.
+      restart_seconds: Between restart files; one is written at the end in any case.
+
+    Raises:
+      OutputError: Files cannot be written or read, or are of something else.
+    """
+    before = _go_on(dynamics, outputs)
+    left = num_steps - dynamics.step
+    if left < 0:
+        log.info("%d steps are there already, more than were asked for", dynamics.step)
+    timestep = dynamics.settings.timestep
+    begin = saved = time.monotonic()
+    known = dynamics.broken
+    with Progress(num_steps, dynamics.step, timestep) as progress:
+        for thermo, frames in dynamics.stream(max(left, 0)):
+            outputs.write(thermo, frames, timestep)
+            broken = dynamics.broken
+            for m in sorted(broken.keys() - known.keys()):
+                log.warning("molecule %d broke at step %d: %s", m, broken[m].step, broken[m].reason)
+            known = broken
+            progress.show(dynamics.step, thermo, len(broken))
+            if time.monotonic() - saved >= restart_seconds:
+                outputs.save(dynamics.snapshot(), before + time.monotonic() - begin)
+                saved = time.monotonic()
+    seconds = before + time.monotonic() - begin
+    outputs.save(dynamics.snapshot(), seconds)
+    if len(known) == len(dynamics.molecules):
+        log.warning("all molecules have broken; there is nothing left to simulate")
+    log.info("%d programs were compiled, lists were made %d times by the %s", dynamics.num_compiles,
+             dynamics.lists_made, dynamics.lists_by)
+    return seconds
+
+
+def _go_on(dynamics: MolecularDynamics, outputs: Outputs) -> float:
+    """Where a restart file says, or from the start; the seconds until then."""
+    found = outputs.load()
+    if found is None:
+        outputs.begin()
+        return 0.0
+    snapshot, seconds = found
+    try:
+        dynamics.restore(snapshot)
+    except ValueError as error:
+        raise OutputError(f"{RESTART}: {error}. Give another --workdir.") from error
+    log.info("going on from step %d", dynamics.step)
+    return seconds

@@ -1,0 +1,105 @@
+"""What dynamics are made of: ensemble, time step, thermostat, what is kept, and when a molecule counts as broken."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from ase import units
+
+from mlip_jax.simulation.dynamics import integrators
+
+BAR = 1e5 * units.Pascal  # in eV/Å³
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Times are in fs, temperatures in K, lengths in Å.
+
+    Attributes:
+      ensemble: "nve": constant energy. "langevin": constant temperature by friction and noise (BAOAB). "rescaling":
+        constant temperature by stochastic velocity rescaling, which disturbs the motion least. "npt": constant pressure
+        and temperature by stochastic cell rescaling, for cells that are periodic in all directions.
+      timestep: fs; 0.5 where hydrogens move freely.
+      temperature: Of the thermostat and of the start.
+      initial_temperature: Of the start, if another. Molecules that come with momenta keep them.
+      friction: 1/fs, of "langevin".
+      thermostat_time: Of "rescaling" and "npt". barostat_time: Of "npt".
+      pressure: bar. compressibility: 1/bar, an estimate (that of water), which the mean volume does not depend on.
+      fix_com: Take out the motion of the centre of mass. fix_rotation: That of open molecules as a whole, at the start.
+      record_every: Steps between rows of energies and temperatures. frame_every: Between frames; 0: none.
+      skin: Neighbours are listed so far beyond the cutoff; lists are made anew when an atom has moved by half of it.
+      watch_bonds: Stop molecules of which a bond breaks. bond_range: How long the pairs that are bonded at the start
+        may become, in terms of the sum of their covalent radii.
+      max_temperature: Above it a molecule counts as broken; None: ten times the temperature, 5000 at least.
+      dtype: "float32" or "float64". seed: Of the momenta at the start, and of noise.
+    """
+
+    ensemble: str = "langevin"
+    timestep: float = 0.5
+    temperature: float = 300.0
+    initial_temperature: float | None = None
+    friction: float = 0.01
+    thermostat_time: float = 100.0
+    pressure: float = 1.01325
+    barostat_time: float = 1000.0
+    compressibility: float = 4.6e-5
+    fix_com: bool = True
+    fix_rotation: bool = True
+    record_every: int = 20
+    frame_every: int = 200
+    skin: float = 0.4
+    watch_bonds: bool = True
+    bond_range: tuple[float, float] = (0.5, 1.5)
+    max_temperature: float | None = None
+    dtype: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self):
+        """
+        Raises:
+          ValueError: A value that makes no sense.
+        """
+        if self.ensemble not in _INTEGRATORS:
+            raise ValueError(f"ensemble must be one of {', '.join(_INTEGRATORS)}, received {self.ensemble!r}")
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f'dtype must be "float32" or "float64", received {self.dtype!r}')
+        for name in ("timestep", "thermostat_time", "barostat_time", "compressibility", "skin"):
+            self._check(name, getattr(self, name), 0, open_end=True)
+        for name in ("temperature", "friction"):
+            self._check(name, getattr(self, name), 0)
+        for name in ("initial_temperature", "max_temperature"):
+            if getattr(self, name) is not None:
+                self._check(name, getattr(self, name), 0)
+        if not np.isfinite(self.pressure):
+            raise ValueError(f"pressure must be finite (bar), received {self.pressure}")
+        for name, least in (("record_every", 1), ("frame_every", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if int(value) != value or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, received {value}")
+        low, high = self.bond_range
+        if not 0 <= low < 1 < high:
+            raise ValueError(f"bond_range must be a number below 1 and one above it, received {self.bond_range}")
+
+    @staticmethod
+    def _check(name, value, least, open_end=False):
+        if not np.isfinite(value) or value < least or open_end and value == least:
+            raise ValueError(f"{name} must be {'more than' if open_end else 'at least'} {least}, received {value}")
+
+    def integrator(self) -> integrators.Verlet:
+        """The steps of this ensemble, in ASE's units."""
+        return _INTEGRATORS[self.ensemble](self)
+
+    def broken_above(self, temperature: float) -> float:
+        """K, for a molecule whose thermostat has this temperature."""
+        warmest = max(temperature, self.initial_temperature or 0.0)
+        return max(10 * warmest, 5000.0) if self.max_temperature is None else self.max_temperature
+
+
+_INTEGRATORS: dict[str, Callable[[Settings], integrators.Verlet]] = {
+    "nve": lambda s: integrators.Verlet(s.fix_com),
+    "langevin": lambda s: integrators.Langevin(s.fix_com, s.friction / units.fs),
+    "rescaling": lambda s: integrators.Rescaling(s.fix_com, s.thermostat_time * units.fs),
+    "npt": lambda s: integrators.CellRescaling(
+        s.fix_com, s.thermostat_time * units.fs, s.pressure * BAR, s.barostat_time * units.fs, s.compressibility / BAR)}

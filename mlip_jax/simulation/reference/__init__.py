@@ -1,0 +1,1 @@
+"""Energies and forces of a reference method, evaluated in parallel and cached."""

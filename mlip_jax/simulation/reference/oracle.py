@@ -1,0 +1,238 @@
+"""The reference method that judges a force field: energies, forces and minima of many molecules in worker processes.
+
+GFN2-xTB (Bannwarth, Ehlert, Grimme, J. Chem. Theory Comput. 15, 1652 (2019)) and GFN1-xTB through tblite, or any ASE
+calculator. Each worker has one thread; results are kept on disk as they come, so that nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.metadata
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import CalculationFailed, Calculator
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mlip_jax import workers
+from mlip_jax.config import ConfigError, unknown_name
+from mlip_jax.simulation.reference.result_cache import ResultCache, key_of
+from mlip_jax.structure import electronic_state
+
+log = logging.getLogger(__name__)
+
+_FAILURE = {"energy": np.nan, "forces": None, "positions": None, "converged": False, "steps": 0}
+TBLITE = ("GFN2-xTB", "GFN1-xTB", "IPEA1-xTB")
+
+
+class OracleError(RuntimeError):
+    """The reference method cannot be used at all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A reference method.
+
+    Attributes:
+      name: One of TBLITE, or "package.module:Class" of an ASE calculator. That module is imported and run: name only
+        code that you trust.
+      options: Keyword arguments of its class, ready for JSON.
+
+    Raises:
+      ConfigError: No such method or class. ImportError: Its package is missing.
+    """
+
+    name: str = "GFN2-xTB"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        self.calculator_class()
+
+    def calculator_class(self) -> type[Calculator]:
+        """The class of the ASE calculator."""
+        if ":" not in self.name:
+            if self.name not in TBLITE:
+                raise ConfigError(unknown_name("reference method", self.name, TBLITE)
+                                  + ' Any other ASE calculator is named as "package.module:Class".')
+            try:
+                return importlib.import_module("tblite.ase").TBLite
+            except ImportError as error:
+                raise ImportError(f"{self.name} needs tblite: pip install 'mlip_jax[data]'") from error
+        module, _, name = self.name.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), name, None)
+        except ImportError as error:
+            raise ImportError(f"oracle {self.name!r}: {module} cannot be imported: {error}") from error
+        if not isinstance(found, type):
+            raise ConfigError(f"oracle {self.name!r}: module {module} has no class {name!r}")
+        return found
+
+    def calculator(self, atoms: Atoms) -> Calculator:
+        """A calculator for a molecule.
+
+        A molecule that is charged, or has unpaired electrons (`info["num_unpaired_electrons"]`, else one where the
+        number of electrons is odd), hands them to the class as `charge` and `multiplicity`.
+        """
+        charge, unpaired = _state(atoms)
+        given = {"charge": charge} if charge else {}
+        given |= {"multiplicity": unpaired + 1} if unpaired else {}
+        if ":" not in self.name:
+            given |= {"method": self.name, "verbosity": 0}
+        return self.calculator_class()(**{**given, **self.options})
+
+    def settings(self) -> dict[str, Any]:
+        """What results depend on, ready for JSON."""
+        package = self.name.split(":")[0].split(".")[0] if ":" in self.name else "tblite"
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            version = ""
+        return {"method": self.name, "options": dict(self.options), "version": version}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """energy in eV and forces (n_atoms, 3) in eV/Å; NaN and None, and an error, where the method failed."""
+
+    energy: float
+    forces: np.ndarray | None
+    error: str = ""
+
+    @property
+    def fmax(self) -> float:
+        """Largest force on an atom, eV/Å; NaN without forces."""
+        return np.nan if self.forces is None else float(np.linalg.norm(self.forces, axis=1).max())
+
+
+@dataclasses.dataclass(frozen=True)
+class Minimum(Evaluation):
+    """The end of a relaxation with the method itself. positions: (n_atoms, 3) in Å, None where it failed; converged:
+    whether the largest force is below the threshold; steps: that it took."""
+
+    positions: np.ndarray | None = None
+    converged: bool = False
+    steps: int = 0
+
+
+class Oracle:
+    """A reference method with a cache on disk.
+
+    Args:
+      method: Of the energies and forces.
+      cache: What has been computed before.
+      num_processes: Worker processes, fresh interpreters of one thread each; None: one for each core; 1: this process.
+      progress: Show a progress bar.
+    """
+
+    def __init__(self, method: Method, cache: ResultCache, *, num_processes: int | None = None, progress: bool = True):
+        self.method, self._cache = method, cache
+        self._num_processes, self._progress = num_processes, progress
+
+    def evaluate(self, molecules: Mapping[str, Atoms], label: str = "energies") -> dict[str, Evaluation]:
+        """Energy and forces of each molecule by its name; `label` is of the progress bar.
+
+        Raises:
+          OracleError: The method fails at every molecule for other reasons than the molecules.
+        """
+        found = self._compute(molecules, {"job": "evaluate"}, label)
+        return {name: Evaluation(r["energy"], _array(r["forces"]), r["error"]) for name, r in found.items()}
+
+    def minimize(self, molecules: Mapping[str, Atoms], *, fmax: float = 0.05, max_steps: int = 500,
+                 maxstep: float = 0.2, label: str = "minima") -> dict[str, Minimum]:
+        """The minimum that ASE's BFGS reaches from each molecule, by its name.
+
+        Args:
+          fmax: Largest force on an atom at the end, eV/Å. max_steps: That are taken at most. maxstep: Å, largest step
+            of an atom.
+
+        Raises:
+          OracleError: As `evaluate`.
+        """
+        settings = {"job": "minimize", "fmax": fmax, "max_steps": max_steps, "maxstep": maxstep}
+        found = self._compute(molecules, settings, label)
+        return {name: Minimum(r["energy"], _array(r["forces"]), r["error"], _array(r["positions"]), r["converged"],
+                              r["steps"]) for name, r in found.items()}
+
+    def _compute(self, molecules, settings, label) -> dict[str, dict[str, Any]]:
+        keys = {name: key_of(settings | self.method.settings(), atoms) for name, atoms in molecules.items()}
+        results = {name: self._cache[key] for name, key in keys.items() if key in self._cache}
+        # the longest first, so that no process is left alone with one at the end
+        waiting = sorted((n for n in molecules if n not in results), key=lambda name: -len(molecules[name]))
+        jobs = ((self.method, settings, _bare(molecules[name])) for name in waiting)
+        problems = []
+        done = workers.stream(_work, jobs, self._num_processes, on_death=_died)
+        with _bar(label, len(molecules), len(results), self._progress and waiting) as advance:
+            for name, (result, of_molecule) in zip(waiting, done):
+                results[name] = result
+                if of_molecule:
+                    self._cache.add(keys[name], result)
+                else:
+                    problems.append(f"{name}: {result['error']}")
+                    log.warning("%s: %s (not kept: it is tried again next time)", self.method.name, problems[-1])
+                advance()
+        if problems and len(problems) == len(waiting) and len(problems) == len(results):
+            raise OracleError(f"{self.method.name} fails at every one of {len(problems)} molecules; {problems[0]}")
+        return {name: results[name] for name in molecules}
+
+
+def _work(job) -> tuple[dict[str, Any], bool]:
+    """The result of a job, ready for JSON, and whether it is one of the molecule, and not of the circumstances."""
+    method, settings, atoms = job
+    try:
+        if not np.isfinite(atoms.positions).all():
+            raise CalculationFailed("positions are not finite")
+        atoms.calc = method.calculator(atoms)
+        told = _minimize(atoms, settings) if settings["job"] == "minimize" else {}
+        energy, forces = float(atoms.get_potential_energy()), atoms.get_forces()
+        if not (np.isfinite(energy) and np.isfinite(forces).all()):
+            raise CalculationFailed("energy or forces are not finite")
+        return {"error": "", "energy": energy, "forces": forces.tolist(), **told}, True
+    except CalculationFailed as error:
+        return _FAILURE | {"error": _one_line(error)}, True
+    except Exception as error:  # of any calculator; one molecule must not end the others
+        return _FAILURE | {"error": f"{type(error).__name__}: {_one_line(error)}"}, False
+
+
+def _died(job) -> tuple[dict[str, Any], bool]:
+    return _FAILURE | {"error": "its worker process died (out of memory, or a crash of the method's library)"}, False
+
+
+def _minimize(atoms, settings) -> dict[str, Any]:
+    from ase.optimize import BFGS
+
+    optimizer = BFGS(atoms, logfile=None, maxstep=settings["maxstep"])
+    converged = optimizer.run(fmax=settings["fmax"], steps=settings["max_steps"])
+    return {"converged": bool(converged), "steps": int(optimizer.nsteps), "positions": atoms.positions.tolist()}
+
+
+def _state(atoms) -> tuple[int, int]:
+    charge = int(round(float(atoms.info.get("charge", 0))))
+    unpaired = atoms.info.get("num_unpaired_electrons")
+    return charge, int((atoms.numbers.sum() - charge) % 2 if unpaired is None else unpaired)
+
+
+def _bare(atoms: Atoms) -> Atoms:
+    """The atoms without calculator, constraints and arrays that no method asks for."""
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=electronic_state(atoms))
+
+
+def _array(values) -> np.ndarray | None:
+    return None if values is None else np.array(values, np.float64).reshape(-1, 3)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _bar(label: str, total: int, done: int, shown) -> Iterator[Any]:
+    bar = Progress(TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+                   disable=not shown)
+    with bar:
+        task = bar.add_task("", total=total, completed=done)
+        yield lambda: bar.advance(task)

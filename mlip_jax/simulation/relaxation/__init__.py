@@ -1,0 +1,1 @@
+"""Batched relaxation on the device, the minimizers, and the search for minima."""

@@ -1,0 +1,291 @@
+"""The loop of batched relaxation: one compiled program in which molecules come, are relaxed, and leave. Pure.
+
+    M   slots of molecules that are relaxed side by side       n   atoms that a slot holds
+    Q   molecules that wait in the queue
+
+An iteration fills free slots from the queue, evaluates the force field on all slots that there is room for, hands out
+molecules that are done, and moves the others by a step of the minimiser. Nothing of it goes through the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlip_jax.graphs import slots as slot_graphs
+from mlip_jax.graphs.batching import Budget
+from mlip_jax.graphs.slots import Slots
+from mlip_jax.potential import evaluate
+from mlip_jax.simulation.relaxation.minimizers import Minimizer
+
+# What has become of a molecule.
+RUNNING, CONVERGED, STEP_LIMIT, NOT_FINITE, FUSED, FLOWN_APART = range(6)
+FREE = -1  # the key of a slot without a molecule
+# No bond is shorter than that of H2, 0.74 Å.
+SHORTEST = 0.4
+
+
+class Molecules(NamedTuple):
+    """Molecules before they are relaxed, K of them.
+
+    Attributes:
+      key: Number given by the caller, (K,) int32. slots: What they are made of.
+      positions: (K, n, 3) Å. mobile: (K, n) bool, false for fixed atoms.
+    """
+
+    key: jax.Array
+    slots: Slots
+    positions: jax.Array
+    mobile: jax.Array
+
+
+class Outcome(NamedTuple):
+    """Molecules as they were last evaluated.
+
+    Attributes:
+      key: (K,). code: What has become of them, (K,) int32. steps: Taken, (K,) int32.
+      positions, forces: (K, n, 3), Å and eV/Å. energy: eV less the reference energies, (K,).
+      fmax: Largest norm of the force on a mobile atom, eV/Å, (K,).
+      energy_start, fmax_start: Of the first evaluation, (K,). nearest: Closest two atoms, Å, (K,).
+      evaluated: Whether there was room for it, (K,) bool.
+    """
+
+    key: jax.Array
+    code: jax.Array
+    steps: jax.Array
+    positions: jax.Array
+    forces: jax.Array
+    energy: jax.Array
+    fmax: jax.Array
+    energy_start: jax.Array
+    fmax_start: jax.Array
+    nearest: jax.Array
+    evaluated: jax.Array
+
+
+class State(NamedTuple):
+    """All that a relaxation is at, on the device.
+
+    Attributes:
+      now: Molecules in the slots (M). moved: Steps taken, (M,) int32.
+      energy_start, fmax_start: (M,). neighboured: Whether each atom had another within the cutoff at the start, (M,).
+      minimizer: State of the minimiser.
+      largest: Edges and pairs of the largest slots, (2,) int32; above the budget: it has to be enlarged.
+      iterations, evaluated: Since the start, and molecules evaluated in them, () int32.
+    """
+
+    now: Molecules
+    moved: jax.Array
+    energy_start: jax.Array
+    fmax_start: jax.Array
+    neighboured: jax.Array
+    minimizer: Any
+    largest: jax.Array
+    iterations: jax.Array
+    evaluated: jax.Array
+
+
+class Done(NamedTuple):
+    """Molecules that have left: the first `count` of `outcome` (Q + M)."""
+
+    outcome: Outcome
+    count: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """What is compiled into the program; everything here is static.
+
+    Attributes:
+      model: On the contract of mlip_jax.models. energy_scale: eV per unit of its output. cutoff, long_range_cutoff: Å.
+      minimizer: See minimizers.py. fmax: eV/Å. max_steps: Of a molecule. size: Atoms of a slot, n. num: Slots, M.
+      dtype: Of positions, forces and the minimiser's state.
+    """
+
+    model: nn.Module
+    energy_scale: float
+    cutoff: float
+    long_range_cutoff: float | None
+    minimizer: Minimizer
+    fmax: float
+    max_steps: int
+    size: int
+    num: int
+    dtype: Any
+
+    def init(self) -> State:
+        """The state without any molecule."""
+        num, size = self.num, self.size
+        zeros = jnp.zeros(num, self.dtype)
+        now = Molecules(
+            jnp.full(num, FREE, jnp.int32),
+            Slots(jnp.zeros((num, size), jnp.int32), jnp.zeros(num, jnp.int32), zeros, zeros),
+            jnp.zeros((num, size, 3), self.dtype), jnp.zeros((num, size), bool))
+        return State(now, jnp.zeros(num, jnp.int32), zeros, zeros, jnp.zeros(num, bool),
+                     self.minimizer.init(num, 3 * size, self.dtype), jnp.zeros(2, jnp.int32), jnp.int32(0),
+                     jnp.int32(0))
+
+    def run(self, budget: Budget, capacity: int, params, state: State, queue: Molecules, waiting: jax.Array,
+            most: jax.Array, few: jax.Array) -> tuple[State, Done, jax.Array, Outcome]:
+        """Iterate until no molecule is left, or the host is wanted.
+
+        Args:
+          budget: Static shape of the graph. capacity: Static: Q.
+          queue: Of which the first `waiting` wait.
+          most: Iterations. few: Come back when no molecule waits and at most so many are left; -1: when one of the
+            slots is free and none waits.
+
+        Returns:
+          The state, molecules that have left, how many of the queue were taken, and the last evaluation of all slots.
+        """
+        done = Done(_empty_outcome(capacity + self.num, self.size, self.dtype), jnp.int32(0))
+        last = _empty_outcome(self.num, self.size, self.dtype)
+        start = state.iterations
+
+        def wanted(carry):
+            state, _, taken, _ = carry
+            there = (state.now.key != FREE).sum()
+            left = jnp.where(few < 0, self.num - 1, few)
+            starved = (taken >= waiting) & (there <= left)
+            fits = (state.largest[0] <= budget.edges) & (state.largest[1] <= budget.pairs)
+            return ~starved & fits & (state.iterations - start < most)
+
+        def iterate(carry):
+            state, done, taken, _ = carry
+            state, taken = _filled(state, queue, waiting, taken)
+            state, outcome = self._stepped(budget, params, state)
+            done, now = _handed_out(done, state.now, outcome)
+            return state._replace(now=now), done, taken, outcome
+
+        return jax.lax.while_loop(wanted, iterate, (state, done, jnp.int32(0), last))
+
+    def _stepped(self, budget, params, state) -> tuple[State, Outcome]:
+        """One evaluation, and one step of those that are not done."""
+        now, evaluated = state.now, self._evaluated(budget, params, state)
+        first = evaluated.takes_part & (state.moved == 0)
+        energy_start = jnp.where(first, evaluated.energy, state.energy_start)
+        fmax_start = jnp.where(first, evaluated.fmax, state.fmax_start)
+        neighboured = jnp.where(first, evaluated.loneliest < self.cutoff, state.neighboured)
+        code = self._judged(evaluated, state.moved, neighboured)
+        outcome = Outcome(now.key, code, state.moved, now.positions, evaluated.forces, evaluated.energy,
+                          evaluated.fmax, energy_start, fmax_start, evaluated.nearest, evaluated.takes_part)
+        moves = evaluated.takes_part & (code == RUNNING)
+        flat = (self.num, 3 * self.size)
+        forces = jnp.where(now.mobile[:, :, None], evaluated.forces, 0.0)
+        positions, minimizer = self.minimizer.step(
+            state.minimizer, now.positions.reshape(flat), forces.reshape(flat), state.moved == 0, moves)
+        return State(
+            now._replace(positions=positions.reshape(now.positions.shape)), state.moved + moves, energy_start,
+            fmax_start, neighboured, minimizer, evaluated.largest, state.iterations + 1,
+            state.evaluated + evaluated.takes_part.sum(dtype=jnp.int32)), outcome
+
+    def _evaluated(self, budget, params, state) -> _Evaluated:
+        now = state.now
+        batch = slot_graphs.build(now.slots, now.positions, budget, self.cutoff, self.long_range_cutoff)
+        out = evaluate(self.model, params, batch.graph, self.energy_scale)
+        forces = slot_graphs.to_slots(batch, out.forces, self.size)
+        norms = jnp.where(now.mobile, jnp.sqrt((forces * forces).sum(-1)), 0.0)
+        return _Evaluated(batch.takes_part, out.energy[:-1], forces, norms.max(1), batch.nearest, batch.loneliest,
+                          jnp.stack([batch.n_edge.max(), batch.n_pair.max()]).astype(jnp.int32))
+
+    def _judged(self, evaluated, steps, neighboured):
+        """Code of each slot; RUNNING also for those that took no part."""
+        finite = jnp.isfinite(evaluated.energy) & jnp.isfinite(evaluated.forces).all((1, 2))
+        codes = ((~finite, NOT_FINITE), (evaluated.nearest < SHORTEST, FUSED),
+                 (neighboured & (evaluated.loneliest >= self.cutoff), FLOWN_APART),
+                 (evaluated.fmax < self.fmax, CONVERGED), (steps >= self.max_steps, STEP_LIMIT))
+        code = jnp.full(self.num, RUNNING, jnp.int32)
+        for holds, value in reversed(codes):
+            code = jnp.where(holds, value, code)
+        return jnp.where(evaluated.takes_part, code, RUNNING)
+
+
+class _Evaluated(NamedTuple):
+    takes_part: jax.Array
+    energy: jax.Array
+    forces: jax.Array
+    fmax: jax.Array
+    nearest: jax.Array
+    loneliest: jax.Array
+    largest: jax.Array
+
+
+def _filled(state: State, queue: Molecules, waiting, taken) -> tuple[State, jax.Array]:
+    """Free slots get the next molecules of the queue."""
+    free = state.now.key == FREE
+    place = taken + jnp.cumsum(free) - 1
+    new = free & (place < waiting)
+    place = jnp.clip(place, 0, queue.key.shape[0] - 1)
+
+    def fill():
+        now = jax.tree.map(lambda q, x: jnp.where(new.reshape(-1, *[1] * (x.ndim - 1)), q[place], x), queue, state.now)
+        return state._replace(now=now, moved=jnp.where(new, 0, state.moved))
+
+    return jax.lax.cond(new.any(), fill, lambda: state), taken + new.sum(dtype=jnp.int32)
+
+
+def _handed_out(done: Done, now: Molecules, outcome: Outcome) -> tuple[Done, Molecules]:
+    """What is done goes to the list of outcomes, and its slot is free."""
+    leaves = (outcome.code != RUNNING) & (now.key != FREE)
+
+    def write():
+        place = jnp.where(leaves, done.count + jnp.cumsum(leaves) - 1, done.outcome.key.shape[0])
+        kept = jax.tree.map(lambda into, x: into.at[place].set(x, mode="drop"), done.outcome, outcome)
+        slots = now.slots._replace(count=jnp.where(leaves, 0, now.slots.count))
+        count = done.count + leaves.sum(dtype=jnp.int32)
+        return Done(kept, count), now._replace(key=jnp.where(leaves, FREE, now.key), slots=slots)
+
+    return jax.lax.cond(leaves.any(), write, lambda: (done, now))
+
+
+def _empty_outcome(num, size, dtype) -> Outcome:
+    whole, real = jnp.zeros(num, jnp.int32), jnp.zeros(num, dtype)
+    atoms = jnp.zeros((num, size, 3), dtype)
+    return Outcome(whole, whole, whole, atoms, atoms, real, real, real, real, real, jnp.zeros(num, bool))
+
+
+def empty_molecules(num: int, size: int, dtype) -> Molecules:
+    """Room for molecules on the host, as NumPy arrays to be written into."""
+    return Molecules(
+        np.full(num, FREE, np.int32),
+        Slots(np.zeros((num, size), np.int32), np.zeros(num, np.int32), np.zeros(num, dtype), np.zeros(num, dtype)),
+        np.zeros((num, size, 3), dtype), np.zeros((num, size), bool))
+
+
+class Program:
+    """`Loop.run`, compiled once for each budget; parameters are kept on the device.
+
+    Attributes:
+      num_compiles: Programs compiled so far.
+    """
+
+    def __init__(self, loop: Loop, params, device=None):
+        self.loop, self.num_compiles = loop, 0
+        self._device = device
+        self._params = jax.device_put(params, device)
+        self._run = jax.jit(self._traced, static_argnums=(0, 1), donate_argnums=(3,))
+
+    def init(self) -> State:
+        """The state without any molecule, on the device."""
+        # copies: what is handed over to be reused must not share its memory
+        return jax.tree.map(lambda x: jax.device_put(np.array(x), self._device), self.loop.init())
+
+    def put(self, molecules: Molecules) -> Molecules:
+        """Molecules on the device."""
+        return jax.device_put(molecules, self._device)
+
+    def run(self, budget: Budget, state: State, queue: Molecules, waiting: int, most: int, few: int):
+        """See `Loop.run`; the state that is given is used up."""
+        return self._run(budget, queue.key.shape[0], self._params, state, queue, np.int32(waiting), np.int32(most),
+                         np.int32(few))
+
+    @functools.wraps(Loop.run)
+    def _traced(self, budget, capacity, params, state, queue, waiting, most, few):
+        self.num_compiles += 1  # runs when JAX traces, which it does once for each program
+        return self.loop.run(budget, capacity, params, state, queue, waiting, most, few)

@@ -1,0 +1,135 @@
+"""The parts of a relaxation's journal, put together in the order of the molecules."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import csv
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlip_jax.simulation.relaxation.journal import (
+    JournalError,
+    Layout,
+    encode_line,
+    parts_of,
+    piece_file,
+    read_part,
+)
+
+# Molecules that get their further columns at a time. What is compiled for them depends on their sizes.
+_BLOCK = 16_384
+
+
+class Added(NamedTuple):
+    """Columns that the journal does not have, made of what it keeps of each molecule.
+
+    Attributes:
+      columns: Their names. kind: Of the pieces that they are made of.
+      cells: Of pieces, b"" for a molecule that has none, the values of the columns for each.
+    """
+
+    columns: tuple[str, ...]
+    kind: str
+    cells: Callable[[Sequence[bytes]], Iterable[Sequence[Any]]]
+
+
+def merge(folder: Path, layout: Layout, results: Path, pieces: Mapping[str, Path], stop: int | None = None,
+          added: Added | None = None) -> float:
+    """Write the results of all parts in the order of their indices, each file at once or not at all.
+
+    Args:
+      folder: Of the parts.
+      results: CSV file of layout.columns.
+      pieces: A file for each kind that is wanted.
+      stop: Indices from here on are left out; None for none.
+      added: Further columns of the CSV file.
+
+    Returns:
+      Seconds that the part with most of them has taken.
+
+    Raises:
+      JournalError: Something cannot be read or written.
+    """
+    paths = [path for _, path in parts_of(folder)]
+    places, seconds = _in_order(paths, layout, stop)
+    targets = {"csv": results, **pieces}
+    try:
+        with contextlib.ExitStack() as stack:
+            sources = {kind: [stack.enter_context(open(path if kind == "csv" else piece_file(path, kind), "rb"))
+                              for path in paths] for kind in [*targets, *([added.kind] if added else [])]}
+            outputs = {kind: stack.enter_context(_replaced(path)) for kind, path in targets.items()}
+            outputs["csv"].write(encode_line((*layout.columns, *(added.columns if added else ()))))
+            for start in range(0, len(places), _BLOCK):
+                _write_block(places[start:start + _BLOCK], layout, sources, outputs, added)
+    except OSError as error:
+        raise JournalError(f"{results.parent}: the results of {folder} cannot be put together: {error}. They are still "
+                           "there; mend the cause and run the same command again.") from error
+    return seconds
+
+
+def _write_block(places: np.ndarray, layout: Layout, sources, outputs, added: Added | None) -> None:
+    """Write the lines of some molecules, and their pieces."""
+    lines = []
+    for part, start, length in places.tolist():
+        cells, = csv.reader([os.pread(sources["csv"][part].fileno(), length, start).decode()])
+        lines.append((part, cells))
+
+    def piece(kind, part, cells):
+        place = layout.header.index(f"{kind}_offset")
+        offset, size = map(int, cells[place:place + 2])
+        return os.pread(sources[kind][part].fileno(), size, offset)
+
+    more = added.cells([piece(added.kind, *line) for line in lines]) if added else [()] * len(lines)
+    for (part, cells), further in zip(lines, more, strict=True):
+        outputs["csv"].write(encode_line([*cells[:len(layout.columns)], *further]))
+        for kind in outputs.keys() - {"csv"}:
+            outputs[kind].write(piece(kind, part, cells))
+
+
+def _in_order(paths: list[Path], layout: Layout, stop: int | None) -> tuple[np.ndarray, float]:
+    """(part, start, length) of the lines by index, each index once, (M, 3) int64; and the seconds of the longest part.
+    """
+    numbers, seconds = array.array("q"), [0.0]
+    place = layout.header.index("seconds")
+    for part, path in enumerate(paths):
+        seconds.append(0.0)
+        for line in read_part(path, layout):
+            seconds[-1] += float(line.cells[place])
+            numbers.extend((line.index, part, line.start, line.stop - line.start))
+    table = np.array(numbers, np.int64).reshape(-1, 4)
+    _, first = np.unique(table[:, 0], return_index=True)
+    table = table[first]
+    return table[table[:, 0] < stop if stop is not None else slice(None), 1:], max(seconds)
+
+
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[io.BufferedWriter]:
+    """A file to write, which takes the place of `path` when all is well."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb", buffering=2**20) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_pieces(folder: Path, layout: Layout, kind: str, indices: Sequence[int]) -> dict[int, bytes]:
+    """The pieces of one kind of some molecules, those that there are."""
+    wanted, found = set(indices), {}
+    place = layout.kinds.index(kind)
+    for _, path in parts_of(folder):
+        for line in read_part(path, layout):
+            offset, length = line.pieces[place]
+            if length and line.index in wanted and line.index not in found:
+                with open(piece_file(path, kind), "rb") as file:
+                    found[line.index] = os.pread(file.fileno(), length, offset)
+    return found

@@ -1,0 +1,151 @@
+"""What is kept of the relaxation of a molecule: a line of numbers, a frame, a mol block, and its trajectory."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.molecules.embedding import MoleculeRecord
+from mlip_jax.datasets.quality.geometry import kabsch_align
+from mlip_jax.potential import Potential
+from mlip_jax.simulation.relaxation.journal import Layout
+from mlip_jax.simulation.relaxation.relax import Relaxation
+from mlip_jax.simulation.trust import atom_domain
+from mlip_jax.simulation.trust.domain import Domain
+from mlip_jax.structure import electronic_state, from_ase
+
+FAILED = "failed"
+# Energies in eV, forces in eV/Å (the largest norm on an atom), distances in Å, charges in e.
+COLUMNS = ("index", "name", "smiles", "status", "reason", "n_atoms", "charge", "geometry", "steps", "energy_start_ev",
+           "energy_ev", "fmax_start_ev_per_ang", "fmax_ev_per_ang", "rmsd_ang")
+# Of the relaxed geometry, found when all is done: the farthest atom, 1 at the border, and 1 where it is beyond, else 0.
+DOMAIN_COLUMNS = ("domain_distance", "outside_domain")
+FRAME, MOL_BLOCK, TRAJECTORY = "xyz", "sdf", "trajectory.xyz"
+LAYOUT = Layout(COLUMNS, (FRAME, MOL_BLOCK, TRAJECTORY))
+# A whole number that ASE reads back as it stands; other numbers, truth values and lists would come back changed.
+_WHOLE = re.compile(r"-?[1-9][0-9]{0,17}|0")
+_MOL_BLOCK_REACH = 9999.0  # Å; a coordinate has ten places, four of them after the point
+_TRUTH = {"T", "F", "true", "false", "True", "False", "TRUE", "FALSE"}
+
+
+def failure_cells(record: MoleculeRecord) -> list[Any]:
+    """The values of COLUMNS of a molecule that could not be made."""
+    return [record.index, record.name, record.smiles, FAILED, record.failure, *[None] * 9]
+
+
+def result_cells(record: MoleculeRecord, result: Relaxation) -> list[Any]:
+    """The values of COLUMNS of a relaxation."""
+    atoms = record.atoms
+    distance = math.nan if result.status == FAILED else rmsd(atoms, result.atoms)
+    return [record.index, record.name, record.smiles, result.status, result.reason, len(atoms), atoms.info["charge"],
+            record.geometry, result.steps, result.energy_start, result.energy, result.fmax_start, result.fmax, distance]
+
+
+def domain_cells(potential: Potential, domain: Domain, frames: Sequence[bytes]) -> list[tuple[Any, Any]]:
+    """The values of DOMAIN_COLUMNS of molecules by their pieces FRAME, b"" where there is none. In batches."""
+    from ase.io import read
+
+    cells: list[tuple[Any, Any]] = [("", "")] * len(frames)
+    known = [i for i, piece in enumerate(frames) if piece]
+    if not known:
+        return cells
+    distances = atom_domain.farthest(potential, domain, Columns.from_structures(
+        from_ase(read(io.StringIO(frames[i].decode()), format="extxyz")) for i in known))
+    for i, distance in zip(known, distances.tolist()):
+        # what is not even a number lies outside, too
+        cells[i] = (repr(distance) if math.isfinite(distance) else "", int(not distance <= 1))
+    return cells
+
+
+def rmsd(start: Atoms, end: Atoms) -> float:
+    """Root mean square distance in Å of atoms of the same order: the smallest over translations and rotations, or over
+    translations alone where there is a cell. NaN where positions are not finite."""
+    a, b = end.positions - end.positions.mean(0), start.positions - start.positions.mean(0)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return math.nan
+    if not start.pbc.any():
+        b = b @ kabsch_align(a[None], b[None])[0]
+    return float(np.sqrt(((a - b) ** 2).sum(1).mean()))
+
+
+def pieces(record: MoleculeRecord, result: Relaxation, mol_blocks: bool) -> dict[str, bytes]:
+    """What LAYOUT keeps of a relaxation; nothing of one that has failed or whose positions are not finite, no mol block
+    where bonds are not known or positions have no place in one."""
+    if result.status == FAILED or not np.isfinite(result.atoms.positions).all():
+        return {}
+    about = {"index": record.index, "name": record.name, "smiles": record.smiles}
+    end = about | {"status": result.status, "steps": result.steps, "fmax": float(result.fmax)}
+    found = {FRAME: frame(result.atoms, end | electronic_state(record.atoms), result.energy)}
+    if mol_blocks and record.bonds is not None and np.abs(result.atoms.positions).max() < _MOL_BLOCK_REACH:
+        found[MOL_BLOCK] = _mol_block(record, result)
+    if result.frames:
+        about |= electronic_state(record.atoms)
+        found[TRAJECTORY] = b"".join(frame(atoms, about | {"frame": i}, **atoms.calc.results)
+                                     for i, atoms in enumerate(result.frames))
+    return found
+
+
+def frame(atoms: Atoms, about: Mapping[str, Any], energy: float, forces: np.ndarray | None = None) -> bytes:
+    """A frame of extended XYZ (Å, eV, eV/Å) with further keys; ASE reads texts back as they were, but whole numbers."""
+    from ase.io import write
+
+    numbers = {k: v for k, v in about.items() if not isinstance(v, str)}
+    plain = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=numbers,
+                  constraint=list(atoms.constraints))
+    if math.isfinite(energy):
+        plain.calc = SinglePointCalculator(plain, energy=float(energy), forces=forces)
+    buffer = io.StringIO()
+    write(buffer, plain, format="extxyz", write_results=True)
+    count, comment, rest = buffer.getvalue().split("\n", 2)
+    texts = [f"{k}={_quoted(v)}" for k, v in about.items() if isinstance(v, str) and _line(v)]
+    return "\n".join([count, " ".join([comment, *texts]), rest]).encode("utf-8", "replace")
+
+
+def _quoted(text: str) -> str:
+    """A value of extended XYZ. ASE itself writes backslashes as they are, but reads them as escapes, and takes what
+    looks like numbers or truth values for such."""
+    text = _line(text)
+    words = re.findall(r"[^\s,]+", text)
+    if not _WHOLE.fullmatch(text) and (
+            all(map(_is_number, words)) or all(w in _TRUTH for w in words) or text.startswith("_JSON")):
+        text = f"_JSON {json.dumps(text, ensure_ascii=False)}"
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _mol_block(record: MoleculeRecord, result: Relaxation) -> bytes:
+    """An entry of an SDF file."""
+    from rdkit import Chem
+    from rdkit.Geometry import Point3D
+
+    molecule = Chem.Mol(record.bonds)
+    conformer = Chem.Conformer(molecule.GetNumAtoms())
+    conformer.Set3D(True)
+    for i, place in enumerate(result.atoms.positions.tolist()):
+        conformer.SetAtomPosition(i, Point3D(*place))
+    molecule.AddConformer(conformer, assignId=True)
+    molecule.SetProp("_Name", _line(record.name or str(record.index)))
+    values = {"index": record.index, "smiles": record.smiles, "status": result.status, "steps": result.steps,
+              "energy_ev": repr(float(result.energy)), "fmax_ev_per_ang": repr(float(result.fmax))}
+    fields = "".join(f">  <{name}>\n{_line(str(value))}\n\n" for name, value in values.items())
+    return f"{Chem.MolToMolBlock(molecule)}{fields}$$$$\n".encode("utf-8", "replace")
+
+
+def _line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -1,0 +1,371 @@
+"""Molecules of every kind of file, sound and not, in whole and in shares."""
+
+import bz2
+import gzip
+import itertools
+import lzma
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.constraints import FixAtoms
+from ase.db import connect
+from ase.io import write
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets.molecules import embedding
+from mlip_jax.datasets.molecules.embedding import Entry, Options, UnusableMoleculeError
+from mlip_jax.datasets.molecules.files import (
+    CsvColumns,
+    count_molecules,
+    fingerprint,
+    from_smiles,
+    kind_of,
+    read_molecules,
+)
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.store.conversion import Recipe, convert
+
+SMI = """smiles name
+CCO ethanol and more
+# a comment
+
+[NH3+]CC(=O)[O-]
+C1#CC1 strained
+C1CC broken
+[O-]C=O formate
+"""
+
+
+def read(path, **options):
+    return list(read_molecules(path, num_processes=1, **options))
+
+
+def smi(tmp_path, text=SMI, name="mols.smi"):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def sdf(*molecules):
+    from rdkit import Chem
+    return "".join(f"{Chem.MolToMolBlock(m)}>  <id>\n7\n\n$$$$\n" for m in molecules)
+
+
+def embedded(smiles, name="", hydrogens=True):
+    from rdkit import Chem
+    from rdkit.Chem import AllChem
+    m = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    AllChem.EmbedMolecule(m, randomSeed=1)
+    m = m if hydrogens else Chem.RemoveHs(m)
+    m.SetProp("_Name", name)
+    return m
+
+
+def test_smiles_file(tmp_path):
+    records = read(smi(tmp_path))
+    assert [r.index for r in records] == [0, 1, 2, 3, 4]
+    assert [r.name for r in records] == ["ethanol and more", "", "strained", "broken", "formate"]
+    assert [r.smiles for r in records] == ["CCO", "[NH3+]CC(=O)[O-]", "C1#CC1", "C1CC", "[O-]C=O"]
+    ethanol, glycine, strained, broken, formate = records
+    assert ethanol.atoms.get_chemical_formula() == "C2H6O"
+    assert [r.atoms.info["charge"] for r in (ethanol, glycine, formate)] == [0, 0, -1]
+    assert ethanol.geometry == "embedded" and not ethanol.failure
+    assert strained.atoms is None and strained.failure == (
+        "mols.smi line 6: RDKit finds no three-dimensional geometry (ETKDGv3)")
+    assert broken.atoms is None and broken.failure == "mols.smi line 7: RDKit cannot read the SMILES 'C1CC'"
+    assert count_molecules(tmp_path / "mols.smi") == 5
+
+
+def test_geometries_are_molecules(tmp_path):
+    """Bond lengths are those of bonds, and nothing else is near."""
+    atoms = read(smi(tmp_path, "CCO\n"))[0].atoms
+    distances = atoms.get_all_distances()
+    assert 1.4 < distances[0, 1] < 1.65 and 1.3 < distances[1, 2] < 1.5
+    assert distances[np.triu_indices(len(atoms), 1)].min() > 0.9
+
+
+def test_chemistry_is_named(tmp_path):
+    records = read(smi(tmp_path, "N(C)(C)(C)C\n*C\n[CH3]\n"))
+    assert "valence" in records[0].failure.lower() and "line 1" in records[0].failure
+    assert 0 in records[1].atoms.numbers  # a dummy atom: the force field says that it knows none
+    assert records[2].atoms.info == {"charge": 0.0, "num_unpaired_electrons": 1}
+
+
+def test_parts_of_a_salt_are_apart(tmp_path):
+    atoms = read(smi(tmp_path, "CC(=O)[O-].[Na+].O\n"))[0].atoms
+    distances = atoms.get_all_distances()
+    sodium = list(atoms.symbols).index("Na")
+    assert np.sort(distances[sodium])[1] > 2.5 and distances.max() < 20
+    assert distances[np.triu_indices(len(atoms), 1)].min() > 0.9
+
+
+def test_embedding_depends_on_the_smiles_and_the_seed_alone(tmp_path):
+    path = smi(tmp_path, "CCCO a\nCCCN\nCCCO b\n")
+    a, _, b = read(path)
+    np.testing.assert_array_equal(a.atoms.positions, b.atoms.positions)
+    two = list(read_molecules(path, num_processes=2))
+    for ours, theirs in zip(two, read(path), strict=True):
+        np.testing.assert_array_equal(ours.atoms.positions, theirs.atoms.positions)
+    other = read(path, seed=1)[0]
+    assert np.abs(other.atoms.positions - a.atoms.positions).max() > 0.05
+    relaxed = read(path, mmff=True)[0]
+    assert relaxed.geometry == "embedded, MMFF94" and np.abs(relaxed.atoms.positions - a.atoms.positions).max() > 1e-3
+
+
+def test_conformers(tmp_path):
+    path = smi(tmp_path, "CCCCO\nC1CC\nCCC\n")
+    records = read(path, num_conformers=3)
+    assert [r.index for r in records] == list(range(9))
+    assert all(r.atoms is None and "line 2" in r.failure for r in records[3:6])
+    a, b, c = (r.atoms.positions for r in records[:3])
+    assert np.abs(a - b).max() > 0.1 and np.abs(b - c).max() > 0.1
+    some = read(path, num_conformers=3, skip={0, 2, 3, 4, 5, 6, 7, 8})
+    assert [r.index for r in some] == [1]
+    np.testing.assert_array_equal(some[0].atoms.positions, b)
+
+
+def test_what_is_skipped_is_not_embedded(tmp_path, monkeypatch):
+    seen = []
+    make = embedding.make
+    monkeypatch.setattr(embedding, "make", lambda job: seen.append(job[0].number) or make(job))
+    path = smi(tmp_path, "C\nCC\nCCC\nCCCC\n")
+    assert [r.index for r in read(path, skip={0, 2})] == [1, 3] and seen == [1, 3]
+    assert [r.index for r in read(path, limit=2)] == [0, 1] and seen[2:] == [0, 1]
+    assert [r.index for r in read(path, share=(1, 3))] == [1] and seen[4:] == [1]
+
+
+@given(st.integers(1, 6), st.integers(1, 3), st.sets(st.integers(0, 60)), st.one_of(st.none(), st.integers(1, 25)))
+@settings(max_examples=60, deadline=None)
+def test_shares_are_disjoint_and_complete(tmp_path_factory, processes, conformers, skip, limit):
+    path = tmp_path_factory.mktemp("shares") / "bad.smi"
+    path.write_text("X\n" * 20)  # none can be read, so that nothing takes time
+    parts = [[r.index for r in read(path, share=(i, processes), num_conformers=conformers, skip=skip, limit=limit)]
+             for i in range(processes)]
+    expected = [i for i in range(min(20, limit or 20) * conformers) if i not in skip]
+    assert sorted(itertools.chain(*parts)) == expected
+    assert all(i // conformers % processes == p for p, part in enumerate(parts) for i in part)
+
+
+def test_worker_that_is_killed_is_a_failure_of_its_molecule(tmp_path):
+    job = Entry(3, "mols.smi line 4", "name", "CCO"), Options(2)
+    records = embedding.gave_up(job)
+    assert [r.index for r in records] == [6, 7] and all("mols.smi line 4" in r.failure for r in records)
+
+
+@pytest.mark.parametrize("pack, suffix", [(gzip.open, ".gz"), (bz2.open, ".bz2"), (lzma.open, ".xz")])
+def test_packed_text(tmp_path, pack, suffix):
+    path = tmp_path / f"mols.smi{suffix}"
+    with pack(path, "wt") as file:
+        file.write("CCO ethanol\nC methane\n")
+    assert [r.name for r in read(path)] == ["ethanol", "methane"] and count_molecules(path) == 2
+    path.write_bytes(path.read_bytes()[:-6])
+    with pytest.raises(DatasetError, match="damaged or truncated"):
+        count_molecules(path)
+
+
+def test_csv(tmp_path):
+    path = smi(tmp_path, 'Id,activity,SMILES\n"a ""x"", y",1,CCO\n,2,\n\nlast,3,C1CC\n', "mols.csv")
+    a, nothing, broken = read(path)
+    assert (a.name, a.smiles, a.geometry) == ('a "x", y', "CCO", "embedded")
+    assert nothing.failure == "mols.csv line 3: there is no SMILES"
+    assert "mols.csv line 5" in broken.failure and broken.name == "last"
+    assert read(path, columns=CsvColumns(name="activity"))[0].name == "1"
+    tab = smi(tmp_path, "\ufeffname\tcanonical_smiles\nx y\tCC\n", "mols.tsv")
+    assert [(r.name, r.smiles) for r in read(tab)] == [("x y", "CC")]
+
+
+def test_csv_line_of_a_row_after_one_of_several_lines(tmp_path):
+    path = smi(tmp_path, 'smiles,name\nC,"a\nb"\nC1CC,c\n', "mols.csv")
+    sound, broken = read(path)
+    assert sound.name == "a\nb" and "line 4" in broken.failure
+
+
+def test_csv_without_such_a_column(tmp_path):
+    path = smi(tmp_path, "structure,name\nCCO,x\n", "mols.csv")
+    with pytest.raises(ConfigError, match="found: structure, name. Give the name as smiles_column"):
+        read(path)
+    with pytest.raises(ConfigError, match="'structur'.*Did you mean 'structure'"):
+        count_molecules(path, CsvColumns("structur"))
+    assert read(path, columns=CsvColumns("Structure"))[0].smiles == "CCO"
+
+
+def test_sdf(tmp_path):
+    from rdkit import Chem
+    from rdkit.Chem import rdDepictor
+    flat = Chem.MolFromSmiles("CC[NH3+]")
+    rdDepictor.Compute2DCoords(flat)
+    whole, bare = embedded("C[O-]", "methoxide"), embedded("CCO", hydrogens=False)
+    good = sdf(whole, bare, flat)
+    path = smi(tmp_path, good + "junk\nmore\n\n$$$$\n" + sdf(embedded("CC", "last")), "mols.sdf")
+    a, b, c, junk, last = read(path)
+    assert (a.name, a.smiles, a.geometry, a.atoms.info["charge"]) == ("methoxide", "C[O-]", "as given", -1)
+    np.testing.assert_allclose(a.atoms.positions, whole.GetConformer().GetPositions(), atol=1e-4)
+    assert b.geometry == "hydrogens added" and len(b.atoms) == 9
+    np.testing.assert_allclose(b.atoms.positions[:3], bare.GetConformer().GetPositions(), atol=1e-4)
+    assert b.atoms.get_all_distances()[np.triu_indices(9, 1)].min() > 0.9
+    assert c.geometry == "embedded" and c.atoms.info["charge"] == 1 and np.ptp(c.atoms.positions[:, 2]) > 0.5
+    line = good.count("\n") + 1
+    assert junk.failure == f"mols.sdf line {line}: RDKit cannot read the mol block"
+    assert last.name == "last" and count_molecules(path) == 5
+    assert all("num_conformers" in r.failure for r in read(path, num_conformers=2, limit=1))
+
+
+def test_sdf_without_the_last_line(tmp_path):
+    path = smi(tmp_path, sdf(embedded("CC", "one"))[:-5], "one.mol")
+    assert [(r.name, len(r.atoms)) for r in read(path)] == [("one", 8)]
+
+
+def test_mol_block_with_nan(tmp_path):
+    text = sdf(embedded("C"))
+    number = text.splitlines()[4].split()[0]
+    record, = read(smi(tmp_path, text.replace(number.rjust(10), "nan".rjust(10), 1), "nan.sdf"))
+    assert record.atoms is None and "nan.sdf" in record.failure
+
+
+def test_extended_xyz(tmp_path):
+    water, fixed = molecule("H2O"), bulk("NaCl", "rocksalt", a=5.6)
+    water.info = {"charge": -1, "name": "w", "smiles": "[OH2]", "other": 3}
+    fixed.set_constraint(FixAtoms([0]))
+    path = tmp_path / "mols.xyz"
+    write(path, [water, fixed], format="extxyz")
+    a, b = read(path)
+    assert (a.name, a.smiles, a.geometry, a.atoms.info) == ("w", "[OH2]", "as given", {"charge": -1.0})
+    np.testing.assert_allclose(a.atoms.positions, water.positions, atol=1e-7)
+    assert b.atoms.pbc.all() and b.atoms.info == {"charge": 0.0}
+    assert [c.todict() for c in b.atoms.constraints] == [FixAtoms([0]).todict()]
+    np.testing.assert_allclose(b.atoms.cell.array, fixed.cell.array)
+
+
+def test_charge_of_frames(tmp_path):
+    """The label, else the SMILES, else whole initial charges."""
+    frames = []
+    for info, charges in (({"smiles": "[OH-]"}, [0, 0]), ({}, [-0.6, -0.4]), ({}, [0.3, -0.1])):
+        atoms = Atoms("OH", [[0, 0, 0], [0, 0, 0.97]], info=info)
+        if any(charges):
+            atoms.set_initial_charges(charges)
+        frames.append(atoms)
+    write(tmp_path / "mols.extxyz", frames)
+    assert [r.atoms.info["charge"] for r in read(tmp_path / "mols.extxyz")] == [-1, -1, 0]
+
+
+def test_bad_frames_do_not_stop_the_others(tmp_path):
+    frames = ["1\nname=a\nH 0 0 0\n", "2\n\nH 0 0 0\nH 0 0 nan\n", "1\n\nQq 0 0 0\n", "0\n\n", "1\n\nH 0 0\n",
+              "2\n\nH 0 0 0\nH 0 0 0.01\n", "1\nname=z\nHe 1 2 3\n"]
+    path = smi(tmp_path, "\n".join(frames), "mols.xyz")
+    records = read(path)
+    assert [r.atoms is None for r in records] == [False, True, True, True, True, False, False]
+    assert records[0].name == "a" and records[-1].name == "z"  # atoms on top of each other are the relaxation's matter
+    assert records[1].failure == ("mols.xyz structure 1: 1 of 2 atoms have NaN or infinite coordinates, the first of "
+                                  "them atom 1")
+    assert "mols.xyz line 10" in records[2].failure and "Qq" in records[2].failure
+    assert "no atoms" in records[3].failure or "cannot be read" in records[3].failure
+    assert count_molecules(path) == 7
+
+
+@pytest.mark.parametrize("end, words", [("3\n\nH 0 0 0\n", "ends before them"), ("hello\n1\n\nH 0 0 0\n", "'hello'")])
+def test_xyz_that_ends_badly(tmp_path, end, words):
+    records = read(smi(tmp_path, "1\n\nH 0 0 0\n" + end, "mols.xyz"))
+    assert records[0].atoms is not None and words in records[1].failure and len(records) == 2
+
+
+def test_single_atom_and_unknown_element_pass(tmp_path):
+    records = read(smi(tmp_path, "1\n\nHe 0 0 0\n1\n\nU 0 0 0\n", "mols.xyz"))
+    assert [r.atoms.symbols[0] for r in records] == ["He", "U"]
+
+
+def test_database(tmp_path):
+    path = tmp_path / "mols.db"
+    with connect(path) as db:
+        db.write(molecule("H2O"), name="water", charge=1)
+        db.write(molecule("CH4"), smiles="C")
+    a, b = read(path)
+    assert (a.name, a.atoms.info["charge"], b.smiles, len(b.atoms)) == ("water", 1, "C", 5)
+    assert [r.index for r in read(path, skip={0})] == [1] and count_molecules(path) == 2
+    fixed = molecule("H2O")
+    fixed.set_constraint(FixAtoms([0]))
+    with connect(path) as db:
+        db.write(fixed)
+    with pytest.raises(DatasetError, match="row 3 has constraints.*move_mask"):
+        read(path)
+
+
+def test_what_else_ase_reads(tmp_path):
+    frames = [molecule("H2O"), molecule("CH4"), molecule("NH3")]
+    frames[1].set_constraint(FixAtoms([2]))
+    write(tmp_path / "mols.traj", frames)
+    records = read(tmp_path / "mols.traj", share=(1, 2))
+    assert [(r.index, len(r.atoms)) for r in records] == [(1, 5)] and records[0].atoms.constraints
+    assert count_molecules(tmp_path / "mols.traj") == 3
+    with pytest.raises(DatasetError, match="mols.rubbish"):
+        count_molecules(smi(tmp_path, "nothing that anyone knows\n", "mols.rubbish"))
+
+
+def test_store(tmp_path):
+    frames = [molecule("H2O"), molecule("CH4"), molecule("NH3")]
+    for i, atoms in enumerate(frames):
+        atoms.info = {"energy": 0.0, "charge": i}
+    write(tmp_path / "mols.xyz", frames)
+    store = convert(Recipe(str(tmp_path / "mols.xyz"), options={"forces_key": ""}), tmp_path / "store",
+                    num_processes=1, refuse=False, progress=False)
+    records = read(store, skip={1})
+    assert [(r.index, len(r.atoms), r.atoms.info["charge"]) for r in records] == [(0, 3, 0), (2, 4, 2)]
+    np.testing.assert_allclose(records[1].atoms.positions, frames[2].positions, atol=1e-6)
+    assert count_molecules(store) == 3 and [r.index for r in read(store, limit=1)] == [0]
+    assert fingerprint(store)["bytes"] == (store / "manifest.json").stat().st_size
+
+
+@pytest.mark.parametrize("name", ["empty.smi", "empty.sdf", "empty.xyz"])
+def test_empty_files_have_no_molecules(tmp_path, name):
+    path = smi(tmp_path, "\n\n", name)
+    assert count_molecules(path) == 0 and read(path) == []
+
+
+@pytest.mark.parametrize("name", ["empty.csv", "empty.db", "empty.pdb"])
+def test_empty_files_that_are_none(tmp_path, name):
+    with pytest.raises((DatasetError, ConfigError), match=name):
+        count_molecules(smi(tmp_path, "", name))
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(DatasetError, match="no such file"):
+        kind_of(tmp_path / "missing.smi")
+    with pytest.raises(DatasetError, match="no store"):
+        fingerprint(tmp_path)
+
+
+def test_conformers_of_molecules_with_positions(tmp_path):
+    with pytest.raises(ConfigError, match="num_conformers"):
+        read_molecules(smi(tmp_path, "1\n\nH 0 0 0\n", "mols.xyz"), num_conformers=2)
+
+
+def test_fingerprint(tmp_path):
+    path = smi(tmp_path)
+    before = fingerprint(path)
+    path.touch()
+    assert fingerprint(path) == before
+    path.write_text(SMI.replace("CCO", "CCN"))
+    assert fingerprint(path) != before
+
+
+def test_molecules_are_made_as_they_are_taken(tmp_path, monkeypatch):
+    made = []
+    make = embedding.make
+    monkeypatch.setattr(embedding, "make", lambda job: made.append(job) or make(job))
+    stream = read_molecules(smi(tmp_path, "X\n" * 100_000), num_processes=1)
+    for count in range(1, 11):
+        next(stream)
+        assert len(made) == count
+
+
+def test_one_smiles_is_as_in_a_file(tmp_path):
+    (tmp_path / "one.smi").write_text("CC[NH3+] ion\n")
+    record, = read_molecules(tmp_path / "one.smi", seed=3, num_processes=1)
+    atoms = from_smiles("CC[NH3+]", seed=3)
+    assert atoms.info["charge"] == 1 and np.array_equal(atoms.positions, record.atoms.positions)
+    assert not np.allclose(atoms.positions, from_smiles("CC[NH3+]", seed=3, mmff=True).positions)
+    with pytest.raises(UnusableMoleculeError, match="cannot read the SMILES 'C1CC'"):
+        from_smiles("C1CC")

@@ -1,0 +1,375 @@
+"""A store gives what its source holds, in any order, from any number of shards, in little memory."""
+
+import json
+import os
+import pickle
+import shutil
+import time
+from collections import Counter, OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.identity import stable_ids
+from mlip_jax.datasets.quality import geometry
+from mlip_jax.datasets.quality.filters import force_rms_per_structure
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.store import conversion, shards, store
+from mlip_jax.datasets.store.conversion import Recipe
+from mlip_jax.datasets.store.store import INDEX, Store, is_store
+
+MOLECULES = Path(__file__).parents[2] / "data" / "gfn2_small.hdf5"
+LABELS = ("numbers", "positions", "forces", "energy", "charge", "cell", "pbc", "conformer", "record")
+DEVIATION = 0.02  # eV/atom, of the median of the molecule: leaves some of most molecules
+
+
+def mixed_file(path):
+    """Extended XYZ of open and periodic frames, with and without labels, so that shards differ in what they have."""
+    rng = np.random.default_rng(5)
+    lines = []
+    for s in range(40):
+        n, forces, periodic = int(rng.integers(2, 9)), s % 10 < 6, 10 <= s < 25
+        label = f"energy={-100 * n - rng.random()}" if s % 7 else "charge=1"
+        text = f'molecule=m{s % 4} smiles={"C" * (s % 4) or "O"} config_type="part {s // 20}" '
+        text += 'dipole="{} {} {}"'.format(*rng.normal(size=3)) if s % 3 else "gap=0.25"
+        cell = f'pbc="T T F" Lattice="{6 + s / 10} 0 0 0 9 0 0 0 8"' if periodic else 'pbc="F F F"'
+        columns = "species:S:1:pos:R:3:q:R:1" + (":forces:R:3" if forces else "")
+        lines += [str(n), f"Properties={columns} {label} {text} {cell}"]
+        for a in range(n):
+            values = [*(rng.random(3) * 0.2 + np.array([a % 2, a // 2 % 2, a // 4]) * 1.5), rng.normal()]
+            lines.append(" ".join([("H", "C", "N", "O")[a % 4], *map(repr, map(float, values)),
+                                   *map(repr, rng.normal(size=3).tolist() if forces else [])]))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def recipes(folder):
+    options = {"molecule_key": "molecule", "property_keys": ["dipole", "gap"], "atom_property_keys": ["q"]}
+    mixed = str(mixed_file(folder / "mixed.xyz"))
+    return {"molecules": Recipe(str(MOLECULES), atoms_per_shard=60),
+            "mixed": Recipe(mixed, "ase", options, atoms_per_shard=12, dtype="float64"),
+            "one shard": Recipe(mixed, "ase", options),
+            "with holes": Recipe(str(MOLECULES), atoms_per_shard=60,
+                                 filters={"require": "none", "max_energy_deviation": DEVIATION}),
+            "no charged ones": Recipe(str(MOLECULES), atoms_per_shard=60,
+                                      filters={"charge": 0.0, "require": "any", "max_atoms": 9})}
+
+
+def expected_of(recipe) -> list:
+    """The structures that the store must hold, read from the source one by one."""
+    with recipe.open() as source:
+        made = list(source)
+    if "charge" in recipe.filters:
+        made = [s for s in made if s.charge == 0 and len(s) <= 9]
+    if "max_energy_deviation" in recipe.filters:
+        median = {m: np.median([s.energy for s in made if s.molecule == m]) for m in {s.molecule for s in made}}
+        made = [s for s in made if abs(s.energy - median[s.molecule]) <= DEVIATION * len(s)]
+    return made
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """By name: (path, the structures that it must hold)."""
+    folder = tmp_path_factory.mktemp("stores")
+    return {name: (conversion.convert(recipe, folder / name, num_processes=1, progress=False, refuse=False),
+                   Columns.from_structures(expected_of(recipe))) for name, recipe in recipes(folder).items()}
+
+
+@pytest.fixture(params=["molecules", "mixed", "one shard", "with holes", "no charged ones"])
+def made(request, stores):
+    path, expected = stores[request.param]
+    return Store(path), expected
+
+
+@pytest.fixture
+def copy(stores, tmp_path):
+    """A copy of a store that may be spoiled."""
+    return Path(shutil.copytree(stores["molecules"][0], tmp_path / "store"))
+
+
+def assert_same(found: Columns, expected: Columns, names=None):
+    """Equal, but for float32; a column that no structure found has may be missing, and be NaN or zero in `expected`."""
+    names = names or [*vars(expected)]
+    for name in names:
+        a, b = getattr(found, name), getattr(expected, name)
+        if name in ("properties", "atom_properties"):
+            assert a.keys() <= b.keys()
+            for key, values in b.items():
+                if key in a:
+                    np.testing.assert_allclose(a[key], values, rtol=1e-6, atol=1e-7, err_msg=key)
+                else:
+                    assert np.isnan(values).all()
+        elif name in ("cell", "pbc") and (a is None or b is None):
+            assert (a is None or not a.any()) and (b is None or not b.any())
+        elif name in ("positions", "forces"):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7, err_msg=name)
+        else:
+            np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def test_stores_are_what_these_tests_need(stores):
+    counts = {name: len(Store(path).manifest["shards"]) for name, (path, _) in stores.items()}
+    assert counts["molecules"] == 17 and counts["mixed"] > 10 and counts["one shard"] == 1
+    empty = [s for s in Store(stores["no charged ones"][0]).manifest["shards"] if not s["structures"]]
+    assert empty, "a shard of which the filters leave nothing"
+    columns = [shards.Shard(stores["mixed"][0] / "shards" / s["file"]).arrays.keys()
+               for s in Store(stores["mixed"][0]).manifest["shards"]]
+    for name in ("cell", "forces"):
+        assert 0 < sum(name in c for c in columns) < len(columns), name
+    holes = Store(stores["with holes"][0])
+    assert holes.manifest["filtered"] and 20 < len(holes) < 95
+
+
+def test_holds_what_the_source_holds(made):
+    found, expected = made
+    assert len(found) == len(expected)
+    assert_same(found.take(np.arange(len(found))), expected)
+    for s in (0, len(found) // 2, len(found) - 1):
+        assert_same(Columns.from_structures([found[s]]), expected.take([s]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_take_in_any_order(stores, data):
+    for path, expected in stores.values():
+        indices = np.array(data.draw(st.lists(st.integers(0, len(expected) - 1), max_size=12)), np.int64)
+        found = Store(path)
+        assert_same(found.take(indices), expected.take(indices))
+        assert_same(found.take(indices, labels_only=True), expected.take(indices), LABELS)
+
+
+def test_labels_only_saves_texts_and_properties(made):
+    found, expected = made
+    labels = found.take(np.arange(len(found)), labels_only=True)
+    assert_same(labels, expected, LABELS)
+    assert_same(labels, found.take(np.arange(len(found))), LABELS)
+    assert not labels.properties and set(labels.molecule) == {""}
+
+
+@pytest.mark.parametrize("labels_only", [False, True])
+def test_numbers_outside_are_refused(made, labels_only):
+    found, _ = made
+    for wrong in ([-1], [0, len(found)]):
+        with pytest.raises(IndexError, match=f"0 to {len(found) - 1}"):
+            found.take(np.array(wrong), labels_only=labels_only)
+
+
+def test_iterates_as_a_sequence(stores):
+    path, expected = stores["with holes"]
+    assert [(s.record, s.conformer) for s in Store(path)] == list(zip(expected.record, expected.conformer))
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096])
+@pytest.mark.parametrize("labels_only", [False, True])
+def test_chunks(made, size, labels_only):
+    found, expected = made
+    names = LABELS if labels_only else None
+    seen = []
+    for here, columns in found.chunks(size=size, labels_only=labels_only):
+        assert 1 <= len(here) <= size
+        assert_same(columns, expected.take(here), names)
+        seen.append(here)
+    np.testing.assert_array_equal(np.concatenate(seen), np.arange(len(found)))
+    order = np.random.default_rng(0).permutation(len(found))[:11]
+    parts = list(found.chunks(order, size, labels_only=labels_only))
+    np.testing.assert_array_equal(np.concatenate([here for here, _ in parts]), order)
+    for here, columns in parts:
+        assert_same(columns, expected.take(here), names)
+
+
+def test_texts(made):
+    found, expected = made
+    for name in shards.TEXTS:
+        codes, texts = found.texts(name)
+        assert codes.shape == (len(found),) and len(set(texts)) == len(texts)
+        assert [texts[c] for c in codes] == getattr(expected, name).tolist()
+
+
+def test_index(made):
+    found, expected = made
+    biggest = [np.abs(s.forces).max() for s in expected]
+    shortest = geometry.shortest_distances(expected)
+    recomputed = {
+        "n_atoms": expected.n_atoms, "energy": expected.energy, "charge": expected.charge,
+        "molecule": stable_ids(expected.molecule), "record": expected.record, "conformer": expected.conformer,
+        "max_force": biggest, "force_rms": force_rms_per_structure(expected), "shortest_distance": shortest,
+        "fingerprint": geometry.fingerprints(expected)}
+    assert recomputed.keys() == INDEX.keys()
+    for name, values in recomputed.items():
+        index = found.index(name)
+        assert index.dtype == INDEX[name] and index.shape == (len(found),)
+        np.testing.assert_allclose(index, values, rtol=0 if index.dtype.kind in "iu" else 1e-6, err_msg=name)
+    rms = [np.sqrt((s.forces ** 2).mean()) for s in expected]
+    np.testing.assert_allclose(found.index("force_rms"), rms, rtol=1e-6)
+
+
+def test_molecules_are_counted(made):
+    found, expected = made
+    assert found.manifest["molecules"] == len(set(expected.molecule))
+    assert found.manifest["structures"] == len(expected)
+
+
+def test_in_another_process(stores):
+    """What a worker process does: a copy through pickle opens its own files."""
+    path, expected = stores["mixed"]
+    here = Store(path)
+    here.take(np.arange(3))
+    content = pickle.dumps(here)
+    assert len(content) < 1000
+    there = pickle.loads(content)
+    assert_same(there.take(np.arange(len(there))), expected)
+
+
+@pytest.mark.parametrize("labels_only", [False, True])
+def test_few_shards_are_open(stores, monkeypatch, labels_only):
+    monkeypatch.setattr(store, "_OPEN_SHARDS", 3)
+    path, expected = stores["molecules"]
+    found = Store(path)
+    opened = Counter()
+    original = shards.Shard.__init__
+    monkeypatch.setattr(store.Shard, "__init__", lambda self, p: (opened.update([p.name]), original(self, p))[1])
+    order = np.random.default_rng(1).permutation(len(found))
+    assert_same(found.take(order, labels_only=labels_only), expected.take(order), LABELS)
+    assert len(found._open) == 3
+    opened.clear()
+    for record in (0, 1, 0, 2, 0, 3, 0, 4, 0):
+        found.take([np.argmax(expected.record == record)], labels_only=labels_only)
+    assert opened["00000.safetensors"] <= 1 and len(opened) >= 4, "what was used last stays open"
+
+
+def in_memory(path):
+    """Bytes of the mappings of files under `path` that are in this process' memory."""
+    total, here = 0, False
+    with open("/proc/self/smaps") as file:
+        for line in file:
+            if line.split(" ", 1)[0].count("-") == 1:
+                here = f"{path}/shards/" in line
+            elif here and line.startswith("Rss:"):
+                total += 1024 * int(line.split()[1])
+    return total
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="Linux tells what is in memory")
+@pytest.mark.parametrize("labels_only", [False, True])
+def test_reading_leaves_nothing_in_memory(stores, labels_only):
+    path, expected = stores["molecules"]
+    found = Store(path)
+    for order in (np.arange(len(expected)), np.random.default_rng(0).permutation(len(expected))):
+        assert_same(found.take(order, labels_only=labels_only), expected.take(order), LABELS)
+        assert in_memory(path) == 0
+    assert found._shard(0).arrays["positions"].sum() and in_memory(path) > 0, "a column as a whole is mapped"
+
+
+def flip(path, place=-5):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_verify_names_the_damaged_shards(copy):
+    Store(copy).verify()
+    for number in (3, 11):
+        flip(copy / "shards" / f"{number:05d}.safetensors")
+    with pytest.raises(DatasetError, match=r"2 of 17 shards differ.*: 00003.safetensors, 00011.safetensors\. "):
+        Store(copy).verify()
+
+
+@pytest.mark.parametrize("spoil, found", [
+    (lambda p: p.unlink(), "is missing"), (lambda p: p.write_bytes(b""), "has 0 bytes"),
+    (lambda p: p.write_bytes(p.read_bytes() + b"x"), "has [0-9]+ bytes")])
+def test_missing_or_cut_shard_is_named_when_opened(copy, spoil, found):
+    file = copy / "shards" / "00009.safetensors"
+    size = file.stat().st_size
+    spoil(file)
+    with pytest.raises(DatasetError, match=f"00009.safetensors: {found}, expected {size} bytes. Convert .* again"):
+        Store(copy)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"version": 1}', '{"format": "mlip_jax store"}',
+                                     '{"format": "mlip_jax store", "version": "1"}', "\udcff"])
+def test_damaged_manifest(copy, content):
+    (copy / "manifest.json").write_text(content, errors="surrogateescape")
+    with pytest.raises(DatasetError, match="manifest.json: is damaged.*convert again"):
+        Store(copy)
+
+
+def test_newer_version_and_other_formats_are_refused(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for change, words in (({"version": 2}, "version 2, this is for.*to version 1; update"),
+                          ({"format": "other store"}, "'other store'")):
+        (copy / "manifest.json").write_text(json.dumps(manifest | change))
+        with pytest.raises(DatasetError, match=words):
+            Store(copy)
+
+
+@pytest.mark.parametrize("spoil", [lambda p: p.unlink(), lambda p: p.write_bytes(b""),
+                                   lambda p: p.write_bytes(p.read_bytes()[:200]),
+                                   lambda p: p.write_bytes(pickle.dumps([1, 2]))])
+def test_damaged_index(copy, spoil):
+    spoil(copy / "index" / "energy.npy")
+    opened = Store(copy)
+    with pytest.raises(DatasetError, match="energy.npy: .*missing or damaged.*Delete manifest.json and convert again"):
+        opened.index("energy")
+    assert len(opened.take([0])) == 1  # the shards are sound
+    (copy / "manifest.json").unlink()
+    conversion.convert(recipes(copy)["molecules"], copy, num_processes=1, progress=False)
+    assert len(Store(copy).index("energy")) == 102
+
+
+def test_is_store(stores, tmp_path, copy):
+    path, _ = stores["molecules"]
+    assert is_store(path) and is_store(str(path))
+    assert not is_store(tmp_path / "nowhere") and not is_store(MOLECULES) and not is_store(path / "shards")
+    (copy / "manifest.json").unlink()
+    assert not is_store(copy)
+    with pytest.raises(DatasetError, match="no manifest.json; .*its conversion did not end.*goes on"):
+        Store(copy)
+
+
+def test_no_official_split_and_level_of_theory(stores):
+    found = Store(stores["molecules"][0])
+    assert found.official_split() is None and found.level_of_theory.startswith("GFN2-xTB")
+
+
+def test_holes_have_no_numbers(stores):
+    """Structures that filters over several conformations took out are in the shards, and nowhere else."""
+    path, expected = stores["with holes"]
+    found = Store(path)
+    assert sum(s["structures"] for s in found.manifest["shards"]) == 102 > len(found)
+    physical = np.load(path / "index" / "physical.npy")
+    assert physical.shape == (len(found),) and (np.diff(physical) > 0).all()
+    kept = {f"{s.source}#{s.conformer}" for s in expected}
+    removed = [line.split(",") for line in (path / "removed.csv").read_text().splitlines()[1:]]
+    assert {reason for _, reason in removed} == {"energy outlier"} and len(removed) == 102 - len(found)
+    assert not kept & {identity for identity, _ in removed}
+    assert found.manifest["counts"]["removed"] == {"energy outlier": len(removed)}
+
+
+class Hesitant(OrderedDict):
+    """Lets other threads go on between finding a shard and using it."""
+
+    def get(self, key):
+        found = super().get(key)
+        time.sleep(0)
+        return found
+
+
+def test_threads_share_a_store(stores, monkeypatch):
+    """Fewer shards open than there are: one thread closes what another is about to use."""
+    monkeypatch.setattr(store, "_OPEN_SHARDS", 2)
+    path, expected = stores["molecules"]
+    found = Store(path)
+    found._open = Hesitant()
+
+    def read(seed):
+        for s in np.random.default_rng(seed).permutation(len(expected)):
+            np.testing.assert_allclose(found.take([s], labels_only=True).energy, expected.energy[[s]])
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(8)))

@@ -1,0 +1,146 @@
+"""What the model gets of a list with a skin: the list that would have been made without one."""
+
+import jax
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from mlip_jax import MolecularDynamics
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.graphs.batching import Budget, build_batch
+from mlip_jax.potential import evaluate
+from mlip_jax.simulation.dynamics import neighbors
+from mlip_jax.simulation.dynamics.cutoff_filter import near
+from mlip_jax.simulation.dynamics.neighbors import Room
+from mlip_jax.simulation.dynamics.system import make
+from mlip_jax.structure import Structure
+from tests.simulation.analytic import pairwise
+from tests.simulation.dynamics.test_md import QUIET, crystal
+
+CUTOFF, SKIN = 4.0, 0.8
+
+
+def graph_of(atoms: list[Atoms], cutoff, edges=4096):
+    nodes = sum(map(len, atoms)) + 3
+    structures = [Structure(a.numbers, a.positions, cell=a.cell.array if a.pbc.any() else None,
+                            pbc=a.pbc if a.pbc.any() else None) for a in atoms]
+    return build_batch(Columns.from_structures(structures), Budget(nodes, edges, len(atoms) + 1), cutoff)
+
+
+def moved(atoms, by, seed):
+    atoms = [a.copy() for a in atoms]
+    rng = np.random.default_rng(seed)
+    for a in atoms:
+        a.positions += rng.uniform(-by, by, (len(a), 3)) / np.sqrt(3)
+    return atoms
+
+
+def after(graph, atoms):
+    """The list as it was, at the positions of later."""
+    positions = np.array(graph.nodes["positions"])
+    positions[:sum(map(len, atoms))] = np.concatenate([a.positions for a in atoms])
+    return graph._replace(nodes=graph.nodes | {"positions": positions})
+
+
+def cells():
+    wide, small = bulk("Ar", "fcc", a=5.4, cubic=True) * (2, 1, 1), bulk("C", "diamond", a=3.6)
+    wide.pbc = (True, True, False)
+    return [wide, small]
+
+
+@pytest.mark.parametrize("start", [lambda: [molecule("CH3CH2OH"), molecule("H2O"), molecule("C6H6")], cells],
+                         ids=["molecules", "cells"])
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 1000), by=st.floats(0, SKIN / 2))
+def test_it_is_the_list_of_the_cutoff(start, seed, by):
+    before = start()
+    now = moved(before, by, seed)
+    listed, fresh = graph_of(before, CUTOFF + SKIN), graph_of(now, CUTOFF)
+    # pairs that rounding may put on either side
+    assume(graph_of(now, CUTOFF - 1e-4).n_edge[:-1].sum() == graph_of(now, CUTOFF + 1e-4).n_edge[:-1].sum())
+    found, count = near(after(listed, now), CUTOFF, 4096)
+    assert count == fresh.n_edge[:-1].sum()
+    assert np.isin(np.asarray(found.receivers[count:]), sum(map(len, now))).all()
+    np.testing.assert_array_equal(found.n_edge, fresh.n_edge)
+
+    def as_set(graph):
+        shifts = np.asarray(graph.edges.get("shifts", np.zeros((4096, 3), int))).astype(int)
+        return [tuple(map(int, e)) for e in np.column_stack([graph.receivers, graph.senders, shifts])[:count]]
+
+    assert sorted(as_set(found)) == sorted(as_set(fresh)) and [e[0] for e in as_set(found)] == [
+        e[0] for e in as_set(fresh)]
+    forward, reverse = np.split(np.asarray(found.edges["pair_order"]), 2)
+    assert sorted(np.concatenate([forward, reverse])) == list(range(4096))
+    np.testing.assert_array_equal(np.asarray(found.receivers)[forward], np.asarray(found.senders)[reverse])
+    np.testing.assert_array_equal(np.asarray(found.senders)[forward], np.asarray(found.receivers)[reverse])
+
+
+@pytest.mark.parametrize("kind", ["tiny", "tiny_schnet"])
+def test_models_make_the_same_of_it(make_potential, quick_compilation, kind):
+    potential = make_potential(kind)
+    before = [molecule("CH3CH2OH"), molecule("C6H6")]
+    now = after(graph_of(before, CUTOFF + SKIN), moved(before, 0.3, 0))
+    chosen, count = near(now, CUTOFF, 512)
+    assert count < 512
+    compiled = jax.jit(evaluate, static_argnums=(0, 3))
+    whole, part = (compiled(potential.model, potential.params, g, 1.0) for g in (now, chosen))
+    np.testing.assert_allclose(part.energy, whole.energy, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(part.forces, whole.forces, rtol=0, atol=1e-5)
+
+
+def test_what_there_is_no_room_for_is_counted_and_no_number_is_seen():
+    atoms = [molecule("C6H6")]
+    graph = graph_of(atoms, CUTOFF + SKIN)
+    whole = int(graph_of(atoms, CUTOFF).n_edge[0])
+    assert near(graph, CUTOFF, whole - 2)[1] == whole
+    lost = np.array(graph.nodes["positions"])
+    lost[0] = np.nan
+    found, _ = near(graph._replace(nodes=graph.nodes | {"positions": lost}), CUTOFF, 4096)
+    assert (np.asarray(found.receivers) == 0).sum() == (np.asarray(graph.receivers) == 0).sum()
+
+
+def test_room_is_made_for_what_lacks_alone(make_potential):
+    system = make([molecule("C6H6")] * 20, make_potential("tiny"))
+    first = neighbors.enlarged(Room(Budget(system.nodes, 0, 21)), system, np.array([2000, 0, 1200]))
+    assert first.holds(np.array([2000, 0, 1200])) and first.near < first.list.edges
+    closer = neighbors.enlarged(first, system, np.array([2000, 0, first.near + 2]))
+    assert closer.list == first.list and closer.near > first.near
+    longer = neighbors.enlarged(first, system, np.array([first.list.edges + 2, 0, 0]))
+    assert longer.near == first.near and longer.list.edges > first.list.edges
+    all_of_it = neighbors.enlarged(first, system, np.array([2000, 0, 1990]))
+    assert all_of_it.near == 0, "the model then gets the list as it is"
+    assert all_of_it.holds(np.array([2000, 0, 3000]))
+
+
+@pytest.mark.parametrize("by", ["device", pytest.param("host", marks=pytest.mark.slow)])
+def test_a_step_that_needs_more_room_waits_for_it(quick_compilation, by, monkeypatch):
+    """A gas that falls together: the edges within the cutoff outgrow their room, and no step is lost."""
+    atoms = crystal((2, 2, 2), shake=0.02)
+    atoms.pbc = False
+    centre = atoms.positions.mean(0)
+    atoms.positions = centre + 1.3 * (atoms.positions - centre)
+    atoms.set_momenta(atoms.get_masses()[:, None] * -0.03 * (atoms.positions - centre))
+    if by == "host":
+        monkeypatch.setattr(neighbors, "suits_device", lambda *_: False)
+    monkeypatch.setattr(neighbors, "_WORTHWHILE", 0.99)
+
+    def dynamics():
+        return MolecularDynamics(atoms, pairwise(cutoff=6.0), ensemble="nve", timestep=2.0, skin=1.5, record_every=1,
+                                 frame_every=1, fix_com=False, dtype="float64", **QUIET)
+
+    ours = dynamics()
+    assert ours.lists_by == by and 0 < ours._room.near < ours._room.list.edges
+    first = ours._room
+    trajectory, = ours.run(30)
+    assert ours._room.near > first.near or not ours._room.near
+    assert trajectory.steps == list(range(31)) and trajectory.broken is None
+    monkeypatch.setattr(neighbors, "_WORTHWHILE", 0.0)
+    plain = dynamics()
+    expected, = plain.run(30)
+    assert not plain._room.near
+    np.testing.assert_allclose([f.positions for f in trajectory.frames], [f.positions for f in expected.frames],
+                               atol=1e-9)
+    np.testing.assert_allclose(trajectory.thermo.total, expected.thermo.total, atol=1e-9)

@@ -1,0 +1,242 @@
+"""Dynamics on the device: each molecule as under ASE, whatever makes the lists, and to the bit after a restart."""
+
+import warnings
+
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import bulk, molecule
+from ase.cluster import Icosahedron
+from ase.md.verlet import VelocityVerlet
+
+from mlip_jax import MLIPCalculator, MolecularDynamics
+from mlip_jax.simulation.dynamics import md
+from tests.simulation.analytic import pairwise
+from tests.simulation.calculators.test_long_range import potential as point_charges
+
+QUIET = {"watch_bonds": False, "max_temperature": 1e6}
+
+
+def cluster(seed=0, shake=0.1, temperature=0.0):
+    atoms = Icosahedron("Ar", 2, latticeconstant=5.4)
+    rng = np.random.default_rng(seed)
+    atoms.positions += rng.normal(0, shake, (len(atoms), 3)) + 11.0
+    if temperature:
+        atoms.set_momenta(rng.normal(0, np.sqrt(atoms.get_masses()[:, None] * units.kB * temperature),
+                                     (len(atoms), 3)))
+    return atoms
+
+
+def crystal(repeat, seed=0, shake=0.1):
+    atoms = bulk("Ar", "fcc", a=5.4, cubic=True) * repeat
+    atoms.positions += np.random.default_rng(seed).normal(0, shake, (len(atoms), 3))
+    return atoms
+
+
+def under_ase(potential, atoms, steps, timestep, every=1):
+    """Positions, forces and energies of ASE's velocity Verlet with our calculator, both in float64."""
+    atoms, found = atoms.copy(), []
+    atoms.calc = MLIPCalculator(potential, dtype="float64")
+    with VelocityVerlet(atoms, timestep * units.fs) as run:
+        run.attach(lambda: found.append((atoms.positions.copy(), atoms.get_forces(), atoms.get_total_energy())),
+                   interval=every)
+        run.run(steps)
+    return [np.array(x) for x in zip(*found)]
+
+
+def assert_as_under_ase(potential, dynamics, steps=50):
+    trajectories = dynamics.run(steps)
+    for start, ours in zip(dynamics.molecules, trajectories):
+        start = start.copy()
+        positions, forces, energies = under_ase(potential, start, steps, dynamics.settings.timestep)
+        origin = ours.frames[0].positions - start.positions
+        assert ours.steps == list(range(steps + 1)) and ours.broken is None
+        np.testing.assert_allclose(np.array([f.positions for f in ours.frames]) - origin[0], positions, atol=1e-9)
+        np.testing.assert_allclose([f.get_forces() for f in ours.frames], forces, atol=1e-9)
+        np.testing.assert_allclose(ours.thermo.total, energies, rtol=0, atol=1e-8)
+        np.testing.assert_allclose([f.get_potential_energy() for f in ours.frames], ours.thermo.potential, atol=1e-9)
+
+
+def every_step(atoms, potential, **options):
+    quiet = {"ensemble": "nve", "record_every": 1, "frame_every": 1, "dtype": "float64", "fix_com": False, **QUIET}
+    return MolecularDynamics(atoms, potential, **quiet | options)
+
+
+def test_open_molecules_step_for_step_as_under_ase(quick_compilation):
+    potential = pairwise()
+    # of different sizes, hot enough for many lists
+    starts = [cluster(0, temperature=900), Atoms("Ar2", [[0, 0, 0], [0, 0, 4.0]]), cluster(1, temperature=200)]
+    dynamics = every_step(starts, potential, timestep=4.0, skin=0.5)
+    assert_as_under_ase(potential, dynamics)
+    assert dynamics.lists_by == "device" and dynamics.lists_made > 2 and dynamics.num_compiles == 1
+
+
+def test_cells_as_under_ase(quick_compilation):
+    potential = pairwise(cutoff=4.5)
+    wide = crystal((2, 2, 2), 1)
+    wide.set_cell(wide.cell.array @ np.array([[1, 0.1, 0], [0, 1, 0], [0, 0.05, 1]]), scale_atoms=True)
+    dynamics = every_step(wide, potential, timestep=4.0, skin=0.3, temperature=150.0)
+    assert_as_under_ase(potential, dynamics, 25)
+    assert dynamics.lists_by == "device" and dynamics.lists_made > 2
+
+
+def test_cells_smaller_than_the_cutoff_have_lists_from_the_host(quick_compilation):
+    potential = pairwise(cutoff=6.0)
+    slab = crystal((1, 2, 2), 3)
+    slab.pbc = (True, True, False)
+    dynamics = every_step([crystal((1, 1, 1), 2), slab], potential, timestep=4.0, skin=0.3, temperature=150.0)
+    assert_as_under_ase(potential, dynamics, 25)
+    assert dynamics.lists_by == "host" and dynamics.lists_made > 2
+
+
+def test_energy_is_conserved_to_second_order(quick_compilation):
+    errors = []
+    for timestep in (8.0, 4.0, 2.0):
+        dynamics = every_step(cluster(0), pairwise(), timestep=timestep, temperature=30.0, frame_every=0)
+        total = dynamics.run(int(2000 / timestep))[0].thermo.total
+        errors.append(np.std(total))
+    ratios = np.array(errors[:-1]) / errors[1:]
+    assert (ratios > 3.5).all() and (ratios < 4.6).all(), ratios
+
+
+def test_float32_loses_no_energy_to_rounding(quick_compilation):
+    """Also far from the origin, and the energy has the digits of the small numbers that change."""
+    drifts = {}
+    for dtype in ("float32", "float64"):
+        dynamics = every_step(cluster(0), pairwise(), timestep=2.0, temperature=30.0, frame_every=0, dtype=dtype,
+                              record_every=10, fix_com=True)
+        thermo = dynamics.run(5000)[0].thermo
+        drifts[dtype] = np.polyfit(thermo.time / 1000, thermo.total / 13, 1)[0]
+        assert np.std(thermo.total) < 1e-3
+    assert abs(drifts["float32"] - drifts["float64"]) < 1e-6, drifts  # eV/atom/ps
+
+
+def test_what_is_kept_of_a_short_dispatch_is_short(monkeypatch, quick_compilation):
+    """A busy machine makes few steps a dispatch, so that there are many of them."""
+    monkeypatch.setattr(md, "_TURN", 0.0)
+    dynamics = MolecularDynamics(cluster(0), pairwise(), replicas=4, ensemble="nve", temperature=5.0, frame_every=2)
+    segments = list(dynamics.stream(30))
+    assert len(segments) > 10
+    arrays = [x for _, frames in segments for x in frames._records if isinstance(x, np.ndarray)]
+    assert sum(a.nbytes for a in arrays) < 200_000
+
+
+@pytest.mark.parametrize("kind", ["tiny", pytest.param("so3krates", marks=pytest.mark.slow)])
+def test_forces_are_those_of_a_fresh_list(make_potential, quick_compilation, kind):
+    potential = make_potential(kind, 1)
+    start = [molecule("CH3CH2OH"), molecule("C6H6")]
+    dynamics = every_step(start, potential, timestep=1.0, temperature=600.0, skin=1.0, frame_every=8)
+    calculator = MLIPCalculator(potential, "float64")
+    trajectories = dynamics.run(80)
+    assert 2 < dynamics.lists_made < 70
+    for trajectory in trajectories:
+        for atoms in trajectory.frames:
+            scale = np.abs(atoms.get_forces()).max()
+            fresh = calculator.get_forces(atoms)
+            np.testing.assert_allclose(atoms.get_forces(), fresh, rtol=0, atol=1e-10 * scale)
+            assert atoms.get_potential_energy() == pytest.approx(calculator.get_potential_energy(atoms), abs=1e-8)
+
+
+def test_more_neighbours_than_there_is_room_for(quick_compilation):
+    """Clusters that are out of each other's reach, and collide."""
+    a, b = cluster(0), cluster(1)
+    b.positions += [22.0, 0, 0]
+    both = a + b
+    both.set_momenta(both.get_masses()[:, None] * np.where(np.arange(26) < 13, 0.05, -0.05)[:, None] * [1.0, 0, 0])
+    dynamics = every_step(both, pairwise(), timestep=8.0, frame_every=10)
+    before = dynamics._room.list
+    ours = dynamics.run(250)[0]
+    positions, _, energies = under_ase(pairwise(), dynamics.molecules[0], 250, 8.0, every=10)
+    assert dynamics._room.list.edges > before.edges and dynamics.num_compiles >= 2
+    assert ours.steps == list(range(0, 251, 10)), "no step is lost or made twice"
+    np.testing.assert_array_equal(ours.thermo.step, np.arange(251))
+    origin = dynamics._system.origin[0]
+    np.testing.assert_allclose(np.array([f.positions for f in ours.frames]) - origin, positions, atol=1e-6)
+    np.testing.assert_allclose(ours.thermo.total[::10], energies, atol=1e-7)
+
+
+@pytest.mark.parametrize(("ensemble", "by"), [
+    ("langevin", "device"), pytest.param("rescaling", "device", marks=pytest.mark.slow),
+    pytest.param("rescaling", "host", marks=pytest.mark.slow)])
+def test_a_restart_goes_on_to_the_bit(quick_compilation, ensemble, by):
+    start = crystal((1, 1, 1)) if by == "host" else [cluster(0), cluster(1)]
+    options = dict(ensemble=ensemble, timestep=4.0, temperature=300.0, skin=0.3, dtype="float32", frame_every=10,
+                   fix_com=True, seed=3, replicas=2)
+    whole = every_step(start, pairwise(cutoff=6.0), **options)
+    expected = whole.run(100)
+    first = every_step(start, pairwise(cutoff=6.0), **options)
+    first.run(43)
+    second = every_step(start, pairwise(cutoff=6.0), **options)
+    second.restore({k: v.copy() for k, v in first.snapshot().items()})
+    assert second.step == 43 and second.lists_by == by
+    for ours, theirs in zip(second.run(57), expected):
+        np.testing.assert_array_equal(ours.thermo.total, theirs.thermo.total[44:])
+        assert ours.steps == [50, 60, 70, 80, 90, 100]
+        np.testing.assert_array_equal(ours.frames[-1].positions, theirs.frames[-1].positions)
+        np.testing.assert_array_equal(ours.frames[-1].get_momenta(), theirs.frames[-1].get_momenta())
+    for name, value in whole.snapshot().items():
+        np.testing.assert_array_equal(second.snapshot()[name], value, err_msg=name)
+    with pytest.raises(ValueError, match="does not fit these molecules: positions"):
+        every_step(crystal((1, 1, 2)) if by == "host" else cluster(0), pairwise(cutoff=6.0)).restore(first.snapshot())
+
+
+def test_what_breaks_is_marked_and_the_others_go_on(quick_compilation):
+    """Dimers of hydrogen on springs; radii 0.31 Å."""
+    potential = pairwise("harmonic", length=0.74, stiffness=5.0)
+
+    def dimer(speed):
+        atoms = Atoms("H2", [[0, 0, 0], [0, 0, 0.74]])
+        atoms.set_momenta(atoms.get_masses()[:, None] * [[0, 0, -speed], [0, 0, speed]])
+        return atoms
+
+    calm, torn, pressed, fast = dimer(0.01), dimer(1.0), dimer(-1.2), dimer(60.0)
+    dynamics = every_step([calm, torn, pressed, fast, calm], potential, watch_bonds=True, bond_range=(0.6, 1.5),
+                          timestep=0.1, max_temperature=1e9)
+    runs = dynamics.run(200)
+    assert sorted(dynamics.broken) == [1, 2, 3]
+    assert "H0–H1 is longer than 1.5 times" in runs[1].broken.reason
+    assert "H0–H1 is shorter than 0.6 times" in runs[2].broken.reason
+    assert "in one step" in runs[3].broken.reason and runs[3].broken.step == 1
+    for ours in runs[1:3]:
+        step = ours.broken.step
+        assert ours.steps[-1] == step < 200, "the last frame shows the break"
+        ratio = ours.frames[-1].get_distance(0, 1) / 0.62
+        assert ratio > 1.5 or ratio < 0.6
+        assert np.isfinite(ours.thermo.total[:step + 1]).all() and np.isnan(ours.thermo.total[step + 1:]).all()
+    alone = every_step(calm, potential, watch_bonds=True, bond_range=(0.6, 1.5), timestep=0.1).run(200)[0]
+    for ours in (runs[0], runs[4]):
+        assert ours.broken is None and len(ours.frames) == 201
+        np.testing.assert_allclose(ours.frames[-1].positions, alone.frames[-1].positions, atol=1e-10)
+    hot = MolecularDynamics(dimer(0.5), potential, ensemble="nve", max_temperature=100.0, watch_bonds=False)
+    assert "hotter than 100 K" in hot.run(5)[0].broken.reason and hot.run(5)[0].frames == []
+
+
+def test_what_cannot_be_simulated_is_told(make_potential):
+    potential = pairwise()
+    good, lost = cluster(0), cluster(0)
+    lost.positions[3] = np.nan
+    for given, words in [([], "no molecules"), ([good, lost], "molecule 1 .* atom 3"),
+                         (Atoms("He"), "was not trained on He"), ([good, crystal((1, 1, 1))], "runs of their own"),
+                         (Atoms(), "it has no atoms")]:
+        with pytest.raises(ValueError, match=words):
+            MolecularDynamics(given, potential)
+    for options, words in [({"ensemble": "nvt"}, "one of nve"), ({"timestep": 0}, "timestep must be more than 0"),
+                           ({"temperature": -1.0}, "at least 0"), ({"skin": 0.0}, "skin"), ({"dtype": "half"}, "dtype"),
+                           ({"record_every": 0}, "record_every"), ({"bond_range": (1.1, 2)}, "bond_range"),
+                           ({"replicas": 0}, "replicas"), ({"temperatures": [1.0, 2.0]}, "temperatures must be 1"),
+                           ({"ensemble": "npt"}, "periodic in all directions")]:
+        with pytest.raises(ValueError, match=words):
+            MolecularDynamics(good, potential, **options)
+
+
+@pytest.mark.parametrize("cutoff", [pytest.param(np.inf, marks=pytest.mark.slow), 5.0])
+def test_long_range_pairs_charge_and_spin(quick_compilation, cutoff):
+    """Point charges, whose cutoff is beyond that of the edges."""
+    potential = point_charges(cutoff)
+    starts = [molecule("CH3CH2OH"), molecule("H2O")]
+    starts[0].info |= {"charge": 1.0, "num_unpaired_electrons": 1.0}
+    dynamics = every_step(starts, potential, timestep=0.2, temperature=300.0, skin=0.04)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        assert_as_under_ase(potential, dynamics, 15)  # nothing keeps the charges apart for long
+    assert dynamics.lists_made > 2

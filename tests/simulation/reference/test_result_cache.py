@@ -1,0 +1,132 @@
+"""A cache of results: what was added is there, whatever happens to the end of its file."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.build import molecule
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlip_jax.simulation.reference.result_cache import ResultCache, key_of
+
+RESULTS = {f"key{n}": {"energy": -100.0 - n / 3, "positions": [[n / 7, float("nan")]], "error": "Fehler é\n" * (n % 2),
+                       "steps": n} for n in range(5)}
+
+
+def filled(path):
+    with ResultCache(path) as cache:
+        for key, result in RESULTS.items():
+            cache.add(key, result)
+    return path
+
+
+def same(a, b):
+    return repr(a) == repr(b)  # NaN is not itself
+
+
+def test_results_are_as_they_were(tmp_path):
+    path = filled(tmp_path / "deep" / "cache.jsonl")
+    with ResultCache(path) as cache:
+        assert len(cache) == 5 and "other" not in cache
+        assert all(same(cache[key], result) for key, result in RESULTS.items())
+        cache.add("key0", {"energy": 1.0})  # the later one counts
+        assert cache["key0"] == {"energy": 1.0}
+    with ResultCache(path) as cache:
+        assert cache["key0"] == {"energy": 1.0} and len(cache) == 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_file_cut_off_anywhere_keeps_what_was_whole(tmp_path_factory, data):
+    path = filled(tmp_path_factory.mktemp("cut") / "cache.jsonl")
+    content = path.read_bytes()
+    cut = data.draw(st.integers(0, len(content)))
+    path.write_bytes(content[:cut])
+    whole = content[:cut].count(b"\n")
+    with ResultCache(path) as cache:
+        assert len(cache) == whole
+        assert all(same(cache[key], RESULTS[key]) for key in list(RESULTS)[:whole])
+        for key in list(RESULTS)[whole:]:
+            cache.add(key, RESULTS[key])
+    with ResultCache(path) as cache:
+        assert all(same(cache[key], RESULTS[key]) for key in RESULTS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_damaged_byte_costs_its_own_line(tmp_path_factory, data):
+    path = filled(tmp_path_factory.mktemp("bit") / "cache.jsonl")
+    content = bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    with ResultCache(path) as cache:
+        assert len(cache) >= 3  # two lines where it was the end of one
+        assert all(same(cache[key], RESULTS[key]) for key in RESULTS if key in cache)
+
+
+def test_a_killed_writer_loses_no_more_than_its_line(tmp_path):
+    path = tmp_path / "cache.jsonl"
+    program = ("import sys\nfrom mlip_jax.simulation.reference.result_cache import ResultCache\n"
+               "cache = ResultCache(sys.argv[1])\nfor n in range(10**9):\n"
+               "    cache.add(str(n), {'n': n, 'long': 'x' * 5000})\n    print(n, flush=True)\n")
+    process = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True,
+                               env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[3])))
+    for _ in range(20):
+        told = int(process.stdout.readline())
+    process.send_signal(signal.SIGKILL)
+    rest = process.stdout.read().split()
+    process.wait()
+    told = int(rest[-1]) if rest else told
+    with ResultCache(path) as cache:
+        assert len(cache) in (told + 1, told + 2)
+        assert all(cache[str(n)]["n"] == n for n in range(told + 1))
+
+
+def test_two_at_once_do_not_mix_their_lines(tmp_path):
+    with ResultCache(tmp_path / "c") as a, ResultCache(tmp_path / "c") as b:
+        a.add("a", {"x": 1})
+        b.add("b", {"x": 2})
+        a.add("c", {"x": 3})
+        assert a["a"] == {"x": 1} and a["c"] == {"x": 3} and b["b"] == {"x": 2}
+    with ResultCache(tmp_path / "c") as cache:
+        assert [cache[k]["x"] for k in "abc"] == [1, 2, 3]
+
+
+def test_damage_is_told(tmp_path, caplog):
+    path = filled(tmp_path / "cache.jsonl")
+    path.write_bytes(path.read_bytes()[:-4])
+    ResultCache(path).close()
+    assert "1 of 5 results are damaged" in caplog.text
+
+
+def test_keys_know_what_a_result_depends_on():
+    water, method = molecule("H2O"), {"method": "a", "fmax": 0.05}
+    key = key_of(method, water)
+
+    def changed(**info):
+        atoms = water.copy()
+        atoms.info.update(info)
+        return key_of(method, atoms)
+
+    moved = water.copy()
+    moved.positions[0, 0] = np.nextafter(moved.positions[0, 0], 9)
+    other = water.copy()
+    other.numbers[0] = 16
+    different = {key, key_of(method | {"fmax": 0.01}, water), key_of(method, moved), key_of(method, other),
+                 changed(charge=1), changed(num_unpaired_electrons=2)}
+    assert len(different) == 6
+    assert changed(charge=0.0) == key == changed(name="anything")
+    zero = water.copy()
+    zero.positions[np.abs(zero.positions) == 0] = -0.0
+    assert key_of(method, zero) == key
+
+
+def test_an_unknown_key_is_an_error(tmp_path):
+    with ResultCache(tmp_path / "c") as cache, pytest.raises(KeyError):
+        cache["nothing"]

@@ -1,0 +1,321 @@
+"""What a journal holds survives the end of its writer at any byte, and nothing stands in it twice."""
+
+import csv
+import errno
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlip_jax.simulation.relaxation import journal as relax_journal
+from mlip_jax.simulation.relaxation.journal import (
+    Indices,
+    Journal,
+    JournalError,
+    Layout,
+    finished,
+    read_part,
+)
+from mlip_jax.simulation.relaxation.merge import merge, read_pieces
+
+LAYOUT = Layout(("index", "name", "value"), ("xyz", "sdf"))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """These processes end, the machine does not."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
+def result(index):
+    """Cells and pieces of some lengths, empty ones among them."""
+    name = ["plain", 'a "quoted", name', "two\nlines", "", "üñí 分子\u2028x\0", "a\\b"][index % 6]
+    pieces = {"xyz": f"<xyz {index}>\n".encode() * (index % 4), "sdf": f"<sdf {index}>".encode() * (index % 3 == 1)}
+    return [index, name, index / 7], pieces
+
+
+def fill(folder, part, indices):
+    with Journal(folder, part, LAYOUT) as journal:
+        for index in indices:
+            journal.add(*result(index))
+
+
+def merged(folder, out, **options):
+    """results.csv as rows, and the pieces."""
+    out.mkdir(exist_ok=True)
+    merge(folder, LAYOUT, out / "results.csv", {k: out / f"all.{k}" for k in LAYOUT.kinds}, **options)
+    with open(out / "results.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert sorted(p.name for p in out.iterdir()) == ["all.sdf", "all.xyz", "results.csv"]
+    return rows, (out / "all.xyz").read_bytes(), (out / "all.sdf").read_bytes()
+
+
+def expected(indices):
+    rows = [list(LAYOUT.columns)]
+    for index in indices:
+        cells, _ = result(index)
+        name = " ".join("".join(c if c.isprintable() else " " for c in cells[1]).split())
+        rows.append([str(index), name, repr(index / 7)])
+    return rows, *(b"".join(result(i)[1][kind] for i in indices) for kind in LAYOUT.kinds)
+
+
+def test_all_parts_in_order(tmp_path):
+    fill(tmp_path / "parts", 0, [4, 0, 2])
+    fill(tmp_path / "parts", 1, [5, 3])
+    fill(tmp_path / "parts", 10, [1])
+    assert merged(tmp_path / "parts", tmp_path / "out") == expected(range(6))
+    done = finished(tmp_path / "parts", LAYOUT)
+    assert len(done) == 6 and all(i in done for i in range(6)) and 6 not in done and -1 not in done
+    assert read_pieces(tmp_path / "parts", LAYOUT, "xyz", [3, 4, 5, 99]) == {
+        3: result(3)[1]["xyz"], 5: result(5)[1]["xyz"]}
+    assert merged(tmp_path / "parts", tmp_path / "out", stop=3) == expected(range(3))
+
+
+def test_what_stands_there_twice_is_told_once(tmp_path):
+    fill(tmp_path, 0, [1, 0])
+    fill(tmp_path, 1, [2, 1])
+    assert merged(tmp_path, tmp_path / "out") == expected(range(3))
+
+
+def test_nothing(tmp_path):
+    assert len(finished(tmp_path, LAYOUT)) == 0
+    assert merged(tmp_path / "none", tmp_path / "out") == expected([])
+
+
+def test_numbers_keep_their_digits_and_unknown_ones_are_empty(tmp_path):
+    with Journal(tmp_path, 0, LAYOUT) as journal:
+        journal.add([0, None, -40123.12345678901])
+        journal.add([1, "x", float("nan")])
+        journal.add([2, "x", np.float32(0.1)])
+        journal.add([3, "x", float("inf")])
+    rows, *_ = merged(tmp_path, tmp_path / "out")
+    assert [r[1:] for r in rows[1:]] == [["", "-40123.12345678901"], ["x", ""], ["x", repr(float(np.float32(0.1)))],
+                                         ["x", "inf"]]
+
+
+def test_cut_at_every_byte_of_the_last_results(tmp_path):
+    """Of any of the files: what is sound is kept, the rest is made anew."""
+    whole = tmp_path / "whole"
+    fill(whole, 0, range(9))
+    lines = list(read_part(whole / "part-0.csv", LAYOUT))
+    files = {"csv": lines[6].start, "xyz": lines[6].pieces[0][0], "sdf": lines[6].pieces[1][0]}
+    cuts = 0
+    for kind, first in files.items():
+        for cut in range(first, (whole / f"part-0.{kind}").stat().st_size + 1):
+            folder = tmp_path / "cut"
+            shutil.copytree(whole, folder)
+            os.truncate(folder / f"part-0.{kind}", cut)
+            done = finished(folder, LAYOUT)
+            assert 6 <= len(done) <= 9 and all(i in done for i in range(len(done)))
+            with Journal(folder, 0, LAYOUT) as journal:
+                assert journal.count == len(done)
+                for index in range(len(done), 9):
+                    journal.add(*result(index))
+            for name in ("part-0.xyz", "part-0.sdf"):
+                assert (folder / name).read_bytes() == (whole / name).read_bytes()
+            assert [line.cells[:3] for line in read_part(folder / "part-0.csv", LAYOUT)] == [
+                line.cells[:3] for line in lines]
+            shutil.rmtree(folder)
+            cuts += 1
+    assert cuts > 150
+
+
+def test_cut_within_the_header(tmp_path):
+    fill(tmp_path, 0, [0])
+    size = len(",".join(LAYOUT.header)) + 1
+    for cut in range(size + 1):
+        os.truncate(tmp_path / "part-0.csv", cut)
+        assert len(finished(tmp_path, LAYOUT)) == 0
+        fill(tmp_path, 0, [1])
+        assert merged(tmp_path, tmp_path / "out") == expected([1])
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.lists(st.floats(0, 1), min_size=3, max_size=3)), min_size=1,
+                max_size=5), st.data())
+@settings(max_examples=40, deadline=None)
+def test_killed_again_and_again(tmp_path_factory, runs, data):
+    """Each start does some molecules and loses any end of any of its files; garbage may follow."""
+    folder = tmp_path_factory.mktemp("parts")
+    for count, shares in runs:
+        done = finished(folder, LAYOUT)
+        part = data.draw(st.integers(0, 2))
+        with Journal(folder, part, LAYOUT) as journal:
+            for index in [i for i in range(40) if i not in done][:count]:
+                journal.add(*result(index))
+        for kind, share in zip(("csv", "xyz", "sdf"), shares):
+            path = folder / f"part-{part}.{kind}"
+            header = len(",".join(LAYOUT.header)) + 1 if kind == "csv" else 0
+            os.truncate(path, header + round(share * (path.stat().st_size - header)))
+            if kind == "csv" or share == 1:
+                with open(path, "ab") as file:
+                    file.write(data.draw(st.sampled_from(
+                        [b"", b"\0\0\0", b"7,x", b"\n", b"\xff\n", b"1,2,3,4,5,6,7,8\n"])))
+    done = finished(folder, LAYOUT)
+    fill(folder, 0, [i for i in range(40) if i not in done])
+    assert merged(folder, folder / "out") == expected(range(40))
+
+
+def test_lines_of_zeros_as_a_crash_of_the_machine_leaves_them(tmp_path):
+    fill(tmp_path, 0, range(4))
+    lines = list(read_part(tmp_path / "part-0.csv", LAYOUT))
+    with open(tmp_path / "part-0.csv", "r+b") as file:
+        file.seek(lines[2].start)
+        file.write(bytes(lines[2].stop - lines[2].start))
+    fill(tmp_path, 0, [3, 2])
+    assert merged(tmp_path, tmp_path / "out") == expected(range(4))
+
+
+def test_results_are_on_the_disk_within_seconds(tmp_path):
+    with Journal(tmp_path, 0, LAYOUT) as journal:
+        journal.add(*result(7))
+        deadline = time.monotonic() + 10
+        while 7 not in finished(tmp_path, LAYOUT):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert (tmp_path / "part-0.xyz").read_bytes() == result(7)[1]["xyz"]
+
+
+def test_large_results_do_not_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr(relax_journal, "FLUSH_SECONDS", 1000)
+    monkeypatch.setattr(relax_journal, "_MOST_WAITING", 1000)
+    with Journal(tmp_path, 0, LAYOUT) as journal:
+        journal.add([0, "", 0], {"xyz": b"x" * 999})
+        assert 0 not in finished(tmp_path, LAYOUT)
+        journal.add([1, "", 0], {"xyz": b"x" * 999})
+        assert 0 in finished(tmp_path, LAYOUT)
+
+
+def test_full_disk(tmp_path, monkeypatch):
+    """The error is clear, what was recorded stays, and a second try finds all."""
+    write = os.pwrite
+
+    def full(file, data, offset):
+        if offset + len(data) <= 60:
+            return write(file, data, offset)
+        if offset < 60:
+            return write(file, data[:60 - offset], offset)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    fill(tmp_path, 0, [3])
+    journal = Journal(tmp_path, 0, LAYOUT)
+    monkeypatch.setattr(os, "pwrite", full)
+    journal.add([0, "", 0], {"xyz": b"x" * 100})
+    with pytest.raises(JournalError, match="No space left on device. 1 molecules are recorded"):
+        journal.close()
+    monkeypatch.undo()
+    assert len(finished(tmp_path, LAYOUT)) == 1
+    fill(tmp_path, 0, [0, 1, 2])
+    assert merged(tmp_path, tmp_path / "out") == expected(range(4))
+
+
+def test_disk_that_was_full_for_a_while_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(relax_journal, "FLUSH_SECONDS", 0.05)
+    with Journal(tmp_path, 0, LAYOUT) as journal:
+        with monkeypatch.context() as m:
+            m.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+            journal.add(*result(0))
+            time.sleep(0.3)
+            with pytest.raises(JournalError, match="No space left"):
+                journal.add(*result(1))
+        deadline = time.monotonic() + 10
+        while 0 not in finished(tmp_path, LAYOUT):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        journal.add(*result(1))
+    assert merged(tmp_path, tmp_path / "out") == expected(range(2))
+
+
+def test_the_first_error_is_the_one_that_comes_out(tmp_path, monkeypatch):
+    with pytest.raises(KeyError):
+        with Journal(tmp_path, 0, LAYOUT) as journal:
+            journal.add(*result(0))
+            monkeypatch.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+            raise KeyError("x")
+
+
+@pytest.mark.parametrize("error", [SystemExit(75), KeyboardInterrupt()])
+def test_signals_leave_what_was_done(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(relax_journal, "FLUSH_SECONDS", 1000)
+    with pytest.raises(type(error)):
+        with Journal(tmp_path, 0, LAYOUT) as journal:
+            journal.add(*result(5))
+            raise error
+    assert 5 in finished(tmp_path, LAYOUT)
+
+
+def test_signal_within_a_write(tmp_path, monkeypatch):
+    """Wherever in a write an exception comes, closing writes the same once more."""
+    monkeypatch.setattr(relax_journal, "FLUSH_SECONDS", 1000)
+    calls = {"pwrite": os.pwrite, "fsync": os.fsync}
+    for stop in range(1, 7):
+        folder, left = tmp_path / str(stop), [stop]
+
+        def interrupted(name, left=left):
+            def call(*arguments):
+                left[0] -= 1
+                if left[0] == 0:
+                    raise SystemExit(75)
+                result = calls[name](*arguments)
+                return result
+            return call
+
+        with pytest.raises(SystemExit):
+            with Journal(folder, 0, LAYOUT) as journal:
+                for index in range(3):
+                    journal.add(*result(index))
+                with monkeypatch.context() as m:
+                    for name in calls:
+                        m.setattr(os, name, interrupted(name))
+                    journal._flush()
+        assert merged(folder, folder / "out") == expected(range(3)), stop
+
+
+def test_parts_in_use_and_of_other_columns(tmp_path):
+    with Journal(tmp_path, 0, LAYOUT), pytest.raises(JournalError, match="another process"):
+        Journal(tmp_path, 0, LAYOUT)
+    for use in (lambda layout: Journal(tmp_path, 0, layout), lambda layout: finished(tmp_path, layout)):
+        with pytest.raises(JournalError, match="another version"):
+            use(Layout(("index", "other"), ("xyz",)))
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JournalError, match="cannot be written"):
+        Journal(tmp_path / "file", 0, LAYOUT)
+
+
+def test_merge_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    fill(tmp_path, 0, range(3))
+    before = merged(tmp_path, tmp_path / "out")
+    fill(tmp_path, 0, range(3, 5))
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(JournalError, match="No space left.*They are still there"):
+        merge(tmp_path, LAYOUT, tmp_path / "out/results.csv", {k: tmp_path / f"out/all.{k}" for k in LAYOUT.kinds})
+    monkeypatch.undo()
+    assert (tmp_path / "out/all.xyz").read_bytes() == before[1]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["all.sdf", "all.xyz", "results.csv"]
+
+
+def test_seconds_of_the_longest_part(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(relax_journal.time, "monotonic", lambda: clock[0])
+    for part, steps in enumerate(([1.0, 2.0], [5.0])):
+        with Journal(tmp_path, part, LAYOUT) as journal:
+            clock[0] += 100  # loading, which is no time of a molecule
+            journal.start_clock()
+            for i, step in enumerate(steps):
+                clock[0] += step
+                journal.add([10 * part + i, "", 0])
+    assert merge(tmp_path, LAYOUT, Path(tmp_path / "r.csv"), {}) == 5.0
+
+
+def test_indices():
+    found = Indices()
+    for i in (5, 5, 0, 100_000):
+        found.add(i)
+    assert len(found) == 3 and [i for i in range(100_100) if i in found] == [0, 5, 100_000] and 10**9 not in found

@@ -1,0 +1,63 @@
+"""Search for minima: clusters whose minima are known, molecules that react, options that make no sense."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+
+from mlip_jax.simulation.relaxation.minima import find_minima
+from tests.simulation.analytic import pairwise
+
+DEPTH, LENGTH = 0.0104, 3.4
+# Of six Lennard-Jones atoms, in units of the depth: an octahedron and a capped trigonal bipyramid (Hoare and Pal, Adv.
+# Phys. 20, 161 (1971)).
+LJ6 = (-12.7121, -12.3029)
+
+
+def cluster(count, seed):
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.arange(2)] * 3), -1).reshape(-1, 3)[:count] * 3.9
+    return Atoms("Ar" * count, grid + rng.normal(0, 0.2, (count, 3)))
+
+
+@pytest.mark.slow
+def test_minima_of_six_lennard_jones_atoms(quick_compilation):
+    potential = pairwise("lennard_jones", cutoff=200.0, depth=DEPTH, length=LENGTH)
+    found, = find_minima([[cluster(6, s) for s in range(4)]], potential, rounds=6, replicas=12, temperature=20.0,
+                         picoseconds=12.0, frames=8, timestep=10.0, fmax=1e-4, same_energy=1e-4, same_rmsd=0.2,
+                         window=0.1, dtype="float64", max_steps=2000)
+    energies = [(m.energy - 6 * -1234.5678) / DEPTH for m in found.minima]
+    np.testing.assert_allclose(energies[:2], LJ6, atol=2e-2)  # above them may be a saddle that is symmetric
+    assert found.minima[0].times > 1 and found.relaxed[0] == 4
+    assert sum(m.times for m in found.minima) + sum(
+        n for reason, n in found.left_out.items() if reason != "dynamics broke") == sum(found.relaxed)
+
+
+def test_molecules_side_by_side(morse_potential, quick_compilation):
+    methanol = molecule("CH3OH")
+    shaken = [methanol.copy() for _ in range(3)]
+    for k, atoms in enumerate(shaken):
+        atoms.rattle(0.05, seed=k)
+    one, other = find_minima([shaken, [methanol]], morse_potential, rounds=1, replicas=2, temperature=100.0,
+                             picoseconds=0.02, frames=2)
+    assert len(one.minima) == len(other.minima) == 1 and one.minima[0].times > 3 and one.relaxed == [3, 4]
+    assert one.minima[0].energy == pytest.approx(other.minima[0].energy, abs=1e-3)
+
+
+def test_what_reacts_is_no_minimum(quick_compilation):
+    potential = pairwise("harmonic", length=2.0, stiffness=5.0)
+    found, = find_minima([[Atoms("H2", [[0, 0, 0], [0, 0, 0.74]])]], potential, rounds=2)
+    assert found.minima == [] and found.left_out == {"other bonds": 1} and found.relaxed == [1]
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"rounds": -1}, "rounds must be a whole number of at least 0"), ({"window": 0.0}, "window must be positive"),
+    ({"frames": 0}, "frames")])
+def test_options_that_make_no_sense(options, message):
+    with pytest.raises(ValueError, match=message):
+        find_minima([[molecule("H2")]], pairwise(), **options)
+
+
+def test_a_molecule_without_a_geometry():
+    with pytest.raises(ValueError, match="needs one geometry"):
+        find_minima([[]], pairwise())

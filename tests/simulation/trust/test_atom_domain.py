@@ -1,0 +1,103 @@
+"""The domain of a force field: near structures are inside, strange ones outside, and the calculator tells."""
+
+import pickle
+
+import jax
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
+
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.models import create
+from mlip_jax.potential import Potential, example_graph
+from mlip_jax.simulation.calculators.calculator import MLIPCalculator
+from mlip_jax.simulation.energies import atom_features
+from mlip_jax.simulation.trust import atom_domain
+from mlip_jax.simulation.trust.domain import FILE, Domain
+from mlip_jax.structure import Structure
+
+WATER = np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+
+
+@pytest.fixture(scope="module")
+def potential():
+    model = create("painn", num_features=8, num_layers=1, cutoff=4.0, num_radial=6)
+    return Potential(model=model, params=model.init(jax.random.key(0), example_graph()), cutoff=4.0,
+                     reference_energies=np.zeros(119), energy_scale=1.0, elements=(1, 8), metadata={})
+
+
+def waters(count, seed, noise=0.05):
+    rng = np.random.default_rng(seed)
+    return Columns.from_structures([
+        Structure(numbers=np.array([8, 1, 1]), positions=WATER + rng.normal(0, noise, (3, 3))) for _ in range(count)])
+
+
+@pytest.fixture(scope="module")
+def domain(potential):
+    valid = waters(80, 1)
+    return atom_domain.fit(potential, waters(200, 0), valid, np.full((240, 3), 0.02))
+
+
+def test_features_are_those_of_each_atom_whatever_the_batches(potential):
+    columns = waters(9, 2)
+    whole = atom_features(potential, columns)
+    assert whole.shape == (27, 8)
+    np.testing.assert_allclose(whole, atom_features(potential, columns, batch_size=2), atol=1e-6)
+    np.testing.assert_allclose(whole[12:15], atom_features(potential, columns.take([4])), atol=1e-6)
+
+
+def test_border_is_that_of_the_farthest_atom(potential, domain):
+    near = atom_domain.judge(potential, domain, waters(200, 3), np.full(200, -0.3), np.full((600, 3), -0.1))
+    far = atom_domain.judge(potential, domain, waters(200, 3, noise=0.25), np.zeros(200), np.zeros((600, 3)))
+    assert (near.distance > 1).mean() < 0.06 and (far.distance > 1).mean() > 0.5
+    np.testing.assert_allclose(near.energy_error, 0.1)
+    np.testing.assert_allclose(near.force_error, 0.1)
+
+
+def test_rare_elements_are_kept(potential):
+    numbers = np.array([1] * 5000 + [8] * 3)
+    kept = atom_domain._kept(numbers, np.random.default_rng(0))
+    assert (numbers[kept] == 8).sum() == 3 and (numbers[kept] == 1).sum() == 1024
+
+
+def test_no_structures(potential):
+    with pytest.raises(ValueError, match="needs training and validation"):
+        atom_domain.fit(potential, waters(2, 0), waters(0, 0), np.zeros((0, 3)))
+
+
+def test_calculator_tells_when_it_is_asked(potential, domain):
+    calculator = MLIPCalculator(potential, domain=domain)
+    atoms = Atoms("OHH", WATER, calculator=calculator)
+    energy, compiles = atoms.get_potential_energy(), calculator.num_compiles
+    assert "outside_domain" not in calculator.results
+    assert calculator.get_property("outside_domain", atoms) is False
+    distance = calculator.get_property("domain_distance", atoms)
+    assert distance.shape == (3,) and (distance < 1).all()
+    np.testing.assert_allclose(calculator.get_property("forces_expected_error", atoms), 0.02)
+    assert calculator.num_compiles == compiles and atoms.get_potential_energy() == energy
+    atoms.positions[1] *= 1.8
+    assert calculator.get_property("outside_domain", atoms) is True
+    assert calculator.get_property("domain_distance", atoms).max() > 1
+    calculator.export_properties()  # ASE has no names for these
+    again = pickle.loads(pickle.dumps(calculator))
+    assert again.get_property("outside_domain", atoms) is True
+    twice = MLIPCalculator(potential, "float64", domain)
+    np.testing.assert_allclose(twice.get_property("domain_distance", atoms),
+                               calculator.get_property("domain_distance", atoms), rtol=1e-3)
+
+
+def test_a_calculator_without_a_domain_says_so(potential):
+    atoms = Atoms("OHH", WATER)
+    with pytest.raises(PropertyNotImplementedError):
+        MLIPCalculator(potential).get_property("outside_domain", atoms)
+
+
+def test_no_forces_no_expected_error(potential, tmp_path):
+    domain = atom_domain.fit(potential, waters(20, 0), waters(8, 1), np.full((24, 3), np.nan))
+    domain.save(tmp_path / FILE)
+    calculator = MLIPCalculator(potential, domain=Domain.load(tmp_path / FILE))
+    atoms = Atoms("OHH", WATER)
+    assert isinstance(calculator.get_property("outside_domain", atoms), bool)
+    with pytest.raises(PropertyNotImplementedError):
+        calculator.get_property("forces_expected_error", atoms)

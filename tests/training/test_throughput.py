@@ -1,0 +1,128 @@
+"""What is counted between two lines of the log, and what time went into."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlip_jax.graphs.batching import Sizes
+from mlip_jax.training import throughput as module
+from mlip_jax.training.data import Group
+from mlip_jax.training.losses import Sums
+from mlip_jax.training.throughput import PARTS, Meter
+
+SIZES = Sizes(np.array([3, 5, 2, 7]), np.array([6, 20, 2, 30]))
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr(module, "time", made := Clock())
+    return made
+
+
+def group(*places):
+    return Group([np.array(p, np.int64) for p in places], 0)
+
+
+def sums(values):
+    """Sums of several updates, each field another multiple of `values`."""
+    return Sums(*(np.asarray(values, np.float32) * k for k in range(1, len(Sums._fields) + 1)))
+
+
+def pass_time(meter, clock, part, seconds, **options):
+    with meter.clock(part, **options):
+        clock.now += seconds
+
+
+def test_rates_are_those_of_training_alone(clock):
+    meter = Meter(SIZES)
+    meter.add([group([0, 1], [2])], sums([1.0]), np.array([True]))
+    meter.add([group([3], []), group([0])], sums([2.0, 3.0, 99.0]), np.array([True, True]))
+    for part, seconds in (("input", 2.0), ("validation", 3.0), ("checkpoint", 1.0)):
+        pass_time(meter, clock, part, seconds)
+    clock.now += 4.0
+    total, row = meter.next_line()
+    # of ten seconds, six trained, waits for input among them
+    assert row == pytest.approx({"structures_per_second": 5 / 6, "atoms_per_second": 20 / 6, "edges_per_second": 64 / 6,
+                                 "input_share": 0.2, "checkpoint_share": 0.1})
+    assert total == Sums(*(6.0 * k for k in range(1, 9)))  # what was not done (99) does not count
+    assert meter.summary() == pytest.approx({"input": 0.2, "validation": 0.3, "checkpoint": 0.1})
+
+
+def test_a_line_begins_where_the_last_one_ended(clock):
+    meter = Meter(SIZES)
+    pass_time(meter, clock, "input", 5.0)
+    meter.add([group([0])], sums([1.0]), np.array([True]))
+    meter.next_line()
+    clock.now += 2.0
+    meter.add([group([1])], sums([4.0]), np.array([True]))
+    total, row = meter.next_line()
+    assert total.energy_loss == 4.0 and row["input_share"] == 0.0 and row["structures_per_second"] == 0.5
+    assert meter.summary()["input"] == pytest.approx(5 / 7)
+
+
+def test_input_that_devices_did_not_wait_for_is_no_wait(clock):
+    meter = Meter(SIZES)
+    pass_time(meter, clock, "input", 3.0, unless=lambda: True)
+    pass_time(meter, clock, "input", 1.0, unless=lambda: False)
+    assert meter.seconds == {"input": 1.0, "checkpoint": 0.0, "validation": 0.0}
+
+
+def test_time_counts_when_an_error_comes(clock):
+    meter = Meter(SIZES)
+    with pytest.raises(OSError), meter.clock("checkpoint"):
+        clock.now += 2.0
+        raise OSError
+    assert meter.seconds["checkpoint"] == 2.0
+
+
+def test_what_came_before_the_start_does_not_count(clock):
+    meter = Meter(SIZES)
+    pass_time(meter, clock, "input", 5.0)
+    meter.add([group([0])], sums([1.0]), np.array([True]))
+    meter.start()
+    clock.now += 1.0
+    assert meter.summary() == dict.fromkeys(PARTS, 0.0)
+    assert meter.next_line()[1]["structures_per_second"] == 0.0
+
+
+@given(st.lists(st.lists(st.tuples(st.floats(0, 100, width=32), st.booleans()), min_size=1, max_size=5), min_size=1,
+                max_size=6))
+def test_updates_that_were_passed_over_are_in_no_sum(calls):
+    meter = Meter(SIZES)
+    for call in calls:
+        values = [value if finite else np.nan for value, finite in call]
+        meter.add([group([0])] * len(call), sums(values), np.array([finite for _, finite in call]))
+    total, row = meter.next_line()
+    kept = [value for call in calls for value, finite in call if finite]
+    if kept:
+        np.testing.assert_allclose(total.energies, 5 * sum(kept), rtol=1e-6, atol=1e-6)
+    else:
+        assert all(np.isnan(value) for value in total)
+    assert row["structures_per_second"] > 0
+
+
+def test_share_of_what_the_devices_can_do(clock, monkeypatch):
+    monkeypatch.setattr(module, "peak_flops", lambda: 100.0)
+    meter = Meter(SIZES, flops_per_update=60.0)
+    meter.add([group([0]), group([1])], sums([1.0, 1.0]), np.array([True, False]))
+    clock.now += 4.0
+    assert meter.next_line()[1]["mfu"] == pytest.approx(60 * 2 / 4 / 100)
+    assert "mfu" not in Meter(SIZES).next_line()[1]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [
+    ("NVIDIA H100 80GB HBM3", 2 * 67e12), ("NVIDIA A100-SXM4-80GB", 2 * 19.5e12), ("NVIDIA L40S", 2 * 91.6e12),
+    ("NVIDIA L4", 2 * 30.3e12), ("cpu", None)])
+def test_peaks_are_those_of_the_device(monkeypatch, kind, expected):
+    device = type("Device", (), {"device_kind": kind})()
+    monkeypatch.setattr(module.jax, "local_devices", lambda: [device, device])
+    monkeypatch.setattr(module.jax, "local_device_count", lambda: 2)
+    assert module.peak_flops() == expected
