@@ -1,7 +1,6 @@
-"""The forms in which QM9 is found on disk: archive, folder, extended xyz, ASE database.
+"""File layouts of QM9: archive, folder, extended xyz, ASE database (described in readers/qm9.py).
 
-A form gives (record, index or None, source, function that reads the record into fields of a Structure) for each record;
-readers/qm9.py tells what they look like.
+Each yields (record, index or None, source, function that parses the record into fields of a Structure) per record.
 """
 
 from __future__ import annotations
@@ -18,49 +17,30 @@ from ase import units
 
 from mlip_jax.datasets import options
 from mlip_jax.datasets.formats import archives, ase_database
-from mlip_jax.datasets.formats.elements import checked_numbers
+from mlip_jax.datasets.formats.qm9_records import (
+    BINDING,
+    ENERGY_UNITS,
+    FIELDS,
+    LENGTH_UNITS,
+    UNITS_OF,
+    binding_energy,
+    comment_fields,
+    parse_integer,
+    parse_member,
+    parse_number,
+    parse_table,
+    split_columns,
+    structure_fields,
+    unit_factor,
+)
 from mlip_jax.datasets.reader import DatasetError, symbols_to_numbers
 
 SIZE = 133_885
 _MEMBER = re.compile(r"dsgdb9nsd_(\d{6})\.xyz$")
-_CAL = units.kcal / units.mol / 1000
-ATOM_ENERGIES = {"H": -0.500273, "C": -37.846772, "N": -54.583861, "O": -75.064579, "F": -99.718730}  # hartree
 _MAX_MEMBER = 1 << 20  # bytes; a molecule has 2,000
-BINDING = (-9.0, -0.5)  # eV per atom; that of QM9 lies between -6 and -3
-
-# Name here: (in the archive's line 2, in extended xyz, in databases; unit in QM9; unit in older databases of eV)
-_FIELDS = {
-    "energy": ("U0", "U0", "energy_U0", units.Hartree, 1.0),
-    "internal_energy": ("U", "U", "energy_U", units.Hartree, 1.0),
-    "enthalpy": ("H", "H", "enthalpy_H", units.Hartree, 1.0),
-    "free_energy": ("G", "G", "free_energy", units.Hartree, 1.0),
-    "zpve": ("zpve", "zpve", "zpve", units.Hartree, 1.0),
-    "homo": ("homo", "epsHOMO", "homo", units.Hartree, 1.0),
-    "lumo": ("lumo", "epsLUMO", "lumo", units.Hartree, 1.0),
-    "gap": ("gap", "epsgap", "gap", units.Hartree, 1.0),
-    "dipole_moment": ("mu", "mu", "dipole_moment", units.Debye, 1.0),
-    "polarizability": ("alpha", "alpha", "isotropic_polarizability", units.Bohr ** 3, 1.0),
-    "electronic_spatial_extent": ("r2", "<R2>", "electronic_spatial_extent", units.Bohr ** 2, 1.0),
-    "heat_capacity": ("Cv", "Cv", "heat_capacity", _CAL, _CAL),
-    "A": ("A", "A", "rotational_constant_A", 1.0, 1.0),
-    "B": ("B", "B", "rotational_constant_B", 1.0, 1.0),
-    "C": ("C", "C", "rotational_constant_C", 1.0, 1.0),
-}
-_LINE_2 = ("A", "B", "C", "mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv")
-
-_LENGTH = {"ang": 1.0, "angstrom": 1.0, "å": 1.0, "a": 1.0, "bohr": units.Bohr, "a0": units.Bohr}
-_ENERGY = {"ev": 1.0, "ha": units.Hartree, "hartree": units.Hartree, "kcal/mol": 1000 * _CAL}
-_DIPOLE = {"debye": units.Debye, "d": units.Debye, "e ang": 1.0, "e*ang": 1.0, "eang": 1.0, "a.u.": units.Bohr,
-           "e a0": units.Bohr}
-_UNITS_OF = {"dipole_moment": _DIPOLE,
-             "heat_capacity": {"cal/mol/k": _CAL, "cal/(mol k)": _CAL, "ev/k": 1.0},
-             "A": {"ghz": 1.0}, "B": {"ghz": 1.0}, "C": {"ghz": 1.0},
-             **{name: {spelt: factor ** power for u, factor in _LENGTH.items() for spelt in
-                       (f"{u}^{power}", f"{u}**{power}", " ".join([u] * power))}
-                for name, power in (("polarizability", 3), ("electronic_spatial_extent", 2))}}
 
 
-def form_of(path: Path) -> str | None:
+def format_of(path: Path) -> str | None:
     """"archive", "folder", "xyz" or "database"; None where it is no QM9."""
     if path.is_dir():
         return "folder" if any(_MEMBER.search(f.name) for f in path.iterdir()) else None
@@ -79,21 +59,26 @@ def form_of(path: Path) -> str | None:
     lines = head.decode("utf-8", "replace").split("\n")
     if len(lines) < 2 or not lines[0].strip().isdecimal():
         return None
-    return "xyz" if {"U0", "zpve", "Cv", "alpha"} <= set(_comment(lines[1])) else None
+    return "xyz" if {"U0", "zpve", "Cv", "alpha"} <= set(comment_fields(lines[1])) else None
 
 
-def open_form(path: Path, db_units: str):
+def open_format(path: Path, db_units: str):
+    """Open QM9 in any of its layouts.
+
+    Raises:
+      DatasetError: The file cannot be read, or has another layout.
+    """
     try:
-        form = form_of(path)
+        layout = format_of(path)
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
         raise DatasetError(f"{path}: cannot be read ({error}); the file is truncated or damaged. Download it again."
                            ) from error
-    if form is None:
+    if layout is None:
         raise DatasetError(f"{path}: is none of QM9's forms: dsgdb9nsd.xyz.tar.bz2, a folder of dsgdb9nsd_*.xyz, "
                            "extended xyz with U0, zpve, Cv and alpha, or an ASE database with energy_U0")
-    if form == "database":
+    if layout == "database":
         return _Database(path, db_units)
-    return {"archive": Archive, "folder": _Folder, "xyz": _ExtendedXyz}[form](path)
+    return {"archive": Archive, "folder": _Folder, "xyz": _ExtendedXyz}[layout](path)
 
 
 class Archive:
@@ -154,7 +139,7 @@ class Archive:
                 index = int(_MEMBER.search(info.name)[1])
                 source = f"{self.path.name}:{Path(info.name).name}"
                 content = self._content(info)
-                yield record, index, source, lambda c=content, i=index, s=source: _parse_member(c, i, s)
+                yield record, index, source, lambda c=content, i=index, s=source: parse_member(c, i, s)
 
     def _content(self, info) -> bytes:
         try:
@@ -210,7 +195,7 @@ class _Folder:
         for record in records:
             file = self._files[record]
             index, source = int(_MEMBER.search(file.name)[1]), f"{self.path.name}:{file.name}"
-            yield record, index, source, lambda f=file, i=index, s=source: _parse_member(f.read_bytes(), i, s)
+            yield record, index, source, lambda f=file, i=index, s=source: parse_member(f.read_bytes(), i, s)
 
 
 class _ExtendedXyz:
@@ -256,20 +241,20 @@ class _ExtendedXyz:
         self._file.seek(self._starts[record])
         n = int(self._file.readline())
         lines = [self._file.readline().decode("utf-8", "replace") for _ in range(n + 1)]
-        comment = _comment(lines[0])
+        comment = comment_fields(lines[0])
         columns = comment.get("Properties", "species:S:1:pos:R:3").split(":")
         places, at = {}, 0
         for name, width in zip(columns[::3], columns[2::3]):
             places[name] = at
-            at += _integer(width, source)
+            at += parse_integer(width, source)
         if not {"species", "pos"} <= set(places):
             raise DatasetError(f"{source}: Properties={comment['Properties']} names no species and pos")
-        rows = [_words(line, at, source) for line in lines[1:]]
-        raw = {name: _number(comment[key], source) for name, (_, key, *_) in _FIELDS.items() if key in comment}
-        return _structure(
+        rows = [split_columns(line, at, source) for line in lines[1:]]
+        raw = {name: parse_number(comment[key], source) for name, (_, key, *_) in FIELDS.items() if key in comment}
+        return structure_fields(
             numbers=symbols_to_numbers((row[places["species"]] for row in rows), source),
-            positions=_table([row[places["pos"]:places["pos"] + 3] for row in rows], source),
-            raw=raw, factors={name: f[3] for name, f in _FIELDS.items()}, source=source)
+            positions=parse_table([row[places["pos"]:places["pos"] + 3] for row in rows], source),
+            raw=raw, factors={name: f[3] for name, f in FIELDS.items()}, source=source)
 
 
 class _Database:
@@ -281,7 +266,7 @@ class _Database:
         try:
             self.has_indices = len(self._database) == SIZE
             length = self._database.metadata.get("_distance_unit", "Ang")
-            self._length_unit = _unit_of("_distance_unit", length, _LENGTH, path)
+            self._length_unit = unit_factor("_distance_unit", length, LENGTH_UNITS, path)
             self._factors = self._find_factors(db_units)
         except BaseException:
             self.close()
@@ -305,29 +290,29 @@ class _Database:
         if "energy_U0" not in row.data:
             raise DatasetError(f"{source}: expected energy_U0 in the data of the row, found {sorted(row.data)}")
         raw = {}
-        for name, (_, _, key, *_) in _FIELDS.items():
+        for name, (_, _, key, *_) in FIELDS.items():
             if key in row.data:
                 value = np.asarray(row.data[key], np.float64)
                 if value.size != 1:
                     raise DatasetError(f"{source}: {key} has shape {value.shape}, expected one number")
                 raw[name] = float(value.reshape(-1)[0])
         smiles = row.key_value_pairs.get("smiles", row.data.get("smiles", ""))
-        return _structure(numbers=row.numbers, positions=row.positions * self._length_unit, raw=raw,
+        return structure_fields(numbers=row.numbers, positions=row.positions * self._length_unit, raw=raw,
                           factors=self._factors, source=source, smiles=smiles if isinstance(smiles, str) else "")
 
     def _find_factors(self, db_units: str) -> dict[str, float]:
         stated = self._database.metadata.get("_property_unit_dict") or {}
-        stated = {name: stated[f[2]] for name, f in _FIELDS.items() if f[2] in stated}
+        stated = {name: stated[f[2]] for name, f in FIELDS.items() if f[2] in stated}
         if "energy" in stated:
             if db_units != "auto":
                 raise DatasetError(f"{self.path}: names its own units ({stated['energy']!r} for energy_U0); remove "
                                    f"db_units={db_units!r}")
-            factors = {name: _unit_of(_FIELDS[name][2], unit, _UNITS_OF.get(name, _ENERGY), self.path)
+            factors = {name: unit_factor(FIELDS[name][2], unit, UNITS_OF.get(name, ENERGY_UNITS), self.path)
                        for name, unit in stated.items()}
-            return {name: factors.get(name) for name in _FIELDS}
+            return {name: factors.get(name) for name in FIELDS}
         if db_units == "auto":
             db_units = self._shown_by_energies()
-        return {name: f[3] if db_units == "hartree" else f[4] for name, f in _FIELDS.items()}
+        return {name: f[3] if db_units == "hartree" else f[4] for name, f in FIELDS.items()}
 
     def _shown_by_energies(self) -> str:
         for row in self._database.rows(range(min(len(self._database), 20))):
@@ -343,79 +328,3 @@ class _Database:
             return fitting[0]
         raise DatasetError(f"{self.path}: names no units and its first rows have no energy_U0 to tell them by. Give "
                            f"{options.how('db_units', 'eV')} (or hartree).")
-
-
-def _parse_member(content: bytes, index: int, source: str) -> dict[str, Any]:
-    lines = content.decode("utf-8", "replace").split("\n")
-    n = _integer(lines[0].strip(), source)
-    if len(lines) < n + 5:
-        raise DatasetError(f"{source}: has {len(lines)} lines, expected {n + 5} for {n} atoms; the file is truncated. "
-                           "Download it again.")
-    tag, stated, *values = _words(lines[1], len(_LINE_2) + 2, source)
-    if tag != "gdb" or _integer(stated, source) != index:
-        raise DatasetError(f"{source}: line 2 begins with {tag!r} {stated!r}, expected 'gdb' and the index {index}")
-    by_key = dict(zip(_LINE_2, (_number(v, source) for v in values)))
-    rows = [_words(line, 5, source) for line in lines[2:n + 2]]
-    table = _table([row[1:5] for row in rows], source)
-    smiles = lines[n + 3].split()
-    return _structure(
-        numbers=symbols_to_numbers((row[0] for row in rows), source), positions=table[:, :3].copy(),
-        raw={name: by_key[f[0]] for name, f in _FIELDS.items()}, factors={name: f[3] for name, f in _FIELDS.items()},
-        source=source, smiles=smiles[-1] if smiles else "", mulliken_charges=table[:, 3].copy())
-
-
-def _structure(numbers, positions, raw: dict[str, float], factors: dict[str, float | None], source: str,
-               smiles: str = "", mulliken_charges=None) -> dict[str, Any]:
-    """Fields of a Structure from raw values in the units that `factors` convert; what is missing is NaN."""
-    for name in raw:
-        if factors[name] is None:
-            raise DatasetError(f"{source}: the database has {_FIELDS[name][2]}, but its metadata name no unit for it")
-    values = {name: raw[name] * factors[name] if name in raw else float("nan") for name in _FIELDS}
-    energy = values.pop("energy")
-    rotational = np.array([values.pop(axis) for axis in "ABC"])
-    return dict(numbers=checked_numbers(numbers, source), positions=positions, energy=energy, smiles=smiles,
-                properties=values | {"rotational_constants": rotational},
-                atom_properties={} if mulliken_charges is None else {"mulliken_charges": mulliken_charges})
-
-
-def binding_energy(energy: float, numbers: np.ndarray) -> float:
-    """Energy in eV per atom relative to the isolated atoms; NaN for elements that QM9 does not have."""
-    by_number = {1: "H", 6: "C", 7: "N", 8: "O", 9: "F"}
-    atoms = sum(ATOM_ENERGIES.get(by_number.get(z), np.nan) for z in numbers.tolist()) * units.Hartree
-    return (energy - atoms) / max(1, len(numbers))
-
-
-def _unit_of(name: str, unit: Any, known: dict[str, float], path: Path) -> float:
-    factor = known.get(" ".join(str(unit).lower().split()))
-    if factor is None:
-        raise DatasetError(f"{path}: the unit of {name} is {unit!r}, expected one of {', '.join(known)}")
-    return factor
-
-
-def _comment(line: str) -> dict[str, str]:
-    return {key: value.strip('"') for key, value in re.findall(r'([^\s=]+)=("[^"]*"|\S*)', line)}
-
-
-def _words(line: str, count: int, source: str) -> list[str]:
-    words = line.split()
-    if len(words) != count:
-        raise DatasetError(f"{source}: expected {count} columns, found {len(words)}: {line.strip()[:120]!r}")
-    return words
-
-
-def _number(text: str, source: str) -> float:
-    """A number, also as Mathematica writes it: 1.2*^-6."""
-    try:
-        return float(text.replace("*^", "e"))
-    except ValueError as error:
-        raise DatasetError(f"{source}: {text!r} is no number") from error
-
-
-def _integer(text: str, source: str) -> int:
-    if not text.isdecimal():
-        raise DatasetError(f"{source}: expected a number of atoms or an index, found {text[:60]!r}")
-    return int(text)
-
-
-def _table(rows: list[list[str]], source: str) -> np.ndarray:
-    return np.array([[_number(word, source) for word in row] for row in rows], np.float64).reshape(len(rows), -1)

@@ -38,7 +38,8 @@ import numpy as np
 from ase import units
 
 from mlip_jax.datasets import options, reader
-from mlip_jax.datasets.formats.qm9_formats import ATOM_ENERGIES, BINDING, Archive, binding_energy, form_of, open_form
+from mlip_jax.datasets.formats.qm9_formats import Archive, format_of, open_format
+from mlip_jax.datasets.formats.qm9_records import ATOM_ENERGIES, BINDING, binding_energy
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -72,7 +73,7 @@ class Reader(reader.Reader):
         self.atom_energies = {symbol: e * units.Hartree for symbol, e in ATOM_ENERGIES.items()}
         self._list: Path | None = None
         self._excluded: frozenset[int] = frozenset()
-        self._source = open_form(self.path, db_units)
+        self._source = open_format(self.path, db_units)
         self.sequential = isinstance(self._source, Archive)
         try:
             if not keep_uncharacterized:
@@ -84,7 +85,7 @@ class Reader(reader.Reader):
     @classmethod
     def matches(cls, path: Path) -> bool:
         try:
-            return path.exists() and form_of(path) is not None
+            return path.exists() and format_of(path) is not None
         except (OSError, EOFError, ValueError, tarfile.TarError):
             return False
 

@@ -104,7 +104,7 @@ class Loop:
 
     Attributes:
       model: On the contract of mlip_jax.models. energy_scale: eV per unit of its output. cutoff, long_range_cutoff: Å.
-      minimizer: See minimizers.py. fmax: eV/Å. max_steps: Of a molecule. size: Atoms of a slot, n. num: Slots, M.
+      minimizer: See minimizers/. fmax: eV/Å. max_steps: Of a molecule. size: Atoms of a slot, n. num: Slots, M.
       dtype: Of positions, forces and the minimiser's state.
     """
 

@@ -476,7 +476,8 @@ def test_findings_do_not_depend_on_the_number_of_threads():
     """A store says the same wherever it was made. Enough values that BLAS would share them out."""
     code = f"""
 import json, numpy as np
-from mlip_jax.datasets import checks, readers
+from mlip_jax.datasets import readers
+from mlip_jax.datasets.quality import checks
 from mlip_jax.datasets.columns import Columns
 with readers.open_data({str(SMALL)!r}) as reader:
     columns = Columns.from_structures(reader)

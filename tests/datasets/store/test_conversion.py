@@ -35,7 +35,7 @@ MOLECULES = DATA / "gfn2_small.hdf5"  # 17 molecules of 6 conformations
 # just before it would put its file number MOMENT in place.
 SCRIPT = """
 import os, signal, sys
-from mlip_jax.datasets import conversion
+from mlip_jax.datasets.store import conversion
 
 def killed_at(recipe, folder, moment):
     child = os.fork()

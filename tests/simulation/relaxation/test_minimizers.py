@@ -12,6 +12,8 @@ from ase.optimize import BFGS as AseBFGS
 from ase.optimize import FIRE as AseFIRE
 
 from mlip_jax.simulation.relaxation import minimizers
+from mlip_jax.simulation.relaxation.minimizers.bfgs import BFGS
+from mlip_jax.simulation.relaxation.minimizers.fire import FIRE
 
 SIZES = (5, 8, 13, 8)
 LARGEST = max(SIZES)
@@ -77,11 +79,11 @@ def of_ase(optimizer, positions, steps):
 
 
 @pytest.mark.parametrize(("ours", "theirs", "steps"), [
-    (minimizers.BFGS(), AseBFGS, 60), (minimizers.FIRE(), AseFIRE, 100)])
+    (BFGS(), AseBFGS, 60), (FIRE(), AseFIRE, 100)])
 def test_step_for_step_as_ase(ours, theirs, steps):
     with jax.enable_x64(True):
         made, negative, _ = (np.asarray(x) for x in trajectory(ours, padded(starts()), steps))
-    if isinstance(ours, minimizers.BFGS):
+    if isinstance(ours, BFGS):
         assert (negative > 0).any() and (negative[-1] == 0).any(), "the hard part of the method has not been met"
     for m, x in enumerate(starts()):
         expected = of_ase(theirs, x, steps)
@@ -90,7 +92,7 @@ def test_step_for_step_as_ase(ours, theirs, steps):
 
 
 def test_the_count_of_negative_eigenvalues_is_that_of_the_matrix():
-    bfgs = minimizers.BFGS()
+    bfgs = BFGS()
     count = jnp.asarray(SIZES)
     with jax.enable_x64(True):
         x = padded(starts(3))
@@ -108,7 +110,7 @@ def test_the_count_of_negative_eigenvalues_is_that_of_the_matrix():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", minimizers.MINIMIZERS)
+@pytest.mark.parametrize("name", minimizers.names())
 def test_minima_are_found_in_float32_and_float64(name):
     minimizer = minimizers.create(name)
     for x64 in (False, True):
@@ -122,7 +124,7 @@ def test_minima_are_found_in_float32_and_float64(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", minimizers.MINIMIZERS)
+@pytest.mark.parametrize("name", minimizers.names())
 def test_a_molecule_that_waits_does_not_notice(name):
     """Steps of the molecules in an order of their own are the steps of all at once."""
     minimizer, steps = minimizers.create(name), 20

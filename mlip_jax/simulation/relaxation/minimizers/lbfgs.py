@@ -1,0 +1,77 @@
+"""L-BFGS of many molecules at once; see `Minimizer` for the shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mlip_jax.simulation.relaxation.batch_vectors import MIN_CHANGE, dot, limit_step, where
+
+
+class LBFGSState(NamedTuple):
+    """State of L-BFGS.
+
+    Attributes:
+      s, y: Latest changes of positions and gradient, newest last, (M, memory, D). over: 1 / (s y), 0 where there is
+        none, (M, memory).
+      positions, forces: Of the step before, (M, D).
+    """
+
+    s: jax.Array
+    y: jax.Array
+    over: jax.Array
+    positions: jax.Array
+    forces: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LBFGS:
+    """L-BFGS (Nocedal and Wright, algorithm 7.4): memory linear in the atoms.
+
+    As ASE's, but that steps along which the curvature is negative are forgotten, which keeps each step a descent.
+
+    Attributes:
+      maxstep: Longest step of an atom, Å. alpha: First guess of the curvature, eV/Å². memory: Steps remembered.
+    """
+
+    maxstep: float = 0.2
+    alpha: float = 70.0
+    memory: int = 24
+
+    def init(self, num: int, size: int, dtype=jnp.float32) -> LBFGSState:
+        zeros, history = jnp.zeros((num, size), dtype), jnp.zeros((num, self.memory, size), dtype)
+        return LBFGSState(history, history, jnp.zeros((num, self.memory), dtype), zeros, zeros)
+
+    def step(self, state, positions, forces, fresh, active):
+        s, y = positions - state.positions, state.forces - forces
+        sy = dot(s, y)
+        learns = active & ~fresh & (sy > 0) & (jnp.abs(s).max(1) >= MIN_CHANGE)
+        over = jnp.where(learns, 1.0 / jnp.where(learns, sy, 1.0), 0.0)
+
+        def pushed(history, new):
+            history = where(active & fresh, jnp.zeros_like(history), history)
+            return where(learns, jnp.concatenate([history[:, 1:], new[:, None]], 1), history)
+
+        state = LBFGSState(pushed(state.s, s), pushed(state.y, y), pushed(state.over, over),
+                           where(active, positions, state.positions), where(active, forces, state.forces))
+        direction = self._direction(state, forces)
+        return where(active, positions + limit_step(direction, self.maxstep), positions), state
+
+    def _direction(self, state, forces):
+        """Inverse Hessian times forces, by the two loops."""
+        history = tuple(jnp.moveaxis(x, 1, 0) for x in (state.s, state.y, state.over))
+
+        def back(q, item):
+            s, y, over = item
+            a = over * dot(s, q)
+            return q - a[:, None] * y, a
+
+        def forth(q, item):
+            (s, y, over), a = item
+            return q + s * (a - over * dot(y, q))[:, None], None
+
+        q, a = jax.lax.scan(back, forces, history, reverse=True)
+        return jax.lax.scan(forth, q / self.alpha, (history, a))[0]
