@@ -5,6 +5,10 @@ import signal
 import jax
 import pytest
 
+from tests import compilation
+
+compilation.configure()
+
 # Programs that tests start and interrupt inherit what is ignored, as in a shell's background.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:
@@ -12,15 +16,16 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 
 
 @pytest.fixture
-def quick_compilation():
-    """Compiles without optimisation, which is quicker for what runs few times."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimized_compilation():
+    """Compile with optimization: for tests whose programs run long."""
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
-def double_precision(quick_compilation):
-    """Float64, compiled quickly."""
+def double_precision():
+    """Compute in float64."""
     with jax.enable_x64(True):
         yield

@@ -146,7 +146,7 @@ def test_bytes_are_known_before(load, long_range_cutoff, dtype):
     assert nbytes(resident) == sum(x.nbytes for x in jax.tree.leaves(resident))
 
 
-def test_integers_are_as_small_as_they_can_be(quick_compilation):
+def test_integers_are_as_small_as_they_can_be():
     """Large structures among small ones, and atoms many cells away from each other."""
     rng = np.random.default_rng(0)
     large = Structure(np.full(700, 6), rng.uniform(0, 12, (700, 3)))
@@ -163,7 +163,7 @@ def test_integers_are_as_small_as_they_can_be(quick_compilation):
                 build_batch(columns.take(np.array([4, 1, 3])), budget, 5.5))
 
 
-def test_structures_without_edges(quick_compilation):
+def test_structures_without_edges():
     columns = Columns.from_structures([Structure(np.array([z]), np.zeros((1, 3))) for z in (1, 2, 3)])
     budget = choose_budget(measure(columns, CUTOFF, np.inf), 2)
     resident = collect(columns, CUTOFF, long_range_cutoff=np.inf)
@@ -173,7 +173,7 @@ def test_structures_without_edges(quick_compilation):
 
 
 @pytest.mark.parametrize("change", [{"nodes": 1}, {"edges": 2}, {"pairs": 1}])
-def test_what_does_not_fit_is_not_overlooked(change, quick_compilation):
+def test_what_does_not_fit_is_not_overlooked(change):
     columns = read().take(np.array([0, 5, 7]))
     sizes = measure(columns, CUTOFF, np.inf)
     budget = Budget(*(int(n.sum()) for n in sizes[:2]), 6, int(sizes.n_pair.sum()))._replace(

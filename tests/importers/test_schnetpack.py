@@ -28,9 +28,6 @@ DATA = Path(__file__).parents[1] / "data"
 OPTIONS = {"schnet": {}, "painn": {}, "painn_shared": {"epsilon": 1e-3, "energy_act": "shifted_softplus"}}
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 def golden(kind):
     """The state dict, and the structures as (atoms, energy, forces)."""
     with np.load(DATA / f"parity_schnetpack_{kind}.npz") as data:

@@ -23,13 +23,6 @@ SMALL = {"num_layers": 2, "num_features": 8, "num_heads": 2, "degrees": [1, 2], 
 CUTOFF, LONG_RANGE, NEIGHBORS = 4.5, 5.0, 7.5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def random_weights(s, seed=0):
     """Weights by name as SO3LR's file holds them, for settings `s`."""
     rng = np.random.default_rng(seed)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mlip_jax.checkpoint import CheckpointStore
+from tests.compilation import xla_flags
 
 REPOSITORY = Path(__file__).parents[2]
 DATA = REPOSITORY / "tests/data/gfn2_small.hdf5"
@@ -42,7 +43,7 @@ def environment(devices=None):
     """Of the runs: the repository can be imported, and programs that one run compiled serve the others."""
     cache = Path(tempfile.gettempdir()) / f"mlip_jax_tests_{os.getuid()}"
     virtual = {} if devices is None else {
-        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(f"--xla_force_host_platform_device_count={devices}")}
     return dict(os.environ, GLIBC_TUNABLES="", PYTHONPATH=str(REPOSITORY), JAX_COMPILATION_CACHE_DIR=str(cache),
                 JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.3", **virtual)
 

@@ -185,7 +185,7 @@ def test_a_stopped_run_goes_on_and_does_nothing_twice(trained, tmp_path, monkeyp
         evaluate(tmp_path / "run", trained, relax__fmax=0.01)
 
 
-def test_the_batched_relaxation(trained, tmp_path, monkeypatch, quick_compilation):
+def test_the_batched_relaxation(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(force2geo_eval, "make_relaxer", REAL_RELAXER)
     report = evaluate(tmp_path / "run", trained, data__num_molecules=3, relax__max_steps=4)
     found = rows(report.parent)

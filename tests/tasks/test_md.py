@@ -30,7 +30,7 @@ from tests.tasks.runs import environment
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch, quick_compilation):
+def world(tmp_path, monkeypatch):
     """run(workdir="run", **changes of the config) of two clusters."""
     path = tmp_path / "clusters.xyz"
     write(path, [cluster(0), cluster(1)[:9]])

@@ -38,7 +38,7 @@ def dimers(folder, *others):
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on(tmp_path, monkeypatch, springs, quick_compilation):
+def test_a_killed_search_goes_on(tmp_path, monkeypatch, springs):
     path = dimers(tmp_path, molecule("CH4"))
     search, calls = minima.find_minima, []
 
@@ -65,7 +65,7 @@ def test_a_killed_search_goes_on(tmp_path, monkeypatch, springs, quick_compilati
     assert "Energies of the minima" in page and "trained on C" in page and page.count("<img") == 1
 
 
-def test_beside_the_reference_method(tmp_path, springs, quick_compilation):
+def test_beside_the_reference_method(tmp_path, springs):
     page = minima.run(options(dimers(tmp_path), judged=2), tmp_path / "run").read_text()
     assert "Beside the reference method" in page
     assert json.loads((tmp_path / "run/metrics.json").read_text())["judged"] is None  # one minimum of each: no order

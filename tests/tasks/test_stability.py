@@ -25,7 +25,7 @@ def options(path, **changes):
     return config
 
 
-def test_hot_molecules_break_and_a_stopped_run_goes_on(tmp_path, monkeypatch, quick_compilation):
+def test_hot_molecules_break_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
     path = tmp_path / "dimers.xyz"
     write(path, [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), Atoms("H2", [[0, 0, 0], [0, 0, 0.7]])])
     monkeypatch.setattr(stability, "load_force_field", lambda text: pairwise("harmonic", length=0.74, stiffness=20.0))
@@ -56,7 +56,7 @@ def test_hot_molecules_break_and_a_stopped_run_goes_on(tmp_path, monkeypatch, qu
     assert table == (tmp_path / "whole/stability.csv").read_text()
 
 
-def test_beside_the_reference_method(tmp_path, monkeypatch, quick_compilation):
+def test_beside_the_reference_method(tmp_path, monkeypatch):
     path = tmp_path / "dimers.xyz"
     write(path, [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), Atoms("Ar2", [[0, 0, 0], [0, 0, 0.75]])])
     monkeypatch.setattr(stability, "load_force_field", lambda text: pairwise("harmonic", length=0.74, stiffness=20.0))

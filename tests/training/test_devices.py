@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.compilation import xla_flags
+
 PROGRAM = Path(__file__).with_name("devices_program.py")
 REPOSITORY = PROGRAM.parents[2]
 
@@ -15,7 +17,7 @@ REPOSITORY = PROGRAM.parents[2]
 def train(output, devices, resident=False, per_call=1):
     """Losses and parameters after 20 updates on so many devices, in a process of its own."""
     environment = dict(os.environ, PYTHONPATH=str(REPOSITORY), JAX_PLATFORMS="cpu",
-                       XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+                       XLA_FLAGS=xla_flags(f"--xla_force_host_platform_device_count={devices}"))
     done = subprocess.run([sys.executable, str(PROGRAM), str(output), str(resident), str(per_call)], env=environment,
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

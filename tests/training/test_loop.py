@@ -10,8 +10,6 @@ from mlip_jax.training.outputs import restore
 from mlip_jax.training.step import Result, Trainer
 from tests.training.world import STEPS, as_sums, assert_same_run, by_path, make_trainer, rows, saved, without_times
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def undisturbed(world, tmp_path_factory):

@@ -13,8 +13,6 @@ from mlip_jax.training import nonfinite
 from mlip_jax.training.nonfinite import TrainingError
 from tests.training.world import BAD, STEPS, as_sums, assert_same_run, rows, saved
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize("per_call", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_loss_that_is_not_finite_stops_the_run(world, tmp_path, per_call):

@@ -107,7 +107,7 @@ def with_gaps(split, columns, kind):
 
 @pytest.mark.parametrize("penalty", [
     ("mse", "rmse"), *(pytest.param(p, marks=pytest.mark.slow) for p in (("huber", "norm"), ("mae", None)))])
-def test_micro_batches_are_one_large_batch(setup, quick_compilation, penalty):
+def test_micro_batches_are_one_large_batch(setup, penalty):
     """Also where some have no label of a kind, or nothing in them, and whatever beta is."""
     model, split, batches, _, params = setup
     options = {"penalty": penalty[0], "force_penalty": penalty[1], "huber_delta": 0.1}
@@ -188,7 +188,7 @@ def test_every_process_learns_of_the_wish_to_stop(setup):
         assert (trainer.single(result.stop)[0] > 0) == wish
 
 
-def test_energies_alone_give_the_update_of_beta_zero(setup, quick_compilation):
+def test_energies_alone_give_the_update_of_beta_zero(setup):
     """Without a derivative by the positions in the program, and without a word on forces."""
     model, split, batches, _, params = setup
     graph = next(iter(batches.in_order(split)))[1]

@@ -1,5 +1,6 @@
 """The SPICE reader: units, the sign of forces, charges, and files that are not what they should be."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -258,8 +259,18 @@ def test_damaged_record_is_named(tmp_path):
 
 
 def test_reading_is_lazy_and_leaves_the_file_closed(tmp_path):
+    """A molecule is read when it is asked for, not when the file is opened or the one before it is read."""
     path = tmp_path / "copy.hdf5"
     shutil.copy(GENUINE, path)
+    with h5py.File(path, "r+") as file:
+        first, second = list(file)[:2]
+        count = len(file[first]["conformations"])
+        del file[second]["atomic_numbers"]
+    structures = read(path)
+    for _ in range(count):
+        assert next(structures).source.endswith(first)
+    with pytest.raises(DatasetError, match=re.escape(second)):
+        next(structures)
     structures = read(path)
     next(structures)
     structures.close()

@@ -39,7 +39,7 @@ def assert_as_fresh(potential, trajectory):
         assert trajectory.thermo.pressure[at] == pytest.approx(inner / BAR, abs=1e-4)
 
 
-def test_steps_at_constant_pressure(quick_compilation):
+def test_steps_at_constant_pressure():
     potential = pairwise(cutoff=4.9)
     ours = at_pressure(crystal((2, 2, 2)), potential, pressure=5000.0).run(25)[0]
     assert ours.broken is None and len(np.unique(ours.thermo.volume)) == 26
@@ -47,7 +47,7 @@ def test_steps_at_constant_pressure(quick_compilation):
 
 
 @pytest.mark.slow
-def test_the_recorded_pressure_is_the_one_that_the_barostat_uses(quick_compilation):
+def test_the_recorded_pressure_is_the_one_that_the_barostat_uses():
     """Without heat there is no noise, and the volume follows the difference of the pressures alone."""
     dynamics = at_pressure(crystal((2, 2, 2)), pairwise(cutoff=4.9), temperature=0.0, initial_temperature=80.0,
                            pressure=2000.0, timestep=16.0, frame_every=1)
@@ -59,7 +59,7 @@ def test_the_recorded_pressure_is_the_one_that_the_barostat_uses(quick_compilati
 
 
 @pytest.mark.slow
-def test_lists_while_the_cell_changes_and_the_host_takes_over(quick_compilation):
+def test_lists_while_the_cell_changes_and_the_host_takes_over():
     """A crystal under high pressure: its planes come closer than the device needs them."""
     potential = pairwise(cutoff=4.9)
     dynamics = at_pressure(crystal((2, 2, 2)), potential, pressure=40_000.0, barostat_time=4000.0)
@@ -78,7 +78,7 @@ def test_lists_while_the_cell_changes_and_the_host_takes_over(quick_compilation)
 
 
 @pytest.mark.slow
-def test_the_mean_pressure_is_the_one_that_was_asked_for(quick_compilation):
+def test_the_mean_pressure_is_the_one_that_was_asked_for():
     dynamics = at_pressure(crystal((2, 2, 2)), pairwise(cutoff=4.9), replicas=8, pressure=500.0, frame_every=0,
                            record_every=5)
     thermo = [t.thermo for t in dynamics.run(6000)]

@@ -79,7 +79,7 @@ def test_it_is_the_list_of_the_cutoff(start, seed, by):
 
 
 @pytest.mark.parametrize("kind", ["tiny", "tiny_schnet"])
-def test_models_make_the_same_of_it(make_potential, quick_compilation, kind):
+def test_models_make_the_same_of_it(make_potential, kind):
     potential = make_potential(kind)
     before = [molecule("CH3CH2OH"), molecule("C6H6")]
     now = after(graph_of(before, CUTOFF + SKIN), moved(before, 0.3, 0))
@@ -116,7 +116,7 @@ def test_room_is_made_for_what_lacks_alone(make_potential):
 
 
 @pytest.mark.parametrize("by", ["device", pytest.param("host", marks=pytest.mark.slow)])
-def test_a_step_that_needs_more_room_waits_for_it(quick_compilation, by, monkeypatch):
+def test_a_step_that_needs_more_room_waits_for_it(by, monkeypatch):
     """A gas that falls together: the edges within the cutoff outgrow their room, and no step is lost."""
     atoms = crystal((2, 2, 2), shake=0.02)
     atoms.pbc = False

@@ -136,7 +136,7 @@ def test_noise_is_of_molecule_and_atom(double_precision):
     np.testing.assert_array_equal(less[1], noise[1][:2])
 
 
-def test_drift_keeps_what_rounding_drops(quick_compilation):
+def test_drift_keeps_what_rounding_drops():
     motion = Motion(*(jnp.asarray(x, jnp.float32) for x in (
         [[8.0, 0, 0]], [[0.0] * 3], [[1e-5 / 3, 0, 0]])), None, jnp.zeros(1))
     far = jax.jit(lambda m: jax.lax.fori_loop(0, 30_000, lambda _, m: integrators.drifted(m, 1.0), m))(motion)

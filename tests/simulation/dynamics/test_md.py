@@ -62,7 +62,7 @@ def every_step(atoms, potential, **options):
     return MolecularDynamics(atoms, potential, **quiet | options)
 
 
-def test_open_molecules_step_for_step_as_under_ase(quick_compilation):
+def test_open_molecules_step_for_step_as_under_ase():
     potential = pairwise()
     # of different sizes, hot enough for many lists
     starts = [cluster(0, temperature=900), Atoms("Ar2", [[0, 0, 0], [0, 0, 4.0]]), cluster(1, temperature=200)]
@@ -71,7 +71,7 @@ def test_open_molecules_step_for_step_as_under_ase(quick_compilation):
     assert dynamics.lists_by == "device" and dynamics.lists_made > 2 and dynamics.num_compiles == 1
 
 
-def test_cells_as_under_ase(quick_compilation):
+def test_cells_as_under_ase():
     potential = pairwise(cutoff=4.5)
     wide = crystal((2, 2, 2), 1)
     wide.set_cell(wide.cell.array @ np.array([[1, 0.1, 0], [0, 1, 0], [0, 0.05, 1]]), scale_atoms=True)
@@ -80,7 +80,7 @@ def test_cells_as_under_ase(quick_compilation):
     assert dynamics.lists_by == "device" and dynamics.lists_made > 2
 
 
-def test_cells_smaller_than_the_cutoff_have_lists_from_the_host(quick_compilation):
+def test_cells_smaller_than_the_cutoff_have_lists_from_the_host():
     potential = pairwise(cutoff=6.0)
     slab = crystal((1, 2, 2), 3)
     slab.pbc = (True, True, False)
@@ -89,7 +89,7 @@ def test_cells_smaller_than_the_cutoff_have_lists_from_the_host(quick_compilatio
     assert dynamics.lists_by == "host" and dynamics.lists_made > 2
 
 
-def test_energy_is_conserved_to_second_order(quick_compilation):
+def test_energy_is_conserved_to_second_order():
     errors = []
     for timestep in (8.0, 4.0, 2.0):
         dynamics = every_step(cluster(0), pairwise(), timestep=timestep, temperature=30.0, frame_every=0)
@@ -99,7 +99,7 @@ def test_energy_is_conserved_to_second_order(quick_compilation):
     assert (ratios > 3.5).all() and (ratios < 4.6).all(), ratios
 
 
-def test_float32_loses_no_energy_to_rounding(quick_compilation):
+def test_float32_loses_no_energy_to_rounding():
     """Also far from the origin, and the energy has the digits of the small numbers that change."""
     drifts = {}
     for dtype in ("float32", "float64"):
@@ -111,7 +111,7 @@ def test_float32_loses_no_energy_to_rounding(quick_compilation):
     assert abs(drifts["float32"] - drifts["float64"]) < 1e-6, drifts  # eV/atom/ps
 
 
-def test_what_is_kept_of_a_short_dispatch_is_short(monkeypatch, quick_compilation):
+def test_what_is_kept_of_a_short_dispatch_is_short(monkeypatch):
     """A busy machine makes few steps a dispatch, so that there are many of them."""
     monkeypatch.setattr(md, "_TURN", 0.0)
     dynamics = MolecularDynamics(cluster(0), pairwise(), replicas=4, ensemble="nve", temperature=5.0, frame_every=2)
@@ -122,7 +122,7 @@ def test_what_is_kept_of_a_short_dispatch_is_short(monkeypatch, quick_compilatio
 
 
 @pytest.mark.parametrize("kind", ["tiny", pytest.param("so3krates", marks=pytest.mark.slow)])
-def test_forces_are_those_of_a_fresh_list(make_potential, quick_compilation, kind):
+def test_forces_are_those_of_a_fresh_list(make_potential, kind):
     potential = make_potential(kind, 1)
     start = [molecule("CH3CH2OH"), molecule("C6H6")]
     dynamics = every_step(start, potential, timestep=1.0, temperature=600.0, skin=1.0, frame_every=8)
@@ -137,7 +137,7 @@ def test_forces_are_those_of_a_fresh_list(make_potential, quick_compilation, kin
             assert atoms.get_potential_energy() == pytest.approx(calculator.get_potential_energy(atoms), abs=1e-8)
 
 
-def test_more_neighbours_than_there_is_room_for(quick_compilation):
+def test_more_neighbours_than_there_is_room_for():
     """Clusters that are out of each other's reach, and collide."""
     a, b = cluster(0), cluster(1)
     b.positions += [22.0, 0, 0]
@@ -158,7 +158,7 @@ def test_more_neighbours_than_there_is_room_for(quick_compilation):
 @pytest.mark.parametrize(("ensemble", "by"), [
     ("langevin", "device"), pytest.param("rescaling", "device", marks=pytest.mark.slow),
     pytest.param("rescaling", "host", marks=pytest.mark.slow)])
-def test_a_restart_goes_on_to_the_bit(quick_compilation, ensemble, by):
+def test_a_restart_goes_on_to_the_bit(ensemble, by):
     start = crystal((1, 1, 1)) if by == "host" else [cluster(0), cluster(1)]
     options = dict(ensemble=ensemble, timestep=4.0, temperature=300.0, skin=0.3, dtype="float32", frame_every=10,
                    fix_com=True, seed=3, replicas=2)
@@ -180,7 +180,7 @@ def test_a_restart_goes_on_to_the_bit(quick_compilation, ensemble, by):
         every_step(crystal((1, 1, 2)) if by == "host" else cluster(0), pairwise(cutoff=6.0)).restore(first.snapshot())
 
 
-def test_what_breaks_is_marked_and_the_others_go_on(quick_compilation):
+def test_what_breaks_is_marked_and_the_others_go_on():
     """Dimers of hydrogen on springs; radii 0.31 Å."""
     potential = pairwise("harmonic", length=0.74, stiffness=5.0)
 
@@ -230,7 +230,7 @@ def test_what_cannot_be_simulated_is_told(make_potential):
 
 
 @pytest.mark.parametrize("cutoff", [pytest.param(np.inf, marks=pytest.mark.slow), 5.0])
-def test_long_range_pairs_charge_and_spin(quick_compilation, cutoff):
+def test_long_range_pairs_charge_and_spin(cutoff):
     """Point charges, whose cutoff is beyond that of the edges."""
     potential = point_charges(cutoff)
     starts = [molecule("CH3CH2OH"), molecule("H2O")]

@@ -21,7 +21,7 @@ def cluster(count, seed):
 
 
 @pytest.mark.slow
-def test_minima_of_six_lennard_jones_atoms(quick_compilation):
+def test_minima_of_six_lennard_jones_atoms():
     potential = pairwise("lennard_jones", cutoff=200.0, depth=DEPTH, length=LENGTH)
     found, = find_minima([[cluster(6, s) for s in range(4)]], potential, rounds=6, replicas=12, temperature=20.0,
                          picoseconds=12.0, frames=8, timestep=10.0, fmax=1e-4, same_energy=1e-4, same_rmsd=0.2,
@@ -33,7 +33,7 @@ def test_minima_of_six_lennard_jones_atoms(quick_compilation):
         n for reason, n in found.left_out.items() if reason != "dynamics broke") == sum(found.relaxed)
 
 
-def test_molecules_side_by_side(morse_potential, quick_compilation):
+def test_molecules_side_by_side(morse_potential):
     methanol = molecule("CH3OH")
     shaken = [methanol.copy() for _ in range(3)]
     for k, atoms in enumerate(shaken):
@@ -44,7 +44,7 @@ def test_molecules_side_by_side(morse_potential, quick_compilation):
     assert one.minima[0].energy == pytest.approx(other.minima[0].energy, abs=1e-3)
 
 
-def test_what_reacts_is_no_minimum(quick_compilation):
+def test_what_reacts_is_no_minimum():
     potential = pairwise("harmonic", length=2.0, stiffness=5.0)
     found, = find_minima([[Atoms("H2", [[0, 0, 0], [0, 0, 0.74]])]], potential, rounds=2)
     assert found.minima == [] and found.left_out == {"other bonds": 1} and found.relaxed == [1]

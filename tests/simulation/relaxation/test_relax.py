@@ -17,6 +17,7 @@ from ase.optimize import BFGS
 
 from mlip_jax import MLIPCalculator, Relaxer, relax
 from mlip_jax.simulation.relaxation import pool
+from tests.compilation import xla_flags
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -178,7 +179,7 @@ def test_sizes_of_all_kinds_come_through_few_programs(make_potential):
     assert relaxer.num_compiles <= 2 and {pool.slot_size(len(a)) for a in starts} == {16}
 
 
-def test_a_few_molecules_of_all_sizes_share_one_program(make_potential, quick_compilation):
+def test_a_few_molecules_of_all_sizes_share_one_program(make_potential):
     potential = make_potential("tiny", 1)
     starts = [molecule("H2O"), molecule("CH3CH2OH"), molecule("C6H6") + molecule("C2H6")]
     starts[2].positions[12:] += [0, 0, 4.0]
@@ -252,7 +253,7 @@ def test_several_devices_share_the_molecules(tmp_path):
     for devices in (1, 3):
         output = tmp_path / f"{devices}.npz"
         environment = dict(os.environ, PYTHONPATH=str(REPOSITORY), JAX_PLATFORMS="cpu",
-                           XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+                           XLA_FLAGS=xla_flags(f"--xla_force_host_platform_device_count={devices}"))
         done = subprocess.run([sys.executable, "-m", "tests.simulation.relaxation.devices_program", str(output)],
                               env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]

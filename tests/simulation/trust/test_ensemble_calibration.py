@@ -49,7 +49,7 @@ def made(members, **changes):
         Calibration(tuple(m.digest() for m in members), Scale(2.0, 1e-6), Scale(3.0, 1e-6), 10), **changes)
 
 
-def test_spread_and_errors_are_those_of_the_calculator(members, quick_compilation):
+def test_spread_and_errors_are_those_of_the_calculator(members):
     atoms = [random_molecule(n, seed=n) for n in (5, 6)]
     rows = Columns.from_structures([Structure(
         a.numbers, a.positions, energy=1.5, forces=np.full((len(a), 3), 0.2)) for a in atoms])
@@ -66,7 +66,7 @@ def test_spread_and_errors_are_those_of_the_calculator(members, quick_compilatio
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_calculator(members, dtype, quick_compilation):
+def test_calculator(members, dtype):
     atoms, calibration = random_molecule(6, seed=3), made(members)
     calculator = EnsembleCalculator(members[::-1], dtype, calibration)  # the order of members does not matter
     assert {"energy_expected_error", "forces_expected_error"} < set(calculator.implemented_properties)

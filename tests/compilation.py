@@ -1,0 +1,40 @@
+"""Compiler settings of the tests.
+
+Most programs of the tests run a few times only, so that compiling takes far longer than running. The suite therefore
+compiles without optimization and, where XLA still has them, with the old emitters (a fifth of the time together).
+`MLIP_JAX_TEST_COMPILATION=optimized` runs the tests with the settings that users have, which `make test-slow` does.
+"""
+
+from __future__ import annotations
+
+import os
+
+import jax
+
+VARIABLE = "MLIP_JAX_TEST_COMPILATION"
+# JAX 0.11 removed these emitters, and ends the process at a flag that it does not know.
+_QUICK_FLAGS = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
+_OPTION = "jax_disable_most_optimizations"
+
+
+def is_quick() -> bool:
+    """Return whether the suite trades run time for compile time."""
+    chosen = os.environ.get(VARIABLE, "quick")
+    if chosen not in ("quick", "optimized"):
+        raise ValueError(f"{VARIABLE}={chosen!r}: expected 'quick' or 'optimized'")
+    return chosen == "quick"
+
+
+def xla_flags(*flags: str) -> str:
+    """Return XLA_FLAGS of a child process: `flags`, and those of this suite."""
+    quick = is_quick() and jax.__version_info__ < (0, 11)
+    return " ".join([*(_QUICK_FLAGS if quick else ()), *flags])
+
+
+def configure() -> None:
+    """Set up this process and, by their environment, its children. Call it before JAX compiles anything."""
+    if not is_quick():
+        return
+    os.environ["XLA_FLAGS"] = " ".join(filter(None, [os.environ.get("XLA_FLAGS", ""), xla_flags()]))
+    os.environ[_OPTION.upper()] = "true"
+    jax.config.update(_OPTION, True)
