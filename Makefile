@@ -24,7 +24,7 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.ready
-	$(BIN)/python -m pytest -m slow
+	MLIP_JAX_TEST_COMPILATION=optimized $(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.ready
 	$(BIN)/python -m ruff check .
