@@ -26,6 +26,7 @@ TERMS = tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).wi
 _FREE = ("model.options", "property.heads", *(f"potential.{term}_options" for term in TERMS))
 
 
+# mlip_jax/configs of an installed package, configs/ of a checkout.
 _SHIPPED = Path(configs.__path__[0])
 
 
@@ -56,7 +57,7 @@ def find_file(path: str) -> str:
     if given.name == file and given.suffix != ".py":
         if file not in shipped_names():
             hint = f" Your own file is --config={file}.py." if Path(f"{file}.py").is_file() else ""
-            raise ConfigError(unknown_name("config", file, shipped_names()) + hint)
+            raise ConfigError(unknown_name("shipped config", file, shipped_names()) + hint)
         return f"{_SHIPPED / file}.py{colon}{argument}"
     shipped = _SHIPPED / given.name
     return f"{shipped}{colon}{argument}" if given.parent == Path("configs") and shipped.is_file() else path

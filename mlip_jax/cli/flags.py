@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from mlip_jax.config import ConfigError, find_file, shipped_names
+from mlip_jax.config import ConfigError, find_file, shipped_names, unknown_name
 
 _HELP = {"--help", "-help", "-h", "-?"}
 _OF_SWEEPS = ("sweep_index", "sweep_list", "sweep_collect")
@@ -102,16 +103,29 @@ def set_profile(config: ml_collections.ConfigDict) -> None:
 
 
 def with_found_config(args: Sequence[str]) -> list[str]:
-    """Return the arguments with the path of the config file in place of what `find_file` takes."""
+    """Return the arguments with the path of the config file in place of what `find_file` takes.
+
+    Raises:
+      ConfigError: There is no such config.
+    """
     found = list(args)
     for i, argument in enumerate(args):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-config"):
             if equals:
-                found[i] = f"{name}={find_file(value)}"
+                found[i] = f"{name}={_existing(value)}"
             elif i + 1 < len(args):
-                found[i + 1] = find_file(args[i + 1])
+                found[i + 1] = _existing(args[i + 1])
     return found
+
+
+def _existing(config_file: str) -> str:
+    path = find_file(config_file)
+    file = Path(path.partition(":")[0])
+    if not file.is_file():
+        unknown = unknown_name("shipped config", file.stem, shipped_names())
+        raise ConfigError(f"no config file {file}: {unknown}")
+    return path
 
 
 def _show_help(args: Sequence[str], about: str) -> None:
