@@ -27,10 +27,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import describe, spread
+from mlip_jax.cli.process import ALLOCATOR
 from mlip_jax.datasets.store.conversion import Recipe, convert
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.graphs.neighbors import neighbor_list
-from mlip_jax.main import ALLOCATOR
 
 CUTOFF = 5.0
 SPRING = 2.4  # hartree/Å², so that a bond is as stiff as a real one, which the checks look at
@@ -168,8 +168,8 @@ def _pull(batches, split, step, count):
 def _with_model(batches, split, repeats):
     import jax
     import optax
+    from mlip_jax.configs.spice import get_config
 
-    from configs.spice import get_config
     from mlip_jax import models
     from mlip_jax.potential import example_graph
     from mlip_jax.training.objectives import ForceField

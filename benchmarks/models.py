@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import environments, tables
 from benchmarks.cases import OURS, Case, chosen, is_ours, is_peer
 from benchmarks.machine import describe
-from mlip_jax.main import ALLOCATOR
+from mlip_jax.cli.process import ALLOCATOR
 
 PARTS = ("environments", "data", "train", "latency", "repeat", "roofline", "table")
 DRIVERS = {OURS: ROOT / "benchmarks" / "ours.py",

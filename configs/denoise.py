@@ -10,7 +10,7 @@ data should be geometries at minima; of trajectories choose the stage, and keep 
 
 import ml_collections
 
-from configs import force2prop
+from mlip_jax.configs import force2prop
 
 
 def get_config(size: str = "published") -> ml_collections.ConfigDict:

@@ -10,7 +10,7 @@ Energies and forces are learned as by configs/pubchemqcr.py; a quarter of the st
 
 import ml_collections
 
-from configs import force2prop, pubchemqcr
+from mlip_jax.configs import force2prop, pubchemqcr
 
 
 def get_config(size: str = "published") -> ml_collections.ConfigDict:

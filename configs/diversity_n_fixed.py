@@ -32,8 +32,8 @@ forces, which the data must have then; their errors are among the results, and t
 
 import ml_collections
 
-from configs import spice
 from mlip_jax.config import unknown_name
+from mlip_jax.configs import spice
 from mlip_jax.datasets.selection.subsets import SELECTIONS, budget_grid
 from mlip_jax.defaults import diversity_defaults
 from mlip_jax.sweep import product

@@ -18,8 +18,8 @@ config.data.test_geometries tests on these.
 
 import ml_collections
 
-from configs import spice
 from mlip_jax.config import unknown_name
+from mlip_jax.configs import spice
 from mlip_jax.defaults import property_defaults
 
 MODES = ("all", "heads", "scratch", "random_heads")

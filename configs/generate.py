@@ -1,6 +1,6 @@
 """Makes the embedded data set: some 8,000 conformations of 460 small molecules with GFN2-xTB energies and forces.
 
-    pip install 'mlip_jax[data]'
+    pip install 'mlip-flax[data]'
     python -m mlip_jax.main --config=configs/generate.py --workdir=runs/data
     python -m mlip_jax.main --config=configs/generate.py --workdir=runs/data --config.data.molecules=mine.smi
 

@@ -1,6 +1,6 @@
 """Conformers of your own molecules with GFN2-xTB energies and forces, as GEOM has them: of drug-like ones to train on.
 
-    pip install 'mlip_jax[data]'
+    pip install 'mlip-flax[data]'
     python -m mlip_jax.main --config=configs/geom_like.py --workdir=runs/geom_drugs --config.smiles=drugs.smi
     python -m mlip_jax.main --config=configs/geom_like.py:small --workdir=runs/geom_small --config.smiles=gdb.csv
 

@@ -17,7 +17,7 @@ stage; --config.data.valid_geometry and test_geometries name others: "relaxed(et
 
 import ml_collections
 
-from configs import force2prop
+from mlip_jax.configs import force2prop
 
 
 def get_config(size: str = "published") -> ml_collections.ConfigDict:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import ml_collections
 
-from configs import force2prop, spice
+from mlip_jax.configs import force2prop, spice
 
 SEEDS = (0, 1, 2)
 EPOCHS, FINE_TUNING_EPOCHS = 10.0, 4.0

@@ -11,8 +11,8 @@ Put the files of figshare 12672038 (rmd17_ethanol.npz, ...) and the folder split
 
 import ml_collections
 
-from configs import spice
 from mlip_jax.config import unknown_name
+from mlip_jax.configs import spice
 from mlip_jax.defaults import train_defaults
 
 MOLECULES = ("aspirin", "azobenzene", "benzene", "ethanol", "malonaldehyde", "naphthalene", "paracetamol", "salicylic",

@@ -9,7 +9,7 @@ number of core minutes.
 
 import ml_collections
 
-from configs import spice
+from mlip_jax.configs import spice
 
 
 def get_config() -> ml_collections.ConfigDict:

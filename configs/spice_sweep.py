@@ -11,7 +11,7 @@ embedded data set with GFN2-xTB labels. As a job array on SLURM, of which each t
 
 import ml_collections
 
-from configs import spice
+from mlip_jax.configs import spice
 from mlip_jax.sweep import product
 
 

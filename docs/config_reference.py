@@ -46,7 +46,7 @@ def _table(config, described: dict[str, str]) -> list[str]:
 def experiments() -> dict[str, object]:
     """The modules of configs/ that have a get_config, by file name."""
     names = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
-    modules = {name: importlib.import_module(f"configs.{name}") for name in names}
+    modules = {name: importlib.import_module(f"mlip_jax.configs.{name}") for name in names}
     return {name: m for name, m in modules.items() if hasattr(m, "get_config")}
 
 

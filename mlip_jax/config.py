@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import pkgutil
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
+
+from mlip_jax import configs
 
 
 class ConfigError(ValueError):
@@ -24,24 +25,41 @@ TERMS = tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).wi
 _FREE = ("model.options", "property.heads", *(f"potential.{term}_options" for term in TERMS))
 
 
-# Where the folder configs/ lies that came with this package.
-_SHIPPED = Path(__file__).resolve().parents[1]
+# mlip_jax/configs of an installed package, configs/ of a checkout.
+_SHIPPED = Path(configs.__path__[0])
+
+
+def shipped_names() -> list[str]:
+    """Return the names of the configs that are part of the package, in alphabetical order."""
+    return sorted(path.stem for path in _SHIPPED.glob("*.py") if path.stem != "__init__")
 
 
 def find_file(path: str) -> str:
-    """The config file of that name: of the current folder, else the one that came with this package, if there is one.
+    """Find a config file: an existing file, or else a shipped config.
 
-    So `--config=configs/spice.py` works in any folder. The package's configs can be imported from then on, which those
-    that change a few lines of another one do.
+    In any folder, "spice" and "configs/spice.py" are the shipped config of that name, unless the current folder has a
+    file with the given path.
 
     Args:
-      path: "FILE" or "FILE:ARGUMENT".
+      path: "FILE" or "NAME", each with ":ARGUMENT" if the config takes an argument.
+
+    Returns:
+      The path of the file, with the argument. A path that is neither is returned as it is.
+
+    Raises:
+      ConfigError: There is no shipped config of that name; the message has the nearest one and all there are.
     """
-    if str(_SHIPPED) not in sys.path:
-        sys.path.append(str(_SHIPPED))
     file, colon, argument = path.partition(":")
-    shipped = _SHIPPED / file
-    return f"{shipped}{colon}{argument}" if not Path(file).exists() and shipped.is_file() else path
+    given = Path(file)
+    if given.is_file():
+        return path
+    if given.name == file and given.suffix != ".py":
+        if file not in shipped_names():
+            hint = f" Your own file is --config={file}.py." if Path(f"{file}.py").is_file() else ""
+            raise ConfigError(unknown_name("shipped config", file, shipped_names()) + hint)
+        return f"{_SHIPPED / file}.py{colon}{argument}"
+    shipped = _SHIPPED / given.name
+    return f"{shipped}{colon}{argument}" if given.parent == Path("configs") and shipped.is_file() else path
 
 
 def complete(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

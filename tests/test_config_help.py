@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mlip_jax import config_fields, config_help, main
+from mlip_jax import config_fields, config_help
+from mlip_jax.cli import flags
 from mlip_jax.config import ConfigError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -44,7 +45,7 @@ def test_errors_name_the_config():
 @pytest.mark.parametrize("arguments", (["--config=configs/md.py", "--help"], ["-h", "--config", "configs/md.py"]))
 def test_the_command_prints_it_and_leaves(arguments, capsys):
     with pytest.raises(SystemExit) as end:
-        main._show_help_of_config(arguments)
+        flags._show_help(arguments, "")
     assert end.value.code == 0 and "  timestep = " in capsys.readouterr().out
-    main._show_help_of_config(arguments[:1])  # without a request nothing is printed, and the run begins
+    flags._show_help(["--config=configs/md.py"], "")  # without a request nothing is printed, and the run begins
     assert not capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The command: signals of its first seconds, and flags that do not go with the config."""
+"""The command: signals of its first seconds, the configs that it finds, and flags that do not go with the config."""
 
 import os
 import re
@@ -10,13 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from mlip_jax import distributed, main, sweep
+from mlip_jax import config, distributed, sweep
+from mlip_jax.cli import flags, process
+from mlip_jax.config import ConfigError
 
 REPOSITORY = Path(__file__).parents[1]
 
 
-def start(*arguments):
-    return subprocess.Popen([sys.executable, "-m", "mlip_jax.main", *map(str, arguments)], cwd=REPOSITORY, text=True,
+MODULE = ("-m", "mlip_jax.main")
+SCRIPT = ("-c", "from mlip_jax.main import command; command()")  # as the installed mlip-jax has it
+
+
+def start(*arguments, program=MODULE):
+    return subprocess.Popen([sys.executable, *program, *map(str, arguments)], cwd=REPOSITORY, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"GLIBC_TUNABLES": ""})
 
 
@@ -27,45 +33,75 @@ def catches(process, number):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_of_the_first_seconds_asks_to_be_started_again(tmp_path, number):
-    process = start("--config=configs/spice.py", f"--workdir={tmp_path / 'run'}")
+@pytest.mark.parametrize("number, program", [(signal.SIGTERM, MODULE), (signal.SIGUSR1, SCRIPT)])
+def test_a_signal_of_the_first_seconds_asks_to_be_started_again(tmp_path, number, program):
+    started = start("--config=configs/spice.py", f"--workdir={tmp_path / 'run'}", program=program)
     deadline = time.monotonic() + 60
-    while not catches(process, number):
-        assert process.poll() is None and time.monotonic() < deadline
+    while not catches(started, number):
+        assert started.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)
-    assert "jaxlib" not in Path(f"/proc/{process.pid}/maps").read_text()  # which takes seconds to import
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == distributed.EXIT_REQUEUE == main._EXIT_REQUEUE and not output
+    assert "jaxlib" not in Path(f"/proc/{started.pid}/maps").read_text()  # which takes seconds to import
+    started.send_signal(number)
+    output, _ = started.communicate(timeout=60)
+    assert started.returncode == distributed.EXIT_REQUEUE == process.EXIT_REQUEUE and not output
     assert not (tmp_path / "run").exists()
 
 
 def test_a_profile_is_of_training(tmp_path):
-    output, _ = (process := start("--config=configs/inspect_data.py", f"--workdir={tmp_path / 'run'}",
-                                  "--profile=3")).communicate(timeout=120)
-    assert process.returncode == 1 and "Traceback" not in output
+    started = start("--config=inspect_data", f"--workdir={tmp_path / 'run'}", "--profile=3")
+    output, _ = started.communicate(timeout=120)
+    assert started.returncode == 1 and "Traceback" not in output
     assert "--profile is of training; the task of this config is 'inspect_data'" in output
 
 
-def test_configs_come_with_the_package(tmp_path, monkeypatch):
-    """In a folder without them the package's own are found; one's own file of that name goes first."""
+def test_the_allocator_is_tuned_by_the_same_command(monkeypatch):
+    """With the interpreter's options and the program as given, and only if nothing is set yet."""
+    calls = []
+    monkeypatch.setattr(process.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(process.os, "execv", lambda *call: calls.append((call, os.environ["GLIBC_TUNABLES"])))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "/bin/mlip-jax", "--config=spice"])
+    for value in ("", "glibc.malloc.arena_max=2"):
+        monkeypatch.setenv("GLIBC_TUNABLES", value)
+        process.tune_allocator()
+    assert not calls
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    process.tune_allocator()
+    assert calls == [((sys.executable, [sys.executable, "-u", "/bin/mlip-jax", "--config=spice"]), process.ALLOCATOR)]
+
+
+def test_shipped_configs_are_found_in_any_folder(tmp_path, monkeypatch):
+    """By their path in the repository or by their name; a file at the given path goes first, a folder does not."""
     monkeypatch.chdir(tmp_path)
-    given = ["--workdir=runs/a", "--config=configs/spice.py:painn", "--config", "configs/md.py"]
+    (tmp_path / "md").mkdir()
     shipped = REPOSITORY / "configs"
-    assert main._with_found_config(given) == [
+    given = ["--workdir=runs/a", "--config=configs/spice.py:painn", "--config", "configs/md.py"]
+    assert flags.with_found_config(given) == [
         "--workdir=runs/a", f"--config={shipped}/spice.py:painn", "--config", f"{shipped}/md.py"]
+    assert flags.with_found_config(["--config=spice:painn", "-config", "md"]) == [
+        f"--config={shipped}/spice.py:painn", "-config", f"{shipped}/md.py"]
     (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/md.py").write_text("")
-    assert main._with_found_config(given)[3] == "configs/md.py"
-    assert main._with_found_config(["--config=configs/none.py"]) == ["--config=configs/none.py"]
-    assert sweep.load("configs/spice_sweep.py", sweep._call("configs/spice_sweep.py", "get_config", ""))
+    for own in ("configs/md.py", "spice"):
+        (tmp_path / own).write_text("")
+        assert config.find_file(own) == own
+    assert sweep.load("spice_sweep", sweep._call("configs/spice_sweep.py", "get_config", ""))
+
+
+def test_an_unknown_config_tells_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("")
+    for given, message in (("spicy", "Did you mean 'spice'.* Known: convert, .* stability"),
+                           ("configs/spicy.py:painn", "no config file configs/spicy.py.* Did you mean 'spice'"),
+                           ("spice.py", "no config file spice.py"), ("", "unknown shipped config ''"),
+                           ("mine", "Your own file is --config=mine.py")):
+        with pytest.raises(ConfigError, match=message):
+            flags.with_found_config([f"--config={given}"])
 
 
 def test_runs_in_any_folder(tmp_path):
-    (tmp_path / "mine.py").write_text("from configs import md\n\ndef get_config():\n    return md.get_config()\n")
+    """With nothing installed, a config that imports a shipped one."""
+    text = "from mlip_jax.configs import md\n\ndef get_config():\n    return md.get_config()\n"
+    (tmp_path / "mine.py").write_text(text)
     environment = os.environ | {"GLIBC_TUNABLES": "", "PYTHONPATH": str(REPOSITORY)}
-    for config in ("configs/md.py", "mine.py"):
-        done = subprocess.run([sys.executable, "-m", "mlip_jax.main", f"--config={config}", "--workdir=runs/md"],
-                              cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=120)
-        assert done.returncode == 1 and "force_field" in done.stderr and "Traceback" not in done.stderr
+    done = subprocess.run([sys.executable, "-m", "mlip_jax.main", "--config=mine.py", "--workdir=runs/md"],
+                          cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=120)
+    assert done.returncode == 1 and "force_field" in done.stderr and "Traceback" not in done.stderr

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import spice, spice_sweep
 from mlip_jax import config as configs
 from mlip_jax import defaults
 from mlip_jax.config import ConfigError
+from mlip_jax.configs import spice, spice_sweep
 from mlip_jax.sweep import _SAFE, differing, load, override, parse, product, to_text
 
 CONFIG = """

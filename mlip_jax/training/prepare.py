@@ -13,8 +13,8 @@ import jax
 import ml_collections
 import numpy as np
 
+from mlip_jax import __version__, distributed
 from mlip_jax import config as configs
-from mlip_jax import distributed
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection.split_files import load_split, save_split
 from mlip_jax.graphs.batching import choose_budgets, enlarge, fill_buckets, plan_buckets
@@ -101,8 +101,9 @@ def update_flops(trainer, batches, train, params) -> float | None:
 
 
 def _version(package: str) -> str:
+    if package == "mlip_jax":  # its distribution has another name
+        return __version__
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        from mlip_jax import __version__
-        return __version__ if package == "mlip_jax" else "unknown"
+        return "unknown"

@@ -47,7 +47,7 @@ def test_configs_and_fields(page):
         if file in OWN:
             continue
         assert (markdown.ROOT / file).is_file(), f"{page}: {file}"
-        config = reference.config_of(importlib.import_module(file[:-3].replace("/", ".")))
+        config = reference.config_of(importlib.import_module(f"mlip_jax.configs.{Path(file).stem}"))
         if config is None:
             continue
         known = dict(reference.fields(config))

@@ -42,7 +42,7 @@ def test_is_a_notebook_without_outputs(path):
 @each
 def test_first_installs_the_package_where_it_is_missing(path):
     first = next(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code")
-    assert "import mlip_jax\nexcept ImportError:" in first and '%pip install -q "mlip_jax[{EXTRAS}] @ git+' in first
+    assert "import mlip_jax\nexcept ImportError:" in first and '%pip install -q "mlip-flax[{EXTRAS}] @ git+' in first
     assert len(re.findall(r"^REPOSITORY = .*# PLACEHOLDER", first, re.MULTILINE)) == 1
 
 

@@ -10,8 +10,8 @@ from ase import Atoms
 
 pytest.importorskip("rdkit")
 
-from configs import diversity_n_fixed, diversity_ns_fixed
 from mlip_jax import MLIPCalculator, sweep
+from mlip_jax.configs import diversity_n_fixed, diversity_ns_fixed
 from mlip_jax.datasets.selection.held_out import RunData
 from mlip_jax.reports.diversity.generalization import NAMES
 from mlip_jax.tasks import train
@@ -81,7 +81,7 @@ def test_from_the_sweep_to_the_report(tmp_path):
     """
     config = tmp_path / "small.py"
     config.write_text(
-        "from configs import diversity_n_fixed\n"
+        "from mlip_jax.configs import diversity_n_fixed\n"
         "def get_config():\n    return diversity_n_fixed.get_config('model=painn')\n"
         "def sweep():\n    return [{'name': f'c{c}-s{s}', 'data.num_molecules': n, 'data.num_conformers': c, 'seed': s}"
         " for n, c in ((8, 1), (4, 2)) for s in (0, 1)] + [{'name': 'forces', 'data.num_molecules': 4, "

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from configs import ensemble as config_file
 from mlip_jax import EnsembleCalculator
 from mlip_jax.config import ConfigError
+from mlip_jax.configs import ensemble as config_file
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import splits
 from mlip_jax.datasets.selection.held_out import RunData

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import spice
 from mlip_jax.config import ConfigError
+from mlip_jax.configs import spice
 from mlip_jax.importers import parameters
 from mlip_jax.potential import Potential
 from mlip_jax.reports.predictions import Predictions

@@ -92,7 +92,7 @@ def require(*packages: str) -> None:
     """Raise ImportError where one of the packages is missing."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"the embedded data set needs {' and '.join(missing)}: pip install 'mlip_jax[data]'")
+        raise ImportError(f"the embedded data set needs {' and '.join(missing)}: pip install 'mlip-flax[data]'")
 
 
 def is_cached(path: Path, parameters: dict[str, Any]) -> bool:

@@ -51,7 +51,7 @@ class RDKitMolecule:
         try:
             from rdkit import Chem, rdBase
         except ImportError as error:
-            raise ImportError("GEOM's pickles need the package rdkit: pip install 'mlip_jax[data]'") from error
+            raise ImportError("GEOM's pickles need the package rdkit: pip install 'mlip-flax[data]'") from error
         try:
             with rdBase.BlockLogs():
                 molecule = Chem.Mol(self._binary)

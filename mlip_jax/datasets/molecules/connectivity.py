@@ -152,4 +152,4 @@ def _require_rdkit() -> None:
     try:
         import rdkit  # noqa: F401
     except ImportError as error:
-        raise ImportError("telling molecules apart needs RDKit: pip install 'mlip_jax[data]'") from error
+        raise ImportError("telling molecules apart needs RDKit: pip install 'mlip-flax[data]'") from error

@@ -158,7 +158,7 @@ def _require_rdkit() -> None:
     try:
         import rdkit  # noqa: F401
     except ImportError as error:
-        raise ImportError("SMILES and mol blocks need RDKit: pip install 'mlip_jax[data]'") from error
+        raise ImportError("SMILES and mol blocks need RDKit: pip install 'mlip-flax[data]'") from error
 
 
 def _checked(record: MoleculeRecord, path: Path) -> MoleculeRecord:

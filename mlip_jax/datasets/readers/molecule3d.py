@@ -340,7 +340,7 @@ def _smiles(block: bytes) -> str:
     try:
         from rdkit import Chem, RDLogger
     except ImportError as error:
-        raise DatasetError("the option smiles needs RDKit: pip install 'mlip_jax[data]'") from error
+        raise DatasetError("the option smiles needs RDKit: pip install 'mlip-flax[data]'") from error
     RDLogger.DisableLog("rdApp.*")
     molecule = Chem.MolFromMolBlock(block.decode("utf-8", "replace"), removeHs=True)
     return "" if molecule is None else Chem.MolToSmiles(molecule)

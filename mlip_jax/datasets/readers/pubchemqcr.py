@@ -252,7 +252,7 @@ def _open_lmdb(path: Path):
     try:
         import lmdb
     except ImportError as error:
-        raise ImportError("LMDB files need the package lmdb: pip install 'mlip_jax[data]'") from error
+        raise ImportError("LMDB files need the package lmdb: pip install 'mlip-flax[data]'") from error
     try:
         environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, create=False, readahead=False)
     except lmdb.Error as error:

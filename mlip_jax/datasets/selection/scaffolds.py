@@ -129,4 +129,4 @@ def _require_rdkit() -> None:
     try:
         import rdkit  # noqa: F401
     except ImportError as error:
-        raise ImportError("scaffolds need RDKit: pip install 'mlip_jax[data]'") from error
+        raise ImportError("scaffolds need RDKit: pip install 'mlip-flax[data]'") from error

@@ -62,7 +62,7 @@ class Method:
             try:
                 return importlib.import_module("tblite.ase").TBLite
             except ImportError as error:
-                raise ImportError(f"{self.name} needs tblite: pip install 'mlip_jax[data]'") from error
+                raise ImportError(f"{self.name} needs tblite: pip install 'mlip-flax[data]'") from error
         module, _, name = self.name.partition(":")
         try:
             found = getattr(importlib.import_module(module), name, None)

@@ -398,12 +398,12 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(generate_module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"rdkit and tblite: pip install 'mlip_jax\[data\]'"):
+    with pytest.raises(ImportError, match=r"rdkit and tblite: pip install 'mlip-flax\[data\]'"):
         generate_embedded(tmp_path / "x.h5")
 
 
 def test_task(tmp_path, caplog):
-    from configs import generate as config_file
+    from mlip_jax.configs import generate as config_file
     from mlip_jax.tasks import generate as task
 
     config = config_file.get_config()

@@ -92,7 +92,7 @@ def test_progress_bar_for_long_work(monkeypatch, capsys):
 
 def test_without_rdkit(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "rdkit", None)
-    with pytest.raises(ImportError, match=r"pip install 'mlip_jax\[data\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'mlip-flax\[data\]'"):
         murcko_scaffold("C")
 
 

@@ -1,0 +1,1 @@
+"""The command line: the start of its process, its flags, and its log on the console."""

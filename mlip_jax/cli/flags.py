@@ -1,0 +1,145 @@
+"""The flags of the command: their definitions, parsing with helpful errors, and --help."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from mlip_jax.config import ConfigError, find_file, shipped_names, unknown_name
+
+_HELP = {"--help", "-help", "-h", "-?"}
+_OF_SWEEPS = ("sweep_index", "sweep_list", "sweep_collect")
+
+
+def define() -> None:
+    """Define the flags; their values are the attributes of `absl.flags.FLAGS` once `parse` was called."""
+    config_flags.DEFINE_config_file(
+        "config", None, "A file with get_config(), or the name of a shipped config: spice. An argument for "
+        "get_config() follows a colon: spice:painn.")
+    flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics and report go there.")
+    flags.DEFINE_bool(
+        "sweep", False, "Run the variants that sweep() of the config file gives, one after another, each in "
+        "WORKDIR/NAME, and collect them in WORKDIR/sweep.md and sweep.csv. The same command again runs what is not "
+        "complete; several at once share the work.")
+    flags.DEFINE_string(
+        "sweep_index", None, 'With --sweep: run only the variant of this number (from 0), for job arrays; "slurm" '
+        "takes the number from SLURM_ARRAY_TASK_ID.")
+    flags.DEFINE_bool(
+        "sweep_list", False, "With --sweep: print number, name and fields of each variant in a line; run nothing.")
+    flags.DEFINE_bool("sweep_collect", False, "With --sweep: write the table again; run nothing.")
+    flags.DEFINE_multi_string(
+        "overrides", None, "Config fields with their values as a Python dictionary, applied after those given as "
+        "--config.FIELD: \"{'model.options.degrees': (1, 2), 'seed': 1}\". A sweep passes them to its variants.")
+    flags.DEFINE_integer("profile", None, "Profile this many training steps and write the trace to WORKDIR/trace.")
+    flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+def parse(args: Sequence[str], about: str) -> list[str]:
+    """Parse a command line like absl; an error, such as an unknown config field, ends the process with a message.
+
+    Args:
+      args: The command line, the program first.
+      about: What --help prints above the flags.
+
+    Returns:
+      The program and the arguments that are not flags.
+    """
+    try:
+        _show_help(args[1:], about)
+        return flags.FLAGS(with_found_config(args))
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        if any(a.lstrip("-").startswith("config.data.reader_options.") for a in args):
+            sys.exit("error: options of a reader are given together: "
+                     '--config.data.reader_options="NAME=VALUE; NAME=VALUE"')
+        # the text of a KeyError is the repr of its argument, of ml_collections' twice over
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        sys.exit("error: " + text.strip("'\"").replace("\\n", "\n").replace("\\'", "'"))
+    except flags.Error as error:
+        sys.exit(f"error: {error}\nRun with --help for the flags.")
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Check that there are only flags, and that they go together.
+
+    Args:
+      arguments: The arguments that are not flags.
+
+    Raises:
+      ConfigError: There are such arguments, or a flag is of sweeps and there is none.
+    """
+    if arguments:
+        raise ConfigError(f"unknown arguments: {' '.join(arguments)}")
+    alone = [f"--{name}" for name in _OF_SWEEPS if flags.FLAGS[name].value]
+    if alone and not flags.FLAGS.sweep and flags.FLAGS.overrides is None:  # a sweep passes its flags to its variants
+        raise ConfigError(f"{', '.join(alone)} without --sweep")
+
+
+def overridden(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Return the config with the values of --overrides."""
+    from mlip_jax import sweep
+    for text in flags.FLAGS.overrides or ():
+        config = sweep.override(config, sweep.parse(text))
+    return config
+
+
+def set_profile(config: ml_collections.ConfigDict) -> None:
+    """Set the field of --profile, if that flag is given.
+
+    Raises:
+      ConfigError: The task of the config is not training.
+    """
+    if flags.FLAGS.profile is None:
+        return
+    if config.get("task") != "train":
+        raise ConfigError(f"--profile is of training; the task of this config is {config.get('task')!r}")
+    config.train.profile_steps = flags.FLAGS.profile
+
+
+def with_found_config(args: Sequence[str]) -> list[str]:
+    """Return the arguments with the path of the config file in place of what `find_file` takes.
+
+    Raises:
+      ConfigError: There is no such config.
+    """
+    found = list(args)
+    for i, argument in enumerate(args):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            if equals:
+                found[i] = f"{name}={_existing(value)}"
+            elif i + 1 < len(args):
+                found[i + 1] = _existing(args[i + 1])
+    return found
+
+
+def _existing(config_file: str) -> str:
+    path = find_file(config_file)
+    file = Path(path.partition(":")[0])
+    if not file.is_file():
+        unknown = unknown_name("shipped config", file.stem, shipped_names())
+        raise ConfigError(f"no config file {file}: {unknown}")
+    return path
+
+
+def _show_help(args: Sequence[str], about: str) -> None:
+    """Print what --help asks for, if it is among the arguments, and exit: with --config the help of that config."""
+    if not _HELP & set(args):
+        return
+    given = [value for name, value in zip(args, args[1:]) if name in ("--config", "-config")]
+    given += [a.partition("=")[2] for a in args if a.startswith(("--config=", "-config="))]
+    if given:
+        from mlip_jax.config_help import help_text
+        print(help_text(given[0]))
+        print("\nFlags of every config: --help without --config.")
+    else:
+        flag_texts = flags.FLAGS.module_help(__name__).strip().partition("\n")[2]  # below the name of this module
+        configs = textwrap.fill(", ".join(shipped_names()), 80, initial_indent="  ", subsequent_indent="  ")
+        print(f"{about.strip()}\n\nShipped configs:\n{configs}\n\nFlags:\n{flag_texts}")
+    sys.exit(0)
