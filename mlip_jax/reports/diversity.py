@@ -19,8 +19,8 @@ import numpy as np
 
 from mlip_jax.reports import diversity_figures, fingerprint_map, page
 from mlip_jax.reports.diversity_findings import findings
-from mlip_jax.reports.files import write_text
 from mlip_jax.reports.generalization import MEANINGS, NAMES
+from mlip_jax.workdir import write_text
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from mlip_jax.reports import figures, page, sections
 from mlip_jax.reports.domain import LARGE, roc
-from mlip_jax.reports.files import write_text
 from mlip_jax.simulation.ensemble_calibration import Calibration, Evaluated
+from mlip_jax.workdir import write_text
 
 _BINS, _IN_A_BIN = 12, 5
 _TITLES = {"valid": "Validation, by which the factors were fitted", "test": "Test"}

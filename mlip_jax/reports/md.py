@@ -15,8 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mlip_jax.reports import figures, page
-from mlip_jax.reports.files import write_text
 from mlip_jax.reports.molecules import Picture, molecule_figure
+from mlip_jax.workdir import write_text
 
 _COLUMNS = {"step": "step", "time": "time_fs", "potential": "potential_ev", "total": "total_ev",
             "temperature": "temperature_k", "conserved": "conserved_ev", "volume": "volume_ang3",

@@ -16,9 +16,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from matplotlib.figure import Figure
 
 from mlip_jax.reports import figures, page
-from mlip_jax.reports.files import write_text
 from mlip_jax.reports.molecules import Picture, molecule_figure
 from mlip_jax.simulation.minima import Found
+from mlip_jax.workdir import write_text
 
 _KCAL = units.mol / units.kcal  # kcal/mol of an eV
 _MOST_ROWS, _MOST_LEVELS, _MOST_PICTURES, _MOST_ATOMS = 60, 12, 5, 120

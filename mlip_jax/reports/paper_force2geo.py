@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlip_jax.reports import figures, page
-from mlip_jax.reports.files import write_text
+from mlip_jax.workdir import write_text
 
 RELAXED = "relaxed(pm3:first)"
 _GEOMETRIES = {

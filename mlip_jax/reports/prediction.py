@@ -13,7 +13,7 @@ import numpy as np
 
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.reports import figures, page, sections
-from mlip_jax.reports.files import write_text
+from mlip_jax.workdir import write_text
 
 _MOST = 20  # lines of a table
 

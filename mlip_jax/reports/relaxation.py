@@ -17,8 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mlip_jax.reports import figures, page
-from mlip_jax.reports.files import write_text
 from mlip_jax.reports.molecules import Picture, molecule_figure
+from mlip_jax.workdir import write_text
 
 STATUSES = ("converged", "step limit", "diverged", "failed")
 _NUMBERS = {"steps": "steps", "energy_start": "energy_start_ev", "energy": "energy_ev", "rmsd": "rmsd_ang",

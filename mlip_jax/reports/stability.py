@@ -16,9 +16,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mlip_jax.reports import figures, page
-from mlip_jax.reports.files import write_text
 from mlip_jax.simulation import md_analysis
 from mlip_jax.simulation.md_analysis import Course
+from mlip_jax.workdir import write_text
 
 _MOST_ROWS, _MOST_COMPARED = 40, 6
 

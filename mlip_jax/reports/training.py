@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from mlip_jax.reports import domain, errors, page, sections
-from mlip_jax.reports.files import write_text
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.simulation.atom_domain import Judged
+from mlip_jax.workdir import write_text
 
 SPLITS = ("train", "valid", "test")
 

@@ -14,7 +14,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from mlip_jax.workdir import WorkdirError
+from mlip_jax.workdir import WorkdirError, atomic_open
 
 _POSITION = ("step", "epoch", "seconds", "learning_rate", "beta")
 _RATES = ("structures_per_second", "atoms_per_second", "edges_per_second", "input_share", "checkpoint_share", "mfu")
@@ -39,12 +39,10 @@ class Recorder:
         self.path = workdir / "metrics.csv"
         with writing(self.path):
             kept = [row for row in self._read() if int(row["step"]) <= step]
-            temporary = self.path.with_suffix(".csv.tmp")
-            with open(temporary, "w", newline="") as file:
+            with atomic_open(self.path, "w", newline="") as file:
                 writer = csv.DictWriter(file, columns)
                 writer.writeheader()
                 writer.writerows(kept)
-            os.replace(temporary, self.path)
         self._board = _Board(workdir / "tensorboard", step)
 
     def _read(self) -> list[dict[str, str]]:
