@@ -16,7 +16,7 @@ from ase.io import write as write_atoms
 
 from mlip_jax.datasets.start_geometries import Start
 from mlip_jax.reports import force2geo_figures as figures
-from mlip_jax.reports import page
+from mlip_jax.reports import page, sections
 from mlip_jax.reports.errors import json_safe
 from mlip_jax.simulation import relaxation_metrics as metrics
 from mlip_jax.simulation.oracle import Evaluation, Minimum
@@ -101,7 +101,7 @@ def write_report(folder: str | os.PathLike, molecules: Molecules, evaluated: Seq
         _write_csv(file, content)
     _write_geometries(folder, content)
     body = [page.heading("Relaxations judged by " + molecules.oracle, 1), *_headline(content, notes), *_table(content),
-            *_figures(content), *_failures(content), *_definitions(content), *_provenance(info or {})]
+            *_figures(content), *_failures(content), *_definitions(content), *sections.provenance(info or {})]
     write_text(folder / "report.html", page.page("Relaxations", body))
     return folder / "report.html"
 
@@ -314,13 +314,6 @@ def _definitions(content: _Content) -> Iterator[str]:
         "force convergence": f"the oracle's largest force on an atom at the relaxed geometry < {limits.fmax:g} eV/Å",
         "no gap": f"where E(start) − E(opt) < {limits.min_gap:g} eV there is no percentage; such a molecule has "
                   "diverged if its energy rises by more than that"})
-
-
-def _provenance(info) -> Iterator[str]:
-    if info:
-        yield page.heading("How it was made")
-        yield page.grid((f"<section>{page.heading(name, 3)}{page.pairs(dict(items))}</section>"
-                         for name, items in info.items()), "sections")
 
 
 def _value(estimate: Estimate) -> str:

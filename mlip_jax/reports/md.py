@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mlip_jax.reports import figures, page
+from mlip_jax.reports import figures, page, sections
 from mlip_jax.reports.molecules import Picture, molecule_figure
 from mlip_jax.workdir import write_text
 
@@ -114,7 +114,7 @@ def write_md_report(workdir: str | os.PathLike, about: Run, thermo: Mapping[int,
     # The numbers first: should a figure fail, they are there.
     write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     body = [page.heading(title, 1), *_headline(content), *_broken(about), *_curves(about, thermo), *_table(content),
-            *_pictures(pictures), *_provenance(info, files)]
+            *_pictures(pictures), *sections.provenance(info, files)]
     write_text(workdir / "report.html", page.page(title, body))
     return workdir / "report.html"
 
@@ -198,10 +198,3 @@ def _pictures(pictures: Sequence[Picture]) -> Iterator[str]:
         yield page.figure(molecule_figure(pictures), (
             "Molecules at the start (above) and in the last frame (below), aligned and seen from the same side."),
             wide=True)
-
-
-def _provenance(info: Mapping[str, Mapping[str, Any]], files: Sequence[str]) -> Iterator[str]:
-    yield page.heading("How this was made")
-    if files:
-        yield page.paragraph("Beside this page: " + ", ".join(files) + ".")
-    yield page.grid([page.heading(name, 3) + page.pairs(dict(values)) for name, values in info.items()], "sections")

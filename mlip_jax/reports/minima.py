@@ -15,9 +15,10 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from matplotlib.figure import Figure
 
-from mlip_jax.reports import figures, page
+from mlip_jax.reports import figures, page, sections
 from mlip_jax.reports.molecules import Picture, molecule_figure
 from mlip_jax.simulation.minima import Found
+from mlip_jax.structure import electronic_value
 from mlip_jax.workdir import write_text
 
 _KCAL = units.mol / units.kcal  # kcal/mol of an eV
@@ -68,7 +69,7 @@ class Molecule:
             left_out = {} if found is None else dict(found.left_out)
             return cls(number, name, failure, left_out=left_out)
         first = found.minima[0].atoms
-        return cls(number, name, failure, first.numbers.tolist(), float(first.info.get("charge", 0.0)),
+        return cls(number, name, failure, first.numbers.tolist(), electronic_value(first, "charge"),
                    first.cell.array.tolist() if first.pbc.any() else None,
                    [Minimum(m.energy, m.atoms.positions.tolist(), m.round, m.times) for m in found.minima],
                    found.relaxed, found.new, dict(found.left_out))
@@ -151,9 +152,7 @@ def write_minima_report(workdir: str | os.PathLike, molecules: Sequence[Molecule
     workdir, content = Path(workdir), metrics(molecules, judgements)
     write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     body = [page.heading(title, 1), *_headline(content), *_levels(molecules), *_reference(judgements, content),
-            *_molecules(content), *_pictures(molecules), page.heading("How this was made"),
-            page.paragraph("Beside this page: " + ", ".join(files) + "."),
-            page.grid([page.heading(name, 3) + page.pairs(dict(values)) for name, values in info.items()], "sections")]
+            *_molecules(content), *_pictures(molecules), *sections.provenance(info, files)]
     write_text(workdir / "report.html", page.page(title, body))
     return workdir / "report.html"
 

@@ -26,8 +26,7 @@ from rich.progress import track
 from mlip_jax import workers
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import embedding
-from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.property_data import Rows
+from mlip_jax.datasets.columns import Columns, Rows
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.store import Store
 from mlip_jax.potential import Potential

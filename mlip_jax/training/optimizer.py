@@ -220,6 +220,15 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
     return jax.tree.unflatten(structure, matched)
 
 
+def plateau_options(config: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return the options of `Plateau.update`, or None if the schedule is another; `config` is config.optimizer."""
+    if config["schedule"] != "plateau":
+        return None
+    return {"patience": config["plateau_patience"], "factor": config["decay_factor"],
+            "threshold": config["plateau_threshold"],
+            "floor": config["learning_rate_end"] / config["learning_rate"]}
+
+
 @dataclasses.dataclass(frozen=True)
 class Plateau:
     """Factor to the learning rate that goes down when validation gets no better (torch's ReduceLROnPlateau).
