@@ -22,7 +22,7 @@ from rich.text import Text
 
 from mlip_jax.datasets.histogram import Histogram
 from mlip_jax.reports import figures
-from mlip_jax.reports.page import number
+from mlip_jax.reports.html_page import number
 from mlip_jax.workdir import atomic_open, write_text
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlip_jax.reports import diversity_figures, fingerprint_map, page
+from mlip_jax.reports import diversity_figures, fingerprint_map
+from mlip_jax.reports import html_page as page
 from mlip_jax.reports.diversity_findings import findings
 from mlip_jax.reports.generalization import MEANINGS, NAMES
 from mlip_jax.workdir import write_text
@@ -178,7 +179,7 @@ def write_report(folder: str | Path, results: Sequence[Result], metric: str = "e
         body += _of_model(model, found, METRICS[metric])
     body += _map(results)
     write_text(folder / "diversity.csv", _csv(by_model))
-    write_text(folder / "diversity.html", page.page("Molecules against conformers", body))
+    write_text(folder / "diversity.html", page.render("Molecules against conformers", body))
     return folder / "diversity.html"
 
 

@@ -16,7 +16,8 @@ from ase.io import write as write_atoms
 
 from mlip_jax.datasets.start_geometries import Start
 from mlip_jax.reports import force2geo_figures as figures
-from mlip_jax.reports import page, sections
+from mlip_jax.reports import html_page as page
+from mlip_jax.reports import sections
 from mlip_jax.reports.errors import json_safe
 from mlip_jax.simulation import relaxation_metrics as metrics
 from mlip_jax.simulation.oracle import Evaluation, Minimum
@@ -102,7 +103,7 @@ def write_report(folder: str | os.PathLike, molecules: Molecules, evaluated: Seq
     _write_geometries(folder, content)
     body = [page.heading("Relaxations judged by " + molecules.oracle, 1), *_headline(content, notes), *_table(content),
             *_figures(content), *_failures(content), *_definitions(content), *sections.provenance(info or {})]
-    write_text(folder / "report.html", page.page("Relaxations", body))
+    write_text(folder / "report.html", page.render("Relaxations", body))
     return folder / "report.html"
 
 

@@ -15,7 +15,8 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from matplotlib.figure import Figure
 
-from mlip_jax.reports import figures, page, sections
+from mlip_jax.reports import figures, sections
+from mlip_jax.reports import html_page as page
 from mlip_jax.reports.molecules import Picture, molecule_figure
 from mlip_jax.simulation.minima import Found
 from mlip_jax.structure import electronic_value
@@ -153,7 +154,7 @@ def write_minima_report(workdir: str | os.PathLike, molecules: Sequence[Molecule
     write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     body = [page.heading(title, 1), *_headline(content), *_levels(molecules), *_reference(judgements, content),
             *_molecules(content), *_pictures(molecules), *sections.provenance(info, files)]
-    write_text(workdir / "report.html", page.page(title, body))
+    write_text(workdir / "report.html", page.render(title, body))
     return workdir / "report.html"
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from mlip_jax.datasets.property_data import Target
-from mlip_jax.reports import domain, errors, figures, page, sections
+from mlip_jax.reports import domain, errors, figures, sections
+from mlip_jax.reports import html_page as page
 from mlip_jax.reports.training import read_metrics
 from mlip_jax.workdir import atomic_open, write_text
 
@@ -73,7 +74,7 @@ def write_property_report(workdir: str | os.PathLike, outcomes: Mapping[str, Out
     body = [page.heading(title, 1), *(page.callout(note) for note in notes), *_table(scores, outcomes, targets),
             *_figures(outcomes, targets, first, metrics_csv), *_domain(outcomes, targets, first),
             *_worst(outcomes, targets, first), *sections.provenance(_provenance(info, best_step, seconds))]
-    write_text(workdir / "report.html", page.page(title, body))
+    write_text(workdir / "report.html", page.render(title, body))
     return workdir / "report.html"
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mlip_jax.reports import figures, page, sections
+from mlip_jax.reports import figures, sections
+from mlip_jax.reports import html_page as page
 from mlip_jax.reports.molecules import Picture, molecule_figure
 from mlip_jax.workdir import write_text
 
@@ -151,7 +152,7 @@ def write_relaxation_report(workdir: str | os.PathLike, results: Relaxations, *,
     write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     body = [page.heading(title, 1), *_headline(content), *_distributions(results), *_pictures(pictures),
             *_reasons(results), *sections.provenance(info, files)]
-    write_text(workdir / "report.html", page.page(title, body))
+    write_text(workdir / "report.html", page.render(title, body))
     return workdir / "report.html"
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mlip_jax.reports import errors, figures, page
+from mlip_jax.reports import errors, figures
+from mlip_jax.reports import html_page as page
 from mlip_jax.reports.predictions import Predictions
 
 MAX_OUTLIERS = 50
@@ -246,8 +247,7 @@ def provenance(info: Mapping[str, Mapping[str, Any]], files: Sequence[str] = ())
     if files:
         yield page.paragraph("Beside this page: " + ", ".join(files) + ".")
     if info:
-        yield page.grid((f"<section>{page.heading(name, 3)}{page.pairs(dict(values))}</section>"
-                         for name, values in info.items()), "sections")
+        yield page.grid((page.section(name, values) for name, values in info.items()), "sections")
 
 
 def _group_rows(groups: list[dict]) -> list[tuple]:

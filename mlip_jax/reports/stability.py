@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mlip_jax.reports import figures, page, sections
+from mlip_jax.reports import figures, sections
+from mlip_jax.reports import html_page as page
 from mlip_jax.simulation import md_analysis
 from mlip_jax.simulation.md_analysis import Course
 from mlip_jax.workdir import write_text
@@ -150,7 +151,7 @@ def write_stability_report(workdir: str | os.PathLike, found: Stability, *, titl
     write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     body = [page.heading(title, 1), *_headline(found, content), *_survival(found, content), *_molecules(content),
             *_reasons(found), *_compared(found), *sections.provenance(info, files)]
-    write_text(workdir / "report.html", page.page(title, body))
+    write_text(workdir / "report.html", page.render(title, body))
     return workdir / "report.html"
 
 
