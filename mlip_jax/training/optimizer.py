@@ -233,9 +233,9 @@ def plateau_options(config: Mapping[str, Any]) -> dict[str, float] | None:
 class Plateau:
     """Factor to the learning rate that goes down when validation gets no better (torch's ReduceLROnPlateau).
 
-    It lives on the host; `dataclasses.asdict` makes JSON of it and Plateau(**that) brings it back. In its place,
-    optax.contrib.reduce_on_plateau would count calls, not epochs, and expects the loss at each update of the
-    parameters, not at each validation.
+    It lives on the host; `dataclasses.asdict` makes JSON of it and Plateau(**that) brings it back. It equals
+    optax.contrib.reduce_on_plateau for one validation per epoch; that one counts validations, not epochs, and its
+    state would not resume from the JSON of existing checkpoints.
 
     Attributes:
       scale: The factor.
