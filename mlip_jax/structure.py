@@ -64,9 +64,28 @@ class Structure:
         return len(self.numbers)
 
 
+STATES = ("charge", "num_unpaired_electrons")  # names in the info of an `ase.Atoms` object
+
+
+def electronic_value(atoms, name: str) -> float:
+    """Return `atoms.info[name]` of STATES as a number, 0 if it is missing.
+
+    Raises:
+      ValueError: It is not a finite number.
+    """
+    given = atoms.info.get(name, 0.0)
+    try:
+        value = float(given)
+    except (TypeError, ValueError):
+        value = np.nan
+    if not np.isfinite(value):
+        raise ValueError(f"atoms.info[{name!r}] must be a finite number, received {given!r}; leave it out for 0")
+    return value
+
+
 def electronic_state(atoms) -> dict[str, Any]:
     """What the info of an `ase.Atoms` object says of charge (e) and "num_unpaired_electrons", where it says so."""
-    return {name: atoms.info[name] for name in ("charge", "num_unpaired_electrons") if name in atoms.info}
+    return {name: atoms.info[name] for name in STATES if name in atoms.info}
 
 
 def from_ase(atoms, **labels) -> Structure:
@@ -77,5 +96,5 @@ def from_ase(atoms, **labels) -> Structure:
         positions=np.asarray(atoms.positions, np.float64),
         cell=np.asarray(atoms.cell.array, np.float64) if periodic else None,
         pbc=np.asarray(atoms.pbc, bool) if periodic else None,
-        charge=float(atoms.info.get("charge", 0.0)),
+        charge=electronic_value(atoms, "charge"),
         **labels)

@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time, of one config."""
+"""The folder of a run: one run at a time, of one config; and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import contextlib
 import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mlip_jax.config import differences
 
@@ -97,14 +98,57 @@ def check_origin(path: Path, origin: Mapping[str, Any], what: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Write JSON atomically.
+
+    Raises:
+      WorkdirError: The file cannot be written.
+    """
     try:
-        with open(temporary, "w") as file:
+        with atomic_open(path, "w") as file:
             json.dump(content, file, indent=2, ensure_ascii=False)
-            file.flush()
+    except OSError as error:
+        raise WorkdirError(f"{path}: cannot be written: {error}") from error
+
+
+def write_text(path: Path, content: str, *, shared: bool = False) -> None:
+    """Write a text as UTF-8, atomically; see `atomic_path`."""
+    with atomic_open(path, "w", shared=shared, encoding="utf-8") as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def atomic_open(path: Path, mode: str = "wb", *, shared: bool = False, **options: Any) -> Iterator[IO]:
+    """Open a file whose content replaces `path` when the block ends without an error; see `atomic_path`.
+
+    Args:
+      mode, options: Passed to `open`.
+    """
+    with atomic_path(path, shared=shared) as temporary, open(temporary, mode, **options) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; the file written there replaces `path` when the block succeeds.
+
+    The content reaches the disk before it replaces `path`: a crash leaves the old file or the new one.
+
+    Args:
+      shared: Whether several processes may write `path` at the same time. The name of the temporary file is then
+        unique. Otherwise it is fixed, so killed processes leave at most one such file, and the next one replaces it.
+
+    Raises:
+      OSError: The file cannot be written. The old one is unchanged and the temporary one is removed.
+    """
+    # the machine's name, because several machines may share the folder
+    writer = f".{socket.gethostname()}.{os.getpid()}" if shared else ""
+    temporary = path.with_name(f".{path.name}{writer}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise WorkdirError(f"{path}: cannot be written: {error}") from error
+    finally:
+        # a read-only file system refuses even the removal of a file that is not there
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -156,3 +157,11 @@ def _concatenate_properties(parts: Sequence[tuple[Mapping[str, np.ndarray], int]
     tails = {name: values.shape[1:] for properties, _ in parts for name, values in properties.items()}
     return {name: np.concatenate([properties.get(name, np.full((count, *tails[name]), np.nan))
                                   for properties, count in parts]) for name in sorted(tails)}
+
+
+class Rows(Protocol):
+    """Source of structures by number: a Store, or Columns in memory."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: np.ndarray, *, labels_only: bool = False) -> Columns: ...

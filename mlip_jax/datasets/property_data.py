@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from mlip_jax.config import unknown_name
-from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.columns import Columns, Rows
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.datasets.statistics import NUM_ELEMENTS, ElementFit, element_counts
+from mlip_jax.datasets.statistics import NUM_ELEMENTS, ElementFit, sum_reference
 
 # Of what readers give, by the name that they give it; others are shown without a unit.
 UNITS = {"gap": "eV", "homo": "eV", "lumo": "eV", "dipole": "e·Å", "dipole_moment": "e·Å", "zpve": "eV"}
-
-
-class Rows(Protocol):
-    """What structures are read from: a Store, or Columns in memory."""
-
-    def __len__(self) -> int: ...
-
-    def take(self, indices: np.ndarray, *, labels_only: bool = False) -> Columns: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +49,7 @@ class Target:
         """What the elements tell: (S,), (A,), or a number."""
         if self.kind == "atom":
             return self.elements[columns.numbers]
-        return self.shift + (element_counts(columns) @ self.elements if self.elements.any() else 0.0)
+        return self.shift + (sum_reference(self.elements, columns) if self.elements.any() else 0.0)
 
     def to_training(self, values: np.ndarray, columns: Columns) -> np.ndarray:
         """Values of structures (S,), (S, 3) or of their atoms (A,) as a model is to put them out."""

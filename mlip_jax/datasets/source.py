@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from mlip_jax.datasets.selection.held_out import first_of_each
 from mlip_jax.datasets.statistics import NUM_ELEMENTS, isolated_from_formation
 from mlip_jax.datasets.store.conversion import Recipe, convert, identify
 from mlip_jax.datasets.store.store import Store, is_store
+from mlip_jax.workdir import atomic_open
 
 log = logging.getLogger(__name__)
 
@@ -193,13 +193,11 @@ def select(store: Store, filters: Filters) -> np.ndarray:
 
 def write_left_out(path: Path, data: LoadedData) -> None:
     """A CSV with the identity of every structure of the store that the filters took out, and the reason."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", newline="") as file:
+    with atomic_open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["structure", "reason"])
         for here, columns in data.store.chunks(np.flatnonzero(data.reasons)):
             writer.writerows(identities(columns, data.reasons[here]))
-    os.replace(temporary, path)
 
 
 def split(data: LoadedData, options: Any, embed: Embed | None = None) -> dict[str, np.ndarray]:

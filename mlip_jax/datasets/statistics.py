@@ -12,16 +12,26 @@ from mlip_jax.datasets.columns import Columns
 NUM_ELEMENTS = len(chemical_symbols)
 
 
-def element_counts(columns: Columns) -> np.ndarray:
-    """Atoms of each element in each structure, shape (S, 119)."""
-    structure = np.repeat(np.arange(len(columns)), columns.n_atoms)
-    flat = np.bincount(structure * NUM_ELEMENTS + columns.numbers, minlength=len(columns) * NUM_ELEMENTS)
-    return flat.reshape(len(columns), NUM_ELEMENTS).astype(np.float64)
+def element_counts(numbers: np.ndarray, n_atoms: np.ndarray, elements: np.ndarray | None = None) -> np.ndarray:
+    """Count the atoms of each element in each structure.
+
+    Args:
+      numbers: Atomic numbers of all structures, one after the other, (A,).
+      n_atoms: Atoms of each structure, (S,).
+      elements: Atomic numbers to count, (E,), sorted; they must cover `numbers`. By default 0 to 118.
+
+    Returns:
+      Numbers of atoms, (S, E), float64.
+    """
+    num = NUM_ELEMENTS if elements is None else len(elements)
+    place = numbers if elements is None else np.searchsorted(elements, numbers)
+    flat = np.bincount(np.repeat(np.arange(len(n_atoms)), n_atoms) * num + place, minlength=len(n_atoms) * num)
+    return flat.reshape(len(n_atoms), num).astype(np.float64)
 
 
 def sum_reference(reference: np.ndarray, columns: Columns) -> np.ndarray:
-    """Sum of the reference energies of the atoms of each structure, shape (S,), eV, float64."""
-    return element_counts(columns) @ reference
+    """Sum of a value per element (119,), as a reference energy, over the atoms of each structure, (S,), float64."""
+    return element_counts(columns.numbers, columns.n_atoms) @ reference
 
 
 class ElementFit:
@@ -39,7 +49,7 @@ class ElementFit:
         known = np.isfinite(energy)
         if not known.any():
             return
-        counts = element_counts(columns)[known]
+        counts = element_counts(columns.numbers, columns.n_atoms)[known]
         self.present |= counts.any(0)
         used = np.append(self.present, True)
         rows = np.concatenate([self._factor[:, used], np.column_stack([counts, energy[known]])[:, used]])

@@ -22,8 +22,8 @@ from rich.text import Text
 
 from mlip_jax.datasets.quality.histogram import Histogram
 from mlip_jax.reports import figures
-from mlip_jax.reports.files import write_whole
-from mlip_jax.reports.page import number
+from mlip_jax.reports.html_page import number
+from mlip_jax.workdir import atomic_open, write_text
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _FEW_QUANTILES = (0.05, 0.5, 0.95)  # that a console of 80 columns has room for
@@ -143,10 +143,11 @@ def write_dataset_report(folder: str | os.PathLike, summary: DatasetSummary) -> 
     folder.mkdir(parents=True, exist_ok=True)
     # The numbers first: should the figure fail, they are there.
     text = json.dumps(summary.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(folder / "dataset.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / "dataset.json", text, shared=True)
     figure = dataset_figure(summary)
-    write_whole(folder / "dataset.png", lambda path: figure.savefig(path, format="png", dpi=150))
-    write_whole(folder / "dataset.md", lambda path: path.write_text(markdown(summary), encoding="utf-8"))
+    with atomic_open(folder / "dataset.png", shared=True) as file:
+        figure.savefig(file, format="png", dpi=150)
+    write_text(folder / "dataset.md", markdown(summary), shared=True)
     return folder / "dataset.md"
 
 

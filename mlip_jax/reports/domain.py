@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from mlip_jax.reports import figures, page
+from mlip_jax.reports import figures
+from mlip_jax.reports import html_page as page
 
 LARGE = 0.1  # share of the errors that a distance should tell from the others
 

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlip_jax.reports import figures, page, sections
+from mlip_jax.reports import figures, sections
+from mlip_jax.reports import html_page as page
 from mlip_jax.reports.domain import LARGE, roc
-from mlip_jax.reports.files import write_text
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration, Evaluated
+from mlip_jax.workdir import write_text
 
 _BINS, _IN_A_BIN = 12, 5
 _TITLES = {"valid": "Validation, by which the factors were fitted", "test": "Test"}
@@ -81,7 +82,7 @@ def write_ensemble_report(workdir: Path, calibration: Calibration, evaluated: Ma
         body += [page.heading(_TITLES[part]), _table(scores[part])]
         body += _figures(_judged(calibration, found))
     body += sections.provenance(dict(info))
-    write_text(workdir / "report.html", page.page("Ensemble", body))
+    write_text(workdir / "report.html", page.render("Ensemble", body))
     return workdir / "report.html"
 
 

@@ -11,6 +11,7 @@ import math
 import numpy as np
 from ase.data import chemical_symbols
 
+from mlip_jax.datasets.statistics import element_counts
 from mlip_jax.reports.predictions import Predictions
 
 # An atom whose force is this far off, in eV/Å, is more often a broken geometry or label than a model error.
@@ -139,7 +140,7 @@ def per_element_correction(predictions: Predictions, fitted_on: Predictions | No
     elements = np.union1d(predictions.numbers, fitted_on.numbers)
     fitted = element_energies(fitted_on, energy_errors(fitted_on), elements)
     before = energy_errors(predictions)
-    after = before - element_counts(predictions, elements) @ fitted
+    after = before - element_counts(predictions.numbers, predictions.sizes, elements) @ fitted
     return json_safe(
         {
             "mae_before_mev_per_atom": 1e3 * mae(before / predictions.sizes),
@@ -152,19 +153,13 @@ def per_element_correction(predictions: Predictions, fitted_on: Predictions | No
     )
 
 
-def element_counts(predictions: Predictions, elements: np.ndarray) -> np.ndarray:
-    """(S, E) number of atoms of each of the elements (E,), which must be sorted and cover all atoms."""
-    flat = predictions.structure_of_atom * elements.size + np.searchsorted(elements, predictions.numbers)
-    counts = np.bincount(flat, minlength=predictions.num_structures * elements.size)
-    return counts.reshape(predictions.num_structures, elements.size).astype(float)
-
-
 def element_energies(predictions: Predictions, energies: np.ndarray, elements: np.ndarray) -> np.ndarray:
     """(E,) least-squares energies per element of energies (S,), smallest where the data leave a choice; NaN ignored."""
     known = np.isfinite(energies)
     if not known.any():
         return np.full(elements.size, np.nan)
-    return np.linalg.lstsq(element_counts(predictions, elements)[known], energies[known], rcond=None)[0]
+    return np.linalg.lstsq(
+        element_counts(predictions.numbers, predictions.sizes, elements)[known], energies[known], rcond=None)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +179,7 @@ def per_element(predictions: Predictions) -> list[GroupErrors]:
     """Force errors per element, by atomic number; `num_structures` counts those that hold the element."""
     elements, of_atom = np.unique(predictions.numbers, return_inverse=True)
     force_mae, force_rmse = _grouped(1e3 * force_errors(predictions), of_atom, elements.size)
-    per_structure = element_counts(predictions, elements)
+    per_structure = element_counts(predictions.numbers, predictions.sizes, elements)
     counts = np.stack([(per_structure > 0).sum(axis=0), per_structure.sum(axis=0)], axis=1).astype(int).tolist()
     return [
         GroupErrors(chemical_symbols[z], *count, math.nan, math.nan, *force)

@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from mlip_jax.datasets.statistics import element_counts
 from mlip_jax.reports import errors
 from mlip_jax.reports.predictions import Predictions
 
@@ -38,9 +39,8 @@ def energy_parity(predictions: Predictions, color: str = BLUE) -> Figure:
     the reference per element takes them out.
     """
     elements = np.unique(predictions.numbers)
-    baseline = errors.element_counts(predictions, elements) @ errors.element_energies(
-        predictions, predictions.energy, elements
-    )
+    baseline = element_counts(predictions.numbers, predictions.sizes, elements) @ errors.element_energies(
+        predictions, predictions.energy, elements)
     reference, predicted = (
         1e3 * (energy - baseline) / predictions.sizes for energy in (predictions.energy, predictions.energy_predicted)
     )

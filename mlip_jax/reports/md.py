@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mlip_jax.reports import figures, page
-from mlip_jax.reports.files import write_text
+from mlip_jax.reports import figures, sections
+from mlip_jax.reports import html_page as page
 from mlip_jax.reports.molecules import Picture, molecule_figure
+from mlip_jax.workdir import write_text
 
 _COLUMNS = {"step": "step", "time": "time_fs", "potential": "potential_ev", "total": "total_ev",
             "temperature": "temperature_k", "conserved": "conserved_ev", "volume": "volume_ang3",
@@ -114,8 +115,8 @@ def write_md_report(workdir: str | os.PathLike, about: Run, thermo: Mapping[int,
     # The numbers first: should a figure fail, they are there.
     write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     body = [page.heading(title, 1), *_headline(content), *_broken(about), *_curves(about, thermo), *_table(content),
-            *_pictures(pictures), *_provenance(info, files)]
-    write_text(workdir / "report.html", page.page(title, body))
+            *_pictures(pictures), *sections.provenance(info, files)]
+    write_text(workdir / "report.html", page.render(title, body))
     return workdir / "report.html"
 
 
@@ -198,10 +199,3 @@ def _pictures(pictures: Sequence[Picture]) -> Iterator[str]:
         yield page.figure(molecule_figure(pictures), (
             "Molecules at the start (above) and in the last frame (below), aligned and seen from the same side."),
             wide=True)
-
-
-def _provenance(info: Mapping[str, Mapping[str, Any]], files: Sequence[str]) -> Iterator[str]:
-    yield page.heading("How this was made")
-    if files:
-        yield page.paragraph("Beside this page: " + ", ".join(files) + ".")
-    yield page.grid([page.heading(name, 3) + page.pairs(dict(values)) for name, values in info.items()], "sections")

@@ -15,10 +15,12 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from matplotlib.figure import Figure
 
-from mlip_jax.reports import figures, page
-from mlip_jax.reports.files import write_text
+from mlip_jax.reports import figures, sections
+from mlip_jax.reports import html_page as page
 from mlip_jax.reports.molecules import Picture, molecule_figure
 from mlip_jax.simulation.relaxation.minima import Found
+from mlip_jax.structure import electronic_value
+from mlip_jax.workdir import write_text
 
 _KCAL = units.mol / units.kcal  # kcal/mol of an eV
 _MOST_ROWS, _MOST_LEVELS, _MOST_PICTURES, _MOST_ATOMS = 60, 12, 5, 120
@@ -68,7 +70,7 @@ class Molecule:
             left_out = {} if found is None else dict(found.left_out)
             return cls(number, name, failure, left_out=left_out)
         first = found.minima[0].atoms
-        return cls(number, name, failure, first.numbers.tolist(), float(first.info.get("charge", 0.0)),
+        return cls(number, name, failure, first.numbers.tolist(), electronic_value(first, "charge"),
                    first.cell.array.tolist() if first.pbc.any() else None,
                    [Minimum(m.energy, m.atoms.positions.tolist(), m.round, m.times) for m in found.minima],
                    found.relaxed, found.new, dict(found.left_out))
@@ -151,10 +153,8 @@ def write_minima_report(workdir: str | os.PathLike, molecules: Sequence[Molecule
     workdir, content = Path(workdir), metrics(molecules, judgements)
     write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     body = [page.heading(title, 1), *_headline(content), *_levels(molecules), *_reference(judgements, content),
-            *_molecules(content), *_pictures(molecules), page.heading("How this was made"),
-            page.paragraph("Beside this page: " + ", ".join(files) + "."),
-            page.grid([page.heading(name, 3) + page.pairs(dict(values)) for name, values in info.items()], "sections")]
-    write_text(workdir / "report.html", page.page(title, body))
+            *_molecules(content), *_pictures(molecules), *sections.provenance(info, files)]
+    write_text(workdir / "report.html", page.render(title, body))
     return workdir / "report.html"
 
 

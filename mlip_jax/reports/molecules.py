@@ -15,10 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from mlip_jax.datasets.quality.geometry import kabsch_align
+from mlip_jax.datasets.quality.geometry import bond_limit, superpose
 from mlip_jax.reports.figures import GREY, _plain
 
-_BOND_STRETCH = 1.25  # bonds are pairs closer than this times the sum of their covalent radii
 _BALL, _SMALLEST = 0.42, 0.17  # of the covalent radius; Å
 _CLEARANCE = 0.4  # Å around the balls
 _SIDE, _LEFT, _TOP, _BOTTOM = 1.95, 0.3, 0.3, 0.45  # inches: of a molecule's square, and of the texts around all
@@ -75,18 +74,16 @@ def molecule_figure(pictures: Sequence[Picture], rows: tuple[str, str] = ("befor
 def _views(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both (n, 3) in Å, centred, aligned, and turned: the longest axis lies across, the shortest points to the eye."""
     after = after - after.mean(0)
-    before = before - before.mean(0)
-    before = before @ kabsch_align(after[None], before[None])[0]
+    before = superpose(before, after)
     axes = np.linalg.svd(after, full_matrices=True)[2].T if len(after) > 1 else np.eye(3)
     axes[:, 2] *= np.sign(np.linalg.det(axes))
     return before @ axes, after @ axes
 
 
 def bonds(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Pairs of atoms within 1.25 times the sum of their covalent radii, (B, 2)."""
-    radii = covalent_radii[numbers]
+    """Return the bonded pairs of atoms (B, 2), see `bond_limit`."""
     distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
-    return np.argwhere(np.triu(distances < _BOND_STRETCH * (radii[:, None] + radii[None]), 1))
+    return np.argwhere(np.triu(distances < bond_limit(numbers[:, None], numbers[None]), 1))
 
 
 def draw(ax: Axes, numbers: np.ndarray, positions: np.ndarray, reach: float) -> None:

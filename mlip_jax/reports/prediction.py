@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from mlip_jax.datasets.property_data import Target
-from mlip_jax.reports import figures, page, sections
-from mlip_jax.reports.files import write_text
+from mlip_jax.reports import figures, sections
+from mlip_jax.reports import html_page as page
+from mlip_jax.workdir import write_text
 
 _MOST = 20  # lines of a table
 
@@ -33,7 +34,7 @@ def write_prediction_report(workdir: str | os.PathLike, results: Path, targets: 
         body.append(page.callout(f"{len(outside):,} of {len(done):,} molecules lie outside of what the predictor was "
                                  "trained on: do not trust their numbers unseen."))
     body += [*_figures(done, targets), *_extremes(done, targets), *_failures(rows), *sections.provenance(dict(info))]
-    write_text(Path(workdir) / "report.html", page.page(title, body))
+    write_text(Path(workdir) / "report.html", page.render(title, body))
     return Path(workdir) / "report.html"
 
 

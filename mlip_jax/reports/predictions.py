@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mlip_jax.workdir import atomic_open
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
@@ -85,14 +87,8 @@ class Predictions:
     def save(self, path: str | os.PathLike) -> Path:
         """Writes one npz file (no pickled objects) atomically, and returns its path."""
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            # An open file, because NumPy would add ".npz" to a name.
-            with open(temporary, "wb") as file:
-                np.savez(file, **{name: getattr(self, name) for name in _KINDS})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_open(path, shared=True) as file:
+            np.savez(file, **{name: getattr(self, name) for name in _KINDS})
         return path
 
     @classmethod

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from mlip_jax.datasets.property_data import Target
-from mlip_jax.reports import domain, errors, figures, page, sections
-from mlip_jax.reports.files import write_text, write_whole
+from mlip_jax.reports import domain, errors, figures, sections
+from mlip_jax.reports import html_page as page
 from mlip_jax.reports.training import read_metrics
+from mlip_jax.workdir import atomic_open, write_text
 
 _WORST = 10
 
@@ -73,7 +74,7 @@ def write_property_report(workdir: str | os.PathLike, outcomes: Mapping[str, Out
     body = [page.heading(title, 1), *(page.callout(note) for note in notes), *_table(scores, outcomes, targets),
             *_figures(outcomes, targets, first, metrics_csv), *_domain(outcomes, targets, first),
             *_worst(outcomes, targets, first), *sections.provenance(_provenance(info, best_step, seconds))]
-    write_text(workdir / "report.html", page.page(title, body))
+    write_text(workdir / "report.html", page.render(title, body))
     return workdir / "report.html"
 
 
@@ -88,20 +89,17 @@ def score(absolute: np.ndarray) -> dict[str, float]:
 
 def write_predictions(path: Path, outcome: Outcome, targets: Sequence[Target]) -> None:
     """A line for each structure: labels and predictions of what structures have, |error| of what atoms have."""
-    def write(temporary):
-        with open(temporary, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["molecule", "n_atoms", *(
-                f"{t.name}{end}" for t in targets for end in (
-                    ("", "_predicted") if t.kind == "scalar" else ("_absolute_error",)))])
-            columns = []
-            for t in targets:
-                columns += ([outcome.labels[t.name], outcome.predicted[t.name]] if t.kind == "scalar"
-                            else [outcome.absolute(t.name)])
-            for s, (molecule, n) in enumerate(zip(outcome.molecule, outcome.n_atoms)):
-                writer.writerow([molecule, n, *(f"{column[s]:.7g}" for column in columns)])
-
-    write_whole(path, write)
+    with atomic_open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["molecule", "n_atoms", *(
+            f"{t.name}{end}" for t in targets for end in (
+                ("", "_predicted") if t.kind == "scalar" else ("_absolute_error",)))])
+        columns = []
+        for t in targets:
+            columns += ([outcome.labels[t.name], outcome.predicted[t.name]] if t.kind == "scalar"
+                        else [outcome.absolute(t.name)])
+        for s, (molecule, n) in enumerate(zip(outcome.molecule, outcome.n_atoms)):
+            writer.writerow([molecule, n, *(f"{column[s]:.7g}" for column in columns)])
 
 
 def _file(part: str) -> str:

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mlip_jax.reports import figures, page
-from mlip_jax.reports.files import write_text
+from mlip_jax.reports import figures, sections
+from mlip_jax.reports import html_page as page
 from mlip_jax.reports.molecules import Picture, molecule_figure
+from mlip_jax.workdir import write_text
 
 STATUSES = ("converged", "step limit", "diverged", "failed")
 _NUMBERS = {"steps": "steps", "energy_start": "energy_start_ev", "energy": "energy_ev", "rmsd": "rmsd_ang",
@@ -150,8 +151,8 @@ def write_relaxation_report(workdir: str | os.PathLike, results: Relaxations, *,
     # The numbers first: should a figure fail, they are there.
     write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     body = [page.heading(title, 1), *_headline(content), *_distributions(results), *_pictures(pictures),
-            *_reasons(results), *_provenance(info, files)]
-    write_text(workdir / "report.html", page.page(title, body))
+            *_reasons(results), *sections.provenance(info, files)]
+    write_text(workdir / "report.html", page.render(title, body))
     return workdir / "report.html"
 
 
@@ -265,13 +266,6 @@ def _reasons(results: Relaxations) -> Iterator[str]:
     yield page.table(("reason", "status", "molecules", "share", "for example"), rows[:_MAX_REASONS])
     if len(rows) > _MAX_REASONS:
         yield page.paragraph(f"{len(rows) - _MAX_REASONS} rarer reasons are not shown; results.csv has them all.")
-
-
-def _provenance(info: Mapping[str, Mapping[str, Any]], files: Sequence[str]) -> Iterator[str]:
-    yield page.heading("How this was made")
-    if files:
-        yield page.paragraph("Beside this page: " + ", ".join(files) + ".")
-    yield page.grid([page.heading(name, 3) + page.pairs(dict(values)) for name, values in info.items()], "sections")
 
 
 def choose(results: Relaxations, num_conformers: int = 1, count: int = 6, most_atoms: int = 60) -> list[int]:

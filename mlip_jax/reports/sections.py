@@ -1,11 +1,13 @@
 """Sections of the report's page: each takes what the page is made from and yields pieces of HTML."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from mlip_jax.reports import errors, figures, page
+from mlip_jax.reports import errors, figures
+from mlip_jax.reports import html_page as page
 from mlip_jax.reports.predictions import Predictions
 
 MAX_OUTLIERS = 50
@@ -238,11 +240,14 @@ def worst_cases(content: Content) -> Iterator[str]:
         yield page.table(header, [tuple(row.values()) for row in content.metrics["force_outliers"]])
 
 
-def provenance(info: dict[str, dict[str, str | int | float]]) -> Iterator[str]:
+def provenance(info: Mapping[str, Mapping[str, Any]], files: Sequence[str] = ()) -> Iterator[str]:
+    """Yield tables of names and values, one per section of `info`, and the names of `files` beside the page."""
+    if info or files:
+        yield page.heading("How this was made")
+    if files:
+        yield page.paragraph("Beside this page: " + ", ".join(files) + ".")
     if info:
-        yield page.heading("How it was made")
-        sections = (f"<section>{page.heading(name, 3)}{page.pairs(items)}</section>" for name, items in info.items())
-        yield page.grid(sections, "sections")
+        yield page.grid((page.section(name, values) for name, values in info.items()), "sections")
 
 
 def _group_rows(groups: list[dict]) -> list[tuple]:

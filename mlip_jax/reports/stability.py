@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mlip_jax.reports import figures, page
-from mlip_jax.reports.files import write_text
+from mlip_jax.reports import figures, sections
+from mlip_jax.reports import html_page as page
 from mlip_jax.simulation.dynamics import analysis
 from mlip_jax.simulation.dynamics.analysis import Course
+from mlip_jax.workdir import write_text
 
 _MOST_ROWS, _MOST_COMPARED = 40, 6
 
@@ -149,10 +150,8 @@ def write_stability_report(workdir: str | os.PathLike, found: Stability, *, titl
     workdir, content = Path(workdir), metrics(found)
     write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     body = [page.heading(title, 1), *_headline(found, content), *_survival(found, content), *_molecules(content),
-            *_reasons(found), *_compared(found), page.heading("How this was made"),
-            page.paragraph("Beside this page: " + ", ".join(files) + "."),
-            page.grid([page.heading(name, 3) + page.pairs(dict(values)) for name, values in info.items()], "sections")]
-    write_text(workdir / "report.html", page.page(title, body))
+            *_reasons(found), *_compared(found), *sections.provenance(info, files)]
+    write_text(workdir / "report.html", page.render(title, body))
     return workdir / "report.html"
 
 

@@ -7,13 +7,13 @@ import io
 import json
 import logging
 import os
-import socket
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlip_jax.reports import figures
+from mlip_jax.workdir import atomic_open, write_text
 
 log = logging.getLogger(__name__)
 
@@ -110,13 +110,13 @@ def write_table(folder: str | os.PathLike, rows: Sequence[Row], title: str) -> N
       OSError: A file cannot be written.
     """
     folder, groups = Path(folder), over_seeds(rows)
-    _write(folder / "sweep.csv", lambda path: path.write_text(_csv(rows), encoding="utf-8"))
+    write_text(folder / "sweep.csv", _csv(rows), shared=True)
     if groups:
-        _write(folder / "sweep_seeds.csv", lambda path: path.write_text(_seeds_csv(groups), encoding="utf-8"))
-    _write(folder / "sweep.md", lambda path: path.write_text(_markdown(rows, groups, title), encoding="utf-8"))
+        write_text(folder / "sweep_seeds.csv", _seeds_csv(groups), shared=True)
+    write_text(folder / "sweep.md", _markdown(rows, groups, title), shared=True)
     if any(row.scores.get(column) is not None for row in rows for column in _DRAWN):
-        figure = draw(rows)
-        _write(folder / "sweep.png", lambda path: figure.savefig(path, format="png", dpi=150))
+        with atomic_open(folder / "sweep.png", shared=True) as file:
+            draw(rows).savefig(file, format="png", dpi=150)
 
 
 def _csv(rows: Sequence[Row]) -> str:
@@ -213,11 +213,3 @@ def draw(rows: Sequence[Row]):
     return fig
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    # the machine's name: processes of several machines may share the folder
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mlip_jax.reports import domain, errors, page, sections
-from mlip_jax.reports.files import write_text
+from mlip_jax.reports import domain, errors, sections
+from mlip_jax.reports import html_page as page
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.simulation.trust.atom_domain import Judged
+from mlip_jax.workdir import write_text
 
 SPLITS = ("train", "valid", "test")
 
@@ -69,7 +70,7 @@ def write_report(
         *_domain(judged),
         *sections.provenance(info),
     ]
-    write_text(workdir / "report.html", page.page(title, body))
+    write_text(workdir / "report.html", page.render(title, body))
     return workdir / "report.html"
 
 

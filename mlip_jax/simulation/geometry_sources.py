@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -26,14 +25,14 @@ from rich.progress import track
 
 from mlip_jax import workers
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.columns import Columns, Rows
 from mlip_jax.datasets.molecules import embedding
-from mlip_jax.datasets.property_data import Rows
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.relaxation.relax import Relaxer
 from mlip_jax.structure import Structure
+from mlip_jax.workdir import atomic_open
 
 log = logging.getLogger(__name__)
 
@@ -177,13 +176,11 @@ class Sources:
             present = np.array([atoms is not None for atoms in made])
             atoms = [a for a in made if a is not None]
             self.cache.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-            with open(temporary, "wb") as file:
+            with atomic_open(path, shared=True) as file:
                 np.savez(file, present=present, count=np.array([len(a) for a in atoms], np.int64),
                          charge=np.array([a.info.get("charge", 0.0) for a in atoms]),
                          numbers=np.concatenate([a.numbers for a in atoms] or [np.zeros(0, int)]),
                          positions=np.concatenate([a.positions for a in atoms] or [np.zeros((0, 3))]))
-            os.replace(temporary, path)
         with np.load(path, allow_pickle=False) as kept:
             ends = np.cumsum(kept["count"])[:-1]
             parts = zip(np.split(kept["numbers"], ends), np.split(kept["positions"], ends), kept["charge"].tolist())

@@ -25,10 +25,9 @@ from mlip_jax.potential import Potential
 from mlip_jax.reports.diversity.fingerprint_map import unpack
 from mlip_jax.reports.diversity.generalization import NAMES, Errors, by_distance, summary
 from mlip_jax.reports.diversity.report import FINGERPRINTS, RESULT
-from mlip_jax.reports.files import write_whole
 from mlip_jax.simulation.energies import energies, energies_and_forces
 from mlip_jax.tasks import train
-from mlip_jax.workdir import write_json
+from mlip_jax.workdir import atomic_open, write_json
 
 log = logging.getLogger(__name__)
 
@@ -276,8 +275,5 @@ def _arrays(sets: dict[str, Errors], where: dict[str, np.ndarray], rmsd: dict[st
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    def write(temporary):
-        with open(temporary, "wb") as file:  # NumPy would add ".npz" to a name
-            np.savez(file, **arrays)
-
-    write_whole(path, write)
+    with atomic_open(path) as file:
+        np.savez(file, **arrays)

@@ -15,7 +15,7 @@ from mlip_jax.datasets import source
 from mlip_jax.datasets.quality.filters import REASONS
 from mlip_jax.datasets.quality.histogram import Histogram
 from mlip_jax.datasets.selection import splits
-from mlip_jax.datasets.statistics import Summary, element_counts
+from mlip_jax.datasets.statistics import Summary, sum_reference
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.reports.dataset import DatasetSummary, PropertySummary, print_summary, write_dataset_report
 from mlip_jax.workdir import claimed
@@ -93,7 +93,7 @@ def _of_atoms(store: Store, indices: np.ndarray, total: Summary, reference) -> d
         if np.isfinite(columns.forces).any():
             force.add(np.linalg.norm(columns.forces, axis=1))
         if reference is not None:
-            energies.append((columns.energy - element_counts(columns) @ reference) / columns.n_atoms)
+            energies.append((columns.energy - sum_reference(reference, columns)) / columns.n_atoms)
     found = {"force": force} if np.isfinite(total.force_rms) else {}
     if energies:
         per_atom = np.concatenate(energies)

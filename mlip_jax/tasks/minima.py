@@ -10,7 +10,7 @@ import json
 import logging
 import platform
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import ml_collections
@@ -24,12 +24,11 @@ from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, kind_of, 
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
-from mlip_jax.reports.files import write_text, write_whole
 from mlip_jax.reports.minima import Judgement, Molecule, write_minima_report
 from mlip_jax.simulation.reference.oracle import Method, Oracle
 from mlip_jax.simulation.reference.result_cache import ResultCache
 from mlip_jax.simulation.relaxation.minima import Search, find_minima
-from mlip_jax.workdir import check_origin, claimed, write_json
+from mlip_jax.workdir import atomic_open, check_origin, claimed, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             "input": fingerprint(config.input), "force_field": potential.digest()},
             "minima of other molecules or with another force field")
         molecules = _searched(config, workdir / PARTS, potential, search)
-        write_whole(workdir / FRAMES, lambda path: _write_frames(path, molecules))
+        with atomic_open(workdir / FRAMES, "w", encoding="utf-8") as file:
+            _write_frames(file, molecules)
         write_text(workdir / TABLE, _table(molecules))
         report = write_minima_report(
             workdir, molecules, _judged(config, workdir, molecules), title=f"Minima by {Path(config.force_field).name}",
@@ -155,14 +155,13 @@ def _table(molecules: list[Molecule]) -> str:
     return text.getvalue()
 
 
-def _write_frames(path: Path, molecules: list[Molecule]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        for m in molecules:
-            for rank, minimum in enumerate(m.minima):
-                atoms = minimum.to_atoms(m)
-                atoms.info |= {"molecule": m.number, "name": m.name, "rank": rank,
-                               "relative_energy_ev": minimum.energy - m.minima[0].energy}
-                write(file, atoms, format="extxyz")
+def _write_frames(file: IO[str], molecules: list[Molecule]) -> None:
+    for m in molecules:
+        for rank, minimum in enumerate(m.minima):
+            atoms = minimum.to_atoms(m)
+            atoms.info |= {"molecule": m.number, "name": m.name, "rank": rank,
+                           "relative_energy_ev": minimum.energy - m.minima[0].energy}
+            write(file, atoms, format="extxyz")
 
 
 def _judged(config, workdir: Path, molecules: list[Molecule]) -> list[Judgement]:

@@ -289,17 +289,12 @@ def _loop(config, workdir, model, targets, batches, train, valid, metadata, num_
     c, options = config, _optimizer(config)
     objective = _objective(c, model, targets, metadata["statistics"]["energies"]["scale"])
     trainer = Trainer(objective, optimizer.create(options, num_steps, per_epoch), c.train.ema_decay)
-    plateau = None
-    if c.optimizer.schedule == "plateau":
-        plateau = {"patience": c.optimizer.plateau_patience, "factor": c.optimizer.decay_factor,
-                   "threshold": c.optimizer.plateau_threshold,
-                   "floor": c.optimizer.learning_rate_end / c.optimizer.learning_rate}
     schedules = {"learning_rate": optimizer.learning_rate(options, num_steps, per_epoch)}
     valid = valid.sample(c.train.max_valid, c.seed) if len(valid) else train
     meter = Meter(train.sizes, update_flops(trainer, batches, train, params))
     batches = dataclasses.replace(batches, put=trainer.put)
     return Loop(trainer, batches, train, valid, workdir, metadata, schedules, c.train, num_steps, c.seed, meter,
-                plateau)
+                optimizer.plateau_options(c.optimizer))
 
 
 def _objective(c, model: PropertyModel, targets, energy_scale: float) -> Properties | DeNS:

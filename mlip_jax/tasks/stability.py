@@ -21,7 +21,6 @@ from mlip_jax.datasets import source
 from mlip_jax.datasets.molecules.files import fingerprint
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
-from mlip_jax.reports.files import write_whole
 from mlip_jax.reports.md import drift, read_thermo
 from mlip_jax.reports.stability import Comparison, Replica, Stability, compare, write_stability_report
 from mlip_jax.simulation.dynamics import reference as md_reference
@@ -33,7 +32,7 @@ from mlip_jax.simulation.dynamics.trajectories import read_trajectory
 from mlip_jax.simulation.reference.oracle import Method
 from mlip_jax.simulation.relaxation.relax import relax
 from mlip_jax.tasks.md import check_format, read_all
-from mlip_jax.workdir import check_origin, claimed
+from mlip_jax.workdir import atomic_open, check_origin, claimed
 
 log = logging.getLogger(__name__)
 
@@ -103,16 +102,12 @@ def _bring_to_start(config, path: Path, molecules: list[Atoms], names, potential
             if not result.converged:
                 log.warning("%s was not relaxed: %s", name, result.reason or result.status)
         positions = np.concatenate([r.atoms.positions for r in results])
-        write_whole(path, lambda temporary: _save(temporary, positions))
+        with atomic_open(path) as file:
+            np.savez(file, positions=positions)
     with np.load(path, allow_pickle=False) as file:
         parts = np.split(file["positions"], np.cumsum([len(a) for a in molecules])[:-1])
     for atoms, positions in zip(molecules, parts):
         atoms.positions = positions
-
-
-def _save(path: Path, positions: np.ndarray) -> None:
-    with open(path, "wb") as file:  # savez would add a suffix to the name
-        np.savez(file, positions=positions)
 
 
 def _at_constant_energy(config, folder: Path, molecules, names, potential) -> tuple[list[float], float]:
@@ -182,14 +177,11 @@ def _steps(config, picoseconds: float) -> int:
 
 
 def _write_table(path: Path, replicas: list[Replica], names: list[str]) -> None:
-    def write(temporary: Path) -> None:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(["molecule", "name", "temperature_k", "broke_at_ps", "reason"])
-            table.writerows([r.molecule, names[r.molecule], r.temperature, "" if r.broke_at is None else r.broke_at,
-                             r.reason] for r in replicas)
-
-    write_whole(path, write)
+    with atomic_open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["molecule", "name", "temperature_k", "broke_at_ps", "reason"])
+        table.writerows([r.molecule, names[r.molecule], r.temperature, "" if r.broke_at is None else r.broke_at,
+                         r.reason] for r in replicas)
 
 
 def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:

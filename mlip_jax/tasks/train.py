@@ -152,15 +152,11 @@ def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoc
     batches = dataclasses.replace(batches, resident=build is not None,
                                   put=trainer.put if per_call == 1 else batches.put)
     schedules = {"learning_rate": optimizer.learning_rate(c.optimizer, num_steps, per_epoch), "beta": beta}
-    plateau = None
-    if c.optimizer.schedule == "plateau":
-        plateau = {"patience": c.optimizer.plateau_patience, "factor": c.optimizer.decay_factor,
-                   "threshold": c.optimizer.plateau_threshold,
-                   "floor": c.optimizer.learning_rate_end / c.optimizer.learning_rate}
     valid = splits["valid"] if len(splits["valid"]) else train
     return Loop(trainer, batches, train, valid.sample(c.train.max_valid, c.seed), workdir, metadata, schedules,
                 c.train, num_steps, c.seed,
-                Meter(train.sizes, update_flops(trainer, batches, train, params)), plateau, per_call)
+                Meter(train.sizes, update_flops(trainer, batches, train, params)),
+                optimizer.plateau_options(c.optimizer), per_call)
 
 
 def _resident(config, batches, train: Split, model):

@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.columns import Columns, Rows
 from mlip_jax.graphs.batching import Budget, Sizes, build_batch, plan_buckets
 from mlip_jax.graphs.pipeline import Shuffle, Stream, stack
 
 # Structures that are planned at a time, at least; and in batches of a step, so that little is lost at a window's end.
 _WINDOW, _WINDOW_STEPS = 4096, 128
-
-
-class Rows(Protocol):
-    """What structures are read from: a Store, or Columns in memory."""
-
-    def __len__(self) -> int: ...
-
-    def take(self, indices: np.ndarray, *, labels_only: bool = False) -> Columns: ...
 
 
 @dataclasses.dataclass(frozen=True)

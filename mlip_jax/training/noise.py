@@ -14,8 +14,8 @@ import dataclasses
 
 import numpy as np
 
-from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.property_data import Rows
+from mlip_jax.datasets.columns import Columns, Rows
+from mlip_jax.datasets.quality.geometry import superpose
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.graphs.batching import Budget, Sizes
 from mlip_jax.graphs.edge_counts import count_all
@@ -90,7 +90,7 @@ class Displaced:
             reference = columns.positions[atoms]
             chosen = self._frame(sample, columns.numbers[atoms], rng)
             positions[atoms] = reference + self.noise * rng.normal(size=reference.shape) if chosen is None else chosen
-            displacement[atoms] = laid_over(reference, positions[atoms]) - positions[atoms]
+            displacement[atoms] = superpose(reference, positions[atoms]) - positions[atoms]
         return dataclasses.replace(columns, positions=positions,
                                    atom_properties={**columns.atom_properties, DISPLACEMENT: displacement})
 
@@ -123,11 +123,3 @@ class DisplacedRows:
         """As of any rows; the epoch is that before the first."""
         indices = np.asarray(indices)
         return self.made(self.samples.take(indices, labels_only=labels_only), indices, -1)
-
-
-def laid_over(points: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Points (n, 3) turned and moved so that they lie as close to `target` (n, 3) as can be (Kabsch 1976)."""
-    center, to = points.mean(0), target.mean(0)
-    u, _, v = np.linalg.svd((points - center).T @ (target - to))
-    u[:, -1] *= np.sign(np.linalg.det(u @ v)) or 1.0  # a rotation, not a reflection
-    return (points - center) @ (u @ v) + to

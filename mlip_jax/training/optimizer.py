@@ -220,11 +220,22 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
     return jax.tree.unflatten(structure, matched)
 
 
+def plateau_options(config: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return the options of `Plateau.update`, or None if the schedule is another; `config` is config.optimizer."""
+    if config["schedule"] != "plateau":
+        return None
+    return {"patience": config["plateau_patience"], "factor": config["decay_factor"],
+            "threshold": config["plateau_threshold"],
+            "floor": config["learning_rate_end"] / config["learning_rate"]}
+
+
 @dataclasses.dataclass(frozen=True)
 class Plateau:
     """Factor to the learning rate that goes down when validation gets no better (torch's ReduceLROnPlateau).
 
-    It lives on the host; `dataclasses.asdict` makes JSON of it and Plateau(**that) brings it back.
+    It lives on the host; `dataclasses.asdict` makes JSON of it and Plateau(**that) brings it back. It equals
+    optax.contrib.reduce_on_plateau for one validation per epoch; that one counts validations, not epochs, and its
+    state would not resume from the JSON of existing checkpoints.
 
     Attributes:
       scale: The factor.

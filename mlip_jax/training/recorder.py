@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+from tensorboardX.proto.summary_pb2 import Summary
 
-from mlip_jax.workdir import WorkdirError
+from mlip_jax.workdir import WorkdirError, atomic_open
 
 _POSITION = ("step", "epoch", "seconds", "learning_rate", "beta")
 _RATES = ("structures_per_second", "atoms_per_second", "edges_per_second", "input_share", "checkpoint_share", "mfu")
@@ -39,12 +41,10 @@ class Recorder:
         self.path = workdir / "metrics.csv"
         with writing(self.path):
             kept = [row for row in self._read() if int(row["step"]) <= step]
-            temporary = self.path.with_suffix(".csv.tmp")
-            with open(temporary, "w", newline="") as file:
+            with atomic_open(self.path, "w", newline="") as file:
                 writer = csv.DictWriter(file, columns)
                 writer.writeheader()
                 writer.writerows(kept)
-            os.replace(temporary, self.path)
         self._board = _Board(workdir / "tensorboard", step)
 
     def _read(self) -> list[dict[str, str]]:
@@ -68,28 +68,34 @@ class Recorder:
 
 
 class _Board:
-    """TensorBoard's file, written by the caller.
+    """Event file of TensorBoard, written by the calling thread.
 
-    The thread of tensorboardX's SummaryWriter dies of a full disk, and then its caller waits for ever.
+    tensorboardX.SummaryWriter writes in a thread of its own, which dies when the disk is full; its caller then waits
+    for ever. The writers of clu require TensorFlow or PyTorch; that of TensorBoard requires a web server and gRPC.
     """
 
     def __init__(self, directory: Path, step: int):
         self._directory = directory
         with writing(directory):
             directory.mkdir(exist_ok=True)
-            # the name has the second; a run that goes back may begin two files in one
-            self._file = EventsWriter(str(directory / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
-            if step:  # TensorBoard forgets what comes from here on in files from before
-                self._file.write_event(Event(wall_time=time.time(), step=step + 1,
-                                             session_log=SessionLog(status=SessionLog.START)))
+            # TensorBoard reads the files of a folder in the order of their names: the time comes first, and the last
+            # part tells files apart that a run begins within one second.
+            self._file = RecordWriter(str(directory / (
+                f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}")))
+            self._add(file_version="brain.Event:2")
+            if step:  # TensorBoard drops the later steps of older files
+                self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
             self._flush()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         with writing(self._directory):
             for name, value in values.items():
-                self._file.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+                self._add(step=step, summary=Summary(value=[Summary.Value(tag=name, simple_value=float(value))]))
             if time.monotonic() > self._flushed + _FLUSH_SECONDS:
                 self._flush()
+
+    def _add(self, **fields: Any) -> None:
+        self._file.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
     def _flush(self) -> None:
         self._file.flush()
@@ -97,6 +103,7 @@ class _Board:
 
     def close(self) -> None:
         with writing(self._directory):
+            self._flush()
             self._file.close()
 
 

@@ -194,7 +194,11 @@ def _updates(update, state, inputs, count, stop):
 
 
 def _update(objective, optimizer, ema_decay):
-    """(state, graph of micro-batch k, their number) -> (state, (sums, finite))."""
+    """(state, graph of micro-batch k, their number) -> (state, (sums, finite)).
+
+    optax.apply_if_finite does not serve here: it ignores the loss, applies a non-finite update after several in a row,
+    leaves the moving average of the parameters out, and would change the layout of old checkpoints.
+    """
 
     def update(state, micro_batch, number):
         total, grads = _gradient(objective, state.params, state.step, micro_batch, number)

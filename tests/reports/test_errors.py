@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from mlip_jax.datasets.statistics import element_counts
 from mlip_jax.reports import errors
 from mlip_jax.reports.predictions import Predictions
 
@@ -180,7 +181,7 @@ def test_planted_energies_per_element_are_recovered(seed, planted):
     valid, test = make(seed), make(seed + 1)
     elements = np.array([1, 6, 8])
     valid, test = (
-        changed(p, energy_predicted=p.energy + errors.element_counts(p, elements) @ np.array(planted))
+        changed(p, energy_predicted=p.energy + element_counts(p.numbers, p.sizes, elements) @ np.array(planted))
         for p in (valid, test)
     )
     for fitted_on in (valid, test, None):

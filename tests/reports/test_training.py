@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from mlip_jax.reports import figures, page
+from mlip_jax.reports import figures
+from mlip_jax.reports import html_page as page
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import metrics, read_metrics, write_report
 

@@ -2,16 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.spatial.transform import Rotation
 
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.graphs.batching import Budget, measure
 from mlip_jax.graphs.edge_counts import count_all
 from mlip_jax.structure import Structure
-from mlip_jax.training.noise import DISPLACEMENT, Displaced, DisplacedRows, Frames, laid_over
+from mlip_jax.training.noise import DISPLACEMENT, Displaced, DisplacedRows, Frames
 
 CUTOFF = 3.0
 
@@ -24,20 +21,6 @@ def columns(count=4, seed=0, numbers=(6, 6, 8, 1, 1, 1)):
 
 REFERENCE = columns()
 FRAMES = Frames(columns(6, 1), np.array([0, 3, 4]), np.array([0, 2, 2, 3, 3]))  # of samples 0 (two) and 2 (one)
-
-
-@given(st.integers(0, 2**20), st.integers(2, 9))
-@settings(max_examples=40)
-def test_laid_over_is_the_closest(seed, size):
-    rng = np.random.default_rng(seed)
-    points, target = rng.normal(size=(size, 3)), rng.normal(size=(size, 3))
-    found = laid_over(points, target)
-    np.testing.assert_allclose(found.mean(0), target.mean(0), atol=1e-9)
-    turn, error = Rotation.align_vectors(target - target.mean(0), points - points.mean(0))
-    assert np.sqrt(((found - target) ** 2).sum()) == pytest.approx(error, abs=1e-6)
-    # a rotation: distances stay
-    np.testing.assert_allclose(np.linalg.norm(found - found[0], axis=1), np.linalg.norm(points - points[0], axis=1),
-                               atol=1e-9)
 
 
 @pytest.mark.parametrize("frames", [None, FRAMES])

@@ -265,6 +265,13 @@ def test_values_that_a_schedule_does_not_use_are_not_judged():
 OPTIONS = {"patience": 3, "factor": 0.5, "threshold": 0.13, "floor": 0.1}
 
 
+def test_plateau_options_are_those_of_update():
+    options = optimizer.plateau_options(BASE | {"schedule": "plateau"})
+    assert options == {"patience": 10, "factor": 0.5, "threshold": 1e-4, "floor": pytest.approx(0.01)}
+    Plateau().update(1.0, 1.0, **options)
+    assert optimizer.plateau_options(BASE) is None
+
+
 def scales(values, epochs, plateau=None, **changes):
     plateau, found = plateau or Plateau(), []
     for value, epoch in zip(values, epochs):

@@ -5,6 +5,7 @@ import struct
 import threading
 
 import pytest
+from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event
 
 from mlip_jax.training.objectives import ForceField
@@ -79,7 +80,7 @@ def test_full_disk_of_the_metrics(tmp_path):
 
 def test_full_disk_of_tensorboard(tmp_path, monkeypatch):
     """The run must neither wait for ever for a thread that has died, nor go on as if nothing were."""
-    monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda path: open("/dev/full", "wb"))
+    monkeypatch.setattr("mlip_jax.training.recorder.RecordWriter", lambda path: RecordWriter("/dev/full"))
     caught = []
 
     def write():

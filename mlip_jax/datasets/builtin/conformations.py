@@ -12,6 +12,7 @@ from ase.units import Bohr, Hartree
 
 from mlip_jax.datasets.builtin import labels, sampling
 from mlip_jax.datasets.builtin.molecules import Molecule
+from mlip_jax.datasets.molecules.embedding import charge_and_unpaired
 
 TEMPERATURES = (150.0, 2000.0)  # K, thermal frames
 NEAR_MINIMUM_SHARE = 0.1
@@ -119,12 +120,6 @@ def mapped_smiles(mol: Any) -> str:
     return Chem.MolToSmiles(mapped)
 
 
-def _charge_and_unpaired(mol):
-    from rdkit import Chem
-
-    return Chem.GetFormalCharge(mol), sum(atom.GetNumRadicalElectrons() for atom in mol.GetAtoms())
-
-
 def _geometries(mol, numbers, count, rng):
     """Name of the force field and a list of up to `count` positions (n, 3) in Å."""
     near = max(1, round(NEAR_MINIMUM_SHARE * count)) if count >= 4 else 0
@@ -170,7 +165,7 @@ def relax(mol: Any, numbers: np.ndarray, surface: sampling.Surface, positions: n
     """
     from scipy.optimize import minimize
 
-    charge, unpaired = _charge_and_unpaired(mol)
+    charge, unpaired = charge_and_unpaired(mol)
     directions = surface.soft_directions(positions)
 
     def energy_and_slope(steps):
@@ -186,7 +181,7 @@ def relax(mol: Any, numbers: np.ndarray, surface: sampling.Surface, positions: n
 
 def _label(mol, numbers, frames, dropped):
     """Positions in bohr as stored, energies and gradients of the frames that are fit; counts the others."""
-    charge, unpaired = _charge_and_unpaired(mol)
+    charge, unpaired = charge_and_unpaired(mol)
     radii, bonded = labels.covalent_radii(numbers), labels.bond_matrix(mol)
     kept, energies, gradients = [], [], []
     for frame in frames:

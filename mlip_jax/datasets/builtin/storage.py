@@ -27,6 +27,7 @@ from ase.units import Bohr, Hartree
 from mlip_jax.datasets.builtin.conformations import Conformations
 from mlip_jax.datasets.builtin.labels import METHOD
 from mlip_jax.datasets.builtin.molecules import Molecule
+from mlip_jax.workdir import atomic_open
 
 log = logging.getLogger(__name__)
 
@@ -36,19 +37,16 @@ NOTE = (
 )
 
 
-def write_atomically(path: Path, data: bytes, temporary_folder: Path) -> None:
-    """Writes bytes to path in one step, by way of a temporary file on the same file system.
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write bytes to `path` in one step; the caller holds the lock of `Parts`.
 
     Raises:
-      OSError: with the number and cause of the failure and what to do; the temporary file is removed.
+      OSError: With the number and cause of the failure and what to do; the temporary file is removed.
     """
-    temporary = Path(temporary_folder) / f"{path.name}.{os.getpid()}.tmp"
     try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        with atomic_open(path) as file:
+            file.write(data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise explained(error, path, f"{len(data)} bytes") from error
 
 
@@ -122,7 +120,7 @@ class Parts:
         for entry in self.folder.iterdir():
             if entry.name != "lock":
                 entry.unlink()
-        write_atomically(parameters_file, self._parameters.encode(), self.folder)
+        write_atomically(parameters_file, self._parameters.encode())
 
     def _file(self, index):
         return self.folder / f"{index:06d}.npz"
@@ -133,7 +131,7 @@ class Parts:
                  "atom_energies": json.dumps(part.atom_energies), "dropped": json.dumps(part.dropped)}
         buffer = io.BytesIO()
         np.savez(buffer, **(part._asdict() | {name: np.array(text) for name, text in texts.items()}))
-        write_atomically(self._file(index), buffer.getvalue(), self.folder)
+        write_atomically(self._file(index), buffer.getvalue())
 
     def load(self, index: int) -> Conformations | None:
         """The :class:`Conformations` of molecule number `index`, or None where they have yet to be made."""
@@ -166,7 +164,7 @@ class Parts:
                 if len(part.energies):
                     write_molecule(file, molecule, part)
             write_attributes(file, parameters, atom_energies, dropped, fallbacks)
-        write_atomically(self.path, buffer.getvalue(), self.folder)
+        write_atomically(self.path, buffer.getvalue())
         shutil.rmtree(self.folder)
 
 

@@ -188,12 +188,17 @@ def _optimize(molecule) -> bool:
     return True
 
 
-def _conformers(molecule) -> list[tuple[Atoms, bytes]]:
+def charge_and_unpaired(molecule) -> tuple[int, int]:
+    """Return the formal charge (e) and the number of unpaired electrons of an RDKit molecule."""
     from rdkit import Chem
 
+    return Chem.GetFormalCharge(molecule), sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms())
+
+
+def _conformers(molecule) -> list[tuple[Atoms, bytes]]:
     numbers = [atom.GetAtomicNum() for atom in molecule.GetAtoms()]
-    info = {"charge": float(Chem.GetFormalCharge(molecule))}
-    unpaired = sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms())
+    charge, unpaired = charge_and_unpaired(molecule)
+    info = {"charge": float(charge)}
     info |= {"num_unpaired_electrons": unpaired} if unpaired else {}
     positions = [conformer.GetPositions() for conformer in molecule.GetConformers()]
     molecule.RemoveAllConformers()

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from mlip_jax.datasets.charges import total_charge
 from mlip_jax.datasets.formats.ase_database import AseDatabase, is_sqlite
 from mlip_jax.datasets.molecules.embedding import MoleculeRecord
 from mlip_jax.datasets.molecules.entries import opened
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.datasets.readers.spice import charge_from_smiles
 from mlip_jax.datasets.store.store import Store
 
 Wanted = Callable[[int], bool]
@@ -135,22 +135,12 @@ def count_frames(path: Path, kind: str) -> int:
 
 def _record(number: int, atoms: Atoms, labels: Any, initial_charge: float) -> MoleculeRecord:
     smiles, name = (_text(labels.get(key)) for key in ("smiles", "name"))
-    info = {"charge": _charge(labels.get("charge"), smiles, float(initial_charge))}
+    info = {"charge": total_charge(labels.get("charge"), smiles, float(initial_charge))}
     unpaired = labels.get("num_unpaired_electrons", 0)
     info |= {"num_unpaired_electrons": int(unpaired)} if unpaired else {}
     made = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=info,
                  constraint=list(atoms.constraints))
     return MoleculeRecord(number, name, smiles, made, "", "as given")
-
-
-def _charge(label: Any, smiles: str, initial: float) -> float:
-    """The label; else that of the SMILES; else the sum of ASE's initial charges, if it is whole: charges of atoms are
-    often partial charges of a method, whose sum is no total charge."""
-    if isinstance(label, int | float | np.integer | np.floating) and math.isfinite(label):
-        return float(label)
-    if smiles:
-        return float(charge_from_smiles(smiles))
-    return float(round(initial)) if math.isfinite(initial) and abs(initial - round(initial)) <= 1e-3 else 0.0
 
 
 def _text(value: Any) -> str:

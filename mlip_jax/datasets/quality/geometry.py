@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
+from ase.data import covalent_radii
 from scipy.spatial import cKDTree
 
 from mlip_jax.datasets.columns import Columns
 
+BOND_STRETCH = 1.25  # pairs closer than this times the sum of their covalent radii are bonded
 # Pair distances in float32 come from |a|² + |b|² - 2ab; up to this size and |a|² (Å²) that finds the right pair to
 # 1e-4 Å². Larger structures go through a k-d tree.
 _GRAM_ATOMS = 256
@@ -188,6 +190,17 @@ def kabsch_align(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     u, _, vt = np.linalg.svd(np.swapaxes(b, 1, 2) @ a)
     u[:, :, 2] *= np.sign(np.linalg.det(u) * np.linalg.det(vt))[:, None]
     return u @ vt
+
+
+def bond_limit(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Distances in Å below which atoms of the atomic numbers a and b (any shapes that broadcast) count as bonded."""
+    return BOND_STRETCH * (covalent_radii[a] + covalent_radii[b])
+
+
+def superpose(points: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Rotate and translate points (n, 3) so that they are nearest to `target` (n, 3) in least squares."""
+    center, to = points.mean(0), target.mean(0)
+    return (points - center) @ kabsch_align(target[None], points[None])[0] + to
 
 
 def fingerprints(columns: Columns) -> np.ndarray:

@@ -22,7 +22,6 @@ Extended XYZ, databases and trajectories are read at any frame; other formats on
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,11 +32,11 @@ from ase.data import chemical_symbols
 
 from mlip_jax.config import ConfigError, unknown_name
 from mlip_jax.datasets import options, reader
+from mlip_jax.datasets.charges import total_charge, whole_charge
 from mlip_jax.datasets.formats.ase_database import is_ase_database
 from mlip_jax.datasets.formats.ase_frames import Frame, is_trajectory, is_xyz, open_frames
 from mlip_jax.datasets.formats.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
-from mlip_jax.datasets.readers.spice import charge_from_smiles
 from mlip_jax.structure import Structure
 
 log = logging.getLogger(__name__)
@@ -166,14 +165,12 @@ class Reader(reader.Reader):
                              for k, shape in self._atom_shapes.items()})
 
     def _charge(self, frame: Frame, smiles: str, source: str) -> float:
-        charge = float(_label(frame, self._keys["charge"], (), False, source))
-        if not math.isnan(charge):
-            return charge
-        return float(charge_from_smiles(smiles)) if smiles else _whole(frame.charge) or 0.0
+        return total_charge(float(_label(frame, self._keys["charge"], (), False, source)), smiles, frame.charge)
 
     def _note_partial_charges(self, frames: list[Frame]) -> None:
         for i, f in enumerate(frames):
-            if _whole(f.charge) is None and not _has(f, self._keys["charge"]) and not _text(f, self._keys["smiles"]):
+            if (whole_charge(f.charge) is None and not _has(f, self._keys["charge"])
+                    and not _text(f, self._keys["smiles"])):
                 self.notes.append(
                     f"{self.path.name}:{i}: the initial charges of the atoms add up to {f.charge:.4g}, which is no "
                     "total charge; frames with such charges and without another are taken as neutral. Name the label "
@@ -257,11 +254,6 @@ def _numbers(value: Any, key: str, source: str) -> np.ndarray:
         return np.array(value, np.float64)
     except (TypeError, ValueError) as error:
         raise DatasetError(f"{source}: {key!r} holds no numbers ({error})") from error
-
-
-def _whole(charge: float) -> float | None:
-    """The whole number that a charge is, within 0.001; None if it is none."""
-    return float(round(charge)) if math.isfinite(charge) and abs(charge - round(charge)) <= 1e-3 else None
 
 
 def _plain(value: np.ndarray) -> float | np.ndarray:

@@ -34,6 +34,7 @@ import numpy as np
 from ase import units
 
 from mlip_jax.datasets import options, reader
+from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.formats import safe_pickle
 from mlip_jax.datasets.formats.elements import checked_numbers
 from mlip_jax.datasets.formats.geom_files import (
@@ -47,7 +48,6 @@ from mlip_jax.datasets.formats.geom_files import (
     pickles_in,
 )
 from mlip_jax.datasets.reader import DatasetError, ReadReport
-from mlip_jax.datasets.readers.spice import charge_from_smiles
 from mlip_jax.structure import Structure
 
 _KCAL = units.kcal / units.mol

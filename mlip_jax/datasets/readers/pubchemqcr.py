@@ -34,9 +34,9 @@ from ase import units
 
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import options, reader
+from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.formats import safe_pickle
 from mlip_jax.datasets.reader import DatasetError, ReadReport
-from mlip_jax.datasets.readers.spice import charge_from_smiles
 from mlip_jax.structure import Structure
 
 STAGES = {"pm3": "PM3", "hf": "HF", "DFT_1st": "B3LYP/6-31G*", "DFT_2nd": "B3LYP/6-31G*"}

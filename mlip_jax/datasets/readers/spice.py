@@ -24,30 +24,14 @@ import numpy as np
 from ase import units
 
 from mlip_jax.datasets import reader
+from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.formats.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
 _UNITS = {"conformations": "bohr", "dft_total_energy": "hartree", "dft_total_gradient": "hartree/bohr",
           "formation_energy": "hartree"}
-_BRACKET = re.compile(r"\[([^\]]*)\]")
-_CHARGE = re.compile(r"([+]+|-+)(\d*)(?::\d+)?$")
 _ATOM_MAP = re.compile(r":\d+(?=\])")
-
-
-def charge_from_smiles(smiles: str) -> int:
-    """Total charge: the sum of the formal charges of the bracket atoms.
-
-    >>> charge_from_smiles("[H:3][N+:1]([H:4])([H:5])[C:2](=[O:6])[O-:7]"), charge_from_smiles("[Ca++].[Cl-]")
-    (0, 1)
-    """
-    total = 0
-    for atom in _BRACKET.findall(smiles):
-        match = _CHARGE.search(atom)
-        if match:
-            signs, digits = match.groups()
-            total += (1 if signs[0] == "+" else -1) * (int(digits) if digits else len(signs))
-    return total
 
 
 def molecule_identity(smiles: str) -> str:

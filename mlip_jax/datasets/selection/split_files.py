@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import zipfile
 import zlib
@@ -22,7 +21,7 @@ import numpy as np
 
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection.splits import check_parts
-from mlip_jax.workdir import write_json
+from mlip_jax.workdir import atomic_open, write_json
 
 _WORDS = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
           "test": "test", "testing": "test"}
@@ -95,15 +94,8 @@ def save_split(path: str | Path, parts: Mapping[str, np.ndarray], meta: Mapping[
     if path.suffix != ".npz":
         raise ValueError(f"a split is kept as .npz; received {path}")
     arrays = {name: np.asarray(indices, np.int64) for name, indices in parts.items()}
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_open(path) as file:
+        np.savez(file, **arrays)
     # Last, with a checksum: what lies between the two writes is then known as no pair.
     write_json(path.with_suffix(".json"), {**meta, "structures": {name: len(a) for name, a in arrays.items()},
                                            "checksum": _checksum(arrays)})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from mlip_jax.workdir import atomic_open
 
 log = logging.getLogger(__name__)
 
@@ -27,16 +27,12 @@ def array_beside(path: Path, dtype: type, rows: int, make: Callable[[], np.ndarr
     if kept is not None:
         return kept
     made = make()
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(exist_ok=True)
-        with open(temporary, "wb") as file:
+        with atomic_open(path, shared=True) as file:
             np.save(file, made)
-        os.replace(temporary, path)
     except OSError as error:
         log.warning("%s: the %s cannot be kept (%s) and are made anew by every run", path.parents[1], what, error)
-        with contextlib.suppress(OSError):  # on a read-only file system even of a file that is not there
-            temporary.unlink()
     return made
 
 

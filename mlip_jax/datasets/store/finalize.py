@@ -7,7 +7,6 @@ import collections
 import csv
 import dataclasses
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from mlip_jax.datasets.quality.filters import REASONS, Filters, count_reasons
 from mlip_jax.datasets.reader import DatasetError, Reader
 from mlip_jax.datasets.store.shards import Shard, checksum
 from mlip_jax.datasets.store.store import FORMAT, INDEX, MANIFEST, VERSION
-from mlip_jax.workdir import write_json
+from mlip_jax.workdir import atomic_open, write_json
 
 log = logging.getLogger(__name__)
 
@@ -149,23 +148,16 @@ def _write_index(folder: Path, source: Reader, parts: list[Part], kept: np.ndarr
 
 
 def _save(folder: Path, name: str, values: np.ndarray) -> None:
-    path = folder / "index" / f"{name}.npy"
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
+    with atomic_open(folder / "index" / f"{name}.npy") as file:
         np.save(file, values)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _write_removed(path: Path, *removed: Iterable[Iterable[str]]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", newline="") as file:
+    with atomic_open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["structure", "reason"])
         for rows in removed:
             writer.writerows(rows)
-    os.replace(temporary, path)
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

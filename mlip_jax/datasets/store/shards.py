@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.workdir import atomic_open
 
 TEXTS = ("molecule", "smiles", "subset", "source")
 _DTYPES = {"F64": np.float64, "F32": np.float32, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "U64": np.uint64}
@@ -57,16 +58,8 @@ def write_shard(path: Path, arrays: dict[str, np.ndarray]) -> str:
       OSError: It cannot be written; nothing is left behind.
     """
     content = save(arrays)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic_open(path) as file:
+        file.write(content)
     return hashlib.sha256(content).hexdigest()
 
 

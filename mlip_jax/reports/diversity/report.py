@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlip_jax.reports import page
+from mlip_jax.reports import html_page as page
 from mlip_jax.reports.diversity import figures, fingerprint_map
 from mlip_jax.reports.diversity.findings import findings
 from mlip_jax.reports.diversity.generalization import MEANINGS, NAMES
-from mlip_jax.reports.files import write_text
+from mlip_jax.workdir import write_text
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def write_report(folder: str | Path, results: Sequence[Result], metric: str = "e
         body += _of_model(model, found, METRICS[metric])
     body += _map(results)
     write_text(folder / "diversity.csv", _csv(by_model))
-    write_text(folder / "diversity.html", page.page("Molecules against conformers", body))
+    write_text(folder / "diversity.html", page.render("Molecules against conformers", body))
     return folder / "diversity.html"
 
 

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlip_jax.reports import figures, page
-from mlip_jax.reports.files import write_text
+from mlip_jax.reports import figures
+from mlip_jax.reports import html_page as page
+from mlip_jax.workdir import write_text
 
 RELAXED = "relaxed(pm3:first)"
 _GEOMETRIES = {
@@ -82,7 +83,7 @@ def write_paper_report(folder: Path) -> Path:
             *_claims(at), *_training(at), *_geometries(at), *_sizes(at, _num_train(Path(folder))), *_sweeps(at)]
     write_text(Path(folder) / "paper.json", json.dumps(
         {name: {g: s._asdict() for g, s in by.items()} for name, by in scores.items()}, indent=2) + "\n")
-    write_text(Path(folder) / "report.html", page.page("Force2Prop and geometry fine-tuning", body))
+    write_text(Path(folder) / "report.html", page.render("Force2Prop and geometry fine-tuning", body))
     return Path(folder) / "report.html"
 
 

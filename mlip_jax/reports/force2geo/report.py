@@ -8,20 +8,21 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from ase import Atoms
 from ase.io import write as write_atoms
 
 from mlip_jax.datasets.selection.initial_geometries import Start
-from mlip_jax.reports import page
+from mlip_jax.reports import html_page as page
+from mlip_jax.reports import sections
 from mlip_jax.reports.errors import json_safe
-from mlip_jax.reports.files import write_whole
 from mlip_jax.reports.force2geo import figures
 from mlip_jax.simulation.reference.oracle import Evaluation, Minimum
 from mlip_jax.simulation.relaxation import metrics
 from mlip_jax.simulation.relaxation.metrics import Estimate, Limits, Outcomes
+from mlip_jax.workdir import atomic_open, atomic_path, write_text
 
 # Fu et al., arXiv:2507.00407: PaiNN trained on PubChemQCR, with B3LYP/6-31G* as the oracle.
 PUBLISHED = {"mean_percentage": 57.37, "success_rate": 10.29, "divergence_rate": 8.1, "force_convergence_rate": 4.2}
@@ -96,12 +97,13 @@ def write_report(folder: str | os.PathLike, molecules: Molecules, evaluated: Seq
     content = _Content(molecules, evaluated, outcomes, summaries, limits)
     # The numbers first: should a figure fail, they are there.
     text = json.dumps(json_safe(_numbers(content)), indent=2, allow_nan=False) + "\n"
-    write_whole(folder / "metrics.json", lambda path: path.write_text(text, encoding="utf-8"))
-    write_whole(folder / "results.csv", lambda path: _write_csv(path, content))
+    write_text(folder / "metrics.json", text)
+    with atomic_open(folder / "results.csv", "w", newline="", encoding="utf-8") as file:
+        _write_csv(file, content)
     _write_geometries(folder, content)
     body = [page.heading("Relaxations judged by " + molecules.oracle, 1), *_headline(content, notes), *_table(content),
-            *_figures(content), *_failures(content), *_definitions(content), *_provenance(info or {})]
-    write_whole(folder / "report.html", lambda path: path.write_text(page.page("Relaxations", body), encoding="utf-8"))
+            *_figures(content), *_failures(content), *_definitions(content), *sections.provenance(info or {})]
+    write_text(folder / "report.html", page.render("Relaxations", body))
     return folder / "report.html"
 
 
@@ -140,29 +142,28 @@ def _numbers(content: _Content) -> dict[str, Any]:
                       "baselines": {n: row for n, row in rows.items() if n not in names}}
 
 
-def _write_csv(path: Path, content: _Content) -> None:
+def _write_csv(file: IO[str], content: _Content) -> None:
     m = content.molecules
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([
-            "force_field", "molecule", "smiles", "source", "n_atoms", "charge", "seen_in_training", "status", "reason",
-            "steps", "energy_start_ev", "energy_relaxed_ev", "energy_opt_ev", "percentage", "residual_kcal_per_mol",
-            "oracle_fmax_start_ev_per_ang", "oracle_fmax_ev_per_ang", "judged", "diverged", "success",
-            "force_converged", "oracle_error", "oracle_steps"])
-        for e in content.evaluated:
-            o = content.outcomes[e.name]
-            columns = [metrics.percentage(o, content.limits), metrics.residual_energy(o)]
-            flags = [metrics.judged(o), *(f(o, content.limits) for f in (
-                metrics.diverged, metrics.succeeded, metrics.force_converged))]
-            for i, (s, r) in enumerate(zip(m.starts, e.relaxed)):
-                energies = (o.energy_start[i], o.energy_relaxed[i], o.energy_opt[i], *(c[i] for c in columns),
-                            m.at_start[i].fmax, o.fmax[i])
-                errors = "; ".join(x.error for x in (m.at_start[i], m.at_end[i], e.at_relaxed[i]) if x.error)
-                writer.writerow([
-                    e.name, s.name, s.smiles, s.source, len(s.atoms), f"{s.atoms.info.get('charge', 0):g}", int(s.seen),
-                    r["status"], r["reason"], r["steps"],
-                    *("" if np.isnan(x) else f"{x:.8g}" if n > 2 else f"{x:.8f}" for n, x in enumerate(energies)),
-                    *(int(flag[i]) for flag in flags), errors, getattr(m.at_end[i], "steps", "")])
+    writer = csv.writer(file)
+    writer.writerow([
+        "force_field", "molecule", "smiles", "source", "n_atoms", "charge", "seen_in_training", "status", "reason",
+        "steps", "energy_start_ev", "energy_relaxed_ev", "energy_opt_ev", "percentage", "residual_kcal_per_mol",
+        "oracle_fmax_start_ev_per_ang", "oracle_fmax_ev_per_ang", "judged", "diverged", "success",
+        "force_converged", "oracle_error", "oracle_steps"])
+    for e in content.evaluated:
+        o = content.outcomes[e.name]
+        columns = [metrics.percentage(o, content.limits), metrics.residual_energy(o)]
+        flags = [metrics.judged(o), *(f(o, content.limits) for f in (
+            metrics.diverged, metrics.succeeded, metrics.force_converged))]
+        for i, (s, r) in enumerate(zip(m.starts, e.relaxed)):
+            energies = (o.energy_start[i], o.energy_relaxed[i], o.energy_opt[i], *(c[i] for c in columns),
+                        m.at_start[i].fmax, o.fmax[i])
+            errors = "; ".join(x.error for x in (m.at_start[i], m.at_end[i], e.at_relaxed[i]) if x.error)
+            writer.writerow([
+                e.name, s.name, s.smiles, s.source, len(s.atoms), f"{s.atoms.info.get('charge', 0):g}", int(s.seen),
+                r["status"], r["reason"], r["steps"],
+                *("" if np.isnan(x) else f"{x:.8g}" if n > 2 else f"{x:.8f}" for n, x in enumerate(energies)),
+                *(int(flag[i]) for flag in flags), errors, getattr(m.at_end[i], "steps", "")])
 
 
 def _write_geometries(folder: Path, content: _Content) -> None:
@@ -182,7 +183,8 @@ def _write_geometries(folder: Path, content: _Content) -> None:
                   for s, positions in zip(m.starts, geometries) if positions is not None]
         target = folder / "geometries" / f"{name}.xyz"
         target.parent.mkdir(exist_ok=True)
-        write_whole(target, lambda path, frames=frames: write_atoms(path, frames, format="extxyz"))
+        with atomic_path(target) as path:
+            write_atoms(path, frames, format="extxyz")
 
 
 # --- The page ---
@@ -313,13 +315,6 @@ def _definitions(content: _Content) -> Iterator[str]:
         "force convergence": f"the oracle's largest force on an atom at the relaxed geometry < {limits.fmax:g} eV/Å",
         "no gap": f"where E(start) − E(opt) < {limits.min_gap:g} eV there is no percentage; such a molecule has "
                   "diverged if its energy rises by more than that"})
-
-
-def _provenance(info) -> Iterator[str]:
-    if info:
-        yield page.heading("How it was made")
-        yield page.grid((f"<section>{page.heading(name, 3)}{page.pairs(dict(items))}</section>"
-                         for name, items in info.items()), "sections")
 
 
 def _value(estimate: Estimate) -> str:

@@ -30,6 +30,7 @@ from mlip_jax.graphs.neighbors import long_range_list, neighbor_list
 from mlip_jax.potential import Evaluation, Potential, example_graph
 from mlip_jax.simulation.calculators.packing import Shape, pack, unpack
 from mlip_jax.simulation.calculators.size_buckets import Buckets
+from mlip_jax.structure import STATES, electronic_value
 
 # Columns of a Hessian times directed edges that are in work at a time; a column of an edge takes a few kilobytes.
 _COLUMN_EDGES = 1 << 16
@@ -194,8 +195,7 @@ class PaddedCalculator(Calculator):
                   "cell": (old.cell.array, atoms.cell.array), "pbc": (old.pbc, atoms.pbc)}
         # their bytes: NumPy's own comparison is ten times slower for small arrays
         changed = [name for name, (a, b) in arrays.items() if a.tobytes() != b.tobytes()]
-        states = ("charge", "num_unpaired_electrons")
-        return changed + [name for name in states if _state(old, name) != _state(atoms, name)]
+        return changed + [name for name in STATES if electronic_value(old, name) != electronic_value(atoms, name)]
 
     def _check(self, atoms, properties) -> None:
         if len(atoms) == 0:
@@ -220,7 +220,7 @@ class PaddedCalculator(Calculator):
         self._check_state_known(atoms, "num_unpaired_electrons", "spins", "numbers of unpaired electrons")
 
     def _check_state_known(self, atoms, key: str, statistic: str, words: str) -> None:
-        value = _state(atoms, key)
+        value = electronic_value(atoms, key)
         if value == 0 or key in self._warned_of:
             return
         trained_on = [m.metadata.get("statistics", {}).get(statistic, [0.0]) for m in self._members]
@@ -266,8 +266,8 @@ class PaddedCalculator(Calculator):
         shape = self._buckets.choose(len(atoms), len(neighbors.senders), None if reach is None else len(long_range[0]),
                                      periodic)
         return shape, pack(
-            atoms.numbers, positions, neighbors, shape, self.dtype, charge=_state(atoms, "charge"),
-            spin=_state(atoms, "num_unpaired_electrons"), cell=box[0], long_range=long_range)
+            atoms.numbers, positions, neighbors, shape, self.dtype, charge=electronic_value(atoms, "charge"),
+            spin=electronic_value(atoms, "num_unpaired_electrons"), cell=box[0], long_range=long_range)
 
     def _start_anew(self) -> None:
         """What a copy does not share with the original."""
@@ -344,14 +344,3 @@ def _check_apart(positions, neighbors) -> None:
         edge = int(np.argmax(same))
         raise CalculationFailed(f"atoms {neighbors.receivers[edge]} and {neighbors.senders[edge]} are in the same "
                                 "place; forces are not defined there")
-
-
-def _state(atoms, name: str) -> float:
-    given = atoms.info.get(name, 0.0)
-    try:
-        value = float(given)
-    except (TypeError, ValueError):
-        value = np.nan
-    if not np.isfinite(value):
-        raise ValueError(f"atoms.info[{name!r}] must be a finite number, received {given!r}; leave it out for 0")
-    return value

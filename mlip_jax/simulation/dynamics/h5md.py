@@ -23,6 +23,7 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlip_jax import __version__
+from mlip_jax.workdir import atomic_path
 
 _ATOMS = "particles/all"
 _POSITION, _VELOCITY, _EDGES = f"{_ATOMS}/position", f"{_ATOMS}/velocity", f"{_ATOMS}/box/edges"
@@ -42,7 +43,7 @@ def append(path: Path, frames: Sequence[Atoms]) -> None:
       OSError: It cannot be written.
     """
     if not path.exists():  # whole or not at all: the first bytes of a file are in no safe order
-        with _replacing(path) as temporary:
+        with atomic_path(path) as temporary:
             _create(temporary, frames[0])
     with _appending(path) as file:
         count = _count(file)
@@ -93,23 +94,10 @@ def cut(path: Path, count: int) -> None:
     if not count:
         path.unlink(missing_ok=True)
     elif size(path) != count or not _is_closed(path):
-        with _replacing(path) as temporary:
+        with atomic_path(path) as temporary:
             _create(temporary, *read(path, slice(0, 1)))
             for start in range(0, count, _BLOCK):
                 append(temporary, read(path, slice(start, min(start + _BLOCK, count))))
-            _sync(temporary)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A name for what shall take the place of `path`; the same each time, so that kills leave one file at most."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

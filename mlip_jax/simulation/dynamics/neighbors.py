@@ -24,7 +24,7 @@ from mlip_jax.graphs.batching import Budget, build_batch
 from mlip_jax.graphs.neighbors import count_edges, long_range_list
 from mlip_jax.graphs.slots import Box
 from mlip_jax.simulation.dynamics.system import Particles, System
-from mlip_jax.structure import Structure
+from mlip_jax.structure import Structure, electronic_value
 
 # Places of all matrices of distances together, above which the host's k-d tree is the better way.
 _MOST_PLACES = 1 << 25
@@ -105,12 +105,12 @@ def on_host(system: System, positions: np.ndarray, cell: np.ndarray | None, budg
     """The same by the host, of NumPy arrays; the budget must hold it, see `needed`."""
     dtype = positions.dtype
     columns = Columns.from_structures(
-        Structure(a.numbers, x.astype(np.float64), charge=float(a.info.get("charge", 0.0)),
+        Structure(a.numbers, x.astype(np.float64), charge=electronic_value(a, "charge"),
                   cell=None if cell is None else cell[m].astype(np.float64), pbc=None if cell is None else a.pbc)
         for m, (a, x) in enumerate(zip(system.molecules, system.split(positions))))
     far = None if reach.long_range is None else reach.long_range + reach.skin
     graph = build_batch(columns, budget, reach.cutoff + reach.skin, dtype=dtype, long_range_cutoff=far)
-    spin = np.array([float(a.info.get("num_unpaired_electrons", 0.0)) for a in system.molecules] + [0.0], dtype)
+    spin = np.array([electronic_value(a, "num_unpaired_electrons") for a in system.molecules] + [0.0], dtype)
     graph_globals = {k: graph.globals[k] for k in ("charge", "cell") if k in graph.globals} | {"spin": spin}
     nodes = {"positions": positions, "numbers": graph.nodes["numbers"]}
     return graph._replace(nodes=nodes, globals=graph_globals)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from ase import Atoms
 from mlip_jax.simulation.dynamics.results import Frames, Thermo
 from mlip_jax.simulation.dynamics.trajectories import EXTXYZ, FORMS, Form
 from mlip_jax.structure import electronic_state
+from mlip_jax.workdir import atomic_open
 
 THERMO, TRAJECTORIES, RESTART = "thermo.csv", "trajectories", "restart.npz"
 COLUMNS = ("step", "time_fs", "molecule", "potential_ev", "kinetic_ev", "total_ev", "temperature_k", "conserved_ev",
@@ -99,17 +99,13 @@ class Outputs:
         Raises:
           OutputError: It cannot be written; the one before is still there.
         """
-        path, temporary = self._workdir / RESTART, self._workdir / f"{RESTART}.tmp"
+        path = self._workdir / RESTART
         try:
             sizes = [form.size(file) for file, form in self._files]
             about = json.dumps({"sizes": sizes, "seconds": seconds})
-            with open(temporary, "wb") as file:
+            with atomic_open(path) as file:
                 np.savez(file, **snapshot, **{_ABOUT: np.array(about)})
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
         except (OSError, ValueError) as error:
-            temporary.unlink(missing_ok=True)
             raise OutputError(f"{path}: cannot be written: {error}") from error
 
     def load(self) -> tuple[dict[str, np.ndarray], float] | None:

@@ -15,9 +15,9 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from rich.progress import track
 
 from mlip_jax import workers
-from mlip_jax.reports.files import write_whole
 from mlip_jax.simulation.dynamics.analysis import Course
 from mlip_jax.simulation.reference.oracle import Method
+from mlip_jax.workdir import atomic_open
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,8 @@ def courses(method: Method, molecules: Sequence[Atoms], plan: Plan, folder: Path
         if error:
             log.warning("%s fails at molecule %d: %s", method.name, waiting[k], error)
             continue
-        write_whole(files[waiting[k]], lambda temporary, p=positions, v=velocities: _save(temporary, p, v))
+        with atomic_open(files[waiting[k]]) as file:
+            np.savez(file, positions=positions.astype(np.float32), velocities=velocities.astype(np.float32))
     return [_load(file, atoms, plan) if file.exists() else None for file, atoms in zip(files, molecules)]
 
 
@@ -78,11 +79,6 @@ def _simulate(job) -> tuple[np.ndarray, np.ndarray, str]:
     except Exception as error:  # of any calculator: what it raises is its own
         return np.zeros((0, len(atoms), 3)), np.zeros((0, len(atoms), 3)), f"{type(error).__name__}: {error}"
     return np.array(positions), np.array(velocities), ""
-
-
-def _save(path: Path, positions: np.ndarray, velocities: np.ndarray) -> None:
-    with open(path, "wb") as file:  # savez would add a suffix to the name
-        np.savez(file, positions=positions.astype(np.float32), velocities=velocities.astype(np.float32))
 
 
 def _load(path: Path, atoms: Atoms, plan: Plan) -> Course:

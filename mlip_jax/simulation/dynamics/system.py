@@ -15,12 +15,12 @@ import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
 
+from mlip_jax.datasets.quality.geometry import bond_limit
 from mlip_jax.graphs.neighbors import neighbor_list
 from mlip_jax.graphs.slots import Slots
 from mlip_jax.potential import Potential
+from mlip_jax.structure import STATES, electronic_value
 
-# Pairs closer than this times the sum of their covalent radii are bonds.
-BOND_STRETCH = 1.25
 _NODE_MULTIPLE = 8
 
 
@@ -117,11 +117,9 @@ class System:
         masses[:begin[-1]] = np.concatenate([a.get_masses() for a in self.molecules])
         bonds, lengths, shifts = self.bonds() if watch_bonds else _no_bonds()
 
-        def state(name):
-            return np.array([float(a.info.get(name, 0.0)) for a in self.molecules], dtype)
-
+        states = (np.array([electronic_value(a, name) for a in self.molecules], dtype) for name in STATES)
         return Particles(
-            Slots(rows, counts, state("charge"), state("num_unpaired_electrons")),
+            Slots(rows, counts, *states),
             np.where(local < counts[:, None], begin[:-1, None] + local, 0).astype(np.int32), masses, molecule,
             number.astype(np.int32), dof.astype(dtype), target.astype(dtype), np.arange(num, dtype=np.int32),
             hottest.astype(dtype), bonds, lengths.astype(dtype), shifts if self.is_periodic else None, self.periodic)
@@ -132,12 +130,12 @@ class System:
         for atoms, first in zip(self.molecules, self.begin):
             radii = covalent_radii[atoms.numbers]
             box = (atoms.cell.array, atoms.pbc) if atoms.pbc.any() else ()
-            near = neighbor_list(atoms.positions, 2 * BOND_STRETCH * radii.max(), *box)
+            near = neighbor_list(atoms.positions, bond_limit(atoms.numbers, atoms.numbers).max(), *box)
             once = near.pair_order[:len(near.pair_order) // 2]
             i, j = near.receivers[once], near.senders[once]
             shifts = np.zeros((len(i), 3), np.int32) if near.shifts is None else near.shifts[once]
             vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array
-            bonded = np.linalg.norm(vectors, axis=1) < BOND_STRETCH * (radii[i] + radii[j])
+            bonded = np.linalg.norm(vectors, axis=1) < bond_limit(atoms.numbers[i], atoms.numbers[j])
             found.append(((np.stack([i, j], 1) + first)[bonded].astype(np.int32), (radii[i] + radii[j])[bonded],
                           shifts[bonded]))
         return tuple(np.concatenate(parts) for parts in zip(*found))
@@ -190,14 +188,9 @@ def _obstacle(atoms: Atoms, potential: Potential) -> str:
         return f"pbc is {atoms.pbc.tolist()}, but a periodic direction has no lattice vector"
     if atoms.pbc.any() and potential.long_range_cutoff == np.inf:
         return "it is periodic, and the long-range terms of the force field have no cutoff"
-    for name in ("charge", "num_unpaired_electrons"):
-        try:
-            finite = np.isfinite(float(atoms.info.get(name, 0.0)))
-        except (TypeError, ValueError):
-            finite = False
-        if not finite:
-            return f"atoms.info[{name!r}] must be a finite number, received {atoms.info[name]!r}"
     try:
+        for name in STATES:
+            electronic_value(atoms, name)
         potential.check_elements(atoms.numbers)
     except ValueError as error:
         return str(error)

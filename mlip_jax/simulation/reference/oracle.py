@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mlip_jax import workers
 from mlip_jax.config import ConfigError, unknown_name
 from mlip_jax.simulation.reference.result_cache import ResultCache, key_of
-from mlip_jax.structure import electronic_state
+from mlip_jax.structure import electronic_state, electronic_value
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ def _minimize(atoms, settings) -> dict[str, Any]:
 
 
 def _state(atoms) -> tuple[int, int]:
-    charge = int(round(float(atoms.info.get("charge", 0))))
+    charge = round(electronic_value(atoms, "charge"))
     unpaired = atoms.info.get("num_unpaired_electrons")
     return charge, int((atoms.numbers.sum() - charge) % 2 if unpaired is None else unpaired)
 

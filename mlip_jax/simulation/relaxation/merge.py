@@ -5,9 +5,8 @@ from __future__ import annotations
 import array
 import contextlib
 import csv
-import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from mlip_jax.simulation.relaxation.journal import (
     piece_file,
     read_part,
 )
+from mlip_jax.workdir import atomic_open
 
 # Molecules that get their further columns at a time. What is compiled for them depends on their sizes.
 _BLOCK = 16_384
@@ -63,7 +63,7 @@ def merge(folder: Path, layout: Layout, results: Path, pieces: Mapping[str, Path
         with contextlib.ExitStack() as stack:
             sources = {kind: [stack.enter_context(open(path if kind == "csv" else piece_file(path, kind), "rb"))
                               for path in paths] for kind in [*targets, *([added.kind] if added else [])]}
-            outputs = {kind: stack.enter_context(_replaced(path)) for kind, path in targets.items()}
+            outputs = {kind: stack.enter_context(atomic_open(path, buffering=2**20)) for kind, path in targets.items()}
             outputs["csv"].write(encode_line((*layout.columns, *(added.columns if added else ()))))
             for start in range(0, len(places), _BLOCK):
                 _write_block(places[start:start + _BLOCK], layout, sources, outputs, added)
@@ -106,20 +106,6 @@ def _in_order(paths: list[Path], layout: Layout, stop: int | None) -> tuple[np.n
     _, first = np.unique(table[:, 0], return_index=True)
     table = table[first]
     return table[table[:, 0] < stop if stop is not None else slice(None), 1:], max(seconds)
-
-
-@contextlib.contextmanager
-def _replaced(path: Path) -> Iterator[io.BufferedWriter]:
-    """A file to write, which takes the place of `path` when all is well."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb", buffering=2**20) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_pieces(folder: Path, layout: Layout, kind: str, indices: Sequence[int]) -> dict[int, bytes]:

@@ -17,14 +17,13 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.data import covalent_radii
 
 from mlip_jax.datasets.molecules.rmsd import Conformers, cross_rmsd
 from mlip_jax.datasets.molecules.symmetry import Entry, symmetries_of
+from mlip_jax.datasets.quality.geometry import bond_limit
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
-from mlip_jax.simulation.dynamics.system import BOND_STRETCH
 from mlip_jax.simulation.relaxation.relax import Relaxer
 from mlip_jax.structure import electronic_state
 
@@ -222,8 +221,8 @@ class _Pool:
 
 def _bonded(atoms: Atoms) -> np.ndarray:
     """Which atoms are bonded, (n, n)."""
-    radii = covalent_radii[atoms.numbers]
-    return atoms.get_all_distances(mic=bool(atoms.pbc.any())) < BOND_STRETCH * (radii[:, None] + radii[None])
+    numbers = atoms.numbers
+    return atoms.get_all_distances(mic=bool(atoms.pbc.any())) < bond_limit(numbers[:, None], numbers[None])
 
 
 def _bare(atoms: Atoms) -> Atoms:

@@ -18,6 +18,7 @@ from ase.constraints import FixAtoms
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.relaxation import loop, minimizers
 from mlip_jax.simulation.relaxation.pool import Pool, Waiting, slot_size
+from mlip_jax.structure import STATES, electronic_value
 
 _REASONS = {
     loop.CONVERGED: ("converged", ""), loop.STEP_LIMIT: ("step limit", ""),
@@ -281,10 +282,9 @@ class Relaxer:
         unknown = [type(c).__name__ for c in atoms.constraints if not isinstance(c, FixAtoms)]
         if unknown:
             return f"of ASE's constraints FixAtoms alone is known here, received {', '.join(unknown)}"
-        for name in ("charge", "num_unpaired_electrons"):
-            if not _is_finite(atoms.info.get(name, 0.0)):
-                return f"atoms.info[{name!r}] must be a finite number, received {atoms.info[name]!r}"
         try:
+            for name in STATES:
+                electronic_value(atoms, name)
             self.potential.check_elements(atoms.numbers)
         except ValueError as error:
             return str(error)
@@ -304,13 +304,6 @@ class _Shared:
             item = next(self._molecules, None)
             self.is_empty = item is None
             return item
-
-
-def _is_finite(value) -> bool:
-    try:
-        return bool(np.isfinite(float(value)))
-    except (TypeError, ValueError):
-        return False
 
 
 def _overlap(positions: np.ndarray) -> str:
@@ -336,5 +329,5 @@ def _waiting(number: int, atoms: Atoms, dtype) -> Waiting:
     mobile[_fixed(atoms)] = False
     # close to the origin: float32 has fewer digits far from it
     return Waiting(number, atoms.numbers, (atoms.positions - atoms.positions.mean(0)).astype(dtype), mobile,
-                   float(atoms.info.get("charge", 0.0)), float(atoms.info.get("num_unpaired_electrons", 0.0)))
+                   *(electronic_value(atoms, name) for name in STATES))
 

@@ -191,3 +191,17 @@ def test_sums_of_segments_with_empty_ones():
     found = geometry.segment_sum(values, np.array([0, 0, 2, 6]))
     np.testing.assert_array_equal(found, [[0, 0], values[:2].sum(0), values[2:].sum(0), [0, 0]])
     assert geometry.segment_sum(np.zeros((0, 3)), np.array([0, 0])).tolist() == [[0, 0, 0]] * 2
+
+
+@given(st.integers(0, 2**20), st.integers(2, 9))
+@settings(max_examples=40)
+def test_superposed_points_are_the_closest(seed, size):
+    rng = np.random.default_rng(seed)
+    points, target = rng.normal(size=(size, 3)), rng.normal(size=(size, 3))
+    found = geometry.superpose(points, target)
+    np.testing.assert_allclose(found.mean(0), target.mean(0), atol=1e-9)
+    turn, error = Rotation.align_vectors(target - target.mean(0), points - points.mean(0))
+    assert np.sqrt(((found - target) ** 2).sum()) == pytest.approx(error, abs=1e-6)
+    # a rotation: distances stay
+    np.testing.assert_allclose(np.linalg.norm(found - found[0], axis=1), np.linalg.norm(points - points[0], axis=1),
+                               atol=1e-9)

@@ -8,9 +8,10 @@ import h5py
 import numpy as np
 import pytest
 
+from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import spice
-from mlip_jax.datasets.readers.spice import charge_from_smiles, molecule_identity
+from mlip_jax.datasets.readers.spice import molecule_identity
 
 # Cut from SPICE 1.1.4 (CC0): two molecules, both charged, three conformations each.
 GENUINE = Path(__file__).parents[2] / "data" / "spice_1.1.4_small.hdf5"

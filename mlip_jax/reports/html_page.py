@@ -1,0 +1,107 @@
+"""Self-contained HTML pages, rendered from the templates in reports/templates.
+
+Every text is escaped, and every figure is embedded. The functions return `Markup`, which is inserted as it is; a plain
+string is text.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+
+def _printable(value: object) -> object:
+    """Replace characters that UTF-8 cannot hold, as in file names that are not UTF-8."""
+    return value if isinstance(value, Markup) else str(value).encode("utf-8", "replace").decode("utf-8")
+
+
+_TEMPLATES = Environment(loader=PackageLoader("mlip_jax.reports"), autoescape=True, undefined=StrictUndefined,
+                         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_printable)
+_PARTS = _TEMPLATES.get_template("parts.html").module
+
+
+def render(title: str, body: Iterable[Markup]) -> str:
+    """Return the document with a title and the parts of its body."""
+    return _TEMPLATES.get_template("page.html").render(title=title, body=body)
+
+
+def number(value: float | int | None) -> str:
+    """Three or four significant digits, thousands separated; a dash for None and NaN."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    size, sign = abs(value), "−" if value < 0 else ""
+    if isinstance(value, int) or size >= 1000:
+        return sign + (f"{size:,.0f}" if size < 1e12 else f"{size:.3g}")
+    digits = 1 if size >= 100 else 2 if size >= 1 else 3
+    return sign + (f"{size:.{digits}f}" if size >= 0.01 else f"{size:.2g}")
+
+
+def duration(seconds: float) -> str:
+    """A time in the two largest units that matter: 42 s, 12.5 min, 3 h 12 min, 2 d 3 h."""
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    if minutes < 90:
+        return f"{minutes:.1f} min"
+    # Round once, in the smaller unit, or 23 h 59.9 min would become 23 h 60 min.
+    minutes = round(minutes)
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(minutes / 60)
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def heading(value: str, level: int = 2) -> Markup:
+    return _PARTS.heading(value, level)
+
+
+def paragraph(value: str) -> Markup:
+    return _PARTS.paragraph(value)
+
+
+def callout(value: str) -> Markup:
+    return _PARTS.callout(value)
+
+
+def cards(items: Iterable[tuple[str, str, str, str]]) -> Markup:
+    """Return a row of cards (name, value, unit, detail)."""
+    return _PARTS.cards(items)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
+    """Return a table; numbers are formatted by `number`, and the first column is left-aligned."""
+    names = [name.partition(" (") for name in header]
+    return _PARTS.table([(name, unit) for name, _, unit in names], ([_cell(value) for value in row] for row in rows))
+
+
+def pairs(items: Mapping[str, object]) -> Markup:
+    """Return a table of names and values; numbers are not rounded, because settings must be exact."""
+    return _PARTS.pairs(items.items())
+
+
+def section(name: str, values: Mapping[str, object]) -> Markup:
+    """Return a small heading with a table of names and values."""
+    return _PARTS.section(name, values.items())
+
+
+def figure(fig: Figure, caption: str, *, wide: bool = False) -> Markup:
+    """Return the figure as an embedded PNG with a caption, which is its alternative text as well."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=150)
+    width, height = (round(150 * side) for side in fig.get_size_inches())
+    return _PARTS.figure(base64.b64encode(buffer.getvalue()).decode("ascii"), width, height, caption, wide)
+
+
+def grid(items: Iterable[Markup], kind: str = "figures") -> Markup:
+    """Return parts side by side where the window is wide enough; `kind` is "figures" or "sections"."""
+    return _PARTS.grid(items, kind)
+
+
+def _cell(value: object) -> object:
+    return number(value) if value is None or isinstance(value, int | float) else value

@@ -1,0 +1,38 @@
+"""Tests for pages from templates: text never becomes HTML, and parts are inserted as they are."""
+
+import pytest
+from matplotlib.figure import Figure
+
+from mlip_jax.reports import html_page as page
+
+TEXT = """<script>&"'{{ 1 + 1 }}"""
+ESCAPED = "&lt;script&gt;&amp;&#34;&#39;{{ 1 + 1 }}"
+
+
+@pytest.mark.parametrize("part", [
+    lambda: page.heading(TEXT),
+    lambda: page.paragraph(TEXT),
+    lambda: page.callout(TEXT),
+    lambda: page.cards([(TEXT, TEXT, TEXT, TEXT)]),
+    lambda: page.table([TEXT], [[TEXT]]),
+    lambda: page.pairs({TEXT: TEXT}),
+    lambda: page.section(TEXT, {TEXT: TEXT}),
+    lambda: page.figure(Figure(figsize=(1, 1)), TEXT),
+    lambda: page.grid([TEXT]),
+    lambda: TEXT,
+])
+def test_text_is_escaped_once(part):
+    html = page.render(TEXT, [part()])  # in the title, and in the part
+    assert html.count(ESCAPED) >= 2 and "<script" not in html and "&amp;lt;" not in html
+
+
+def test_characters_that_utf8_cannot_hold_are_replaced():
+    page.render("\udcff", [page.paragraph("\udcff")]).encode("utf-8")
+
+
+def test_units_of_a_header_are_not_broken():
+    assert 'error <span class="unit">(meV/Å)</span>' in page.table(["error (meV/Å)"], [])
+
+
+def test_nothing_is_loaded():
+    assert "default-src 'none'" in page.render("", [])

@@ -1,0 +1,47 @@
+"""Tests for atomic file replacement: a file holds its old content or the new one, whatever fails."""
+
+import os
+
+import pytest
+
+from mlip_jax.workdir import atomic_open, atomic_path, write_text
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_error_while_writing_leaves_the_old_file(tmp_path, shared):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    with pytest.raises(ZeroDivisionError), atomic_open(path, "w", shared=shared) as file:
+        file.write("new")
+        raise ZeroDivisionError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_content_is_on_disk_before_it_replaces_the_file(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, "fsync", lambda fd: calls.append(("fsync", os.fstat(fd).st_size)))
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append(("replace", 3)), replace(*paths)))
+    write_text(tmp_path / "file.txt", "new")
+    assert calls == [("fsync", 3), ("replace", 3)]
+
+
+def test_a_leftover_of_a_killed_process_is_replaced(tmp_path):
+    path = tmp_path / "file.txt"
+    with atomic_path(path) as temporary:
+        leftover = temporary
+        temporary.write_text("new")
+    leftover.write_text("half of a longer content")
+    write_text(path, "newer")
+    assert path.read_text() == "newer" and os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_processes_that_share_a_file_have_temporary_files_of_their_own(tmp_path, monkeypatch):
+    path, names = tmp_path / "file.txt", []
+    for host, process in (("a", 1), ("a", 2), ("b", 1)):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        with atomic_path(path, shared=True) as temporary:
+            temporary.touch()
+            names.append(temporary.name)
+    assert len(set(names)) == 3
