@@ -44,11 +44,11 @@ def keep_compiled_programs() -> None:
 
     What is compiled for a CPU holds for CPUs of its kind alone, so that each kind has a folder.
     """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
     import hashlib
 
     import jax
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
     kind = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -93,7 +93,7 @@ def main() -> None:
         try:
             config = _overridden(config_flag.value, sweep["overrides"].value)
             if sweep["sweep"].value:  # before anything that claims a device or a port, which the variants will
-                from mlip_jax import sweep_runner
+                from mlip_jax.sweeps import runner as sweep_runner
                 sys.exit(sweep_runner.run(
                     config_flags.get_config_filename(flags.FLAGS["config"]), config, workdir.value, sys.argv[1:],
                     index=sweep["sweep_index"].value, list_only=sweep["sweep_list"].value,
@@ -145,7 +145,7 @@ def _sweep_flags(flags):
 
 
 def _overridden(config, overrides: list[str] | None):
-    from mlip_jax.sweep import override, parse
+    from mlip_jax.sweeps.overrides import override, parse
     for text in overrides or ():
         config = override(config, parse(text))
     return config

@@ -34,8 +34,8 @@ def run(function: Callable[[Any], Any], jobs: Sequence[Any], num_processes: int 
     """Yield (index of the job, function(job)) in the order in which jobs finish.
 
     Worker processes are fresh interpreters with single-threaded libraries: `function`, its argument and its result must
-    pickle, and a script that calls this needs the usual `if __name__ == "__main__":`. If the caller leaves the iterator,
-    or on an error or Ctrl-C, the workers end after their current job.
+    pickle, and a script that calls this needs the usual `if __name__ == "__main__":`. The workers end after their
+    current job if the caller leaves the iterator, on an error, and on Ctrl-C.
 
     Args:
       num_processes: Number of workers, None for one per core.
@@ -179,7 +179,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _initialize(initializer: Callable[[], None] | None) -> None:
-    """Prepare a worker: the parent alone handles requests to stop, and the worker ends with it, even if it is killed."""
+    """Prepare a worker: leave requests to stop to the parent, and end with the parent, even if that is killed."""
     for number in (signal.SIGINT, signal.SIGUSR1):  # not SIGTERM, with which the executor ends its workers
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()

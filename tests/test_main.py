@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mlip_jax import distributed, main, sweep
+from mlip_jax import distributed, main
+from mlip_jax.sweeps.variants import call_config_file, load
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -59,7 +60,7 @@ def test_configs_come_with_the_package(tmp_path, monkeypatch):
     (tmp_path / "configs/md.py").write_text("")
     assert main._with_found_config(given)[3] == "configs/md.py"
     assert main._with_found_config(["--config=configs/none.py"]) == ["--config=configs/none.py"]
-    assert sweep.load("configs/spice_sweep.py", sweep._call("configs/spice_sweep.py", "get_config", ""))
+    assert load("configs/spice_sweep.py", call_config_file("configs/spice_sweep.py", "get_config", ""))
 
 
 def test_runs_in_any_folder(tmp_path):

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlip_jax.reports import figures
-
 log = logging.getLogger(__name__)
 
 # Columns of scores: {column: (part, key)} in metrics.json.
@@ -192,6 +190,7 @@ def draw(rows: Sequence[Row]):
     Returns:
       A matplotlib `Figure`.
     """
+    from mlip_jax.reports import figures  # here, because a sweep that has no scores starts sooner without matplotlib
     lines: dict[str, list[Row]] = {}
     together = bool(over_seeds(rows))
     for row in rows:

@@ -1,25 +1,27 @@
-"""A sweep runs what is missing, whatever happens to its variants, and its table tells what is there."""
+"""Tests for the runner: a sweep runs what is missing, whatever happens to its variants, and its table shows it."""
 
 import csv
 import json
 import os
-import signal
+import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
-from mlip_jax import defaults, sweep_runner
+from mlip_jax import defaults
 from mlip_jax.config import ConfigError
-from mlip_jax.sweep import Variant, parse
-from mlip_jax.sweep_runner import Sweep, run
+from mlip_jax.distributed import Environment
+from mlip_jax.sweeps import runner
+from mlip_jax.sweeps.attempts import lock_folder
+from mlip_jax.sweeps.overrides import parse
+from mlip_jax.sweeps.runner import run
 from mlip_jax.workdir import WorkdirError
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
+INTERPRETER = sys.executable  # which the sweeps of these tests replace
 CONFIG = """
 from mlip_jax.defaults import {defaults}_defaults
 
@@ -31,48 +33,56 @@ def get_config():
 def sweep():
     return {variants}
 """
-# Stands for a variant. It counts its starts, and does what the file "do" of its workdir or of the one above says.
-PROGRAM = """
-import pathlib, sys, time
-workdir = pathlib.Path(sys.argv[1])
-with open(workdir / "starts", "a") as file:
-    print("start", file=file)
-do = next((f.read_text() for f in (workdir / "do", workdir.parent / "do") if f.exists()), "end 0")
-print("this is", workdir.name, flush=True)
-what, number = do.split()
-if what == "wait":
-    time.sleep(float(number))
-sys.exit(int(number) if what == "end" else 0)
+SEEDS = [{"name": name, "data.max_atoms": i} for i, name in enumerate("abc", 1)]
+DEPENDENT = [{"name": "b", "data.path": "{sweep}/a"}, {"name": "a"}, {"name": "c", "data.path": "{sweep}/b,{sweep}/a"}]
+REPORT = """
+def report(folder):
+    (folder / "made").write_text("x")
+    return folder / "made"
+"""
+# Stands for Python in the command of a variant: writes the command to the file "starts" of its workdir, and does what
+# the file "do" of that folder, or of the one above, says.
+PYTHON = """#!/bin/sh
+for argument; do
+    case $argument in --workdir=*) workdir=${argument#--workdir=};; esac
+done
+echo "$@" >> "$workdir/starts"
+echo "this is ${workdir##*/}"
+for file in "$workdir/do" "$workdir/../do"; do
+    if [ -f "$file" ]; then . "$file"; fi
+done
 """
 
 
 @pytest.fixture
-def sweep(tmp_path, monkeypatch):
-    """A function that runs a sweep of three seeds whose variants are the program above; returns the exit code."""
-    monkeypatch.setattr(Sweep, "_command", lambda self, variant: [
-        sys.executable, "-c", PROGRAM, str(self._folder / variant.name)])
-    monkeypatch.setattr(sweep_runner.distributed, "from_environment", lambda: None)
-    config_file = tmp_path / "config.py"
-    variants = '[{"name": n, "data.max_atoms": i} for i, n in enumerate("abc", 1)]'
-    config_file.write_text(CONFIG.format(defaults="convert", task="convert", variants=variants))
+def start(tmp_path, monkeypatch):
+    """A function that runs a sweep with the shell script above in place of Python; returns the exit code."""
+    python = tmp_path / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(runner.distributed, "from_environment", lambda: None)
+    monkeypatch.setattr(runner, "_POLL_SECONDS", 0.05)
 
-    def sweep(change=(), **options):
+    def start(variants=SEEDS, change=(), more="", arguments=(), **options):
+        path = tmp_path / "config.py"
+        path.write_text(CONFIG.format(defaults="convert", task="convert", variants=variants) + more)
         config = defaults.convert_defaults()
         config.update(dict(change))
-        return run(str(config_file), config, tmp_path / "run", [], **options)
+        return run(str(path), config, tmp_path / "run", arguments, **options)
 
-    return sweep
+    return start
 
 
-def do(folder, what):
-    """What the variant of a folder does, or all variants."""
+def do(folder, command):
+    """Set the shell command that the variant of a folder, or all variants, run."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "do").write_text(what)
+    (folder / "do").write_text(command)
 
 
 def starts(folder):
-    """How often each variant was started."""
-    return "".join(str(len(f.read_text().split()) if (f := folder / n / "starts").exists() else 0) for n in "abc")
+    """Number of starts of each variant."""
+    return "".join(str(len(f.read_text().splitlines()) if (f := folder / n / "starts").exists() else 0) for n in "abc")
 
 
 def states(folder):
@@ -80,154 +90,181 @@ def states(folder):
         return [row["state"] for row in csv.DictReader(file)]
 
 
-def test_variants_run_once(sweep, tmp_path, capsys):
-    assert sweep() == 0
+def test_variants_run_once(start, tmp_path, capsys):
+    assert start() == 0
     assert starts(tmp_path / "run") == "111" and states(tmp_path / "run") == ["done"] * 3
     assert "this is b" in capsys.readouterr().out and "this is b" in (tmp_path / "run/b/log.txt").read_text()
-    assert sweep() == 0
+    assert start() == 0
     assert starts(tmp_path / "run") == "111"
 
 
-def test_a_failure_does_not_stop_the_others(sweep, tmp_path, capsys):
-    do(tmp_path / "run/b", "end 3")
-    assert sweep() == 1
+def test_a_failure_does_not_stop_the_others(start, tmp_path, capsys):
+    do(tmp_path / "run/b", "exit 3")
+    assert start() == 1
     assert starts(tmp_path / "run") == "111" and states(tmp_path / "run") == ["done", "failed", "done"]
     shown = capsys.readouterr().out
     assert "b failed; the last lines of" in shown and shown.rindex("this is b") > shown.rindex("this is c")
     (tmp_path / "run/b/do").unlink()
-    assert sweep() == 0
+    assert start() == 0
     assert starts(tmp_path / "run") == "121" and states(tmp_path / "run") == ["done"] * 3
 
 
-def test_a_variant_that_wants_to_be_started_again_stops_the_sweep(sweep, tmp_path):
-    do(tmp_path / "run/b", "end 75")
-    assert sweep() == 75
+def test_a_variant_that_wants_to_be_started_again_stops_the_sweep(start, tmp_path):
+    do(tmp_path / "run/b", "exit 75")
+    assert start() == 75
     assert starts(tmp_path / "run") == "110" and states(tmp_path / "run") == ["done", "stopped", "waiting"]
     (tmp_path / "run/b/do").unlink()
-    assert sweep() == 0
+    assert start() == 0
     assert starts(tmp_path / "run") == "121"
 
 
-def test_a_signal_stops_the_sweep(sweep, tmp_path):
-    do(tmp_path / "run/b", "wait 60")
-
-    def send():
-        while not (tmp_path / "run/b/starts").exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    assert sweep() == 75
-    thread.join()
+def test_a_signal_stops_the_sweep(start, tmp_path):
+    do(tmp_path / "run/b", "kill -TERM $PPID; exec sleep 60")
+    assert start() == 75
     assert starts(tmp_path / "run") == "110" and states(tmp_path / "run") == ["done", "stopped", "waiting"]
 
 
-def test_one_variant_by_its_number(sweep, tmp_path, monkeypatch):
-    assert sweep(index="2") == 0
+def test_one_variant_by_its_number(start, tmp_path, monkeypatch):
+    assert start(index="2") == 0
     assert starts(tmp_path / "run") == "001" and states(tmp_path / "run") == ["waiting", "waiting", "done"]
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
-    assert sweep(index="slurm") == 0
+    assert start(index="slurm") == 0
     assert starts(tmp_path / "run") == "011"
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
     with pytest.raises(ConfigError, match="SLURM_ARRAY_TASK_ID, which is not set"):
-        sweep(index="slurm")
+        start(index="slurm")
 
 
 @pytest.mark.parametrize("index", ["3", "-1", "a", "1.0", ""])
-def test_number_that_does_not_exist(sweep, index):
+def test_number_that_does_not_exist(start, index):
     with pytest.raises(ConfigError, match="variants 0 to 2; received the number"):
-        sweep(index=index)
+        start(index=index)
 
 
-def test_list_runs_nothing(sweep, tmp_path, capsys):
-    assert sweep(list_only=True) == 0
+def test_list_runs_nothing(start, tmp_path, capsys):
+    assert start(list_only=True) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [line[:2] for line in lines] == [["0", "a"], ["1", "b"], ["2", "c"]]
     assert parse(lines[1][2]) == {"data.max_atoms": 2} and not (tmp_path / "run").exists()
 
 
-def test_collect_makes_the_table_alone(sweep, tmp_path):
-    assert sweep(index="0") == 0
+def test_collect_writes_only_the_table(start, tmp_path):
+    assert start(index="0") == 0
     (tmp_path / "run/sweep.csv").unlink()
-    assert sweep(collect_only=True) == 0
+    assert start(collect_only=True) == 0
     assert states(tmp_path / "run") == ["done", "waiting", "waiting"] and starts(tmp_path / "run") == "100"
 
 
-def test_what_was_done_with_another_config_is_not_done(sweep, tmp_path):
-    assert sweep() == 0
-    assert sweep(change={"data": {"min_atoms": 2}}, collect_only=True) == 0
+def test_a_variant_that_is_done_with_another_config_is_not_done(start, tmp_path):
+    assert start() == 0
+    assert start(change={"data": {"min_atoms": 2}}, collect_only=True) == 0
     assert states(tmp_path / "run") == ["waiting"] * 3
-    assert sweep(change={"data": {"charge": float("nan")}}) == 0
-    assert sweep(change={"data": {"charge": float("nan")}}) == 0  # nan is the same as nan
+    assert start(change={"data": {"charge": float("nan")}}) == 0
+    assert start(change={"data": {"charge": float("nan")}}) == 0  # nan is the same as nan
     assert starts(tmp_path / "run") == "222"
 
 
-def test_a_variant_that_came_to_nothing_leaves_its_folder_to_the_corrected_one(sweep, tmp_path, monkeypatch):
-    (tmp_path / "run/a").mkdir(parents=True)
-    (tmp_path / "run/b").mkdir()
-    (tmp_path / "run/a/config.json").write_text("{}")
-    (tmp_path / "run/b/config.json").write_text("{}")
+def test_a_variant_without_results_leaves_its_folder_to_the_corrected_one(start, tmp_path):
+    do(tmp_path / "run/a", "rm $workdir/starts $workdir/do; exit 1")
+    do(tmp_path / "run/b", "exit 1")
+    for name in "ab":
+        (tmp_path / "run" / name / "config.json").write_text("{}")
     (tmp_path / "run/b/metrics.csv").write_text("step\n")
-    monkeypatch.setattr(Sweep, "_command", lambda self, variant: [sys.executable, "-c", "raise SystemExit(1)"])
-    assert sweep() == 1
+    assert start() == 1
     assert not (tmp_path / "run/a/config.json").exists() and (tmp_path / "run/b/config.json").exists()
 
 
-def test_several_sweeps_share_the_work(sweep, tmp_path):
-    """Two at once: none runs what the other does, and the table has all."""
-    do(tmp_path / "run", "wait 0.5")
-    script = (f"import sys\nfrom mlip_jax import defaults, sweep_runner\n"
-              f"sweep_runner.Sweep._command = lambda self, v: [sys.executable, '-c', {PROGRAM!r}, "
-              f"str(self._folder / v.name)]\n"
-              f"sys.exit(sweep_runner.run({str(tmp_path / 'config.py')!r}, defaults.convert_defaults(), "
-              f"{str(tmp_path / 'run')!r}, []))\n")
-    both = [subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-                             stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [p.wait(timeout=60) for p in both] == [0, 0]
-    assert starts(tmp_path / "run") == "111"
-    assert sweep(collect_only=True) == 0 and states(tmp_path / "run") == ["done"] * 3
+def test_several_sweeps_share_the_work(start, tmp_path):
+    """A second process starts while the first one runs a variant: none repeats work of the other."""
+    do(tmp_path / "run/a", "read go < $workdir/gate")
+    os.mkfifo(tmp_path / "run/a/gate")
+    assert start(list_only=True) == 0  # writes the config file
+    script = ("import sys\nfrom mlip_jax import defaults\nfrom mlip_jax.sweeps.runner import run\n"
+              "python, file, folder = sys.argv[1:]\nsys.executable = python\n"
+              "sys.exit(run(file, defaults.convert_defaults(), folder, []))\n")
+    command = [INTERPRETER, "-c", script, sys.executable, str(tmp_path / "config.py"), str(tmp_path / "run")]
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE,
+                          text=True) as first:
+        assert first.stdout.readline() == "this is a\n"
+        assert start() == 0
+        assert starts(tmp_path / "run") == "111" and states(tmp_path / "run") == ["running", "done", "done"]
+        (tmp_path / "run/a/gate").write_text("go\n")
+        assert "table: " in first.stdout.read()
+    assert first.returncode == 0
+    assert starts(tmp_path / "run") == "111" and states(tmp_path / "run") == ["done"] * 3
 
 
-def test_a_variant_that_another_process_is_at(sweep, tmp_path):
+def test_a_variant_that_another_process_runs(start, tmp_path):
     (tmp_path / "run/b").mkdir(parents=True)
-    with sweep_runner._lock(tmp_path / "run/b/.sweep.lock", wait=False) as free:
+    with lock_folder(tmp_path / "run/b", wait=False) as free:
         assert free
         with pytest.raises(WorkdirError, match="another process is at work"):
-            sweep(index="1")
-        assert sweep() == 0  # it is left to the other one
+            start(index="1")
+        assert start() == 0  # it is left to the other one
     assert starts(tmp_path / "run") == "101"
 
 
-def test_a_sweep_that_was_killed_is_not_running(sweep, tmp_path):
+def test_a_sweep_that_was_killed_is_not_running(start, tmp_path):
     (tmp_path / "run/b").mkdir(parents=True)
-    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended = subprocess.Popen(["true"])
     ended.wait()
-    attempt = {"state": "running", "host": sweep_runner.socket.gethostname(), "process": ended.pid, "seconds": 5.0}
+    attempt = {"state": "running", "host": socket.gethostname(), "process": ended.pid, "seconds": 5.0}
     (tmp_path / "run/b/attempt.json").write_text(json.dumps(attempt))
-    assert sweep(collect_only=True) == 0 and states(tmp_path / "run")[1] == "stopped"
+    assert start(collect_only=True) == 0 and states(tmp_path / "run")[1] == "stopped"
     (tmp_path / "run/b/attempt.json").write_text(json.dumps(attempt | {"process": os.getpid()}))
-    assert sweep(collect_only=True) == 0 and states(tmp_path / "run")[1] == "running"
+    assert start(collect_only=True) == 0 and states(tmp_path / "run")[1] == "running"
 
 
-def test_the_folder_of_a_run_is_refused(sweep, tmp_path):
+def test_the_folder_of_a_run_is_refused(start, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text("{}")
     with pytest.raises(WorkdirError, match="is the folder of a run"):
-        sweep()
+        start()
 
 
-def test_several_processes_of_a_run_do_one_variant_together(sweep, tmp_path, monkeypatch):
-    environment = sweep_runner.distributed.Environment("host:1234", 2, 1)
-    monkeypatch.setattr(sweep_runner.distributed, "from_environment", lambda: environment)
+def test_several_processes_of_a_run_share_one_variant(start, tmp_path, monkeypatch):
+    environment = Environment("host:1234", 2, 1)
+    monkeypatch.setattr(runner.distributed, "from_environment", lambda: environment)
     with pytest.raises(ConfigError, match="--sweep_index"):
-        sweep()
+        start()
     (tmp_path / "run/b").mkdir(parents=True)
-    assert sweep(index="1") == 0
-    assert starts(tmp_path / "run") == "010" and not (tmp_path / "run/sweep.csv").exists()  # the first keeps the books
-    monkeypatch.setattr(sweep_runner.distributed, "from_environment", lambda: environment._replace(process_id=0))
-    assert sweep(index="1") == 0
+    assert start(index="1") == 0
+    assert starts(tmp_path / "run") == "010" and not (tmp_path / "run/sweep.csv").exists()  # process 0 writes the table
+    monkeypatch.setattr(runner.distributed, "from_environment", lambda: environment._replace(process_id=0))
+    assert start(index="1") == 0
     assert starts(tmp_path / "run") == "020" and states(tmp_path / "run")[1] == "done"
+
+
+def test_needed_variants_come_first(start, tmp_path, capsys):
+    assert start(DEPENDENT, more=REPORT) == 0
+    assert starts(tmp_path / "run") == "111"
+    order = sorted("abc", key=lambda n: (tmp_path / "run" / n / "done.json").stat().st_mtime_ns)
+    assert order == ["a", "b", "c"]
+    assert (tmp_path / "run/made").exists() and "report: " in capsys.readouterr().out
+    assert f"'data.path': '{tmp_path}/run/b,{tmp_path}/run/a'" in (tmp_path / "run/c/starts").read_text()
+
+
+def test_a_variant_that_needs_a_failed_one_fails(start, tmp_path, caplog):
+    do(tmp_path / "run/a", "exit 3")
+    assert start(DEPENDENT) == 1
+    assert starts(tmp_path / "run") == "100" and "b: needs a first" in caplog.text
+    do(tmp_path / "run/a", "exit 0")
+    assert start(DEPENDENT) == 0 and starts(tmp_path / "run") == "211"
+
+
+def test_a_single_variant_does_not_wait_for_what_it_needs(start, tmp_path, caplog):
+    assert start(DEPENDENT, index="0") == 1 and "b: needs a first" in caplog.text
+    assert start(DEPENDENT, index="1") == 0 and start(DEPENDENT, index="0") == 0
+
+
+def test_another_config_file_in_the_command(start, tmp_path):
+    variants = [{"name": "a"}, {"name": "b", "config": "configs/convert.py", "data.path": "{sweep}/a"}]
+    with pytest.raises(ConfigError, match="--config.seed=3 cannot be given"):
+        start(variants, arguments=["--config=x.py", "--config.seed=3"])
+    assert start(variants, arguments=["--config=x.py", "--debug", "--config", "y.py"]) == 0
+    assert (tmp_path / "run/b/starts").read_text() == (
+        f"-m mlip_jax.main --debug --config=configs/convert.py --nosweep --workdir={tmp_path}/run/b "
+        f"--overrides={{'data.path': '{tmp_path}/run/a'}}\n")
 
 
 def command(config, workdir, *flags):
@@ -238,67 +275,36 @@ def command(config, workdir, *flags):
             "GLIBC_TUNABLES": "", "PYTHONPATH": str(REPOSITORY), "JAX_COMPILATION_CACHE_DIR": str(cache)})
 
 
-DEPENDENT = [{"name": "b", "data.path": "{sweep}/a"}, {"name": "a"}, {"name": "c", "data.path": "{sweep}/b,{sweep}/a"}]
+# A task of this test, which needs no JAX.
+TASK = """
+from mlip_jax import config as configs
+from mlip_jax.workdir import claimed
 
-
-@pytest.fixture
-def dependent(tmp_path, monkeypatch):
-    """As `sweep`, of variants that need each other's folders, with a report."""
-    monkeypatch.setattr(Sweep, "_command", lambda self, variant: [
-        sys.executable, "-c", PROGRAM, str(self._folder / variant.name)])
-    monkeypatch.setattr(sweep_runner.distributed, "from_environment", lambda: None)
-    monkeypatch.setattr(sweep_runner, "_POLL", 0.05)
-    path = tmp_path / "config.py"
-    path.write_text(CONFIG.format(defaults="convert", task="convert", variants=DEPENDENT)
-                    + "\ndef report(folder):\n    (folder / 'made').write_text('x')\n    return folder / 'made'\n")
-    return lambda **options: run(str(path), defaults.convert_defaults(), tmp_path / "run", [], **options)
-
-
-def test_what_a_variant_needs_comes_first(dependent, tmp_path, capsys):
-    assert dependent() == 0
-    begun = [json.loads((tmp_path / "run" / n / "done.json").read_text())["seconds"] for n in "abc"]
-    assert len(begun) == 3 and starts(tmp_path / "run") == "111"
-    order = sorted("abc", key=lambda n: (tmp_path / "run" / n / "done.json").stat().st_mtime_ns)
-    assert order == ["a", "b", "c"]
-    assert (tmp_path / "run/made").exists() and "report: " in capsys.readouterr().out
-
-
-def test_what_needs_a_failed_variant_fails(dependent, tmp_path, caplog):
-    do(tmp_path / "run/a", "end 3")
-    assert dependent() == 1
-    assert starts(tmp_path / "run") == "100" and "b: needs a first" in caplog.text
-    do(tmp_path / "run/a", "end 0")
-    assert dependent() == 0 and starts(tmp_path / "run") == "211"
-
-
-def test_one_variant_alone_does_not_wait_for_what_it_needs(dependent, tmp_path, caplog):
-    assert dependent(index="0") == 1 and "b: needs a first" in caplog.text
-    assert dependent(index="1") == 0 and dependent(index="0") == 0
-
-
-def test_folders_and_other_config_files_in_the_command(tmp_path):
-    variant = Variant("b", {"init.workdir": "{sweep}/a"}, defaults.property_defaults(), "configs/force2prop.py:all")
-    made = Sweep(tmp_path / "run", [variant], [{}], ["--config=x.py", "--config.seed=3", "--debug", "--config", "y.py"],
-                 "title")._command(variant)
-    assert made[3:6] == ["--debug", "--config=configs/force2prop.py:all", "--nosweep"]
-    assert made[-1] == f"--overrides={{'init.workdir': '{tmp_path / 'run'}/a'}}"
+def run(config, workdir):
+    with claimed(workdir, configs.identity(config)) as folder:
+        if config.data.path == "nowhere":
+            raise RuntimeError("nowhere: no such file")
+        (folder / "result").touch()
+"""
 
 
 def test_from_the_command_line(tmp_path):
-    """Overrides come to the config of a variant as they are, after those of the command line."""
+    """Overrides of a variant replace those of the command line, and an error of a variant is shown at the end."""
+    (tmp_path / "stub.py").write_text(TASK)
     overrides = {"data.elements": ("H", "C", "O"), "data.max_atoms": None, "data.charge": 0.0}
-    (tmp_path / "config.py").write_text(CONFIG.format(defaults="inspect", task="inspect_data", variants=[
-        {"name": "good", **overrides}, {"name": "bad", "data.path": "nowhere.hdf5"}]))
+    (tmp_path / "config.py").write_text(
+        f"from mlip_jax import tasks\ntasks.__path__.append({str(tmp_path)!r})\n" + CONFIG.format(
+            defaults="inspect", task="stub",
+            variants=[{"name": "good", **overrides}, {"name": "bad", "data.path": "nowhere"}]))
     process = command(tmp_path / "config.py", tmp_path / "run", "--config.data.max_atoms=9", "--config.data.charge=1",
-                      "--overrides={'data.min_atoms': 2, 'data.charge': 2.0}",
-                      f"--config.data.path={REPOSITORY}/tests/data/gfn2_small.hdf5")
+                      "--overrides={'data.min_atoms': 2, 'data.charge': 2.0}", "--config.data.path=somewhere")
     assert process.returncode == 1, process.stderr + process.stdout
-    assert "bad failed" in process.stdout and "nowhere.hdf5: no such file" in process.stdout
+    assert "bad failed" in process.stdout and "error: nowhere: no such file" in process.stdout
     assert "Traceback" not in process.stdout + process.stderr
     data = json.loads((tmp_path / "run/good/config.json").read_text())["data"]
     assert data["elements"] == ["H", "C", "O"] and data["max_atoms"] is None and data["charge"] == 0.0
-    assert data["min_atoms"] == 2
-    assert states(tmp_path / "run") == ["done", "failed"] and (tmp_path / "run/good/dataset.md").exists()
+    assert data["min_atoms"] == 2 and data["path"] == "somewhere"
+    assert states(tmp_path / "run") == ["done", "failed"] and (tmp_path / "run/good/result").exists()
     assert not (tmp_path / "run/bad/config.json").exists()
 
 
