@@ -16,7 +16,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from mlip_jax.datasets.geometry import kabsch_align
-from mlip_jax.reports.figures import GREY, _plain
+from mlip_jax.reports.figures import GREY, escape_label
 
 _BOND_STRETCH = 1.25  # bonds are pairs closer than this times the sum of their covalent radii
 _BALL, _SMALLEST = 0.42, 0.17  # of the covalent radius; Å
@@ -62,8 +62,8 @@ def molecule_figure(pictures: Sequence[Picture], rows: tuple[str, str] = ("befor
         reach = max(np.abs(p[:, :2]).max() for p in (before, after)) + _CLEARANCE
         for ax, positions in zip(axes[:, column], (before, after)):
             draw(ax, picture.after.numbers, positions, reach)
-        axes[0, column].set_title(_plain(picture.title, 24), fontsize=9, fontweight="bold")
-        below = "\n".join(_plain(line) for line in picture.below.splitlines())
+        axes[0, column].set_title(escape_label(picture.title, 24), fontsize=9, fontweight="bold")
+        below = "\n".join(escape_label(line) for line in picture.below.splitlines())
         axes[1, column].text(0.5, 0.0, below, transform=axes[1, column].transAxes, ha="center", va="top", fontsize=8,
                              color=GREY, linespacing=1.35)
     for ax, label in zip(axes[:, 0], rows):
