@@ -16,7 +16,7 @@ import pytest
 
 from mlip_jax import workers
 from mlip_jax.workers import run, stream
-from tests.worker_jobs import JobError, die_at_negative, fail_at_three, mark, settings, square, wait_if_first
+from tests.worker_jobs import JobError, die_at_negative, fail_at_three, mark, settings, square, wait_for, wait_if_first
 
 REPOSITORY = Path(__file__).parents[1]
 SCRIPT = """
@@ -47,9 +47,12 @@ def test_all_jobs_once_with_their_numbers():
     assert not multiprocessing.active_children()
 
 
-def test_finished_jobs_come_first():
-    found = list(run(wait_if_first, range(4), 2))
-    assert sorted(found) == [(i, i) for i in range(4)] and found[-1] == (0, 0)
+def test_finished_jobs_come_first(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    found = run(wait_for, [str(tmp_path / "pipe"), "", "", ""], 2)
+    assert sorted(next(found) for _ in range(3)) == [(1, ""), (2, ""), (3, "")]
+    (tmp_path / "pipe").write_text("go")
+    assert list(found) == [(0, "go")]
 
 
 def test_one_process_is_this_one_and_in_order():
