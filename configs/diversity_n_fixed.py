@@ -36,7 +36,7 @@ from mlip_jax.config import unknown_name
 from mlip_jax.configs import spice
 from mlip_jax.datasets.selection.subsets import SELECTIONS, budget_grid
 from mlip_jax.defaults import diversity_defaults
-from mlip_jax.sweep import product
+from mlip_jax.sweeps import product
 
 BUDGETS = (50_000, 200_000, 800_000, 3_200_000)
 CONFORMERS = (1, 2, 4, 8, 16)

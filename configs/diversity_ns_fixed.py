@@ -15,7 +15,7 @@ import ml_collections
 from mlip_jax.configs.diversity_n_fixed import arguments, draws
 
 from mlip_jax.configs import diversity_n_fixed
-from mlip_jax.sweep import product
+from mlip_jax.sweeps import product
 
 MOLECULES = (12_500, 25_000, 50_000, 100_000)
 

@@ -12,7 +12,7 @@ embedded data set with GFN2-xTB labels. As a job array on SLURM, of which each t
 import ml_collections
 
 from mlip_jax.configs import spice
-from mlip_jax.sweep import product
+from mlip_jax.sweeps import product
 
 
 def get_config() -> ml_collections.ConfigDict:

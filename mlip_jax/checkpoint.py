@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -69,6 +70,9 @@ class CheckpointStore:
     A checkpoint is a folder named by its step, complete as soon as it has that name. An older one is removed only
     after the newer one is on the disk (fsync). With several processes, process 0 alone writes; each process may
     read for itself. Nothing here waits for another process. Methods are for one thread, the caller's.
+
+    Close a store (`contextlib.closing`) before the interpreter exits, which shuts down the thread pools that orbax
+    writes in: a save in the background that is still under way then fails, and the error is logged.
 
     Attributes:
       directory: Made if it is missing, unless `read_only`.
@@ -138,7 +142,7 @@ class CheckpointStore:
         """
         self._before_saving()
         self._pending = self._worker.submit(self._write, int(step), tree, _as_json(metadata))
-        _stores_to_finish.add(self)
+        _unfinished_stores.add(self)
 
     def _before_saving(self) -> None:
         if self._read_only:
@@ -155,7 +159,7 @@ class CheckpointStore:
             return
         error = self._pending.exception()
         self._pending = None
-        _stores_to_finish.discard(self)
+        _unfinished_stores.discard(self)
         if error is not None:
             raise error
 
@@ -310,16 +314,14 @@ def _checksum(arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> int:
     return total
 
 
-_stores_to_finish: set[CheckpointStore] = set()
+_unfinished_stores: set[CheckpointStore] = set()
 
 
-def _finish() -> None:
-    for store in list(_stores_to_finish):
+@atexit.register
+def _log_lost_saves() -> None:
+    """Log the saves in the background that failed and that nobody waited for."""
+    for store in list(_unfinished_stores):
         try:
             store.wait()
-        except CheckpointError as error:  # nobody is left to raise it to
+        except CheckpointError as error:  # at shutdown there is no caller to raise to
             log.error("%s", error)
-
-
-# atexit is too late: by then the interpreter has shut down all thread pools, in which orbax writes. This runs before.
-threading._register_atexit(_finish)

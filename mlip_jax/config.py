@@ -22,7 +22,7 @@ class ConfigError(ValueError):
 TERMS = tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).with_name("terms"))])
                      if not m.ispkg))
 # Models and energy terms check their own options.
-_FREE = ("model.options", "property.heads", *(f"potential.{term}_options" for term in TERMS))
+FREE_FIELDS = ("model.options", "property.heads", *(f"potential.{term}_options" for term in TERMS))
 
 
 # mlip_jax/configs of an installed package, configs/ of a checkout.
@@ -80,7 +80,7 @@ def _merge(target, given, path):
         if key not in target:
             raise ConfigError(unknown_name("config field", where, [f"{path}{k}" for k in target]))
         value = given.get_ref(key).get() if hasattr(given, "get_ref") else given[key]
-        if where in _FREE:
+        if where in FREE_FIELDS:
             target[key] = value
         elif isinstance(target[key], ml_collections.ConfigDict):
             if not isinstance(value, ml_collections.ConfigDict):

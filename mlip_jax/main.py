@@ -60,8 +60,8 @@ def _dispatch(arguments: list[str]) -> None:
     flags.check(arguments[1:])
     config = flags.overridden(FLAGS.config)
     if FLAGS.sweep:  # before anything claims a device or a port, which the variants need
-        from mlip_jax import sweep_runner
-        sys.exit(sweep_runner.run(
+        from mlip_jax.sweeps import runner
+        sys.exit(runner.run(
             config_flags.get_config_filename(FLAGS["config"]), config, FLAGS.workdir, sys.argv[1:],
             index=FLAGS.sweep_index, list_only=FLAGS.sweep_list, collect_only=FLAGS.sweep_collect))
     flags.set_profile(config)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -54,17 +55,25 @@ def newest(directory):
     return restored
 
 
-@pytest.mark.parametrize("last_words, code", [("sys.exit(3)", 3), ("raise ValueError('the end')", 1)])
-def test_interpreter_that_ends_finishes_the_save(tmp_path, last_words, code):
-    returned, _, errors = finish(start(f"""
+@pytest.mark.parametrize("end", [SystemExit(3), ValueError("the end"), KeyboardInterrupt()])
+def test_a_store_that_is_closed_finishes_the_save(tmp_path, monkeypatch, end):
+    with pytest.raises(type(end)), contextlib.closing(CheckpointStore(tmp_path)) as store:
+        write = store._write
+        monkeypatch.setattr(store, "_write", lambda *args: (time.sleep(0.1), write(*args)))
+        store.save_in_background(2, {"w": np.full((4, 3), 2, np.float32), "b": np.arange(2.0)}, {})
+        raise end
+    assert newest(tmp_path).step == 2
+
+
+def test_a_save_that_the_interpreter_ends_is_reported(tmp_path):
+    returned, _, errors = finish(start("""
 store = CheckpointStore(directory)
-store.save(1, tree_of(1), {{}})
+store.save(1, tree_of(1), {})
 save = store._orbax.save
 store._orbax.save = lambda *args, **kwargs: (time.sleep(0.3), save(*args, **kwargs))
-store.save_in_background(2, tree_of(2), {{}})
-{last_words}""", tmp_path))
-    assert returned == code, errors
-    assert newest(tmp_path).step == 2
+store.save_in_background(2, tree_of(2), {})""", tmp_path))
+    assert returned == 0 and "step 2 cannot be written" in errors, errors
+    assert newest(tmp_path).step == 1
 
 
 def test_full_disk_in_the_background(tmp_path):

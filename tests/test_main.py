@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mlip_jax import config, distributed, sweep
+from mlip_jax import config, distributed
 from mlip_jax.cli import flags, process
 from mlip_jax.config import ConfigError
+from mlip_jax.sweeps.variants import call_config_file, load
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -83,7 +84,7 @@ def test_shipped_configs_are_found_in_any_folder(tmp_path, monkeypatch):
     for own in ("configs/md.py", "spice"):
         (tmp_path / own).write_text("")
         assert config.find_file(own) == own
-    assert sweep.load("spice_sweep", sweep._call("configs/spice_sweep.py", "get_config", ""))
+    assert load("spice_sweep", call_config_file("configs/spice_sweep.py", "get_config", ""))
 
 
 def test_an_unknown_config_tells_the_nearest(tmp_path, monkeypatch):

@@ -83,9 +83,9 @@ def check(arguments: Sequence[str]) -> None:
 
 def overridden(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Return the config with the values of --overrides."""
-    from mlip_jax import sweep
+    from mlip_jax.sweeps.overrides import override, parse
     for text in flags.FLAGS.overrides or ():
-        config = sweep.override(config, sweep.parse(text))
+        config = override(config, parse(text))
     return config
 
 

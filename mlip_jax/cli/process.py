@@ -42,11 +42,11 @@ def keep_compiled_programs() -> None:
 
     A program compiled for a CPU runs only on CPUs of the same kind, so each kind has its own folder.
     """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
     import hashlib
 
     import jax
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
     kind = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

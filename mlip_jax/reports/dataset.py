@@ -259,7 +259,7 @@ def _draw_histogram(ax, h: Histogram, label: str, counted: str) -> None:
     beyond = h.known - int(counts.sum())
     median = h.quantile(0.5)
     note = f"median {number(int(median) if h.of_whole_numbers else median)}"
-    note += f" · {figures._short(beyond)} outside" if beyond else ""
+    note += f" · {figures.format_tick(beyond)} outside" if beyond else ""
     ax.set_title(note, loc="right", fontsize=8.5, color=figures.VERMILLION)
     if not len(counts):
         ax.text(0.5, 0.5, "all values outside", transform=ax.transAxes, ha="center", va="center", color=figures.GREY)
@@ -271,7 +271,7 @@ def _draw_histogram(ax, h: Histogram, label: str, counted: str) -> None:
         ax.set_xscale("log")
         if edges[-1] < 300 * edges[0]:
             ax.xaxis.set_major_locator(figures.LogLocator(subs=(1, 2, 5), numticks=12))
-        ax.xaxis.set_major_formatter(figures.FuncFormatter(figures._short))
+        ax.xaxis.set_major_formatter(figures.FuncFormatter(figures.format_tick))
         ax.xaxis.set_minor_formatter(figures.NullFormatter())
     else:
         ax.xaxis.set_major_locator(figures.MaxNLocator(7, integer=label.startswith("number")))
@@ -279,7 +279,7 @@ def _draw_histogram(ax, h: Histogram, label: str, counted: str) -> None:
     ax.set_xlim(edges[0] - pad, edges[-1] + pad)
     ax.set_ylim(0, 1.06 * max(counts.max(), 1))
     ax.yaxis.set_major_locator(figures.MaxNLocator(5, integer=True))
-    ax.yaxis.set_major_formatter(figures.FuncFormatter(figures._short))
+    ax.yaxis.set_major_formatter(figures.FuncFormatter(figures.format_tick))
     ax.axvline(h.quantile(0.5), color=figures.VERMILLION, linewidth=1.4)
 
 
@@ -311,11 +311,11 @@ def _draw_bars(ax, counts: Mapping[str, int], total: int, label: str, share: str
         if fine:
             ax.annotate(f"{value:.2g}" if value < 99.95 else "100", (place, value), (0, 2), ha="center",
                         textcoords="offset points", fontsize=8, color=figures.GREY)
-    ax.set_xticks(x, [figures._plain(name) for name in counts], fontsize=9 if fine else 6)
+    ax.set_xticks(x, [figures.escape_label(name) for name in counts], fontsize=9 if fine else 6)
     bottom = min(10 ** math.floor(math.log10(values.min()) - 0.3), 1.0)
     ax.set(xlabel=label, ylabel=share, yscale="log", ylim=(bottom, 400), xlim=(-0.7, max(len(values), 4) - 0.3))
     ax.yaxis.set_major_locator(figures.LogLocator(numticks=6))
-    ax.yaxis.set_major_formatter(figures.FuncFormatter(figures._short))
+    ax.yaxis.set_major_formatter(figures.FuncFormatter(figures.format_tick))
     ax.minorticks_off()
     ax.grid(visible=False, axis="x")
 

@@ -79,7 +79,7 @@ def energy_error_against_size(predictions: Predictions, color: str = BLUE) -> Fi
         uncertainty = f" ± {fit.stderr:.3g}" if math.isfinite(fit.stderr) else ""
         ax.fill_between(grid, line - 2 * stderr, line + 2 * stderr, color=VERMILLION, alpha=0.25, linewidth=0)
         ax.plot(grid, line, color=VERMILLION, linewidth=2, label=f"slope {fit.slope:+.3g}{uncertainty} meV/atom")
-        _legend(ax, loc="upper left")
+        add_legend(ax, loc="upper left")
     ax.set(xlabel="number of atoms", ylabel="predicted − reference (meV)", ylim=(low, high))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _outside(ax, error.size - int(inside.sum()))
@@ -96,7 +96,7 @@ def error_distributions(splits: dict[str, Predictions]) -> Figure:
         values = {name: v for name, v in values.items() if v.size}
         ax.set(xlabel=f"predicted − reference ({unit})", ylabel=f"density (1/({unit}))", yscale="log")
         if not values:
-            _nothing(ax)
+            mark_empty(ax)
             continue
         # The median over splits, so that a few wild structures of a small one do not squeeze the others.
         reach = 1.3 * float(np.median([np.percentile(np.abs(v), 99.5) for v in values.values()])) or 1.0
@@ -104,9 +104,9 @@ def error_distributions(splits: dict[str, Predictions]) -> Figure:
         for name, v in values.items():
             counts, _ = np.histogram(v, edges)
             density = counts / (v.size * np.diff(edges))
-            style = {"color": SPLIT_COLORS.get(name, GREY), "linewidth": 1.6, "label": _plain(name)}
+            style = {"color": SPLIT_COLORS.get(name, GREY), "linewidth": 1.6, "label": escape_label(name)}
             ax.stairs(np.where(counts, density, np.nan), edges, baseline=None, **style)
-        _legend(ax)
+        add_legend(ax)
         _outside(ax, sum(int(np.sum(np.abs(v) > reach)) for v in values.values()), place="left")
     return fig
 
@@ -136,10 +136,10 @@ def learning_curves(columns: dict[str, np.ndarray], layout: Sequence[tuple[str, 
             _draw_curve(ax, steps, values, SPLIT_COLORS[series[name]] if len(series) > 1 else GREY, series[name])
         ax.set(xlabel=axis, ylabel=ylabel)
         ax.xaxis.set_major_locator(MaxNLocator(6))
-        ax.xaxis.set_major_formatter(FuncFormatter(_short))
-        _log_scale(ax, np.concatenate([values for _, values in curves.values()]))
+        ax.xaxis.set_major_formatter(FuncFormatter(format_tick))
+        set_log_scale(ax, np.concatenate([values for _, values in curves.values()]))
         if len(series) > 1:
-            _legend(ax)
+            add_legend(ax)
     return fig
 
 
@@ -151,11 +151,11 @@ def element_errors(groups: list[errors.GroupErrors], color: str = BLUE) -> Figur
     ax.bar(x, [g.force_mae_mev_per_ang for g in groups], width=0.62, color=color, label="MAE")
     rmse = [g.force_rmse_mev_per_ang for g in groups]
     ax.scatter(x, rmse, color=VERMILLION, marker="D", s=28, label="RMSE", zorder=3)
-    ax.set_xticks(x, [f"{g.label}\n{_short(g.num_atoms)}" for g in groups])
+    ax.set_xticks(x, [f"{g.label}\n{format_tick(g.num_atoms)}" for g in groups])
     ax.set(xlabel="element, and number of atoms", ylabel="force error (meV/Å)", ylim=(0, None))
     ax.set_xlim(-0.7, max(len(groups), 1) - 0.3)
     ax.grid(visible=False, axis="x")
-    _legend(ax)
+    add_legend(ax)
     return fig
 
 
@@ -170,11 +170,11 @@ def subset_errors(groups: list[errors.GroupErrors], color: str = BLUE) -> Figure
         rmse = [getattr(g, field.format("rmse")) for g in groups]
         ax.scatter(rmse, y, color=VERMILLION, marker="D", s=22, label="RMSE", zorder=3)
         ax.set(xlabel=f"{name} error ({unit})", xlim=(0, None), ylim=(len(groups) - 0.4, -0.6))
-        ax.set_yticks(y, [_plain(g.label) for g in groups] if ax is axes[0] else [""] * len(groups))
+        ax.set_yticks(y, [escape_label(g.label) for g in groups] if ax is axes[0] else [""] * len(groups))
         ax.xaxis.set_major_locator(MaxNLocator(6))
         ax.grid(visible=False, axis="y")
         ax.tick_params(axis="y", length=0)
-    _legend(axes[1])
+    add_legend(axes[1])
     return fig
 
 
@@ -208,7 +208,7 @@ def parity(
     reference, predicted = reference[known], predicted[known]
     ax.set(xlabel=f"reference {axis}", ylabel=f"predicted {axis}", aspect="equal")
     if reference.size == 0:
-        _nothing(ax)
+        mark_empty(ax)
         return
     # By the reference alone: one wild prediction must not squeeze all others into a dot.
     low, high = reference.min(), reference.max()
@@ -255,8 +255,8 @@ def _draw_curve(ax: Axes, steps: np.ndarray, values: np.ndarray, color: str, lab
     ax.plot(*medians.T, color=color, linewidth=1.6, label=label)
 
 
-def _log_scale(ax: Axes, values: np.ndarray) -> None:
-    """A log axis with ticks at 1, 2 and 5 that spans a factor of four at least, so that some tick is on it."""
+def set_log_scale(ax: Axes, values: np.ndarray) -> None:
+    """Make the y axis logarithmic, with ticks at 1, 2 and 5 and a span of at least four, so some tick is on it."""
     positive = values[values > 0]
     if positive.size == 0:
         return
@@ -267,7 +267,7 @@ def _log_scale(ax: Axes, values: np.ndarray) -> None:
     decades = 2 * reach / math.log(10)
     subs = (1, 2, 5) if decades < 2.5 else (1, 3) if decades < 4 else (1,)
     ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
-    ax.yaxis.set_major_formatter(FuncFormatter(_short))
+    ax.yaxis.set_major_formatter(FuncFormatter(format_tick))
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
@@ -281,20 +281,21 @@ def _robust_limits(values: np.ndarray) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def _short(value: float, _position: int | None = None) -> str:
-    """1500 as 1.5k, 0.00001 as 1e-05: short enough for a tick."""
+def format_tick(value: float, _position: int | None = None) -> str:
+    """Format a number for a tick: 1500 as 1.5k, 0.00001 as 1e-05."""
     units: tuple[tuple[float, str], ...] = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
     scale, unit = next(((scale, unit) for scale, unit in units if abs(value) >= scale), (1.0, ""))
     return f"{value / scale:.3g}{unit}"
 
 
-def _plain(text: str, length: int = 34) -> str:
-    """For labels that come from data: no formulas (a lone dollar would be an error), and not too long."""
+def escape_label(text: str, length: int = 34) -> str:
+    """Shorten a label that comes from data and escape its dollar signs, which would begin a formula."""
     text = text if len(text) <= length else text[: length - 1] + "…"
     return "".join(c if c.isprintable() else "�" for c in text).replace("$", r"\$")
 
 
-def _legend(ax: Axes, **options) -> None:
+def add_legend(ax: Axes, **options) -> None:
+    """Add a legend whose entries are opaque."""
     legend = ax.legend(fontsize=9, frameon=True, framealpha=0.85, edgecolor="none", **options)
     for handle in legend.legend_handles:
         handle.set_alpha(1)
@@ -313,6 +314,7 @@ def _outside(ax: Axes, count: int, place: str = "right") -> None:
         ax.text(x, 0.97, text, transform=ax.transAxes, ha=place, va="top", fontsize=8.5, color=GREY)
 
 
-def _nothing(ax: Axes) -> None:
+def mark_empty(ax: Axes) -> None:
+    """Write on axes that there are no labels to draw."""
     ax.set_yscale("linear")
     ax.text(0.5, 0.5, "no labels", transform=ax.transAxes, ha="center", va="center", color=GREY)

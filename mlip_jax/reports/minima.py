@@ -187,7 +187,7 @@ def levels_figure(molecules: Sequence[Molecule]) -> Figure:
         for minimum in m.minima:
             ax.hlines(_KCAL * (minimum.energy - m.minima[0].energy), column - 0.38, column + 0.38, linewidth=1.4,
                       color=figures.VERMILLION if minimum.round else figures.BLUE)
-    names = [figures._plain(m.name, 16) for m in molecules]
+    names = [figures.escape_label(m.name, 16) for m in molecules]
     ax.set_xticks(range(len(names)), names, rotation=30 if len(names) > 4 else 0, ha="right" if len(names) > 4 else
                   "center", fontsize=8)
     ax.set(ylabel="kcal/mol", ylim=(-0.3, None))
@@ -243,7 +243,7 @@ def _pictures(molecules: Sequence[Molecule]) -> Iterator[str]:
     for m in molecules:
         if len(m.minima) > 1 and len(m.numbers) <= _MOST_ATOMS and len(pictures) < _MOST_PICTURES:
             second, first = (m.minima[k].to_atoms(m) for k in (1, 0))
-            pictures.append(Picture(figures._plain(m.name, 18), second, first,
+            pictures.append(Picture(figures.escape_label(m.name, 18), second, first,
                                     f"+{_KCAL * (m.minima[1].energy - m.minima[0].energy):.2f} kcal/mol above"))
     if pictures:
         yield page.heading("The lowest minima")

@@ -16,7 +16,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from mlip_jax.datasets.quality.geometry import bond_limit, superpose
-from mlip_jax.reports.figures import GREY, _plain
+from mlip_jax.reports.figures import GREY, escape_label
 
 _BALL, _SMALLEST = 0.42, 0.17  # of the covalent radius; Å
 _CLEARANCE = 0.4  # Å around the balls
@@ -61,8 +61,8 @@ def molecule_figure(pictures: Sequence[Picture], rows: tuple[str, str] = ("befor
         reach = max(np.abs(p[:, :2]).max() for p in (before, after)) + _CLEARANCE
         for ax, positions in zip(axes[:, column], (before, after)):
             draw(ax, picture.after.numbers, positions, reach)
-        axes[0, column].set_title(_plain(picture.title, 24), fontsize=9, fontweight="bold")
-        below = "\n".join(_plain(line) for line in picture.below.splitlines())
+        axes[0, column].set_title(escape_label(picture.title, 24), fontsize=9, fontweight="bold")
+        below = "\n".join(escape_label(line) for line in picture.below.splitlines())
         axes[1, column].text(0.5, 0.0, below, transform=axes[1, column].transAxes, ha="center", va="top", fontsize=8,
                              color=GREY, linespacing=1.35)
     for ax, label in zip(axes[:, 0], rows):

@@ -203,7 +203,7 @@ def _histogram(ax, values: np.ndarray, label: str, whole: bool = False) -> None:
     values = values[np.isfinite(values)]
     ax.set(xlabel=label, ylabel="molecules")
     if not len(values):
-        figures._nothing(ax)
+        figures.mark_empty(ax)
         return
     low, high = np.quantile(values, [0.002, 0.998]) if len(values) > 500 else (values.min(), values.max())
     low = min(low, 0.0)
@@ -231,13 +231,13 @@ def _forces(ax, before: np.ndarray, after: np.ndarray) -> None:
     known = np.concatenate([v for v, _ in values.values()])
     if not len(known):
         ax.set_xscale("linear")
-        figures._nothing(ax)
+        figures.mark_empty(ax)
         return
     low, high = math.log10(known.min()), math.log10(known.max())
     edges = np.logspace(low - 0.05, max(high, low + 0.5) + 0.05, 51)
     for name, (v, color) in values.items():
         ax.stairs(np.histogram(v, edges)[0], edges, fill=True, color=color, alpha=0.6, linewidth=0, label=name)
-    figures._legend(ax, loc="upper center", ncols=2)
+    figures.add_legend(ax, loc="upper center", ncols=2)
     _count_axis(ax)
     ax.set_ylim(top=1.2 * ax.get_ylim()[1])  # room for the legend
 
@@ -245,7 +245,7 @@ def _forces(ax, before: np.ndarray, after: np.ndarray) -> None:
 def _count_axis(ax) -> None:
     ax.set_ylim(bottom=0)
     ax.yaxis.set_major_locator(figures.MaxNLocator(5, integer=True))
-    ax.yaxis.set_major_formatter(figures.FuncFormatter(figures._short))
+    ax.yaxis.set_major_formatter(figures.FuncFormatter(figures.format_tick))
 
 
 def _pictures(pictures: Sequence[Picture]) -> Iterator[str]:

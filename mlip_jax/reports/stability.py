@@ -188,7 +188,7 @@ def survival_figure(found: Stability) -> Figure:
         times, share = found.survival(t)
         ax.step(times, share, where="post", linewidth=1.8, label=f"{t:g} K")
     ax.set(xlabel="time (ps)", ylabel="share", ylim=(-0.03, 1.05), xlim=(0, found.picoseconds))
-    figures._legend(ax, loc="lower left")
+    figures.add_legend(ax, loc="lower left")
     return fig
 
 
@@ -231,5 +231,5 @@ def comparison_figure(comparisons: Sequence[Comparison]) -> Figure:
             ax.fill_between(x, other, color="#c4c4c4", linewidth=0, label="reference method")
             ax.plot(x, own, color=figures.BLUE, linewidth=1.2, label="force field")
             ax.set(xlabel=label, ylabel="density", xlim=(0, x[-1]), ylim=(0, None))
-        figures._legend(axes[2 * k], loc="upper right")
+        figures.add_legend(axes[2 * k], loc="upper right")
     return fig

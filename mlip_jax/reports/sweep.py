@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlip_jax.reports import figures
 from mlip_jax.workdir import atomic_open, write_text
 
 log = logging.getLogger(__name__)
@@ -192,6 +191,7 @@ def draw(rows: Sequence[Row]):
     Returns:
       A matplotlib `Figure`.
     """
+    from mlip_jax.reports import figures  # here, because a sweep that has no scores starts sooner without matplotlib
     lines: dict[str, list[Row]] = {}
     together = bool(over_seeds(rows))
     for row in rows:

@@ -10,10 +10,11 @@ from ase import Atoms
 
 pytest.importorskip("rdkit")
 
-from mlip_jax import MLIPCalculator, sweep
+from mlip_jax import MLIPCalculator
 from mlip_jax.configs import diversity_n_fixed, diversity_ns_fixed
 from mlip_jax.datasets.selection.held_out import RunData
 from mlip_jax.reports.diversity.generalization import NAMES
+from mlip_jax.sweeps.variants import load
 from mlip_jax.tasks import train
 from tests.tasks.runs import DATA, REPOSITORY, environment
 
@@ -33,7 +34,7 @@ def command(config, workdir, *flags):
     (diversity_n_fixed, "N50000-c1-s0", "N3200000-c16-s2"), (diversity_ns_fixed, "S12500-c1-s0", "S100000-c16-s2")])
 def test_published_grids(module, first, last):
     config = module.get_config()
-    variants = sweep.load(module.__file__, config)
+    variants = load(module.__file__, config)
     assert len(variants) == 60 and variants[0].name == first and variants[-1].name == last
     c = variants[-1].config
     assert c.seed == c.data.split_seed == 2 and c.data.num_conformers == 16 == c.data.min_conformers
@@ -45,19 +46,19 @@ def test_published_grids(module, first, last):
 
 
 def test_one_number_scales_them():
-    variants = sweep.load(f"{diversity_n_fixed.__file__}:scale=0.08,grid=2,model=painn",
+    variants = load(f"{diversity_n_fixed.__file__}:scale=0.08,grid=2,model=painn",
                           diversity_n_fixed.get_config("scale=0.08,grid=2,model=painn"))
     assert len(variants) == 30
     assert {v.config.data.num_molecules * v.config.data.num_conformers for v in variants} == {4000, 16000}
     assert {v.config.model.name for v in variants} == {"painn"}
-    assert {v.overrides["data.num_molecules"] for v in sweep.load(
+    assert {v.overrides["data.num_molecules"] for v in load(
         f"{diversity_ns_fixed.__file__}:scale=0.04", diversity_ns_fixed.get_config("scale=0.04"))} == {
             500, 1000, 2000, 4000}
     text = "scale=0.08,grid=1,conformers=4,seeds=2"
-    few = sweep.load(f"{diversity_n_fixed.__file__}:{text}", diversity_n_fixed.get_config(text))
+    few = load(f"{diversity_n_fixed.__file__}:{text}", diversity_n_fixed.get_config(text))
     assert [v.name for v in few] == [f"N4000-c{c}-s{s}" for c in (1, 2, 4) for s in (0, 1)]
     assert {v.config.data.min_conformers for v in few} == {4}
-    assert len(sweep.load(f"{diversity_ns_fixed.__file__}:{text}", diversity_ns_fixed.get_config(text))) == 6
+    assert len(load(f"{diversity_ns_fixed.__file__}:{text}", diversity_ns_fixed.get_config(text))) == 6
     assert {diversity_ns_fixed.get_config(f"selection={s}").data.selection for s in ("maxmin", "embedding")} == {
         "maxmin", "embedding"}
     alone, both = diversity_n_fixed.get_config(), diversity_ns_fixed.get_config("beta=0.9")

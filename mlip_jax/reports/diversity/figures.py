@@ -33,7 +33,7 @@ def against_conformers(groups: Mapping[int, Sequence[Any]], name: str, unit: str
             known = [p for p in group if metric in p.metrics]
             if known:
                 drawn += _line(ax, [p.num_conformers for p in known], [p.metrics[metric] for p in known], color,
-                               f"${name}$ = {figures._short(value)}")
+                               f"${name}$ = {figures.format_tick(value)}")
         _finish(ax, drawn)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_locator(FixedLocator(ticks))
@@ -48,7 +48,7 @@ def against_conformers(groups: Mapping[int, Sequence[Any]], name: str, unit: str
 def against_rmsd(groups: Mapping[int, Sequence[Any]], name: str, unit: str) -> Figure:
     """Errors of unseen conformers against their RMSD, a line for each n_c; a panel for each of the largest N or n_s."""
     shown = dict(list(groups.items())[-_MAX_RMSD_PANELS:])
-    fig, axes = figures.figure(*(f"${name}$ = {figures._short(v)}" for v in shown),
+    fig, axes = figures.figure(*(f"${name}$ = {figures.format_tick(v)}" for v in shown),
                                 size=(9.2 if len(shown) > 1 else 6.0, 3.6 * -(-len(shown) // 2)))
     for ax, group in zip(np.atleast_1d(axes), shown.values()):
         drawn = []
@@ -87,7 +87,7 @@ def _line(ax, x: Sequence[float], spreads: Sequence[tuple[float, float | None]],
 
 def _finish(ax, drawn: list[float]) -> None:
     if not drawn:
-        figures._nothing(ax)
+        figures.mark_empty(ax)
         return
-    figures._log_scale(ax, np.array(drawn))
-    figures._legend(ax)
+    figures.set_log_scale(ax, np.array(drawn))
+    figures.add_legend(ax)

@@ -63,5 +63,5 @@ def draw(sets: Mapping[str, np.ndarray]) -> Figure:
                    rasterized=True)
     ax.set(xlabel=f"component 1 ({100 * shares[0]:.1f} % of the variance)",
            ylabel=f"component 2 ({100 * shares[1]:.1f} %)")
-    figures._legend(ax)
+    figures.add_legend(ax)
     return fig

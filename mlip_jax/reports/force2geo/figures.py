@@ -26,7 +26,7 @@ def percentages(values: Mapping[str, np.ndarray]) -> Figure:
     for name, color, v in _each(values):
         share = 100 * np.histogram(v, edges)[0] / max(len(v), 1)
         filled = len(values) == 1
-        ax.stairs(share, edges, color=color, linewidth=1.6, label=figures._plain(name), fill=filled,
+        ax.stairs(share, edges, color=color, linewidth=1.6, label=figures.escape_label(name), fill=filled,
                   alpha=0.85 if filled else 1.0)
         outside += int(((v < _LOWEST) | (v > _HIGHEST)).sum())
     for place in (0, 100):
@@ -77,7 +77,7 @@ def against_size(values: Mapping[str, np.ndarray], sizes: np.ndarray) -> Figure:
         order = np.argsort(n, kind="stable")
         groups = [g for g in np.array_split(order, min(10, max(len(v) // 8, 1))) if len(g)]
         ax.plot([n[g].mean() for g in groups], [np.median(v[g]) for g in groups], color=color, linewidth=2,
-                marker="o", markersize=4, label=figures._plain(name))
+                marker="o", markersize=4, label=figures.escape_label(name))
     ax.axhline(0, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
     ax.axhline(100, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
     ax.set(xlabel="number of atoms", ylabel="energy minimisation (%)", ylim=(_LOWEST, _HIGHEST))
@@ -103,7 +103,7 @@ def _cumulative(ax, values) -> None:
         if len(known):
             share = 100 * np.arange(len(known) + 1) / len(v)
             ax.stairs(share[1:], np.append(known, max(known[-1] * 1e3, 1e9)), baseline=None,
-                      label=figures._plain(name), **style)
+                      label=figures.escape_label(name), **style)
     ax.set(ylabel="share of molecules (%)", ylim=(0, 102))
 
 

@@ -1,0 +1,147 @@
+"""Attempts to run a variant: what its folder says about the last one, and which process may make the next one.
+
+The state of a variant is one of
+
+    waiting   not started, or complete with another config
+    running   a process is running it
+    stopped   stopped by a signal, or its process was killed; the next attempt resumes it
+    failed    ended with an error
+    done      complete with this config
+
+Locks are those of fcntl, which end with their process. A library for lock files wraps the same call and saves no line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlip_jax import config as configs
+from mlip_jax.sweeps.child_process import COMMAND_PREFIX
+from mlip_jax.sweeps.overrides import to_text
+from mlip_jax.sweeps.variants import Variant
+from mlip_jax.workdir import WorkdirError, write_json
+
+LOCK = ".sweep.lock"
+_TAIL_LINES = 15  # shown of the log of a failed variant
+_TAIL_BYTES = 20_000
+_OWN_FILES = ("log.txt", "attempt.json", "done.json", LOCK)
+
+
+class VariantFolder:
+    """Folder of a variant within that of its sweep.
+
+    Attributes:
+      path: Workdir of the variant.
+      log: Output of all its attempts.
+    """
+
+    def __init__(self, path: Path, variant: Variant):
+        self.path, self._variant = path, variant
+        self.log = path / "log.txt"
+
+    def log_of_process(self, process: int) -> Path:
+        """Return the log file of one of several processes that run the variant together."""
+        return self.path / f"log_{socket.gethostname()}_{process}.txt"
+
+    def state(self) -> str:
+        """Return the state of the variant, see the top of this module."""
+        attempt = _read_json(self.path / "attempt.json") or {"state": "waiting"}
+        running = attempt["state"] == "running"
+        if running and _is_alive(attempt):
+            return "running"
+        if self.is_done():
+            return "done"
+        if attempt["state"] == "done":  # with another config
+            return "waiting"
+        return "stopped" if running else attempt["state"]
+
+    def is_done(self) -> bool:
+        """Return whether the variant is complete with its present config."""
+        done = _read_json(self.path / "done.json")
+        # compare as text, in which nan equals nan
+        return done is not None and _sorted_json(done.get("config")) == _sorted_json(self._identity())
+
+    def seconds(self) -> float:
+        """Return the wall time of all attempts that have ended, in seconds."""
+        return (_read_json(self.path / "attempt.json") or {}).get("seconds") or 0.0
+
+    def record_attempt(self, state: str, seconds: float, code: int | None = None) -> None:
+        """Write the state of the attempt of this process, and first done.json if the variant is complete."""
+        if state == "done":
+            write_json(self.path / "done.json", {
+                "name": self._variant.name, "overrides": to_text(self._variant.overrides),
+                "config": self._identity(), "seconds": seconds})
+        write_json(self.path / "attempt.json", {
+            "state": state, "overrides": to_text(self._variant.overrides), "host": socket.gethostname(),
+            "process": os.getpid(), "seconds": seconds} | ({} if code is None else {"code": code}))
+
+    def release_config(self) -> None:
+        """Remove config.json if the run wrote no results, so a corrected one (of a mistyped path, say) may run here."""
+        if {p.name for p in self.path.iterdir()} <= {".lock", "config.json", *_OWN_FILES}:
+            (self.path / "config.json").unlink(missing_ok=True)
+
+    def log_tail(self) -> str:
+        """Return the last lines of the last attempt."""
+        if not self.log.exists():
+            return "(the log no longer exists)"
+        with open(self.log, "rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+        start = max((i for i, line in enumerate(lines) if line.startswith(COMMAND_PREFIX)), default=-1) + 1
+        return "\n".join([line.rstrip() for line in lines[start:] if line.strip()][-_TAIL_LINES:])
+
+    def _identity(self) -> dict[str, Any]:
+        return configs.identity(self._variant.config)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, wait: bool) -> Iterator[bool]:
+    """Lock a folder for this process; yield whether it has the lock, which is always true if it waits for it.
+
+    Raises:
+      WorkdirError: The folder cannot be written.
+    """
+    try:
+        file = open(folder / LOCK, "a")
+    except OSError as error:
+        raise WorkdirError(f"{folder}: cannot be written: {error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _is_alive(attempt: dict[str, Any]) -> bool:
+    """Return whether the process of an attempt exists; assume so if it is on another machine."""
+    if attempt["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(attempt["process"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sorted_json(content: Any) -> str:
+    return json.dumps(content, sort_keys=True)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise WorkdirError(f"{path} is not valid JSON ({error}); delete it to run the variant again") from error

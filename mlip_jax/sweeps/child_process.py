@@ -1,0 +1,128 @@
+"""A child process whose output is shown and logged, and which receives the signals of this process and ends with it.
+
+Neither psutil nor a pool of processes does this: psutil has nothing for the death of a parent, and the session of the
+child already makes one group of all processes that it starts.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import ctypes
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+COMMAND_PREFIX = "$ "  # of the line of a log with the command
+_PR_SET_PDEATHSIG = 1
+
+
+class SignalForwarder:
+    """Context in which signals that ask to stop go to the child process; a second signal kills it.
+
+    Attributes:
+      received: Number of the first signal, None before one arrives.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+    def __init__(self):
+        self.received: int | None = None
+        self._process: subprocess.Popen | None = None
+
+    def __enter__(self) -> SignalForwarder:
+        # ignored signals stay ignored: nohup ignores SIGHUP on purpose
+        handled = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._handle) for number in handled}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def forward_to(self, process: subprocess.Popen) -> Iterator[None]:
+        """Forward signals to `process` within this context, including one that arrived before."""
+        # blocked, otherwise a signal that arrives between the next two lines would be forwarded twice
+        signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
+        self._process = process
+        try:
+            if self.received:
+                self._forward()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self.SIGNALS)
+            yield
+        finally:
+            self._process = None
+
+    def _handle(self, number, frame):
+        again = self.received is not None
+        self.received = self.received or number
+        if self._process is None:
+            return
+        if again:
+            _signal_group(self._process, signal.SIGKILL)
+        else:
+            # unbuffered: the signal may have interrupted a write to sys.stdout or sys.stderr
+            os.write(2, f"\n{signal.Signals(number).name}: waiting for the variant to save; once more ends it at once\n"
+                     .encode())
+            self._forward()
+
+    def _forward(self):
+        # SIGHUP, from a terminal that was closed, asks for the same as SIGTERM
+        self._process.send_signal(signal.SIGTERM if self.received == signal.SIGHUP else self.received)
+
+
+def run_logged(command: Sequence[str], log_file: Path, signals: SignalForwarder) -> int:
+    """Run a command, show its output and append it to a file.
+
+    Returns:
+      Exit code of the command, -N if signal N ended it.
+    """
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with open(log_file, "ab", buffering=0) as file:
+        file.write(f"{COMMAND_PREFIX}{shlex.join(command)}\n".encode())
+        # A session of its own: a terminal sends Ctrl-C to all processes of its session, so the child would receive it
+        # twice, which means to end at once.
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   env=os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": _terminal_width()},
+                                   start_new_session=True, preexec_fn=_stop_with_parent())
+        with process, signals.forward_to(process):
+            try:
+                _copy_output(process.stdout, file)
+                return process.wait()
+            except BaseException:
+                _signal_group(process, signal.SIGTERM)
+                raise
+
+
+def _terminal_width() -> str:
+    """Return the width of the terminal, which the child cannot see, in characters."""
+    return str(shutil.get_terminal_size((120, 24)).columns)
+
+
+def _stop_with_parent() -> Callable[[], Any] | None:
+    """Return a function with which a child asks Linux for SIGTERM when its parent is killed; None on other systems."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _signal_group(process: subprocess.Popen, number: int) -> None:
+    """Send a signal to a child and all processes that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _copy_output(source, file) -> None:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    while data := os.read(source.fileno(), 65536):
+        file.write(data)
+        sys.stdout.write(decoder.decode(data))
+        sys.stdout.flush()

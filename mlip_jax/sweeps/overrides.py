@@ -1,0 +1,109 @@
+"""Overrides: values of config fields by dotted name, and their form as text for a command line."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from mlip_jax import config as configs
+from mlip_jax.config import ConfigError
+
+
+def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Return a copy of `config` with other values of some fields.
+
+    Args:
+      overrides: {dotted name: value}. A dictionary as value changes only the fields that it contains, except for the
+        options of a model or an energy term, which it replaces as a whole.
+
+    Raises:
+      ConfigError: A field does not exist (the message suggests the nearest name), or a value has the wrong type.
+    """
+    changed = copy.deepcopy(config)  # keeps references between fields and placeholders of required fields
+    changed.unlock()
+    overrides = dict(_flatten(overrides))
+    for path in sorted(overrides, key=lambda p: p.count(".")):  # parents before the fields that they contain
+        *parents, name = path.split(".")
+        target = changed
+        for depth, parent in enumerate(parents, 1):
+            if parent not in target:
+                target[parent] = ml_collections.ConfigDict()
+            target = target[parent]
+            if not isinstance(target, ml_collections.ConfigDict):
+                where = ".".join(parents[:depth])
+                raise ConfigError(f"config field {where!r} holds no further fields; received {path!r}")
+        value = overrides[path]
+        with changed.ignore_type():  # `complete` checks the types below, with the name of the field in its message
+            target[name] = ml_collections.ConfigDict(value) if isinstance(value, Mapping) else value
+    try:
+        configs.complete(changed, config)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        empty = ", ".join(path for path, value in overrides.items() if value is None)
+        raise ConfigError(f"config fields that must have a value received None: {empty or error}") from error
+    return changed
+
+
+def _flatten(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in overrides.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and path not in configs.FREE_FIELDS:
+            yield from _flatten(value, f"{path}.")
+        else:
+            yield path, value
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as plain dictionaries, lists, tuples, strings, numbers, booleans and None.
+
+    Raises:
+      ConfigError: It contains another type.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, ml_collections.ConfigDict | Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ConfigError(f"a config field cannot be overridden with {value!r} of type {type(value).__name__}; "
+                      "expected a number, string, boolean, None, or a list, tuple or dictionary of them")
+
+
+def to_text(overrides: Mapping[str, Any]) -> str:
+    """Return overrides as ASCII text for `parse`: a Python dictionary."""
+    return ascii(plain(overrides))
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Parse overrides from the text of a Python dictionary of literals; inf and nan are numbers.
+
+    >>> parse("{'model.options.degrees': (1, 2), 'potential.long_range_cutoff': inf}")
+    {'model.options.degrees': (1, 2), 'potential.long_range_cutoff': inf}
+
+    Raises:
+      ConfigError: The text is not such a dictionary.
+    """
+    try:
+        overrides = ast.literal_eval(_NumberNames().visit(ast.parse(text.strip(), mode="eval")))
+    except (SyntaxError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"overrides are no dictionary: {text!r} ({error}); expected one such as "
+                          "\"{'model.options.degrees': (1, 2), 'seed': 1}\"") from error
+    if not isinstance(overrides, dict) or not all(isinstance(k, str) for k in overrides):
+        raise ConfigError(f"overrides must be a dictionary of config fields; received {text!r}")
+    return overrides
+
+
+class _NumberNames(ast.NodeTransformer):
+    """Replace inf and nan, which are names to Python, with numbers."""
+
+    def visit_Name(self, node):
+        return ast.Constant({"inf": math.inf, "nan": math.nan}[node.id]) if node.id in ("inf", "nan") else node

@@ -1,0 +1,290 @@
+"""Runner of a sweep: runs its variants in turn, each in a process and a folder of its own, and keeps their table.
+
+    runs/x/                the workdir of the sweep
+      sweep.csv, sweep.md  the table; sweep.png, sweep_seeds.csv
+      NAME/                the workdir of a variant, as of any run
+        log.txt            output of its process, all attempts
+        attempt.json       state of the last attempt
+        done.json          exists if it is complete: its process ended with code 0
+
+Several processes may run one sweep at once, on one machine or on several that share the folder: each takes variants
+that no other has begun, or the one whose number it is given. The locks of the folders are all that they share, so a
+scheduler (submitit, Ray) is neither needed nor in the way: the same command works in a shell, a job or a job array.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from rich.console import Console
+from rich.table import Table
+
+from mlip_jax import distributed
+from mlip_jax.config import ConfigError
+from mlip_jax.reports.sweep import Row, cell, duration, read_scores, write_table
+from mlip_jax.sweeps.attempts import VariantFolder, lock_folder
+from mlip_jax.sweeps.child_process import SignalForwarder, run_logged
+from mlip_jax.sweeps.overrides import to_text
+from mlip_jax.sweeps.variants import SWEEP_FOLDER, Variant, differing, load, load_report
+from mlip_jax.workdir import WorkdirError
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 5.0  # between checks of variants that other processes run first
+
+
+def run(config_file: str, config: ml_collections.ConfigDict, workdir: str | Path, arguments: Sequence[str], *,
+        index: str | None = None, list_only: bool = False, collect_only: bool = False) -> int:
+    """Run the variants of a sweep that are not complete.
+
+    Args:
+      config_file: Config file as given to --config.
+      config: Config of that file, with the changes of the command line.
+      workdir: Workdir of the sweep.
+      arguments: Arguments of the command line; a variant receives them before its own.
+      index: Number of the only variant to run; "slurm" takes it from SLURM_ARRAY_TASK_ID. None: run all.
+      list_only: Print the variants, one per line, and run nothing.
+      collect_only: Write the table, and run nothing.
+
+    Returns:
+      Exit code: 0, 1 if a variant failed, or distributed.EXIT_REQUEUE if one was stopped and should be started again.
+
+    Raises:
+      ConfigError: From `variants.load`, or there is no variant of that number.
+      WorkdirError: The folder is that of a run, cannot be written, or another process is at work on the variant.
+    """
+    variants = load(config_file, config)
+    _refuse_lost_fields(arguments, variants)
+    chosen = variants if index is None else [variants[_parse_index(index, len(variants))]]
+    if list_only:
+        for number, variant in enumerate(variants):
+            print(number, variant.name, to_text(variant.overrides), sep="\t")
+        return 0
+    environment = distributed.from_environment()
+    if environment is not None and index is None and not collect_only:
+        raise ConfigError("the variants of a sweep are run in turn, but the environment is that of one of several "
+                          "processes of a run; give --sweep_index=NUMBER to run one variant on all of them, or "
+                          "start the sweep as a single process")
+    sweep = Sweep(Path(workdir), variants, differing(variants, config), list(arguments),
+                  f"Sweep of {Path(config_file.partition(':')[0]).name}",
+                  follower=environment is not None and _process_index(environment) > 0, report=load_report(config_file))
+    return sweep.collect() if collect_only else sweep.run(chosen)
+
+
+def _refuse_lost_fields(arguments: Sequence[str], variants: Sequence[Variant]) -> None:
+    """Raise ConfigError if the command line changes fields that variants of other config files would not receive."""
+    fields = [a for a in arguments if a.lstrip("-").startswith(("config.", "overrides"))]
+    of_others = [v.name for v in variants if v.config_file]
+    if fields and of_others:
+        raise ConfigError(f"{fields[0]} cannot be given: {len(of_others)} variants of this sweep, the first "
+                          f"{of_others[0]}, are of other config files, which have fields of their own. Change sweep() "
+                          "of the config file")
+
+
+def _process_index(environment: distributed.Environment) -> int:
+    """Return the index of this process within its run; on a TPU pod it is in a variable of its own."""
+    return int(os.environ.get("TPU_WORKER_ID", 0)) if environment.process_id is None else environment.process_id
+
+
+def _parse_index(index: str, count: int) -> int:
+    text = os.environ.get("SLURM_ARRAY_TASK_ID") if index == "slurm" else index
+    if text is None:
+        raise ConfigError("--sweep_index=slurm takes the number of the variant from SLURM_ARRAY_TASK_ID, which is not "
+                          "set; start it as a job array, or give the number")
+    if not text.isdecimal() or int(text) >= count:
+        raise ConfigError(f"the sweep has the variants 0 to {count - 1}; received the number {text!r}. --sweep "
+                          "--sweep_list shows them")
+    return int(text)
+
+
+class Sweep:
+    """A sweep and its folder.
+
+    Args:
+      folder: Workdir of the sweep; created if missing.
+      variants: All variants.
+      values: Values of each variant that its row of the table shows.
+      arguments: Arguments of the command line.
+      title: Title of the table.
+      follower: Whether this process only takes part in variants that run on several processes, of which another one
+        writes states, table and report.
+      report: Function that writes a report on the folder at the end.
+    """
+
+    def __init__(self, folder: Path, variants: Sequence[Variant], values: Sequence[dict[str, Any]],
+                 arguments: Sequence[str], title: str, follower: bool = False,
+                 report: Callable[[Path], Any] | None = None):
+        if (folder / "config.json").exists():
+            raise WorkdirError(f"{folder} is the folder of a run; give another --workdir for the sweep")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WorkdirError(f"{folder}: cannot be written: {error}") from error
+        self._folder, self._variants, self._values = folder, variants, values
+        self._arguments, self._title, self._follower, self._report = arguments, title, follower, report
+        self._folders = {v.name: VariantFolder(folder / v.name, v) for v in variants}
+
+    def run(self, chosen: Sequence[Variant]) -> int:
+        """Run those of `chosen` that are not complete; return the exit code of the sweep."""
+        states: dict[str, str] = {}
+        with SignalForwarder() as signals:
+            queue, postponed = collections.deque(enumerate(chosen, 1)), 0
+            while queue and not signals.received and "stopped" not in states.values():
+                if postponed >= len(queue):  # all of them wait for other processes
+                    time.sleep(_POLL_SECONDS)
+                    postponed = 0
+                number, variant = queue.popleft()
+                later = [v for _, v in queue]
+                state = self._take_turn(variant, f"[{number}/{len(chosen)}] {variant.name}", later, signals)
+                if state is None:
+                    queue.append((number, variant))
+                    postponed += 1
+                else:
+                    states[variant.name], postponed = state, 0
+        self._show(chosen)
+        self._write_report()
+        missing = [v.name for v in chosen if states.get(v.name) not in ("done", "failed", "running")]
+        if missing:
+            log.warning("stopped; rerun the same command to resume with %s", ", ".join(missing))
+            return distributed.EXIT_REQUEUE
+        if len(chosen) == 1 and "running" in states.values():
+            raise WorkdirError(f"{self._folder / chosen[0].name}: another process is at work on this variant")
+        return int("failed" in states.values())
+
+    def collect(self) -> int:
+        """Write table and report; return 0."""
+        self._write_table()
+        self._show(self._variants)
+        self._write_report()
+        return 0
+
+    def _take_turn(self, variant: Variant, label: str, later: Sequence[Variant],
+                   signals: SignalForwarder) -> str | None:
+        """Return the state of a variant after its turn, None if it needs another turn after those of `later`."""
+        missing = {name: state for name in variant.needs if (state := self._folders[name].state()) != "done"}
+        if missing:
+            if all(state == "running" or name in [v.name for v in later] for name, state in missing.items()):
+                return None  # this process or another one will run what it needs
+            if not self._follower:
+                log.error("%s: needs %s first", label, ", ".join(missing))
+            return "failed"
+        state = self._run_variant(variant, label, signals)
+        # If others need a variant that another process runs, take it over should that process end.
+        needed = state == "running" and any(variant.name in v.needs for v in later)
+        return None if needed else state
+
+    def _run_variant(self, variant: Variant, label: str, signals: SignalForwarder) -> str:
+        """Run a variant, unless it is complete or another process runs it; return its state."""
+        folder = self._folders[variant.name]
+        if self._follower:
+            if folder.is_done():
+                return "done"
+            code = run_logged(self._command(variant), folder.log_of_process(os.getpid()), signals)
+            return _state_after(code, signals)
+        folder.path.mkdir(exist_ok=True)
+        with lock_folder(folder.path, wait=False) as free:
+            if not free:
+                log.info("%s: another process is at work on it", label)
+                return "running"
+            if folder.is_done():
+                self._write_table()
+                log.info("%s: done before", label)
+                return "done"
+            before, start = folder.seconds(), time.monotonic()
+            folder.record_attempt("running", before)
+            self._write_table()
+            log.info("%s: begins; log: %s", label, folder.log)
+            code = run_logged(self._command(variant), folder.log, signals)
+            state, seconds = _state_after(code, signals), before + time.monotonic() - start
+            if state == "failed":
+                folder.release_config()
+            folder.record_attempt(state, seconds, code)
+            self._write_table()
+            log.info("%s: %s after %s", label, state if state != "failed" else f"failed with exit code {code}",
+                     duration(seconds))
+        return state
+
+    def _command(self, variant: Variant) -> list[str]:
+        """Return the command of the sweep for one variant; the last of equal flags counts."""
+        arguments = list(self._arguments)
+        if variant.config_file:
+            arguments = _without_config(arguments) + [f"--config={variant.config_file}"]
+        overrides = to_text(_insert_folder(variant.overrides, str(self._folder.absolute())))
+        return [sys.executable, "-m", "mlip_jax.main", *arguments, "--nosweep",
+                f"--workdir={self._folder / variant.name}", f"--overrides={overrides}"]
+
+    def _rows(self) -> list[Row]:
+        rows = []
+        for variant, values in zip(self._variants, self._values):
+            folder = self._folders[variant.name]
+            state = folder.state()
+            scores = read_scores(folder.path) if state == "done" else {}
+            rows.append(Row(variant.name, values, state, folder.seconds() or None, scores))
+        return rows
+
+    def _write_table(self) -> None:
+        # locked, so that the last table written is also the last one read
+        with lock_folder(self._folder, wait=True):
+            try:
+                write_table(self._folder, self._rows(), self._title)
+            except OSError as error:
+                raise WorkdirError(f"{self._folder}: the table cannot be written: {error}") from error
+
+    def _write_report(self) -> None:
+        if self._report is not None and not self._follower:
+            print(f"report: {self._report(self._folder)}", flush=True)
+
+    def _show(self, chosen: Sequence[Variant]) -> None:
+        """Print the rows of `chosen`, and the end of the log of each variant that failed."""
+        if self._follower:
+            return
+        names = {v.name for v in chosen}
+        rows = [row for row in self._rows() if row.name in names]
+        table = Table("variant", *rows[0].values, "state", "time", "test energy MAE\nmeV/atom", "test force MAE\nmeV/Å")
+        for row in rows:
+            errors = (row.scores.get(f"test_{k}") for k in ("energy_mae_mev_per_atom", "force_mae_mev_per_ang"))
+            table.add_row(row.name, *map(cell, row.values.values()), row.state, duration(row.seconds),
+                          *("-" if e is None else f"{e:.2f}" for e in errors))
+        terminal = Console().is_terminal
+        Console(width=None if terminal else 160).print(table)
+        for row in rows:
+            if row.state == "failed":
+                folder = self._folders[row.name]
+                print(f"\n{row.name} failed; the last lines of {folder.log}:\n{folder.log_tail()}")
+        print(f"\ntable: {self._folder / 'sweep.md'}", flush=True)
+
+
+def _insert_folder(value: Any, folder: str) -> Any:
+    """Replace {sweep} in the strings of a value by the folder of the sweep."""
+    if isinstance(value, str):
+        return value.replace(SWEEP_FOLDER, folder)
+    if isinstance(value, Mapping):
+        return {k: _insert_folder(v, folder) for k, v in value.items()}
+    return type(value)(_insert_folder(v, folder) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _without_config(arguments: list[str]) -> list[str]:
+    """Return the arguments of a command line without the config file and its fields."""
+    kept, skip = [], False
+    for argument in arguments:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        of_config = argument.startswith("-") and (name == "config" or name.startswith("config."))
+        if not (of_config or skip):
+            kept.append(argument)
+        skip = of_config and not equals
+    return kept
+
+
+def _state_after(code: int, signals: SignalForwarder) -> str:
+    """Return the state of a variant whose process ended with `code`."""
+    if code == 0:
+        return "done"
+    return "stopped" if signals.received or code == distributed.EXIT_REQUEUE else "failed"

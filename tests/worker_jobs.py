@@ -1,0 +1,49 @@
+"""Jobs for worker processes; this module imports little, so the workers that run them start quickly."""
+
+import os
+import select
+import signal
+import time
+
+
+class JobError(Exception):
+    pass
+
+
+def square(x):
+    return x * x, os.getpid()
+
+
+def wait_if_first(x):
+    time.sleep(0.4 if x == 0 else 0)
+    return x
+
+
+def wait_for(pipe):
+    """Return what is written to a pipe within half a minute; "" has nothing to wait for."""
+    if not pipe:
+        return ""
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    select.select([reader], [], [], 30)
+    return os.read(reader, 100).decode()
+
+
+def fail_at_three(x):
+    if x == 3:
+        raise JobError(f"job {x} went wrong")
+    return x
+
+
+def die_at_negative(x):
+    if x < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x * x
+
+
+def settings(names):
+    """Environment variables of these names, and how the process handles Ctrl-C."""
+    return {name: os.environ.get(name) for name in names}, signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def mark():
+    os.environ["MARK"] = f"of {os.getpid()}"
