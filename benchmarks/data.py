@@ -141,8 +141,9 @@ def run_input(folder: Path, repeats: int) -> None:
 
 
 def _batches(store, batch_size):
-    from mlip_jax.graphs.batching import Sizes, choose_budget
     from mlip_jax.graphs.edge_counts import edge_counts
+    from mlip_jax.graphs.padding import choose_budget
+    from mlip_jax.graphs.shapes import Sizes
     from mlip_jax.training.data import Batches, Split
     split = Split(store, np.arange(len(store)), Sizes(store.index("n_atoms"), edge_counts(store, CUTOFF)))
     return Batches((choose_budget(split.sizes, batch_size),), CUTOFF, np.zeros(119), 1), split

@@ -23,8 +23,9 @@ from mlip_jax.datasets.molecules.embedding import MoleculeRecord
 from mlip_jax.datasets.molecules.files import CsvColumns, count_molecules, fingerprint, read_molecules
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.importers import load_force_field
-from mlip_jax.predictor import EMBEDDING, Predictor, Room
+from mlip_jax.predictor import EMBEDDING, Predictor
 from mlip_jax.reports.prediction import write_prediction_report
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge
@@ -96,11 +97,11 @@ def _count(config) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-    """Predictors of the same properties, the domain of each, and the room of its batches."""
+    """Predictors of the same properties, the domain of each, and the padding budget of its batches."""
 
     members: tuple[Predictor, ...]
     domains: tuple[Domain, ...]
-    rooms: tuple[Room, ...]
+    budgets: tuple[GrowingBudget, ...]
 
     @classmethod
     def load(cls, text: str) -> Ensemble:
@@ -116,7 +117,8 @@ class Ensemble:
             raise ConfigError("predictor: members of an ensemble must predict the same properties; these predict "
                               + "; ".join(f"{p}: {', '.join(n for n, _ in own) or 'nothing'}"
                                           for p, own in zip(paths, names)))
-        return cls(members, tuple(Domain.load(Path(p) / DOMAIN_FILE) for p in paths), tuple(Room() for _ in paths))
+        return cls(members, tuple(Domain.load(Path(p) / DOMAIN_FILE) for p in paths),
+                   tuple(GrowingBudget() for _ in paths))
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -141,7 +143,7 @@ class Ensemble:
     def predict(self, molecules: Sequence[Atoms], batch_size: int) -> list[list[float]]:
         """For each molecule the numbers from the first property on, in the order of `layout`."""
         columns = Columns.from_structures(map(from_ase, molecules))
-        made = [m.predict(columns, batch_size, room) for m, room in zip(self.members, self.rooms)]
+        made = [m.predict(columns, batch_size, budget) for m, budget in zip(self.members, self.budgets)]
         distances = [d.distance(p[EMBEDDING]) for d, p in zip(self.domains, made)]
         relative = np.mean([x / d.border for d, x in zip(self.domains, distances)], axis=0)
         cells = []

@@ -21,8 +21,9 @@ from mlip_jax.datasets import property_data, source, statistics
 from mlip_jax.datasets.property_data import Samples, Target
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import splits as splits_module
-from mlip_jax.graphs.batching import Sizes, measure
 from mlip_jax.graphs.edge_counts import edge_counts
+from mlip_jax.graphs.padding import graph_sizes
+from mlip_jax.graphs.shapes import Sizes
 from mlip_jax.importers import load_force_field
 from mlip_jax.models.layers.readouts import PropertyModel, with_heads
 from mlip_jax.potential import BEST, example_graph
@@ -154,7 +155,7 @@ class Data:
     def _sizes(self, found: Geometries, cutoff: float) -> Sizes:
         if found.rows is self.loaded.store:
             return Sizes(self.loaded.store.index("n_atoms"), edge_counts(self.loaded.store, cutoff)).take(found.index)
-        return measure(found.rows, cutoff).take(found.index)
+        return graph_sizes(found.rows, cutoff).take(found.index)
 
 
 def _keep(store, parts, c, workdir: Path) -> None:

@@ -22,8 +22,8 @@ from mlip_jax.datasets import source, statistics
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import splits as splits_module
 from mlip_jax.graphs import resident
-from mlip_jax.graphs.batching import Sizes
 from mlip_jax.graphs.edge_counts import edge_counts, pair_counts
+from mlip_jax.graphs.shapes import Sizes
 from mlip_jax.potential import BEST, Potential, create_model, example_graph, long_range_cutoff
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import write_report
@@ -282,7 +282,7 @@ def _info(config, model, metadata, data, step, filled, params) -> dict[str, dict
                      for k, v in getattr(model, "terms", ())}},
         "Training": {"updates": metadata["updates"], "best checkpoint at step": step,
                      "training seconds": round(metadata["seconds"]["training"], 1),
-                     "real share of padded edges": round(filled["edges"], 4),
+                     "real share of padded edges": round(filled["n_edge"], 4),
                      **{f"{a}.{b}": str(v) for a in ("loss", "optimizer", "train") for b, v in config[a].items()}},
         "Hardware": {"devices": f"{jax.local_device_count()} × {jax.devices()[0].device_kind}",
                      "machine": platform.machine(), "system": platform.platform()},

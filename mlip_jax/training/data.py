@@ -14,8 +14,10 @@ import jax
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget, Sizes, build_batch, plan_buckets
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.packing import plan_buckets
 from mlip_jax.graphs.pipeline import Shuffle, Stream, stack
+from mlip_jax.graphs.shapes import PaddingBudget, Sizes
 
 # Structures that are planned at a time, at least; and in batches of a step, so that little is lost at a window's end.
 _WINDOW, _WINDOW_STEPS = 4096, 128
@@ -98,7 +100,7 @@ class Batches:
         on in that epoch.
     """
 
-    budgets: tuple[Budget, ...]
+    budgets: tuple[PaddingBudget, ...]
     cutoff: float
     reference: np.ndarray
     num_devices: int
@@ -109,7 +111,7 @@ class Batches:
     resident: bool = False
     put: Callable[[Any], Any] = lambda batch: batch
     properties: tuple[str, ...] = ()
-    displace: Callable[[Columns, np.ndarray, int, Budget], Columns] | None = None
+    displace: Callable[[Columns, np.ndarray, int, PaddingBudget], Columns] | None = None
 
     @property
     def per_device(self) -> int:
@@ -174,7 +176,7 @@ class Batches:
         return [group.places[i] if i < len(group.places) else np.zeros(0, np.int64) for i in mine]
 
     def _window_size(self, split: Split, wanted: int) -> int:
-        return max(_WINDOW, _WINDOW_STEPS * wanted * (self.budgets[0].graphs - 1))
+        return max(_WINDOW, _WINDOW_STEPS * wanted * (self.budgets[0].n_graph - 1))
 
     def _plan(self, split: Split, places: np.ndarray, wanted: int) -> list[Group]:
         """Batches in groups of `wanted` of the same bucket, in the order in which they are complete."""
@@ -198,7 +200,8 @@ class Batches:
         def one(places, bucket, epoch):
             if not self.resident:
                 return self._batch(split, places, bucket, epoch)
-            return np.concatenate([places, np.full(self.budgets[bucket].graphs - 1 - len(places), -1)]).astype(np.int32)
+            unused = self.budgets[bucket].n_graph - 1 - len(places)
+            return np.concatenate([places, np.full(unused, -1)]).astype(np.int32)
 
         def build(group: Group):
             made = stack([one(places, group.bucket, group.epoch) for places in self._share(group, self.per_device)])

@@ -18,7 +18,7 @@ import jraph
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.models.layers.readouts import PropertyModel
 from mlip_jax.potential import Evaluation
 from mlip_jax.training import losses
@@ -48,7 +48,8 @@ class Corrupted:
     displaced: Displaced
     share: float
 
-    def __call__(self, columns: Columns, samples: np.ndarray, epoch: int, budget: Budget | None = None) -> Columns:
+    def __call__(self, columns: Columns, samples: np.ndarray, epoch: int, budget: PaddingBudget | None = None
+                 ) -> Columns:
         """The structures, of which some have other positions, no known forces, and two properties of their atoms:
         "displacement" (A, 3) to the original in Å, NaN for those that are as they were, and "encoded_forces" (A, 3) of
         the original in eV/Å, zero for these. A structure without all of its forces stays as it is."""

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlip_jax.graphs.batching import Sizes
+from mlip_jax.graphs.shapes import Sizes
 from mlip_jax.training.data import Group
 
 # Float32 multiply-adds of the vector units, as two operations, per second: what a model without products of lower

@@ -6,7 +6,8 @@ import pytest
 from ase.build import molecule
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import build_batch, choose_budget, measure
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.models.so3krates import Layer, Model
 from mlip_jax.structure import Structure
 
@@ -15,7 +16,7 @@ def sizes_of_features(**options):
     """Root mean square of the features of ethanol after each of six layers, at the start."""
     atoms = molecule("CH3CH2OH")
     columns = Columns.from_structures([Structure(atoms.numbers, atoms.positions, source="ethanol")])
-    graph = build_batch(columns, choose_budget(measure(columns, 5.0), 1), 5.0)
+    graph = build_batch(columns, choose_budget(graph_sizes(columns, 5.0), 1), 5.0)
     model = Model(num_layers=6, **options)
     params = jax.jit(model.init)(jax.random.key(0), graph)
     apply = jax.jit(lambda params, graph: model.apply(

@@ -7,7 +7,8 @@ import pytest
 
 from mlip_jax import models
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget, build_batch
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.models.layers.readouts import with_heads
 from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.structure import Structure
@@ -63,7 +64,7 @@ def setup():
     model = with_heads(models.create("painn", **PAINN), {DISPLACEMENT: {"kind": "atom_vector"}})
     params = jax.jit(model.init)(jax.random.key(0), example_graph())
     half = Corrupted(Displaced(NOISE, CUTOFF, 1), 0.5)
-    graph = build_batch(half(DATA.take(np.arange(10)), np.arange(10), 0), Budget(34, 90, 11), CUTOFF,
+    graph = build_batch(half(DATA.take(np.arange(10)), np.arange(10), 0), PaddingBudget(34, 90, 11), CUTOFF,
                         properties=(DISPLACEMENT, ENCODED))
     field = ForceField(AsForceField(model), SCALE, lambda step: 0.9, 0.9, LOSS)
     return model, params, graph, DeNS(field, 0.5, NOISE, SCALE)
@@ -108,7 +109,7 @@ def test_forces_tell_of_structures_that_are_displaced_alone(setup):
 def test_large_forces_do_not_blow_the_features_up():
     model = models.create("painn", num_features=128, num_layers=3, cutoff=CUTOFF, force_encoding=True)
     params = jax.jit(model.init)(jax.random.key(0), example_graph())
-    graph = build_batch(DATA.take(np.arange(10)), Budget(34, 90, 11), CUTOFF)
+    graph = build_batch(DATA.take(np.arange(10)), PaddingBudget(34, 90, 11), CUTOFF)
 
     real = graph.nodes["numbers"] > 0
 

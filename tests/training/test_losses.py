@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget, build_batch
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.potential import Evaluation
 from mlip_jax.structure import Structure
 from mlip_jax.training.losses import (
@@ -40,7 +41,7 @@ def structure(n, seed, energy=None, forces=True):
 def batch_of(structures, spare=0):
     """One shape for all, unless `spare` says otherwise: eager operations are compiled by shape."""
     columns = Columns.from_structures(structures)
-    budget = Budget(16 + spare, 200, 6 + spare)
+    budget = PaddingBudget(16 + spare, 200, 6 + spare)
     return jax.tree.map(jnp.asarray, build_batch(columns, budget, 2.0))
 
 

@@ -8,8 +8,9 @@ from scipy.spatial.transform import Rotation
 
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.graphs.batching import Budget, measure
 from mlip_jax.graphs.edge_counts import count_all
+from mlip_jax.graphs.padding import graph_sizes
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.structure import Structure
 from mlip_jax.training.noise import DISPLACEMENT, Displaced, DisplacedRows, Frames, laid_over
 
@@ -87,18 +88,18 @@ def test_frames_of_other_atoms_are_refused():
 
 
 def test_batches_hold_what_was_planned_for():
-    make, sizes = Displaced(0.3, CUTOFF, 0, 0.5, FRAMES), measure(REFERENCE, CUTOFF)
+    make, sizes = Displaced(0.3, CUTOFF, 0, 0.5, FRAMES), graph_sizes(REFERENCE, CUTOFF)
     bounds = make.bounds(sizes, count_all(FRAMES.rows, CUTOFF)[FRAMES.index])
     assert (bounds.n_edge >= sizes.n_edge).all() and (bounds.n_edge <= 30).all()
     assert bounds.n_edge[0] >= count_all(FRAMES.rows, CUTOFF)[[0, 3]].max()
-    budget = Budget(25, int(bounds.n_edge.sum()), 5)
+    budget = PaddingBudget(25, int(bounds.n_edge.sum()), 5)
     for epoch in range(50):
-        assert count_all(make(REFERENCE, np.arange(4), epoch, budget), CUTOFF).sum() <= budget.edges
+        assert count_all(make(REFERENCE, np.arange(4), epoch, budget), CUTOFF).sum() <= budget.n_edge
 
 
 def test_what_never_fits_is_an_error():
     with pytest.raises(ValueError, match="do not fit into 2 edges"):
-        Displaced(0.01, CUTOFF, 0)(REFERENCE, np.arange(4), 0, Budget(25, 2, 5))
+        Displaced(0.01, CUTOFF, 0)(REFERENCE, np.arange(4), 0, PaddingBudget(25, 2, 5))
 
 
 def test_rows_to_validate_by_are_always_the_same():

@@ -8,7 +8,7 @@ import pytest
 
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Sizes
+from mlip_jax.graphs.shapes import Sizes
 from mlip_jax.structure import Structure
 from mlip_jax.training import nonfinite as module
 from mlip_jax.training.data import Group, Split

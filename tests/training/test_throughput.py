@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlip_jax.graphs.batching import Sizes
+from mlip_jax.graphs.shapes import Sizes
 from mlip_jax.training import throughput as module
 from mlip_jax.training.data import Group
 from mlip_jax.training.losses import Sums

@@ -15,7 +15,7 @@ from mlip_jax.datasets import readers, statistics
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.quality.filters import Filters
 from mlip_jax.graphs import resident
-from mlip_jax.graphs.batching import choose_budget, measure
+from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.potential import example_graph
 from mlip_jax.training import optimizer
 from mlip_jax.training.data import Batches, Split
@@ -45,7 +45,7 @@ class World:
         filters = Filters(elements=("H", "C", "N", "O", "S"), charge=0.0)
         columns = columns.take(np.flatnonzero(filters.reasons(columns) == 0)[:50])
         self.columns, self.model = columns, models.create("painn", **MODEL)
-        sizes = measure(columns, self.model.cutoff)
+        sizes = graph_sizes(columns, self.model.cutoff)
         self.reference = statistics.reference_energies(statistics.Summary([columns]), "least_squares")
         order = np.random.default_rng(0).permutation(len(columns))
         self.train, self.valid = (Split(columns, p, sizes.take(p)) for p in (order[:30], order[30:]))

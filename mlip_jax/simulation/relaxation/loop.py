@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip_jax.graphs import slots as slot_graphs
-from mlip_jax.graphs.batching import Budget
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.graphs.slots import Slots
 from mlip_jax.potential import evaluate
 from mlip_jax.simulation.relaxation.minimizers import Minimizer
@@ -131,7 +131,7 @@ class Loop:
                      self.minimizer.init(num, 3 * size, self.dtype), jnp.zeros(2, jnp.int32), jnp.int32(0),
                      jnp.int32(0))
 
-    def run(self, budget: Budget, capacity: int, params, state: State, queue: Molecules, waiting: jax.Array,
+    def run(self, budget: PaddingBudget, capacity: int, params, state: State, queue: Molecules, waiting: jax.Array,
             most: jax.Array, few: jax.Array) -> tuple[State, Done, jax.Array, Outcome]:
         """Iterate until no molecule is left, or the host is wanted.
 
@@ -153,7 +153,7 @@ class Loop:
             there = (state.now.key != FREE).sum()
             left = jnp.where(few < 0, self.num - 1, few)
             starved = (taken >= waiting) & (there <= left)
-            fits = (state.largest[0] <= budget.edges) & (state.largest[1] <= budget.pairs)
+            fits = (state.largest[0] <= budget.n_edge) & (state.largest[1] <= budget.n_pair)
             return ~starved & fits & (state.iterations - start < most)
 
         def iterate(carry):
@@ -280,7 +280,7 @@ class Program:
         """Molecules on the device."""
         return jax.device_put(molecules, self._device)
 
-    def run(self, budget: Budget, state: State, queue: Molecules, waiting: int, most: int, few: int):
+    def run(self, budget: PaddingBudget, state: State, queue: Molecules, waiting: int, most: int, few: int):
         """See `Loop.run`; the state that is given is used up."""
         return self._run(budget, queue.key.shape[0], self._params, state, queue, np.int32(waiting), np.int32(most),
                          np.int32(few))
