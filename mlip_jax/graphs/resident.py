@@ -25,7 +25,7 @@ _MOST = np.iinfo(np.int32).max
 _PIECE = 4096
 
 
-class Resident(NamedTuple):
+class DeviceDataset(NamedTuple):
     """Structures end to end: s owns the atoms first_atom[s]:first_atom[s + 1], and its edges and pairs likewise.
 
     Atoms and edges are numbered from 0 in each structure, in the smallest type of integer that holds them.
@@ -58,12 +58,12 @@ class Resident(NamedTuple):
     pair_shifts: np.ndarray | jax.Array | None = None
 
 
-def num_structures(resident: Resident) -> int:
+def num_structures(resident: DeviceDataset) -> int:
     """Structures that it holds."""
     return resident.energy.shape[0]
 
 
-def nbytes(resident: Resident) -> int:
+def nbytes(resident: DeviceDataset) -> int:
     """Bytes of all its arrays."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(resident))
 
@@ -89,7 +89,7 @@ def indexable(sizes: Sizes) -> bool:
 
 
 def collect(columns: Columns | Iterable[Columns], cutoff: float, reference: np.ndarray | None = None,
-            long_range_cutoff: float | None = None, dtype=np.float32) -> Resident:
+            long_range_cutoff: float | None = None, dtype=np.float32) -> DeviceDataset:
     """Structures, in order, with their neighbours: NumPy arrays, ready for jax.device_put.
 
     Args:
@@ -144,7 +144,7 @@ def _collected(columns: Columns, cutoff, reference, long_range_cutoff, dtype) ->
     return made
 
 
-def _joined(pieces: list[dict[str, np.ndarray]]) -> Resident:
+def _joined(pieces: list[dict[str, np.ndarray]]) -> DeviceDataset:
     """The pieces as one; each field of theirs is let go when it is joined."""
     def first(name):
         counts = np.concatenate([piece[name] for piece in pieces])
@@ -161,8 +161,9 @@ def _joined(pieces: list[dict[str, np.ndarray]]) -> Resident:
             if name not in piece:
                 dtype = piece["positions"].dtype if name == "cell" else np.int8
                 piece[name] = np.zeros((len(piece[rows]), *tail), dtype)
-    fields = {name: np.concatenate([piece.pop(name) for piece in pieces]) for name in Resident._fields if name in names}
-    return Resident(**starts, **fields)
+    fields = {name: np.concatenate([piece.pop(name) for piece in pieces])
+              for name in DeviceDataset._fields if name in names}
+    return DeviceDataset(**starts, **fields)
 
 
 def _compact(arrays: Iterable[np.ndarray]) -> np.ndarray:
@@ -185,7 +186,7 @@ def _total(counts: np.ndarray) -> int:
     return int(np.sum(counts, dtype=np.int64))
 
 
-def gather(resident: Resident, places: jax.Array, budget: PaddingBudget) -> jraph.GraphsTuple:
+def gather(resident: DeviceDataset, places: jax.Array, budget: PaddingBudget) -> jraph.GraphsTuple:
     """The padded batch of some structures, array for array what `build_batch` makes of them. Pure; call it under jit.
 
     Positions are NaN if the structures do not fit into the budget, so that this is not overlooked: what is given has
@@ -275,7 +276,7 @@ def _graph_of(end: jax.Array, row: jax.Array) -> jax.Array:
     return jnp.searchsorted(end, row, side="right", method="compare_all").astype(jnp.int32)
 
 
-def _pair_order(resident: Resident, edges: _Rows, place, real, length: int) -> jax.Array:
+def _pair_order(resident: DeviceDataset, edges: _Rows, place, real, length: int) -> jax.Array:
     """Every other edge of the padding is the reverse of the one before it."""
     row = jnp.arange(-(-length // 2), dtype=jnp.int32)
     half, end = edges.count // 2, (edges.begin + edges.count) // 2

@@ -58,7 +58,7 @@ def heights(cell: np.ndarray, periodic: np.ndarray) -> np.ndarray:
     return np.where(periodic, 1 / np.linalg.norm(np.linalg.inv(cell), axis=-2), np.inf)
 
 
-class Batch(NamedTuple):
+class SlotBatch(NamedTuple):
     """A padded graph of the slots that take part.
 
     Attributes:
@@ -81,7 +81,7 @@ class Batch(NamedTuple):
 
 
 def build(slots: Slots, positions: jax.Array, budget: PaddingBudget, cutoff: float,
-          long_range_cutoff: float | None = None, box: Box | None = None) -> Batch:
+          long_range_cutoff: float | None = None, box: Box | None = None) -> SlotBatch:
     """The padded graph of the slots, with all pairs closer than the cutoffs. Pure; call it under jit.
 
     Args:
@@ -131,10 +131,10 @@ def build(slots: Slots, positions: jax.Array, budget: PaddingBudget, cutoff: flo
     nearest_of_atom = squared.min(2)
     nearest = nearest_of_atom.min(1)
     loneliest = jnp.where(here & jnp.isfinite(nearest_of_atom), nearest_of_atom, 0.0).max(1)
-    return Batch(graph, takes_part, jnp.sqrt(nearest), jnp.sqrt(loneliest), begin, n_edge, n_pair)
+    return SlotBatch(graph, takes_part, jnp.sqrt(nearest), jnp.sqrt(loneliest), begin, n_edge, n_pair)
 
 
-def to_slots(batch: Batch, values: jax.Array, size: int) -> jax.Array:
+def to_slots(batch: SlotBatch, values: jax.Array, size: int) -> jax.Array:
     """Values of atoms of the graph (N, ...) as (M, n, ...), zero where a slot has no atom or takes no part."""
     count = batch.graph.n_node[:-1, None]
     place = jnp.arange(size)

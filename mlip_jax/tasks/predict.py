@@ -30,7 +30,7 @@ from mlip_jax.reports.prediction import write_prediction_report
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge
 from mlip_jax.simulation.relaxation.journal import Journal, Layout
-from mlip_jax.simulation.relaxation.progress import Progress
+from mlip_jax.simulation.relaxation.progress import RelaxationProgressBar
 from mlip_jax.simulation.relaxation.relax import Relaxer
 from mlip_jax.simulation.trust.domain import FILE as DOMAIN_FILE
 from mlip_jax.simulation.trust.domain import Domain
@@ -184,7 +184,7 @@ def _predict_share(config, folder: Path, ensemble: Ensemble, relaxer: Relaxer | 
                                  limit=config.limit, skip=done, share=share,
                                  num_processes=config.num_processes or None)
         journal.start_clock()
-        with Progress(len(mine), before, "predicting") as progress, contextlib.closing(records):
+        with RelaxationProgressBar(len(mine), before, "predicting") as progress, contextlib.closing(records):
             waiting = []
             for record, atoms, geometry, reason in _geometries(records, relaxer, ensemble):
                 if reason:
@@ -235,7 +235,7 @@ def _unknown(atoms: Atoms, elements) -> str:
     return f"the predictor does not know {', '.join(chemical_symbols[z] for z in unknown)}" if unknown else ""
 
 
-def _record(waiting, ensemble: Ensemble, batch_size: int, journal: Journal, progress: Progress) -> None:
+def _record(waiting, ensemble: Ensemble, batch_size: int, journal: Journal, progress: RelaxationProgressBar) -> None:
     numbers = ensemble.predict([atoms for _, atoms, _ in waiting], batch_size)
     for (record, atoms, geometry), cells in zip(waiting, numbers):
         journal.add([record.index, record.name, record.smiles, PREDICTED, "", len(atoms), geometry, *cells])

@@ -28,13 +28,13 @@ from mlip_jax.potential import BEST, Potential, create_model, example_graph, lon
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import write_report
 from mlip_jax.simulation.trust import atom_domain, molecule_features
-from mlip_jax.simulation.trust.atom_domain import Judged
+from mlip_jax.simulation.trust.atom_domain import DomainEvaluation
 from mlip_jax.simulation.trust.domain import FILE as DOMAIN_FILE
 from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.training import losses, optimizer
 from mlip_jax.training.data import Split
 from mlip_jax.training.evaluation import predict
-from mlip_jax.training.loop import Loop
+from mlip_jax.training.loop import TrainingLoop
 from mlip_jax.training.nonfinite import TrainingError
 from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.options import check
@@ -42,7 +42,7 @@ from mlip_jax.training.outputs import restore
 from mlip_jax.training.prepare import count_updates, describe, keep_split, make_batches, update_flops
 from mlip_jax.training.recorder import writing
 from mlip_jax.training.step import Trainer
-from mlip_jax.training.throughput import Meter
+from mlip_jax.training.throughput import ThroughputMeter
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def _train(config, workdir, model, data, splits, begin: Potential | None, starte
     return _report(config, workdir, model, trainer, loop.batches, splits, metadata, params, data, filled)
 
 
-def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoch, params) -> Loop:
+def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoch, params) -> TrainingLoop:
     train, c = splits["train"], config
     scale = metadata["statistics"]["energy_scale"]
     beta = losses.beta_schedule(c.loss.beta, c.loss.beta_end, c.loss.beta_begin, num_steps, c.loss.beta_schedule)
@@ -158,9 +158,9 @@ def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoc
                    "threshold": c.optimizer.plateau_threshold,
                    "floor": c.optimizer.learning_rate_end / c.optimizer.learning_rate}
     valid = splits["valid"] if len(splits["valid"]) else train
-    return Loop(trainer, batches, train, valid.sample(c.train.max_valid, c.seed), workdir, metadata, schedules,
-                c.train, num_steps, c.seed,
-                Meter(train.sizes, update_flops(trainer, batches, train, params)), plateau, per_call)
+    return TrainingLoop(trainer, batches, train, valid.sample(c.train.max_valid, c.seed), workdir, metadata, schedules,
+                        c.train, num_steps, c.seed,
+                        ThroughputMeter(train.sizes, update_flops(trainer, batches, train, params)), plateau, per_call)
 
 
 def _resident(config, batches, train: Split, model):
@@ -247,7 +247,7 @@ def _predictions(split: Split, predicted, with_forces: bool) -> Predictions:
         forces_predicted=predicted.forces, molecule=c.molecule, conformer=c.conformer, subset=c.subset, source=c.source)
 
 
-def _domain(config, potential: Potential, splits, predictions) -> tuple[Domain | None, Judged | None]:
+def _domain(config, potential: Potential, splits, predictions) -> tuple[Domain | None, DomainEvaluation | None]:
     """What lies outside of the domain of the force field; and structures of the test part with their distance."""
     rng, found = np.random.default_rng(config.seed), {}
     for name, split in splits.items():

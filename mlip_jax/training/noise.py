@@ -26,7 +26,7 @@ _MORE, _AT_LEAST, _TRIES = 1.05, 8, 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Frames:
+class AlternativeGeometries:
     """Other geometries of samples: those of sample s are index[first[s]:first[s + 1]] of rows."""
 
     rows: Rows
@@ -35,7 +35,7 @@ class Frames:
 
 
 @dataclasses.dataclass(frozen=True)
-class Displaced:
+class CoordinateNoise:
     """Makes inputs of samples: a pure function of (seed, epoch, sample), but where a batch is drawn again.
 
     Attributes:
@@ -47,7 +47,7 @@ class Displaced:
     cutoff: float
     seed: int
     share: float = 0.0
-    frames: Frames | None = None
+    frames: AlternativeGeometries | None = None
 
     def __call__(self, columns: Columns, samples: np.ndarray, epoch: int, budget: PaddingBudget | None = None
                  ) -> Columns:
@@ -111,11 +111,11 @@ class Displaced:
 
 
 @dataclasses.dataclass(frozen=True)
-class DisplacedRows:
+class NoisedRows:
     """Rows of samples displaced once and for all, to validate by. samples: Rows; made: What displaces them."""
 
     samples: Rows
-    made: Displaced
+    made: CoordinateNoise
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -8,7 +8,7 @@ from ase.build import molecule
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.padding import choose_budget, graph_sizes
-from mlip_jax.models.so3krates import Layer, Model
+from mlip_jax.models.so3krates import Model, So3kratesLayer
 from mlip_jax.structure import Structure
 
 
@@ -20,7 +20,7 @@ def sizes_of_features(**options):
     model = Model(num_layers=6, **options)
     params = jax.jit(model.init)(jax.random.key(0), graph)
     apply = jax.jit(lambda params, graph: model.apply(
-        params, graph, capture_intermediates=lambda module, _: isinstance(module, Layer)))
+        params, graph, capture_intermediates=lambda module, _: isinstance(module, So3kratesLayer)))
     made = apply(params, graph)[1]["intermediates"]
     features = [np.asarray(made[f"layer_{n}"]["__call__"][0][0], np.float64)[:len(atoms)] for n in range(6)]
     return [float(np.sqrt(np.mean(f**2))) for f in features]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlip_jax.datasets import statistics
-from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.training import data
@@ -38,7 +38,7 @@ He 0.0 0.0 0.0
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """A store of a shard for each molecule."""
-    store = Store(convert(Recipe(str(DATA), atoms_per_shard=60), tmp_path_factory.mktemp("data") / "store",
+    store = Store(convert(ConversionSpec(str(DATA), atoms_per_shard=60), tmp_path_factory.mktemp("data") / "store",
                           num_processes=1, progress=False))
     assert len(store.manifest["shards"]) > 10
     return store
@@ -233,7 +233,8 @@ def test_more_devices_than_structures(split, reference):
 
 def test_periodic_structures_among_others_have_batches_of_one_form(tmp_path):
     (tmp_path / "frames.xyz").write_text(FRAMES)
-    store = Store(convert(Recipe(str(tmp_path / "frames.xyz"), atoms_per_shard=1), tmp_path / "store", num_processes=1,
+    store = Store(convert(ConversionSpec(str(tmp_path / "frames.xyz"), atoms_per_shard=1), tmp_path / "store",
+                          num_processes=1,
                           refuse=False, progress=False))
     assert len(store.manifest["shards"]) == 3
     sizes = graph_sizes(store.take(np.arange(3)), 2.5)

@@ -87,8 +87,8 @@ def test_predictions_agree_with_validation_sums(setup):
 
 
 def test_sums_add_up_over_steps():
-    ones = losses.Sums(*(np.full(1, i + 1.0, np.float32) for i in range(8)))
-    assert add([ones, ones, ones]) == losses.Sums(*(3.0 * (i + 1) for i in range(8)))
+    ones = losses.LossSums(*(np.full(1, i + 1.0, np.float32) for i in range(8)))
+    assert add([ones, ones, ones]) == losses.LossSums(*(3.0 * (i + 1) for i in range(8)))
 
 
 def with_gaps(split, columns, kind):

@@ -14,7 +14,7 @@ from mlip_jax.graphs.neighbors import Neighbors
 from mlip_jax.graphs.shapes import SizeBucket
 
 
-class _Parts(NamedTuple):
+class _ArrayLayout(NamedTuple):
     """What a flat array holds: (name, places, shape) of each part."""
 
     total: int
@@ -80,13 +80,13 @@ def unpack(bucket: SizeBucket, floats, ints) -> jraph.GraphsTuple:
 
 
 @functools.lru_cache(maxsize=256)
-def _floats(bucket: SizeBucket) -> _Parts:
+def _floats(bucket: SizeBucket) -> _ArrayLayout:
     cell = {"cell": (2, 3, 3)} if bucket.periodic else {}
     return _parts({"positions": (bucket.budget.n_node, 3), "charge": (2,), "spin": (2,), **cell})
 
 
 @functools.lru_cache(maxsize=256)
-def _ints(bucket: SizeBucket) -> _Parts:
+def _ints(bucket: SizeBucket) -> _ArrayLayout:
     budget = bucket.budget
     edges, pairs = budget.n_edge, budget.n_pair
     shapes = {"numbers": (budget.n_node,), "n_node": (2,), "n_edge": (2,), "senders": (edges,), "receivers": (edges,),
@@ -100,11 +100,11 @@ def _ints(bucket: SizeBucket) -> _Parts:
     return _parts(shapes)
 
 
-def _parts(shapes: dict[str, tuple[int, ...]]) -> _Parts:
+def _parts(shapes: dict[str, tuple[int, ...]]) -> _ArrayLayout:
     ends = itertools.accumulate((math.prod(part) for part in shapes.values()), initial=0)
     slices = [slice(*pair) for pair in itertools.pairwise(ends)]
-    return _Parts(slices[-1].stop, tuple(zip(shapes, slices, shapes.values())))
+    return _ArrayLayout(slices[-1].stop, tuple(zip(shapes, slices, shapes.values())))
 
 
-def _split(parts: _Parts, flat) -> dict:
+def _split(parts: _ArrayLayout, flat) -> dict:
     return {name: flat[places].reshape(part) for name, places, part in parts.places}

@@ -25,12 +25,12 @@ from mlip_jax.simulation.dynamics import state as md_state
 from mlip_jax.simulation.dynamics.cutoff_filter import near
 from mlip_jax.simulation.dynamics.integrators import Motion, Verlet, kinetic_energies
 from mlip_jax.simulation.dynamics.neighbors import Cutoffs, NeighborCapacity
-from mlip_jax.simulation.dynamics.state import NEW, RUNNING, Ahead, Records, State
+from mlip_jax.simulation.dynamics.state import NEW, RUNNING, DynamicsState, HalfStep, Records
 from mlip_jax.simulation.dynamics.system import Particles
 
 
 @dataclasses.dataclass(frozen=True)
-class Loop:
+class DynamicsLoop:
     """What is compiled into the program; everything here is static.
 
     Attributes:
@@ -55,8 +55,9 @@ class Loop:
     records: int
     frames: int
 
-    def run(self, capacity: NeighborCapacity, params, particles: Particles, key, timestep: jax.Array, state: State,
-            until: jax.Array) -> tuple[State, Records]:
+    def run(self, capacity: NeighborCapacity, params, particles: Particles, key, timestep: jax.Array,
+            state: DynamicsState,
+            until: jax.Array) -> tuple[DynamicsState, Records]:
         """Make steps until `until` is reached, records or frames are full, nothing moves, or the host is wanted.
 
         Args:
@@ -78,11 +79,11 @@ class Loop:
             state, ahead, due = self._stepped(capacity, params, particles, key, timestep, state, ahead, ready, until)
             return state, ahead, self._recorded(particles, timestep, state, records, due)
 
-        nothing = Ahead(_motion(state), state.code, jnp.asarray(True), jnp.asarray(False), jnp.asarray(False))
+        nothing = HalfStep(_motion(state), state.code, jnp.asarray(True), jnp.asarray(False), jnp.asarray(False))
         state, _, records = jax.lax.while_loop(wanted, iterate, (state, nothing, records))
         return state, records
 
-    def _listed(self, capacity, particles, state: State, ahead: Ahead) -> tuple[State, jax.Array]:
+    def _listed(self, capacity, particles, state: DynamicsState, ahead: HalfStep) -> tuple[DynamicsState, jax.Array]:
         """The state with the list that the step ahead needs, and whether that step can be made, () bool.
 
         If it cannot, `wanted` or `stale` of the state tells what the host has to do.
@@ -100,7 +101,7 @@ class Loop:
         state = jax.lax.cond(ready, lambda: made, lambda: state)
         return state._replace(wanted=wanted, stale=ahead.narrow), ready
 
-    def _stepped(self, capacity, params, particles, key, timestep, state: State, ahead: Ahead, ready, until):
+    def _stepped(self, capacity, params, particles, key, timestep, state: DynamicsState, ahead: HalfStep, ready, until):
         """Steps with one list: until one is to be recorded, or the next one needs another list, or there is no next.
 
         Nothing is made that an inner step need not do: what depends on the list alone is computed once.
@@ -135,12 +136,12 @@ class Loop:
         return state._replace(graph=graph), ahead, due
 
     @staticmethod
-    def _time(timestep, key, state: State):
+    def _time(timestep, key, state: DynamicsState):
         """Length of the step after the state, zero for the one that finds the forces, and its random key."""
         dt = jnp.where(state.step == NEW, 0.0, timestep).astype(state.positions.dtype)
         return dt, jax.random.fold_in(key, state.step)
 
-    def _begun(self, particles, key, timestep, state: State, graph) -> Ahead:
+    def _begun(self, particles, key, timestep, state: DynamicsState, graph) -> HalfStep:
         """The first half of the step after the state, up to where forces are needed."""
         dt, key = self._time(timestep, key, state)
         start = _motion(state)
@@ -149,7 +150,7 @@ class Loop:
         begun = _where_running(code, particles, begun, start)
         moved = neighbors.has_moved(graph, particles, begun.positions, begun.cell, self.cutoffs)
         narrow = ~self._is_wide(particles, begun) if self.lists_on_device else jnp.asarray(False)
-        return Ahead(begun, code, jnp.asarray(False), moved, narrow)
+        return HalfStep(begun, code, jnp.asarray(False), moved, narrow)
 
     def _is_wide(self, particles, begun: Motion) -> jax.Array:
         """Whether the nearest images are all that the device needs, which a cell that shrinks may put an end to."""
@@ -158,14 +159,15 @@ class Loop:
         planes = 1 / jnp.linalg.norm(jnp.linalg.inv(begun.cell), axis=-2)
         return (jnp.where(particles.periodic, planes, jnp.inf) > 2 * neighbors.longest(self.cutoffs)).all()
 
-    def _flown(self, particles, state: State, begun: Motion) -> jax.Array:
+    def _flown(self, particles, state: DynamicsState, begun: Motion) -> jax.Array:
         """Codes with those marked that have moved too far, or nowhere, in one step."""
         moved = begun.positions - state.positions
         far = ~((moved * moved).sum(-1) <= self.longest_move ** 2)
         far = _any_of_molecule(far, particles)
         return jnp.where((state.code == RUNNING) & far, md_state.TOO_FAST, state.code)
 
-    def _finished(self, capacity, params, particles, key, timestep, state: State, graph, ahead: Ahead) -> State:
+    def _finished(self, capacity, params, particles, key, timestep, state: DynamicsState, graph,
+                  ahead: HalfStep) -> DynamicsState:
         """The second half of a step, with the forces at the new positions."""
         begun, code = ahead.motion, ahead.code
         dt, key = self._time(timestep, key, state)
@@ -194,7 +196,7 @@ class Loop:
             **kept, step=step, energies=energies, code=code, culprit=culprit, wanted=wanted,
             broken_at=jnp.where((state.code == RUNNING) & (code != RUNNING), step, state.broken_at))
 
-    def _near(self, capacity, state: State, graph) -> tuple[jraph.GraphsTuple, jax.Array]:
+    def _near(self, capacity, state: DynamicsState, graph) -> tuple[jraph.GraphsTuple, jax.Array]:
         """The graph that the model gets, and what the state is to say of the capacity that it needs."""
         if not capacity.near:
             return graph, state.wanted
@@ -224,7 +226,7 @@ class Loop:
             culprit = jnp.where((code == RUNNING) & (worst >= 0), worst, culprit)
         return jnp.where(code == RUNNING, found, code).astype(jnp.int32), culprit.astype(jnp.int32)
 
-    def _recorded(self, particles, timestep, state: State, records: Records, due: jax.Array) -> Records:
+    def _recorded(self, particles, timestep, state: DynamicsState, records: Records, due: jax.Array) -> Records:
         """Records with the row and the frame of this step; `due`: it is to have a row, or a frame, or both."""
         if self.record_every:
             volume = jnp.zeros_like(state.energy) if state.cell is None else jnp.abs(jnp.linalg.det(state.cell))
@@ -240,14 +242,14 @@ class Loop:
             records = _written(records, "num_frames", due & (state.step % self.frame_every == 0), self.frames, values)
         return records
 
-    def _pressure(self, particles, timestep, state: State) -> jax.Array:
+    def _pressure(self, particles, timestep, state: DynamicsState) -> jax.Array:
         """What the barostat makes of it in the next step, (M,); zero without one."""
         if not self.integrator.needs_stress:
             return jnp.zeros_like(state.energy)
         motion = Motion(state.positions, state.low, state.velocities, state.cell, state.heat)
         return self.integrator.inner_pressure(motion, state.forces, state.virial, particles, timestep)
 
-    def _empty(self, state: State) -> Records:
+    def _empty(self, state: DynamicsState) -> Records:
         dtype, num = state.positions.dtype, state.code.shape[0]
         # the last row takes what is not to be kept
         rows, frames = self.records + 1, self.frames + 1
@@ -266,7 +268,7 @@ def _written(records: Records, counter: str, due: jax.Array, capacity: int, valu
         for name, value in values.items()})
 
 
-def _motion(state: State) -> Motion:
+def _motion(state: DynamicsState) -> Motion:
     return Motion(state.positions, state.low, state.velocities, state.cell, jnp.zeros_like(state.heat))
 
 
@@ -294,8 +296,8 @@ def _compensated(total, low, change):
     return new, change - (new - total)
 
 
-class Program:
-    """`Loop.run` with parameters and particles that are kept on the device.
+class CompiledDynamics:
+    """`DynamicsLoop.run` with parameters and particles that are kept on the device.
 
     Compiled once for each capacity and number of atoms; programs serve all that have the same `loop`.
 
@@ -303,7 +305,7 @@ class Program:
       num_compiles: Programs compiled so far for this one.
     """
 
-    def __init__(self, loop: Loop, params: Any, particles: Particles, timestep: float, device=None):
+    def __init__(self, loop: DynamicsLoop, params: Any, particles: Particles, timestep: float, device=None):
         """
         Args:
           timestep: In ASE's unit of time.
@@ -312,8 +314,8 @@ class Program:
         step = particles.masses.dtype.type(timestep)
         self._params, self._particles, self._timestep = jax.device_put((params, particles, step), device)
 
-    def run(self, capacity: NeighborCapacity, key, state: State, until: int) -> tuple[State, Records]:
-        """See `Loop.run`."""
+    def run(self, capacity: NeighborCapacity, key, state: DynamicsState, until: int) -> tuple[DynamicsState, Records]:
+        """See `DynamicsLoop.run`."""
         before = _traces.count
         out = _run(self.loop, capacity, self._params, self._particles, key, self._timestep, state, np.int32(until))
         self.num_compiles += _traces.count - before

@@ -16,11 +16,11 @@ from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.dynamics import neighbors, system, velocities
-from mlip_jax.simulation.dynamics.loop import Loop, Program
+from mlip_jax.simulation.dynamics.loop import CompiledDynamics, DynamicsLoop
 from mlip_jax.simulation.dynamics.neighbors import Cutoffs, NeighborCapacity
-from mlip_jax.simulation.dynamics.results import Breakage, Frames, Thermo, Trajectory, breakages, joined
+from mlip_jax.simulation.dynamics.results import Breakage, DispatchFrames, Thermo, Trajectory, breakages, joined
 from mlip_jax.simulation.dynamics.settings import Settings
-from mlip_jax.simulation.dynamics.state import NEW, RUNNING, Records, State, filled
+from mlip_jax.simulation.dynamics.state import NEW, RUNNING, DynamicsState, Records, filled
 
 # Seconds of a call to the device, after which the host looks what has come of it.
 _TURN = 1.0
@@ -127,7 +127,7 @@ class MolecularDynamics:
         segments = list(self.stream(steps))
         return joined(segments, self._system, self.broken)
 
-    def stream(self, steps: int) -> Iterator[tuple[Thermo, Frames]]:
+    def stream(self, steps: int) -> Iterator[tuple[Thermo, DispatchFrames]]:
         """Make steps; energies and frames as they come, about once in a second.
 
         Between two of them `snapshot` tells all that is needed to go on from there.
@@ -196,21 +196,21 @@ class MolecularDynamics:
         cell = graph.globals["cell"][:-1] if "cell" in graph.globals else None
         return jax.device_get((graph.nodes["positions"], cell))
 
-    def _make_program(self) -> Program:
+    def _make_program(self) -> CompiledDynamics:
         s, p = self.settings, self.potential
         frames = int(np.clip(_FRAME_NUMBERS // (9 * self._system.nodes), 1, _FRAMES))
-        loop = Loop(p.model, p.energy_scale, self._cutoffs, s.integrator(), self._on_device,
-                    neighbors.longest_move(self._on_device, self._cutoffs), tuple(s.bond_range), s.record_every,
-                    s.frame_every, _RECORDS, frames)
+        loop = DynamicsLoop(p.model, p.energy_scale, self._cutoffs, s.integrator(), self._on_device,
+                            neighbors.longest_move(self._on_device, self._cutoffs), tuple(s.bond_range), s.record_every,
+                            s.frame_every, _RECORDS, frames)
         params = jax.tree.map(lambda leaf: np.asarray(leaf, self._dtype), p.params)
         kt = units.kB * self._temperatures
-        return Program(loop, params, self._system.particles(
+        return CompiledDynamics(loop, params, self._system.particles(
             self._dtype, self._dof, kt, units.kB * self._hottest, s.watch_bonds), s.timestep * units.fs, self._device)
 
     def _positions(self) -> np.ndarray:
         return self._system.padded("positions", self._dtype)
 
-    def _begin(self) -> State:
+    def _begin(self) -> DynamicsState:
         """The state before the first evaluation."""
         atoms, num = self._positions(), len(self.molecules)
         cell = None if self._system.cell is None else self._system.cell.astype(self._dtype)
@@ -218,7 +218,7 @@ class MolecularDynamics:
         momenta = self._system.padded("momenta", np.float64)
         masses = np.asarray(self._system.particles(np.float64, *[real] * 3, False).masses)
         zeros = np.zeros_like(atoms)
-        state = State(
+        state = DynamicsState(
             np.int32(NEW), atoms, zeros, (momenta / masses[:, None]).astype(self._dtype), zeros, real, cell,
             zeros[:, 0], real, real, real, whole, whole, whole - 1, self._list(atoms, cell),
             np.zeros(3, np.int32), np.int32(1), np.bool_(False))
@@ -262,13 +262,13 @@ class MolecularDynamics:
         stack.enter_context(jax.default_matmul_precision("float32"))
         return stack
 
-    def _told(self, records: Records) -> tuple[Thermo, Frames]:
+    def _told(self, records: Records) -> tuple[Thermo, DispatchFrames]:
         """Records with reference energies, in the units of people."""
         start = [float(np.asarray(e, np.float64).sum()) for e in self._system.split(np.asarray(self._state.energies))]
         offset = np.array(start) + [self.potential.reference_energies[a.numbers].sum() for a in self.molecules]
         broken = self.broken
         thermo = Thermo.of(records, offset, self._dof, self.settings, broken)
-        return thermo, Frames(records, offset, self._system, broken)
+        return thermo, DispatchFrames(records, offset, self._system, broken)
 
     def snapshot(self) -> dict[str, np.ndarray]:
         """All that a run of the same molecules and settings needs to go on to the bit, see `restore`."""
@@ -298,6 +298,6 @@ class MolecularDynamics:
                 self._on_device = bool(snapshot["on_device"])
                 self._program = self._make_program()
             graph = self._list(snapshot["listed_positions"], snapshot.get("listed_cell"))
-            values = {name: snapshot[name] for name in State._fields if name in snapshot}
-            self._state = jax.device_put(State(**{"cell": None, **values, "graph": graph}), self._device)
+            values = {name: snapshot[name] for name in DynamicsState._fields if name in snapshot}
+            self._state = jax.device_put(DynamicsState(**{"cell": None, **values, "graph": graph}), self._device)
 

@@ -13,7 +13,14 @@ import numpy as np
 from mlip_jax.graphs.neighbors import count_edges
 from mlip_jax.graphs.shapes import NODE_MULTIPLE, PaddingBudget, round_up
 from mlip_jax.potential import Potential
-from mlip_jax.simulation.relaxation.loop import FREE, Loop, Molecules, Outcome, Program, empty_molecules
+from mlip_jax.simulation.relaxation.loop import (
+    FREE,
+    CompiledRelaxation,
+    MoleculeBatch,
+    Outcome,
+    RelaxationLoop,
+    empty_molecules,
+)
 
 _SMALLEST = 16
 # Molecules that wait, for each slot; as many determine the first budget.
@@ -32,7 +39,7 @@ _TAIL = 4
 _TURN = 1.0
 
 
-class Waiting(NamedTuple):
+class QueuedMolecule(NamedTuple):
     """A molecule on the host: number, atomic numbers (n,), positions (n, 3) in Å, mobile (n,), charge and spin."""
 
     number: int
@@ -48,7 +55,7 @@ def slot_size(num_atoms: int) -> int:
     return max(_SMALLEST, 1 << (num_atoms - 1).bit_length())
 
 
-class Pool:
+class SlotPool:
     """See the module.
 
     Attributes:
@@ -60,13 +67,13 @@ class Pool:
         """
         Args:
           potential: The force field. params: Its parameters in `dtype`.
-          options: minimizer, fmax and max_steps of `Loop`.
+          options: minimizer, fmax and max_steps of `RelaxationLoop`.
           size: Atoms that a slot holds. batch_atoms: Atoms of an evaluation.
         """
         self._potential, self._params, self._options, self._device = potential, params, options, device
         self._size, self._dtype, self._batch_atoms = size, dtype, batch_atoms
-        self._waiting: collections.deque[Waiting] = collections.deque()
-        self._program: Program | None = None
+        self._waiting: collections.deque[QueuedMolecule] = collections.deque()
+        self._program: CompiledRelaxation | None = None
         self._state = None
         self._budgets: list[PaddingBudget] = []
         self._in_slots = 0
@@ -98,11 +105,11 @@ class Pool:
         slots = self._program.loop.num if self._program else self._batch_atoms // (self._size // 2) + 1
         return len(self._waiting) >= _AHEAD * slots
 
-    def add(self, molecule: Waiting) -> None:
+    def add(self, molecule: QueuedMolecule) -> None:
         """One more."""
         self._waiting.append(molecule)
 
-    def give_all(self, other: Pool) -> None:
+    def give_all(self, other: SlotPool) -> None:
         """The molecules that wait go to another pool, whose slots hold them too."""
         other._waiting.extend(self._waiting)
         self._waiting.clear()
@@ -147,7 +154,7 @@ class Pool:
         p, sizes = self._potential, np.array([len(w.numbers) for w in self._waiting])
         edges = np.array([count_edges(w.positions, p.cutoff) for w in self._waiting])
         num = int(np.clip(np.ceil(self._batch_atoms / sizes.mean()), 1, len(sizes))) if len(sizes) else 1
-        self._program = Program(Loop(
+        self._program = CompiledRelaxation(RelaxationLoop(
             p.model, p.energy_scale, float(p.cutoff), p.long_range_cutoff, size=self._size, num=num + (num > 1),
             dtype=self._dtype, **self._options), self._params, self._device)
         self._state = self._program.init()
@@ -171,7 +178,7 @@ class Pool:
         return self._program.loop.num
 
     def _choose(self, no_more: bool) -> tuple[PaddingBudget, int]:
-        """The budget, and with how many molecules left to come back (`Loop.run`)."""
+        """The budget, and with how many molecules left to come back (`RelaxationLoop.run`)."""
         if not no_more:
             return self._budgets[-1], -1
         if len(self._budgets) == 1:
@@ -193,7 +200,7 @@ class Pool:
         self._budgets = [b._replace(n_edge=max(b.n_edge, edges), n_pair=max(b.n_pair, pairs)) for b in self._budgets]
         self._budgets = list(dict.fromkeys(self._budgets))
 
-    def _queue(self) -> Molecules:
+    def _queue(self) -> MoleculeBatch:
         """The first of the waiting molecules, padded to a fixed number."""
         capacity = _AHEAD * self._slots
         queue = empty_molecules(capacity, self._size, self._dtype)
