@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import describe, spread
 from mlip_jax.cli.process import ALLOCATOR
-from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.graphs.neighbors import neighbor_list
 
@@ -80,7 +80,7 @@ def run_convert(folder: Path, repeats: int) -> None:
     rates = []
     for i in range(repeats):
         start = time.process_time()
-        convert(Recipe(str(path)), folder / f"store-{i}", num_processes=1, progress=False)
+        convert(ConversionSpec(str(path)), folder / f"store-{i}", num_processes=1, progress=False)
         rates.append(count / (time.process_time() - start))
     print(f"converting {count} structures of 40 atoms, 50 to a molecule, checks on: {spread(rates)} structures/core-s")
 
@@ -129,7 +129,7 @@ def _peers():
 
 def run_input(folder: Path, repeats: int) -> None:
     write_spice(folder / "spice.hdf5", 200)
-    store = Store(convert(Recipe(str(folder / "spice.hdf5")), folder / "store", progress=False))
+    store = Store(convert(ConversionSpec(str(folder / "spice.hdf5")), folder / "store", progress=False))
     for batch_size in (8, 32):
         batches, split = _batches(store, batch_size)
         for name, step in (("alone", None), ("beside a device step of 5 ms", 0.005)):
@@ -141,8 +141,9 @@ def run_input(folder: Path, repeats: int) -> None:
 
 
 def _batches(store, batch_size):
-    from mlip_jax.graphs.batching import Sizes, choose_budget
     from mlip_jax.graphs.edge_counts import edge_counts
+    from mlip_jax.graphs.padding import choose_budget
+    from mlip_jax.graphs.shapes import Sizes
     from mlip_jax.training.data import Batches, Split
     split = Split(store, np.arange(len(store)), Sizes(store.index("n_atoms"), edge_counts(store, CUTOFF)))
     return Batches((choose_budget(split.sizes, batch_size),), CUTOFF, np.zeros(119), 1), split

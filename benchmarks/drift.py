@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mlip_jax import MolecularDynamics, relax
-from mlip_jax.datasets.molecules.embedding import Entry, Options, make
+from mlip_jax.datasets.molecules.embedding import EmbeddingOptions, Entry, make
 from mlip_jax.potential import Potential
 
 _CHUNK, _RECORD_EVERY = 10_000, 100  # steps
@@ -29,7 +29,7 @@ def main():
     parser.add_argument("--temperature", type=float, default=300.0, help="K")
     a = parser.parse_args()
     smiles, force_field = a.smiles.split(","), Potential.load(a.force_field)
-    starts = [make((Entry(i, s, s, s), Options()))[0].atoms for i, s in enumerate(smiles)]
+    starts = [make((Entry(i, s, s, s), EmbeddingOptions()))[0].atoms for i, s in enumerate(smiles)]
     molecules = [result.atoms for result in relax(starts, force_field)]
     warm = MolecularDynamics(molecules, force_field, ensemble="langevin", temperature=a.temperature,
                              timestep=a.timestep, record_every=_RECORD_EVERY, frame_every=1_000, seed=1)

@@ -20,7 +20,7 @@ from ase.units import Bohr, Hartree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mlip_jax.datasets import readers
-from mlip_jax.datasets.molecules.connectivity import Entry, describe
+from mlip_jax.datasets.molecules.connectivity import IdentityQuery, describe
 from mlip_jax.datasets.source import reader_options
 
 
@@ -40,7 +40,7 @@ def molecules(path, options):
 
 
 def skeletons(groups):
-    entries = [Entry(g[0].smiles, g[0].numbers, g[0].positions) for g in groups]
+    entries = [IdentityQuery(g[0].smiles, g[0].numbers, g[0].positions) for g in groups]
     return [None if d is None else d.skeleton for d in describe(entries, len(entries))]
 
 

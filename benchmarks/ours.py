@@ -23,8 +23,9 @@ import measure as clock
 
 from mlip_jax import models
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import build_batch, choose_budget, plan_window
-from mlip_jax.graphs.batching import measure as measure_sizes
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.packing import plan_batches
+from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.potential import Potential, example_graph
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.structure import Structure
@@ -59,9 +60,9 @@ class Setup:
         columns = Columns.from_structures([
             Structure(numbers=m.numbers, positions=m.positions, energy=m.energy, forces=m.forces)
             for m in clock.read_molecules(job["work"])][:2 * count])
-        sizes = measure_sizes(columns, clock.CUTOFF)
+        sizes = graph_sizes(columns, clock.CUTOFF)
         self.budget = choose_budget(sizes, job["batch"])
-        plan = plan_window(np.arange(len(columns)), sizes, self.budget)[:num_batches]
+        plan = plan_batches(np.arange(len(columns)), sizes, self.budget)[:num_batches]
         self.real = [(len(p), int(sizes.n_node[p].sum()), int(sizes.n_edge[p].sum())) for p in plan]
         model = make_model(job)
         params = make_params(model)
@@ -90,7 +91,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         raise RuntimeError(f"the training step was traced {run.trainer.num_compiles} times, once was expected")
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     result = clock.training_result(
-        times, run.real, run.num_parameters, device=device.platform, padded=run.budget._asdict(),
+        times, run.real, run.num_parameters, device=device.platform, 
+        padded=dict(zip(("nodes", "edges", "graphs", "pairs"), run.budget)),
         peak_device_mib=None if peak is None else peak / 2**20)
     if job["counters"]:
         result |= clock.xla_cost(run.trainer.lower(run.state, run.data[0]).compile())

@@ -16,7 +16,7 @@ from ase.build import molecule
 from mlip_jax.datasets import statistics
 from mlip_jax.datasets.builtin import generate_embedded, read_smiles_file
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 from mlip_jax.datasets.store.store import Store, is_store
 
 DRUGS = Path(__file__).with_name("drugs.smi")
@@ -57,7 +57,7 @@ def _open(folder: Path, data: str | None, conformations: int, seed: int, name: s
             raise ValueError("; ".join(problems))
         data = str(generate_embedded(folder / f"drugs-{conformations}.h5", molecules=drugs, seed=seed,
                                      num_conformations=conformations * len(drugs)))
-    return Store(convert(Recipe(data, filters={"require": "forces"}), folder / f"store-{name}"))
+    return Store(convert(ConversionSpec(data, filters={"require": "forces"}), folder / f"store-{name}"))
 
 
 def _shuffled(store: Store, seed: int) -> Columns:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,27 +18,16 @@ from ase.data import chemical_symbols
 from mlip_jax.checkpoint import CheckpointError, from_arrays
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.property_data import Target
-from mlip_jax.graphs.batching import Budget, build_batch, choose_budget, measure, plan_window
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.packing import plan_batches
+from mlip_jax.graphs.padding import choose_budget, graph_sizes
+from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.models.layers.readouts import BACKBONE, PropertyModel, with_heads
 from mlip_jax.potential import active_terms, create_model, example_graph, read_checkpoint
 from mlip_jax.structure import from_ase
 
 TASK = "property"
 EMBEDDING = "embedding"
-
-
-class Room:
-    """The static shape of batches of calls that follow each other: it grows, by a fifth at least, and never shrinks."""
-
-    def __init__(self):
-        self._budget: Budget | None = None
-
-    def enough(self, wanted: Budget) -> Budget:
-        """A budget of at least that size."""
-        if self._budget is None or any(a > b for a, b in zip(wanted, self._budget)):
-            grown = Budget(*(math.ceil(1.2 * n / 16) * 16 for n in wanted))
-            self._budget = grown if self._budget is None else Budget(*map(max, zip(grown, self._budget)))
-        return self._budget
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +70,13 @@ class Predictor:
         return cls(model, from_arrays(template, arrays, "params/"), targets, float(statistics["cutoff"]),
                    tuple(statistics["elements"]), metadata)
 
-    def predict(self, structures: Columns | Sequence[Atoms], batch_size: int = 64, room: Room | None = None
+    def predict(self, structures: Columns | Sequence[Atoms], batch_size: int = 64, budget: GrowingBudget | None = None
                 ) -> dict[str, np.ndarray]:
         """Properties of structures.
 
         Args:
           batch_size: Average structures that are predicted at a time.
-          room: Of calls that follow each other, so that they share a compiled program.
+          budget: Padding budget of consecutive calls, so that they share a compiled program.
 
         Returns:
           Each property by name: (S,), (S, 3), or of atoms (A,), float64, in its unit. And "embedding", (S, F): where
@@ -99,7 +87,7 @@ class Predictor:
         """
         columns = structures if isinstance(structures, Columns) else Columns.from_structures(map(from_ase, structures))
         self.check_elements(columns.numbers)
-        outputs = self._outputs(columns, batch_size, Room() if room is None else room)
+        outputs = self._outputs(columns, batch_size, GrowingBudget() if budget is None else budget)
         return {t.name: t.to_physical(outputs[t.name], columns) for t in self.targets} | {
             EMBEDDING: outputs[EMBEDDING].astype(np.float64)}
 
@@ -111,13 +99,13 @@ class Predictor:
                 f"this predictor was not trained on {', '.join(chemical_symbols[z] for z in unknown)}; it knows "
                 f"{', '.join(chemical_symbols[z] for z in self.elements)}")
 
-    def _outputs(self, columns: Columns, batch_size: int, room: Room) -> dict[str, np.ndarray]:
+    def _outputs(self, columns: Columns, batch_size: int, growing: GrowingBudget) -> dict[str, np.ndarray]:
         if not len(columns):
             raise ValueError("there are no structures to predict")
-        sizes = measure(columns, self.cutoff, self.model.long_range_cutoff)
-        budget = room.enough(choose_budget(sizes, min(batch_size, len(columns))))
+        sizes = graph_sizes(columns, self.cutoff, self.model.long_range_cutoff)
+        budget = growing.fit(choose_budget(sizes, min(batch_size, len(columns))))
         parts, order = [], []
-        for places in plan_window(np.arange(len(columns)), sizes, budget):
+        for places in plan_batches(np.arange(len(columns)), sizes, budget):
             graph = build_batch(columns.take(places), budget, self.cutoff,
                                 long_range_cutoff=self.model.long_range_cutoff)
             made = jax.device_get(_apply(self.model, self.params, graph))

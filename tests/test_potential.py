@@ -12,7 +12,8 @@ import pytest
 from mlip_jax import config as configs
 from mlip_jax import defaults, models, terms
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget, build_batch
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.models.layers.heads import AtomOutputs
 from mlip_jax.potential import (
     Potential,
@@ -42,7 +43,7 @@ class Harmonic(nn.Module):
 def test_terms_are_added_in_ev_and_predictions_are_masked():
     rng = np.random.default_rng(0)
     made = [Structure(np.array([1, 8]), rng.normal(size=(2, 3))), Structure(np.array([6]), rng.normal(size=(1, 3)))]
-    batch = build_batch(Columns.from_structures(made), Budget(6, 8, 4), 5.0)
+    batch = build_batch(Columns.from_structures(made), PaddingBudget(6, 8, 4), 5.0)
     params = Harmonic().init(jax.random.key(0), example_graph())
     out = jax.jit(lambda p, graph: evaluate(Harmonic(), p, graph, 2.5))(params, batch)
     x = batch.nodes["positions"][:3]

@@ -121,7 +121,7 @@ class Reader(abc.ABC):
         self.close()
 
 
-class Several(Reader):
+class MultiFileReader(Reader):
     """Files of one format, one after the other, as one. What only one of them says (a split) is not passed on."""
 
     def __init__(self, readers: Sequence[Reader]):

@@ -23,7 +23,7 @@ from mlip_jax.datasets.readers import spice
 from mlip_jax.datasets.selection import diversity, scaffolds, split_files, splits, subsets
 from mlip_jax.datasets.selection.held_out import first_of_each
 from mlip_jax.datasets.statistics import NUM_ELEMENTS, isolated_from_formation
-from mlip_jax.datasets.store.conversion import Recipe, convert, identify
+from mlip_jax.datasets.store.conversion import ConversionSpec, convert, identify
 from mlip_jax.datasets.store.store import Store, is_store
 from mlip_jax.workdir import atomic_open
 
@@ -90,7 +90,7 @@ def open_store(data: Any) -> Store:
         if _to_verify(store, data.verify):
             store.verify()
         return store
-    recipe = Recipe(path, data.reader, reader_options(data.reader_options))
+    recipe = ConversionSpec(path, data.reader, reader_options(data.reader_options))
     with recipe.open() as source:
         identity = json.dumps([dataclasses.asdict(recipe) | {"path": ""}, identify(source)], sort_keys=True)
     key = hashlib.sha256(identity.encode()).hexdigest()[:10]

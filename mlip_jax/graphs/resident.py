@@ -15,8 +15,9 @@ import jraph
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget, Sizes, each_geometry, remainders
+from mlip_jax.graphs.batch import each_geometry, subtract_references
 from mlip_jax.graphs.neighbors import long_range_list, neighbor_list
+from mlip_jax.graphs.shapes import PaddingBudget, Sizes
 
 # Rows that int32 can number, which is what devices index with.
 _MOST = np.iinfo(np.int32).max
@@ -24,7 +25,7 @@ _MOST = np.iinfo(np.int32).max
 _PIECE = 4096
 
 
-class Resident(NamedTuple):
+class DeviceDataset(NamedTuple):
     """Structures end to end: s owns the atoms first_atom[s]:first_atom[s + 1], and its edges and pairs likewise.
 
     Atoms and edges are numbered from 0 in each structure, in the smallest type of integer that holds them.
@@ -57,12 +58,12 @@ class Resident(NamedTuple):
     pair_shifts: np.ndarray | jax.Array | None = None
 
 
-def num_structures(resident: Resident) -> int:
+def num_structures(resident: DeviceDataset) -> int:
     """Structures that it holds."""
     return resident.energy.shape[0]
 
 
-def nbytes(resident: Resident) -> int:
+def nbytes(resident: DeviceDataset) -> int:
     """Bytes of all its arrays."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(resident))
 
@@ -88,7 +89,7 @@ def indexable(sizes: Sizes) -> bool:
 
 
 def collect(columns: Columns | Iterable[Columns], cutoff: float, reference: np.ndarray | None = None,
-            long_range_cutoff: float | None = None, dtype=np.float32) -> Resident:
+            long_range_cutoff: float | None = None, dtype=np.float32) -> DeviceDataset:
     """Structures, in order, with their neighbours: NumPy arrays, ready for jax.device_put.
 
     Args:
@@ -126,7 +127,7 @@ def _collected(columns: Columns, cutoff, reference, long_range_cutoff, dtype) ->
     geometry = list(each_geometry(columns))
     found = [neighbor_list(positions, cutoff, *box) for positions, *box in geometry]
     made = {"positions": columns.positions.astype(dtype), "numbers": columns.numbers.astype(np.uint8),
-            "forces": columns.forces.astype(dtype), "energy": remainders(columns, reference).astype(dtype),
+            "forces": columns.forces.astype(dtype), "energy": subtract_references(columns, reference).astype(dtype),
             "charge": columns.charge.astype(dtype), "n_atom": columns.n_atoms,
             "n_edge": np.array([len(nb.senders) for nb in found], np.int64), "n_pair": np.zeros(0, np.int64)}
     for name in ("receivers", "senders", "pair_order"):
@@ -143,7 +144,7 @@ def _collected(columns: Columns, cutoff, reference, long_range_cutoff, dtype) ->
     return made
 
 
-def _joined(pieces: list[dict[str, np.ndarray]]) -> Resident:
+def _joined(pieces: list[dict[str, np.ndarray]]) -> DeviceDataset:
     """The pieces as one; each field of theirs is let go when it is joined."""
     def first(name):
         counts = np.concatenate([piece[name] for piece in pieces])
@@ -160,8 +161,9 @@ def _joined(pieces: list[dict[str, np.ndarray]]) -> Resident:
             if name not in piece:
                 dtype = piece["positions"].dtype if name == "cell" else np.int8
                 piece[name] = np.zeros((len(piece[rows]), *tail), dtype)
-    fields = {name: np.concatenate([piece.pop(name) for piece in pieces]) for name in Resident._fields if name in names}
-    return Resident(**starts, **fields)
+    fields = {name: np.concatenate([piece.pop(name) for piece in pieces])
+              for name in DeviceDataset._fields if name in names}
+    return DeviceDataset(**starts, **fields)
 
 
 def _compact(arrays: Iterable[np.ndarray]) -> np.ndarray:
@@ -184,7 +186,7 @@ def _total(counts: np.ndarray) -> int:
     return int(np.sum(counts, dtype=np.int64))
 
 
-def gather(resident: Resident, places: jax.Array, budget: Budget) -> jraph.GraphsTuple:
+def gather(resident: DeviceDataset, places: jax.Array, budget: PaddingBudget) -> jraph.GraphsTuple:
     """The padded batch of some structures, array for array what `build_batch` makes of them. Pure; call it under jit.
 
     Positions are NaN if the structures do not fit into the budget, so that this is not overlooked: what is given has
@@ -192,31 +194,31 @@ def gather(resident: Resident, places: jax.Array, budget: Budget) -> jraph.Graph
 
     Args:
       resident: On the device. With long-range pairs, the batch has them too.
-      places: Of the structures, (budget.graphs - 1,) int32; after the last of them -1.
+      places: Of the structures, (budget.n_graph - 1,) int32; after the last of them -1.
       budget: Static shape of the batch.
 
     Raises:
       ValueError: Another number of places.
     """
-    if places.shape != (budget.graphs - 1,):
-        raise ValueError(f"expected the places of {budget.graphs - 1} structures for {budget}, -1 after the last, "
+    if places.shape != (budget.n_graph - 1,):
+        raise ValueError(f"expected the places of {budget.n_graph - 1} structures for {budget}, -1 after the last, "
                          f"received shape {places.shape}")
     resident = jax.tree.map(jnp.asarray, resident)
     real = places >= 0
     place = jnp.clip(places, 0, num_structures(resident) - 1).astype(jnp.int32)
-    atoms = _rows(resident.first_atom, place, real, budget.nodes)
-    edges = _rows(resident.first_edge, place, real, budget.edges)
-    fit = (places < num_structures(resident)).all() & (atoms.total < budget.nodes) & (edges.total <= budget.edges)
-    listed = {"pair_order": _pair_order(resident, edges, place, real, budget.edges)}
+    atoms = _rows(resident.first_atom, place, real, budget.n_node)
+    edges = _rows(resident.first_edge, place, real, budget.n_edge)
+    fit = (places < num_structures(resident)).all() & (atoms.total < budget.n_node) & (edges.total <= budget.n_edge)
+    listed = {"pair_order": _pair_order(resident, edges, place, real, budget.n_edge)}
     if resident.shifts is not None:
         listed["shifts"] = edges.take(resident.shifts).astype(jnp.int32)
     if resident.first_pair is not None:
-        pairs = _rows(resident.first_pair, place, real, budget.pairs)
+        pairs = _rows(resident.first_pair, place, real, budget.n_pair)
         listed["long_range"] = {"receivers": pairs.take_atoms(resident.pair_receivers, atoms),
                                 "senders": pairs.take_atoms(resident.pair_senders, atoms)}
         if resident.pair_shifts is not None:
             listed["long_range"]["shifts"] = pairs.take(resident.pair_shifts).astype(jnp.int32)
-        fit &= pairs.total <= budget.pairs
+        fit &= pairs.total <= budget.n_pair
     nodes = {name: atoms.take(getattr(resident, name)) for name in ("positions", "numbers", "forces")}
     nodes["numbers"] = nodes["numbers"].astype(jnp.int32)
     nodes["positions"] = jnp.where(fit, nodes["positions"], jnp.nan)
@@ -274,7 +276,7 @@ def _graph_of(end: jax.Array, row: jax.Array) -> jax.Array:
     return jnp.searchsorted(end, row, side="right", method="compare_all").astype(jnp.int32)
 
 
-def _pair_order(resident: Resident, edges: _Rows, place, real, length: int) -> jax.Array:
+def _pair_order(resident: DeviceDataset, edges: _Rows, place, real, length: int) -> jax.Array:
     """Every other edge of the padding is the reverse of the one before it."""
     row = jnp.arange(-(-length // 2), dtype=jnp.int32)
     half, end = edges.count // 2, (edges.begin + edges.count) // 2

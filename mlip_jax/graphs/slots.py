@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
-from mlip_jax.graphs.batching import Budget
+from mlip_jax.graphs.shapes import PaddingBudget
 
 
 class Slots(NamedTuple):
@@ -58,7 +58,7 @@ def heights(cell: np.ndarray, periodic: np.ndarray) -> np.ndarray:
     return np.where(periodic, 1 / np.linalg.norm(np.linalg.inv(cell), axis=-2), np.inf)
 
 
-class Batch(NamedTuple):
+class SlotBatch(NamedTuple):
     """A padded graph of the slots that take part.
 
     Attributes:
@@ -80,8 +80,8 @@ class Batch(NamedTuple):
     n_pair: jax.Array
 
 
-def build(slots: Slots, positions: jax.Array, budget: Budget, cutoff: float,
-          long_range_cutoff: float | None = None, box: Box | None = None) -> Batch:
+def build(slots: Slots, positions: jax.Array, budget: PaddingBudget, cutoff: float,
+          long_range_cutoff: float | None = None, box: Box | None = None) -> SlotBatch:
     """The padded graph of the slots, with all pairs closer than the cutoffs. Pure; call it under jit.
 
     Args:
@@ -94,7 +94,7 @@ def build(slots: Slots, positions: jax.Array, budget: Budget, cutoff: float,
       ValueError: Such a budget cannot be filled.
     """
     size = slots.numbers.shape[1]
-    if budget.nodes <= size or budget.edges % 2:
+    if budget.n_node <= size or budget.n_edge % 2:
         raise ValueError(f"a graph of slots with {size} atoms needs room for more than {size} atoms and an even number "
                          f"of edges, received {budget}")
     here = jnp.arange(size) < slots.count[:, None]
@@ -103,20 +103,20 @@ def build(slots: Slots, positions: jax.Array, budget: Budget, cutoff: float,
     close = squared < cutoff * cutoff
     upper = jnp.triu(jnp.ones((size, size), bool), 1)
     n_edge, n_pair = close.sum((1, 2)), jnp.zeros_like(slots.count)
-    fits = (jnp.cumsum(slots.count) < budget.nodes) & (jnp.cumsum(n_edge) <= budget.edges)
+    fits = (jnp.cumsum(slots.count) < budget.n_node) & (jnp.cumsum(n_edge) <= budget.n_edge)
     if long_range_cutoff is not None:
         far = both & upper & (squared < long_range_cutoff * long_range_cutoff)
         n_pair = far.sum((1, 2))
-        fits &= jnp.cumsum(n_pair) <= budget.pairs
+        fits &= jnp.cumsum(n_pair) <= budget.n_pair
     takes_part = fits & (slots.count > 0)
     count = jnp.where(takes_part, slots.count, 0)
     begin = jnp.cumsum(count) - count
     close &= takes_part[:, None, None]
-    nodes = _nodes(slots, positions, count, begin, budget.nodes)
-    receivers, senders, order = _edges(close, begin, count.sum(), budget.edges)
+    nodes = _nodes(slots, positions, count, begin, budget.n_node)
+    receivers, senders, order = _edges(close, begin, count.sum(), budget.n_edge)
     edges = {"pair_order": order}
     if long_range_cutoff is not None:
-        edges["long_range"] = _long_range(far & takes_part[:, None, None], begin, count.sum(), budget.pairs)
+        edges["long_range"] = _long_range(far & takes_part[:, None, None], begin, count.sum(), budget.n_pair)
     graph_globals = {"charge": _padded(slots.charge), "spin": _padded(slots.spin)}
     if box is not None:
         graph_globals["cell"] = jnp.concatenate([box.cell, jnp.zeros((1, 3, 3), box.cell.dtype)])
@@ -126,15 +126,15 @@ def build(slots: Slots, positions: jax.Array, budget: Budget, cutoff: float,
             far["shifts"] = _shifts(box, nodes["positions"], far["receivers"], far["senders"], begin + count)
     graph = jraph.GraphsTuple(
         nodes=nodes, edges=edges, receivers=receivers, senders=senders, globals=graph_globals,
-        n_node=jnp.append(count, budget.nodes - count.sum()).astype(jnp.int32),
-        n_edge=_with_rest(jnp.where(takes_part, n_edge, 0), budget.edges))
+        n_node=jnp.append(count, budget.n_node - count.sum()).astype(jnp.int32),
+        n_edge=_with_rest(jnp.where(takes_part, n_edge, 0), budget.n_edge))
     nearest_of_atom = squared.min(2)
     nearest = nearest_of_atom.min(1)
     loneliest = jnp.where(here & jnp.isfinite(nearest_of_atom), nearest_of_atom, 0.0).max(1)
-    return Batch(graph, takes_part, jnp.sqrt(nearest), jnp.sqrt(loneliest), begin, n_edge, n_pair)
+    return SlotBatch(graph, takes_part, jnp.sqrt(nearest), jnp.sqrt(loneliest), begin, n_edge, n_pair)
 
 
-def to_slots(batch: Batch, values: jax.Array, size: int) -> jax.Array:
+def to_slots(batch: SlotBatch, values: jax.Array, size: int) -> jax.Array:
     """Values of atoms of the graph (N, ...) as (M, n, ...), zero where a slot has no atom or takes no part."""
     count = batch.graph.n_node[:-1, None]
     place = jnp.arange(size)

@@ -107,7 +107,7 @@ def convert(weights: Mapping[str, np.ndarray], activation: str | None = None, en
       WeightsError: Weights are missing, of an unexpected shape, or have no counterpart; all of these are named.
       ValueError: Unknown activation.
     """
-    state = _State(weights)
+    state = _RemainingWeights(weights)
     embedding = state.take(_EMBEDDING, None, None)
     rows, width = embedding.shape
     table = np.zeros((MAX_ATOMIC_NUMBER + 1, width), embedding.dtype)
@@ -124,7 +124,7 @@ def convert(weights: Mapping[str, np.ndarray], activation: str | None = None, en
     return Converted(name, options, {"params": {"embedding": table, **params, "energy": head}}, offsets)
 
 
-class _State:
+class _RemainingWeights:
     """Weights that are taken out one by one, so that those without a counterpart are left over."""
 
     def __init__(self, weights: Mapping[str, np.ndarray]):
@@ -189,14 +189,14 @@ def _list(names: Iterable[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _kind(state: _State) -> str:
+def _kind(state: _RemainingWeights) -> str:
     for kind, mark in (("painn", "representation.filter_net.weight"), ("schnet", f"{_INTERACTIONS}.0.in2f.weight")):
         if mark in state:
             return kind
     raise WeightsError(f"neither SchNetPack's PaiNN nor its SchNet; the weights are {_list(state.left, 20)}")
 
 
-def _cutoff_and_basis(state: _State) -> tuple[float, dict[str, Any]]:
+def _cutoff_and_basis(state: _RemainingWeights) -> tuple[float, dict[str, Any]]:
     """The cutoff, and the options for cutoff and basis with the constants as they are stored."""
     cutoff = state.number("representation.cutoff_fn.cutoff")
     options: dict[str, Any] = {"cutoff": cutoff, "cutoff_fn": "cosine"}
@@ -215,7 +215,8 @@ def _cutoff_and_basis(state: _State) -> tuple[float, dict[str, Any]]:
     return cutoff, options | {name: tuple(values.astype(np.float64).tolist()) for name, values in constants.items()}
 
 
-def _of_radial_basis(state: _State, name: str, cutoff: float, options, num_out: int | None) -> dict[str, np.ndarray]:
+def _of_radial_basis(state: _RemainingWeights, name: str, cutoff: float, options, num_out: int | None) -> dict[str,
+                                                                                                               np.ndarray]:
     """The linear layer that takes the radial basis."""
     layer = state.dense(name, options["num_radial"], num_out)
     if options["radial_basis"] == "bessel":  # without DimeNet's factor in SchNetPack
@@ -262,7 +263,7 @@ def _schnet(state, width, cutoff, options, activation, epsilon):
     return "schnet", {"num_layers": num_layers, "num_filters": num_filters, "activation": activation}, params
 
 
-def _energy(state: _State, width: int) -> tuple[dict[str, Any], int]:
+def _energy(state: _RemainingWeights, width: int) -> tuple[dict[str, Any], int]:
     """Parameters of the energy head and its hidden width."""
     modules = state.numbers(r"output_modules\.(\d+)\.outnet\.")
     if len(modules) != 1:
@@ -279,7 +280,7 @@ def _energy(state: _State, width: int) -> tuple[dict[str, Any], int]:
     return {"hidden": hidden, "final": state.dense(f"{outnet}.1", energy_width, 1)}, energy_width
 
 
-def _offsets(state: _State, rows: int, do_postprocessing: bool) -> np.ndarray:
+def _offsets(state: _RemainingWeights, rows: int, do_postprocessing: bool) -> np.ndarray:
     """What the postprocessors add for each element, (rows,) or shorter."""
     offsets = np.zeros(rows)
     for name in [name for name in state.left if name.startswith("postprocessors.")]:

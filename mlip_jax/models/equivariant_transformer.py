@@ -119,7 +119,7 @@ class Model(nn.Module):
         cuts, own_cuts = self._cuts(distances, envelope)
         filters, own_filters = self._filters(basis, distances, cuts["vector_cut"])
         for n in range(self.num_layers):
-            s, v = Layer(self.num_heads, self.attn_activation, name=f"layer_{n}")(
+            s, v = TransformerLayer(self.num_heads, self.attn_activation, name=f"layer_{n}")(
                 s, v, filters[n] | cuts, own_filters[n] | own_cuts, direction, edge)
         s = layer_norm(s, "norm")
         if self.head == "gated":
@@ -250,7 +250,7 @@ class NeighborEmbedding(nn.Module):
         return Dense(width, kernel_init=xavier, name="mix")(jnp.concatenate([s, total], axis=-1))
 
 
-class Layer(nn.Module):
+class TransformerLayer(nn.Module):
     """One attention layer (eqs. 4 to 10): s (N, F), v (N, 3, F) or None for zero -> the same, updated."""
 
     num_heads: int

@@ -121,7 +121,7 @@ class Model(nn.Module):
         x = self._initial_ev(edge, harmonics, envelope, len(numbers), degrees)
         filters = self._radial_filters(distances)
         for n in range(self.num_layers):
-            f, x = Layer(options, degrees, name=f"layer_{n}")(
+            f, x = So3kratesLayer(options, degrees, name=f"layer_{n}")(
                 f, x, edge, harmonics, envelope, filters[n], n == 0 and self.ev_init == "zeros")
         energies = AtomicEnergy(
             self.energy_width or self.num_features, self.energy_act, self.zero_init, self.learned_scale,
@@ -175,7 +175,7 @@ class LayerOptions(NamedTuple):
     layer_norm_2: bool
 
 
-class Layer(nn.Module):
+class So3kratesLayer(nn.Module):
     """One attention block and one exchange block."""
 
     options: LayerOptions

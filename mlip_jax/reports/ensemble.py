@@ -11,14 +11,14 @@ import numpy as np
 from mlip_jax.reports import figures, sections
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.domain import LARGE, roc
-from mlip_jax.simulation.trust.ensemble_calibration import Calibration, Evaluated
+from mlip_jax.simulation.trust.ensemble_calibration import Calibration, EnsembleErrors
 from mlip_jax.workdir import write_text
 
 _BINS, _IN_A_BIN = 12, 5
 _TITLES = {"valid": "Validation, by which the factors were fitted", "test": "Test"}
 
 
-class _Judged(NamedTuple):
+class _CalibratedErrors(NamedTuple):
     """Errors of one kind: RMS over the components, expected, |error| over expected; and the unit of the first two."""
 
     error: np.ndarray
@@ -27,7 +27,7 @@ class _Judged(NamedTuple):
     unit: str
 
 
-def _judged(calibration: Calibration, evaluated: Evaluated) -> dict[str, _Judged]:
+def _judged(calibration: Calibration, evaluated: EnsembleErrors) -> dict[str, _CalibratedErrors]:
     """By "energy" (of structures, meV/atom) and "forces" (of atoms, meV/Å), those that are known, if any."""
     kinds = {"energy": (evaluated.energy_error[:, None], evaluated.energy_spread, "meV/atom"),
              "forces": (evaluated.force_error, evaluated.force_spread, "meV/Å")}
@@ -36,12 +36,12 @@ def _judged(calibration: Calibration, evaluated: Evaluated) -> dict[str, _Judged
         scale, known = getattr(calibration, name), np.isfinite(errors).all(axis=1)
         if scale is not None and known.any():
             errors, expected = errors[known], scale.expected(spread[known])
-            made[name] = _Judged(1e3 * np.sqrt(np.mean(errors**2, axis=1)), 1e3 * expected,
-                                 np.abs(errors) / expected[:, None], unit)
+            made[name] = _CalibratedErrors(1e3 * np.sqrt(np.mean(errors**2, axis=1)), 1e3 * expected,
+                                           np.abs(errors) / expected[:, None], unit)
     return made
 
 
-def scores(calibration: Calibration, evaluated: Evaluated) -> dict[str, Any]:
+def scores(calibration: Calibration, evaluated: EnsembleErrors) -> dict[str, Any]:
     """How good the expected errors are, ready for JSON; energy and forces are None without labels.
 
     Returns:
@@ -59,7 +59,7 @@ def scores(calibration: Calibration, evaluated: Evaluated) -> dict[str, Any]:
     return made
 
 
-def write_ensemble_report(workdir: Path, calibration: Calibration, evaluated: Mapping[str, Evaluated],
+def write_ensemble_report(workdir: Path, calibration: Calibration, evaluated: Mapping[str, EnsembleErrors],
                           scores: Mapping[str, Mapping[str, Any]], *, notes: Sequence[str],
                           info: Mapping[str, Mapping[str, Any]]) -> Path:
     """Write report.html, one self-contained page; returns its path.
@@ -93,7 +93,7 @@ def _table(found: Mapping[str, Any]) -> str:
                        "below one (%)", "below two (%)", "area under the curve"], rows)
 
 
-def _figures(judged: Mapping[str, _Judged]) -> Iterator[str]:
+def _figures(judged: Mapping[str, _CalibratedErrors]) -> Iterator[str]:
     for name, j in judged.items():
         fig, axes = figures.figure("Found against expected", f"Largest {100 * LARGE:.0f} % of the errors",
                                    size=(9.2, 3.8))
@@ -112,7 +112,7 @@ def _figures(judged: Mapping[str, _Judged]) -> Iterator[str]:
                           f"the spread, area under the curve {area:.2f}; 0.5 is chance.", wide=True)
 
 
-def _binned(j: _Judged) -> tuple[np.ndarray, np.ndarray]:
+def _binned(j: _CalibratedErrors) -> tuple[np.ndarray, np.ndarray]:
     """Root mean squares of expected and found errors in bins of as many each, (B,) and (B,), without zeros."""
     order = np.argsort(j.expected, kind="stable")
     bins = np.array_split(order, int(np.clip(len(order) // _IN_A_BIN, 1, _BINS)))

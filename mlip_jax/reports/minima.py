@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from mlip_jax.reports import figures, sections
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.molecules import Picture, molecule_figure
-from mlip_jax.simulation.relaxation.minima import Found
+from mlip_jax.simulation.relaxation.minima import MinimaResult
 from mlip_jax.structure import electronic_value
 from mlip_jax.workdir import write_text
 
@@ -27,7 +27,7 @@ _MOST_ROWS, _MOST_LEVELS, _MOST_PICTURES, _MOST_ATOMS = 60, 12, 5, 120
 
 
 @dataclasses.dataclass(frozen=True)
-class Minimum:
+class ReportedMinimum:
     """energy in eV, positions (n, 3) in Å, the round that found it first, and how often it was found."""
 
     energy: float
@@ -35,7 +35,7 @@ class Minimum:
     round: int
     times: int
 
-    def to_atoms(self, molecule: Molecule) -> Atoms:
+    def to_atoms(self, molecule: MoleculeMinima) -> Atoms:
         """With its energy, as ASE gives it."""
         atoms = Atoms(molecule.numbers, self.positions, cell=molecule.cell, pbc=molecule.cell is not None,
                       info={"charge": molecule.charge} if molecule.charge else {})
@@ -44,7 +44,7 @@ class Minimum:
 
 
 @dataclasses.dataclass(frozen=True)
-class Molecule:
+class MoleculeMinima:
     """A molecule and its minima, by energy; or why there are none.
 
     Attributes:
@@ -58,13 +58,13 @@ class Molecule:
     numbers: Sequence[int] = ()
     charge: float = 0.0
     cell: Any = None
-    minima: Sequence[Minimum] = ()
+    minima: Sequence[ReportedMinimum] = ()
     relaxed: Sequence[int] = ()
     new: Sequence[int] = ()
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, number: int, name: str, failure: str, found: Found | None) -> Molecule:
+    def of(cls, number: int, name: str, failure: str, found: MinimaResult | None) -> MoleculeMinima:
         """From a search."""
         if found is None or not found.minima:
             left_out = {} if found is None else dict(found.left_out)
@@ -72,29 +72,29 @@ class Molecule:
         first = found.minima[0].atoms
         return cls(number, name, failure, first.numbers.tolist(), electronic_value(first, "charge"),
                    first.cell.array.tolist() if first.pbc.any() else None,
-                   [Minimum(m.energy, m.atoms.positions.tolist(), m.round, m.times) for m in found.minima],
+                   [ReportedMinimum(m.energy, m.atoms.positions.tolist(), m.round, m.times) for m in found.minima],
                    found.relaxed, found.new, dict(found.left_out))
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Molecule:
-        return cls(**{**values, "minima": [Minimum(**m) for m in values["minima"]]})
+    def from_json(cls, values: Mapping[str, Any]) -> MoleculeMinima:
+        return cls(**{**values, "minima": [ReportedMinimum(**m) for m in values["minima"]]})
 
 
 @dataclasses.dataclass(frozen=True)
-class Judgement:
+class ReferenceMinimum:
     """Of the reference method: its energy (eV) at a minimum of the force field, and at its own, relaxed from there;
     NaN where it failed or did not converge."""
 
-    molecule: Molecule
+    molecule: MoleculeMinima
     rank: int
     energy: float
     relaxed: float
 
 
-def metrics(molecules: Sequence[Molecule], judgements: Sequence[Judgement]) -> dict[str, Any]:
+def metrics(molecules: Sequence[MoleculeMinima], judgements: Sequence[ReferenceMinimum]) -> dict[str, Any]:
     """What `metrics.json` holds; None where something is not known. Energies in kcal/mol, as conformers have them."""
     found = [m for m in molecules if m.minima]
     by_molecule = {number: _compare(own) for number, own in _grouped(judgements).items()}
@@ -114,9 +114,9 @@ def metrics(molecules: Sequence[Molecule], judgements: Sequence[Judgement]) -> d
             "judged": by_molecule.get(m.number)} for m in molecules]}
 
 
-def _grouped(judgements: Sequence[Judgement]) -> dict[int, list[Judgement]]:
+def _grouped(judgements: Sequence[ReferenceMinimum]) -> dict[int, list[ReferenceMinimum]]:
     """By the number of the molecule."""
-    groups: dict[int, list[Judgement]] = {}
+    groups: dict[int, list[ReferenceMinimum]] = {}
     for judgement in judgements:
         groups.setdefault(judgement.molecule.number, []).append(judgement)
     return groups
@@ -127,7 +127,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _compare(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
+def _compare(judgements: Sequence[ReferenceMinimum]) -> dict[str, Any] | None:
     """Of one molecule: errors of energies between its minima, and how far above the reference's best the force field's
     lowest minimum relaxes to; None where less than two are known, or the lowest is not."""
     known = [j for j in judgements if math.isfinite(j.energy) and math.isfinite(j.relaxed)]
@@ -143,7 +143,8 @@ def _compare(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
             "rank_correlation": float(np.corrcoef(*ranks)[0, 1]) if len(known) > 2 else None}
 
 
-def write_minima_report(workdir: str | os.PathLike, molecules: Sequence[Molecule], judgements: Sequence[Judgement], *,
+def write_minima_report(workdir: str | os.PathLike, molecules: Sequence[MoleculeMinima],
+                        judgements: Sequence[ReferenceMinimum], *,
                         title: str, info: Mapping[str, Mapping[str, Any]], files: Sequence[str] = ()) -> Path:
     """Writes `report.html` and `metrics.json` into `workdir`, each at once or not at all; the path of the former.
 
@@ -172,7 +173,7 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
              "above the best of those judged, once the reference method has relaxed them")])])
 
 
-def _levels(molecules: Sequence[Molecule]) -> Iterator[str]:
+def _levels(molecules: Sequence[MoleculeMinima]) -> Iterator[str]:
     shown = [m for m in molecules if m.minima][:_MOST_LEVELS]
     yield page.heading("Energies of the minima")
     yield page.figure(levels_figure(shown), (
@@ -180,7 +181,7 @@ def _levels(molecules: Sequence[Molecule]) -> Iterator[str]:
         "vermillion: found first by dynamics."), wide=True)
 
 
-def levels_figure(molecules: Sequence[Molecule]) -> Figure:
+def levels_figure(molecules: Sequence[MoleculeMinima]) -> Figure:
     """A column of lines for each molecule."""
     fig, ax = figures.figure("Minima", size=(9.2, 3.8))
     for column, m in enumerate(molecules):
@@ -195,7 +196,7 @@ def levels_figure(molecules: Sequence[Molecule]) -> Figure:
     return fig
 
 
-def _reference(judgements: Sequence[Judgement], content: Mapping[str, Any]) -> Iterator[str]:
+def _reference(judgements: Sequence[ReferenceMinimum], content: Mapping[str, Any]) -> Iterator[str]:
     if not judgements:
         return
     yield page.heading("Beside the reference method")
@@ -208,7 +209,7 @@ def _reference(judgements: Sequence[Judgement], content: Mapping[str, Any]) -> I
                      rows[:_MOST_ROWS])
 
 
-def reference_figure(judgements: Sequence[Judgement]) -> Figure:
+def reference_figure(judgements: Sequence[ReferenceMinimum]) -> Figure:
     """Both energies of each minimum against each other."""
     fig, ax = figures.figure("Energies of minima")
     points: list[np.ndarray] = []
@@ -237,7 +238,7 @@ def _molecules(content: Mapping[str, Any]) -> Iterator[str]:
         yield page.paragraph(f"{len(rows) - _MOST_ROWS} more are in metrics.json.")
 
 
-def _pictures(molecules: Sequence[Molecule]) -> Iterator[str]:
+def _pictures(molecules: Sequence[MoleculeMinima]) -> Iterator[str]:
     """The lowest minimum of some molecules, and the next one."""
     pictures = []
     for m in molecules:

@@ -22,7 +22,7 @@ _WORST = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class PredictedProperties:
     """What was predicted for some structures, S of them with A atoms.
 
     Attributes:
@@ -48,7 +48,8 @@ class Outcome:
         return np.array([error[end - n:end].mean() for n, end in zip(self.n_atoms, ends)])
 
 
-def write_property_report(workdir: str | os.PathLike, outcomes: Mapping[str, Outcome], targets: Sequence[Target], *,
+def write_property_report(workdir: str | os.PathLike, outcomes: Mapping[str, PredictedProperties],
+                          targets: Sequence[Target], *,
                           title: str, metrics_csv: Path, seconds: float, notes: Sequence[str], best_step: int,
                           info: Mapping[str, Any]) -> Path:
     """Write report.html, metrics.json and predictions_PART.csv into `workdir`, each at once or not at all.
@@ -87,7 +88,7 @@ def score(absolute: np.ndarray) -> dict[str, float]:
             "rmse": float(np.sqrt((known ** 2).mean())), "median": float(np.median(known)), "count": len(known)}
 
 
-def write_predictions(path: Path, outcome: Outcome, targets: Sequence[Target]) -> None:
+def write_predictions(path: Path, outcome: PredictedProperties, targets: Sequence[Target]) -> None:
     """A line for each structure: labels and predictions of what structures have, |error| of what atoms have."""
     with atomic_open(path, "w", newline="") as file:
         writer = csv.writer(file)

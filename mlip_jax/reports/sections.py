@@ -23,7 +23,7 @@ _GROUP_HEADER = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Content:
+class ReportData:
     """What the sections of the page are made from."""
 
     splits: dict[str, Predictions]
@@ -35,7 +35,7 @@ class Content:
         return self.metrics["shown_split"]
 
 
-def headline(content: Content, notes: Sequence[str]) -> Iterator[str]:
+def headline(content: ReportData, notes: Sequence[str]) -> Iterator[str]:
     shown, values = content.shown, content.metrics[content.shown] if content.shown else {}
 
     def card(name: str, key: str, unit: str, rmse: str) -> tuple[str, str, str, str]:
@@ -64,7 +64,7 @@ def headline(content: Content, notes: Sequence[str]) -> Iterator[str]:
             )
 
 
-def error_table(content: Content) -> Iterator[str]:
+def error_table(content: ReportData) -> Iterator[str]:
     header = ("split", "molecules", *_GROUP_HEADER, "energy MAE (eV)", "slope (meV/atom)")
     keys = (
         *("num_molecules", "num_structures", "num_atoms", "energy_mae_mev_per_atom", "energy_rmse_mev_per_atom"),
@@ -87,7 +87,7 @@ def error_table(content: Content) -> Iterator[str]:
                 yield page.paragraph(f"The {name} split has no reference {what}, so it has no errors of {what}.")
 
 
-def curves_and_parity(content: Content) -> Iterator[str]:
+def curves_and_parity(content: ReportData) -> Iterator[str]:
     yield page.heading("Learning curves")
     fig = figures.learning_curves(content.curves)
     if fig is None:
@@ -125,7 +125,7 @@ def curves_and_parity(content: Content) -> Iterator[str]:
     yield page.figure(figures.error_distributions(labelled), caption, wide=True)
 
 
-def drift(content: Content) -> Iterator[str]:
+def drift(content: ReportData) -> Iterator[str]:
     yield page.heading("Does the energy error grow with the molecule?")
     values = content.metrics[content.shown] if content.shown else {}
     slope, stderr = values.get("energy_slope_mev_per_atom"), values.get("energy_slope_stderr_mev_per_atom")
@@ -144,7 +144,7 @@ def drift(content: Content) -> Iterator[str]:
         yield from _correction(content)
 
 
-def _told_slope(content: Content, slope: float, stderr: float | None) -> Iterator[str]:
+def _told_slope(content: ReportData, slope: float, stderr: float | None) -> Iterator[str]:
     told = f"The slope is {_signed(slope)}"
     if stderr is None:
         told += " meV/atom; there are too few molecules to tell its standard error."
@@ -162,7 +162,7 @@ def _told_slope(content: Content, slope: float, stderr: float | None) -> Iterato
     yield page.figure(fig, caption, wide=True)
 
 
-def _correction(content: Content) -> Iterator[str]:
+def _correction(content: ReportData) -> Iterator[str]:
     yield page.heading("What a correction per element would still gain", 3)
     if content.metrics[content.shown]["energy_mae_ev"] is None:
         yield page.paragraph("It cannot be told without reference energies.")
@@ -189,7 +189,7 @@ def _correction(content: Content) -> Iterator[str]:
     yield page.table(("correction (meV per atom)", *elements), rows)
 
 
-def per_group(content: Content) -> Iterator[str]:
+def per_group(content: ReportData) -> Iterator[str]:
     if content.shown is None:
         return
     p, color = content.splits[content.shown], figures.SPLIT_COLORS["train"]
@@ -218,7 +218,7 @@ def per_group(content: Content) -> Iterator[str]:
         yield page.paragraph(f"{len(subsets) - _MAX_GROUPS:,} smaller subsets are in metrics.json.")
 
 
-def worst_cases(content: Content) -> Iterator[str]:
+def worst_cases(content: ReportData) -> Iterator[str]:
     if content.shown is None:
         return
     total = content.metrics[content.shown]["num_force_outliers"]
@@ -254,7 +254,7 @@ def _group_rows(groups: list[dict]) -> list[tuple]:
     return [tuple(group.values()) for group in groups]
 
 
-def _extent(content: Content) -> str:
+def _extent(content: ReportData) -> str:
     train = content.metrics["train"]
     return f"{train['num_structures']:,} training structures" if train else ""
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from mlip_jax.reports import figures, sections
 from mlip_jax.reports import html_page as page
 from mlip_jax.simulation.dynamics import analysis
-from mlip_jax.simulation.dynamics.analysis import Course
+from mlip_jax.simulation.dynamics.analysis import SampledTrajectory
 from mlip_jax.workdir import write_text
 
 _MOST_ROWS, _MOST_COMPARED = 40, 6
@@ -55,7 +55,7 @@ class Comparison:
             ("distances", self.distances), ("spectrum", self.spectrum))}
 
 
-def compare(name: str, own: Course, reference: Course) -> Comparison:
+def compare(name: str, own: SampledTrajectory, reference: SampledTrajectory) -> Comparison:
     """Distances up to 8 Å (half of the smallest height of a cell) and the spectrum of both."""
     longest = 8.0
     if own.cell is not None:

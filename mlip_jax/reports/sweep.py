@@ -51,7 +51,7 @@ class Row(NamedTuple):
     scores: dict[str, float | None] = {}
 
 
-class Group(NamedTuple):
+class SeedAverage(NamedTuple):
     """Rows that differ by their seed alone: {column: (mean, standard deviation)} over those that are done.
 
     The standard deviation is the sample's (divided by n - 1), None for a single value.
@@ -82,7 +82,7 @@ def read_scores(workdir: str | os.PathLike, best: str = "best") -> dict[str, flo
     return scores | {"training_seconds": metrics.get("seconds"), "best_step": max(steps, default=None)}
 
 
-def over_seeds(rows: Sequence[Row]) -> list[Group]:
+def over_seeds(rows: Sequence[Row]) -> list[SeedAverage]:
     """Groups of the rows that are the same but for the value `seed`; none if no group has two rows."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -92,14 +92,14 @@ def over_seeds(rows: Sequence[Row]) -> list[Group]:
     return [_group(group) for group in groups.values()]
 
 
-def _group(rows: Sequence[Row]) -> Group:
+def _group(rows: Sequence[Row]) -> SeedAverage:
     done = [row for row in rows if row.state == "done"]
     scores = {}
     for column in (*SCORES, "training_seconds"):
         known = [row.scores[column] for row in done if row.scores.get(column) is not None]
         if known:
             scores[column] = statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
-    return Group({k: v for k, v in rows[0].values.items() if k != _SEED}, len(done), len(rows), scores)
+    return SeedAverage({k: v for k, v in rows[0].values.items() if k != _SEED}, len(done), len(rows), scores)
 
 
 def write_table(folder: str | os.PathLike, rows: Sequence[Row], title: str) -> None:
@@ -128,7 +128,7 @@ def _csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _seeds_csv(groups: Sequence[Group]) -> str:
+def _seeds_csv(groups: Sequence[SeedAverage]) -> str:
     columns = [*SCORES, "training_seconds"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -140,7 +140,7 @@ def _seeds_csv(groups: Sequence[Group]) -> str:
     return text.getvalue()
 
 
-def _markdown(rows: Sequence[Row], groups: Sequence[Group], title: str) -> str:
+def _markdown(rows: Sequence[Row], groups: Sequence[SeedAverage], title: str) -> str:
     count = {state: sum(row.state == state for row in rows) for state in dict.fromkeys(row.state for row in rows)}
     lines = [f"# {title}", "", ", ".join(f"{n} {state}" for state, n in count.items()) + ".", ""]
     shown = {k: heading for k, heading in _SHOWN.items() if any(row.scores.get(k) is not None for row in rows)}

@@ -11,7 +11,7 @@ import numpy as np
 from mlip_jax.reports import domain, errors, sections
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.predictions import Predictions
-from mlip_jax.simulation.trust.atom_domain import Judged
+from mlip_jax.simulation.trust.atom_domain import DomainEvaluation
 from mlip_jax.workdir import write_text
 
 SPLITS = ("train", "valid", "test")
@@ -26,7 +26,7 @@ def write_report(
     metrics_csv: Path | None,
     seconds: float,
     notes: Sequence[str] = (),
-    judged: Judged | None = None,
+    judged: DomainEvaluation | None = None,
 ) -> Path:
     """Writes `report.html` and `metrics.json` into `workdir`, each at once or not at all.
 
@@ -52,7 +52,7 @@ def write_report(
         raise ValueError(f"predictions has the keys {unknown}; splits are {list(SPLITS)}.")
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    content = sections.Content(
+    content = sections.ReportData(
         splits={name: predictions[name] for name in SPLITS if name in predictions},
         metrics=metrics(predictions, seconds) | {"domain_auc": _domain_auc(judged)},
         curves=read_metrics(metrics_csv),
@@ -102,7 +102,7 @@ def metrics(predictions: dict[str, Predictions], seconds: float) -> dict:
     )
 
 
-def _domain_auc(judged: Judged | None) -> dict | None:
+def _domain_auc(judged: DomainEvaluation | None) -> dict | None:
     """How well the distance tells the largest errors: the area under the curve, by kind of error."""
     if judged is None:
         return None
@@ -110,7 +110,7 @@ def _domain_auc(judged: Judged | None) -> dict | None:
         ("energy", judged.energy_error), ("force", judged.force_error))})
 
 
-def _domain(judged: Judged | None) -> Iterator[str]:
+def _domain(judged: DomainEvaluation | None) -> Iterator[str]:
     if judged is not None:
         yield from domain.section("Does the distance from the training set tell the error?", judged.distance, {
             "energy": (1e3 * judged.energy_error, "meV/atom"), "forces": (1e3 * judged.force_error, "meV/Å")})

@@ -16,7 +16,10 @@ import numpy as np
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.statistics import sum_reference
 from mlip_jax.datasets.store.store import Store
-from mlip_jax.graphs.batching import build_batch, choose_budget, measure, plan_window
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.packing import plan_batches
+from mlip_jax.graphs.padding import choose_budget, graph_sizes
+from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.potential import Potential, evaluate
 
 _PIECE = 4096  # structures that are read and planned at a time
@@ -107,15 +110,13 @@ def invariant_features(model, params, graph: jraph.GraphsTuple) -> jax.Array:
 def _batches(p: Potential, rows, indices, batch_size: int
              ) -> Iterator[tuple[np.ndarray, Columns, jraph.GraphsTuple]]:
     """(their places among `indices`, the structures, padded batch) until all had their turn."""
-    budget = None
+    growing = GrowingBudget(slack=1, multiple=1)
     for start in range(0, len(indices), _PIECE):
         columns = rows.take(indices[start:start + _PIECE], labels_only=True)
         p.check_elements(columns.numbers)
-        sizes = measure(columns, p.cutoff, p.long_range_cutoff)
-        needed = choose_budget(sizes, batch_size)
-        if budget is None or any(n > b for n, b in zip(needed, budget)):
-            budget = type(needed)(*map(max, zip(needed, budget or needed)))
-        for places in plan_window(np.arange(len(columns)), sizes, budget):
+        sizes = graph_sizes(columns, p.cutoff, p.long_range_cutoff)
+        budget = growing.fit(choose_budget(sizes, batch_size))
+        for places in plan_batches(np.arange(len(columns)), sizes, budget):
             own = columns.take(places)
             yield start + places, own, build_batch(own, budget, p.cutoff, p.reference_energies,
                                                    long_range_cutoff=p.long_range_cutoff)

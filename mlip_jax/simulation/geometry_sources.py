@@ -138,7 +138,7 @@ class Sources:
         smiles = [texts[code] for code in codes[self.index[samples]]]
         if not any(smiles):
             raise DatasetError(f"{self.store.path}: etkdg makes geometries of SMILES, and these data have none")
-        options = embedding.Options(mmff=source.endswith("mmff"), seed=self.seed)
+        options = embedding.EmbeddingOptions(mmff=source.endswith("mmff"), seed=self.seed)
 
         def make():
             jobs = [(embedding.Entry(i, f"sample {i}", "", s), options) for i, s in enumerate(smiles)]

@@ -14,7 +14,7 @@ from mlip_jax.datasets.quality import diagnosis
 from mlip_jax.datasets.quality.checks import Findings
 from mlip_jax.datasets.quality.filters import Filters
 from mlip_jax.datasets.source import locate, reader_options
-from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.workdir import claimed
 
@@ -31,8 +31,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     with claimed(workdir, configs.identity(config)) as folder:
         data = config.data
         filters = {f.name: data[f.name] for f in dataclasses.fields(Filters)}
-        recipe = Recipe(locate(data), data.reader, reader_options(data.reader_options), filters, config.store.dtype,
-                        config.store.atoms_per_shard)
+        recipe = ConversionSpec(locate(data), data.reader, reader_options(data.reader_options), filters,
+                                config.store.dtype,
+                                config.store.atoms_per_shard)
         convert(recipe, folder, num_processes=config.store.num_processes or None, refuse=data.refuse)
         store = Store(folder)
         findings = Findings.from_json(store.manifest["findings"])

@@ -14,7 +14,7 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.potential import Potential
 from mlip_jax.reports import ensemble as report
 from mlip_jax.simulation.trust import ensemble_calibration
-from mlip_jax.simulation.trust.ensemble_calibration import FILE, Calibration, Evaluated
+from mlip_jax.simulation.trust.ensemble_calibration import FILE, Calibration, EnsembleErrors
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def _calibrate(config, workdir: Path, paths: list[str]) -> None:
     log.info("report: %s", path)
 
 
-def _evaluated(config, paths, potentials, part: str) -> tuple[Evaluated, list[str]]:
+def _evaluated(config, paths, potentials, part: str) -> tuple[EnsembleErrors, list[str]]:
     store, indices, notes = ensemble_calibration.held_out(paths, potentials, part, config.max_structures, config.seed)
     log.info("%s: %d structures by %d members", part, len(indices), len(potentials))
     return ensemble_calibration.evaluate(potentials, store, indices), notes

@@ -24,8 +24,8 @@ from mlip_jax.datasets.selection.held_out import RunData
 from mlip_jax.datasets.selection.initial_geometries import FileStarts, SmilesStarts, Start, StoreStarts
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
-from mlip_jax.reports.force2geo.report import Evaluated, Molecules, write_report
-from mlip_jax.simulation.reference.oracle import Evaluation, Method, Oracle
+from mlip_jax.reports.force2geo.report import EvaluatedForceField, StartMolecules, write_report
+from mlip_jax.simulation.reference.oracle import Method, Oracle, ReferenceEvaluation
 from mlip_jax.simulation.reference.result_cache import ResultCache, key_of
 from mlip_jax.simulation.relaxation.metrics import Limits
 from mlip_jax.workdir import claimed, write_json
@@ -33,7 +33,7 @@ from mlip_jax.workdir import claimed, write_json
 log = logging.getLogger(__name__)
 
 _RELAX = ("optimizer", "fmax", "max_steps", "maxstep", "dtype")
-_NO_GEOMETRY = Evaluation(np.nan, None, "not asked: the relaxation gave no geometry")
+_NO_GEOMETRY = ReferenceEvaluation(np.nan, None, "not asked: the relaxation gave no geometry")
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -104,7 +104,7 @@ def _starts(config, folder: Path, paths, potentials) -> tuple[list[Start], list[
     notes: list[str] = []
     processes = config.oracle.num_processes or None
     runs = _runs(paths, config.data, notes)
-    choice = initial_geometries.Choice(
+    choice = initial_geometries.MoleculeSelection(
         count=config.data.num_molecules, selection=config.data.selection, first=config.data.first, seed=config.seed,
         elements=frozenset.intersection(*(frozenset(p.elements) for p in potentials.values())),
         seen=_seen(runs, notes, processes), allow_seen=config.data.allow_seen)
@@ -220,7 +220,7 @@ def _plain(found) -> dict[str, Any]:
             **{key: float(getattr(found, key)) for key in ("energy_start", "energy", "fmax_start", "fmax")}}
 
 
-def judge_starts(oracle: Oracle, starts: list[Start], config) -> Molecules:
+def judge_starts(oracle: Oracle, starts: list[Start], config) -> StartMolecules:
     """The oracle's energies of the starts and of what they are compared with."""
     atoms = {s.name: s.atoms for s in starts}
     at_start = oracle.evaluate(atoms, "oracle: starts")
@@ -229,16 +229,17 @@ def judge_starts(oracle: Oracle, starts: list[Start], config) -> Molecules:
     else:
         at_end = oracle.minimize(atoms, fmax=config.oracle.fmax, max_steps=config.oracle.max_steps,
                                  label="oracle: its own minima")
-    return Molecules(starts, *([found[s.name] for s in starts] for found in (at_start, at_end)),
-                     oracle=oracle.method.name)
+    return StartMolecules(starts, *([found[s.name] for s in starts] for found in (at_start, at_end)),
+                          oracle=oracle.method.name)
 
 
-def judge(oracle: Oracle, name: str, starts: list[Start], relaxed: dict[str, dict[str, Any]]) -> Evaluated:
+def judge(oracle: Oracle, name: str, starts: list[Start], relaxed: dict[str, dict[str, Any]]) -> EvaluatedForceField:
     """The oracle's energies and forces where a force field has come to."""
     moved = {s.name: _moved(s, relaxed[s.name]["positions"]) for s in starts
              if relaxed[s.name]["positions"] is not None}
     found = oracle.evaluate(moved, f"oracle: where {name} ends")
-    return Evaluated(name, [relaxed[s.name] for s in starts], [found.get(s.name, _NO_GEOMETRY) for s in starts])
+    return EvaluatedForceField(name, [relaxed[s.name] for s in starts],
+                               [found.get(s.name, _NO_GEOMETRY) for s in starts])
 
 
 def _moved(start: Start, positions) -> Atoms:

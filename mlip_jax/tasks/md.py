@@ -22,7 +22,7 @@ from mlip_jax.potential import Potential
 from mlip_jax.reports.md import Run, read_thermo, write_md_report
 from mlip_jax.reports.molecules import Picture
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
-from mlip_jax.simulation.dynamics.outputs import RESTART, THERMO, TRAJECTORIES, Outputs
+from mlip_jax.simulation.dynamics.outputs import RESTART, THERMO, TRAJECTORIES, DynamicsOutputs
 from mlip_jax.simulation.dynamics.progress import nanoseconds_per_day
 from mlip_jax.simulation.dynamics.run import carry_out
 from mlip_jax.simulation.dynamics.settings import Settings
@@ -49,7 +49,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         dynamics = MolecularDynamics(molecules, potential, replicas=config.replicas, **dataclasses.asdict(settings))
         check_origin(workdir / ORIGIN, {"input": fingerprint(config.input), "force_field": potential.digest()},
                      "dynamics of other molecules or with another force field")
-        outputs = Outputs(workdir, [name for name in names for _ in range(config.replicas)], config.trajectory_format)
+        outputs = DynamicsOutputs(workdir, [name for name in names for _ in range(config.replicas)],
+                                  config.trajectory_format)
         try:
             seconds = carry_out(dynamics, outputs, config.num_steps, config.restart_seconds)
         except (SystemExit, KeyboardInterrupt):
@@ -99,7 +100,7 @@ def read_all(config) -> tuple[list[Atoms], list[str]]:
     return [r.atoms for r in records], [r.name or r.smiles for r in records]
 
 
-def _report(config, workdir: Path, dynamics: MolecularDynamics, outputs: Outputs, seconds: float) -> Path:
+def _report(config, workdir: Path, dynamics: MolecularDynamics, outputs: DynamicsOutputs, seconds: float) -> Path:
     names = [f"{outputs.name(m) or atoms.get_chemical_formula()}" + (
         f" · {m % config.replicas}" if config.replicas > 1 else "") for m, atoms in enumerate(dynamics.molecules)]
     about = Run(

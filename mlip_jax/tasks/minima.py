@@ -24,10 +24,10 @@ from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, kind_of, 
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
-from mlip_jax.reports.minima import Judgement, Molecule, write_minima_report
+from mlip_jax.reports.minima import MoleculeMinima, ReferenceMinimum, write_minima_report
 from mlip_jax.simulation.reference.oracle import Method, Oracle
 from mlip_jax.simulation.reference.result_cache import ResultCache
-from mlip_jax.simulation.relaxation.minima import Search, find_minima
+from mlip_jax.simulation.relaxation.minima import SearchOptions, find_minima
 from mlip_jax.workdir import atomic_open, check_origin, claimed, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         return report
 
 
-def _checked(c) -> Search:
+def _checked(c) -> SearchOptions:
     for name, example in (("force_field", "runs/spice"), ("input", "molecules.smi")):
         if not c[name]:
             raise ConfigError(f"{name} is not given: --config.{name}={example}")
@@ -74,7 +74,7 @@ def _checked(c) -> Search:
     if distributed.count() > 1:
         raise ConfigError(f"the search runs in one process, this run has {distributed.count()}")
     try:
-        return Search(**c.search.to_dict())
+        return SearchOptions(**c.search.to_dict())
     except ValueError as error:
         raise ConfigError(f"search: {error}") from error
 
@@ -85,17 +85,17 @@ def _method(c) -> Method:
 
 # --- The search, some molecules at a time ---
 
-def _searched(config, folder: Path, potential: Potential, search: Search) -> list[Molecule]:
+def _searched(config, folder: Path, potential: Potential, search: SearchOptions) -> list[MoleculeMinima]:
     """All molecules of the file; those of a batch are kept on disk as soon as they are done."""
     folder.mkdir(exist_ok=True)
-    found: list[Molecule] = []
+    found: list[MoleculeMinima] = []
     groups = ((number, list(records)) for number, records in itertools.groupby(
         _records(config), key=lambda record: record.index // _each(config)))
     for number, batch in enumerate(iter(lambda: list(itertools.islice(groups, config.batch)), [])):
         path = folder / f"{number:06d}.json"
         if not path.exists():
             write_json(path, [m.to_json() for m in _search(batch, potential, search)])
-        found += [Molecule.from_json(m) for m in json.loads(path.read_text())]
+        found += [MoleculeMinima.from_json(m) for m in json.loads(path.read_text())]
         log.info("%d molecules done: %d minima", len(found), sum(len(m.minima) for m in found))
     if not any(m.minima for m in found):
         why = found[0].failure or f"left out: {found[0].left_out}" if found else "it holds none"
@@ -113,7 +113,7 @@ def _records(config):
                           limit=config.limit, columns=CsvColumns(config.smiles_column, config.name_column))
 
 
-def _search(batch, potential: Potential, search: Search) -> list[Molecule]:
+def _search(batch, potential: Potential, search: SearchOptions) -> list[MoleculeMinima]:
     """The molecules of some (number, records)."""
     made, starts = [], []
     for number, records in batch:
@@ -131,8 +131,8 @@ def _search(batch, potential: Potential, search: Search) -> list[Molecule]:
             starts.append([_with_smiles(atoms, first.smiles) for atoms in geometries])
         made.append((number, first, failure))
     found = iter(find_minima(starts, potential, **dataclasses.asdict(search)) if starts else [])
-    return [Molecule.of(number, first.name or first.smiles or f"molecule {number}", failure,
-                        None if failure else next(found)) for number, first, failure in made]
+    return [MoleculeMinima.of(number, first.name or first.smiles or f"molecule {number}", failure,
+                              None if failure else next(found)) for number, first, failure in made]
 
 
 def _with_smiles(atoms, smiles: str):
@@ -144,7 +144,7 @@ def _with_smiles(atoms, smiles: str):
 
 # --- What is written ---
 
-def _table(molecules: list[Molecule]) -> str:
+def _table(molecules: list[MoleculeMinima]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(_COLUMNS)
@@ -155,7 +155,7 @@ def _table(molecules: list[Molecule]) -> str:
     return text.getvalue()
 
 
-def _write_frames(file: IO[str], molecules: list[Molecule]) -> None:
+def _write_frames(file: IO[str], molecules: list[MoleculeMinima]) -> None:
     for m in molecules:
         for rank, minimum in enumerate(m.minima):
             atoms = minimum.to_atoms(m)
@@ -164,7 +164,7 @@ def _write_frames(file: IO[str], molecules: list[Molecule]) -> None:
             write(file, atoms, format="extxyz")
 
 
-def _judged(config, workdir: Path, molecules: list[Molecule]) -> list[Judgement]:
+def _judged(config, workdir: Path, molecules: list[MoleculeMinima]) -> list[ReferenceMinimum]:
     """What the reference method says of the lowest minima of each molecule; nothing where it is not asked."""
     if not config.judged:
         return []
@@ -175,7 +175,8 @@ def _judged(config, workdir: Path, molecules: list[Molecule]) -> list[Judgement]
     there = oracle.evaluate(chosen, label="energies of the minima")
     relaxed = oracle.minimize(chosen, fmax=config.search.fmax, max_steps=config.search.max_steps,
                               label="minima of the reference method")
-    return [Judgement(m, rank, there[key].energy, relaxed[key].energy if relaxed[key].converged else float("nan"))
+    return [ReferenceMinimum(m, rank, there[key].energy,
+                             relaxed[key].energy if relaxed[key].converged else float("nan"))
             for m in molecules for rank in range(min(len(m.minima), config.judged))
             for key in [f"{m.number}-{rank}"]]
 

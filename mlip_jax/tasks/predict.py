@@ -23,13 +23,14 @@ from mlip_jax.datasets.molecules.embedding import MoleculeRecord
 from mlip_jax.datasets.molecules.files import CsvColumns, count_molecules, fingerprint, read_molecules
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.importers import load_force_field
-from mlip_jax.predictor import EMBEDDING, Predictor, Room
+from mlip_jax.predictor import EMBEDDING, Predictor
 from mlip_jax.reports.prediction import write_prediction_report
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge
 from mlip_jax.simulation.relaxation.journal import Journal, Layout
-from mlip_jax.simulation.relaxation.progress import Progress
+from mlip_jax.simulation.relaxation.progress import RelaxationProgressBar
 from mlip_jax.simulation.relaxation.relax import Relaxer
 from mlip_jax.simulation.trust.domain import FILE as DOMAIN_FILE
 from mlip_jax.simulation.trust.domain import Domain
@@ -96,11 +97,11 @@ def _count(config) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-    """Predictors of the same properties, the domain of each, and the room of its batches."""
+    """Predictors of the same properties, the domain of each, and the padding budget of its batches."""
 
     members: tuple[Predictor, ...]
     domains: tuple[Domain, ...]
-    rooms: tuple[Room, ...]
+    budgets: tuple[GrowingBudget, ...]
 
     @classmethod
     def load(cls, text: str) -> Ensemble:
@@ -116,7 +117,8 @@ class Ensemble:
             raise ConfigError("predictor: members of an ensemble must predict the same properties; these predict "
                               + "; ".join(f"{p}: {', '.join(n for n, _ in own) or 'nothing'}"
                                           for p, own in zip(paths, names)))
-        return cls(members, tuple(Domain.load(Path(p) / DOMAIN_FILE) for p in paths), tuple(Room() for _ in paths))
+        return cls(members, tuple(Domain.load(Path(p) / DOMAIN_FILE) for p in paths),
+                   tuple(GrowingBudget() for _ in paths))
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -141,7 +143,7 @@ class Ensemble:
     def predict(self, molecules: Sequence[Atoms], batch_size: int) -> list[list[float]]:
         """For each molecule the numbers from the first property on, in the order of `layout`."""
         columns = Columns.from_structures(map(from_ase, molecules))
-        made = [m.predict(columns, batch_size, room) for m, room in zip(self.members, self.rooms)]
+        made = [m.predict(columns, batch_size, budget) for m, budget in zip(self.members, self.budgets)]
         distances = [d.distance(p[EMBEDDING]) for d, p in zip(self.domains, made)]
         relative = np.mean([x / d.border for d, x in zip(self.domains, distances)], axis=0)
         cells = []
@@ -182,7 +184,7 @@ def _predict_share(config, folder: Path, ensemble: Ensemble, relaxer: Relaxer | 
                                  limit=config.limit, skip=done, share=share,
                                  num_processes=config.num_processes or None)
         journal.start_clock()
-        with Progress(len(mine), before, "predicting") as progress, contextlib.closing(records):
+        with RelaxationProgressBar(len(mine), before, "predicting") as progress, contextlib.closing(records):
             waiting = []
             for record, atoms, geometry, reason in _geometries(records, relaxer, ensemble):
                 if reason:
@@ -233,7 +235,7 @@ def _unknown(atoms: Atoms, elements) -> str:
     return f"the predictor does not know {', '.join(chemical_symbols[z] for z in unknown)}" if unknown else ""
 
 
-def _record(waiting, ensemble: Ensemble, batch_size: int, journal: Journal, progress: Progress) -> None:
+def _record(waiting, ensemble: Ensemble, batch_size: int, journal: Journal, progress: RelaxationProgressBar) -> None:
     numbers = ensemble.predict([atoms for _, atoms, _ in waiting], batch_size)
     for (record, atoms, geometry), cells in zip(waiting, numbers):
         journal.add([record.index, record.name, record.smiles, PREDICTED, "", len(atoms), geometry, *cells])

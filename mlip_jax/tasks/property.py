@@ -21,21 +21,22 @@ from mlip_jax.datasets import property_data, source, statistics
 from mlip_jax.datasets.property_data import Samples, Target
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import splits as splits_module
-from mlip_jax.graphs.batching import Sizes, measure
 from mlip_jax.graphs.edge_counts import edge_counts
+from mlip_jax.graphs.padding import graph_sizes
+from mlip_jax.graphs.shapes import Sizes
 from mlip_jax.importers import load_force_field
 from mlip_jax.models.layers.readouts import PropertyModel, with_heads
 from mlip_jax.potential import BEST, example_graph
-from mlip_jax.reports.property import Outcome, write_property_report
+from mlip_jax.reports.property import PredictedProperties, write_property_report
 from mlip_jax.simulation.geometry_sources import LABELS, Geometries, Sources
 from mlip_jax.simulation.trust import molecule_features
 from mlip_jax.simulation.trust.domain import FILE as DOMAIN_FILE
 from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.training import optimizer, property_objective
 from mlip_jax.training.data import Split
-from mlip_jax.training.dens import ENCODED, AsForceField, Corrupted, DeNS
-from mlip_jax.training.loop import Loop
-from mlip_jax.training.noise import DISPLACEMENT, Displaced, DisplacedRows, Frames
+from mlip_jax.training.dens import ENCODED, BatchNoise, DeNS, ForceFieldAdapter
+from mlip_jax.training.loop import TrainingLoop
+from mlip_jax.training.noise import DISPLACEMENT, AlternativeGeometries, CoordinateNoise, NoisedRows
 from mlip_jax.training.nonfinite import TrainingError
 from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.options import check_options
@@ -44,7 +45,7 @@ from mlip_jax.training.prepare import count_updates, describe, keep_split, make_
 from mlip_jax.training.property_objective import Properties
 from mlip_jax.training.recorder import writing
 from mlip_jax.training.step import Trainer
-from mlip_jax.training.throughput import Meter
+from mlip_jax.training.throughput import ThroughputMeter
 from mlip_jax.workdir import claimed, write_json
 
 log = logging.getLogger(__name__)
@@ -154,7 +155,7 @@ class Data:
     def _sizes(self, found: Geometries, cutoff: float) -> Sizes:
         if found.rows is self.loaded.store:
             return Sizes(self.loaded.store.index("n_atoms"), edge_counts(self.loaded.store, cutoff)).take(found.index)
-        return measure(found.rows, cutoff).take(found.index)
+        return graph_sizes(found.rows, cutoff).take(found.index)
 
 
 def _keep(store, parts, c, workdir: Path) -> None:
@@ -166,7 +167,7 @@ def _keep(store, parts, c, workdir: Path) -> None:
     write_json(workdir / SPLIT, {name: sorted(set(record[indices].tolist())) for name, indices in parts.items()})
 
 
-def _displaced(config, data: Data, found: Geometries, cutoff: float) -> Displaced | None:
+def _displaced(config, data: Data, found: Geometries, cutoff: float) -> CoordinateNoise | None:
     a = config.align
     if not a.noise and not a.frames:
         return None
@@ -177,8 +178,8 @@ def _displaced(config, data: Data, found: Geometries, cutoff: float) -> Displace
     if a.frames:
         first, numbers = data.sources.frames(a.frames, found.samples)
         log.info("%d frames of %d of %d training molecules", len(numbers), (np.diff(first) > 0).sum(), len(first) - 1)
-        frames = Frames(data.loaded.store, numbers, first)
-    return Displaced(a.noise, cutoff, config.seed, a.frames_share if a.frames else 0.0, frames)
+        frames = AlternativeGeometries(data.loaded.store, numbers, first)
+    return CoordinateNoise(a.noise, cutoff, config.seed, a.frames_share if a.frames else 0.0, frames)
 
 
 # --- Training ---
@@ -234,10 +235,10 @@ def _inputs(config, data: Data, targets, cutoff: float):
         train = dataclasses.replace(train, sizes=displaced.bounds(
             train.sizes, None if displaced.frames is None else edges[displaced.frames.index]))
         if config.dens.weight:
-            displaced = Corrupted(displaced, config.dens.share)
+            displaced = BatchNoise(displaced, config.dens.share)
         elif not targets:  # noise is all that there is to learn, and to validate by
             noise = dataclasses.replace(displaced, frames=None, share=0.0)
-            valid = dataclasses.replace(valid, rows=DisplacedRows(valid.rows, noise), sizes=noise.bounds(valid.sizes))
+            valid = dataclasses.replace(valid, rows=NoisedRows(valid.rows, noise), sizes=noise.bounds(valid.sizes))
     tests = {geometry: data.split("test", geometry, targets, cutoff) for geometry in config.data.test_geometries
              } if targets and len(data.parts["test"]) else {}
     return train, valid, _same_molecules(tests), displaced
@@ -285,16 +286,17 @@ def _initial(config, model: PropertyModel, begin):
     return jax.tree.map(np.asarray, params)
 
 
-def _loop(config, workdir, model, targets, batches, train, valid, metadata, num_steps, per_epoch, params) -> Loop:
+def _loop(config, workdir, model, targets, batches, train, valid, metadata, num_steps, per_epoch,
+          params) -> TrainingLoop:
     c, options = config, _optimizer(config)
     objective = _objective(c, model, targets, metadata["statistics"]["energies"]["scale"])
     trainer = Trainer(objective, optimizer.create(options, num_steps, per_epoch), c.train.ema_decay)
     schedules = {"learning_rate": optimizer.learning_rate(options, num_steps, per_epoch)}
     valid = valid.sample(c.train.max_valid, c.seed) if len(valid) else train
-    meter = Meter(train.sizes, update_flops(trainer, batches, train, params))
+    meter = ThroughputMeter(train.sizes, update_flops(trainer, batches, train, params))
     batches = dataclasses.replace(batches, put=trainer.put)
-    return Loop(trainer, batches, train, valid, workdir, metadata, schedules, c.train, num_steps, c.seed, meter,
-                optimizer.plateau_options(c.optimizer))
+    return TrainingLoop(trainer, batches, train, valid, workdir, metadata, schedules, c.train, num_steps, c.seed, meter,
+                        optimizer.plateau_options(c.optimizer))
 
 
 def _objective(c, model: PropertyModel, targets, energy_scale: float) -> Properties | DeNS:
@@ -302,7 +304,7 @@ def _objective(c, model: PropertyModel, targets, energy_scale: float) -> Propert
         return Properties(model, targets, c.property.penalty, c.property.huber_delta, c.align.weight, c.align.loss,
                           c.align.noise or 1.0)
     # lengths of error vectors and total energies, as configs/pubchemqcr.py has them
-    field = ForceField(AsForceField(model), energy_scale, lambda step: c.dens.beta, c.dens.beta, {
+    field = ForceField(ForceFieldAdapter(model), energy_scale, lambda step: c.dens.beta, c.dens.beta, {
         "penalty": "mae", "force_penalty": "norm", "energy_per_atom": False})
     return DeNS(field, c.dens.weight, c.align.noise, energy_scale)
 
@@ -352,7 +354,7 @@ def _report(config, workdir, trainer, batches, params, data: Data, splits, tests
 
 
 def _outcome(made: predictor.Predictor, split: Split, targets, data: Data, found: Geometries | None
-             ) -> tuple[Outcome, np.ndarray]:
+             ) -> tuple[PredictedProperties, np.ndarray]:
     columns = split.rows.take(split.indices)
     predicted = _predicted(made, columns)
     labels = {t.name: t.to_physical(
@@ -360,8 +362,8 @@ def _outcome(made: predictor.Predictor, split: Split, targets, data: Data, found
     names = columns.molecule
     if found is not None:  # geometries that were made have no name of their own
         names = data.loaded.store.take(data.index[found.samples]).molecule
-    return Outcome(names, columns.n_atoms, labels, {t.name: predicted[t.name] for t in targets}
-                   ), predicted[predictor.EMBEDDING]
+    return PredictedProperties(names, columns.n_atoms, labels, {t.name: predicted[t.name] for t in targets}
+                               ), predicted[predictor.EMBEDDING]
 
 
 def _predicted(made: predictor.Predictor, columns) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge, outputs
 from mlip_jax.simulation.relaxation.journal import Journal
 from mlip_jax.simulation.relaxation.outputs import FRAME, LAYOUT, MOL_BLOCK, TRAJECTORY
-from mlip_jax.simulation.relaxation.progress import Progress
+from mlip_jax.simulation.relaxation.progress import RelaxationProgressBar
 from mlip_jax.simulation.relaxation.relax import Relaxer
 from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.domain import Domain
@@ -129,7 +129,7 @@ def _relax_share(config, folder: Path, relaxer, total: int) -> None:
             config.input, num_conformers=config.num_conformers, mmff=config.mmff, seed=config.seed,
             columns=_columns(config), limit=config.limit, skip=done, share=share,
             num_processes=config.num_processes or None)
-        with Progress(mine, before) as progress:
+        with RelaxationProgressBar(mine, before) as progress:
             try:
                 _stream(records, relaxer, journal, progress, MOL_BLOCK in config.formats)
             finally:
@@ -150,7 +150,8 @@ def _share_size(total: int, num_conformers: int, index: int, count: int) -> int:
     return len(range(index, total // num_conformers, count)) * num_conformers
 
 
-def _stream(records: Iterator[MoleculeRecord], relaxer, journal: Journal, progress: Progress, mol_blocks: bool) -> None:
+def _stream(records: Iterator[MoleculeRecord], relaxer, journal: Journal, progress: RelaxationProgressBar,
+            mol_blocks: bool) -> None:
     """From the records through the relaxer into the journal."""
     waiting: dict[int, MoleculeRecord] = {}
 
@@ -197,13 +198,13 @@ def _finish(config, workdir: Path, total: int, potential: Potential, domain: Dom
     return report
 
 
-def _added(potential: Potential, domain: Domain | None) -> merge.Added:
+def _added(potential: Potential, domain: Domain | None) -> merge.DerivedColumns:
     """Columns that tell of the domain; empty where it is not known."""
 
     def cells(frames):
         return [("", "")] * len(frames) if domain is None else outputs.domain_cells(potential, domain, frames)
 
-    return merge.Added(outputs.DOMAIN_COLUMNS, FRAME, cells)
+    return merge.DerivedColumns(outputs.DOMAIN_COLUMNS, FRAME, cells)
 
 
 def _pictures(config, parts: Path, results: Relaxations) -> list[Picture]:

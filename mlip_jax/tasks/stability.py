@@ -24,9 +24,9 @@ from mlip_jax.potential import Potential
 from mlip_jax.reports.md import drift, read_thermo
 from mlip_jax.reports.stability import Comparison, Replica, Stability, compare, write_stability_report
 from mlip_jax.simulation.dynamics import reference as md_reference
-from mlip_jax.simulation.dynamics.analysis import Course
+from mlip_jax.simulation.dynamics.analysis import SampledTrajectory
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
-from mlip_jax.simulation.dynamics.outputs import THERMO, Outputs
+from mlip_jax.simulation.dynamics.outputs import THERMO, DynamicsOutputs
 from mlip_jax.simulation.dynamics.run import carry_out
 from mlip_jax.simulation.dynamics.trajectories import read_trajectory
 from mlip_jax.simulation.reference.oracle import Method
@@ -117,7 +117,7 @@ def _at_constant_energy(config, folder: Path, molecules, names, potential) -> tu
     dynamics = MolecularDynamics(
         molecules, potential, ensemble="nve", temperature=config.nve_temperature, frame_every=0,
         **{name: config[name] for name in _COMMON})
-    carry_out(dynamics, Outputs(folder, names), _steps(config, config.nve_picoseconds), config.restart_seconds)
+    carry_out(dynamics, DynamicsOutputs(folder, names), _steps(config, config.nve_picoseconds), config.restart_seconds)
     thermo = read_thermo(folder / THERMO)
     return [float("nan") if m in dynamics.broken or m not in thermo else
             drift(thermo[m]["time"], thermo[m]["conserved"], len(a)) for m, a in enumerate(molecules)
@@ -130,7 +130,7 @@ def _at_temperatures(config, folder: Path, molecules, names, potential) -> tuple
     dynamics = MolecularDynamics(
         [molecules[m] for _, m in cases], potential, ensemble="langevin", friction=config.friction, frame_every=0,
         temperatures=[t for t, _ in cases], **{name: config[name] for name in _COMMON})
-    carry_out(dynamics, Outputs(folder, [names[m] for _, m in cases]), _steps(config, config.picoseconds),
+    carry_out(dynamics, DynamicsOutputs(folder, [names[m] for _, m in cases]), _steps(config, config.picoseconds),
               config.restart_seconds)
     broken = dynamics.broken
     return [Replica(m, t, broken[k].step * config.timestep / 1000 if k in broken else None,
@@ -144,7 +144,7 @@ def _compared(config, folder: Path, molecules, names, potential) -> list[Compari
         return []
     every = max(1, int(_LARGEST_SPACING / config.timestep))
     steps = _steps(config, config.compare_picoseconds)
-    outputs = Outputs(folder, names, config.trajectory_format)
+    outputs = DynamicsOutputs(folder, names, config.trajectory_format)
     dynamics = MolecularDynamics(
         molecules, potential, ensemble="langevin", friction=_WEAK_FRICTION, frame_every=every,
         temperature=config.compare_temperature, **{name: config[name] for name in _COMMON})
@@ -160,13 +160,13 @@ def _method(config) -> Method:
     return Method(config.oracle.method, source.reader_options(config.oracle.options))
 
 
-def _course(path: Path, spacing: float) -> Course:
+def _course(path: Path, spacing: float) -> SampledTrajectory:
     frames = read_trajectory(path)
-    return Course(np.array([a.positions for a in frames]), np.array([a.get_velocities() for a in frames]),
-                  frames[0].get_masses(), spacing, frames[0].cell.array if frames[0].pbc.all() else None)
+    return SampledTrajectory(np.array([a.positions for a in frames]), np.array([a.get_velocities() for a in frames]),
+                             frames[0].get_masses(), spacing, frames[0].cell.array if frames[0].pbc.all() else None)
 
 
-def _settled(course: Course) -> Course:
+def _settled(course: SampledTrajectory) -> SampledTrajectory:
     """Without the first fifth, which remembers the start."""
     first = len(course.positions) // 5
     return dataclasses.replace(course, positions=course.positions[first:], velocities=course.velocities[first:])

@@ -22,19 +22,19 @@ from mlip_jax.datasets import source, statistics
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import splits as splits_module
 from mlip_jax.graphs import resident
-from mlip_jax.graphs.batching import Sizes
 from mlip_jax.graphs.edge_counts import edge_counts, pair_counts
+from mlip_jax.graphs.shapes import Sizes
 from mlip_jax.potential import BEST, Potential, create_model, example_graph, long_range_cutoff
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import write_report
 from mlip_jax.simulation.trust import atom_domain, molecule_features
-from mlip_jax.simulation.trust.atom_domain import Judged
+from mlip_jax.simulation.trust.atom_domain import DomainEvaluation
 from mlip_jax.simulation.trust.domain import FILE as DOMAIN_FILE
 from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.training import losses, optimizer
 from mlip_jax.training.data import Split
 from mlip_jax.training.evaluation import predict
-from mlip_jax.training.loop import Loop
+from mlip_jax.training.loop import TrainingLoop
 from mlip_jax.training.nonfinite import TrainingError
 from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.options import check
@@ -42,7 +42,7 @@ from mlip_jax.training.outputs import restore
 from mlip_jax.training.prepare import count_updates, describe, keep_split, make_batches, update_flops
 from mlip_jax.training.recorder import writing
 from mlip_jax.training.step import Trainer
-from mlip_jax.training.throughput import Meter
+from mlip_jax.training.throughput import ThroughputMeter
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def _train(config, workdir, model, data, splits, begin: Potential | None, starte
     return _report(config, workdir, model, trainer, loop.batches, splits, metadata, params, data, filled)
 
 
-def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoch, params) -> Loop:
+def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoch, params) -> TrainingLoop:
     train, c = splits["train"], config
     scale = metadata["statistics"]["energy_scale"]
     beta = losses.beta_schedule(c.loss.beta, c.loss.beta_end, c.loss.beta_begin, num_steps, c.loss.beta_schedule)
@@ -153,10 +153,10 @@ def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoc
                                   put=trainer.put if per_call == 1 else batches.put)
     schedules = {"learning_rate": optimizer.learning_rate(c.optimizer, num_steps, per_epoch), "beta": beta}
     valid = splits["valid"] if len(splits["valid"]) else train
-    return Loop(trainer, batches, train, valid.sample(c.train.max_valid, c.seed), workdir, metadata, schedules,
-                c.train, num_steps, c.seed,
-                Meter(train.sizes, update_flops(trainer, batches, train, params)),
-                optimizer.plateau_options(c.optimizer), per_call)
+    return TrainingLoop(trainer, batches, train, valid.sample(c.train.max_valid, c.seed), workdir, metadata, schedules,
+                        c.train, num_steps, c.seed,
+                        ThroughputMeter(train.sizes, update_flops(trainer, batches, train, params)),
+                        optimizer.plateau_options(c.optimizer), per_call)
 
 
 def _resident(config, batches, train: Split, model):
@@ -243,7 +243,7 @@ def _predictions(split: Split, predicted, with_forces: bool) -> Predictions:
         forces_predicted=predicted.forces, molecule=c.molecule, conformer=c.conformer, subset=c.subset, source=c.source)
 
 
-def _domain(config, potential: Potential, splits, predictions) -> tuple[Domain | None, Judged | None]:
+def _domain(config, potential: Potential, splits, predictions) -> tuple[Domain | None, DomainEvaluation | None]:
     """What lies outside of the domain of the force field; and structures of the test part with their distance."""
     rng, found = np.random.default_rng(config.seed), {}
     for name, split in splits.items():
@@ -278,7 +278,7 @@ def _info(config, model, metadata, data, step, filled, params) -> dict[str, dict
                      for k, v in getattr(model, "terms", ())}},
         "Training": {"updates": metadata["updates"], "best checkpoint at step": step,
                      "training seconds": round(metadata["seconds"]["training"], 1),
-                     "real share of padded edges": round(filled["edges"], 4),
+                     "real share of padded edges": round(filled["n_edge"], 4),
                      **{f"{a}.{b}": str(v) for a in ("loss", "optimizer", "train") for b, v in config[a].items()}},
         "Hardware": {"devices": f"{jax.local_device_count()} × {jax.devices()[0].device_kind}",
                      "machine": platform.machine(), "system": platform.platform()},

@@ -14,8 +14,10 @@ import jax
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns, Rows
-from mlip_jax.graphs.batching import Budget, Sizes, build_batch, plan_buckets
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.packing import plan_buckets
 from mlip_jax.graphs.pipeline import Shuffle, Stream, stack
+from mlip_jax.graphs.shapes import PaddingBudget, Sizes
 
 # Structures that are planned at a time, at least; and in batches of a step, so that little is lost at a window's end.
 _WINDOW, _WINDOW_STEPS = 4096, 128
@@ -57,7 +59,7 @@ class Split:
         return self.rows.take(self.indices if places is None else self.indices[places], labels_only=labels_only)
 
 
-class Group(NamedTuple):
+class StepPlan(NamedTuple):
     """What one step works on.
 
     Attributes:
@@ -90,7 +92,7 @@ class Batches:
         on in that epoch.
     """
 
-    budgets: tuple[Budget, ...]
+    budgets: tuple[PaddingBudget, ...]
     cutoff: float
     reference: np.ndarray
     num_devices: int
@@ -101,7 +103,7 @@ class Batches:
     resident: bool = False
     put: Callable[[Any], Any] = lambda batch: batch
     properties: tuple[str, ...] = ()
-    displace: Callable[[Columns, np.ndarray, int, Budget], Columns] | None = None
+    displace: Callable[[Columns, np.ndarray, int, PaddingBudget], Columns] | None = None
 
     @property
     def per_device(self) -> int:
@@ -144,7 +146,7 @@ class Batches:
 
         return Stream(window, -(-len(split) // size), build)
 
-    def of_this_host(self, group: Group) -> list[np.ndarray]:
+    def of_this_host(self, group: StepPlan) -> list[np.ndarray]:
         """Places of the structures of each local device, for a group of `in_order`."""
         return self._share(group, 1)
 
@@ -160,24 +162,24 @@ class Batches:
             groups = len(plan_buckets(order, split.sizes, self.budgets)) / wanted
         return groups * len(split) / max(count, 1)
 
-    def _share(self, group: Group, per_device: int) -> list[np.ndarray]:
+    def _share(self, group: StepPlan, per_device: int) -> list[np.ndarray]:
         """The places of this process's devices; a group of too few micro-batches is completed with empty ones."""
         mine = range(self.host * self.num_devices * per_device, (self.host + 1) * self.num_devices * per_device)
         return [group.places[i] if i < len(group.places) else np.zeros(0, np.int64) for i in mine]
 
     def _window_size(self, split: Split, wanted: int) -> int:
-        return max(_WINDOW, _WINDOW_STEPS * wanted * (self.budgets[0].graphs - 1))
+        return max(_WINDOW, _WINDOW_STEPS * wanted * (self.budgets[0].n_graph - 1))
 
-    def _plan(self, split: Split, places: np.ndarray, wanted: int) -> list[Group]:
+    def _plan(self, split: Split, places: np.ndarray, wanted: int) -> list[StepPlan]:
         """Batches in groups of `wanted` of the same bucket, in the order in which they are complete."""
         waiting: list[list[np.ndarray]] = [[] for _ in self.budgets]
         groups = []
         for bucket, batch in plan_buckets(places, split.sizes, self.budgets):
             waiting[bucket].append(batch)
             if len(waiting[bucket]) == wanted:
-                groups.append(Group(waiting[bucket], 0, bucket=bucket))
+                groups.append(StepPlan(waiting[bucket], 0, bucket=bucket))
                 waiting[bucket] = []
-        return groups + [Group(rest, 0, bucket=bucket) for bucket, rest in enumerate(waiting) if rest]
+        return groups + [StepPlan(rest, 0, bucket=bucket) for bucket, rest in enumerate(waiting) if rest]
 
     def _batch(self, split: Split, places: np.ndarray, bucket: int, epoch: int | None = None):
         columns, budget = split.columns(places, labels_only=True), self.budgets[bucket]
@@ -190,9 +192,10 @@ class Batches:
         def one(places, bucket, epoch):
             if not self.resident:
                 return self._batch(split, places, bucket, epoch)
-            return np.concatenate([places, np.full(self.budgets[bucket].graphs - 1 - len(places), -1)]).astype(np.int32)
+            unused = self.budgets[bucket].n_graph - 1 - len(places)
+            return np.concatenate([places, np.full(unused, -1)]).astype(np.int32)
 
-        def build(group: Group):
+        def build(group: StepPlan):
             made = stack([one(places, group.bucket, group.epoch) for places in self._share(group, self.per_device)])
             shape = (self.num_devices, 1, self.per_device)
             return self.put(jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), made))

@@ -18,17 +18,17 @@ import jraph
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.models.layers.readouts import PropertyModel
 from mlip_jax.potential import Evaluation
 from mlip_jax.training import losses
-from mlip_jax.training.noise import DISPLACEMENT, Displaced
+from mlip_jax.training.noise import DISPLACEMENT, CoordinateNoise
 from mlip_jax.training.objectives import ForceField, figure
 
 ENCODED = "encoded_forces"
 
 
-class AsForceField(NamedTuple):
+class ForceFieldAdapter(NamedTuple):
     """A PropertyModel in the place of a model of energies: its heads are the properties of the atoms."""
 
     model: PropertyModel
@@ -38,17 +38,18 @@ class AsForceField(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Corrupted:
-    """Displaces some structures of a batch; see `Displaced`, whose noise it draws.
+class BatchNoise:
+    """Displaces some structures of a batch; see `CoordinateNoise`, whose noise it draws.
 
     Attributes:
       displaced: With noise alone. share: Of the structures.
     """
 
-    displaced: Displaced
+    displaced: CoordinateNoise
     share: float
 
-    def __call__(self, columns: Columns, samples: np.ndarray, epoch: int, budget: Budget | None = None) -> Columns:
+    def __call__(self, columns: Columns, samples: np.ndarray, epoch: int, budget: PaddingBudget | None = None
+                 ) -> Columns:
         """The structures, of which some have other positions, no known forces, and two properties of their atoms:
         "displacement" (A, 3) to the original in Å, NaN for those that are as they were, and "encoded_forces" (A, 3) of
         the original in eV/Å, zero for these. A structure without all of its forces stays as it is."""
@@ -68,14 +69,14 @@ class Corrupted:
                              ENCODED: np.where(atoms, columns.forces, 0.0)})
 
 
-class Sums(NamedTuple):
+class DenoisingSums(NamedTuple):
     """Sums over a batch.
 
     Attributes:
       force_field: Of energies and forces. denoising: Of |predicted - displacement / noise|² / 3. atoms: In the latter.
     """
 
-    force_field: losses.Sums
+    force_field: losses.LossSums
     denoising: jax.Array
     atoms: jax.Array
 
@@ -85,7 +86,7 @@ class DeNS:
     """The loss of a force field plus weight times the mean denoising error.
 
     Attributes:
-      force_field: Its model is `AsForceField` of one with the head "displacement". weight: Of denoising.
+      force_field: Its model is `ForceFieldAdapter` of one with the head "displacement". weight: Of denoising.
       noise: Å. scale: eV/Å, by which forces are divided before they are encoded.
     """
 
@@ -98,24 +99,24 @@ class DeNS:
     def columns(self) -> tuple[str, ...]:
         return (*self.force_field.columns, "denoising")
 
-    def sums(self, params: Any, graph: jraph.GraphsTuple) -> Sums:
+    def sums(self, params: Any, graph: jraph.GraphsTuple) -> DenoisingSums:
         return self.evaluate(params, graph)[1]
 
-    def counts(self, graph: jraph.GraphsTuple) -> Sums:
-        return Sums(self.force_field.counts(graph), *self._denoising(None, graph))
+    def counts(self, graph: jraph.GraphsTuple) -> DenoisingSums:
+        return DenoisingSums(self.force_field.counts(graph), *self._denoising(None, graph))
 
-    def evaluate(self, params: Any, graph: jraph.GraphsTuple) -> tuple[Evaluation, Sums]:
+    def evaluate(self, params: Any, graph: jraph.GraphsTuple) -> tuple[Evaluation, DenoisingSums]:
         encoded = graph.nodes.get("properties", {}).get(ENCODED)
         if encoded is not None:
             graph = graph._replace(nodes={**graph.nodes, ENCODED: encoded / self.scale})
         evaluation, sums = self.force_field.evaluate(params, graph)
-        return evaluation, Sums(sums, *self._denoising(evaluation.properties[DISPLACEMENT], graph))
+        return evaluation, DenoisingSums(sums, *self._denoising(evaluation.properties[DISPLACEMENT], graph))
 
-    def combine(self, local: Sums, total: Sums, step: Any) -> jax.Array:
+    def combine(self, local: DenoisingSums, total: DenoisingSums, step: Any) -> jax.Array:
         denoising = local.denoising / jnp.maximum(total.atoms, 1.0)
         return self.force_field.combine(local.force_field, total.force_field, step) + self.weight * denoising
 
-    def averages(self, sums: Sums, prefix: str, step: int | None = None) -> dict[str, float]:
+    def averages(self, sums: DenoisingSums, prefix: str, step: int | None = None) -> dict[str, float]:
         row = self.force_field.averages(sums.force_field, prefix, step)
         denoising = sums.denoising / sums.atoms if sums.atoms else float("nan")
         if sums.atoms:

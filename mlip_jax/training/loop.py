@@ -20,15 +20,15 @@ import numpy as np
 
 from mlip_jax import distributed
 from mlip_jax.checkpoint import Restored, from_arrays
-from mlip_jax.training.data import Batches, Group, Split
+from mlip_jax.training.data import Batches, Split, StepPlan
 from mlip_jax.training.evaluation import validate
 from mlip_jax.training.nonfinite import NonFinite
 from mlip_jax.training.optimizer import Plateau
-from mlip_jax.training.outputs import Outputs, restore
-from mlip_jax.training.progress import Progress
+from mlip_jax.training.outputs import TrainingOutputs, restore
+from mlip_jax.training.progress import TrainingProgressBar
 from mlip_jax.training.recorder import columns
-from mlip_jax.training.step import Result, Trainer, TrainState
-from mlip_jax.training.throughput import Meter
+from mlip_jax.training.step import DispatchResult, Trainer, TrainState
+from mlip_jax.training.throughput import ThroughputMeter
 from mlip_jax.training.trace import Trace
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ _AHEAD = 2
 
 
 @dataclasses.dataclass
-class Position:
+class TrainingProgress:
     """Where a run stands: what a checkpoint stores beside the arrays.
 
     Attributes:
@@ -58,16 +58,16 @@ class Position:
     rollbacks: int = 0
 
 
-class Call(NamedTuple):
+class Dispatch(NamedTuple):
     """Updates that were handed to the devices: the step after them, what they work on, and what will come of it."""
 
     step: int
-    groups: list[Group]
-    result: Result
+    groups: list[StepPlan]
+    result: DispatchResult
 
 
 @dataclasses.dataclass
-class Loop:
+class TrainingLoop:
     """Trains to `num_steps`.
 
     Attributes:
@@ -91,11 +91,11 @@ class Loop:
     options: Any
     num_steps: int
     seed: int
-    meter: Meter
+    meter: ThroughputMeter
     plateau: dict[str, float] | None = None
     steps_per_call: int = 1
 
-    def run(self, params: Any, restored: Restored | None = None) -> Position:
+    def run(self, params: Any, restored: Restored | None = None) -> TrainingProgress:
         """Train from a checkpoint of this run, or from `params` where there is none.
 
         Raises:
@@ -104,19 +104,19 @@ class Loop:
         """
         self._params = params
         state, position = self._start(restored)
-        self._calls: collections.deque[Call] = collections.deque()
-        self._held: tuple[Group, Any] | None = None
+        self._calls: collections.deque[Dispatch] = collections.deque()
+        self._held: tuple[StepPlan, Any] | None = None
         self._stop = False
         # alike in all processes, which else would stop at different steps
         self._ahead = distributed.broadcast(0 if self.trainer.crowded else _AHEAD)
         self._begin = time.monotonic() - position.seconds
         self._nonfinite = NonFinite(self.options.on_nonfinite, self.train, self.workdir)
         with contextlib.ExitStack() as stack:
-            self._outputs = stack.enter_context(contextlib.closing(Outputs(
+            self._outputs = stack.enter_context(contextlib.closing(TrainingOutputs(
                 self.workdir, distributed.leader(), columns(self.trainer.objective.columns))))
             self._outputs.begin(position.step)
             self._signal = stack.enter_context(distributed.StopSignal())
-            self._progress = stack.enter_context(Progress(self.num_steps, position.step))
+            self._progress = stack.enter_context(TrainingProgressBar(self.num_steps, position.step))
             self._trace = stack.enter_context(Trace(
                 self.workdir / "trace", self.options.profile_steps if distributed.leader() else 0))
             self.meter.start()
@@ -128,15 +128,15 @@ class Loop:
                 raise self._stopped(position.step)
         return position
 
-    def _start(self, restored: Restored | None) -> tuple[TrainState, Position]:
+    def _start(self, restored: Restored | None) -> tuple[TrainState, TrainingProgress]:
         state = self.trainer.init(self._params)
         if restored is None:
-            return state, Position(micro_batches=self.batches.micro_batches)
-        position = Position(**restored.metadata["position"])
+            return state, TrainingProgress(micro_batches=self.batches.micro_batches)
+        position = TrainingProgress(**restored.metadata["position"])
         log.info("going on from the checkpoint of step %d", position.step)
         return self.trainer.replicate(from_arrays(self.trainer.single(state), restored.arrays)), position
 
-    def _steps(self, state: TrainState, position: Position) -> None:
+    def _steps(self, state: TrainState, position: TrainingProgress) -> None:
         with contextlib.closing(self.batches.training(self.train, self.seed, position.input)) as stream:
             while position.step < self.num_steps:
                 with self.meter.clock("input", unless=self._busy):
@@ -145,11 +145,11 @@ class Loop:
                                                    stop=bool(self._signal.received))
                 position.step += len(groups)
                 position.epoch = groups[-1].epoch + groups[-1].progress
-                self._calls.append(Call(position.step, groups, result))
+                self._calls.append(Dispatch(position.step, groups, result))
                 self._trace.step(result)
                 state = self._after(state, position, stream)
 
-    def _after(self, state: TrainState, position: Position, stream) -> TrainState:
+    def _after(self, state: TrainState, position: TrainingProgress, stream) -> TrainState:
         """Do what is due after the call that was made last.
 
         Raises:
@@ -176,7 +176,7 @@ class Loop:
         return distributed.Stopped(f"stopped by {self._signal.received or 'another process'} at step {step}, and "
                                    "saved; the same command goes on from there")
 
-    def _next(self, stream, step: int) -> tuple[list[Group], Any]:
+    def _next(self, stream, step: int) -> tuple[list[StepPlan], Any]:
         """Groups of one bucket, up to the next step at which something is due, and their input on the devices."""
         most = min([self.steps_per_call, self.num_steps - step] + [
             every - step % every
@@ -196,7 +196,7 @@ class Loop:
         inputs += inputs[-1:] * (self.steps_per_call - len(inputs))
         return [g for g, _ in taken], self.trainer.put(jax.tree.map(lambda *x: np.concatenate(x, 1), *inputs))
 
-    def _settle(self, ahead: int, state: TrainState, position: Position, stream) -> TrainState:
+    def _settle(self, ahead: int, state: TrainState, position: TrainingProgress, stream) -> TrainState:
         """Look at results until no more than `ahead` are left, and do what they ask for."""
         while len(self._calls) > ahead:
             call = self._calls.popleft()
@@ -213,7 +213,7 @@ class Loop:
                 self._log(call, position)
         return state
 
-    def _roll_back(self, position: Position, stream) -> TrainState:
+    def _roll_back(self, position: TrainingProgress, stream) -> TrainState:
         """The state of the last checkpoint; the batches go on from here, so that the bad one does not come again."""
         while self._calls:
             self.trainer.single(self._calls.popleft().result)
@@ -235,7 +235,7 @@ class Loop:
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.num_steps
 
-    def _log(self, call: Call, position: Position) -> None:
+    def _log(self, call: Dispatch, position: TrainingProgress) -> None:
         position.seconds = time.monotonic() - self._begin
         objective = self.trainer.objective
         sums, row = self.meter.next_line()
@@ -247,7 +247,7 @@ class Loop:
         self._outputs.check()
         self._progress.show(call.step, self.num_steps, row, objective.line(row, "train"))
 
-    def _validate(self, state: TrainState, position: Position) -> TrainState:
+    def _validate(self, state: TrainState, position: TrainingProgress) -> TrainState:
         with self.meter.clock("validation"):
             sums = validate(self.trainer, state.ema, self.valid, self.batches)
         objective = self.trainer.objective
@@ -269,12 +269,12 @@ class Loop:
         position.plateau = dataclasses.asdict(plateau)
         return state
 
-    def _save(self, state: TrainState, position: Position, stream, wait: bool = False) -> None:
+    def _save(self, state: TrainState, position: TrainingProgress, stream, wait: bool = False) -> None:
         position.seconds, position.input = time.monotonic() - self._begin, stream.state
         with self.meter.clock("checkpoint"):
             self._outputs.save(position.step, self.trainer.snapshot(state), self._about(position))
             if wait:
                 self._outputs.wait()
 
-    def _about(self, position: Position) -> dict[str, Any]:
+    def _about(self, position: TrainingProgress) -> dict[str, Any]:
         return {**self.metadata, "position": dataclasses.asdict(position)}

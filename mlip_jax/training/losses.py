@@ -16,7 +16,7 @@ from mlip_jax.graphs.graph import node_graph_index
 from mlip_jax.potential import Evaluation
 
 
-class Sums(NamedTuple):
+class LossSums(NamedTuple):
     """Sums over a batch and how many values went into each; all scalars.
 
     Attributes:
@@ -109,7 +109,7 @@ FORCE_PENALTIES = {
 
 
 def sums(evaluation: Evaluation, graph: jraph.GraphsTuple, *, penalty: str = "mse", force_penalty: str | None = None,
-         energy_per_atom: bool = True, huber_delta: float = 0.05, force_floor: float = 0.1) -> Sums:
+         energy_per_atom: bool = True, huber_delta: float = 0.05, force_floor: float = 0.1) -> LossSums:
     """Loss and error sums of a padded batch; NaN labels and padding count nowhere.
 
     Penalties, and what their mean is taken over (energies: graphs with a known energy):
@@ -146,7 +146,7 @@ def sums(evaluation: Evaluation, graph: jraph.GraphsTuple, *, penalty: str = "ms
     energy_loss = PENALTIES[penalty](per_atom if energy_per_atom else error_e, huber_delta).sum()
     force_loss, force_terms = FORCE_PENALTIES[force_penalty or penalty](
         Forces(error_f, known_f, label_f, graph, huber_delta, force_floor))
-    return Sums(
+    return LossSums(
         energy_loss=energy_loss, force_loss=force_loss,
         energy_abs=jnp.abs(per_atom).sum(), force_abs=jnp.abs(error_f).sum(),
         energies=known_e.sum().astype(error_e.dtype), forces=known_f.sum().astype(error_e.dtype),
@@ -168,14 +168,14 @@ def check_penalties(penalty: str, force_penalty: str | None, huber_delta: float,
         raise ValueError(f"loss.force_floor must be a positive number (eV/Å), received {force_floor}")
 
 
-def combine(local: Sums, total: Sums, beta: jax.Array | float) -> jax.Array:
+def combine(local: LossSums, total: LossSums, beta: jax.Array | float) -> jax.Array:
     """This device's part of the loss: its sums over the counts of all devices. The parts add up to the loss."""
     energy = local.energy_loss / jnp.maximum(total.energies, 1.0)
     force = local.force_loss / jnp.maximum(total.force_terms, 1.0)
     return (1.0 - beta) * energy + beta * force
 
 
-def averages(sums: Sums, beta: float, prefix: str) -> dict[str, float]:
+def averages(sums: LossSums, beta: float, prefix: str) -> dict[str, float]:
     """Loss and mean absolute errors by name; NaN where there was no label."""
 
     def mean(total, count):

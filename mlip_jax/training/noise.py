@@ -17,8 +17,8 @@ import numpy as np
 from mlip_jax.datasets.columns import Columns, Rows
 from mlip_jax.datasets.quality.geometry import superpose
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.graphs.batching import Budget, Sizes
 from mlip_jax.graphs.edge_counts import count_all
+from mlip_jax.graphs.shapes import PaddingBudget, Sizes
 
 DISPLACEMENT = "displacement"
 # Room that is planned for edges which noise adds to a structure; what a batch does not hold is drawn again.
@@ -26,7 +26,7 @@ _MORE, _AT_LEAST, _TRIES = 1.05, 8, 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Frames:
+class AlternativeGeometries:
     """Other geometries of samples: those of sample s are index[first[s]:first[s + 1]] of rows."""
 
     rows: Rows
@@ -35,7 +35,7 @@ class Frames:
 
 
 @dataclasses.dataclass(frozen=True)
-class Displaced:
+class CoordinateNoise:
     """Makes inputs of samples: a pure function of (seed, epoch, sample), but where a batch is drawn again.
 
     Attributes:
@@ -47,9 +47,10 @@ class Displaced:
     cutoff: float
     seed: int
     share: float = 0.0
-    frames: Frames | None = None
+    frames: AlternativeGeometries | None = None
 
-    def __call__(self, columns: Columns, samples: np.ndarray, epoch: int, budget: Budget | None = None) -> Columns:
+    def __call__(self, columns: Columns, samples: np.ndarray, epoch: int, budget: PaddingBudget | None = None
+                 ) -> Columns:
         """The samples with other positions, and their displacements (A, 3) as an atom property.
 
         Args:
@@ -62,10 +63,10 @@ class Displaced:
         """
         for attempt in range(_TRIES):
             made = self._drawn(columns, samples, epoch, attempt)
-            if budget is None or count_all(made, self.cutoff).sum() <= budget.edges:
+            if budget is None or count_all(made, self.cutoff).sum() <= budget.n_edge:
                 return made
-        raise ValueError(f"{len(samples)} structures with noise of {self.noise} Å do not fit into {budget.edges} edges "
-                         f"in {_TRIES} tries: lower the noise")
+        raise ValueError(f"{len(samples)} structures with noise of {self.noise} Å do not fit into {budget.n_edge} "
+                         f"edges in {_TRIES} tries: lower the noise")
 
     def bounds(self, sizes: Sizes, frame_edges: np.ndarray | None = None) -> Sizes:
         """Sizes to plan batches by.
@@ -110,11 +111,11 @@ class Displaced:
 
 
 @dataclasses.dataclass(frozen=True)
-class DisplacedRows:
+class NoisedRows:
     """Rows of samples displaced once and for all, to validate by. samples: Rows; made: What displaces them."""
 
     samples: Rows
-    made: Displaced
+    made: CoordinateNoise
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mlip_jax.config import ConfigError, unknown_name
-from mlip_jax.training.data import Group, Split
+from mlip_jax.training.data import Split, StepPlan
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class NonFinite:
         self._choice, self._split, self._file = choice, split, workdir / "nonfinite.csv"
         self._skipped = 0
 
-    def to_roll_back(self, bad: Sequence[tuple[int, Group]], rollbacks: int, write: bool = True) -> bool:
+    def to_roll_back(self, bad: Sequence[tuple[int, StepPlan]], rollbacks: int, write: bool = True) -> bool:
         """Whether to go back to the last checkpoint because of updates [(step, group), ...].
 
         Raises:
@@ -73,7 +73,7 @@ class NonFinite:
         log.warning("%s. The update is passed over", text)
         return False
 
-    def _names(self, group: Group) -> list[str]:
+    def _names(self, group: StepPlan) -> list[str]:
         columns = self._split.columns(np.concatenate(group.places))
         return [f"{source}#{conformer}" for source, conformer in zip(columns.source, columns.conformer)]
 

@@ -68,13 +68,13 @@ class ForceField:
     energies_alone: bool = False
     columns = ("loss", "energy_mae_mev_per_atom", "energy_mae_mev", "force_mae_mev_per_ang")
 
-    def sums(self, params: Any, graph: jraph.GraphsTuple) -> losses.Sums:
+    def sums(self, params: Any, graph: jraph.GraphsTuple) -> losses.LossSums:
         if not self.energies_alone:
             return self.evaluate(params, graph)[1]
         evaluation = evaluate(self.model, params, graph, self.energy_scale, with_forces=False)
         return losses.sums(evaluation, self._trained_on(graph), **self.loss_options)
 
-    def counts(self, graph: jraph.GraphsTuple) -> losses.Sums:
+    def counts(self, graph: jraph.GraphsTuple) -> losses.LossSums:
         nothing = Evaluation(jnp.zeros_like(graph.globals["energy"]), jnp.zeros_like(graph.nodes["forces"]), None)
         return losses.sums(nothing, self._trained_on(graph), **self.loss_options)
 
@@ -84,14 +84,14 @@ class ForceField:
             return graph
         return graph._replace(nodes={**graph.nodes, "forces": jnp.full_like(graph.nodes["forces"], jnp.nan)})
 
-    def combine(self, local: losses.Sums, total: losses.Sums, step: Any) -> jax.Array:
+    def combine(self, local: losses.LossSums, total: losses.LossSums, step: Any) -> jax.Array:
         return losses.combine(local, total, self.beta(step))
 
-    def evaluate(self, params: Any, graph: jraph.GraphsTuple) -> tuple[Evaluation, losses.Sums]:
+    def evaluate(self, params: Any, graph: jraph.GraphsTuple) -> tuple[Evaluation, losses.LossSums]:
         evaluation = evaluate(self.model, params, graph, self.energy_scale)
         return evaluation, losses.sums(evaluation, graph, **self.loss_options)
 
-    def averages(self, sums: losses.Sums, prefix: str, step: int | None = None) -> dict[str, float]:
+    def averages(self, sums: losses.LossSums, prefix: str, step: int | None = None) -> dict[str, float]:
         return losses.averages(sums, self.beta_valid if step is None else float(self.beta(step)), prefix)
 
     def line(self, row: Mapping[str, float], prefix: str) -> str:

@@ -30,7 +30,7 @@ def restore(workdir: Path, kind: str = LATEST) -> Restored | None:
     return None if about is None else Restored(about["step"], arrays, about["metadata"])
 
 
-class Outputs:
+class TrainingOutputs:
     """Writes beside the training; with `active` False, nothing. `columns`: of the metrics.
 
     Raises:

@@ -17,7 +17,8 @@ from mlip_jax import __version__, distributed
 from mlip_jax import config as configs
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection.split_files import load_split, save_split
-from mlip_jax.graphs.batching import choose_budgets, enlarge, fill_buckets, plan_buckets
+from mlip_jax.graphs.packing import fill_fraction, plan_buckets
+from mlip_jax.graphs.padding import choose_budgets, grow_to_fit
 from mlip_jax.potential import long_range_cutoff
 from mlip_jax.training.data import Batches
 from mlip_jax.training.throughput import peak_flops
@@ -53,20 +54,20 @@ def make_batches(config, splits, model, reference, restored, **options) -> tuple
         micro_batches = restored.metadata["position"].get("micro_batches", micro_batches)
     budgets = choose_budgets(train.sizes, c.batch_size / micro_batches)
     for split in splits.values():
-        budgets = (*budgets[:-1], enlarge(budgets[-1], split.sizes))
+        budgets = (*budgets[:-1], grow_to_fit(budgets[-1], split.sizes))
     batches = Batches(budgets, model.cutoff, reference, jax.local_device_count(), micro_batches, distributed.count(),
                       distributed.index(), long_range_cutoff(model), **options)
     # in another order than the store's, where conformations of a molecule stand together
     some = np.random.default_rng(0).permutation(len(train))[:20_000]
     plan = plan_buckets(some, train.sizes, budgets)
-    filled = fill_buckets(plan, train.sizes, budgets)
-    room = {"nodes": "atoms", "edges": "edges", "graphs": "graphs", "pairs": "long-range pairs"}
+    filled = fill_fraction(plan, train.sizes, budgets)
+    names = {"n_node": "atoms", "n_edge": "edges", "n_graph": "graphs", "n_pair": "long-range pairs"}
     for bucket, budget in enumerate(budgets):
         log.info("batches of %s: %.1f %%", ", ".join(
-            f"{getattr(budget, k)} {room[k]}" for k in filled), 100 * np.mean([b == bucket for b, _ in plan]))
+            f"{getattr(budget, k)} {names[k]}" for k in filled), 100 * np.mean([b == bucket for b, _ in plan]))
     log.info("%d micro-batch(es) of about %.4g structures in an update; %s", micro_batches,
              mean := np.mean([len(places) for _, places in plan]), ", ".join(
-                 f"{100 * (1 - share):.1f} % of {room[k]} are padding" for k, share in filled.items()))
+                 f"{100 * (1 - share):.1f} % of {names[k]} are padding" for k, share in filled.items()))
     if mean * micro_batches > _LARGER * c.batch_size:
         log.warning("an update is of about %.4g structures, not of the %.4g of train.batch_size: each of its %d "
                     "micro-batches holds at least one. Fewer devices or micro-batches would make it smaller",

@@ -12,7 +12,7 @@ from mlip_jax import distributed
 log = logging.getLogger(__name__)
 
 
-class Progress:
+class TrainingProgressBar:
     """Context manager around the bar of a run of `total` steps."""
 
     def __init__(self, total: int, done: int):
@@ -22,7 +22,7 @@ class Progress:
             disable=not distributed.leader())
         self._task = self._bar.add_task("training", total=total, completed=done, text="")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> TrainingProgressBar:
         self._bar.start()
         return self
 

@@ -24,7 +24,7 @@ ALIGNMENTS = ("cosine", "mse")
 _NO_DISPLACEMENT = 1e-4
 
 
-class Sums(NamedTuple):
+class PropertySums(NamedTuple):
     """Sums over a batch by property, each a scalar.
 
     Attributes:
@@ -66,23 +66,23 @@ class Properties:
     def columns(self) -> tuple[str, ...]:
         return ("loss", *(f"{t.name}_mae" for t in self.targets), *(("alignment",) if self.align_weight else ()))
 
-    def sums(self, params: Any, graph: jraph.GraphsTuple) -> Sums:
+    def sums(self, params: Any, graph: jraph.GraphsTuple) -> PropertySums:
         return self.evaluate(params, graph)[1]
 
-    def counts(self, graph: jraph.GraphsTuple) -> Sums:
+    def counts(self, graph: jraph.GraphsTuple) -> PropertySums:
         return self._sums(None, graph)
 
-    def evaluate(self, params: Any, graph: jraph.GraphsTuple) -> tuple[dict[str, jax.Array], Sums]:
+    def evaluate(self, params: Any, graph: jraph.GraphsTuple) -> tuple[dict[str, jax.Array], PropertySums]:
         predicted = self.model.apply(params, graph)
         return predicted, self._sums(predicted, graph)
 
-    def combine(self, local: Sums, total: Sums, step: Any) -> jax.Array:
+    def combine(self, local: PropertySums, total: PropertySums, step: Any) -> jax.Array:
         loss = self.align_weight * local.alignment / jnp.maximum(total.aligned, 1.0)
         for t in self.targets:
             loss = loss + t.weight * local.penalty[t.name] / jnp.maximum(total.count[t.name], 1.0)
         return loss
 
-    def averages(self, sums: Sums, prefix: str, step: int | None = None) -> dict[str, float]:
+    def averages(self, sums: PropertySums, prefix: str, step: int | None = None) -> dict[str, float]:
         # a validation is of the properties, and of the alignment only where there is nothing else
         of_all = step is not None or not self.targets
         loss = self.align_weight * _mean(sums.alignment, sums.aligned) if of_all and sums.aligned else 0.0
@@ -99,7 +99,7 @@ class Properties:
             parts.append(f"alignment {figure(row[f'{prefix}_alignment'], 3)}")
         return "  ".join(parts)
 
-    def _sums(self, predicted: Mapping[str, jax.Array] | None, graph: jraph.GraphsTuple) -> Sums:
+    def _sums(self, predicted: Mapping[str, jax.Array] | None, graph: jraph.GraphsTuple) -> PropertySums:
         """With None for what is predicted, sums whose counts are right."""
         penalty, absolute, count = {}, {}, {}
         for t in self.targets:
@@ -110,7 +110,7 @@ class Properties:
             penalty[t.name] = PENALTIES[self.penalty](error, self.huber_delta).sum()
             absolute[t.name] = t.scale * jnp.abs(error).sum()
             count[t.name] = known.sum().astype(error.dtype)
-        return Sums(penalty, absolute, count, *self._align(predicted, graph))
+        return PropertySums(penalty, absolute, count, *self._align(predicted, graph))
 
     def _align(self, predicted, graph):
         labels = graph.nodes.get("properties", {}).get(DISPLACEMENT)

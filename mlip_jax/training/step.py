@@ -41,7 +41,7 @@ class TrainState(NamedTuple):
     rate_scale: Any
 
 
-class Result(NamedTuple):
+class DispatchResult(NamedTuple):
     """What came of the updates of a call, on the device; leading axes (D, S), alike on all devices.
 
     Attributes:
@@ -140,7 +140,7 @@ class Trainer:
         return state._replace(rate_scale=self.replicate(np.asarray(scale, np.float32)))
 
     def train(self, state: TrainState, inputs: Any, count: int = 1, *, bucket: int = 0, stop: bool = False
-              ) -> tuple[TrainState, Result]:
+              ) -> tuple[TrainState, DispatchResult]:
         """`count` updates; `state` is given away.
 
         Args:
@@ -179,7 +179,7 @@ def _updates(update, state, inputs, count, stop):
     most = jax.tree.leaves(inputs)[0].shape[0]
     if most == 1:
         state, (sums, finite) = update(state, _at(inputs, 0))
-        return state, jax.tree.map(lambda x: x[None], Result(sums, finite, stop))
+        return state, jax.tree.map(lambda x: x[None], DispatchResult(sums, finite, stop))
 
     def body(i, carry):
         state, results = carry
@@ -190,7 +190,7 @@ def _updates(update, state, inputs, count, stop):
     empty = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
     # its length is not static, so that what is left before a checkpoint needs no other program
     state, (sums, finite) = jax.lax.fori_loop(0, count, body, (state, empty))
-    return state, Result(sums, finite, jnp.full(most, stop))
+    return state, DispatchResult(sums, finite, jnp.full(most, stop))
 
 
 def _update(objective, optimizer, ema_decay):

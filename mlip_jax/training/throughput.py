@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlip_jax.graphs.batching import Sizes
-from mlip_jax.training.data import Group
+from mlip_jax.graphs.shapes import Sizes
+from mlip_jax.training.data import StepPlan
 
 # Float32 multiply-adds of the vector units, as two operations, per second: what a model without products of lower
 # precision can reach. From the makers' data sheets.
@@ -21,7 +21,7 @@ PEAK_FLOPS = {"H200": 67e12, "H100": 67e12, "GH200": 67e12, "B200": 75e12, "A100
 PARTS = ("input", "checkpoint", "validation")
 
 
-class Meter:
+class ThroughputMeter:
     """Counts work and time.
 
     Attributes:
@@ -34,7 +34,7 @@ class Meter:
         self._flops = flops_per_update
         self.start()
 
-    class _Line:
+    class _LogLine:
         """What has come since the last line."""
 
         def __init__(self, begin: float, seconds: dict[str, float]):
@@ -56,9 +56,9 @@ class Meter:
         """Time begins to count."""
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self._begin = time.monotonic()
-        self._line = self._Line(self._begin, dict(self.seconds))
+        self._line = self._LogLine(self._begin, dict(self.seconds))
 
-    def add(self, groups: Sequence[Group], sums: Any, finite: np.ndarray) -> None:
+    def add(self, groups: Sequence[StepPlan], sums: Any, finite: np.ndarray) -> None:
         """Updates that are done: their groups, their sums (leading axis of updates) on the host, and which count."""
         line = self._line
         places = np.concatenate([p for g in groups for p in g.places])
@@ -85,7 +85,7 @@ class Meter:
             row["mfu"] = self._flops * line.updates / training / peak
         # nothing at all would look like no error
         sums = jax.tree.map(lambda *x: float(np.sum(x)) if line.finite else float("nan"), *line.sums or [None])
-        self._line = self._Line(now, dict(self.seconds))
+        self._line = self._LogLine(now, dict(self.seconds))
         return sums, row
 
     def summary(self) -> dict[str, float]:

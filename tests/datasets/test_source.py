@@ -21,7 +21,7 @@ from mlip_jax.datasets.molecules.fingerprints import morgan_fingerprint
 from mlip_jax.datasets.quality.filters import CODES, Filters
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection.scaffolds import murcko_scaffold
-from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 from mlip_jax.datasets.store.store import MANIFEST, Store, is_store
 
 DATA = Path(__file__).parents[1] / "data/gfn2_small.hdf5"
@@ -61,7 +61,8 @@ def options(tmp_path):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A store of DATA in several shards."""
-    return convert(Recipe(str(DATA), atoms_per_shard=300), tmp_path_factory.mktemp("made") / "store", num_processes=1,
+    return convert(ConversionSpec(str(DATA), atoms_per_shard=300), tmp_path_factory.mktemp("made") / "store",
+                   num_processes=1,
                    progress=False)
 
 

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.graphs import edge_counts as module
 from mlip_jax.graphs.edge_counts import count_all, count_all_pairs, edge_counts, pair_counts
@@ -35,7 +35,8 @@ He 0.0 0.0 0.0
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A store of many shards."""
-    folder = convert(Recipe(str(DATA), atoms_per_shard=60), tmp_path_factory.mktemp("made") / "store", num_processes=1,
+    folder = convert(ConversionSpec(str(DATA), atoms_per_shard=60), tmp_path_factory.mktemp("made") / "store",
+                     num_processes=1,
                      progress=False)
     assert len(Store(folder).manifest["shards"]) > 10
     return folder
@@ -74,7 +75,8 @@ def test_counts_are_those_of_brute_force(store, cutoff):
 
 def test_periodic_structures_among_others(tmp_path):
     (tmp_path / "frames.xyz").write_text(PERIODIC)
-    store = Store(convert(Recipe(str(tmp_path / "frames.xyz")), tmp_path / "store", num_processes=1, refuse=False,
+    store = Store(convert(ConversionSpec(str(tmp_path / "frames.xyz")), tmp_path / "store", num_processes=1,
+                          refuse=False,
                           progress=False))
     # Each ion sees the other at 2.1 Å on both sides, and its own six images at 4.2 Å.
     assert count(store, 2.5).tolist() == [4, 6, 0]
@@ -107,7 +109,7 @@ def test_other_structures_in_the_same_folder_are_counted_anew(store, tmp_path):
     with h5py.File(changed, "a") as file:
         group = next(iter(file.values()))
         group["conformations"][0] = 3 * group["conformations"][0]
-    other = convert(Recipe(str(changed), atoms_per_shard=60), tmp_path / "other", num_processes=1, refuse=False,
+    other = convert(ConversionSpec(str(changed), atoms_per_shard=60), tmp_path / "other", num_processes=1, refuse=False,
                     progress=False)
     shutil.copytree(store.path / "edges", other / "edges")
     after = count(Store(other))
@@ -124,7 +126,8 @@ def test_filtered_stores_of_the_same_shards_have_their_own_counts(tmp_path):
         file[names[0]]["dft_total_energy"][2] += 3.0
         file[names[5]]["dft_total_gradient"][1] *= 50
     plain, energy, force = (
-        Store(convert(Recipe(str(changed), filters=filters, atoms_per_shard=60), tmp_path / name, num_processes=1,
+        Store(convert(ConversionSpec(str(changed), filters=filters, atoms_per_shard=60), tmp_path / name,
+                      num_processes=1,
                       refuse=False, progress=False))
         for name, filters in (("plain", {}), ("energy", {"max_energy_z": 20.0}), ("force", {"max_force_z": 20.0})))
     assert plain.manifest["shards"] == energy.manifest["shards"] == force.manifest["shards"]
@@ -222,7 +225,8 @@ def test_all_pairs_are_counted_without_positions(store, monkeypatch):
 
 def test_all_pairs_of_a_store_with_periodic_structures_are_refused(tmp_path):
     (tmp_path / "frames.xyz").write_text(PERIODIC)
-    store = Store(convert(Recipe(str(tmp_path / "frames.xyz")), tmp_path / "store", num_processes=1, refuse=False,
+    store = Store(convert(ConversionSpec(str(tmp_path / "frames.xyz")), tmp_path / "store", num_processes=1,
+                          refuse=False,
                           progress=False))
     with pytest.raises(ValueError, match="store.*pairs without end"):
         pair_counts(store, np.inf)

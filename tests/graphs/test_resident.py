@@ -13,8 +13,11 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import ReadReport
 from mlip_jax.datasets.readers.spice import Reader
 from mlip_jax.graphs import resident as module
-from mlip_jax.graphs.batching import Budget, Sizes, build_batch, choose_budget, measure, plan_window
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.packing import plan_batches
+from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.graphs.resident import collect, estimate_bytes, gather, indexable, nbytes
+from mlip_jax.graphs.shapes import PaddingBudget, Sizes
 from mlip_jax.structure import Structure
 
 DATA = Path(__file__).parents[1] / "data/gfn2_small.hdf5"
@@ -45,12 +48,12 @@ def crystals(count=24, seed=0) -> Columns:
     return Columns.from_structures(made)
 
 
-def padded(places, budget: Budget) -> np.ndarray:
+def padded(places, budget: PaddingBudget) -> np.ndarray:
     places = np.asarray(places, np.int32)
-    return np.concatenate([places, np.full(budget.graphs - 1 - len(places), -1, np.int32)])
+    return np.concatenate([places, np.full(budget.n_graph - 1 - len(places), -1, np.int32)])
 
 
-def batch(resident, places, budget: Budget):
+def batch(resident, places, budget: PaddingBudget):
     """Compiled: a new shape of each operation in turn takes longer."""
     return jax.jit(partial(gather, budget=budget))(resident, padded(places, budget))
 
@@ -64,11 +67,11 @@ def assert_same(found, expected):
 
 
 SETS = {
-    "open": (read, None, Budget(120, 640, 14)),
-    "open, all pairs": (read, np.inf, Budget(121, 641, 14, 700)),
-    "open, near pairs": (read, 4.0, Budget(120, 640, 14, 400)),
-    "periodic": (crystals, None, Budget(40, 900, 9)),
-    "periodic, pairs": (crystals, 4.5, Budget(41, 901, 9, 1600)),
+    "open": (read, None, PaddingBudget(120, 640, 14)),
+    "open, all pairs": (read, np.inf, PaddingBudget(121, 641, 14, 700)),
+    "open, near pairs": (read, 4.0, PaddingBudget(120, 640, 14, 400)),
+    "periodic": (crystals, None, PaddingBudget(40, 900, 9)),
+    "periodic, pairs": (crystals, 4.5, PaddingBudget(41, 901, 9, 1600)),
 }
 
 
@@ -79,7 +82,7 @@ def made(request):
     columns = load()
     resident = collect(columns, CUTOFF, REFERENCE, long_range_cutoff)
     gathered = jax.jit(partial(gather, jax.device_put(resident), budget=budget))
-    return columns, measure(columns, CUTOFF, long_range_cutoff), budget, long_range_cutoff, gathered
+    return columns, graph_sizes(columns, CUTOFF, long_range_cutoff), budget, long_range_cutoff, gathered
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -87,9 +90,9 @@ def made(request):
 def test_batches_of_device_and_host_are_equal(made, data):
     columns, sizes, budget, long_range_cutoff, gathered = made
     number = st.integers(0, len(columns) - 1)
-    places = np.array(data.draw(st.lists(number, max_size=budget.graphs - 1)), np.int64)
+    places = np.array(data.draw(st.lists(number, max_size=budget.n_graph - 1)), np.int64)
     taken = sizes.take(places)
-    room = (budget.nodes - 1, budget.edges, budget.pairs)
+    room = (budget.n_node - 1, budget.n_edge, budget.n_pair)
     fits = np.all([np.cumsum(n) <= most for n, most in zip(taken, room) if n is not None], axis=0)
     places = places[:len(fits) if fits.all() else int(np.argmin(fits))]
     expected = build_batch(columns.take(places), budget, CUTOFF, REFERENCE, long_range_cutoff=long_range_cutoff)
@@ -100,7 +103,7 @@ def test_batches_of_device_and_host_are_equal(made, data):
 def test_full_batches_are_equal(made):
     """Those that leave no graph, or hardly an edge, for padding."""
     columns, sizes, budget, long_range_cutoff, gathered = made
-    plan = plan_window(np.random.default_rng(0).permutation(len(columns)), sizes, budget)
+    plan = plan_batches(np.random.default_rng(0).permutation(len(columns)), sizes, budget)
     assert sum(len(places) for places in plan) == len(columns)
     for places in plan:
         expected = build_batch(columns.take(places), budget, CUTOFF, REFERENCE, long_range_cutoff=long_range_cutoff)
@@ -109,7 +112,7 @@ def test_full_batches_are_equal(made):
 
 def test_double_precision(double_precision):
     columns = crystals(6)
-    budget = Budget(60, 1500, 7, 2000)
+    budget = PaddingBudget(60, 1500, 7, 2000)
     resident = collect(columns, CUTOFF, REFERENCE, 4.0, np.float64)
     expected = build_batch(columns, budget, CUTOFF, REFERENCE, np.float64, 4.0)
     assert_same(batch(resident, range(6), budget), expected)
@@ -141,7 +144,7 @@ def test_long_columns_are_collected_in_pieces(monkeypatch):
 def test_bytes_are_known_before(load, long_range_cutoff, dtype):
     columns = load()
     resident = collect(columns, CUTOFF, None, long_range_cutoff, dtype)
-    sizes = measure(columns, CUTOFF, long_range_cutoff)
+    sizes = graph_sizes(columns, CUTOFF, long_range_cutoff)
     assert estimate_bytes(sizes, columns.cell is not None, dtype) == nbytes(resident)
     assert nbytes(resident) == sum(x.nbytes for x in jax.tree.leaves(resident))
 
@@ -156,28 +159,28 @@ def test_integers_are_as_small_as_they_can_be():
     columns = Columns.concatenate([small, Columns.from_structures([large, far])])
     resident = collect([columns.take(np.arange(3)), columns.take(np.arange(3, 5))], 5.5)
     assert (resident.senders.dtype, resident.shifts.dtype) == (np.uint16, np.int16)
-    sizes = measure(columns, 5.5)
+    sizes = graph_sizes(columns, 5.5)
     assert sizes.n_edge.max() > 2**16 and resident.pair_order.dtype == np.uint32
-    budget = Budget(int(sizes.n_node.sum()) + 1, int(sizes.n_edge.sum()) + 2, 7)
+    budget = PaddingBudget(int(sizes.n_node.sum()) + 1, int(sizes.n_edge.sum()) + 2, 7)
     assert_same(batch(resident, [4, 1, 3], budget),
                 build_batch(columns.take(np.array([4, 1, 3])), budget, 5.5))
 
 
 def test_structures_without_edges():
     columns = Columns.from_structures([Structure(np.array([z]), np.zeros((1, 3))) for z in (1, 2, 3)])
-    budget = choose_budget(measure(columns, CUTOFF, np.inf), 2)
+    budget = choose_budget(graph_sizes(columns, CUTOFF, np.inf), 2)
     resident = collect(columns, CUTOFF, long_range_cutoff=np.inf)
     for places in ([2, 0], []):
         expected = build_batch(columns.take(np.array(places, int)), budget, CUTOFF, long_range_cutoff=np.inf)
         assert_same(batch(resident, places, budget), expected)
 
 
-@pytest.mark.parametrize("change", [{"nodes": 1}, {"edges": 2}, {"pairs": 1}])
+@pytest.mark.parametrize("change", [{"n_node": 1}, {"n_edge": 2}, {"n_pair": 1}])
 def test_what_does_not_fit_is_not_overlooked(change):
     columns = read().take(np.array([0, 5, 7]))
-    sizes = measure(columns, CUTOFF, np.inf)
-    budget = Budget(*(int(n.sum()) for n in sizes[:2]), 6, int(sizes.n_pair.sum()))._replace(
-        nodes=int(sizes.n_node.sum()) + 1)
+    sizes = graph_sizes(columns, CUTOFF, np.inf)
+    budget = PaddingBudget(*(int(n.sum()) for n in sizes[:2]), 6, int(sizes.n_pair.sum()))._replace(
+        n_node=int(sizes.n_node.sum()) + 1)
     resident = collect(columns, CUTOFF, long_range_cutoff=np.inf)
     fitting = batch(resident, range(3), budget)
     assert np.isfinite(fitting.nodes["positions"]).all()
@@ -190,7 +193,7 @@ def test_what_does_not_fit_is_not_overlooked(change):
 
 def test_more_edges_than_int32_can_number_are_refused(monkeypatch):
     columns = read()
-    sizes = measure(columns, CUTOFF)
+    sizes = graph_sizes(columns, CUTOFF)
     edges = int(sizes.n_edge.sum())
     assert indexable(sizes) and not indexable(Sizes(sizes.n_node, np.array([2**30, 2**30])))
     monkeypatch.setattr(module, "_MOST", edges)

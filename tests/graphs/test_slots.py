@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlip_jax.graphs.batching import Budget
 from mlip_jax.graphs.neighbors import long_range_list, neighbor_list
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.graphs.slots import Slots, build, to_slots
 
 SIZE, NUM, CUTOFF = 7, 4, 2.5
@@ -34,7 +34,7 @@ def built(slots, positions, budget, long_range=None):
 @given(st.integers(0, 10_000), st.lists(st.integers(0, SIZE), min_size=NUM, max_size=NUM))
 def test_edges_pairs_and_atoms_are_those_of_the_host(seed, counts):
     slots, positions = random_slots(seed, counts)
-    budget = Budget(SIZE * NUM + 2, SIZE * SIZE * NUM, NUM + 1, SIZE * SIZE * NUM)
+    budget = PaddingBudget(SIZE * NUM + 2, SIZE * SIZE * NUM, NUM + 1, SIZE * SIZE * NUM)
     batch = built(slots, positions, budget, 3.0)
     graph, offset, edges, pairs = batch.graph, 0, [], []
     for m, count in enumerate(counts):
@@ -53,12 +53,12 @@ def test_edges_pairs_and_atoms_are_those_of_the_host(seed, counts):
         offset += count
     made = list(zip(graph.receivers.tolist(), graph.senders.tolist()))
     assert made[:len(edges)] == edges and set(made[len(edges):]) <= {(offset, offset)}
-    assert graph.n_node.sum() == budget.nodes and graph.n_edge.sum() == budget.edges
+    assert graph.n_node.sum() == budget.n_node and graph.n_edge.sum() == budget.n_edge
     listed = graph.edges["long_range"]
     made_pairs = list(zip(listed["receivers"].tolist(), listed["senders"].tolist()))
     assert made_pairs[:len(pairs)] == pairs and set(made_pairs[len(pairs):]) <= {(offset, offset)}
-    order, half = graph.edges["pair_order"], budget.edges // 2
-    assert sorted(order) == list(range(budget.edges))
+    order, half = graph.edges["pair_order"], budget.n_edge // 2
+    assert sorted(order) == list(range(budget.n_edge))
     assert all(made[a] == made[b][::-1] for a, b in zip(order[:half], order[half:]))
     assert int(jraph.get_number_of_padding_with_graphs_graphs(graph)) == 1
 
@@ -67,7 +67,7 @@ def test_slots_without_room_wait_and_lose_no_neighbour():
     slots, positions = random_slots(0, [5, 7, 6, 7])
     counts = [len(neighbor_list(positions[m, :c].astype(float), CUTOFF).senders) for m, c in enumerate([5, 7, 6, 7])]
     room = sum(counts[:2])
-    batch = built(slots, positions, Budget(40, room, NUM + 1))
+    batch = built(slots, positions, PaddingBudget(40, room, NUM + 1))
     expected = np.cumsum(counts) <= room
     assert expected[:2].all() and not expected.all()
     np.testing.assert_array_equal(batch.takes_part, expected)
@@ -76,7 +76,7 @@ def test_slots_without_room_wait_and_lose_no_neighbour():
 
 def test_values_of_atoms_go_back_to_their_slots():
     slots, positions = random_slots(1, [3, 0, 7, 1])
-    batch = built(slots, positions, Budget(15, 100, NUM + 1))
+    batch = built(slots, positions, PaddingBudget(15, 100, NUM + 1))
     back = np.asarray(to_slots(batch, jnp.asarray(batch.graph.nodes["positions"]), SIZE))
     for m, count in enumerate([3, 0, 7, 1]):
         np.testing.assert_array_equal(back[m, :count], positions[m, :count])
@@ -86,12 +86,12 @@ def test_values_of_atoms_go_back_to_their_slots():
 def test_a_slot_that_alone_is_too_large_says_what_it_needs():
     slots, positions = random_slots(2, [7, 7, 7, 7])
     counts = [len(neighbor_list(positions[m].astype(float), CUTOFF).senders) for m in range(NUM)]
-    batch = built(slots, positions, Budget(40, min(counts) - 2, NUM + 1))
+    batch = built(slots, positions, PaddingBudget(40, min(counts) - 2, NUM + 1))
     assert not batch.takes_part.any() and batch.graph.n_edge[:NUM].sum() == 0
     np.testing.assert_array_equal(batch.n_edge, counts)
 
 
-@pytest.mark.parametrize("budget", [Budget(SIZE, 100, NUM + 1), Budget(20, 41, NUM + 1)])
+@pytest.mark.parametrize("budget", [PaddingBudget(SIZE, 100, NUM + 1), PaddingBudget(20, 41, NUM + 1)])
 def test_a_budget_that_cannot_be_filled_is_refused(budget):
     slots, positions = random_slots(1, [3, 0, 7, 1])
     with pytest.raises(ValueError, match="room for more than 7 atoms"):

@@ -17,7 +17,9 @@ import safetensors.numpy
 import yaml
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget, build_batch, measure
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.padding import graph_sizes
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.importers import torchmdnet
 from mlip_jax.potential import evaluate
 from mlip_jax.structure import Structure
@@ -57,8 +59,8 @@ def energies_and_forces(potential, undirected=True, dtype=np.float64):
     """Total energies (4,) and forces of all structures in one padded batch."""
     found, model = list(structures()), potential.model.clone(undirected=undirected)
     columns = Columns.from_structures(found)
-    sizes = measure(columns, model.cutoff)
-    budget = Budget(int(sizes.n_node.sum()) + 3, int(sizes.n_edge.sum()) + 6, len(found) + 2)
+    sizes = graph_sizes(columns, model.cutoff)
+    budget = PaddingBudget(int(sizes.n_node.sum()) + 3, int(sizes.n_edge.sum()) + 6, len(found) + 2)
     batch = build_batch(columns, budget, model.cutoff, dtype=dtype)
     params = jax.tree.map(lambda p: p.astype(dtype), potential.params)
     result = jax.jit(lambda p, g: evaluate(model, p, g, potential.energy_scale))(params, batch)

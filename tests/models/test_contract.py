@@ -21,7 +21,9 @@ from scipy.spatial.transform import Rotation
 
 from mlip_jax import models
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget, build_batch, measure
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.padding import graph_sizes
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.models.layers.heads import AtomOutputs
 from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.structure import Structure
@@ -44,7 +46,7 @@ FURTHER_OPTIONS = {
         {"distance_influence": "none", "head": "scalar", "cutoff_fn": "phys"}],
 }
 SCALE = 1.7  # eV per unit of the model's output
-BUDGET = Budget(nodes=16, edges=64, graphs=5)
+BUDGET = PaddingBudget(n_node=16, n_edge=64, n_graph=5)
 RELATIVE = 1e-10
 
 
@@ -117,9 +119,9 @@ def check_outputs(case):
     """Atomic energies (N,) and features (N, 1 or 2, (max_degree + 1)**2, F), in the precision of the graph."""
     outputs = case.apply(case.params, case.graph([LARGE]))
     assert isinstance(outputs, AtomOutputs)
-    assert outputs.energies.shape == (BUDGET.nodes,) and outputs.energies.dtype == np.float64
+    assert outputs.energies.shape == (BUDGET.n_node,) and outputs.energies.dtype == np.float64
     atoms, parities, components, _ = outputs.features.shape
-    assert atoms == BUDGET.nodes and parities in (1, 2) and np.sqrt(components).is_integer()
+    assert atoms == BUDGET.n_node and parities in (1, 2) and np.sqrt(components).is_integer()
     assert outputs.features.dtype == np.float64
 
 
@@ -173,12 +175,12 @@ def check_padding_and_batching(case):
     """A structure alone without spare edges, in a batch, and in a large padded batch is the same."""
     structures = (SMALL_ONE, ATOM, LARGE)
     energies, forces, scale = case(*structures)
-    edges = int(measure(Columns.from_structures([LARGE]), case.cutoff).n_edge[0])
+    edges = int(graph_sizes(Columns.from_structures([LARGE]), case.cutoff).n_edge[0])
     for alone, rows, s in ((LARGE, slice(4, 10), 2), (SMALL_ONE, slice(0, 3), 0)):
         alone_energies, alone_forces, _ = case(alone)
         assert_same(alone_energies, energies[s:s + 1], scale)
         assert_same(alone_forces, forces[rows], max(np.abs(forces).max(), 1e-3 * scale))
-    tight_energies, tight_forces, _ = case(LARGE, budget=Budget(len(LARGE) + 1, edges, 2))
+    tight_energies, tight_forces, _ = case(LARGE, budget=PaddingBudget(len(LARGE) + 1, edges, 2))
     assert_same(tight_energies, energies[2:], scale)
     assert_same(tight_forces, forces[4:10], max(np.abs(forces).max(), 1e-3 * scale))
 
@@ -223,7 +225,7 @@ def check_smooth_at_the_cutoff(case):
 def check_trains_on_forces(case):
     """The gradient of a loss of forces by the parameters is finite and equals finite differences."""
     graph = case.graph([LARGE, ATOM, SMALL_ONE])
-    target = np.random.default_rng(4).standard_normal((BUDGET.nodes, 3))
+    target = np.random.default_rng(4).standard_normal((BUDGET.n_node, 3))
 
     @jax.jit
     def loss(params):
@@ -264,13 +266,13 @@ def check_isolated_atoms(case):
 
 def check_batch_of_padding_alone(case):
     result = case.evaluate(case.params, case.graph([ATOM])._replace(
-        n_node=np.array([0, BUDGET.nodes, 0, 0, 0], np.int32), n_edge=np.array([0, BUDGET.edges, 0, 0, 0], np.int32)))
+        n_node=np.array([0, BUDGET.n_node, 0, 0, 0], np.int32), n_edge=np.array([0, BUDGET.n_edge, 0, 0, 0], np.int32)))
     assert np.isfinite(result.energy).all() and not np.asarray(result.forces).any()
 
 
 def check_padding_atoms_stay_small(case):
     """A padding atom that thousands of padding edges join to itself: numbers beyond float32 would make all NaN."""
-    graph = case.graph([LARGE], budget=Budget(len(LARGE) + 4, 20_000, 3))
+    graph = case.graph([LARGE], budget=PaddingBudget(len(LARGE) + 4, 20_000, 3))
     features = np.abs(np.asarray(jax.jit(case.model.apply)(case.params, graph).features))
     assert features[len(LARGE):].max() < 100 * features[:len(LARGE)].max()
 
@@ -322,8 +324,8 @@ def check_periodic(case):
     crystal = Structure(np.array([6, 8]), np.array([[0.1, 0.2, 0.3], [1.6, 2.1, 2.4]]), cell=cell, pbc=np.ones(3, bool))
     doubled = Structure(np.tile(crystal.numbers, 2), np.concatenate([crystal.positions, crystal.positions + cell[1]]),
                         cell=cell * [[1], [2], [1]], pbc=np.ones(3, bool))
-    sizes = measure(Columns.from_structures([doubled]), case.cutoff)
-    budget = Budget(8, int(sizes.n_edge[0]) + 40, 2)
+    sizes = graph_sizes(Columns.from_structures([doubled]), case.cutoff)
+    budget = PaddingBudget(8, int(sizes.n_edge[0]) + 40, 2)
 
     def run(structure):
         return case.with_stress(case.params, case.graph([structure], budget))

@@ -9,7 +9,8 @@ import pytest
 
 from mlip_jax import models
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget, build_batch
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.structure import Structure
 
@@ -28,7 +29,7 @@ def make(**options):
 
 
 def energy_of(model, params, structure):
-    batch = build_batch(Columns.from_structures([structure]), Budget(3, 4, 2), model.cutoff, dtype=np.float64)
+    batch = build_batch(Columns.from_structures([structure]), PaddingBudget(3, 4, 2), model.cutoff, dtype=np.float64)
     batch = jax.tree.map(jnp.asarray, batch)
     return float(jax.jit(model.apply)(params, batch).energies[:len(structure)].sum())
 
@@ -37,7 +38,8 @@ def runner(model):
     function = jax.jit(lambda p, g: evaluate(model, p, g, 1.0))
 
     def run(params, structure):
-        batch = build_batch(Columns.from_structures([structure]), Budget(10, 70, 2), model.cutoff, dtype=np.float64)
+        columns = Columns.from_structures([structure])
+        batch = build_batch(columns, PaddingBudget(10, 70, 2), model.cutoff, dtype=np.float64)
         result = function(params, batch)
         return float(result.energy[0]), np.asarray(result.forces)[:len(structure)]
     return run
@@ -59,7 +61,7 @@ def test_pairs_out_of_the_range_do_not_interact():
     """Below `cutoff_lower`, and on a list that holds pairs beyond the cutoff (a list with a skin)."""
     for options, distance in (({"cutoff_lower": 1.5}, 1.2), ({"cutoff": 3.0}, 3.4)):
         model, params = make(vector_cutoff=False, distance_influence="none", **options)
-        batch = build_batch(Columns.from_structures([pair(distance)]), Budget(3, 4, 2), 6.0, dtype=np.float64)
+        batch = build_batch(Columns.from_structures([pair(distance)]), PaddingBudget(3, 4, 2), 6.0, dtype=np.float64)
         assert batch.n_edge[0] == 2
         apart = energy_of(model, params, pair(50.0))
         result = jax.jit(lambda p, g, m=model: evaluate(m, p, g, 1.0))(params, batch)

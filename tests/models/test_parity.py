@@ -16,7 +16,9 @@ import pytest
 
 from mlip_jax import models
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget, build_batch, measure
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.padding import graph_sizes
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.importers import mlff
 from mlip_jax.importers.formats.weights import check_shapes
 from mlip_jax.potential import evaluate, example_graph
@@ -31,8 +33,8 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 def energies_and_forces(model, params, structures):
     """Energies (S,) and forces of one padded batch of all structures."""
     columns = Columns.from_structures(structures)
-    sizes = measure(columns, model.cutoff)
-    budget = Budget(int(sizes.n_node.sum()) + 3, int(sizes.n_edge.sum()) + 6, len(structures) + 2)
+    sizes = graph_sizes(columns, model.cutoff)
+    budget = PaddingBudget(int(sizes.n_node.sum()) + 3, int(sizes.n_edge.sum()) + 6, len(structures) + 2)
     batch = build_batch(columns, budget, model.cutoff, dtype=np.float64)
     result = jax.jit(lambda p, g: evaluate(model, p, g, 1.0))(params, batch)
     return np.asarray(result.energy)[:len(structures)], np.asarray(result.forces)[:len(columns.numbers)]

@@ -6,8 +6,9 @@ import pytest
 from ase.build import molecule
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import build_batch, choose_budget, measure
-from mlip_jax.models.so3krates import Layer, Model
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.padding import choose_budget, graph_sizes
+from mlip_jax.models.so3krates import Model, So3kratesLayer
 from mlip_jax.structure import Structure
 
 
@@ -15,11 +16,11 @@ def sizes_of_features(**options):
     """Root mean square of the features of ethanol after each of six layers, at the start."""
     atoms = molecule("CH3CH2OH")
     columns = Columns.from_structures([Structure(atoms.numbers, atoms.positions, source="ethanol")])
-    graph = build_batch(columns, choose_budget(measure(columns, 5.0), 1), 5.0)
+    graph = build_batch(columns, choose_budget(graph_sizes(columns, 5.0), 1), 5.0)
     model = Model(num_layers=6, **options)
     params = jax.jit(model.init)(jax.random.key(0), graph)
     apply = jax.jit(lambda params, graph: model.apply(
-        params, graph, capture_intermediates=lambda module, _: isinstance(module, Layer)))
+        params, graph, capture_intermediates=lambda module, _: isinstance(module, So3kratesLayer)))
     made = apply(params, graph)[1]["intermediates"]
     features = [np.asarray(made[f"layer_{n}"]["__call__"][0][0], np.float64)[:len(atoms)] for n in range(6)]
     return [float(np.sqrt(np.mean(f**2))) for f in features]

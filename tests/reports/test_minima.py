@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 from ase import units
 
-from mlip_jax.reports.minima import Judgement, Minimum, Molecule, metrics, write_minima_report
+from mlip_jax.reports.minima import MoleculeMinima, ReferenceMinimum, ReportedMinimum, metrics, write_minima_report
 
 EV = units.kcal / units.mol  # a kcal/mol
 
 
 def judged(own, there, relaxed):
-    found = Molecule(0, "water", numbers=[8, 1, 1], new=[3], relaxed=[5], minima=[
-        Minimum(EV * e, (np.eye(3) + 0.1 * k).tolist(), k % 2, 1) for k, e in enumerate(own)])
-    return found, [Judgement(found, k, EV * a, EV * b) for k, (a, b) in enumerate(zip(there, relaxed))]
+    found = MoleculeMinima(0, "water", numbers=[8, 1, 1], new=[3], relaxed=[5], minima=[
+        ReportedMinimum(EV * e, (np.eye(3) + 0.1 * k).tolist(), k % 2, 1) for k, e in enumerate(own)])
+    return found, [ReferenceMinimum(found, k, EV * a, EV * b) for k, (a, b) in enumerate(zip(there, relaxed))]
 
 
 def test_metrics(tmp_path):
     found, judgements = judged([0.0, 1.0, 2.0], [-100.0, -98.0, -99.0], [-101.0, -101.5, -100.0])
-    content = metrics([found, Molecule(1, "bad", "cannot be read")], judgements)
+    content = metrics([found, MoleculeMinima(1, "bad", "cannot be read")], judgements)
     one = content["by_molecule"][0]["judged"]
     assert one["relative_mae_kcal_mol"] == pytest.approx(2 / 3)  # -1, 0, 1 against -1, 1, 0
     assert one["rank_correlation"] == pytest.approx(0.5)
@@ -34,4 +34,4 @@ def test_what_the_reference_method_cannot_do_is_left_out():
 
 def test_it_comes_back():
     found, _ = judged([0.0, 1.0], [0.0, 0.0], [0.0, 0.0])
-    assert Molecule.from_json(found.to_json()) == found
+    assert MoleculeMinima.from_json(found.to_json()) == found

@@ -9,7 +9,7 @@ import pytest
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.reports.domain import roc
 from mlip_jax.reports.force2geo import paper
-from mlip_jax.reports.property import Outcome, score, write_property_report
+from mlip_jax.reports.property import PredictedProperties, score, write_property_report
 
 TARGETS = (Target("gap", "scalar"), Target("dipole", "vector"), Target("charges", "atom"))
 
@@ -20,8 +20,8 @@ def outcome(count=40, seed=0, distance=True):
     labels = {"gap": rng.normal(size=count), "dipole": rng.normal(size=(count, 3)), "charges": rng.normal(size=n.sum())}
     labels["gap"][3] = np.nan
     predicted = {k: v + 0.1 * rng.normal(size=v.shape) for k, v in labels.items()}
-    return Outcome(np.array([f"m{i}<" for i in range(count)], object), n, labels, predicted,
-                   rng.random(count) if distance else None)
+    return PredictedProperties(np.array([f"m{i}<" for i in range(count)], object), n, labels, predicted,
+                               rng.random(count) if distance else None)
 
 
 def test_errors_of_structures():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlip_jax.reports.sweep import SCORES, Group, Row, draw, duration, over_seeds, read_scores, write_table
+from mlip_jax.reports.sweep import SCORES, Row, SeedAverage, draw, duration, over_seeds, read_scores, write_table
 
 
 def row(name, state="done", seconds=60.0, energy=None, force=None, **values):
@@ -59,7 +59,7 @@ def test_rows_that_differ_by_more_than_the_seed_are_apart(rows):
     painn, schnet, so3krates = over_seeds(rows)
     assert painn.values == {"model": "painn"} and painn.num_done == painn.num_rows == 2
     assert schnet.scores["test_energy_mae_mev_per_atom"] == (20.0, None)  # of one there is no deviation
-    assert so3krates == Group({"model": "so3krates"}, 0, 1, {})
+    assert so3krates == SeedAverage({"model": "so3krates"}, 0, 1, {})
     assert over_seeds([rows[0], rows[2], rows[4]]) == []
 
 

@@ -14,7 +14,8 @@ from ase.build import molecule
 
 from mlip_jax import models, terms
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget, build_batch
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.potential import Potential, evaluate, example_graph
 from mlip_jax.structure import Structure
 
@@ -69,7 +70,7 @@ def morse_potential():
         structures.append(Structure(minimum.numbers, positions, energy, forces))
     n = len(structures)
     batch = jax.tree.map(jnp.asarray, build_batch(
-        Columns.from_structures(structures), Budget(6 * n + 1, 30 * n + 2, n + 1), CUTOFF))
+        Columns.from_structures(structures), PaddingBudget(6 * n + 1, 30 * n + 2, n + 1), CUTOFF))
     potential = random_potential("tiny", seed=1)
     model = potential.model
 

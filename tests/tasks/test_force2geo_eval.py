@@ -19,7 +19,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.readers import spice
 from mlip_jax.datasets.selection.split_files import save_split
-from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.defaults import force2geo_defaults
 from mlip_jax.potential import create_model, example_graph
@@ -53,7 +53,7 @@ def named(path):
 def trained(tmp_path_factory):
     """A workdir as training leaves it: a checkpoint, and a split of a store."""
     folder = tmp_path_factory.mktemp("trained")
-    convert(Recipe(str(named(folder / "data.xyz")), "ase", {"molecule_key": "molecule"}, dtype="float64"),
+    convert(ConversionSpec(str(named(folder / "data.xyz")), "ase", {"molecule_key": "molecule"}, dtype="float64"),
             folder / "store", num_processes=1, progress=False)
     store = Store(folder / "store")
     names = np.array([store[i].molecule for i in range(len(store))])

@@ -19,7 +19,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.simulation.dynamics import h5md
 from mlip_jax.simulation.dynamics import md as dynamics
-from mlip_jax.simulation.dynamics.outputs import OutputError, Outputs
+from mlip_jax.simulation.dynamics.outputs import DynamicsOutputs, OutputError
 from mlip_jax.simulation.dynamics.trajectories import read_trajectory
 from mlip_jax.tasks import md
 from mlip_jax.workdir import WorkdirError
@@ -102,7 +102,7 @@ def test_both_forms_hold_the_same(world, tmp_path):
 def test_a_stopped_run_writes_the_same(world, tmp_path, monkeypatch, form):
     world = functools.partial(world, trajectory_format=form)
     world("whole")
-    write_files, calls = Outputs.write, []
+    write_files, calls = DynamicsOutputs.write, []
 
     def fails(self, *arguments):
         calls.append(0)
@@ -110,7 +110,7 @@ def test_a_stopped_run_writes_the_same(world, tmp_path, monkeypatch, form):
         if len(calls) in (3, 5):  # what is written is not in a restart file yet
             raise SystemExit
 
-    monkeypatch.setattr(Outputs, "write", fails)
+    monkeypatch.setattr(DynamicsOutputs, "write", fails)
     for _ in range(2):
         with pytest.raises(SystemExit):
             world("stopped")

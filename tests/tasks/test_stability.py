@@ -10,7 +10,7 @@ from ase.io import write
 from mlip_jax.config import ConfigError
 from mlip_jax.defaults import stability_defaults
 from mlip_jax.simulation.dynamics import md as dynamics
-from mlip_jax.simulation.dynamics.outputs import Outputs
+from mlip_jax.simulation.dynamics.outputs import DynamicsOutputs
 from mlip_jax.tasks import stability
 from tests.simulation.analytic import pairwise
 
@@ -30,7 +30,7 @@ def test_hot_molecules_break_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
     write(path, [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), Atoms("H2", [[0, 0, 0], [0, 0, 0.7]])])
     monkeypatch.setattr(stability, "load_force_field", lambda text: pairwise("harmonic", length=0.74, stiffness=20.0))
     monkeypatch.setattr(dynamics, "_TURN", 0.01)
-    write_files, calls = Outputs.write, []
+    write_files, calls = DynamicsOutputs.write, []
 
     def fails(self, *arguments):
         calls.append(0)
@@ -38,7 +38,7 @@ def test_hot_molecules_break_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
         if len(calls) == 3:
             raise SystemExit
 
-    monkeypatch.setattr(Outputs, "write", fails)
+    monkeypatch.setattr(DynamicsOutputs, "write", fails)
     with pytest.raises(SystemExit):
         stability.run(options(path), tmp_path / "run")
     report = stability.run(options(path), tmp_path / "run")

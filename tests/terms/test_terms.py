@@ -11,14 +11,15 @@ from scipy.special import erf
 
 from mlip_jax import models, terms
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget, build_batch
+from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.graph import pairs
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.models.layers.basic import cosine_cutoff, gather, safe_norm, segment_sum
 from mlip_jax.models.layers.heads import AtomOutputs, embed_elements
 from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.structure import Structure
 
-BUDGET = Budget(nodes=16, edges=96, graphs=4, pairs=80)
+BUDGET = PaddingBudget(n_node=16, n_edge=96, n_graph=4, n_pair=80)
 COULOMB, BOHR, HARTREE = 14.3996454, 0.529177211, 27.2113860  # eV Å, Å, eV
 TERMS = {"zbl": {}, "electrostatics": {"cutoff": 6.0, "damping": 1.7}, "dispersion": {"cutoff": 6.0}}
 CUTOFF = 4.0
@@ -229,7 +230,7 @@ def test_order_padding_and_batch_change_nothing(name):
 def test_no_pairs_at_all(name):
     """A graph without one edge or pair."""
     case = case_of(name)
-    graph = case.graph([ATOM], Budget(nodes=2, edges=0, graphs=2, pairs=0))
+    graph = case.graph([ATOM], PaddingBudget(n_node=2, n_edge=0, n_graph=2, n_pair=0))
     assert graph.senders.shape == (0,)
     result = case.evaluate(case.params, graph)
     assert not np.asarray(result.energy).any() and not np.asarray(result.forces).any()
@@ -272,7 +273,7 @@ def test_smooth_at_the_borders(name):
 def test_trains_on_forces():
     """The gradient of a loss of forces by the parameters of all terms equals finite differences."""
     case, rng = case_of(*terms.names()), np.random.default_rng(4)
-    graph, target = case.graph([LARGE, ATOM, ION]), rng.standard_normal((BUDGET.nodes, 3))
+    graph, target = case.graph([LARGE, ATOM, ION]), rng.standard_normal((BUDGET.n_node, 3))
 
     @jax.jit
     def loss(params):
@@ -302,7 +303,7 @@ def test_a_doubled_cell_has_twice_the_energy():
     one = Structure(np.array([6, 8]), np.array([[0.1, 0.2, 0.3], [1.1, 0.9, 1.0]]), cell=cell, pbc=np.ones(3, bool))
     two = Structure(np.tile(one.numbers, 2), np.concatenate([one.positions, one.positions + cell[1]]),
                     cell=cell * [[1], [2], [1]], pbc=np.ones(3, bool))
-    case, budget = case_of(*terms.names()), Budget(8, 220, 2, 320)
+    case, budget = case_of(*terms.names()), PaddingBudget(8, 220, 2, 320)
     single, double = (case.evaluate(case.params, case.graph([s], budget)) for s in (one, two))
     assert double.energy[0] == pytest.approx(2 * float(single.energy[0]), rel=1e-12)
     np.testing.assert_allclose(double.forces[2:4], single.forces[:2], atol=1e-10)

@@ -16,7 +16,7 @@ from mlip_jax.datasets import readers, statistics
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.quality.filters import Filters
 from mlip_jax.graphs import resident
-from mlip_jax.graphs.batching import choose_budgets, measure
+from mlip_jax.graphs.padding import choose_budgets, graph_sizes
 from mlip_jax.potential import example_graph
 from mlip_jax.training.data import Batches, Split
 from mlip_jax.training.objectives import ForceField
@@ -37,7 +37,7 @@ def main(output: str, on_device: bool, per_call: int) -> None:
     jax.config.update("jax_disable_most_optimizations", True)
     columns = load()
     model = models.create("painn", num_features=8, num_layers=1, num_radial=6, zero_init=False)
-    split = Split(columns, np.arange(len(columns)), measure(columns, model.cutoff))
+    split = Split(columns, np.arange(len(columns)), graph_sizes(columns, model.cutoff))
     reference = statistics.reference_energies(statistics.Summary([columns]), "least_squares")
     budgets = choose_budgets(split.sizes, 2, most=2)
     batches = Batches(budgets, model.cutoff, reference, jax.local_device_count(), MICRO_BATCHES, resident=on_device)

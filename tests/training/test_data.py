@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mlip_jax.datasets import statistics
-from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 from mlip_jax.datasets.store.store import Store
-from mlip_jax.graphs.batching import choose_budget, measure
+from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.training import data
 from mlip_jax.training.data import Batches, Split
 
@@ -38,7 +38,7 @@ He 0.0 0.0 0.0
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """A store of a shard for each molecule."""
-    store = Store(convert(Recipe(str(DATA), atoms_per_shard=60), tmp_path_factory.mktemp("data") / "store",
+    store = Store(convert(ConversionSpec(str(DATA), atoms_per_shard=60), tmp_path_factory.mktemp("data") / "store",
                           num_processes=1, progress=False))
     assert len(store.manifest["shards"]) > 10
     return store
@@ -49,7 +49,7 @@ def split(request, store):
     """A part of the data whose numbers are neither dense nor ascending."""
     indices = np.random.default_rng(0).permutation(len(store))[:77]
     rows = store if request.param == "store" else store.take(np.arange(len(store)))
-    sizes = measure(store.take(np.arange(len(store))), CUTOFF)
+    sizes = graph_sizes(store.take(np.arange(len(store))), CUTOFF)
     return Split(rows, indices, sizes.take(indices))
 
 
@@ -100,8 +100,8 @@ def assert_same_steps(a, b):
 
 def shape(budget, num_devices, per_device=1):
     leading = (num_devices, 1, per_device)
-    return {"positions": (*leading, budget.nodes, 3), "senders": (*leading, budget.edges),
-            "n_node": (*leading, budget.graphs)}
+    return {"positions": (*leading, budget.n_node, 3), "senders": (*leading, budget.n_edge),
+            "n_node": (*leading, budget.n_graph)}
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 5])
@@ -228,15 +228,16 @@ def test_more_devices_than_structures(split, reference):
             group, batch = next(stream)
             assert group.epoch == epoch
             assert sorted(p.tolist() for p in group.places) == [[0], [1]]
-            np.testing.assert_array_equal(batch.n_node[:, 0, 0, 0] == made.budgets[0].nodes, [False] * 2 + [True] * 3)
+            np.testing.assert_array_equal(batch.n_node[:, 0, 0, 0] == made.budgets[0].n_node, [False] * 2 + [True] * 3)
 
 
 def test_periodic_structures_among_others_have_batches_of_one_form(tmp_path):
     (tmp_path / "frames.xyz").write_text(FRAMES)
-    store = Store(convert(Recipe(str(tmp_path / "frames.xyz"), atoms_per_shard=1), tmp_path / "store", num_processes=1,
+    store = Store(convert(ConversionSpec(str(tmp_path / "frames.xyz"), atoms_per_shard=1), tmp_path / "store",
+                          num_processes=1,
                           refuse=False, progress=False))
     assert len(store.manifest["shards"]) == 3
-    sizes = measure(store.take(np.arange(3)), 2.5)
+    sizes = graph_sizes(store.take(np.arange(3)), 2.5)
     split = Split(store, np.arange(3), sizes)
     made = Batches((choose_budget(sizes, 1),), 2.5, np.zeros(119), 2)
     with contextlib.closing(made.in_order(split)) as stream:
@@ -280,13 +281,13 @@ def test_columns_are_those_of_the_store(split, store):
 def test_a_structure_that_does_not_fit_is_named(split, reference):
     largest = int(np.argmax(split.sizes.n_node))
     made = batches(split, reference)
-    made = Batches((made.budgets[0]._replace(nodes=int(split.sizes.n_node[largest])),), CUTOFF, reference, 1)
+    made = Batches((made.budgets[0]._replace(n_node=int(split.sizes.n_node[largest])),), CUTOFF, reference, 1)
     with contextlib.closing(made.training(split, seed=0)) as stream, pytest.raises(ValueError, match="does not fit"):
         next(stream)
 
 
 def test_a_shard_that_is_lost_while_training_is_an_error_and_no_end(store, reference, tmp_path):
-    sizes = measure(store.take(np.arange(len(store))), CUTOFF)
+    sizes = graph_sizes(store.take(np.arange(len(store))), CUTOFF)
     copy = Store(shutil.copytree(store.path, tmp_path / "store"))  # none of its shards is open yet
     split = Split(copy, np.arange(len(copy)), sizes)
     (copy.path / "shards" / copy.manifest["shards"][8]["file"]).unlink()

@@ -7,13 +7,14 @@ import pytest
 
 from mlip_jax import models
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget, build_batch
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.models.layers.readouts import with_heads
 from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.structure import Structure
 from mlip_jax.training import losses
-from mlip_jax.training.dens import ENCODED, AsForceField, Corrupted, DeNS
-from mlip_jax.training.noise import DISPLACEMENT, Displaced
+from mlip_jax.training.dens import ENCODED, BatchNoise, DeNS, ForceFieldAdapter
+from mlip_jax.training.noise import DISPLACEMENT, CoordinateNoise
 from mlip_jax.training.objectives import ForceField
 
 CUTOFF, NOISE, SCALE = 4.0, 0.05, 2.0
@@ -33,7 +34,7 @@ def columns(count=60, known=True):
 
 
 DATA = Columns.from_structures(columns())
-CORRUPTED = Corrupted(Displaced(NOISE, CUTOFF, 1), 0.3)
+CORRUPTED = BatchNoise(CoordinateNoise(NOISE, CUTOFF, 1), 0.3)
 
 
 def test_a_share_of_the_structures_is_displaced_and_the_others_are_as_they_were():
@@ -62,10 +63,10 @@ def test_structures_without_all_forces_stay():
 def setup():
     model = with_heads(models.create("painn", **PAINN), {DISPLACEMENT: {"kind": "atom_vector"}})
     params = jax.jit(model.init)(jax.random.key(0), example_graph())
-    half = Corrupted(Displaced(NOISE, CUTOFF, 1), 0.5)
-    graph = build_batch(half(DATA.take(np.arange(10)), np.arange(10), 0), Budget(34, 90, 11), CUTOFF,
+    half = BatchNoise(CoordinateNoise(NOISE, CUTOFF, 1), 0.5)
+    graph = build_batch(half(DATA.take(np.arange(10)), np.arange(10), 0), PaddingBudget(34, 90, 11), CUTOFF,
                         properties=(DISPLACEMENT, ENCODED))
-    field = ForceField(AsForceField(model), SCALE, lambda step: 0.9, 0.9, LOSS)
+    field = ForceField(ForceFieldAdapter(model), SCALE, lambda step: 0.9, 0.9, LOSS)
     return model, params, graph, DeNS(field, 0.5, NOISE, SCALE)
 
 
@@ -78,7 +79,7 @@ def test_loss_by_hand(setup):
     assert float(sums.atoms) == known.sum() > 0
     np.testing.assert_allclose(sums.denoising, (error ** 2).sum() / 3, rtol=1e-4)
     told = graph._replace(nodes={**graph.nodes, ENCODED: graph.nodes["properties"][ENCODED] / SCALE})
-    plain = losses.sums(evaluate(AsForceField(model), params, told, SCALE), told, **LOSS)
+    plain = losses.sums(evaluate(ForceFieldAdapter(model), params, told, SCALE), told, **LOSS)
     np.testing.assert_allclose(sums.force_field, plain, rtol=1e-4)
     loss = losses.combine(plain, plain, 0.9) + 0.5 * sums.denoising / sums.atoms
     np.testing.assert_allclose(objective.combine(sums, sums, 0), loss, rtol=1e-4)
@@ -108,7 +109,7 @@ def test_forces_tell_of_structures_that_are_displaced_alone(setup):
 def test_large_forces_do_not_blow_the_features_up():
     model = models.create("painn", num_features=128, num_layers=3, cutoff=CUTOFF, force_encoding=True)
     params = jax.jit(model.init)(jax.random.key(0), example_graph())
-    graph = build_batch(DATA.take(np.arange(10)), Budget(34, 90, 11), CUTOFF)
+    graph = build_batch(DATA.take(np.arange(10)), PaddingBudget(34, 90, 11), CUTOFF)
 
     real = graph.nodes["numbers"] > 0
 

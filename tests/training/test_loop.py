@@ -7,7 +7,7 @@ from mlip_jax import distributed
 from mlip_jax.training import loop as module
 from mlip_jax.training import optimizer
 from mlip_jax.training.outputs import restore
-from mlip_jax.training.step import Result, Trainer
+from mlip_jax.training.step import DispatchResult, Trainer
 from tests.training.world import STEPS, as_sums, assert_same_run, by_path, make_trainer, rows, saved, without_times
 
 
@@ -129,7 +129,7 @@ def test_nothing_waits_for_the_newest_calls(world, monkeypatch, tmp_path):
         return state, result
 
     def looked_at(tree):
-        if isinstance(tree, Result):
+        if isinstance(tree, DispatchResult):
             seen.append((order[id(tree.finite)][0], newest[0]))
         return single(tree)
 
@@ -148,7 +148,7 @@ def test_crowded_devices_are_waited_for(world, monkeypatch, tmp_path):
     monkeypatch.setattr(Trainer, "crowded", True)
     loop = world.loop(tmp_path / "run", num_steps=3)
     left = []
-    monkeypatch.setattr(module.Loop, "_due", lambda self, step, every: left.append(len(self._calls)) or False)
+    monkeypatch.setattr(module.TrainingLoop, "_due", lambda self, step, every: left.append(len(self._calls)) or False)
     loop.run(world.params)
     assert loop._ahead == 0 and not loop._calls
 

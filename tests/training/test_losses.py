@@ -8,14 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget, build_batch
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.potential import Evaluation
 from mlip_jax.structure import Structure
 from mlip_jax.training.losses import (
     BETA_SCHEDULES,
     FORCE_PENALTIES,
     PENALTIES,
-    Sums,
+    LossSums,
     averages,
     beta_schedule,
     check_penalties,
@@ -40,7 +41,7 @@ def structure(n, seed, energy=None, forces=True):
 def batch_of(structures, spare=0):
     """One shape for all, unless `spare` says otherwise: eager operations are compiled by shape."""
     columns = Columns.from_structures(structures)
-    budget = Budget(16 + spare, 200, 6 + spare)
+    budget = PaddingBudget(16 + spare, 200, 6 + spare)
     return jax.tree.map(jnp.asarray, build_batch(columns, budget, 2.0))
 
 
@@ -61,8 +62,8 @@ def test_sums_of_known_numbers():
     nodes = graph.nodes["forces"].shape[0]
     evaluation = Evaluation(jnp.zeros(6).at[0].set(4.0), jnp.zeros((nodes, 3)).at[1, 2].set(2.0), jnp.zeros(nodes))
     found = sums(evaluation, graph)
-    expected = Sums(energy_loss=2.25, force_loss=4.0, energy_abs=1.5, force_abs=2.0, energies=1.0, forces=6.0,
-                    energy_total_abs=3.0, force_terms=6.0)
+    expected = LossSums(energy_loss=2.25, force_loss=4.0, energy_abs=1.5, force_abs=2.0, energies=1.0, forces=6.0,
+                        energy_total_abs=3.0, force_terms=6.0)
     assert found == expected
     for name, loss, terms in (("norm", 2.0, 2.0), ("rmse", (4 / 6) ** 0.5, 1.0), ("mae", 2.0, 6.0)):
         other = sums(evaluation, graph, force_penalty=name)
@@ -106,7 +107,7 @@ def test_no_label_at_all_is_zero_loss():
     evaluation = Evaluation(jnp.ones(6), jnp.ones((16, 3)), jnp.zeros(16))
     for penalty in FORCE_PENALTIES:
         part = compiled(evaluation, graph, penalty="mse", force_penalty=penalty)
-        assert part == Sums(*[0] * len(Sums._fields)) and combine(part, part, 0.5) == 0
+        assert part == LossSums(*[0] * len(LossSums._fields)) and combine(part, part, 0.5) == 0
 
 
 @pytest.mark.parametrize("padding", [0.0, 1e6, np.nan])
@@ -124,7 +125,7 @@ def test_padding_counts_nowhere(padding, force_penalty):
 
 def reference_sums(structures, energies, forces, penalty, force_penalty, per_atom, delta):
     """Sums, structure by structure and number by number."""
-    total = dict.fromkeys(Sums._fields, 0.0)
+    total = dict.fromkeys(LossSums._fields, 0.0)
     single = {"mse": lambda x: x * x, "mae": abs, "rmse": abs,
               "huber": lambda x: x * x / 2 if abs(x) < delta else delta * (abs(x) - delta / 2)}
     for s, energy, force in zip(structures, energies, forces):
@@ -146,7 +147,7 @@ def reference_sums(structures, energies, forces, penalty, force_penalty, per_ato
         terms = terms[force_penalty] if force_penalty in terms else [single[force_penalty](e) for e in errors]
         total["force_loss"] += sum(terms)
         total["force_terms"] += len(terms)
-    return Sums(**total)
+    return LossSums(**total)
 
 
 @pytest.mark.parametrize(("penalty", "force_penalty"), PAIRS)
@@ -234,8 +235,8 @@ def test_a_prediction_that_is_not_finite_shows(penalty, force_penalty, value):
 
 
 def test_averages_of_known_numbers():
-    part = Sums(energy_loss=6.0, force_loss=8.0, energy_abs=0.3, force_abs=1.2, energies=3.0, forces=12.0,
-                energy_total_abs=1.5, force_terms=4.0)
+    part = LossSums(energy_loss=6.0, force_loss=8.0, energy_abs=0.3, force_abs=1.2, energies=3.0, forces=12.0,
+                    energy_total_abs=1.5, force_terms=4.0)
     assert averages(part, 0.75, "valid") == pytest.approx({
         "valid_loss": 0.25 * 2.0 + 0.75 * 2.0, "valid_energy_mae_mev_per_atom": 100.0, "valid_energy_mae_mev": 500.0,
         "valid_force_mae_mev_per_ang": 100.0})
@@ -243,8 +244,8 @@ def test_averages_of_known_numbers():
 
 def test_averages_without_labels():
     """What has no labels is no part of the loss, but what is not finite does not pass for it."""
-    part = Sums(energy_loss=0.0, force_loss=8.0, energy_abs=0.0, force_abs=1.2, energies=0.0, forces=12.0,
-                energy_total_abs=0.0, force_terms=4.0)
+    part = LossSums(energy_loss=0.0, force_loss=8.0, energy_abs=0.0, force_abs=1.2, energies=0.0, forces=12.0,
+                    energy_total_abs=0.0, force_terms=4.0)
     found = averages(part, 0.75, "x")
     assert found["x_loss"] == 1.5 and np.isnan(found["x_energy_mae_mev"])
     assert np.isnan(found["x_energy_mae_mev_per_atom"]) and found["x_force_mae_mev_per_ang"] == pytest.approx(100.0)

@@ -10,7 +10,9 @@ import pytest
 
 from mlip_jax.datasets import readers, statistics
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget, build_batch, choose_budget, measure
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.padding import choose_budget, graph_sizes
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.training import data
 from mlip_jax.training.data import Batches, Split
 from tests.training.test_data import assert_identical, epochs_of, places_of
@@ -24,7 +26,7 @@ def split():
     with readers.open_data(DATA) as source:
         columns = Columns.from_structures(source)
     indices = np.random.default_rng(0).permutation(len(columns))[:60]
-    return Split(columns, indices, measure(columns, CUTOFF).take(indices))
+    return Split(columns, indices, graph_sizes(columns, CUTOFF).take(indices))
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +44,8 @@ def in_buckets(split, reference, devices=1, micro_batches=None, hosts=1, host=0,
     """Batches in several shapes."""
     small = np.argsort(split.sizes.n_edge)[:len(split) // 2]
     low, high = choose_budget(split.sizes.take(small), 1), choose_budget(split.sizes, 5)
-    return Batches((low, Budget(*np.maximum(low, high).tolist())), CUTOFF, reference, devices, micro_batches, hosts,
-                   host, **options)
+    budgets = (low, PaddingBudget(*np.maximum(low, high).tolist()))
+    return Batches(budgets, CUTOFF, reference, devices, micro_batches, hosts, host, **options)
 
 
 def taken(made, split, count, state=None):
@@ -99,9 +101,9 @@ def test_updates_hold_batches_of_one_shape_and_epochs_all_structures(split, refe
         assert progress == sorted(set(progress)) and progress[0] > epoch and progress[-1] == epoch + 1
         for group, batch in steps:
             budget = made.budgets[group.bucket]
-            assert batch.nodes["positions"].shape == (1, 1, micro_batches, budget.nodes, 3)
+            assert batch.nodes["positions"].shape == (1, 1, micro_batches, budget.n_node, 3)
             for places in group.places:
-                assert split.sizes.n_edge[places].sum() <= budget.edges and len(places) <= budget.graphs - 1
+                assert split.sizes.n_edge[places].sum() <= budget.n_edge and len(places) <= budget.n_graph - 1
 
 
 @pytest.mark.parametrize(("devices", "hosts"), [(1, 1), (2, 2), (3, 1)])
@@ -113,7 +115,7 @@ def test_batches_of_resident_data_are_places_of_the_same_structures(split, refer
             assert groups_of([(group, None)]) == groups_of([(other, None)])
             budget = whole.budgets[group.bucket]
             assert places.dtype == np.int32
-            assert places.shape == (devices, 1, whole.per_device, budget.graphs - 1)
+            assert places.shape == (devices, 1, whole.per_device, budget.n_graph - 1)
             for at in np.ndindex(devices, 1, whole.per_device):
                 real = places[at][places[at] >= 0]
                 assert (places[at][len(real):] == -1).all()

@@ -5,10 +5,16 @@ import pytest
 
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.graphs.batching import Budget, measure
 from mlip_jax.graphs.edge_counts import count_all
+from mlip_jax.graphs.padding import graph_sizes
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.structure import Structure
-from mlip_jax.training.noise import DISPLACEMENT, Displaced, DisplacedRows, Frames
+from mlip_jax.training.noise import (
+    DISPLACEMENT,
+    AlternativeGeometries,
+    CoordinateNoise,
+    NoisedRows,
+)
 
 CUTOFF = 3.0
 
@@ -20,12 +26,13 @@ def columns(count=4, seed=0, numbers=(6, 6, 8, 1, 1, 1)):
 
 
 REFERENCE = columns()
-FRAMES = Frames(columns(6, 1), np.array([0, 3, 4]), np.array([0, 2, 2, 3, 3]))  # of samples 0 (two) and 2 (one)
+FRAMES = AlternativeGeometries(columns(6, 1), np.array([0, 3, 4]),
+                               np.array([0, 2, 2, 3, 3]))  # of samples 0 (two) and 2 (one)
 
 
 @pytest.mark.parametrize("frames", [None, FRAMES])
 def test_displacements_lead_to_the_reference(frames):
-    made = Displaced(0.1, CUTOFF, 3, 0.5, frames)(REFERENCE, np.arange(4), 2)
+    made = CoordinateNoise(0.1, CUTOFF, 3, 0.5, frames)(REFERENCE, np.arange(4), 2)
     for s in range(4):
         atoms = slice(REFERENCE.offsets[s], REFERENCE.offsets[s + 1])
         reference, back = REFERENCE.positions[atoms], made.positions[atoms] + made.atom_properties[DISPLACEMENT][atoms]
@@ -36,7 +43,7 @@ def test_displacements_lead_to_the_reference(frames):
 
 def test_noise_has_its_size_and_no_rigid_part_is_asked_for():
     many = columns(400)
-    made = Displaced(0.1, CUTOFF, 0)(many, np.arange(400), 0)
+    made = CoordinateNoise(0.1, CUTOFF, 0)(many, np.arange(400), 0)
     assert (made.positions - many.positions).std() == pytest.approx(0.1, rel=0.03)
     moved = made.atom_properties[DISPLACEMENT].reshape(400, 6, 3)
     np.testing.assert_allclose(moved.mean(1), 0, atol=1e-9)
@@ -45,7 +52,8 @@ def test_noise_has_its_size_and_no_rigid_part_is_asked_for():
 
 
 def test_half_of_the_inputs_are_frames():
-    drawn = [Displaced(0.0, CUTOFF, 0, 0.5, FRAMES)(REFERENCE, np.arange(4), epoch).positions for epoch in range(200)]
+    drawn = [CoordinateNoise(0.0, CUTOFF, 0, 0.5, FRAMES)(REFERENCE, np.arange(4),
+                                                          epoch).positions for epoch in range(200)]
     first = np.array([d[:6] for d in drawn])
     is_frame = ~(first == REFERENCE.positions[:6]).all((1, 2))
     assert 0.4 < is_frame.mean() < 0.6
@@ -54,38 +62,38 @@ def test_half_of_the_inputs_are_frames():
 
 
 def test_drawn_by_seed_epoch_and_sample_alone():
-    make = Displaced(0.1, CUTOFF, 7, 0.5, FRAMES)
+    make = CoordinateNoise(0.1, CUTOFF, 7, 0.5, FRAMES)
     whole = make(REFERENCE, np.arange(4), 5)
     part = make(REFERENCE.take(np.array([3, 1])), np.array([3, 1]), 5)
     np.testing.assert_array_equal(part.positions, np.concatenate([whole.positions[18:], whole.positions[6:12]]))
-    for other in (make(REFERENCE, np.arange(4), 6), Displaced(0.1, CUTOFF, 8)(REFERENCE, np.arange(4), 5)):
+    for other in (make(REFERENCE, np.arange(4), 6), CoordinateNoise(0.1, CUTOFF, 8)(REFERENCE, np.arange(4), 5)):
         assert (other.positions != whole.positions).any()
 
 
 def test_frames_of_other_atoms_are_refused():
-    wrong = Frames(columns(6, 1, (6, 8, 6, 1, 1, 1)), FRAMES.index, FRAMES.first)
+    wrong = AlternativeGeometries(columns(6, 1, (6, 8, 6, 1, 1, 1)), FRAMES.index, FRAMES.first)
     with pytest.raises(DatasetError, match="record [03]: its frames have other atoms"):
         for epoch in range(20):
-            Displaced(0.0, CUTOFF, 0, 1.0, wrong)(REFERENCE, np.arange(1), epoch)
+            CoordinateNoise(0.0, CUTOFF, 0, 1.0, wrong)(REFERENCE, np.arange(1), epoch)
 
 
 def test_batches_hold_what_was_planned_for():
-    make, sizes = Displaced(0.3, CUTOFF, 0, 0.5, FRAMES), measure(REFERENCE, CUTOFF)
+    make, sizes = CoordinateNoise(0.3, CUTOFF, 0, 0.5, FRAMES), graph_sizes(REFERENCE, CUTOFF)
     bounds = make.bounds(sizes, count_all(FRAMES.rows, CUTOFF)[FRAMES.index])
     assert (bounds.n_edge >= sizes.n_edge).all() and (bounds.n_edge <= 30).all()
     assert bounds.n_edge[0] >= count_all(FRAMES.rows, CUTOFF)[[0, 3]].max()
-    budget = Budget(25, int(bounds.n_edge.sum()), 5)
+    budget = PaddingBudget(25, int(bounds.n_edge.sum()), 5)
     for epoch in range(50):
-        assert count_all(make(REFERENCE, np.arange(4), epoch, budget), CUTOFF).sum() <= budget.edges
+        assert count_all(make(REFERENCE, np.arange(4), epoch, budget), CUTOFF).sum() <= budget.n_edge
 
 
 def test_what_never_fits_is_an_error():
     with pytest.raises(ValueError, match="do not fit into 2 edges"):
-        Displaced(0.01, CUTOFF, 0)(REFERENCE, np.arange(4), 0, Budget(25, 2, 5))
+        CoordinateNoise(0.01, CUTOFF, 0)(REFERENCE, np.arange(4), 0, PaddingBudget(25, 2, 5))
 
 
 def test_rows_to_validate_by_are_always_the_same():
-    rows = DisplacedRows(REFERENCE, Displaced(0.1, CUTOFF, 0))
+    rows = NoisedRows(REFERENCE, CoordinateNoise(0.1, CUTOFF, 0))
     np.testing.assert_array_equal(rows.take(np.array([1, 2])).positions, rows.take(np.array([2, 1])).take(
         np.array([1, 0])).positions)
     assert len(rows) == 4

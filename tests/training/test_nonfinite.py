@@ -8,10 +8,10 @@ import pytest
 
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Sizes
+from mlip_jax.graphs.shapes import Sizes
 from mlip_jax.structure import Structure
 from mlip_jax.training import nonfinite as module
-from mlip_jax.training.data import Group, Split
+from mlip_jax.training.data import Split, StepPlan
 from mlip_jax.training.nonfinite import NonFinite, TrainingError
 
 
@@ -24,7 +24,7 @@ def split():
 
 
 def group(*places):
-    return Group([np.array(p, np.int64) for p in places], 0)
+    return StepPlan([np.array(p, np.int64) for p in places], 0)
 
 
 def written(workdir):

@@ -9,7 +9,7 @@ import pytest
 from mlip_jax.checkpoint import CheckpointError, CheckpointStore
 from mlip_jax.training import outputs as module
 from mlip_jax.training.objectives import ForceField
-from mlip_jax.training.outputs import LATEST, Outputs, restore
+from mlip_jax.training.outputs import LATEST, TrainingOutputs, restore
 from mlip_jax.training.recorder import columns
 
 COLUMNS = columns(ForceField.columns)
@@ -19,7 +19,7 @@ TREE = {"params": {"w": np.arange(3.0)}}
 
 @pytest.fixture
 def made(tmp_path):
-    made = Outputs(tmp_path, True, COLUMNS)
+    made = TrainingOutputs(tmp_path, True, COLUMNS)
     yield made
     made.close()
 
@@ -30,7 +30,7 @@ def steps_of(workdir):
 
 
 def test_a_process_that_does_not_write_leaves_nothing(tmp_path):
-    idle = Outputs(tmp_path, False, COLUMNS)
+    idle = TrainingOutputs(tmp_path, False, COLUMNS)
     idle.begin(0)
     idle.write({"step": 1})
     idle.save(1, TREE, {})
@@ -84,12 +84,12 @@ def test_a_checkpoint_comes_after_the_best_that_it_tells_of(made, tmp_path, monk
 @pytest.mark.parametrize("again", [False, True])
 def test_a_better_one_of_an_earlier_step_takes_the_place_of_later_ones(tmp_path, again):
     """As after a rollback, or by a run that goes on from before."""
-    made = Outputs(tmp_path, True, COLUMNS)
+    made = TrainingOutputs(tmp_path, True, COLUMNS)
     for step in (5, 90, 95):
         made.save_best(step, TREE, {"way": "first"})
     if again:
         made.close()
-        made = Outputs(tmp_path, True, COLUMNS)
+        made = TrainingOutputs(tmp_path, True, COLUMNS)
     made.save_best(50, TREE, {"way": "second"})
     made.wait()
     found = restore(tmp_path, "best")
@@ -104,7 +104,7 @@ def test_a_better_one_of_an_earlier_step_takes_the_place_of_later_ones(tmp_path,
 
 @pytest.mark.parametrize("save", ["save", "save_best"])
 def test_an_error_of_the_background_comes_out(tmp_path, monkeypatch, save):
-    made = Outputs(tmp_path, True, COLUMNS)
+    made = TrainingOutputs(tmp_path, True, COLUMNS)
     made.begin(0)
 
     def full(*_):

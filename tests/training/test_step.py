@@ -13,8 +13,10 @@ from mlip_jax import models
 from mlip_jax.datasets import readers, statistics
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.quality.filters import Filters
-from mlip_jax.graphs.batching import Budget, build_batch, choose_budget, measure
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.graphs.pipeline import stack
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.training import losses
 from mlip_jax.training.data import Batches, Split
@@ -34,7 +36,7 @@ def setup():
     filters = Filters(elements=("H", "C", "N", "O", "S"), charge=0.0)
     columns = columns.take(np.flatnonzero(filters.reasons(columns) == 0))
     model = models.create("painn", num_features=8, num_layers=1, num_radial=6, zero_init=False)
-    split = Split(columns, np.arange(len(columns)), measure(columns, model.cutoff))
+    split = Split(columns, np.arange(len(columns)), graph_sizes(columns, model.cutoff))
     reference = statistics.reference_energies(statistics.Summary([columns]), "least_squares")
     batches = Batches((choose_budget(split.sizes, 4),), model.cutoff, reference, jax.local_device_count())
     trainer = Trainer(ForceField(model, 1.3, lambda step: 0.7, 0.7, OPTIONS), optax.sgd(RATE), DECAY)
@@ -85,8 +87,8 @@ def test_predictions_agree_with_validation_sums(setup):
 
 
 def test_sums_add_up_over_steps():
-    ones = losses.Sums(*(np.full(1, i + 1.0, np.float32) for i in range(8)))
-    assert add([ones, ones, ones]) == losses.Sums(*(3.0 * (i + 1) for i in range(8)))
+    ones = losses.LossSums(*(np.full(1, i + 1.0, np.float32) for i in range(8)))
+    assert add([ones, ones, ones]) == losses.LossSums(*(3.0 * (i + 1) for i in range(8)))
 
 
 def with_gaps(split, columns, kind):
@@ -113,7 +115,7 @@ def test_micro_batches_are_one_large_batch(setup, penalty):
     options = {"penalty": penalty[0], "force_penalty": penalty[1], "huber_delta": 0.1}
     places = np.array_split(np.arange(9), 3) + [np.zeros(0, np.int64)]
     budget = choose_budget(split.sizes, 5)
-    whole_budget = Budget(*(4 * n for n in budget))
+    whole_budget = PaddingBudget(*(4 * n for n in budget))
     betas = np.array([0.7, 1.0, 0.0], np.float32)
     # the step is used to choose beta, so that one program serves for all
     trainer = Trainer(ForceField(model, 1.3, lambda step: jax.numpy.asarray(betas)[step], 0.7, options),

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlip_jax.graphs.batching import Sizes
+from mlip_jax.graphs.shapes import Sizes
 from mlip_jax.training import throughput as module
-from mlip_jax.training.data import Group
-from mlip_jax.training.losses import Sums
-from mlip_jax.training.throughput import PARTS, Meter
+from mlip_jax.training.data import StepPlan
+from mlip_jax.training.losses import LossSums
+from mlip_jax.training.throughput import PARTS, ThroughputMeter
 
 SIZES = Sizes(np.array([3, 5, 2, 7]), np.array([6, 20, 2, 30]))
 
@@ -28,12 +28,12 @@ def clock(monkeypatch):
 
 
 def group(*places):
-    return Group([np.array(p, np.int64) for p in places], 0)
+    return StepPlan([np.array(p, np.int64) for p in places], 0)
 
 
 def sums(values):
     """Sums of several updates, each field another multiple of `values`."""
-    return Sums(*(np.asarray(values, np.float32) * k for k in range(1, len(Sums._fields) + 1)))
+    return LossSums(*(np.asarray(values, np.float32) * k for k in range(1, len(LossSums._fields) + 1)))
 
 
 def pass_time(meter, clock, part, seconds, **options):
@@ -42,7 +42,7 @@ def pass_time(meter, clock, part, seconds, **options):
 
 
 def test_rates_are_those_of_training_alone(clock):
-    meter = Meter(SIZES)
+    meter = ThroughputMeter(SIZES)
     meter.add([group([0, 1], [2])], sums([1.0]), np.array([True]))
     meter.add([group([3], []), group([0])], sums([2.0, 3.0, 99.0]), np.array([True, True]))
     for part, seconds in (("input", 2.0), ("validation", 3.0), ("checkpoint", 1.0)):
@@ -52,12 +52,12 @@ def test_rates_are_those_of_training_alone(clock):
     # of ten seconds, six trained, waits for input among them
     assert row == pytest.approx({"structures_per_second": 5 / 6, "atoms_per_second": 20 / 6, "edges_per_second": 64 / 6,
                                  "input_share": 0.2, "checkpoint_share": 0.1})
-    assert total == Sums(*(6.0 * k for k in range(1, 9)))  # what was not done (99) does not count
+    assert total == LossSums(*(6.0 * k for k in range(1, 9)))  # what was not done (99) does not count
     assert meter.summary() == pytest.approx({"input": 0.2, "validation": 0.3, "checkpoint": 0.1})
 
 
 def test_a_line_begins_where_the_last_one_ended(clock):
-    meter = Meter(SIZES)
+    meter = ThroughputMeter(SIZES)
     pass_time(meter, clock, "input", 5.0)
     meter.add([group([0])], sums([1.0]), np.array([True]))
     meter.next_line()
@@ -69,14 +69,14 @@ def test_a_line_begins_where_the_last_one_ended(clock):
 
 
 def test_input_that_devices_did_not_wait_for_is_no_wait(clock):
-    meter = Meter(SIZES)
+    meter = ThroughputMeter(SIZES)
     pass_time(meter, clock, "input", 3.0, unless=lambda: True)
     pass_time(meter, clock, "input", 1.0, unless=lambda: False)
     assert meter.seconds == {"input": 1.0, "checkpoint": 0.0, "validation": 0.0}
 
 
 def test_time_counts_when_an_error_comes(clock):
-    meter = Meter(SIZES)
+    meter = ThroughputMeter(SIZES)
     with pytest.raises(OSError), meter.clock("checkpoint"):
         clock.now += 2.0
         raise OSError
@@ -84,7 +84,7 @@ def test_time_counts_when_an_error_comes(clock):
 
 
 def test_what_came_before_the_start_does_not_count(clock):
-    meter = Meter(SIZES)
+    meter = ThroughputMeter(SIZES)
     pass_time(meter, clock, "input", 5.0)
     meter.add([group([0])], sums([1.0]), np.array([True]))
     meter.start()
@@ -96,7 +96,7 @@ def test_what_came_before_the_start_does_not_count(clock):
 @given(st.lists(st.lists(st.tuples(st.floats(0, 100, width=32), st.booleans()), min_size=1, max_size=5), min_size=1,
                 max_size=6))
 def test_updates_that_were_passed_over_are_in_no_sum(calls):
-    meter = Meter(SIZES)
+    meter = ThroughputMeter(SIZES)
     for call in calls:
         values = [value if finite else np.nan for value, finite in call]
         meter.add([group([0])] * len(call), sums(values), np.array([finite for _, finite in call]))
@@ -111,11 +111,11 @@ def test_updates_that_were_passed_over_are_in_no_sum(calls):
 
 def test_share_of_what_the_devices_can_do(clock, monkeypatch):
     monkeypatch.setattr(module, "peak_flops", lambda: 100.0)
-    meter = Meter(SIZES, flops_per_update=60.0)
+    meter = ThroughputMeter(SIZES, flops_per_update=60.0)
     meter.add([group([0]), group([1])], sums([1.0, 1.0]), np.array([True, False]))
     clock.now += 4.0
     assert meter.next_line()[1]["mfu"] == pytest.approx(60 * 2 / 4 / 100)
-    assert "mfu" not in Meter(SIZES).next_line()[1]
+    assert "mfu" not in ThroughputMeter(SIZES).next_line()[1]
 
 
 @pytest.mark.parametrize(("kind", "expected"), [

@@ -15,16 +15,16 @@ from mlip_jax.datasets import readers, statistics
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.quality.filters import Filters
 from mlip_jax.graphs import resident
-from mlip_jax.graphs.batching import choose_budget, measure
+from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.potential import example_graph
 from mlip_jax.training import optimizer
 from mlip_jax.training.data import Batches, Split
-from mlip_jax.training.loop import Loop
-from mlip_jax.training.losses import Sums
+from mlip_jax.training.loop import TrainingLoop
+from mlip_jax.training.losses import LossSums
 from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.outputs import restore
 from mlip_jax.training.step import Trainer
-from mlip_jax.training.throughput import Meter
+from mlip_jax.training.throughput import ThroughputMeter
 
 DATA = Path(__file__).parents[1] / "data/gfn2_small.hdf5"
 MODEL = {"num_features": 4, "num_layers": 1, "num_radial": 4, "zero_init": False}
@@ -45,7 +45,7 @@ class World:
         filters = Filters(elements=("H", "C", "N", "O", "S"), charge=0.0)
         columns = columns.take(np.flatnonzero(filters.reasons(columns) == 0)[:50])
         self.columns, self.model = columns, models.create("painn", **MODEL)
-        sizes = measure(columns, self.model.cutoff)
+        sizes = graph_sizes(columns, self.model.cutoff)
         self.reference = statistics.reference_energies(statistics.Summary([columns]), "least_squares")
         order = np.random.default_rng(0).permutation(len(columns))
         self.train, self.valid = (Split(columns, p, sizes.take(p)) for p in (order[:30], order[30:]))
@@ -73,8 +73,9 @@ class World:
                                            "checkpoint_every": 6, "profile_steps": 0} | options)
         schedules = {"learning_rate": lambda step: 3e-3, "beta": lambda step: 0.7}
         workdir.mkdir(exist_ok=True)
-        return Loop(trainer, batches, train, self.valid, workdir, {"about": "a test"}, schedules, options, num_steps,
-                    seed=3, meter=Meter(train.sizes), plateau=plateau, steps_per_call=per_call)
+        return TrainingLoop(trainer, batches, train, self.valid, workdir, {"about": "a test"}, schedules, options,
+                            num_steps,
+                            seed=3, meter=ThroughputMeter(train.sizes), plateau=plateau, steps_per_call=per_call)
 
     def run(self, workdir, **options):
         """Go on with the run in `workdir`, or begin it."""
@@ -132,4 +133,4 @@ def by_path(tree):
 
 def as_sums(loss):
     """Sums of a validation whose loss, with beta 0.7, is `loss`."""
-    return Sums(loss, loss, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    return LossSums(loss, loss, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from mlip_jax import workers
 from mlip_jax.datasets.builtin import generate
-from mlip_jax.datasets.builtin.conformers import ConformerTask, Options, make_conformers
+from mlip_jax.datasets.builtin.conformers import ConformerOptions, ConformerTask, make_conformers
 from mlip_jax.datasets.builtin.molecules import Molecule
 from mlip_jax.datasets.molecules import entries
 from mlip_jax.datasets.molecules.files import kind_of
@@ -48,7 +48,7 @@ class Selection(NamedTuple):
     min_rotatable: int = 0
 
 
-_OPTIONS, _SELECTION = Options(), Selection()
+_OPTIONS, _SELECTION = ConformerOptions(), Selection()
 
 
 def select_molecules(path: str | Path, selection: Selection, subset: str, left_out: Counter[str]
@@ -104,7 +104,7 @@ def _judge(smiles: str, selection: Selection) -> tuple[str, str]:
     return Chem.MolToSmiles(mol), next((reason for reason, is_so in reasons.items() if is_so), "")
 
 
-def generate_conformers(folder: str | Path, smiles_file: str | Path, *, options: Options = _OPTIONS,
+def generate_conformers(folder: str | Path, smiles_file: str | Path, *, options: ConformerOptions = _OPTIONS,
                         selection: Selection = _SELECTION, subset: str = "Conformers", seed: int = 0,
                         molecules_per_file: int = 1000, num_processes: int | None = None,
                         progress: bool = True) -> list[Path]:
@@ -147,7 +147,7 @@ def generate_conformers(folder: str | Path, smiles_file: str | Path, *, options:
     return files
 
 
-def _check(options: Options, molecules_per_file: int) -> None:
+def _check(options: ConformerOptions, molecules_per_file: int) -> None:
     if not 1 <= options.min_conformers <= options.num_conformers:
         raise ValueError("min_conformers must be between 1 and num_conformers; received "
                          f"{options.min_conformers} and {options.num_conformers}")
@@ -158,7 +158,7 @@ def _check(options: Options, molecules_per_file: int) -> None:
         raise ValueError(f"molecules_per_file must be at least 1; received {molecules_per_file}")
 
 
-def _make_file(path: Path, molecules: list[Molecule], options: Options, seed: int, num_processes: int,
+def _make_file(path: Path, molecules: list[Molecule], options: ConformerOptions, seed: int, num_processes: int,
                progress: bool) -> bool:
     """Make a file, unless it is there; whether it holds a conformer."""
     from mlip_jax.datasets.builtin import storage

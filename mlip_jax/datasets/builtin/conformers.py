@@ -27,7 +27,7 @@ _MAX_ITERATIONS = 30  # of ETKDG for a conformer
 _MAX_SYMMETRIES = 1_000  # of a molecule's heavy atoms that RDKit looks through
 
 
-class Options(NamedTuple):
+class ConformerOptions(NamedTuple):
     """How conformers are made.
 
     Attributes:
@@ -52,7 +52,7 @@ class ConformerTask(NamedTuple):
 
     molecule: Molecule
     count: int
-    options: Options
+    options: ConformerOptions
     seed: int
 
 

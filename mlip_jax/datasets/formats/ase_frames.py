@@ -43,7 +43,7 @@ class Frame:
     results: dict[str, Any]
 
 
-class Frames(abc.ABC):
+class FileFrames(abc.ABC):
     """The frames of a file."""
 
     sequential = False
@@ -61,7 +61,7 @@ class Frames(abc.ABC):
         """Let go of the file."""
 
 
-def open_frames(path: Path, format: str) -> Frames:
+def open_frames(path: Path, format: str) -> FileFrames:
     """The frames of a file; `format` is ASE's name of the format, "" finds out.
 
     Raises:
@@ -73,12 +73,12 @@ def open_frames(path: Path, format: str) -> Frames:
     if format and format not in ioformats:
         raise ConfigError(unknown_name("ASE format", format, list(ioformats)))
     if format == "db" or not format and is_sqlite(path):
-        return _Database(path)
+        return _DatabaseFrames(path)
     if format == "traj" or not format and is_trajectory(path):
-        return _Trajectory(path)
+        return _TrajectoryFrames(path)
     if format in ("xyz", "extxyz") or not format and (path.suffix in (".xyz", ".extxyz") or is_xyz(path)):
         return _Xyz(path, format or "extxyz")
-    return _Stream(path, format)
+    return _StreamedFrames(path, format)
 
 
 def _from_atoms(atoms: Atoms) -> Frame:
@@ -90,7 +90,7 @@ def _from_atoms(atoms: Atoms) -> Frame:
         charge=float(atoms.get_initial_charges().sum()), labels=dict(atoms.info), arrays=arrays, results=dict(results))
 
 
-class _Xyz(Frames):
+class _Xyz(FileFrames):
     """Extended XYZ by the places of its frames."""
 
     def __init__(self, path: Path, format: str):
@@ -148,7 +148,7 @@ class _Xyz(Frames):
             line_number += found
 
 
-class _Database(Frames):
+class _DatabaseFrames(FileFrames):
     """ASE database: key-value pairs and data are the labels, as are the calculator's results."""
 
     def __init__(self, path: Path):
@@ -166,7 +166,7 @@ class _Database(Frames):
                          labels=row.key_value_pairs, arrays=row.data, results=row.results)
 
 
-class _Trajectory(Frames):
+class _TrajectoryFrames(FileFrames):
     """ASE's own trajectories."""
 
     def __init__(self, path: Path):
@@ -194,7 +194,7 @@ class _Trajectory(Frames):
             yield frame
 
 
-class _Stream(Frames):
+class _StreamedFrames(FileFrames):
     """Any other format of `ase.io`, from the start to the end."""
 
     sequential = True

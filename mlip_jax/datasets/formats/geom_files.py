@@ -24,7 +24,7 @@ MAX_MOLECULE = 1 << 26  # bytes in MessagePack; 7,000 conformers of 100 atoms ta
 READ_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error)
 
 
-class Molecule(NamedTuple):
+class GeomRecord(NamedTuple):
     """A record as it stands in a file."""
 
     content: object
@@ -118,12 +118,12 @@ class Pickle:
     def close(self):
         pass
 
-    def read(self, records: range) -> Iterator[tuple[int, Molecule]]:
+    def read(self, records: range) -> Iterator[tuple[int, GeomRecord]]:
         for record in records:
-            yield record, Molecule(_load_pickle(self._path, self._path.name), "", self._subset, self._path.name)
+            yield record, GeomRecord(_load_pickle(self._path, self._path.name), "", self._subset, self._path.name)
 
 
-class Folder:
+class PickleFolder:
     """Pickles, in the order of the summaries; without summaries in the order of their names."""
 
     def __init__(self, path: Path, subset: str):
@@ -154,14 +154,14 @@ class Folder:
     def close(self):
         pass
 
-    def read(self, records: range) -> Iterator[tuple[int, Molecule]]:
+    def read(self, records: range) -> Iterator[tuple[int, GeomRecord]]:
         for record in records:
             name, smiles, subset = self._entries[record]
             source = f"{self._path.name}:{name or smiles}"
             missing = ("no pickle in the summary" if not name else
                        "" if (self._path / name).is_file() else "pickle is missing")
             content = None if missing else _load_pickle(self._path / name, source)
-            yield record, Molecule(content, smiles, subset, source, missing)
+            yield record, GeomRecord(content, smiles, subset, source, missing)
 
 
 def pickles_in(folder: Path) -> Iterator[Path]:
@@ -189,7 +189,7 @@ def _read_summary(path: Path, subset: str) -> list[tuple[str, str, str]]:
     return entries
 
 
-class Stream:
+class MessagePackStream:
     """A crude MessagePack file, plain or the first one of a tar.gz, one molecule in memory at a time."""
 
     def __init__(self, path: Path, kind: str, subset: str):
@@ -210,7 +210,7 @@ class Stream:
             self._items.close()
             self._items = None
 
-    def read(self, records: range) -> Iterator[tuple[int, Molecule]]:
+    def read(self, records: range) -> Iterator[tuple[int, GeomRecord]]:
         if not records:
             return
         if self._items is None or self._position > records.start:
@@ -226,7 +226,7 @@ class Stream:
                                    f"part ends after {self._position}")
             record, self._position = self._position, self._position + 1
             if record in records:
-                yield record, Molecule(item[1], item[0], self._subset, f"{self._path.name}:{item[0]}")
+                yield record, GeomRecord(item[1], item[0], self._subset, f"{self._path.name}:{item[0]}")
 
     def _open(self, skip) -> Iterator[tuple[str, object]]:
         """(SMILES, molecule) of all, with None for those that `skip(record)` leaves out."""
@@ -246,7 +246,7 @@ class Stream:
                                "download it again.") from error
 
 
-class _Limited:
+class _LimitedValue:
     """A file that gives no more than `left` bytes: a value of many small parts takes some 60 times its bytes."""
 
     def __init__(self, file):
@@ -263,7 +263,7 @@ class _Limited:
 def _unpack(file, size: int, path: Path, skip) -> Iterator[tuple[str, object]]:
     import msgpack
     # A length in a damaged file is believed, and its memory taken, up to these limits.
-    file = _Limited(file)
+    file = _LimitedValue(file)
     unpacker = msgpack.Unpacker(file, raw=False, read_size=1 << 20, max_buffer_size=1 << 28,
                                 max_array_len=1 << 20, max_map_len=1 << 20)
     record, last = 0, "the beginning"

@@ -78,7 +78,7 @@ def open_format(path: Path, db_units: str):
                            "extended xyz with U0, zpve, Cv and alpha, or an ASE database with energy_U0")
     if layout == "database":
         return _Database(path, db_units)
-    return {"archive": Archive, "folder": _Folder, "xyz": _ExtendedXyz}[layout](path)
+    return {"archive": Archive, "folder": _UnpackedFolder, "xyz": _ExtendedXyz}[layout](path)
 
 
 class Archive:
@@ -173,7 +173,7 @@ class Archive:
                             "truncated or damaged. Download it again.")
 
 
-class _Folder:
+class _UnpackedFolder:
     """The members, unpacked."""
 
     has_indices = True

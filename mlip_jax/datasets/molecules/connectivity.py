@@ -15,7 +15,7 @@ _CHUNK = 500  # molecules that a process takes at a time
 _LONG = 5_000  # molecules from which more processes and a progress bar are worth it
 
 
-class Entry(NamedTuple):
+class IdentityQuery(NamedTuple):
     """A molecule to describe: its SMILES or "", atomic numbers (n,) and positions (n, 3) in Å or None."""
 
     smiles: str
@@ -31,7 +31,8 @@ class Description(NamedTuple):
     fingerprint: bytes = b""
 
 
-def describe(entries: Iterable[Entry], count: int, *, fingerprints: bool = False, num_processes: int | None = None,
+def describe(entries: Iterable[IdentityQuery], count: int, *, fingerprints: bool = False,
+             num_processes: int | None = None,
              label: str = "molecules", progress: bool = True) -> list[Description | None]:
     """A description of each molecule; None where RDKit cannot read it.
 
@@ -120,12 +121,12 @@ def skeleton(mol: Any) -> str:
         return Chem.MolToSmiles(bare)
 
 
-def _describe_chunk(chunk: tuple[list[Entry], bool]) -> list[Description | None]:
+def _describe_chunk(chunk: tuple[list[IdentityQuery], bool]) -> list[Description | None]:
     entries, fingerprints = chunk
     return [_describe(entry, fingerprints) for entry in entries]
 
 
-def _describe(entry: Entry, fingerprint: bool) -> Description | None:
+def _describe(entry: IdentityQuery, fingerprint: bool) -> Description | None:
     from mlip_jax.datasets.molecules.fingerprints import morgan_fingerprint
 
     if entry.smiles:

@@ -47,7 +47,7 @@ class Entry(NamedTuple):
     mol_block: str = ""
 
 
-class Options(NamedTuple):
+class EmbeddingOptions(NamedTuple):
     """Of `make`: conformers of each molecule, whether MMFF94 relaxes them first, and the seed."""
 
     num_conformers: int = 1
@@ -59,7 +59,7 @@ class UnusableMoleculeError(ValueError):
     """A molecule that cannot be read or has no geometry."""
 
 
-def make(job: tuple[Entry, Options]) -> list[MoleculeRecord]:
+def make(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
     """The conformers of a molecule, always as many as asked for: those that could not be made say why.
 
     A pure function of the job (for one version of RDKit): positions depend on the SMILES and the seed, not on the
@@ -126,7 +126,7 @@ def _smiles_of(molecule) -> str:
     return Chem.MolToSmiles(Chem.RemoveHs(molecule))
 
 
-def _with_positions(molecule, smiles: str, options: Options):
+def _with_positions(molecule, smiles: str, options: EmbeddingOptions):
     """(molecule with all hydrogens and conformers, where the positions come from)."""
     from rdkit import Chem
 
@@ -206,7 +206,7 @@ def _conformers(molecule) -> list[tuple[Atoms, bytes]]:
     return [(Atoms(numbers, each, info=dict(info)), bonds) for each in positions]
 
 
-def gave_up(job: tuple[Entry, Options]) -> list[MoleculeRecord]:
+def gave_up(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
     """The records of a molecule that ended the process that was at it."""
     entry, options = job
     failure = f"{entry.where}: RDKit ended the process that embedded it (out of memory?)"

@@ -72,7 +72,7 @@ def read_molecules(path: str | Path, *, num_conformers: int = 1, mmff: bool = Fa
 
     if kind in molecule_entries.KINDS:
         _require_rdkit()
-        options = embedding.Options(num_conformers, mmff, seed)
+        options = embedding.EmbeddingOptions(num_conformers, mmff, seed)
         entries = itertools.islice(molecule_entries.read_entries(path, kind, columns), limit)
         jobs = ((entry, options) for entry in entries if wanted(entry.number))
         made: Iterable[MoleculeRecord] = itertools.chain.from_iterable(
@@ -99,7 +99,7 @@ def from_smiles(smiles: str, *, mmff: bool = False, seed: int = 0) -> Atoms:
       ImportError: RDKit is missing.
     """
     _require_rdkit()
-    record, = embedding.make((embedding.Entry(0, smiles, "", smiles), embedding.Options(1, mmff, seed)))
+    record, = embedding.make((embedding.Entry(0, smiles, "", smiles), embedding.EmbeddingOptions(1, mmff, seed)))
     if record.atoms is None:
         raise UnusableMoleculeError(record.failure)
     return record.atoms

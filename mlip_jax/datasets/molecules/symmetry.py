@@ -108,7 +108,7 @@ def _bare(mol: Any) -> Any:
     return bare.GetMol()
 
 
-class Entry(NamedTuple):
+class SymmetryQuery(NamedTuple):
     """A molecule whose symmetries are asked for: atomic numbers (n,), positions (n, 3) in Å and SMILES or ""."""
 
     numbers: np.ndarray
@@ -116,13 +116,13 @@ class Entry(NamedTuple):
     smiles: str = ""
 
 
-def symmetries_of(entries: Iterable[Entry], most: int = MAX_SYMMETRIES, num_processes: int | None = None
+def symmetries_of(entries: Iterable[SymmetryQuery], most: int = MAX_SYMMETRIES, num_processes: int | None = None
                   ) -> Iterator[Symmetries | None]:
     """Symmetries of each molecule, in order, found in worker processes; None where RDKit can make nothing of it."""
     return workers.stream(_of_entry, ((entry, most) for entry in entries), num_processes)
 
 
-def _of_entry(job: tuple[Entry, int]) -> Symmetries | None:
+def _of_entry(job: tuple[SymmetryQuery, int]) -> Symmetries | None:
     entry, most = job
     mol = molecule_of(*entry)
     return None if mol is None else symmetries(mol, most)

@@ -10,7 +10,7 @@ import pkgutil
 from pathlib import Path
 
 from mlip_jax.config import ConfigError, unknown_name
-from mlip_jax.datasets.reader import DatasetError, Reader, Several
+from mlip_jax.datasets.reader import DatasetError, MultiFileReader, Reader
 
 
 def names() -> list[str]:
@@ -75,7 +75,7 @@ def open_data(path: str | Path, name: str = "auto", **options) -> Reader:
             raise ConfigError(unknown_name(f"option of reader {name!r}", option, known)
                               if known else f"reader {name!r} has no options; received {option!r}")
     readers = [reader(p, **options) for p in paths]
-    return readers[0] if len(readers) == 1 else Several(readers)
+    return readers[0] if len(readers) == 1 else MultiFileReader(readers)
 
 
 def _expand(path: str) -> list[str]:

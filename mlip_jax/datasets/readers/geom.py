@@ -39,11 +39,11 @@ from mlip_jax.datasets.formats import safe_pickle
 from mlip_jax.datasets.formats.elements import checked_numbers
 from mlip_jax.datasets.formats.geom_files import (
     READ_ERRORS,
-    Folder,
-    Molecule,
+    GeomRecord,
+    MessagePackStream,
     Pickle,
+    PickleFolder,
     RDKitMolecule,
-    Stream,
     kind_of,
     pickles_in,
 )
@@ -86,9 +86,10 @@ class Reader(reader.Reader):
         if kind is None:
             raise DatasetError(f"{self.path}: not GEOM data. Expected its rdkit_folder (summary_drugs.json, drugs/), "
                                "a folder of its pickles, one pickle, or a crude .msgpack file.")
-        self._molecules = (Folder(self.path, subset) if kind == "folder" else
-                           Pickle(self.path, subset) if kind == "pickle" else Stream(self.path, kind, subset))
-        self.sequential = isinstance(self._molecules, Stream)
+        self._molecules = (PickleFolder(self.path, subset) if kind == "folder" else
+                           Pickle(self.path, subset) if kind == "pickle" else MessagePackStream(self.path, kind,
+                                                                                                subset))
+        self.sequential = isinstance(self._molecules, MessagePackStream)
 
     @classmethod
     def matches(cls, path: Path) -> bool:
@@ -121,7 +122,7 @@ class Reader(reader.Reader):
                 continue
             yield from self._read_molecule(item, record, report)
 
-    def _read_molecule(self, item: Molecule, record: int, report: ReadReport) -> Iterator[Structure]:
+    def _read_molecule(self, item: GeomRecord, record: int, report: ReadReport) -> Iterator[Structure]:
         molecule, source = item.content, item.source
         if not isinstance(molecule, Mapping) or not isinstance(molecule.get("conformers"), list):
             found = sorted(map(str, molecule)) if isinstance(molecule, Mapping) else type(molecule).__name__

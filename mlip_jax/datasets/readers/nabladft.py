@@ -87,7 +87,7 @@ class Reader(reader.Reader):
                               for z, e in enumerate(self._atoms) if np.isfinite(e)}
         self._subtracted = self._is_subtracted(first, f"{self.path.name}:{first.id}")
         self._summary_path = self._find_summary(summary)
-        self._summary: _Summary | None = None
+        self._summary: _SummaryTable | None = None
 
     @classmethod
     def matches(cls, path: Path) -> bool:
@@ -114,7 +114,7 @@ class Reader(reader.Reader):
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
         """A row without energy gives NaN; one that the summary lacks gives NaN for orbital energies."""
         if self._summary_path and self._summary is None:
-            self._summary = _Summary(self._summary_path)
+            self._summary = _SummaryTable(self._summary_path)
         for record, row in zip(records, self._database.rows(records)):
             report.records += 1
             source = f"{self.path.name}:{row.id}"
@@ -181,7 +181,7 @@ class Reader(reader.Reader):
         return Path(summary)
 
 
-class _Summary:
+class _SummaryTable:
     """The release's table of all conformations (gigabytes). In memory are only the keys and places of its lines."""
 
     def __init__(self, path: Path):

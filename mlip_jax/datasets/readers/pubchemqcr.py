@@ -78,7 +78,7 @@ class Reader(reader.Reader):
                               f"assumed. If it is another, give {options.how('level_of_theory', '...')}")
         self._summary_path = _find_summary(self.path, options.path("summary", summary))
         self._summary, self._names = _read_summary(self._summary_path) if self._summary_path else ({}, ())
-        self._environment = _Environment(self.path)
+        self._environment = _LmdbFile(self.path)
         self._length = self._environment.handle.stat()["entries"]
         if not self._length:
             self.close()
@@ -90,7 +90,7 @@ class Reader(reader.Reader):
         try:
             if _page_size(path) is None:
                 return False
-            environment = _Environment(path)
+            environment = _LmdbFile(path)
         except (_Truncated, ImportError):
             return True  # opening it then says what to do
         except (DatasetError, OSError):
@@ -165,7 +165,7 @@ class Reader(reader.Reader):
 
 # --- The LMDB file ---
 
-class _Environment:
+class _LmdbFile:
     """An LMDB file open for reading.
 
     LMDB opens a file only once in a process: readers of one file share the handle, and the last one closes it.

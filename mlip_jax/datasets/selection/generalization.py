@@ -29,7 +29,7 @@ import numpy as np
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.identity import group
 from mlip_jax.datasets.molecules.rmsd import Conformers, nearest_rmsd
-from mlip_jax.datasets.molecules.symmetry import MAX_SYMMETRIES, Entry, symmetries_of
+from mlip_jax.datasets.molecules.symmetry import MAX_SYMMETRIES, SymmetryQuery, symmetries_of
 from mlip_jax.datasets.selection.subsets import nested_subset
 from mlip_jax.datasets.store.store import Store
 
@@ -131,9 +131,9 @@ def distances_to_training(store: Store, conformers: np.ndarray, train: np.ndarra
     return Distances(found, _notes(problems, max_symmetries))
 
 
-def _entry(columns: Columns) -> Entry:
+def _entry(columns: Columns) -> SymmetryQuery:
     first = columns[0]
-    return Entry(first.numbers, first.positions, first.smiles)
+    return SymmetryQuery(first.numbers, first.positions, first.smiles)
 
 
 def _positions(columns: Columns, of: np.ndarray, heavy: np.ndarray) -> np.ndarray:

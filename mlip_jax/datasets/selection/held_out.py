@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlip_jax.datasets.molecules.connectivity import Entry, describe
+from mlip_jax.datasets.molecules.connectivity import IdentityQuery, describe
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection.split_files import load_split
 from mlip_jax.datasets.store.store import Store, is_store
@@ -68,9 +68,9 @@ def first_of_each(store: Store, indices: np.ndarray, last: bool = False) -> np.n
     return np.sort(indices[order[edge]]) if len(order) else indices[:0]
 
 
-def entries(store: Store, indices: np.ndarray, use_smiles: bool = True) -> Iterator[Entry]:
+def entries(store: Store, indices: np.ndarray, use_smiles: bool = True) -> Iterator[IdentityQuery]:
     """Structures of a store to describe: by their SMILES where they have one, else by their geometries."""
     for _, columns in store.chunks(indices):
         for structure in columns:
             smiles = structure.smiles if use_smiles else ""
-            yield Entry(smiles) if smiles else Entry("", structure.numbers, structure.positions)
+            yield IdentityQuery(smiles) if smiles else IdentityQuery("", structure.numbers, structure.positions)

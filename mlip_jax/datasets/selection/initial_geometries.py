@@ -18,7 +18,7 @@ from mlip_jax import workers
 from mlip_jax.config import unknown_name
 from mlip_jax.datasets.molecules import embedding, files
 from mlip_jax.datasets.molecules import entries as molecule_entries
-from mlip_jax.datasets.molecules.connectivity import Description, Entry, describe
+from mlip_jax.datasets.molecules.connectivity import Description, IdentityQuery, describe
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import diversity
 from mlip_jax.datasets.selection.held_out import entries, first_of_each
@@ -98,7 +98,7 @@ class StoreStarts:
         codes, names = self.store.texts("molecule")
         return [names[c] for c in codes[self.first]]
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[IdentityQuery]:
         """All molecules to describe, in one form: SMILES if all have one, else geometries."""
         codes, smiles = self.store.texts("smiles")
         return entries(self.store, self.first, use_smiles=all(smiles[c] for c in np.unique(codes[self.first])))
@@ -141,7 +141,7 @@ class SmilesStarts:
 
     def __init__(self, path: str | Path, seed: int = 0):
         path = Path(path)
-        self._options = embedding.Options(seed=seed)
+        self._options = embedding.EmbeddingOptions(seed=seed)
         found = molecule_entries.read_entries(path, files.kind_of(path), molecule_entries.CsvColumns())
         self._molecules = list({entry.smiles: entry for entry in reversed(list(found))}.values())[::-1]
         if not self._molecules:
@@ -155,9 +155,9 @@ class SmilesStarts:
         """Of the molecules, unique."""
         return self._names
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[IdentityQuery]:
         """All molecules to describe."""
-        return (Entry(m.smiles) for m in self._molecules)
+        return (IdentityQuery(m.smiles) for m in self._molecules)
 
     def make(self, places: Sequence[int], num_processes: int | None = None) -> tuple[list[Start], dict[str, str]]:
         """The starts, and the molecules that RDKit does not embed, reason by name."""
@@ -199,15 +199,16 @@ class FileStarts:
         """Of the molecules, unique."""
         return self._names
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[IdentityQuery]:
         """All molecules to describe, in one form: SMILES if all have one, else geometries; nothing for unread ones."""
         sound = [r.atoms is not None for r in self._records]
         use_smiles = all(r.smiles for r, good in zip(self._records, sound) if good)
         for record, good in zip(self._records, sound):
             if not good:
-                yield Entry("")
+                yield IdentityQuery("")
             else:
-                yield Entry(record.smiles) if use_smiles else Entry("", record.atoms.numbers, record.atoms.positions)
+                yield IdentityQuery(record.smiles) if use_smiles else IdentityQuery("", record.atoms.numbers,
+                                                                                    record.atoms.positions)
 
     def make(self, places: Sequence[int], num_processes: int | None = None) -> tuple[list[Start], dict[str, str]]:
         """The starts, and the molecules that cannot be taken, reason by name."""
@@ -227,7 +228,7 @@ def _unique(names: list[tuple[str, str]]) -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class MoleculeSelection:
     """Which molecules of a pool are taken.
 
     Attributes:
@@ -257,7 +258,7 @@ class Choice:
             raise ValueError(f"data.num_molecules must be at least 1, received {self.count}")
 
 
-def choose(pool: StoreStarts | SmilesStarts | FileStarts, choice: Choice,
+def choose(pool: StoreStarts | SmilesStarts | FileStarts, choice: MoleculeSelection,
            num_processes: int | None = None) -> tuple[list[Start], dict[str, str]]:
     """The molecules of a pool that are taken, in the order of picking, and all that cannot be, reason by name.
 
@@ -286,7 +287,7 @@ def choose(pool: StoreStarts | SmilesStarts | FileStarts, choice: Choice,
     return [dataclasses.replace(s, seen=s.name in seen) for s in starts], left_out | problems
 
 
-def _reason(description: Description | None, choice: Choice) -> str:
+def _reason(description: Description | None, choice: MoleculeSelection) -> str:
     if description is None:
         return "RDKit cannot read it"
     if description.skeleton in choice.seen:
@@ -295,7 +296,7 @@ def _reason(description: Description | None, choice: Choice) -> str:
     return f"a force field does not know {', '.join(chemical_symbols[z] for z in unknown)}" if unknown else ""
 
 
-def _pick(names: list[str], found: list[Description], choice: Choice) -> np.ndarray:
+def _pick(names: list[str], found: list[Description], choice: MoleculeSelection) -> np.ndarray:
     if choice.first is not None and choice.selection == "maxmin" and choice.first not in names:
         raise DatasetError(unknown_name("molecule to begin with (config.data.first)", choice.first, names[:1000]))
     if choice.selection == "all":

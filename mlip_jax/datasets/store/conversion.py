@@ -44,7 +44,7 @@ _FEW_FILES, _END = 64, 2**20  # of so many files the first and last bytes tell t
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class ConversionSpec:
     """What decides the content of a store.
 
     Attributes:
@@ -65,7 +65,7 @@ class Recipe:
         return readers.open_data(self.path, self.reader, **self.options)
 
 
-def convert(recipe: Recipe, folder: str | Path, *, num_processes: int | None = None, refuse: bool = True,
+def convert(recipe: ConversionSpec, folder: str | Path, *, num_processes: int | None = None, refuse: bool = True,
             progress: bool = True) -> Path:
     """Make a store of a source, or go on where making it was stopped; returns its folder.
 
@@ -117,7 +117,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _plan(recipe: Recipe, source: Reader, folder: Path) -> dict[str, Any]:
+def _plan(recipe: ConversionSpec, source: Reader, folder: Path) -> dict[str, Any]:
     """What is to be done, as conversion.json says it; a plan that stands there already must be the same."""
     settings = {"recipe": json.loads(json.dumps(dataclasses.asdict(recipe) | {"path": Path(recipe.path).name})),
                 "source": identify(source), "version": VERSION}
@@ -190,7 +190,7 @@ def _ranges(source: Reader, atoms_per_shard: int) -> list[tuple[int, int]]:
 class _Job:
     """Records start:stop of the source into one shard, and what there was to say about it beside it as JSON."""
 
-    recipe: Recipe
+    recipe: ConversionSpec
     folder: Path
     number: int
     start: int

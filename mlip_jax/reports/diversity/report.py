@@ -33,7 +33,7 @@ _FEW = 5  # conformers in a bin of distances, whose mean says nothing below
 _SAME_BUDGET = 0.02  # n_s * n_c of one budget are equal but for rounding
 
 
-class Result(NamedTuple):
+class DiversityRun(NamedTuple):
     """A finished run: n_s molecules, n_c conformers each, its model and seed, what diversity.json says, its folder.
 
     The model is named together with how its molecules were chosen and the weight of forces, where these are not the
@@ -48,7 +48,7 @@ class Result(NamedTuple):
     folder: Path
 
 
-class Point(NamedTuple):
+class SeedGroup(NamedTuple):
     """Runs that differ by their seed alone.
 
     Attributes:
@@ -66,7 +66,7 @@ class Point(NamedTuple):
     edges: tuple[float, ...]
 
 
-def read_results(sweeps: Sequence[str | Path]) -> list[Result]:
+def read_results(sweeps: Sequence[str | Path]) -> list[DiversityRun]:
     """Of all runs in the folders of sweeps (or of single runs) that have been evaluated.
 
     A run that stands in two sweeps is taken once. One that trained on all conformers of its molecules is left out.
@@ -74,13 +74,14 @@ def read_results(sweeps: Sequence[str | Path]) -> list[Result]:
     Raises:
       ValueError: A result is damaged, or there is none.
     """
-    found: dict[tuple, Result] = {}
+    found: dict[tuple, DiversityRun] = {}
     for sweep in map(Path, sweeps):
         for path in sorted([*sweep.glob(f"*/{RESULT}"), *sweep.glob(RESULT)]):
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 t = content["train"]
-                result = Result(t["num_molecules"], t["num_conformers"], _kind(t), t["seed"], content, path.parent)
+                result = DiversityRun(t["num_molecules"], t["num_conformers"], _kind(t), t["seed"], content,
+                                      path.parent)
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}: is damaged ({error}); delete it and run the sweep again, which evaluates "
                                  "this run anew") from error
@@ -99,15 +100,15 @@ def _kind(t: Mapping[str, Any]) -> str:
     return ", ".join([t["model"], *others])
 
 
-def points(results: Sequence[Result], metric: str) -> list[Point]:
+def points(results: Sequence[DiversityRun], metric: str) -> list[SeedGroup]:
     """Means and standard deviations over seeds, by n_s and n_c, ascending; results are of one model."""
-    groups: dict[tuple[int, int], list[Result]] = {}
+    groups: dict[tuple[int, int], list[DiversityRun]] = {}
     for result in results:
         groups.setdefault((result.num_molecules, result.num_conformers), []).append(result)
     return [_point(*key, groups[key], metric) for key in sorted(groups)]
 
 
-def _point(n_s: int, n_c: int, runs: list[Result], metric: str) -> Point:
+def _point(n_s: int, n_c: int, runs: list[DiversityRun], metric: str) -> SeedGroup:
     metrics = {name: spread for name in NAMES if (spread := _spread(
         [(r.content["metrics"].get(name) or {}).get(metric) for r in runs]))}
     edges = tuple(runs[0].content["by_rmsd"]["edges_ang"])
@@ -115,7 +116,7 @@ def _point(n_s: int, n_c: int, runs: list[Result], metric: str) -> Point:
     bins = {b: spread for b in range(len(edges) - 1) if (spread := _spread(
         [r.content["by_rmsd"][metric][b] for r in same
          if metric in r.content["by_rmsd"] and r.content["by_rmsd"]["count"][b] >= _FEW]))}
-    return Point(n_s, n_c, len(runs), metrics, bins, edges)
+    return SeedGroup(n_s, n_c, len(runs), metrics, bins, edges)
 
 
 def _spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:
@@ -125,9 +126,9 @@ def _spread(values: Sequence[float | None]) -> tuple[float, float | None] | None
     return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
 
 
-def budgets(found: Sequence[Point]) -> dict[int, list[Point]]:
+def budgets(found: Sequence[SeedGroup]) -> dict[int, list[SeedGroup]]:
     """Points of one number of structures N = n_s n_c (but for rounding), {N: by n_c}; none of a single n_c."""
-    groups: list[list[Point]] = []
+    groups: list[list[SeedGroup]] = []
     for point in sorted(found, key=lambda p: -p.num_molecules * p.num_conformers):
         total = point.num_molecules * point.num_conformers
         if groups and total > (1 - _SAME_BUDGET) * groups[-1][0].num_molecules * groups[-1][0].num_conformers:
@@ -138,15 +139,15 @@ def budgets(found: Sequence[Point]) -> dict[int, list[Point]]:
             for g in reversed(groups) if len({p.num_conformers for p in g}) > 1}
 
 
-def molecule_sets(found: Sequence[Point]) -> dict[int, list[Point]]:
+def molecule_sets(found: Sequence[SeedGroup]) -> dict[int, list[SeedGroup]]:
     """Points of one number of molecules, {n_s: by n_c}; none of a single n_c."""
-    groups: dict[int, list[Point]] = {}
+    groups: dict[int, list[SeedGroup]] = {}
     for point in found:
         groups.setdefault(point.num_molecules, []).append(point)
     return {n_s: g for n_s, g in groups.items() if len({p.num_conformers for p in g}) > 1}
 
 
-def write_report(folder: str | Path, results: Sequence[Result], metric: str = "energy_mae_mev") -> Path:
+def write_report(folder: str | Path, results: Sequence[DiversityRun], metric: str = "energy_mae_mev") -> Path:
     """Write diversity.html and diversity.csv; returns the path of the page.
 
     Args:
@@ -183,7 +184,7 @@ def write_report(folder: str | Path, results: Sequence[Result], metric: str = "e
     return folder / "diversity.html"
 
 
-def _of_model(model: str, found: list[Point], unit: str) -> list[str]:
+def _of_model(model: str, found: list[SeedGroup], unit: str) -> list[str]:
     fixed, sets = budgets(found), molecule_sets(found)
     body = [page.heading(model), page.heading("What it says", 3)]
     body += [page.paragraph(f"{f.verdict.capitalize()}: {f.text}") for f in findings(fixed, sets)]
@@ -206,7 +207,7 @@ def _of_model(model: str, found: list[Point], unit: str) -> list[str]:
     return body
 
 
-def _map(results: Sequence[Result]) -> list[str]:
+def _map(results: Sequence[DiversityRun]) -> list[str]:
     """Where the molecules of one run are: of the one with the most that has fingerprints."""
     for result in sorted(results, key=lambda r: -r.num_molecules):
         path = result.folder / FINGERPRINTS
@@ -228,7 +229,7 @@ def _cell(spread: tuple[float, float | None] | None) -> str:
     return page.number(mean) if std is None else f"{page.number(mean)} ± {page.number(std)}"
 
 
-def _csv(by_model: Mapping[str, Sequence[Point]]) -> str:
+def _csv(by_model: Mapping[str, Sequence[SeedGroup]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", "n_s", "n_c", "seeds", *(f"{name}_{what}" for name in NAMES for what in ("mean", "std"))])

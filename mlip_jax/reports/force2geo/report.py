@@ -19,7 +19,7 @@ from mlip_jax.reports import html_page as page
 from mlip_jax.reports import sections
 from mlip_jax.reports.errors import json_safe
 from mlip_jax.reports.force2geo import figures
-from mlip_jax.simulation.reference.oracle import Evaluation, Minimum
+from mlip_jax.simulation.reference.oracle import ReferenceEvaluation, ReferenceRelaxation
 from mlip_jax.simulation.relaxation import metrics
 from mlip_jax.simulation.relaxation.metrics import Estimate, Limits, Outcomes
 from mlip_jax.workdir import atomic_open, atomic_path, write_text
@@ -35,46 +35,47 @@ _MAX_FAILURES = 50
 
 
 @dataclasses.dataclass(frozen=True)
-class Molecules:
+class StartMolecules:
     """What is relaxed: M starts, the oracle's word on them and on what they are compared with (its own minima, or
     reference geometries), and the oracle's name."""
 
     starts: Sequence[Start]
-    at_start: Sequence[Evaluation]
-    at_end: Sequence[Evaluation]
+    at_start: Sequence[ReferenceEvaluation]
+    at_end: Sequence[ReferenceEvaluation]
     oracle: str
 
     @property
     def own_minima(self) -> bool:
         """Whether the oracle made the minima itself."""
-        return all(isinstance(e, Minimum) for e in self.at_end)
+        return all(isinstance(e, ReferenceRelaxation) for e in self.at_end)
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluated:
+class EvaluatedForceField:
     """What a force field made of the M starts: for each of them "status", "reason", "steps" and "positions" (None where
     there are none), and the oracle's word on it."""
 
     name: str
     relaxed: Sequence[Mapping[str, Any]]
-    at_relaxed: Sequence[Evaluation]
+    at_relaxed: Sequence[ReferenceEvaluation]
 
-    def outcomes(self, molecules: Molecules) -> Outcomes:
+    def outcomes(self, molecules: StartMolecules) -> Outcomes:
         """In the form that metrics are made of."""
         return _outcomes(molecules, self.at_relaxed,
                          np.array([r["status"] in ("diverged", "failed") for r in self.relaxed], bool))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Content:
-    molecules: Molecules
-    evaluated: Sequence[Evaluated]
+class _ComparisonData:
+    molecules: StartMolecules
+    evaluated: Sequence[EvaluatedForceField]
     outcomes: dict[str, Outcomes]
     summaries: dict[str, dict[str, Estimate]]
     limits: Limits
 
 
-def write_report(folder: str | os.PathLike, molecules: Molecules, evaluated: Sequence[Evaluated], limits: Limits, *,
+def write_report(folder: str | os.PathLike, molecules: StartMolecules, evaluated: Sequence[EvaluatedForceField],
+                 limits: Limits, *,
                  notes: Sequence[str] = (), num_bootstrap: int = 1000, seed: int = 0,
                  info: Mapping[str, Mapping[str, Any]] | None = None) -> Path:
     """Writes the report into `folder`, each file at once or not at all.
@@ -94,7 +95,7 @@ def write_report(folder: str | os.PathLike, molecules: Molecules, evaluated: Seq
     outcomes = {e.name: e.outcomes(molecules) for e in evaluated} | _baselines(molecules)
     summaries = {name: metrics.summarize(o, limits, num_bootstrap=num_bootstrap, seed=seed)
                  for name, o in outcomes.items()}
-    content = _Content(molecules, evaluated, outcomes, summaries, limits)
+    content = _ComparisonData(molecules, evaluated, outcomes, summaries, limits)
     # The numbers first: should a figure fail, they are there.
     text = json.dumps(json_safe(_numbers(content)), indent=2, allow_nan=False) + "\n"
     write_text(folder / "metrics.json", text)
@@ -115,14 +116,14 @@ def _outcomes(molecules, at_relaxed, failed) -> Outcomes:
                     fmax=np.array([e.fmax for e in at_relaxed], float), failed=failed)
 
 
-def _baselines(molecules: Molecules) -> dict[str, Outcomes]:
+def _baselines(molecules: StartMolecules) -> dict[str, Outcomes]:
     nothing = np.zeros(len(molecules.starts), bool)
     own = f"{molecules.oracle} itself" if molecules.own_minima else "reference geometries"
     return {"start geometries": _outcomes(molecules, molecules.at_start, nothing),
             own: _outcomes(molecules, molecules.at_end, nothing)}
 
 
-def _numbers(content: _Content) -> dict[str, Any]:
+def _numbers(content: _ComparisonData) -> dict[str, Any]:
     m, names = content.molecules, [e.name for e in content.evaluated]
     judged = metrics.judged(next(iter(content.outcomes.values())))
     gap = np.array([a.energy - b.energy for a, b in zip(m.at_start, m.at_end)], float)
@@ -142,7 +143,7 @@ def _numbers(content: _Content) -> dict[str, Any]:
                       "baselines": {n: row for n, row in rows.items() if n not in names}}
 
 
-def _write_csv(file: IO[str], content: _Content) -> None:
+def _write_csv(file: IO[str], content: _ComparisonData) -> None:
     m = content.molecules
     writer = csv.writer(file)
     writer.writerow([
@@ -166,7 +167,7 @@ def _write_csv(file: IO[str], content: _Content) -> None:
                 *(int(flag[i]) for flag in flags), errors, getattr(m.at_end[i], "steps", "")])
 
 
-def _write_geometries(folder: Path, content: _Content) -> None:
+def _write_geometries(folder: Path, content: _ComparisonData) -> None:
     """Extended XYZ of the starts, of what they are compared with where the oracle made it, and of each force field."""
     m = content.molecules
     sets = {"start": [s.atoms.positions for s in m.starts]}
@@ -189,7 +190,7 @@ def _write_geometries(folder: Path, content: _Content) -> None:
 
 # --- The page ---
 
-def _headline(content: _Content, notes) -> Iterator[str]:
+def _headline(content: _ComparisonData, notes) -> Iterator[str]:
     first = content.evaluated[0].name
     summary = content.summaries[first]
     published = "published: {} %, another method and data set"
@@ -211,7 +212,7 @@ def _headline(content: _Content, notes) -> Iterator[str]:
             "molecules before its forces were small: their minima are lower than what force fields are compared with.")
 
 
-def _table(content: _Content) -> Iterator[str]:
+def _table(content: _ComparisonData) -> Iterator[str]:
     yield page.heading("Force fields")
     rows = [(name, *(_with_error(summary[key]) for key in _COLUMNS), *_course(content, name))
             for name, summary in content.summaries.items()]
@@ -227,7 +228,7 @@ def _table(content: _Content) -> Iterator[str]:
         "to be read for its size, not as a competitor.")
 
 
-def _course(content: _Content, name: str) -> tuple[str, str]:
+def _course(content: _ComparisonData, name: str) -> tuple[str, str]:
     found = next((e for e in content.evaluated if e.name == name), None)
     if found is not None:
         steps, done = [r["steps"] for r in found.relaxed], [r["status"] == "converged" for r in found.relaxed]
@@ -238,7 +239,7 @@ def _course(content: _Content, name: str) -> tuple[str, str]:
     return page.number(float(100 * np.mean(done))), page.number(float(np.mean(steps)))
 
 
-def _figures(content: _Content) -> Iterator[str]:
+def _figures(content: _ComparisonData) -> Iterator[str]:
     can = metrics.judged(next(iter(content.outcomes.values())))
     sizes = np.array([len(s.atoms) for s in content.molecules.starts])[can]
     names = [e.name for e in content.evaluated]
@@ -264,7 +265,7 @@ def _figures(content: _Content) -> Iterator[str]:
                     "large; where a line crosses the dashed one is the force convergence rate.")])
 
 
-def _failures(content: _Content) -> Iterator[str]:
+def _failures(content: _ComparisonData) -> Iterator[str]:
     m = content.molecules
     lost = [(s.name, a.error or b.error) for s, a, b in zip(m.starts, m.at_start, m.at_end) if a.error or b.error]
     if lost:
@@ -283,7 +284,7 @@ def _failures(content: _Content) -> Iterator[str]:
         yield from _more(len(rows))
 
 
-def _divergences(content: _Content, e: Evaluated) -> Iterator[tuple]:
+def _divergences(content: _ComparisonData, e: EvaluatedForceField) -> Iterator[tuple]:
     o = content.outcomes[e.name]
     pct = metrics.percentage(o, content.limits)
     for i in np.flatnonzero(metrics.diverged(o, content.limits)):
@@ -303,7 +304,7 @@ def _more(count: int) -> Iterator[str]:
         yield page.paragraph(f"{count - _MAX_FAILURES:,} more are in results.csv.")
 
 
-def _definitions(content: _Content) -> Iterator[str]:
+def _definitions(content: _ComparisonData) -> Iterator[str]:
     limits = content.limits
     end = "the oracle's own minimum, which its BFGS reaches from the start" if content.molecules.own_minima else (
         "the reference geometry of the data")

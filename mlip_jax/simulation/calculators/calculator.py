@@ -129,9 +129,9 @@ class MLIPCalculator(PaddedCalculator):
 
     def _features(self, atoms: Atoms) -> np.ndarray:
         """Invariant features of the atoms, (n_atoms, F)."""
-        shape, packed = self._pack(atoms, centred(atoms))
+        bucket, packed = self._pack(atoms, centred(atoms))
         with jax.enable_x64(self.dtype == np.float64):
-            features = invariant_features(self.potential.model, self.potential.params, unpack(shape, *packed))
+            features = invariant_features(self.potential.model, self.potential.params, unpack(bucket, *packed))
             return np.asarray(features)[:len(atoms)]
 
     def _params(self):

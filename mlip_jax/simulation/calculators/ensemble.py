@@ -16,7 +16,7 @@ from mlip_jax.simulation.calculators.padded import PaddedCalculator
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration
 
 
-class _Group(NamedTuple):
+class _ArchitectureGroup(NamedTuple):
     """Members of one architecture: one model, and parameters one upon another."""
 
     model: nn.Module
@@ -137,7 +137,7 @@ class EnsembleCalculator(PaddedCalculator):
         return results
 
 
-def _grouped(potentials: Sequence[Potential]) -> tuple[_Group, ...]:
+def _grouped(potentials: Sequence[Potential]) -> tuple[_ArchitectureGroup, ...]:
     """Members whose models and shapes of parameters are the same stand together."""
     groups: list[tuple[Any, list[int]]] = []
     for place, potential in enumerate(potentials):
@@ -148,7 +148,7 @@ def _grouped(potentials: Sequence[Potential]) -> tuple[_Group, ...]:
                 break
         else:
             groups.append((kind, [place]))
-    return tuple(_Group(kind[0], tuple(places)) for kind, places in groups)
+    return tuple(_ArchitectureGroup(kind[0], tuple(places)) for kind, places in groups)
 
 
 def _plain(value):

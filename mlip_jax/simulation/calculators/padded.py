@@ -27,9 +27,9 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ase.vibrations import VibrationsData
 
 from mlip_jax.graphs.neighbors import long_range_list, neighbor_list
+from mlip_jax.graphs.shapes import SizeBucket, SizeBuckets
 from mlip_jax.potential import Evaluation, Potential, example_graph
-from mlip_jax.simulation.calculators.packing import Shape, pack, unpack
-from mlip_jax.simulation.calculators.size_buckets import Buckets
+from mlip_jax.simulation.calculators.packing import pack, unpack
 from mlip_jax.structure import STATES, electronic_value
 
 # Columns of a Hessian times directed edges that are in work at a time; a column of an edge takes a few kilobytes.
@@ -133,9 +133,9 @@ class PaddedCalculator(Calculator):
         atoms = self.atoms
         self._check(atoms, properties)
         positions = centred(atoms)
-        shape, packed = self._pack(atoms, positions)
+        bucket, packed = self._pack(atoms, positions)
         with jax.enable_x64(self.dtype == np.float64):
-            out, stress = self._run(shape, *packed, bool(atoms.pbc.all()))
+            out, stress = self._run(bucket, *packed, bool(atoms.pbc.all()))
         self.results = self._results(atoms, positions, np.asarray(out)[..., :len(atoms), :].astype(np.float64), stress)
 
     def get_hessian(self, atoms: Atoms) -> np.ndarray:
@@ -151,11 +151,11 @@ class PaddedCalculator(Calculator):
         """
         with self._lock:
             self._check(atoms, ())
-            shape, packed = self._pack(atoms, centred(atoms))
+            bucket, packed = self._pack(atoms, centred(atoms))
             size, blocks = 3 * len(atoms), []
             with jax.enable_x64(self.dtype == np.float64):
-                for start in range(0, size, _columns_at_once(shape)):
-                    block = np.asarray(self._run_hessian(shape, *packed, np.int32(start)))
+                for start in range(0, size, _columns_at_once(bucket)):
+                    block = np.asarray(self._run_hessian(bucket, *packed, np.int32(start)))
                     blocks.append(block.reshape(len(block), -1)[:, :size])
         hessian = np.concatenate(blocks)[:size].astype(np.float64)
         if not np.isfinite(hessian).all():
@@ -255,7 +255,7 @@ class PaddedCalculator(Calculator):
 
     # --- Programs ---
 
-    def _pack(self, atoms, positions) -> tuple[Shape, tuple[np.ndarray, np.ndarray]]:
+    def _pack(self, atoms, positions) -> tuple[SizeBucket, tuple[np.ndarray, np.ndarray]]:
         pbc = atoms.pbc
         periodic = bool(pbc.any())
         box = (atoms.cell.array, pbc) if periodic else (None, None)
@@ -263,26 +263,26 @@ class PaddedCalculator(Calculator):
         _check_apart(positions, neighbors)
         reach = self._long_range_cutoff
         long_range = None if reach is None else long_range_list(positions, reach, *box)
-        shape = self._buckets.choose(len(atoms), len(neighbors.senders), None if reach is None else len(long_range[0]),
-                                     periodic)
-        return shape, pack(
-            atoms.numbers, positions, neighbors, shape, self.dtype, charge=electronic_value(atoms, "charge"),
+        n_pair = None if reach is None else len(long_range[0])
+        bucket = self._buckets.choose(len(atoms), len(neighbors.senders), n_pair, periodic)
+        return bucket, pack(
+            atoms.numbers, positions, neighbors, bucket, self.dtype, charge=electronic_value(atoms, "charge"),
             spin=electronic_value(atoms, "num_unpaired_electrons"), cell=box[0], long_range=long_range)
 
     def _start_anew(self) -> None:
         """What a copy does not share with the original."""
         self.num_compiles = 0
         self._lock = threading.RLock()
-        self._buckets = Buckets(self._long_range_cutoff)
+        self._buckets = SizeBuckets(self._long_range_cutoff)
         self._programs = None
 
-    def _run(self, shape: Shape, floats: np.ndarray, ints: np.ndarray, with_stress: bool):
+    def _run(self, bucket: SizeBucket, floats: np.ndarray, ints: np.ndarray, with_stress: bool):
         evaluation, _, leaves = self._compiled()
-        return evaluation(leaves, shape, floats, ints, with_stress)
+        return evaluation(leaves, bucket, floats, ints, with_stress)
 
-    def _run_hessian(self, shape: Shape, floats: np.ndarray, ints: np.ndarray, start: np.int32):
+    def _run_hessian(self, bucket: SizeBucket, floats: np.ndarray, ints: np.ndarray, start: np.int32):
         _, hessian, leaves = self._compiled()
-        return hessian(leaves, shape, floats, ints, start)
+        return hessian(leaves, bucket, floats, ints, start)
 
     def _compiled(self):
         if self._programs is None:
@@ -293,22 +293,22 @@ class PaddedCalculator(Calculator):
                               jax.device_put(leaves))
         return self._programs
 
-    def _traced(self, structure, leaves, shape, floats, ints, with_stress):
+    def _traced(self, structure, leaves, bucket, floats, ints, with_stress):
         """Atomic energies, forces and predictions side by side, (..., nodes, 4 + predictions), and stress or None."""
         self.num_compiles += 1  # runs when JAX traces, which it does once for each program
-        params, graph = jax.tree.unflatten(structure, leaves), unpack(shape, floats, ints)
+        params, graph = jax.tree.unflatten(structure, leaves), unpack(bucket, floats, ints)
         out = self._evaluate(params, graph, with_stress)
         parts = [out.energies[..., None], out.forces, *(out.properties[name][..., None] for name in self._predicted)]
         # the sum of the energies is made on the host, in float64
         return jnp.concatenate(parts, axis=-1), out.stress
 
-    def _traced_hessian(self, structure, leaves, shape, floats, ints, start):
+    def _traced_hessian(self, structure, leaves, bucket, floats, ints, start):
         """Columns of the Hessian from `start` on, (columns, nodes, 3); those of padding atoms are zero."""
         self.num_compiles += 1
-        params, graph = jax.tree.unflatten(structure, leaves), unpack(shape, floats, ints)
-        columns = start + jnp.arange(_columns_at_once(shape))
-        directions = jax.nn.one_hot(columns, 3 * shape.nodes, dtype=floats.dtype)
-        return self._hessian_columns(params, graph, directions.reshape(-1, shape.nodes, 3))
+        params, graph = jax.tree.unflatten(structure, leaves), unpack(bucket, floats, ints)
+        columns = start + jnp.arange(_columns_at_once(bucket))
+        directions = jax.nn.one_hot(columns, 3 * bucket.budget.n_node, dtype=floats.dtype)
+        return self._hessian_columns(params, graph, directions.reshape(-1, bucket.budget.n_node, 3))
 
     def __getstate__(self):
         left = ("num_compiles", "_lock", "_buckets", "_programs")
@@ -323,8 +323,9 @@ def _cast(potential: Potential, dtype) -> Potential:
     return dataclasses.replace(potential, params=jax.tree.map(lambda leaf: np.asarray(leaf, dtype), potential.params))
 
 
-def _columns_at_once(shape: Shape) -> int:
-    return int(np.clip(_COLUMN_EDGES // max(shape.edges + (shape.pairs or 0), 1), 1, 3 * (shape.nodes - 1)))
+def _columns_at_once(bucket: SizeBucket) -> int:
+    budget = bucket.budget
+    return int(np.clip(_COLUMN_EDGES // max(budget.n_edge + budget.n_pair, 1), 1, 3 * (budget.n_node - 1)))
 
 
 def centred(atoms) -> np.ndarray:

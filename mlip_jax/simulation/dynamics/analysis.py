@@ -13,7 +13,7 @@ _SMOOTHING = 10.0  # cm⁻¹, width of the Gaussian that spectra are smoothed wi
 
 
 @dataclasses.dataclass(frozen=True)
-class Course:
+class SampledTrajectory:
     """Frames of a molecule, evenly spaced in time.
 
     Attributes:
@@ -28,7 +28,7 @@ class Course:
     cell: np.ndarray | None = None
 
 
-def distances(course: Course, longest: float = 8.0, bins: int = 200) -> tuple[np.ndarray, np.ndarray]:
+def distances(course: SampledTrajectory, longest: float = 8.0, bins: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """Radial distribution of all pairs of atoms: (r, density), (bins,) each, r in Å.
 
     Of a molecule the density is that of the distances, 1/Å, and its integral to infinity is one. Of a periodic cell it
@@ -50,7 +50,7 @@ def distances(course: Course, longest: float = 8.0, bins: int = 200) -> tuple[np
     return r, share * abs(np.linalg.det(course.cell)) / (4 * np.pi * r * r * width)
 
 
-def spectrum(course: Course, highest: float = 4000.0) -> tuple[np.ndarray, np.ndarray]:
+def spectrum(course: SampledTrajectory, highest: float = 4000.0) -> tuple[np.ndarray, np.ndarray]:
     """Power spectrum of the velocities, weighted with the masses (vibrational density of states).
 
     Returns:
@@ -90,7 +90,7 @@ def overlap(x: np.ndarray, first: np.ndarray, other_x: np.ndarray, second: np.nd
     return float(np.trapezoid(np.minimum(first, second), x))
 
 
-def temperature(course: Course) -> float:
+def temperature(course: SampledTrajectory) -> float:
     """Mean kinetic temperature, K, with three degrees of freedom less for the centre of mass."""
     kinetic = 0.5 * (course.masses[:, None] * course.velocities ** 2).sum((1, 2)).mean()
     return float(2 * kinetic / (max(3 * len(course.masses) - 3, 1) * units.kB))

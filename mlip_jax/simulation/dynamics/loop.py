@@ -2,7 +2,7 @@
 
     M   molecules       N   atoms of all of them, padding included       R   records       F   frames
 
-A step that would need more room for neighbours than there is, or a list that only the host can make, is not made: the
+A step that would need a larger capacity for neighbours, or a list that only the host can make, is not made: the
 state stays what it was, and the loop comes back to the host. A molecule that breaks is marked and stands still from
 then on; the others do not notice.
 """
@@ -24,17 +24,17 @@ from mlip_jax.simulation.dynamics import neighbors
 from mlip_jax.simulation.dynamics import state as md_state
 from mlip_jax.simulation.dynamics.cutoff_filter import near
 from mlip_jax.simulation.dynamics.integrators import Motion, Verlet, kinetic_energies
-from mlip_jax.simulation.dynamics.neighbors import Reach, Room
-from mlip_jax.simulation.dynamics.state import NEW, RUNNING, Ahead, Records, State
+from mlip_jax.simulation.dynamics.neighbors import Cutoffs, NeighborCapacity
+from mlip_jax.simulation.dynamics.state import NEW, RUNNING, DynamicsState, HalfStep, Records
 from mlip_jax.simulation.dynamics.system import Particles
 
 
 @dataclasses.dataclass(frozen=True)
-class Loop:
+class DynamicsLoop:
     """What is compiled into the program; everything here is static.
 
     Attributes:
-      model: On the contract of mlip_jax.models. energy_scale: eV per unit of its output. reach: Of neighbour lists.
+      model: On the contract of mlip_jax.models. energy_scale: eV per unit of its output. cutoffs: Of neighbour lists.
       integrator: See integrators.py.
       lists_on_device: Whether the device makes the lists.
       longest_move: Å; an atom that moves further in one step breaks its molecule. A list of the host, which is made at
@@ -45,7 +45,7 @@ class Loop:
 
     model: nn.Module
     energy_scale: float
-    reach: Reach
+    cutoffs: Cutoffs
     integrator: Verlet
     lists_on_device: bool
     longest_move: float
@@ -55,12 +55,13 @@ class Loop:
     records: int
     frames: int
 
-    def run(self, room: Room, params, particles: Particles, key, timestep: jax.Array, state: State,
-            until: jax.Array) -> tuple[State, Records]:
+    def run(self, capacity: NeighborCapacity, params, particles: Particles, key, timestep: jax.Array,
+            state: DynamicsState,
+            until: jax.Array) -> tuple[DynamicsState, Records]:
         """Make steps until `until` is reached, records or frames are full, nothing moves, or the host is wanted.
 
         Args:
-          room: Static shapes of the list, and of what the model gets of it.
+          capacity: Static shapes of the list, and of what the model gets of it.
           key: Of random numbers; those of a step are made of it and the step.
           timestep: In ASE's unit of time.
         """
@@ -69,20 +70,20 @@ class Loop:
         def wanted(carry):
             state, _, records = carry
             left = (records.num_records < self.records) & (records.num_frames < self.frames)
-            return (state.step < until) & left & ~state.stale & room.holds(state.wanted) & (
+            return (state.step < until) & left & ~state.stale & capacity.holds(state.wanted) & (
                 state.code == RUNNING).any()
 
         def iterate(carry):
             state, ahead, records = carry
-            state, ready = self._listed(room, particles, state, ahead)
-            state, ahead, due = self._stepped(room, params, particles, key, timestep, state, ahead, ready, until)
+            state, ready = self._listed(capacity, particles, state, ahead)
+            state, ahead, due = self._stepped(capacity, params, particles, key, timestep, state, ahead, ready, until)
             return state, ahead, self._recorded(particles, timestep, state, records, due)
 
-        nothing = Ahead(_motion(state), state.code, jnp.asarray(True), jnp.asarray(False), jnp.asarray(False))
+        nothing = HalfStep(_motion(state), state.code, jnp.asarray(True), jnp.asarray(False), jnp.asarray(False))
         state, _, records = jax.lax.while_loop(wanted, iterate, (state, nothing, records))
         return state, records
 
-    def _listed(self, room, particles, state: State, ahead: Ahead) -> tuple[State, jax.Array]:
+    def _listed(self, capacity, particles, state: DynamicsState, ahead: HalfStep) -> tuple[DynamicsState, jax.Array]:
         """The state with the list that the step ahead needs, and whether that step can be made, () bool.
 
         If it cannot, `wanted` or `stale` of the state tells what the host has to do.
@@ -91,15 +92,16 @@ class Loop:
             return state._replace(stale=ahead.moved), ~ahead.moved
         graph, wanted = jax.lax.cond(
             ahead.moved,
-            lambda: neighbors.on_device(particles, ahead.motion.positions, ahead.motion.cell, room.list, self.reach),
+            lambda: neighbors.on_device(
+                particles, ahead.motion.positions, ahead.motion.cell, capacity.budget, self.cutoffs),
             lambda: (state.graph, state.wanted[:2]))
         wanted = jnp.append(wanted, 0)
-        ready = room.holds(wanted) & ~ahead.narrow
+        ready = capacity.holds(wanted) & ~ahead.narrow
         made = state._replace(graph=graph, lists=state.lists + (ahead.moved & ready))
         state = jax.lax.cond(ready, lambda: made, lambda: state)
         return state._replace(wanted=wanted, stale=ahead.narrow), ready
 
-    def _stepped(self, room, params, particles, key, timestep, state: State, ahead: Ahead, ready, until):
+    def _stepped(self, capacity, params, particles, key, timestep, state: DynamicsState, ahead: HalfStep, ready, until):
         """Steps with one list: until one is to be recorded, or the next one needs another list, or there is no next.
 
         Nothing is made that an inner step need not do: what depends on the list alone is computed once.
@@ -112,7 +114,7 @@ class Loop:
 
         def wanted(carry):
             state, ahead, due = carry
-            return (ready & ~ahead.moved & ~ahead.narrow & ~due & room.holds(state.wanted) & (state.step < until)
+            return (ready & ~ahead.moved & ~ahead.narrow & ~due & capacity.holds(state.wanted) & (state.step < until)
                     & (state.code == RUNNING).any())
 
         def iterate(carry):
@@ -121,8 +123,8 @@ class Loop:
             # place of the program makes its digits the same wherever a dispatch began.
             finished = jax.lax.cond(
                 ahead.empty, lambda: state,
-                lambda: self._finished(room, params, particles, key, timestep, state, graph, ahead))
-            enough = room.holds(finished.wanted)
+                lambda: self._finished(capacity, params, particles, key, timestep, state, graph, ahead))
+            enough = capacity.holds(finished.wanted)
             new = jax.tree.map(lambda a, b: jnp.where(enough, b, a), state, finished)._replace(wanted=finished.wanted)
             due = jnp.asarray(False)
             for every in (self.record_every, self.frame_every):
@@ -134,44 +136,45 @@ class Loop:
         return state._replace(graph=graph), ahead, due
 
     @staticmethod
-    def _time(timestep, key, state: State):
+    def _time(timestep, key, state: DynamicsState):
         """Length of the step after the state, zero for the one that finds the forces, and its random key."""
         dt = jnp.where(state.step == NEW, 0.0, timestep).astype(state.positions.dtype)
         return dt, jax.random.fold_in(key, state.step)
 
-    def _begun(self, particles, key, timestep, state: State, graph) -> Ahead:
+    def _begun(self, particles, key, timestep, state: DynamicsState, graph) -> HalfStep:
         """The first half of the step after the state, up to where forces are needed."""
         dt, key = self._time(timestep, key, state)
         start = _motion(state)
         begun = self.integrator.begin(start, state.forces, state.virial, particles, dt, key)
         code = self._flown(particles, state, begun)
         begun = _where_running(code, particles, begun, start)
-        moved = neighbors.has_moved(graph, particles, begun.positions, begun.cell, self.reach)
+        moved = neighbors.has_moved(graph, particles, begun.positions, begun.cell, self.cutoffs)
         narrow = ~self._is_wide(particles, begun) if self.lists_on_device else jnp.asarray(False)
-        return Ahead(begun, code, jnp.asarray(False), moved, narrow)
+        return HalfStep(begun, code, jnp.asarray(False), moved, narrow)
 
     def _is_wide(self, particles, begun: Motion) -> jax.Array:
         """Whether the nearest images are all that the device needs, which a cell that shrinks may put an end to."""
         if begun.cell is None:
             return jnp.asarray(True)
         planes = 1 / jnp.linalg.norm(jnp.linalg.inv(begun.cell), axis=-2)
-        return (jnp.where(particles.periodic, planes, jnp.inf) > 2 * neighbors.longest(self.reach)).all()
+        return (jnp.where(particles.periodic, planes, jnp.inf) > 2 * neighbors.longest(self.cutoffs)).all()
 
-    def _flown(self, particles, state: State, begun: Motion) -> jax.Array:
+    def _flown(self, particles, state: DynamicsState, begun: Motion) -> jax.Array:
         """Codes with those marked that have moved too far, or nowhere, in one step."""
         moved = begun.positions - state.positions
         far = ~((moved * moved).sum(-1) <= self.longest_move ** 2)
         far = _any_of_molecule(far, particles)
         return jnp.where((state.code == RUNNING) & far, md_state.TOO_FAST, state.code)
 
-    def _finished(self, room, params, particles, key, timestep, state: State, graph, ahead: Ahead) -> State:
+    def _finished(self, capacity, params, particles, key, timestep, state: DynamicsState, graph,
+                  ahead: HalfStep) -> DynamicsState:
         """The second half of a step, with the forces at the new positions."""
         begun, code = ahead.motion, ahead.code
         dt, key = self._time(timestep, key, state)
         graph_globals = graph.globals if begun.cell is None else graph.globals | {
             "cell": graph.globals["cell"].at[:-1].set(begun.cell)}
         graph = graph._replace(nodes=graph.nodes | {"positions": begun.positions}, globals=graph_globals)
-        graph, wanted = self._near(room, state, graph)
+        graph, wanted = self._near(capacity, state, graph)
         out = evaluate(self.model, params, graph, self.energy_scale, self.integrator.needs_stress)
         virial = jnp.trace(out.stress[:-1], axis1=1, axis2=2) if self.integrator.needs_stress else state.virial
         # The start is taken off each atom: sums of differences have digits that sums of energies have not.
@@ -193,12 +196,12 @@ class Loop:
             **kept, step=step, energies=energies, code=code, culprit=culprit, wanted=wanted,
             broken_at=jnp.where((state.code == RUNNING) & (code != RUNNING), step, state.broken_at))
 
-    def _near(self, room, state: State, graph) -> tuple[jraph.GraphsTuple, jax.Array]:
-        """The graph that the model gets, and what the state is to say of the room that is wanted."""
-        if not room.near:
+    def _near(self, capacity, state: DynamicsState, graph) -> tuple[jraph.GraphsTuple, jax.Array]:
+        """The graph that the model gets, and what the state is to say of the capacity that it needs."""
+        if not capacity.near:
             return graph, state.wanted
         # else XLA computes the places of edges again for each feature that it fetches
-        graph, count = jax.lax.optimization_barrier(near(graph, self.reach.cutoff, room.near))
+        graph, count = jax.lax.optimization_barrier(near(graph, self.cutoffs.cutoff, capacity.near))
         return graph, state.wanted.at[2].set(count)
 
     def _watched(self, particles, state, ended: Motion, code):
@@ -223,7 +226,7 @@ class Loop:
             culprit = jnp.where((code == RUNNING) & (worst >= 0), worst, culprit)
         return jnp.where(code == RUNNING, found, code).astype(jnp.int32), culprit.astype(jnp.int32)
 
-    def _recorded(self, particles, timestep, state: State, records: Records, due: jax.Array) -> Records:
+    def _recorded(self, particles, timestep, state: DynamicsState, records: Records, due: jax.Array) -> Records:
         """Records with the row and the frame of this step; `due`: it is to have a row, or a frame, or both."""
         if self.record_every:
             volume = jnp.zeros_like(state.energy) if state.cell is None else jnp.abs(jnp.linalg.det(state.cell))
@@ -239,14 +242,14 @@ class Loop:
             records = _written(records, "num_frames", due & (state.step % self.frame_every == 0), self.frames, values)
         return records
 
-    def _pressure(self, particles, timestep, state: State) -> jax.Array:
+    def _pressure(self, particles, timestep, state: DynamicsState) -> jax.Array:
         """What the barostat makes of it in the next step, (M,); zero without one."""
         if not self.integrator.needs_stress:
             return jnp.zeros_like(state.energy)
         motion = Motion(state.positions, state.low, state.velocities, state.cell, state.heat)
         return self.integrator.inner_pressure(motion, state.forces, state.virial, particles, timestep)
 
-    def _empty(self, state: State) -> Records:
+    def _empty(self, state: DynamicsState) -> Records:
         dtype, num = state.positions.dtype, state.code.shape[0]
         # the last row takes what is not to be kept
         rows, frames = self.records + 1, self.frames + 1
@@ -265,7 +268,7 @@ def _written(records: Records, counter: str, due: jax.Array, capacity: int, valu
         for name, value in values.items()})
 
 
-def _motion(state: State) -> Motion:
+def _motion(state: DynamicsState) -> Motion:
     return Motion(state.positions, state.low, state.velocities, state.cell, jnp.zeros_like(state.heat))
 
 
@@ -293,16 +296,16 @@ def _compensated(total, low, change):
     return new, change - (new - total)
 
 
-class Program:
-    """`Loop.run` with parameters and particles that are kept on the device.
+class CompiledDynamics:
+    """`DynamicsLoop.run` with parameters and particles that are kept on the device.
 
-    Compiled once for each room and number of atoms; programs serve all that have the same `loop`.
+    Compiled once for each capacity and number of atoms; programs serve all that have the same `loop`.
 
     Attributes:
       num_compiles: Programs compiled so far for this one.
     """
 
-    def __init__(self, loop: Loop, params: Any, particles: Particles, timestep: float, device=None):
+    def __init__(self, loop: DynamicsLoop, params: Any, particles: Particles, timestep: float, device=None):
         """
         Args:
           timestep: In ASE's unit of time.
@@ -311,16 +314,16 @@ class Program:
         step = particles.masses.dtype.type(timestep)
         self._params, self._particles, self._timestep = jax.device_put((params, particles, step), device)
 
-    def run(self, room: Room, key, state: State, until: int) -> tuple[State, Records]:
-        """See `Loop.run`."""
+    def run(self, capacity: NeighborCapacity, key, state: DynamicsState, until: int) -> tuple[DynamicsState, Records]:
+        """See `DynamicsLoop.run`."""
         before = _traces.count
-        out = _run(self.loop, room, self._params, self._particles, key, self._timestep, state, np.int32(until))
+        out = _run(self.loop, capacity, self._params, self._particles, key, self._timestep, state, np.int32(until))
         self.num_compiles += _traces.count - before
         return out
 
-    def list(self, room: Room, positions, cell) -> jraph.GraphsTuple:
-        """The device's list for positions (N, 3) that there is room for."""
-        graph, _ = _list(self._particles, positions, cell, room.list, self.loop.reach)
+    def list(self, capacity: NeighborCapacity, positions, cell) -> jraph.GraphsTuple:
+        """The device's list for positions (N, 3) that fits into the capacity."""
+        graph, _ = _list(self._particles, positions, cell, capacity.budget, self.loop.cutoffs)
         return graph
 
 
@@ -335,6 +338,6 @@ _list = jax.jit(neighbors.on_device, static_argnums=(3, 4))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(loop, room, params, particles, key, timestep, state, until):
+def _run(loop, capacity, params, particles, key, timestep, state, until):
     _traces.count += 1
-    return loop.run(room, params, particles, key, timestep, state, until)
+    return loop.run(capacity, params, particles, key, timestep, state, until)

@@ -12,15 +12,15 @@ import jax
 import numpy as np
 from ase import Atoms, units
 
-from mlip_jax.graphs.batching import Budget
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.dynamics import neighbors, system, velocities
-from mlip_jax.simulation.dynamics.loop import Loop, Program
-from mlip_jax.simulation.dynamics.neighbors import Reach, Room
-from mlip_jax.simulation.dynamics.results import Breakage, Frames, Thermo, Trajectory, breakages, joined
+from mlip_jax.simulation.dynamics.loop import CompiledDynamics, DynamicsLoop
+from mlip_jax.simulation.dynamics.neighbors import Cutoffs, NeighborCapacity
+from mlip_jax.simulation.dynamics.results import Breakage, DispatchFrames, Thermo, Trajectory, breakages, joined
 from mlip_jax.simulation.dynamics.settings import Settings
-from mlip_jax.simulation.dynamics.state import NEW, RUNNING, Records, State, filled
+from mlip_jax.simulation.dynamics.state import NEW, RUNNING, DynamicsState, Records, filled
 
 # Seconds of a call to the device, after which the host looks what has come of it.
 _TURN = 1.0
@@ -33,7 +33,7 @@ class MolecularDynamics:
 
     All molecules of a run make their steps together, in one compiled program that makes many steps before the host
     looks at them. The neighbour list has a skin and is made anew on the device; where more neighbours come than there
-    is room for, the step is not made, room is made, and the step is made then. In cells, lists of the device need
+    is capacity for, the step is not made until the capacity has grown. In cells, lists of the device need
     lattice planes that stand more than twice the cutoff and skin apart; for smaller cells, and for more than some 5000
     atoms, the host makes the lists, which the device waits for.
 
@@ -73,17 +73,17 @@ class MolecularDynamics:
         self._temperatures = self._checked_temperatures(temperatures)
         self._hottest = np.array([self.settings.broken_above(t) for t in self._temperatures])
         self._dof = self._begin_momenta()
-        self._reach = Reach(float(self.potential.cutoff), self.potential.long_range_cutoff, self.settings.skin)
+        self._cutoffs = Cutoffs(float(self.potential.cutoff), self.potential.long_range_cutoff, self.settings.skin)
         self._check_cells()
         self._compiled_before, self._step_of_list = 0, None
-        self._on_device = neighbors.suits_device(self._system, self._reach)
+        self._on_device = neighbors.suits_device(self._system, self._cutoffs)
         self._seconds_of_step, self._steps_timed, self._seconds_timed = 0.0, 0, 0.0
         with self._precision():
             self._key = jax.random.key(self.settings.seed)
             self._program = self._make_program()
-            self._room = neighbors.enlarged(
-                Room(Budget(self._system.nodes, 0, len(self.molecules) + 1)), self._system,
-                neighbors.needed(self._system, self._positions(), self._system.cell, self._reach))
+            self._capacity = neighbors.enlarge_capacity(
+                NeighborCapacity(PaddingBudget(self._system.nodes, 0, len(self.molecules) + 1)), self._system,
+                neighbors.needed(self._system, self._positions(), self._system.cell, self._cutoffs))
             self._state = self._begin()
 
     @property
@@ -127,7 +127,7 @@ class MolecularDynamics:
         segments = list(self.stream(steps))
         return joined(segments, self._system, self.broken)
 
-    def stream(self, steps: int) -> Iterator[tuple[Thermo, Frames]]:
+    def stream(self, steps: int) -> Iterator[tuple[Thermo, DispatchFrames]]:
         """Make steps; energies and frames as they come, about once in a second.
 
         Between two of them `snapshot` tells all that is needed to go on from there.
@@ -150,7 +150,7 @@ class MolecularDynamics:
         turn = int(np.clip(_TURN / self._seconds_of_step, 1, 10 ** 6)) if self._seconds_of_step else 8
         with self._precision():
             self._state, records = self._program.run(
-                self._room, self._key, self._state, min(until, max(before, 0) + turn))
+                self._capacity, self._key, self._state, min(until, max(before, 0) + turn))
             records = filled(jax.device_get(records))
             made = int(self._state.step) - before
             if made and compiles == self.num_compiles:
@@ -161,10 +161,10 @@ class MolecularDynamics:
         return records
 
     def _serve(self) -> None:
-        """Make room, or the list, that a step waits for."""
+        """Make the capacity, or the list, that a step waits for."""
         wanted = np.asarray(self._state.wanted)
-        if not self._room.holds(wanted):
-            self._room = neighbors.enlarged(self._room, self._system, wanted)
+        if not self._capacity.holds(wanted):
+            self._capacity = neighbors.enlarge_capacity(self._capacity, self._system, wanted)
             self._state = self._state._replace(graph=self._list(*self._listed()))
         if not bool(self._state.stale):
             return
@@ -181,13 +181,13 @@ class MolecularDynamics:
                                            lists=self._state.lists + 1)
 
     def _list(self, positions, cell):
-        """The graph of positions, with as much room as it needs."""
+        """The graph of positions, with as large a capacity as it needs."""
         if self._on_device:
-            return self._program.list(self._room, positions, cell)
-        wanted = neighbors.needed(self._system, positions, cell, self._reach)
-        if not self._room.holds(wanted):
-            self._room = neighbors.enlarged(self._room, self._system, wanted)
-        graph = neighbors.on_host(self._system, positions, cell, self._room.list, self._reach)
+            return self._program.list(self._capacity, positions, cell)
+        wanted = neighbors.needed(self._system, positions, cell, self._cutoffs)
+        if not self._capacity.holds(wanted):
+            self._capacity = neighbors.enlarge_capacity(self._capacity, self._system, wanted)
+        graph = neighbors.on_host(self._system, positions, cell, self._capacity.budget, self._cutoffs)
         return jax.device_put(graph, self._device)
 
     def _listed(self):
@@ -196,21 +196,21 @@ class MolecularDynamics:
         cell = graph.globals["cell"][:-1] if "cell" in graph.globals else None
         return jax.device_get((graph.nodes["positions"], cell))
 
-    def _make_program(self) -> Program:
+    def _make_program(self) -> CompiledDynamics:
         s, p = self.settings, self.potential
         frames = int(np.clip(_FRAME_NUMBERS // (9 * self._system.nodes), 1, _FRAMES))
-        loop = Loop(p.model, p.energy_scale, self._reach, s.integrator(), self._on_device,
-                    neighbors.longest_move(self._on_device, self._reach), tuple(s.bond_range), s.record_every,
-                    s.frame_every, _RECORDS, frames)
+        loop = DynamicsLoop(p.model, p.energy_scale, self._cutoffs, s.integrator(), self._on_device,
+                            neighbors.longest_move(self._on_device, self._cutoffs), tuple(s.bond_range), s.record_every,
+                            s.frame_every, _RECORDS, frames)
         params = jax.tree.map(lambda leaf: np.asarray(leaf, self._dtype), p.params)
         kt = units.kB * self._temperatures
-        return Program(loop, params, self._system.particles(
+        return CompiledDynamics(loop, params, self._system.particles(
             self._dtype, self._dof, kt, units.kB * self._hottest, s.watch_bonds), s.timestep * units.fs, self._device)
 
     def _positions(self) -> np.ndarray:
         return self._system.padded("positions", self._dtype)
 
-    def _begin(self) -> State:
+    def _begin(self) -> DynamicsState:
         """The state before the first evaluation."""
         atoms, num = self._positions(), len(self.molecules)
         cell = None if self._system.cell is None else self._system.cell.astype(self._dtype)
@@ -218,7 +218,7 @@ class MolecularDynamics:
         momenta = self._system.padded("momenta", np.float64)
         masses = np.asarray(self._system.particles(np.float64, *[real] * 3, False).masses)
         zeros = np.zeros_like(atoms)
-        state = State(
+        state = DynamicsState(
             np.int32(NEW), atoms, zeros, (momenta / masses[:, None]).astype(self._dtype), zeros, real, cell,
             zeros[:, 0], real, real, real, whole, whole, whole - 1, self._list(atoms, cell),
             np.zeros(3, np.int32), np.int32(1), np.bool_(False))
@@ -262,13 +262,13 @@ class MolecularDynamics:
         stack.enter_context(jax.default_matmul_precision("float32"))
         return stack
 
-    def _told(self, records: Records) -> tuple[Thermo, Frames]:
+    def _told(self, records: Records) -> tuple[Thermo, DispatchFrames]:
         """Records with reference energies, in the units of people."""
         start = [float(np.asarray(e, np.float64).sum()) for e in self._system.split(np.asarray(self._state.energies))]
         offset = np.array(start) + [self.potential.reference_energies[a.numbers].sum() for a in self.molecules]
         broken = self.broken
         thermo = Thermo.of(records, offset, self._dof, self.settings, broken)
-        return thermo, Frames(records, offset, self._system, broken)
+        return thermo, DispatchFrames(records, offset, self._system, broken)
 
     def snapshot(self) -> dict[str, np.ndarray]:
         """All that a run of the same molecules and settings needs to go on to the bit, see `restore`."""
@@ -276,8 +276,8 @@ class MolecularDynamics:
         positions, cell = self._listed()
         found = {name: np.asarray(value) for name, value in state._asdict().items()
                  if name not in ("graph", "cell") and value is not None}
-        found |= {"listed_positions": positions, "budget": np.array(self._room.list), "near": np.array(self._room.near),
-                  "on_device": np.array(self._on_device)}
+        found |= {"listed_positions": positions, "budget": np.array(self._capacity.budget),
+                  "near": np.array(self._capacity.near), "on_device": np.array(self._on_device)}
         return found if cell is None else found | {"cell": state.cell, "listed_cell": cell}
 
     def restore(self, snapshot: Mapping[str, np.ndarray]) -> None:
@@ -292,12 +292,12 @@ class MolecularDynamics:
                 raise ValueError(f"the snapshot does not fit these molecules: {name} should be {value.dtype}"
                                  f"{value.shape}, received " + ("nothing" if there is None else
                                                                 f"{there.dtype}{there.shape}"))
-        self._room = Room(Budget(*map(int, snapshot["budget"])), int(snapshot["near"]))
+        self._capacity = NeighborCapacity(PaddingBudget(*map(int, snapshot["budget"])), int(snapshot["near"]))
         with self._precision():
             if bool(snapshot["on_device"]) != self._on_device:
                 self._on_device = bool(snapshot["on_device"])
                 self._program = self._make_program()
             graph = self._list(snapshot["listed_positions"], snapshot.get("listed_cell"))
-            values = {name: snapshot[name] for name in State._fields if name in snapshot}
-            self._state = jax.device_put(State(**{"cell": None, **values, "graph": graph}), self._device)
+            values = {name: snapshot[name] for name in DynamicsState._fields if name in snapshot}
+            self._state = jax.device_put(DynamicsState(**{"cell": None, **values, "graph": graph}), self._device)
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from mlip_jax.simulation.dynamics.results import Frames, Thermo
-from mlip_jax.simulation.dynamics.trajectories import EXTXYZ, FORMS, Form
+from mlip_jax.simulation.dynamics.results import DispatchFrames, Thermo
+from mlip_jax.simulation.dynamics.trajectories import EXTXYZ, FORMS, TrajectoryFormat
 from mlip_jax.structure import electronic_state
 from mlip_jax.workdir import atomic_open
 
@@ -34,7 +34,7 @@ class OutputError(RuntimeError):
     """Files of a run cannot be written or read."""
 
 
-class Outputs:
+class DynamicsOutputs:
     """The files of a run."""
 
     def __init__(self, workdir: str | Path, names: Sequence[str], trajectory_format: str = EXTXYZ):
@@ -55,7 +55,7 @@ class Outputs:
         return self._workdir / TRAJECTORIES / f"{number}{self._form.suffix}"
 
     @property
-    def _files(self) -> list[tuple[Path, Form]]:
+    def _files(self) -> list[tuple[Path, TrajectoryFormat]]:
         """All that grow, and how their sizes are counted: the table as text, too."""
         trajectories = (self.trajectory(m) for m in range(len(self._names)))
         return [(self._workdir / THERMO, FORMS[EXTXYZ]), *((path, self._form) for path in trajectories)]
@@ -74,7 +74,7 @@ class Outputs:
         except OSError as error:
             raise OutputError(f"{self._workdir}: cannot be written: {error}") from error
 
-    def write(self, thermo: Thermo, frames: Frames, timestep: float) -> None:
+    def write(self, thermo: Thermo, frames: DispatchFrames, timestep: float) -> None:
         """Append energies and frames; timestep in fs.
 
         Raises:
@@ -134,7 +134,7 @@ class Outputs:
         return snapshot, seconds
 
     @staticmethod
-    def _cut(file: Path, form: Form, size: int) -> None:
+    def _cut(file: Path, form: TrajectoryFormat, size: int) -> None:
         """Leave what was there when the restart file was written."""
         mend = f"Put it back, or remove {RESTART} to begin anew."
         try:

@@ -22,7 +22,7 @@ def nanoseconds_per_day(steps_per_second: float, timestep: float) -> float:
     return steps_per_second * timestep * 1e-6 * _SECONDS_OF_DAY
 
 
-class Progress:
+class DynamicsProgressBar:
     """Context manager around the bar of the steps."""
 
     def __init__(self, total: int, step: int, timestep: float):
@@ -38,7 +38,7 @@ class Progress:
             progress.TextColumn("{task.fields[text]}"), progress.TimeElapsedColumn(), progress.TimeRemainingColumn())
         self._task = self._bar.add_task("", total=total, completed=step, text="")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> DynamicsProgressBar:
         self._bar.start()
         return self
 

@@ -15,7 +15,7 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from rich.progress import track
 
 from mlip_jax import workers
-from mlip_jax.simulation.dynamics.analysis import Course
+from mlip_jax.simulation.dynamics.analysis import SampledTrajectory
 from mlip_jax.simulation.reference.oracle import Method
 from mlip_jax.workdir import atomic_open
 
@@ -35,7 +35,7 @@ class Plan:
 
 
 def courses(method: Method, molecules: Sequence[Atoms], plan: Plan, folder: Path, num_processes: int | None
-            ) -> list[Course | None]:
+            ) -> list[SampledTrajectory | None]:
     """Langevin dynamics of each molecule with `method`; what `folder` has of an earlier start is not made again.
 
     None stands for a molecule at which the method failed; the log says why.
@@ -81,7 +81,8 @@ def _simulate(job) -> tuple[np.ndarray, np.ndarray, str]:
     return np.array(positions), np.array(velocities), ""
 
 
-def _load(path: Path, atoms: Atoms, plan: Plan) -> Course:
+def _load(path: Path, atoms: Atoms, plan: Plan) -> SampledTrajectory:
     with np.load(path, allow_pickle=False) as file:
-        return Course(file["positions"].astype(np.float64), file["velocities"].astype(np.float64), atoms.get_masses(),
-                      plan.every * plan.timestep, atoms.cell.array if atoms.pbc.all() else None)
+        return SampledTrajectory(file["positions"].astype(np.float64), file["velocities"].astype(np.float64),
+                                 atoms.get_masses(),
+                                 plan.every * plan.timestep, atoms.cell.array if atoms.pbc.all() else None)

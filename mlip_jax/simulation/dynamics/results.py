@@ -11,7 +11,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlip_jax.simulation.dynamics import state as md_state
 from mlip_jax.simulation.dynamics.settings import BAR, Settings
-from mlip_jax.simulation.dynamics.state import RUNNING, Records, State
+from mlip_jax.simulation.dynamics.state import RUNNING, DynamicsState, Records
 from mlip_jax.simulation.dynamics.system import System
 
 
@@ -23,7 +23,7 @@ class Breakage:
     reason: str
 
 
-def breakages(state: State, system: System, settings: Settings, hottest: np.ndarray) -> dict[int, Breakage]:
+def breakages(state: DynamicsState, system: System, settings: Settings, hottest: np.ndarray) -> dict[int, Breakage]:
     """The molecules that broke, by their numbers; hottest: K that each may have, (M,)."""
     codes, steps, culprits = (np.asarray(x) for x in (state.code, state.broken_at, state.culprit))
     bonds = None
@@ -105,7 +105,7 @@ class Thermo:
                                                                 dataclasses.fields(self))))
 
 
-class Frames:
+class DispatchFrames:
     """Frames of a dispatch; iterating gives (step, molecule, Atoms) with energy, forces and momenta. A molecule that
     broke has none after its break. Positions of cells are not wrapped."""
 
@@ -148,7 +148,7 @@ class Trajectory:
     broken: Breakage | None
 
 
-def joined(segments: Sequence[tuple[Thermo, Frames]], system: System,
+def joined(segments: Sequence[tuple[Thermo, DispatchFrames]], system: System,
            broken: Mapping[int, Breakage]) -> list[Trajectory]:
     """Trajectories of all molecules."""
     num = len(system.molecules)

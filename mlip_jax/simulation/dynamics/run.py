@@ -6,13 +6,13 @@ import logging
 import time
 
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
-from mlip_jax.simulation.dynamics.outputs import RESTART, OutputError, Outputs
-from mlip_jax.simulation.dynamics.progress import Progress
+from mlip_jax.simulation.dynamics.outputs import RESTART, DynamicsOutputs, OutputError
+from mlip_jax.simulation.dynamics.progress import DynamicsProgressBar
 
 log = logging.getLogger(__name__)
 
 
-def carry_out(dynamics: MolecularDynamics, outputs: Outputs, num_steps: int, restart_seconds: float) -> float:
+def carry_out(dynamics: MolecularDynamics, outputs: DynamicsOutputs, num_steps: int, restart_seconds: float) -> float:
     """Make steps up to `num_steps`, from where a restart file says or from the start; the seconds that all took.
 
     Args:
@@ -29,7 +29,7 @@ def carry_out(dynamics: MolecularDynamics, outputs: Outputs, num_steps: int, res
     timestep = dynamics.settings.timestep
     begin = saved = time.monotonic()
     known = dynamics.broken
-    with Progress(num_steps, dynamics.step, timestep) as progress:
+    with DynamicsProgressBar(num_steps, dynamics.step, timestep) as progress:
         for thermo, frames in dynamics.stream(max(left, 0)):
             outputs.write(thermo, frames, timestep)
             broken = dynamics.broken
@@ -49,7 +49,7 @@ def carry_out(dynamics: MolecularDynamics, outputs: Outputs, num_steps: int, res
     return seconds
 
 
-def _go_on(dynamics: MolecularDynamics, outputs: Outputs) -> float:
+def _go_on(dynamics: MolecularDynamics, outputs: DynamicsOutputs) -> float:
     """Where a restart file says, or from the start; the seconds until then."""
     found = outputs.load()
     if found is None:

@@ -18,7 +18,7 @@ RUNNING, NOT_FINITE, TOO_FAST, STRETCHED, COLLAPSED, TOO_HOT = range(6)
 NEW = -1  # the step before the first evaluation
 
 
-class State(NamedTuple):
+class DynamicsState(NamedTuple):
     """All that a simulation is at.
 
     Attributes:
@@ -56,7 +56,7 @@ class State(NamedTuple):
     stale: jax.Array
 
 
-class Ahead(NamedTuple):
+class HalfStep(NamedTuple):
     """The first half of the step after a state, up to where forces are needed.
 
     Attributes:

@@ -16,7 +16,7 @@ from mlip_jax.simulation.dynamics import h5md
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class TrajectoryFormat:
     """How the frames of a molecule are kept in a file of its own.
 
     Attributes:
@@ -81,5 +81,5 @@ def _read_text(path: Path, frames: slice) -> list[Atoms]:
 
 
 EXTXYZ, HDF5 = "extxyz", "hdf5"
-FORMS = {EXTXYZ: Form(".xyz", "bytes", _append_text, _size_of_text, _cut_text, _read_text),
-         HDF5: Form(".h5", "frames", h5md.append, h5md.size, h5md.cut, h5md.read)}
+FORMS = {EXTXYZ: TrajectoryFormat(".xyz", "bytes", _append_text, _size_of_text, _cut_text, _read_text),
+         HDF5: TrajectoryFormat(".h5", "frames", h5md.append, h5md.size, h5md.cut, h5md.read)}

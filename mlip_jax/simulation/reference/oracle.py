@@ -96,7 +96,7 @@ class Method:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class ReferenceEvaluation:
     """energy in eV and forces (n_atoms, 3) in eV/Å; NaN and None, and an error, where the method failed."""
 
     energy: float
@@ -110,7 +110,7 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Minimum(Evaluation):
+class ReferenceRelaxation(ReferenceEvaluation):
     """The end of a relaxation with the method itself. positions: (n_atoms, 3) in Å, None where it failed; converged:
     whether the largest force is below the threshold; steps: that it took."""
 
@@ -133,17 +133,17 @@ class Oracle:
         self.method, self._cache = method, cache
         self._num_processes, self._progress = num_processes, progress
 
-    def evaluate(self, molecules: Mapping[str, Atoms], label: str = "energies") -> dict[str, Evaluation]:
+    def evaluate(self, molecules: Mapping[str, Atoms], label: str = "energies") -> dict[str, ReferenceEvaluation]:
         """Energy and forces of each molecule by its name; `label` is of the progress bar.
 
         Raises:
           OracleError: The method fails at every molecule for other reasons than the molecules.
         """
         found = self._compute(molecules, {"job": "evaluate"}, label)
-        return {name: Evaluation(r["energy"], _array(r["forces"]), r["error"]) for name, r in found.items()}
+        return {name: ReferenceEvaluation(r["energy"], _array(r["forces"]), r["error"]) for name, r in found.items()}
 
     def minimize(self, molecules: Mapping[str, Atoms], *, fmax: float = 0.05, max_steps: int = 500,
-                 maxstep: float = 0.2, label: str = "minima") -> dict[str, Minimum]:
+                 maxstep: float = 0.2, label: str = "minima") -> dict[str, ReferenceRelaxation]:
         """The minimum that ASE's BFGS reaches from each molecule, by its name.
 
         Args:
@@ -155,8 +155,9 @@ class Oracle:
         """
         settings = {"job": "minimize", "fmax": fmax, "max_steps": max_steps, "maxstep": maxstep}
         found = self._compute(molecules, settings, label)
-        return {name: Minimum(r["energy"], _array(r["forces"]), r["error"], _array(r["positions"]), r["converged"],
-                              r["steps"]) for name, r in found.items()}
+        return {name: ReferenceRelaxation(r["energy"], _array(r["forces"]), r["error"], _array(r["positions"]),
+                                          r["converged"],
+                                          r["steps"]) for name, r in found.items()}
 
     def _compute(self, molecules, settings, label) -> dict[str, dict[str, Any]]:
         keys = {name: key_of(settings | self.method.settings(), atoms) for name, atoms in molecules.items()}

@@ -45,7 +45,7 @@ class Layout(NamedTuple):
         return (*self.columns, "seconds", *(f"{kind}_{what}" for kind in self.kinds for what in ("offset", "length")))
 
 
-class Line(NamedTuple):
+class JournalLine(NamedTuple):
     """A sound line of a part: where it is in the file, its cells, and for each kind (offset, length) of its piece."""
 
     start: int
@@ -92,7 +92,7 @@ def finished(folder: Path, layout: Layout) -> Indices:
     return found
 
 
-def read_part(path: Path, layout: Layout) -> Iterator[Line]:
+def read_part(path: Path, layout: Layout) -> Iterator[JournalLine]:
     """The sound lines of a part, up to the first that is not.
 
     Raises:
@@ -119,7 +119,7 @@ def read_part(path: Path, layout: Layout) -> Iterator[Line]:
         raise JournalError(f"{path}: cannot be read: {error}") from error
 
 
-def _parse(text: bytes, start: int, width: int, ends: list[int], sizes: list[int]) -> Line | None:
+def _parse(text: bytes, start: int, width: int, ends: list[int], sizes: list[int]) -> JournalLine | None:
     """A line of the right number of cells, whose pieces begin at `ends` and are there; None for others."""
     if not text.endswith(b"\n"):
         return None
@@ -133,7 +133,7 @@ def _parse(text: bytes, start: int, width: int, ends: list[int], sizes: list[int
     pieces = list(zip(numbers[::2], numbers[1::2]))
     sound = all(offset == end and length >= 0 and end + length <= size
                 for (offset, length), end, size in zip(pieces, ends, sizes))
-    return Line(start, start + len(text), cells, pieces) if sound else None
+    return JournalLine(start, start + len(text), cells, pieces) if sound else None
 
 
 def encode_line(cells: Sequence[Any]) -> bytes:

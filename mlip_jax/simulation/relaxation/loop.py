@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip_jax.graphs import slots as slot_graphs
-from mlip_jax.graphs.batching import Budget
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.graphs.slots import Slots
 from mlip_jax.potential import evaluate
 from mlip_jax.simulation.relaxation.minimizers import Minimizer
@@ -31,7 +31,7 @@ FREE = -1  # the key of a slot without a molecule
 SHORTEST = 0.4
 
 
-class Molecules(NamedTuple):
+class MoleculeBatch(NamedTuple):
     """Molecules before they are relaxed, K of them.
 
     Attributes:
@@ -69,7 +69,7 @@ class Outcome(NamedTuple):
     evaluated: jax.Array
 
 
-class State(NamedTuple):
+class RelaxationState(NamedTuple):
     """All that a relaxation is at, on the device.
 
     Attributes:
@@ -80,7 +80,7 @@ class State(NamedTuple):
       iterations, evaluated: Since the start, and molecules evaluated in them, () int32.
     """
 
-    now: Molecules
+    now: MoleculeBatch
     moved: jax.Array
     energy_start: jax.Array
     fmax_start: jax.Array
@@ -91,7 +91,7 @@ class State(NamedTuple):
     evaluated: jax.Array
 
 
-class Done(NamedTuple):
+class FinishedMolecules(NamedTuple):
     """Molecules that have left: the first `count` of `outcome` (Q + M)."""
 
     outcome: Outcome
@@ -99,7 +99,7 @@ class Done(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Loop:
+class RelaxationLoop:
     """What is compiled into the program; everything here is static.
 
     Attributes:
@@ -119,20 +119,21 @@ class Loop:
     num: int
     dtype: Any
 
-    def init(self) -> State:
+    def init(self) -> RelaxationState:
         """The state without any molecule."""
         num, size = self.num, self.size
         zeros = jnp.zeros(num, self.dtype)
-        now = Molecules(
+        now = MoleculeBatch(
             jnp.full(num, FREE, jnp.int32),
             Slots(jnp.zeros((num, size), jnp.int32), jnp.zeros(num, jnp.int32), zeros, zeros),
             jnp.zeros((num, size, 3), self.dtype), jnp.zeros((num, size), bool))
-        return State(now, jnp.zeros(num, jnp.int32), zeros, zeros, jnp.zeros(num, bool),
-                     self.minimizer.init(num, 3 * size, self.dtype), jnp.zeros(2, jnp.int32), jnp.int32(0),
-                     jnp.int32(0))
+        return RelaxationState(now, jnp.zeros(num, jnp.int32), zeros, zeros, jnp.zeros(num, bool),
+                               self.minimizer.init(num, 3 * size, self.dtype), jnp.zeros(2, jnp.int32), jnp.int32(0),
+                               jnp.int32(0))
 
-    def run(self, budget: Budget, capacity: int, params, state: State, queue: Molecules, waiting: jax.Array,
-            most: jax.Array, few: jax.Array) -> tuple[State, Done, jax.Array, Outcome]:
+    def run(self, budget: PaddingBudget, capacity: int, params, state: RelaxationState, queue: MoleculeBatch,
+            waiting: jax.Array,
+            most: jax.Array, few: jax.Array) -> tuple[RelaxationState, FinishedMolecules, jax.Array, Outcome]:
         """Iterate until no molecule is left, or the host is wanted.
 
         Args:
@@ -144,7 +145,7 @@ class Loop:
         Returns:
           The state, molecules that have left, how many of the queue were taken, and the last evaluation of all slots.
         """
-        done = Done(_empty_outcome(capacity + self.num, self.size, self.dtype), jnp.int32(0))
+        done = FinishedMolecules(_empty_outcome(capacity + self.num, self.size, self.dtype), jnp.int32(0))
         last = _empty_outcome(self.num, self.size, self.dtype)
         start = state.iterations
 
@@ -153,7 +154,7 @@ class Loop:
             there = (state.now.key != FREE).sum()
             left = jnp.where(few < 0, self.num - 1, few)
             starved = (taken >= waiting) & (there <= left)
-            fits = (state.largest[0] <= budget.edges) & (state.largest[1] <= budget.pairs)
+            fits = (state.largest[0] <= budget.n_edge) & (state.largest[1] <= budget.n_pair)
             return ~starved & fits & (state.iterations - start < most)
 
         def iterate(carry):
@@ -165,7 +166,7 @@ class Loop:
 
         return jax.lax.while_loop(wanted, iterate, (state, done, jnp.int32(0), last))
 
-    def _stepped(self, budget, params, state) -> tuple[State, Outcome]:
+    def _stepped(self, budget, params, state) -> tuple[RelaxationState, Outcome]:
         """One evaluation, and one step of those that are not done."""
         now, evaluated = state.now, self._evaluated(budget, params, state)
         first = evaluated.takes_part & (state.moved == 0)
@@ -180,19 +181,19 @@ class Loop:
         forces = jnp.where(now.mobile[:, :, None], evaluated.forces, 0.0)
         positions, minimizer = self.minimizer.step(
             state.minimizer, now.positions.reshape(flat), forces.reshape(flat), state.moved == 0, moves)
-        return State(
+        return RelaxationState(
             now._replace(positions=positions.reshape(now.positions.shape)), state.moved + moves, energy_start,
             fmax_start, neighboured, minimizer, evaluated.largest, state.iterations + 1,
             state.evaluated + evaluated.takes_part.sum(dtype=jnp.int32)), outcome
 
-    def _evaluated(self, budget, params, state) -> _Evaluated:
+    def _evaluated(self, budget, params, state) -> _SlotEvaluation:
         now = state.now
         batch = slot_graphs.build(now.slots, now.positions, budget, self.cutoff, self.long_range_cutoff)
         out = evaluate(self.model, params, batch.graph, self.energy_scale)
         forces = slot_graphs.to_slots(batch, out.forces, self.size)
         norms = jnp.where(now.mobile, jnp.sqrt((forces * forces).sum(-1)), 0.0)
-        return _Evaluated(batch.takes_part, out.energy[:-1], forces, norms.max(1), batch.nearest, batch.loneliest,
-                          jnp.stack([batch.n_edge.max(), batch.n_pair.max()]).astype(jnp.int32))
+        return _SlotEvaluation(batch.takes_part, out.energy[:-1], forces, norms.max(1), batch.nearest, batch.loneliest,
+                               jnp.stack([batch.n_edge.max(), batch.n_pair.max()]).astype(jnp.int32))
 
     def _judged(self, evaluated, steps, neighboured):
         """Code of each slot; RUNNING also for those that took no part."""
@@ -206,7 +207,7 @@ class Loop:
         return jnp.where(evaluated.takes_part, code, RUNNING)
 
 
-class _Evaluated(NamedTuple):
+class _SlotEvaluation(NamedTuple):
     takes_part: jax.Array
     energy: jax.Array
     forces: jax.Array
@@ -216,7 +217,7 @@ class _Evaluated(NamedTuple):
     largest: jax.Array
 
 
-def _filled(state: State, queue: Molecules, waiting, taken) -> tuple[State, jax.Array]:
+def _filled(state: RelaxationState, queue: MoleculeBatch, waiting, taken) -> tuple[RelaxationState, jax.Array]:
     """Free slots get the next molecules of the queue."""
     free = state.now.key == FREE
     place = taken + jnp.cumsum(free) - 1
@@ -230,7 +231,8 @@ def _filled(state: State, queue: Molecules, waiting, taken) -> tuple[State, jax.
     return jax.lax.cond(new.any(), fill, lambda: state), taken + new.sum(dtype=jnp.int32)
 
 
-def _handed_out(done: Done, now: Molecules, outcome: Outcome) -> tuple[Done, Molecules]:
+def _handed_out(done: FinishedMolecules, now: MoleculeBatch, outcome: Outcome) -> tuple[FinishedMolecules,
+                                                                                        MoleculeBatch]:
     """What is done goes to the list of outcomes, and its slot is free."""
     leaves = (outcome.code != RUNNING) & (now.key != FREE)
 
@@ -239,7 +241,7 @@ def _handed_out(done: Done, now: Molecules, outcome: Outcome) -> tuple[Done, Mol
         kept = jax.tree.map(lambda into, x: into.at[place].set(x, mode="drop"), done.outcome, outcome)
         slots = now.slots._replace(count=jnp.where(leaves, 0, now.slots.count))
         count = done.count + leaves.sum(dtype=jnp.int32)
-        return Done(kept, count), now._replace(key=jnp.where(leaves, FREE, now.key), slots=slots)
+        return FinishedMolecules(kept, count), now._replace(key=jnp.where(leaves, FREE, now.key), slots=slots)
 
     return jax.lax.cond(leaves.any(), write, lambda: (done, now))
 
@@ -250,42 +252,43 @@ def _empty_outcome(num, size, dtype) -> Outcome:
     return Outcome(whole, whole, whole, atoms, atoms, real, real, real, real, real, jnp.zeros(num, bool))
 
 
-def empty_molecules(num: int, size: int, dtype) -> Molecules:
+def empty_molecules(num: int, size: int, dtype) -> MoleculeBatch:
     """Room for molecules on the host, as NumPy arrays to be written into."""
-    return Molecules(
+    return MoleculeBatch(
         np.full(num, FREE, np.int32),
         Slots(np.zeros((num, size), np.int32), np.zeros(num, np.int32), np.zeros(num, dtype), np.zeros(num, dtype)),
         np.zeros((num, size, 3), dtype), np.zeros((num, size), bool))
 
 
-class Program:
-    """`Loop.run`, compiled once for each budget; parameters are kept on the device.
+class CompiledRelaxation:
+    """`RelaxationLoop.run`, compiled once for each budget; parameters are kept on the device.
 
     Attributes:
       num_compiles: Programs compiled so far.
     """
 
-    def __init__(self, loop: Loop, params, device=None):
+    def __init__(self, loop: RelaxationLoop, params, device=None):
         self.loop, self.num_compiles = loop, 0
         self._device = device
         self._params = jax.device_put(params, device)
         self._run = jax.jit(self._traced, static_argnums=(0, 1), donate_argnums=(3,))
 
-    def init(self) -> State:
+    def init(self) -> RelaxationState:
         """The state without any molecule, on the device."""
         # copies: what is handed over to be reused must not share its memory
         return jax.tree.map(lambda x: jax.device_put(np.array(x), self._device), self.loop.init())
 
-    def put(self, molecules: Molecules) -> Molecules:
+    def put(self, molecules: MoleculeBatch) -> MoleculeBatch:
         """Molecules on the device."""
         return jax.device_put(molecules, self._device)
 
-    def run(self, budget: Budget, state: State, queue: Molecules, waiting: int, most: int, few: int):
-        """See `Loop.run`; the state that is given is used up."""
+    def run(self, budget: PaddingBudget, state: RelaxationState, queue: MoleculeBatch, waiting: int, most: int,
+            few: int):
+        """See `RelaxationLoop.run`; the state that is given is used up."""
         return self._run(budget, queue.key.shape[0], self._params, state, queue, np.int32(waiting), np.int32(most),
                          np.int32(few))
 
-    @functools.wraps(Loop.run)
+    @functools.wraps(RelaxationLoop.run)
     def _traced(self, budget, capacity, params, state, queue, waiting, most, few):
         self.num_compiles += 1  # runs when JAX traces, which it does once for each program
         return self.loop.run(budget, capacity, params, state, queue, waiting, most, few)

@@ -26,7 +26,7 @@ from mlip_jax.workdir import atomic_open
 _BLOCK = 16_384
 
 
-class Added(NamedTuple):
+class DerivedColumns(NamedTuple):
     """Columns that the journal does not have, made of what it keeps of each molecule.
 
     Attributes:
@@ -40,7 +40,7 @@ class Added(NamedTuple):
 
 
 def merge(folder: Path, layout: Layout, results: Path, pieces: Mapping[str, Path], stop: int | None = None,
-          added: Added | None = None) -> float:
+          added: DerivedColumns | None = None) -> float:
     """Write the results of all parts in the order of their indices, each file at once or not at all.
 
     Args:
@@ -73,7 +73,7 @@ def merge(folder: Path, layout: Layout, results: Path, pieces: Mapping[str, Path
     return seconds
 
 
-def _write_block(places: np.ndarray, layout: Layout, sources, outputs, added: Added | None) -> None:
+def _write_block(places: np.ndarray, layout: Layout, sources, outputs, added: DerivedColumns | None) -> None:
     """Write the lines of some molecules, and their pieces."""
     lines = []
     for part, start, length in places.tolist():

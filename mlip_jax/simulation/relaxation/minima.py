@@ -19,7 +19,7 @@ import numpy as np
 from ase import Atoms
 
 from mlip_jax.datasets.molecules.rmsd import Conformers, cross_rmsd
-from mlip_jax.datasets.molecules.symmetry import Entry, symmetries_of
+from mlip_jax.datasets.molecules.symmetry import SymmetryQuery, symmetries_of
 from mlip_jax.datasets.quality.geometry import bond_limit
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
+class SearchOptions:
     """How to search. Energies are in eV, lengths in Å, temperatures in K.
 
     Attributes:
@@ -85,7 +85,7 @@ class Minimum:
 
 
 @dataclasses.dataclass
-class Found:
+class MinimaResult:
     """What a search found of a molecule.
 
     Attributes:
@@ -99,7 +99,8 @@ class Found:
     left_out: collections.Counter
 
 
-def find_minima(starts: Sequence[Sequence[Atoms]], force_field: Potential | str | Path, **options) -> list[Found]:
+def find_minima(starts: Sequence[Sequence[Atoms]], force_field: Potential | str | Path,
+                **options) -> list[MinimaResult]:
     """The minima of molecules, from one or more geometries of each; a result for each molecule.
 
     >>> from mlip_jax import from_smiles
@@ -109,16 +110,17 @@ def find_minima(starts: Sequence[Sequence[Atoms]], force_field: Potential | str 
     Args:
       starts: Geometries of each molecule, with their atoms in one order.
       force_field: Or the workdir of a training run, or what else `load_force_field` reads.
-      **options: Fields of `Search`.
+      **options: Fields of `SearchOptions`.
 
     Raises:
       ValueError: An option that makes no sense, or a molecule without a geometry.
       CheckpointError: No force field is in that place.
     """
-    search = Search(**options)
+    search = SearchOptions(**options)
     potential = force_field if isinstance(force_field, Potential) else load_force_field(str(force_field))
     relaxer = Relaxer(potential, fmax=search.fmax, max_steps=search.max_steps, dtype=search.dtype)
-    pools = [_Pool(geometries, search, symmetries) for geometries, symmetries in zip(starts, _symmetries(starts))]
+    pools = [_MinimumPool(geometries, search, symmetries) for geometries,
+             symmetries in zip(starts, _symmetries(starts))]
     _relax(relaxer, pools, [(m, atoms) for m, geometries in enumerate(starts) for atoms in geometries], 0)
     for number in range(1, search.rounds + 1):
         active = [m for m, pool in enumerate(pools) if pool.minima and pool.new[-1]]
@@ -133,11 +135,11 @@ def _symmetries(starts: Sequence[Sequence[Atoms]]) -> Iterator[np.ndarray | None
     for geometries in starts:
         if not geometries:
             raise ValueError("each molecule needs one geometry to start from")
-    entries = (Entry(g[0].numbers, g[0].positions, g[0].info.get("smiles", "")) for g in starts)
+    entries = (SymmetryQuery(g[0].numbers, g[0].positions, g[0].info.get("smiles", "")) for g in starts)
     return (None if found is None else found.permutations for found in symmetries_of(entries, num_processes=1))
 
 
-def _relax(relaxer: Relaxer, pools: list[_Pool], geometries: list[tuple[int, Atoms]], number: int) -> None:
+def _relax(relaxer: Relaxer, pools: list[_MinimumPool], geometries: list[tuple[int, Atoms]], number: int) -> None:
     """Relax geometries of molecules and put what comes out into their pools."""
     for pool in pools:
         pool.relaxed.append(0)
@@ -147,7 +149,7 @@ def _relax(relaxer: Relaxer, pools: list[_Pool], geometries: list[tuple[int, Ato
         pools[m].add(done[place], number)
 
 
-def _hot_frames(potential: Potential, pools: list[_Pool], active: list[int], search: Search, number: int
+def _hot_frames(potential: Potential, pools: list[_MinimumPool], active: list[int], search: SearchOptions, number: int
                 ) -> Iterator[tuple[int, Atoms]]:
     """(molecule, geometry): frames of dynamics from the lowest minima of the molecules `active`."""
     begin = [(m, atoms) for m in active for atoms in pools[m].lowest(search.replicas)]
@@ -165,10 +167,10 @@ def _hot_frames(potential: Potential, pools: list[_Pool], active: list[int], sea
                 yield m, _bare(atoms)
 
 
-class _Pool:
+class _MinimumPool:
     """Minima of one molecule."""
 
-    def __init__(self, geometries: Sequence[Atoms], search: Search, permutations: np.ndarray | None):
+    def __init__(self, geometries: Sequence[Atoms], search: SearchOptions, permutations: np.ndarray | None):
         first = geometries[0]
         heavy = np.flatnonzero(first.numbers > 1)
         self._atoms = heavy if len(heavy) > 2 else np.arange(len(first))
@@ -208,11 +210,11 @@ class _Pool:
         minima = self._within()
         return [_bare(minima[k % len(minima)].atoms) for k in range(count)]
 
-    def found(self) -> Found:
+    def found(self) -> MinimaResult:
         kept = self._within()
         if len(kept) < len(self.minima):
             self.left_out["above the window"] += len(self.minima) - len(kept)
-        return Found(kept, self.relaxed, self.new, self.left_out)
+        return MinimaResult(kept, self.relaxed, self.new, self.left_out)
 
     def _within(self) -> list[Minimum]:
         by_energy = sorted(self.minima, key=lambda m: m.energy)

@@ -10,24 +10,36 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mlip_jax.graphs.batching import Budget
 from mlip_jax.graphs.neighbors import count_edges
+from mlip_jax.graphs.shapes import NODE_MULTIPLE, PaddingBudget, round_up
 from mlip_jax.potential import Potential
-from mlip_jax.simulation.relaxation.loop import FREE, Loop, Molecules, Outcome, Program, empty_molecules
+from mlip_jax.simulation.relaxation.loop import (
+    FREE,
+    CompiledRelaxation,
+    MoleculeBatch,
+    Outcome,
+    RelaxationLoop,
+    empty_molecules,
+)
 
 _SMALLEST = 16
-# Molecules that wait, for each slot; and how many of them tell how much room there should be.
+# Molecules that wait, for each slot; as many determine the first budget.
 _AHEAD = 4
-# Edges come and go while atoms move; atoms and pairs get slack, so that edges are what fills up.
-_ROOM, _SLACK = 1.05, 1.06
-_NODE_MULTIPLE, _EDGE_MULTIPLE = 8, 128
-# The last molecules get a program of this share of the room, if that is worth one.
+# _EDGE_SLACK: ratio of edges of a budget to those of its first molecules; edges come and go while atoms move.
+_EDGE_SLACK = 1.05
+# _SLACK: the same of atoms and pairs, larger so that edges fill up first.
+_SLACK = 1.06
+# _ONE_SLACK: the same of edges and pairs for the largest molecule, which has to fit alone.
+_ONE_SLACK = 1.15
+# _EDGE_MULTIPLE: edges or pairs; coarser than EDGE_MULTIPLE, since a budget serves a whole batch.
+_EDGE_MULTIPLE = 128
+# The last molecules get a program of this fraction of the budget, if that is worth a compilation.
 _TAIL = 4
 # Seconds of a call to the device, after which the host looks what has come of it.
 _TURN = 1.0
 
 
-class Waiting(NamedTuple):
+class QueuedMolecule(NamedTuple):
     """A molecule on the host: number, atomic numbers (n,), positions (n, 3) in Å, mobile (n,), charge and spin."""
 
     number: int
@@ -43,7 +55,7 @@ def slot_size(num_atoms: int) -> int:
     return max(_SMALLEST, 1 << (num_atoms - 1).bit_length())
 
 
-class Pool:
+class SlotPool:
     """See the module.
 
     Attributes:
@@ -55,15 +67,15 @@ class Pool:
         """
         Args:
           potential: The force field. params: Its parameters in `dtype`.
-          options: minimizer, fmax and max_steps of `Loop`.
+          options: minimizer, fmax and max_steps of `RelaxationLoop`.
           size: Atoms that a slot holds. batch_atoms: Atoms of an evaluation.
         """
         self._potential, self._params, self._options, self._device = potential, params, options, device
         self._size, self._dtype, self._batch_atoms = size, dtype, batch_atoms
-        self._waiting: collections.deque[Waiting] = collections.deque()
-        self._program: Program | None = None
+        self._waiting: collections.deque[QueuedMolecule] = collections.deque()
+        self._program: CompiledRelaxation | None = None
         self._state = None
-        self._budgets: list[Budget] = []
+        self._budgets: list[PaddingBudget] = []
         self._in_slots = 0
         self._per_iteration = 0.0
         self.iterations = self.evaluated = 0
@@ -93,11 +105,11 @@ class Pool:
         slots = self._program.loop.num if self._program else self._batch_atoms // (self._size // 2) + 1
         return len(self._waiting) >= _AHEAD * slots
 
-    def add(self, molecule: Waiting) -> None:
+    def add(self, molecule: QueuedMolecule) -> None:
         """One more."""
         self._waiting.append(molecule)
 
-    def give_all(self, other: Pool) -> None:
+    def give_all(self, other: SlotPool) -> None:
         """The molecules that wait go to another pool, whose slots hold them too."""
         other._waiting.extend(self._waiting)
         self._waiting.clear()
@@ -132,7 +144,7 @@ class Pool:
         for _ in range(taken):
             self._waiting.popleft()
         self._in_slots += taken - count
-        self._make_room(budget, largest)
+        self._grow_budgets(budget, largest)
         outcome = jax.device_get(done.outcome) if count else None
         left = [jax.tree.map(lambda x, k=k: x[k], outcome) for k in range(count)]
         return left, jax.device_get(last) if most else None
@@ -142,30 +154,31 @@ class Pool:
         p, sizes = self._potential, np.array([len(w.numbers) for w in self._waiting])
         edges = np.array([count_edges(w.positions, p.cutoff) for w in self._waiting])
         num = int(np.clip(np.ceil(self._batch_atoms / sizes.mean()), 1, len(sizes))) if len(sizes) else 1
-        self._program = Program(Loop(
+        self._program = CompiledRelaxation(RelaxationLoop(
             p.model, p.energy_scale, float(p.cutoff), p.long_range_cutoff, size=self._size, num=num + (num > 1),
             dtype=self._dtype, **self._options), self._params, self._device)
         self._state = self._program.init()
-        whole = self._budget(num, sizes, edges)
-        tail = self._budget(num / _TAIL, sizes, edges)
+        whole = self._padding_budget(num, sizes, edges)
+        tail = self._padding_budget(num / _TAIL, sizes, edges)
         refilled = len(sizes) > num  # else all begin at once, and compiling takes as long as the tail would save
-        self._budgets = [tail, whole] if refilled and tail.edges <= 0.6 * whole.edges else [whole]
+        self._budgets = [tail, whole] if refilled and tail.n_edge <= 0.6 * whole.n_edge else [whole]
 
-    def _budget(self, num: float, sizes, edges) -> Budget:
-        most_edges = max(_ROOM * num * edges.mean(), 1.15 * edges.max(), 2)
+    def _padding_budget(self, num: float, sizes, edges) -> PaddingBudget:
+        most_edges = max(_EDGE_SLACK * num * edges.mean(), _ONE_SLACK * edges.max(), 2)
         nodes = max(_SLACK * num * sizes.mean(), self._size) + 1
         pairs = 0
         if self._potential.long_range_cutoff is not None:
             all_pairs = sizes * (sizes - 1) / 2
-            pairs = _up(max(_SLACK * num * all_pairs.mean(), all_pairs.max(), 1), _EDGE_MULTIPLE)
-        return Budget(_up(nodes, _NODE_MULTIPLE), _up(most_edges, _EDGE_MULTIPLE), self._slots + 1, pairs)
+            pairs = round_up(max(_SLACK * num * all_pairs.mean(), all_pairs.max(), 1), _EDGE_MULTIPLE)
+        return PaddingBudget(
+            round_up(nodes, NODE_MULTIPLE), round_up(most_edges, _EDGE_MULTIPLE), self._slots + 1, pairs)
 
     @property
     def _slots(self) -> int:
         return self._program.loop.num
 
-    def _choose(self, no_more: bool) -> tuple[Budget, int]:
-        """The budget, and with how many molecules left to come back (`Loop.run`)."""
+    def _choose(self, no_more: bool) -> tuple[PaddingBudget, int]:
+        """The budget, and with how many molecules left to come back (`RelaxationLoop.run`)."""
         if not no_more:
             return self._budgets[-1], -1
         if len(self._budgets) == 1:
@@ -178,16 +191,16 @@ class Pool:
             return 4
         return int(np.clip(_TURN / self._per_iteration, 1, 1000))
 
-    def _make_room(self, budget: Budget, largest: np.ndarray) -> None:
-        """A molecule that alone has more edges or pairs than there is room for gets a larger budget."""
-        if largest[0] <= budget.edges and largest[1] <= budget.pairs:
+    def _grow_budgets(self, budget: PaddingBudget, largest: np.ndarray) -> None:
+        """Enlarge the budgets if a single molecule has more edges or pairs than `budget`."""
+        if largest[0] <= budget.n_edge and largest[1] <= budget.n_pair:
             return
-        edges = max(budget.edges, _up(1.15 * largest[0], _EDGE_MULTIPLE))
-        pairs = max(budget.pairs, _up(1.15 * largest[1], _EDGE_MULTIPLE) if largest[1] else 0)
-        self._budgets = [Budget(b.nodes, max(b.edges, edges), b.graphs, max(b.pairs, pairs)) for b in self._budgets]
+        edges = max(budget.n_edge, round_up(_ONE_SLACK * largest[0], _EDGE_MULTIPLE))
+        pairs = max(budget.n_pair, round_up(_ONE_SLACK * largest[1], _EDGE_MULTIPLE) if largest[1] else 0)
+        self._budgets = [b._replace(n_edge=max(b.n_edge, edges), n_pair=max(b.n_pair, pairs)) for b in self._budgets]
         self._budgets = list(dict.fromkeys(self._budgets))
 
-    def _queue(self) -> Molecules:
+    def _queue(self) -> MoleculeBatch:
         """The first of the waiting molecules, padded to a fixed number."""
         capacity = _AHEAD * self._slots
         queue = empty_molecules(capacity, self._size, self._dtype)
@@ -198,7 +211,3 @@ class Pool:
             queue.slots.numbers[place, :n], queue.positions[place, :n] = w.numbers, w.positions
             queue.mobile[place, :n] = w.mobile
         return queue
-
-
-def _up(value: float, multiple: int) -> int:
-    return int(-(-value // multiple) * multiple)

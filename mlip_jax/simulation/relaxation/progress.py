@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 _SHOW_SECONDS, _LOG_SECONDS = 0.2, 15.0
 
 
-class Progress:
+class RelaxationProgressBar:
     """Context manager around the bar of the molecules of this process, of which the leader alone shows one.
 
     Attributes:
@@ -34,7 +34,7 @@ class Progress:
         share = verb if distributed.count() == 1 else f"{verb}, of {distributed.count()} processes this one"
         self._task = self._bar.add_task(share, total=total, completed=done, text="")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> RelaxationProgressBar:
         self._bar.start()
         return self
 

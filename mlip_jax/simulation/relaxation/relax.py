@@ -17,7 +17,7 @@ from ase.constraints import FixAtoms
 
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.relaxation import loop, minimizers
-from mlip_jax.simulation.relaxation.pool import Pool, Waiting, slot_size
+from mlip_jax.simulation.relaxation.pool import QueuedMolecule, SlotPool, slot_size
 from mlip_jax.structure import STATES, electronic_value
 
 _REASONS = {
@@ -139,7 +139,7 @@ class Relaxer:
         self._batch_atoms = batch_atoms or _BATCH_ATOMS.get(self._devices[0].platform, _BATCH_ATOMS["gpu"])
         self._options = {"minimizer": minimizer, "fmax": float(fmax), "max_steps": int(max_steps)}
         self._params = jax.tree.map(lambda leaf: np.asarray(leaf, self._dtype), self.potential.params)
-        self._pools: dict[tuple[int, int], Pool] = {}
+        self._pools: dict[tuple[int, int], SlotPool] = {}
 
     @property
     def num_compiles(self) -> int:
@@ -194,7 +194,7 @@ class Relaxer:
             results.put(("error", error))
 
     def _on_device(self, device: int, shared: _Shared) -> Iterator[tuple[Hashable, Relaxation]]:
-        mine: dict[int, Pool] = {}
+        mine: dict[int, SlotPool] = {}
         numbers = iter(range(2 ** 31 - 1))
         held: dict[int, tuple[Hashable, Atoms, list[Atoms]]] = {}
         while True:
@@ -224,14 +224,14 @@ class Relaxer:
                 key, atoms, frames = held.pop(int(outcome.key))
                 yield key, self._result(atoms, outcome, frames if self._every else None)
 
-    def _pool(self, device: int, size: int) -> Pool:
+    def _pool(self, device: int, size: int) -> SlotPool:
         if (device, size) not in self._pools:
-            self._pools[device, size] = Pool(
+            self._pools[device, size] = SlotPool(
                 self.potential, self._params, self._options, size, self._dtype, self._batch_atoms,
                 self._devices[device])
         return self._pools[device, size]
 
-    def _join_the_few(self, pools: dict[int, Pool]) -> None:
+    def _join_the_few(self, pools: dict[int, SlotPool]) -> None:
         """Molecules of all sizes that fit one evaluation share slots: compiling would take longer than they do."""
         waiting = [pool for _, pool in sorted(pools.items()) if pool.num_waiting]
         if sum(pool.num_atoms for pool in waiting) > self._batch_atoms:
@@ -240,7 +240,7 @@ class Relaxer:
             if not pool.num_compiles:
                 pool.give_all(waiting[-1])
 
-    def _turn(self, pool: Pool, no_more: bool, held) -> list[loop.Outcome]:
+    def _turn(self, pool: SlotPool, no_more: bool, held) -> list[loop.Outcome]:
         """Run a pool for about a second, or, where frames are wanted, for one step."""
         done, last = pool.run(no_more, 1 if self._every else None)
         if self._every:
@@ -324,10 +324,10 @@ def _fixed(atoms: Atoms) -> np.ndarray:
     return np.unique(np.concatenate(parts)).astype(int) if parts else np.zeros(0, int)
 
 
-def _waiting(number: int, atoms: Atoms, dtype) -> Waiting:
+def _waiting(number: int, atoms: Atoms, dtype) -> QueuedMolecule:
     mobile = np.ones(len(atoms), bool)
     mobile[_fixed(atoms)] = False
     # close to the origin: float32 has fewer digits far from it
-    return Waiting(number, atoms.numbers, (atoms.positions - atoms.positions.mean(0)).astype(dtype), mobile,
-                   *(electronic_value(atoms, name) for name in STATES))
+    return QueuedMolecule(number, atoms.numbers, (atoms.positions - atoms.positions.mean(0)).astype(dtype), mobile,
+                          *(electronic_value(atoms, name) for name in STATES))
 

@@ -18,7 +18,7 @@ _OF_AN_ELEMENT = 1024  # training atoms that are kept, at most
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class DomainEvaluation:
     """Structures with their distance from the training structures, and what was wrong there; S of them.
 
     Attributes:
@@ -51,11 +51,12 @@ def fit(potential: Potential, train: Columns, valid: Columns, force_errors: np.n
 
 
 def judge(potential: Potential, domain: Domain, columns: Columns, energy_errors: np.ndarray,
-          force_errors: np.ndarray) -> Judged:
+          force_errors: np.ndarray) -> DomainEvaluation:
     """Distances of structures beside their errors: energies (S,) in eV, forces (A, 3) in eV/Å."""
     starts, atoms = columns.offsets[:-1], columns.n_atoms
-    return Judged(farthest(potential, domain, columns), np.add.reduceat(np.abs(force_errors).mean(1), starts) / atoms,
-                  np.abs(energy_errors) / atoms)
+    return DomainEvaluation(farthest(potential, domain, columns),
+                            np.add.reduceat(np.abs(force_errors).mean(1), starts) / atoms,
+                            np.abs(energy_errors) / atoms)
 
 
 def farthest(potential: Potential, domain: Domain, columns: Columns) -> np.ndarray:

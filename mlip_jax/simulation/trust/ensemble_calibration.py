@@ -66,7 +66,7 @@ class Scale:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluated:
+class EnsembleErrors:
     """The mean of the members, and their spread, on S structures with A atoms.
 
     Attributes:
@@ -102,7 +102,7 @@ class Calibration:
     num_structures: int
 
     @classmethod
-    def fit(cls, potentials: Sequence[Potential], evaluated: Evaluated) -> Calibration:
+    def fit(cls, potentials: Sequence[Potential], evaluated: EnsembleErrors) -> Calibration:
         """By errors on structures that none of the members was trained on.
 
         Raises:
@@ -166,7 +166,7 @@ class Calibration:
         return made
 
 
-def evaluate(potentials: Sequence[Potential], store: Store, indices: np.ndarray) -> Evaluated:
+def evaluate(potentials: Sequence[Potential], store: Store, indices: np.ndarray) -> EnsembleErrors:
     """The ensemble on structures of a store.
 
     Raises:
@@ -178,7 +178,7 @@ def evaluate(potentials: Sequence[Potential], store: Store, indices: np.ndarray)
                          f"{', '.join(digests) or 'none'}")
     energies, forces = zip(*(energies_and_forces(p, store, indices) for p in potentials))
     columns = store.take(indices, labels_only=True)
-    return Evaluated(
+    return EnsembleErrors(
         columns.n_atoms, (np.mean(energies, axis=0) - columns.energy) / columns.n_atoms,
         np.std(energies, axis=0, ddof=1) / columns.n_atoms, np.mean(forces, axis=0) - columns.forces,
         _over_components(np.std(forces, axis=0, ddof=1)))

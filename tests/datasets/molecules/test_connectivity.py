@@ -7,7 +7,7 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
 from mlip_jax.datasets.molecules import connectivity
-from mlip_jax.datasets.molecules.connectivity import Entry, describe, from_geometry, from_smiles, skeleton
+from mlip_jax.datasets.molecules.connectivity import IdentityQuery, describe, from_geometry, from_smiles, skeleton
 
 SMILES = ["C", "CCO", "c1ccccc1O", "CC(=O)Nc1ccc(O)cc1", "C[N+](=O)[O-]", "CC(=O)[O-]", "C[NH3+]", "N[C@@H](C)C(=O)O",
           "CS(=O)(=O)N", "OC1CC1", "C#N", "ClCCBr", "F/C=C/F"]
@@ -42,15 +42,16 @@ def test_different_molecules_differ_and_forms_of_one_do_not():
 
 def test_descriptions():
     water = molecule("H2O")
-    entries = [Entry("CCO"), Entry("not a SMILES"), Entry("", water.numbers, water.positions), Entry("")]
+    entries = [IdentityQuery("CCO"), IdentityQuery("not a SMILES"), IdentityQuery("", water.numbers, water.positions),
+               IdentityQuery("")]
     found = describe(entries, len(entries), fingerprints=True)
     assert [d and d.elements for d in found] == [(1, 6, 8), None, (1, 8), None]
-    assert found[2].skeleton == describe([Entry("O")], 1)[0].skeleton
-    assert found[0].fingerprint and not describe([Entry("O")], 1)[0].fingerprint
-    assert describe([Entry("[C]")], 1)[0].elements == (6,)
+    assert found[2].skeleton == describe([IdentityQuery("O")], 1)[0].skeleton
+    assert found[0].fingerprint and not describe([IdentityQuery("O")], 1)[0].fingerprint
+    assert describe([IdentityQuery("[C]")], 1)[0].elements == (6,)
 
 
 def test_processes_change_nothing(monkeypatch):
     monkeypatch.setattr(connectivity, "_CHUNK", 4)
-    entries = [Entry(s) for s in SMILES]
+    entries = [IdentityQuery(s) for s in SMILES]
     assert describe(entries, len(entries), num_processes=2) == describe(entries, len(entries), num_processes=1)

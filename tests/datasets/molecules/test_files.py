@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.molecules import embedding
-from mlip_jax.datasets.molecules.embedding import Entry, Options, UnusableMoleculeError
+from mlip_jax.datasets.molecules.embedding import EmbeddingOptions, Entry, UnusableMoleculeError
 from mlip_jax.datasets.molecules.files import (
     CsvColumns,
     count_molecules,
@@ -27,7 +27,7 @@ from mlip_jax.datasets.molecules.files import (
     read_molecules,
 )
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 
 SMI = """smiles name
 CCO ethanol and more
@@ -151,7 +151,7 @@ def test_shares_are_disjoint_and_complete(tmp_path_factory, processes, conformer
 
 
 def test_worker_that_is_killed_is_a_failure_of_its_molecule(tmp_path):
-    job = Entry(3, "mols.smi line 4", "name", "CCO"), Options(2)
+    job = Entry(3, "mols.smi line 4", "name", "CCO"), EmbeddingOptions(2)
     records = embedding.gave_up(job)
     assert [r.index for r in records] == [6, 7] and all("mols.smi line 4" in r.failure for r in records)
 
@@ -309,7 +309,7 @@ def test_store(tmp_path):
     for i, atoms in enumerate(frames):
         atoms.info = {"energy": 0.0, "charge": i}
     write(tmp_path / "mols.xyz", frames)
-    store = convert(Recipe(str(tmp_path / "mols.xyz"), options={"forces_key": ""}), tmp_path / "store",
+    store = convert(ConversionSpec(str(tmp_path / "mols.xyz"), options={"forces_key": ""}), tmp_path / "store",
                     num_processes=1, refuse=False, progress=False)
     records = read(store, skip={1})
     assert [(r.index, len(r.atoms), r.atoms.info["charge"]) for r in records] == [(0, 3, 0), (2, 4, 2)]

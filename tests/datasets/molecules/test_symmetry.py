@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 Chem = pytest.importorskip("rdkit.Chem")
 
 from mlip_jax.datasets.molecules.rmsd import Conformers, cross_rmsd
-from mlip_jax.datasets.molecules.symmetry import Entry, best_rms, molecule_of, symmetries, symmetries_of
+from mlip_jax.datasets.molecules.symmetry import SymmetryQuery, best_rms, molecule_of, symmetries, symmetries_of
 
 MOLECULES = {  # and how many symmetries the heavy atoms have
     "c1ccccc1": 12, "CC(C)(C)c1ccc(C(=O)O)cc1": 24, "CCC(=O)[O-]": 2, "O=C(O)c1ccccc1[N+](=O)[O-]": 4,
@@ -78,7 +78,8 @@ def test_too_many_symmetries_are_told():
 
 def test_without_heavy_atoms_or_smiles():
     numbers, positions = np.array([1, 1]), np.array([[0.0, 0, 0], [0, 0, 0.74]])
-    found = list(symmetries_of([Entry(numbers, positions), Entry(numbers, positions, "[H][H]")], num_processes=1))
+    found = list(symmetries_of([SymmetryQuery(numbers, positions), SymmetryQuery(numbers, positions, "[H][H]")],
+                               num_processes=1))
     assert [s.permutations.shape for s in found] == [(1, 0), (1, 0)]
     _, numbers, positions = embedded("CC(=O)C(C)O", 1)
     for smiles in ("", "CCO", "no SMILES"):  # of nothing, of another molecule, and of none at all

@@ -248,8 +248,9 @@ def test_parts_of_a_stream_are_the_whole_and_not_read_again(tmp_path, packed, mo
         path = archive(tmp_path / "a.msgpack.tar.gz", path.read_bytes())
     whole = [(s.record, s.molecule, s.positions.tolist()) for s in read(path)]
     opened = []
-    original = geom_files.Stream._open
-    monkeypatch.setattr(geom_files.Stream, "_open", lambda self, skip: opened.append(1) or original(self, skip))
+    original = geom_files.MessagePackStream._open
+    monkeypatch.setattr(geom_files.MessagePackStream, "_open", lambda self,
+                        skip: opened.append(1) or original(self, skip))
     for parts in ([range(0, 2), range(2, 2), range(2, 7), range(7, 9)], [range(0, 1), range(4, 5), range(8, 9)]):
         with geom.Reader(path) as source:
             assert source.sequential
@@ -520,7 +521,7 @@ def test_archives_with_endless_headers(tmp_path, name):
         with pytest.raises(DatasetError, match=r"a\.msgpack\.tar\.gz"):
             geom.Reader(path)
         with pytest.raises(DatasetError, match=r"a\.msgpack\.tar\.gz"):
-            list(geom_files.Stream(path, "tar", "").read(range(1)))
+            list(geom_files.MessagePackStream(path, "tar", "").read(range(1)))
         assert tracemalloc.get_traced_memory()[1] < 2**21
     finally:
         tracemalloc.stop()

@@ -382,7 +382,7 @@ def test_two_readers_of_one_file(sample):
     with pytest.raises(DatasetError, match="closed"):
         list(first)
     second.close()
-    assert not pubchemqcr._Environment._open
+    assert not pubchemqcr._LmdbFile._open
 
 
 def test_assumed_level_of_theory_is_told(sample):

@@ -9,8 +9,8 @@ import pytest
 
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import readers
-from mlip_jax.datasets.reader import DatasetError, ReadReport, Several
-from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.reader import DatasetError, MultiFileReader, ReadReport
+from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 from mlip_jax.datasets.store.store import Store
 
 DATA = Path(__file__).parents[2] / "data"
@@ -65,7 +65,7 @@ def test_list_is_read_in_its_order_and_a_pattern_sorted(folder):
 def test_any_range_of_records(folder):
     whole = all_of(MOLECULES)
     with readers.open_data(f"{folder}/*.hdf5") as source:
-        assert isinstance(source, Several) and source.format == "spice" and len(source) == 17
+        assert isinstance(source, MultiFileReader) and source.format == "spice" and len(source) == 17
         for first, last in ((0, 5), (4, 7), (5, 6), (6, 6), (16, 17), (3, 17), (17, 17)):
             report = ReadReport()
             found = list(source.read(range(first, last), report))
@@ -85,8 +85,8 @@ def test_what_is_left_out_is_reported(folder):
 
 
 def test_one_file_is_itself(folder):
-    assert not isinstance(readers.open_data(f"{folder}/b*.hdf5"), Several)
-    assert not isinstance(readers.open_data(str(folder / "b.hdf5")), Several)
+    assert not isinstance(readers.open_data(f"{folder}/b*.hdf5"), MultiFileReader)
+    assert not isinstance(readers.open_data(str(folder / "b.hdf5")), MultiFileReader)
 
 
 def test_file_whose_name_looks_like_several(folder):
@@ -147,9 +147,9 @@ def test_files_of_different_isolated_atoms_do_not_belong_together():
     first, second = readers.open_data(MOLECULES), readers.open_data(SPICE)
     first.atom_energies, second.atom_energies = {"H": -13.6}, {"H": -13.7}
     with pytest.raises(DatasetError, match="gfn2_small.*spice_1.1.4_small.*different energies of isolated atoms"):
-        Several([first, second])
+        MultiFileReader([first, second])
     second.atom_energies = {"H": -13.6}
-    assert Several([first, second]).atom_energies == {"H": -13.6}
+    assert MultiFileReader([first, second]).atom_energies == {"H": -13.6}
 
 
 def test_closing_closes_all(folder):
@@ -160,7 +160,7 @@ def test_closing_closes_all(folder):
 
 
 def test_into_one_store(folder, tmp_path):
-    recipe = Recipe(f"{folder}/*.hdf5", atoms_per_shard=60)
+    recipe = ConversionSpec(f"{folder}/*.hdf5", atoms_per_shard=60)
     store = Store(convert(recipe, tmp_path / "store", num_processes=2, progress=False))
     with readers.open_data(MOLECULES) as source:
         whole = list(source)

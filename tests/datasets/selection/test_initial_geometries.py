@@ -15,15 +15,15 @@ from mlip_jax.datasets.selection.held_out import RunData, first_of_each
 from mlip_jax.datasets.selection.initial_geometries import (
     PERIODIC,
     SEEN,
-    Choice,
     FileStarts,
+    MoleculeSelection,
     SmilesStarts,
     Start,
     StoreStarts,
     choose,
 )
 from mlip_jax.datasets.selection.split_files import save_split
-from mlip_jax.datasets.store.conversion import Recipe, convert
+from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 from mlip_jax.datasets.store.store import Store
 
 HCNO = frozenset({1, 6, 7, 8})
@@ -53,7 +53,8 @@ def stores(tmp_path_factory):
     for smiles in (True, False):
         file = trajectories(folder / f"{smiles}.xyz", smiles)
         options = {"molecule_key": "molecule", "energy_key": "", "forces_key": ""}
-        convert(Recipe(str(file), "ase", options, filters={"require": "none"}, dtype="float64"), folder / str(smiles),
+        convert(ConversionSpec(str(file), "ase", options, filters={"require": "none"}, dtype="float64"),
+                folder / str(smiles),
                 refuse=False, num_processes=1, progress=False)
         made[smiles] = Store(folder / str(smiles))
     return made
@@ -98,7 +99,7 @@ def test_a_start_survives_json_to_the_last_bit(stores):
 @pytest.mark.parametrize("smiles", [True, False])
 def test_what_is_left_out_says_why(stores, smiles):
     store = stores[smiles]
-    choice = Choice(10, elements=HCNO, seen=frozenset({skeleton(from_smiles("CCO"))}))
+    choice = MoleculeSelection(10, elements=HCNO, seen=frozenset({skeleton(from_smiles("CCO"))}))
     starts, left_out = choose(StoreStarts(store, everything(store)), choice)
     assert {s.name for s in starts} == {"methane", "amine", "water"}
     assert left_out == {"ethanol": SEEN, "thiol": "a force field does not know S"}
@@ -112,17 +113,18 @@ def test_what_is_left_out_says_why(stores, smiles):
 def test_choices(stores):
     pool = StoreStarts(stores[True], everything(stores[True]))
     elements = HCNO | {16}
-    picked, _ = choose(pool, Choice(3, first="amine", elements=elements))
+    picked, _ = choose(pool, MoleculeSelection(3, first="amine", elements=elements))
     assert len(picked) == 3 and picked[0].name == "amine"
-    assert [s.name for s in choose(pool, Choice(2, "all", elements=elements))[0]] == pool.names()
-    drawn = {tuple(s.name for s in choose(pool, Choice(2, "random", seed=s, elements=elements))[0]) for s in range(8)}
+    assert [s.name for s in choose(pool, MoleculeSelection(2, "all", elements=elements))[0]] == pool.names()
+    drawn = {tuple(s.name for s in choose(pool, MoleculeSelection(2, "random", seed=s,
+                                                                  elements=elements))[0]) for s in range(8)}
     assert len(drawn) > 2 and all(len(set(names)) == 2 for names in drawn)
     with pytest.raises(DatasetError, match="Did you mean 'amine'"):
-        choose(pool, Choice(3, first="amin", elements=elements))
+        choose(pool, MoleculeSelection(3, first="amin", elements=elements))
     with pytest.raises(ValueError, match="selection"):
-        Choice(3, "maxmim")
+        MoleculeSelection(3, "maxmim")
     with pytest.raises(ValueError, match="num_molecules"):
-        Choice(0)
+        MoleculeSelection(0)
 
 
 def test_smiles_are_embedded_and_failures_named(tmp_path):
@@ -131,7 +133,7 @@ def test_smiles_are_embedded_and_failures_named(tmp_path):
     pool = SmilesStarts(path)
     assert pool.names() == ["ethanol", "bad", "(molecules.smi line 4)", "water (molecules.smi line 5)",
                             "water (molecules.smi line 6)"]
-    starts, left_out = choose(pool, Choice(5, "all", elements=HCNO))
+    starts, left_out = choose(pool, MoleculeSelection(5, "all", elements=HCNO))
     assert [s.name for s in starts] == [pool.names()[0], *pool.names()[2:4]]
     assert left_out == {"bad": "RDKit cannot read it", pool.names()[4]: "a force field does not know S"}
     assert starts[1].atoms.info["charge"] == 1 and len(starts[1].atoms) == 8
@@ -152,7 +154,7 @@ def test_each_geometry_of_a_file_is_a_start(tmp_path):
     write(tmp_path / "f.xyz", frames, format="extxyz")
     with open(tmp_path / "f.xyz", "a") as file:
         file.write("3\ncut off\nO 0 0 0\n")
-    starts, left_out = choose(FileStarts(tmp_path / "f.xyz"), Choice(9, "all", elements=HCNO))
+    starts, left_out = choose(FileStarts(tmp_path / "f.xyz"), MoleculeSelection(9, "all", elements=HCNO))
     assert [s.name for s in starts] == ["alcohol", "ether"]  # isomers are two molecules
     np.testing.assert_allclose(starts[1].atoms.positions, frames[1].positions, atol=1e-7)
     assert left_out["(f.xyz molecule 2)"] == PERIODIC
@@ -162,7 +164,8 @@ def test_each_geometry_of_a_file_is_a_start(tmp_path):
 
 def test_a_periodic_structure_of_a_store_is_no_molecule(tmp_path):
     write(tmp_path / "p.xyz", molecule("H2O", vacuum=3.0, pbc=True), format="extxyz")
-    convert(Recipe(str(tmp_path / "p.xyz"), "ase", {"energy_key": "", "forces_key": ""}, filters={"require": "none"}),
+    convert(ConversionSpec(str(tmp_path / "p.xyz"), "ase", {"energy_key": "", "forces_key": ""},
+                           filters={"require": "none"}),
             tmp_path / "store", refuse=False, num_processes=1, progress=False)
     starts, problems = StoreStarts(Store(tmp_path / "store"), np.arange(1)).make([0])
     assert not starts and list(problems.values()) == [PERIODIC]

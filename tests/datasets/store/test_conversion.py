@@ -25,7 +25,7 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.quality.filters import Filters
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.store import conversion
-from mlip_jax.datasets.store.conversion import Recipe
+from mlip_jax.datasets.store.conversion import ConversionSpec
 from mlip_jax.datasets.store.store import Store, is_store
 
 REPOSITORY = Path(__file__).parents[3]
@@ -56,10 +56,10 @@ def killed_at(recipe, folder, moment):
 if __name__ == "__main__":
     source, folder, processes = sys.argv[1:4]
     if len(sys.argv) == 4:
-        recipe = conversion.Recipe(source, atoms_per_shard=20)
+        recipe = conversion.ConversionSpec(source, atoms_per_shard=20)
         conversion.convert(recipe, folder, num_processes=int(processes), progress=False)
     for moment in map(int, sys.argv[4:]):
-        print(moment, killed_at(conversion.Recipe(source, atoms_per_shard=500), folder, moment), flush=True)
+        print(moment, killed_at(conversion.ConversionSpec(source, atoms_per_shard=500), folder, moment), flush=True)
 """
 
 
@@ -68,7 +68,7 @@ def convert(recipe, folder, **options):
 
 
 def recipe(path=MOLECULES, atoms_per_shard=60, **fields):
-    return Recipe(str(path), atoms_per_shard=atoms_per_shard, **fields)
+    return ConversionSpec(str(path), atoms_per_shard=atoms_per_shard, **fields)
 
 
 def contents(folder):
@@ -605,7 +605,8 @@ def test_a_first_shard_without_labels_refuses_nothing(tmp_path):
         atoms.calc = SinglePointCalculator(atoms, energy=energy)
         frames.append(atoms)
     ase.io.write(tmp_path / "half.xyz", frames, format="extxyz")
-    made = Store(convert(Recipe(str(tmp_path / "half.xyz"), "ase", {"energy_key": "energy"}, atoms_per_shard=30),
+    made = Store(convert(ConversionSpec(str(tmp_path / "half.xyz"), "ase", {"energy_key": "energy"},
+                                        atoms_per_shard=30),
                          tmp_path / "store", num_processes=1, progress=False))
     assert len(made) == 60 and np.isfinite(made.index("energy")).sum() == 30
     assert any("energy" in p["message"] for p in made.manifest["problems"])

@@ -20,7 +20,7 @@ from mlip_jax.datasets.quality import geometry
 from mlip_jax.datasets.quality.filters import force_rms_per_structure
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.store import conversion, shards, store
-from mlip_jax.datasets.store.conversion import Recipe
+from mlip_jax.datasets.store.conversion import ConversionSpec
 from mlip_jax.datasets.store.store import INDEX, Store, is_store
 
 MOLECULES = Path(__file__).parents[2] / "data" / "gfn2_small.hdf5"
@@ -51,13 +51,13 @@ def mixed_file(path):
 def recipes(folder):
     options = {"molecule_key": "molecule", "property_keys": ["dipole", "gap"], "atom_property_keys": ["q"]}
     mixed = str(mixed_file(folder / "mixed.xyz"))
-    return {"molecules": Recipe(str(MOLECULES), atoms_per_shard=60),
-            "mixed": Recipe(mixed, "ase", options, atoms_per_shard=12, dtype="float64"),
-            "one shard": Recipe(mixed, "ase", options),
-            "with holes": Recipe(str(MOLECULES), atoms_per_shard=60,
-                                 filters={"require": "none", "max_energy_deviation": DEVIATION}),
-            "no charged ones": Recipe(str(MOLECULES), atoms_per_shard=60,
-                                      filters={"charge": 0.0, "require": "any", "max_atoms": 9})}
+    return {"molecules": ConversionSpec(str(MOLECULES), atoms_per_shard=60),
+            "mixed": ConversionSpec(mixed, "ase", options, atoms_per_shard=12, dtype="float64"),
+            "one shard": ConversionSpec(mixed, "ase", options),
+            "with holes": ConversionSpec(str(MOLECULES), atoms_per_shard=60,
+                                         filters={"require": "none", "max_energy_deviation": DEVIATION}),
+            "no charged ones": ConversionSpec(str(MOLECULES), atoms_per_shard=60,
+                                              filters={"charge": 0.0, "require": "any", "max_atoms": 9})}
 
 
 def expected_of(recipe) -> list:

@@ -11,13 +11,14 @@ from scipy.spatial.transform import Rotation
 
 from mlip_jax import models
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget, build_batch
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.models.layers.readouts import KINDS, POOLINGS, with_heads
 from mlip_jax.potential import example_graph
 from mlip_jax.structure import from_ase
 
 CUTOFF = 4.0
-BUDGET = Budget(30, 400, 5)
+BUDGET = PaddingBudget(30, 400, 5)
 BACKBONES = {
     "painn": {"num_features": 8, "num_layers": 1, "num_radial": 6, "cutoff": CUTOFF},
     "equivariant_transformer": {"num_features": 8, "num_layers": 1, "num_heads": 2, "num_radial": 6, "cutoff": CUTOFF},
@@ -88,7 +89,7 @@ def test_mirrored(model):
 
 def test_batch_and_padding_change_nothing(model):
     atoms, other = ethanol(), molecule("CH4")
-    alone, both = outputs(*model, atoms), outputs(*model, other, atoms, budget=Budget(40, 700, 6))
+    alone, both = outputs(*model, atoms), outputs(*model, other, atoms, budget=PaddingBudget(40, 700, 6))
     m, n = len(other), len(atoms)
     for name in (*POOLINGS, "vector"):
         np.testing.assert_allclose(both[name][1], alone[name][0], rtol=1e-9, atol=1e-10)
@@ -116,7 +117,7 @@ def test_frozen_features_learn_nothing():
         model = with_heads(backbone, {"gap": {}}, frozen=frozen)
         _, params = made("painn")
         params = {"params": {"backbone": params["params"]["backbone"], "head_gap": params["params"]["head_mean"]}}
-        graph = build_batch(Columns.from_structures([from_ase(ethanol())]), Budget(12, 200, 2), CUTOFF)
+        graph = build_batch(Columns.from_structures([from_ase(ethanol())]), PaddingBudget(12, 200, 2), CUTOFF)
         grads = jax.grad(lambda p, model, graph: model.apply(p, graph)["gap"].sum())(
             jax.tree.map(np.float32, params), model, graph)["params"]
         largest = max(float(abs(g).max()) for g in jax.tree.leaves(grads["backbone"]))
@@ -141,7 +142,7 @@ def test_wrong_options(options, message):
 def test_embedding_is_the_mean_of_the_features():
     model, params = made("painn")
     atoms = ethanol()
-    graph = build_batch(Columns.from_structures([from_ase(atoms)]), Budget(12, 200, 3), CUTOFF)
+    graph = build_batch(Columns.from_structures([from_ase(atoms)]), PaddingBudget(12, 200, 3), CUTOFF)
     params = jax.tree.map(np.float32, params)
     found = np.asarray(model.apply(params, graph, method="embed"))
     features = np.asarray(dataclasses.replace(model.backbone, parent=None, name=None).apply(

@@ -25,11 +25,11 @@ from scipy.spatial.transform import Rotation
 
 from mlip_jax.checkpoint import CheckpointStore
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget, build_batch
+from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.neighbors import neighbor_list
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.potential import evaluate
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
-from mlip_jax.simulation.calculators.size_buckets import bucket
 from mlip_jax.structure import from_ase
 from tests.simulation.structures import crystal, random_molecule
 
@@ -55,7 +55,7 @@ def directly(potential, atoms, dtype):
     structure = from_ase(atoms)
     columns = Columns.from_structures([structure])
     edges = len(neighbor_list(structure.positions, potential.cutoff).senders)
-    batch = build_batch(columns, Budget(len(atoms) + 1, edges + 2, 2), potential.cutoff, dtype=dtype)
+    batch = build_batch(columns, PaddingBudget(len(atoms) + 1, edges + 2, 2), potential.cutoff, dtype=dtype)
     with jax.enable_x64(dtype == np.float64):
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), potential.params)
         function = jax.jit(lambda p, g: evaluate(potential.model, p, g, potential.energy_scale))
@@ -161,15 +161,6 @@ def test_stress_of_a_molecule(tiny32):
     slab.pbc = (True, True, False)
     with pytest.raises(PropertyNotImplementedError, match="all three"):
         tiny32.get_property("stress", slab)
-
-
-def test_buckets():
-    for multiple in (8, 64):
-        sizes = sorted({bucket(n, multiple) for n in range(20000)})
-        assert all(s % multiple == 0 for s in sizes)
-        assert all(b <= max(1.25 * a + multiple, a + multiple) for a, b in zip(sizes, sizes[1:]))
-        assert all(b >= 1.2 * a for a, b in zip(sizes, sizes[1:]))
-        assert all(n <= bucket(n, multiple) for n in range(2000))
 
 
 def test_compiles_rarely_for_molecules_of_changing_size(make_potential):

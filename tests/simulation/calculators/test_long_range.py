@@ -14,8 +14,9 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import build_batch, choose_budget, measure
+from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.graph import long_range_pairs, node_graph_index
+from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.models.layers.basic import segment_sum
 from mlip_jax.models.layers.heads import AtomOutputs
 from mlip_jax.potential import Potential, evaluate
@@ -234,9 +235,9 @@ def test_a_batch_is_its_single_structures(calculators, cutoff):
     """Terms and predictions of a padded batch; with a finite cutoff some structures of it are periodic."""
     made = [far_apart(), molecule("H2O"), Atoms("O")] + ([crystal()] if np.isfinite(cutoff) else [])
     columns = Columns.from_structures([from_ase(atoms) for atoms in made])
-    budget = choose_budget(measure(columns, 2.0, cutoff), len(made) + 1)
+    budget = choose_budget(graph_sizes(columns, 2.0, cutoff), len(made) + 1)
     batch = build_batch(columns, budget, 2.0, dtype=np.float64, long_range_cutoff=cutoff)
-    batch.globals["spin"] = np.zeros(budget.graphs)
+    batch.globals["spin"] = np.zeros(budget.n_graph)
     with jax.enable_x64(True):
         p = potential(cutoff)
         out = jax.device_get(jax.jit(lambda params, g: evaluate(p.model, params, g, p.energy_scale))(p.params, batch))

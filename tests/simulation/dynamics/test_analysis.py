@@ -5,7 +5,7 @@ import pytest
 from ase import units
 
 from mlip_jax.simulation.dynamics import analysis
-from mlip_jax.simulation.dynamics.analysis import Course, distances, overlap, spectrum
+from mlip_jax.simulation.dynamics.analysis import SampledTrajectory, distances, overlap, spectrum
 
 PER_FS = 2.99792458e-5  # cm⁻¹ as a frequency
 
@@ -19,7 +19,7 @@ def oscillator(wavenumber, frames=4000, spacing=1.0, amplitude=0.05):
     positions, velocities = np.zeros((frames, 2, 3)), np.zeros((frames, 2, 3))
     positions[:, 0, 0], positions[:, 1, 0] = -0.5 - stretch / 2, 0.5 + stretch / 2
     velocities[:, 0, 0], velocities[:, 1, 0] = -speed / 2, speed / 2
-    return Course(positions, velocities, np.array([1.0, 1.0]), spacing)
+    return SampledTrajectory(positions, velocities, np.array([1.0, 1.0]), spacing)
 
 
 @pytest.mark.parametrize("wavenumber", [300.0, 1650.0, 3200.0])
@@ -35,7 +35,7 @@ def test_the_heavier_atom_counts_by_its_mass():
     course = oscillator(1000.0)
     other = oscillator(2000.0)
     velocities = np.stack([course.velocities[:, 0], other.velocities[:, 0] / 2], axis=1)
-    x, density = spectrum(Course(course.positions, velocities, np.array([3.0, 1.0]), 1.0))
+    x, density = spectrum(SampledTrajectory(course.positions, velocities, np.array([3.0, 1.0]), 1.0))
     low, high = (np.trapezoid(density[part], x[part]) for part in (x < 1500, x >= 1500))
     assert low / high == pytest.approx(3.0, rel=0.02)
 
@@ -57,7 +57,7 @@ def test_distances_of_a_spring_are_where_it_swings():
 def test_independent_atoms_in_a_cell_have_a_flat_distribution():
     rng = np.random.default_rng(0)
     positions = rng.uniform(0, 12.0, (60, 60, 3))
-    r, g = distances(Course(positions, positions, np.ones(60), 1.0, 12.0 * np.eye(3)), longest=5.5, bins=11)
+    r, g = distances(SampledTrajectory(positions, positions, np.ones(60), 1.0, 12.0 * np.eye(3)), longest=5.5, bins=11)
     np.testing.assert_allclose(g[2:], 1.0, atol=0.05)
     assert r[0] == 0.25
 
@@ -78,4 +78,4 @@ def test_temperature():
     masses = np.array([1.0, 12.0, 16.0, 1.0])
     velocities = rng.normal(size=(4000, 4, 3)) * np.sqrt(300 * units.kB / masses)[:, None]
     velocities -= (masses[:, None] * velocities).sum(1, keepdims=True) / masses.sum()
-    assert analysis.temperature(Course(velocities, velocities, masses, 1.0)) == pytest.approx(300, rel=0.02)
+    assert analysis.temperature(SampledTrajectory(velocities, velocities, masses, 1.0)) == pytest.approx(300, rel=0.02)

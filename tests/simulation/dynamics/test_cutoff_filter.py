@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from mlip_jax import MolecularDynamics
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batching import Budget, build_batch
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.potential import evaluate
 from mlip_jax.simulation.dynamics import neighbors
 from mlip_jax.simulation.dynamics.cutoff_filter import near
-from mlip_jax.simulation.dynamics.neighbors import Room
+from mlip_jax.simulation.dynamics.neighbors import NeighborCapacity
 from mlip_jax.simulation.dynamics.system import make
 from mlip_jax.structure import Structure
 from tests.simulation.analytic import pairwise
@@ -27,7 +28,7 @@ def graph_of(atoms: list[Atoms], cutoff, edges=4096):
     nodes = sum(map(len, atoms)) + 3
     structures = [Structure(a.numbers, a.positions, cell=a.cell.array if a.pbc.any() else None,
                             pbc=a.pbc if a.pbc.any() else None) for a in atoms]
-    return build_batch(Columns.from_structures(structures), Budget(nodes, edges, len(atoms) + 1), cutoff)
+    return build_batch(Columns.from_structures(structures), PaddingBudget(nodes, edges, len(atoms) + 1), cutoff)
 
 
 def moved(atoms, by, seed):
@@ -104,20 +105,21 @@ def test_what_there_is_no_room_for_is_counted_and_no_number_is_seen():
 
 def test_room_is_made_for_what_lacks_alone(make_potential):
     system = make([molecule("C6H6")] * 20, make_potential("tiny"))
-    first = neighbors.enlarged(Room(Budget(system.nodes, 0, 21)), system, np.array([2000, 0, 1200]))
-    assert first.holds(np.array([2000, 0, 1200])) and first.near < first.list.edges
-    closer = neighbors.enlarged(first, system, np.array([2000, 0, first.near + 2]))
-    assert closer.list == first.list and closer.near > first.near
-    longer = neighbors.enlarged(first, system, np.array([first.list.edges + 2, 0, 0]))
-    assert longer.near == first.near and longer.list.edges > first.list.edges
-    all_of_it = neighbors.enlarged(first, system, np.array([2000, 0, 1990]))
+    empty = NeighborCapacity(PaddingBudget(system.nodes, 0, 21))
+    first = neighbors.enlarge_capacity(empty, system, np.array([2000, 0, 1200]))
+    assert first.holds(np.array([2000, 0, 1200])) and first.near < first.budget.n_edge
+    closer = neighbors.enlarge_capacity(first, system, np.array([2000, 0, first.near + 2]))
+    assert closer.budget == first.budget and closer.near > first.near
+    longer = neighbors.enlarge_capacity(first, system, np.array([first.budget.n_edge + 2, 0, 0]))
+    assert longer.near == first.near and longer.budget.n_edge > first.budget.n_edge
+    all_of_it = neighbors.enlarge_capacity(first, system, np.array([2000, 0, 1990]))
     assert all_of_it.near == 0, "the model then gets the list as it is"
     assert all_of_it.holds(np.array([2000, 0, 3000]))
 
 
 @pytest.mark.parametrize("by", ["device", pytest.param("host", marks=pytest.mark.slow)])
 def test_a_step_that_needs_more_room_waits_for_it(by, monkeypatch):
-    """A gas that falls together: the edges within the cutoff outgrow their room, and no step is lost."""
+    """A gas that falls together: the edges within the cutoff outgrow their capacity, and no step is lost."""
     atoms = crystal((2, 2, 2), shake=0.02)
     atoms.pbc = False
     centre = atoms.positions.mean(0)
@@ -132,15 +134,15 @@ def test_a_step_that_needs_more_room_waits_for_it(by, monkeypatch):
                                  frame_every=1, fix_com=False, dtype="float64", **QUIET)
 
     ours = dynamics()
-    assert ours.lists_by == by and 0 < ours._room.near < ours._room.list.edges
-    first = ours._room
+    assert ours.lists_by == by and 0 < ours._capacity.near < ours._capacity.budget.n_edge
+    first = ours._capacity
     trajectory, = ours.run(30)
-    assert ours._room.near > first.near or not ours._room.near
+    assert ours._capacity.near > first.near or not ours._capacity.near
     assert trajectory.steps == list(range(31)) and trajectory.broken is None
     monkeypatch.setattr(neighbors, "_WORTHWHILE", 0.0)
     plain = dynamics()
     expected, = plain.run(30)
-    assert not plain._room.near
+    assert not plain._capacity.near
     np.testing.assert_allclose([f.positions for f in trajectory.frames], [f.positions for f in expected.frames],
                                atol=1e-9)
     np.testing.assert_allclose(trajectory.thermo.total, expected.thermo.total, atol=1e-9)

@@ -144,10 +144,10 @@ def test_more_neighbours_than_there_is_room_for():
     both = a + b
     both.set_momenta(both.get_masses()[:, None] * np.where(np.arange(26) < 13, 0.05, -0.05)[:, None] * [1.0, 0, 0])
     dynamics = every_step(both, pairwise(), timestep=8.0, frame_every=10)
-    before = dynamics._room.list
+    before = dynamics._capacity.budget
     ours = dynamics.run(250)[0]
     positions, _, energies = under_ase(pairwise(), dynamics.molecules[0], 250, 8.0, every=10)
-    assert dynamics._room.list.edges > before.edges and dynamics.num_compiles >= 2
+    assert dynamics._capacity.budget.n_edge > before.n_edge and dynamics.num_compiles >= 2
     assert ours.steps == list(range(0, 251, 10)), "no step is lost or made twice"
     np.testing.assert_array_equal(ours.thermo.step, np.arange(251))
     origin = dynamics._system.origin[0]

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from mlip_jax.datasets.molecules.embedding import Entry, MoleculeRecord, Options, make
+from mlip_jax.datasets.molecules.embedding import EmbeddingOptions, Entry, MoleculeRecord, make
 from mlip_jax.simulation.relaxation.outputs import COLUMNS, frame, pieces, result_cells, rmsd
 
 
@@ -33,7 +33,7 @@ class Result:
 
 
 def record_of(smiles, name="name"):
-    return make((Entry(3, "file line 4", name, smiles), Options()))[0]
+    return make((Entry(3, "file line 4", name, smiles), EmbeddingOptions()))[0]
 
 
 def moved(record, by=0.1):

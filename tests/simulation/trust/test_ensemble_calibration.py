@@ -9,7 +9,7 @@ import pytest
 
 from mlip_jax import EnsembleCalculator
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.simulation.trust.ensemble_calibration import FILE, Calibration, Evaluated, Scale, evaluate
+from mlip_jax.simulation.trust.ensemble_calibration import FILE, Calibration, EnsembleErrors, Scale, evaluate
 from mlip_jax.structure import Structure
 from tests.simulation.structures import random_molecule
 from tests.tasks.property_runs import write_force_field
@@ -107,6 +107,6 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_without_labels(members):
-    nothing = Evaluated(np.array([3]), np.array([np.nan]), np.ones(1), np.full((3, 3), np.nan), np.ones(3))
+    nothing = EnsembleErrors(np.array([3]), np.array([np.nan]), np.ones(1), np.full((3, 3), np.nan), np.ones(3))
     with pytest.raises(ValueError, match="these have neither"):
         Calibration.fit(members, nothing)

@@ -1,0 +1,122 @@
+"""Candidates for the edges of size buckets, given the edges of the structures; `padding.choose_budgets` tries them.
+
+If batches hold few structures, or a few structures are much larger than the others, one static shape is mostly padding
+or holds more structures than requested. Several shapes avoid both.
+
+    >>> next(candidates(np.array([20, 20, 30, 90]), batch_size=1, num=2))
+    BucketEdges(n_edge=(30, 90), single=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+# _FACTORS: ratios of a single bucket to `batch_size` average structures; one of them meets sums of few discrete sizes.
+_FACTORS = (1.0, 1.02, 1.05, 1.08, 1.12, 1.17, 0.97, 0.94, 0.9)
+# _FIRST_FACTORS: the same for the smallest of several buckets, which makes up for the larger ones.
+_FIRST_FACTORS = np.linspace(1.2, 0.4, 33)
+# _NEAR: log of the ratio of batch sizes up to which an estimated batch size counts as met.
+_NEAR = np.log(1.1)
+# _TRIALS: candidates of this kind at most; each is planned, which takes most of the time.
+_TRIALS = 4
+# _GROUPS: distinct sizes at most; `partition` takes time and memory quadratic in them.
+_GROUPS = 128
+# _DRAWS: random sums of sizes; enough for the quantiles that four buckets need.
+_DRAWS = 2048
+
+
+class BucketEdges(NamedTuple):
+    """Edges of size buckets.
+
+    Attributes:
+      n_edge: Directed edges of a batch of each bucket, in ascending order.
+      single: Whether no batch holds more than one structure.
+    """
+
+    n_edge: tuple[int, ...]
+    single: bool = False
+
+
+def candidates(n_edge: np.ndarray, batch_size: float, num: int) -> Iterator[BucketEdges]:
+    """Yield candidates of at most `num` buckets that together fit all structures, about `batch_size` per batch.
+
+    Args:
+      n_edge: Directed edges of each structure, (S,), some of them not zero.
+      batch_size: Average number of structures per batch, at least 1.
+      num: Maximum number of buckets.
+    """
+    if batch_size < 1.5:
+        yield BucketEdges(_ends(partition(*_grouped(n_edge), num)), single=True)
+    wanted, largest = batch_size * n_edge.mean(), n_edge.max()
+    if num == 1:
+        tried = [int(np.ceil(max(factor * wanted, largest))) for factor in _FACTORS]
+        yield from (BucketEdges((edges,)) for edges in dict.fromkeys(tried))
+    else:
+        yield from _with_larger(n_edge, batch_size, num)
+        if batch_size >= 1.5:
+            yield _by_sums(n_edge, round(batch_size), num)
+
+
+def _with_larger(n_edge: np.ndarray, batch_size: float, num: int) -> Iterator[BucketEdges]:
+    """Yield a first bucket for most structures with num - 1 for those that do not fit into it.
+
+    Batches of larger buckets hold more structures; the size of the first one that makes up for it is estimated.
+    """
+    found = []
+    for factor in _FIRST_FACTORS:
+        first = int(np.ceil(factor * batch_size * n_edge.mean()))
+        large = n_edge[n_edge > first]
+        if len(large):
+            ends = partition(*_grouped(large), num - 1)
+            # Each large structure begins a batch; small ones fill the rest of it.
+            held = ends[np.searchsorted(ends, large)].sum()
+            batches = len(large) + max(n_edge.sum() - held, 0) / first
+            found.append((abs(np.log(len(n_edge) / batches / batch_size)), -factor, (first, *_ends(ends))))
+    found.sort()
+    near = [f for f in found if f[0] <= _NEAR] or found[:1]
+    yield from (BucketEdges(edges) for _, _, edges in near[:_TRIALS])
+
+
+def _by_sums(n_edge: np.ndarray, count: int, num: int) -> BucketEdges:
+    """Return the buckets that `count` random structures fill best; for few or lopsided sizes."""
+    sums = np.random.default_rng(0).choice(n_edge, (_DRAWS, count)).sum(axis=1)
+    ends = partition(*_grouped(sums), num)
+    return BucketEdges(_ends(np.maximum(ends, np.where(ends == ends[-1], n_edge.max(), 0))))
+
+
+def partition(values: np.ndarray, counts: np.ndarray, num: int) -> np.ndarray:
+    """Return the upper ends of at most `num` ranges of values that minimize the sum of count * upper end.
+
+    Args:
+      values: In ascending order, (V,).
+      counts: Number of occurrences of each value, (V,).
+      num: Maximum number of ranges, at least 1.
+    """
+    before = np.concatenate([[0], np.cumsum(counts)])
+    cost, previous = values * before[1:].astype(float), []
+    for _ in range(min(num, len(values)) - 1):
+        # [j, i]: the range ends at value j, the one before it at i
+        costs = cost[None, :] + values[:, None] * (before[1:, None] - before[None, 1:])
+        costs[np.triu_indices(len(values))] = np.inf
+        previous.append(costs.argmin(axis=1))
+        cost = costs.min(axis=1)
+    ends = [len(values) - 1]
+    for step in reversed(previous):
+        ends.append(step[ends[-1]])
+    return values[ends[::-1]]
+
+
+def _grouped(n_edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ascending sizes and their counts; many sizes are rounded up to quantiles."""
+    values, counts = np.unique(n_edge, return_counts=True)
+    if len(values) <= _GROUPS:
+        return values, counts
+    ends = np.unique(np.quantile(n_edge, np.linspace(0, 1, _GROUPS + 1)[1:], method="higher"))
+    return ends, np.bincount(np.searchsorted(ends, values), counts, len(ends)).astype(np.int64)
+
+
+def _ends(values: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(v) for v in values)

@@ -1,0 +1,154 @@
+"""Packing plans: the structures of each padded batch, within one or several padding budgets.
+
+A plan is a pure function of the order of the structures, their sizes and the budgets: the same on every run and every
+host.
+
+    >>> sizes = Sizes(n_node=np.array([3, 5, 4, 2]), n_edge=np.array([6, 20, 12, 2]))
+    >>> budget = PaddingBudget(n_node=9, n_edge=24, n_graph=4)
+    >>> batches = plan_batches(np.array([0, 1, 2, 3]), sizes, budget)
+    >>> [batch.tolist() for batch in batches]
+    [[0, 2, 3], [1]]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mlip_jax.graphs.shapes import PaddingBudget, Sizes
+
+# _WINDOW: structures; those that compete for the space that the next ones in order leave in a batch. The largest one
+# that fits is close to the space among 256, and the order stays random beyond them.
+_WINDOW = 256
+# _FULL: fraction of edges that are real; a batch below it is tried in larger buckets.
+_FULL = 0.95
+# _NEAR: ratio of edges; larger buckets are tried up to it, since others hold many more structures.
+_NEAR = 1.5
+
+
+def plan_batches(order: np.ndarray, sizes: Sizes, budget: PaddingBudget) -> list[np.ndarray]:
+    """Plan batches within one budget; see `plan_buckets`.
+
+    Args:
+      order: Indices of structures, shape (W,).
+      sizes: Sizes of all structures in the data set.
+      budget: Budget of one batch.
+
+    Returns:
+      Indices of the structures of each batch. Together they hold every structure of `order` once: in that order,
+      except that later structures fill the space that a batch has left.
+
+    Raises:
+      ValueError: A structure does not fit into an empty batch.
+    """
+    return [indices for _, indices in plan_buckets(order, sizes, (budget,))]
+
+
+def plan_buckets(order: np.ndarray, sizes: Sizes, budgets: Sequence[PaddingBudget]) -> list[tuple[int, np.ndarray]]:
+    """Plan batches within several budgets, the size buckets.
+
+    A batch begins with the first remaining structure, in the smallest bucket that fits it or, if that would not get
+    full, in a slightly larger one. So batches of all buckets are mixed as the structures are. The other structures
+    of a batch may be large or small.
+
+    Args:
+      order: Indices of structures, shape (W,).
+      sizes: Sizes of all structures in the data set.
+      budgets: In ascending order: each is at least as large as the one before in every number.
+
+    Returns:
+      (index of the bucket, indices of the structures) of each batch.
+
+    Raises:
+      ValueError: A structure does not fit into an empty batch of the last budget, or budgets do not ascend.
+    """
+    if not budgets or any(a > b for low, high in zip(budgets, budgets[1:]) for a, b in zip(low, high)):
+        raise ValueError(f"expected one or more budgets, each at least as large as the one before, received {budgets}")
+    ordered = sizes.take(order)
+    check_sizes(ordered, budgets[-1], lambda s: f"structure {order[s]}")
+    needs = np.stack([ordered.n_node, ordered.n_edge, _pairs_or_zero(ordered)])  # (3, W)
+    limits = [np.array([b.n_node - 1, b.n_edge, b.n_pair]) for b in budgets]
+    nearby = [[k for k in range(first, len(budgets)) if k == first
+               or budgets[k].n_edge <= _NEAR * budgets[first].n_edge] for first in range(len(budgets))]
+    smallest = np.argmax([(needs <= limit[:, None]).all(axis=0) for limit in limits], axis=0)  # bucket of each, (W,)
+    batches, pool, position = [], np.zeros(0, np.int64), 0
+    while position < len(order) or len(pool):
+        fresh = np.arange(position, min(position + _WINDOW - len(pool), len(order)))
+        position += len(fresh)
+        pool = np.concatenate([pool, fresh])
+        best = -1.0
+        for k in nearby[smallest[pool[0]]]:
+            fitting = np.flatnonzero(smallest[pool] <= k)
+            selected = fitting[_fill_batch(needs[:, pool[fitting]], limits[k], budgets[k].n_graph - 1)]
+            filled = needs[1, pool[selected]].sum() / max(budgets[k].n_edge, 1)
+            if filled > best:
+                best, bucket, chosen = filled, k, selected
+            if filled >= _FULL:
+                break
+        batches.append((bucket, order[pool[chosen]]))
+        pool = np.delete(pool, chosen)
+    return batches
+
+
+def _fill_batch(needs: np.ndarray, limit: np.ndarray, max_structures: int) -> np.ndarray:
+    """Select structures of the pool for one batch: in order while they fit, then the largest that fit into the rest.
+
+    The last one in order competes for the rest like all others: with few structures per batch this keeps the rest
+    small.
+
+    Args:
+      needs: Atoms, edges and pairs of each structure in the pool, (3, W).
+      limit: Atoms, edges and pairs of the batch, (3,).
+      max_structures: Maximum number of structures.
+
+    Returns:
+      Indices into the pool.
+    """
+    fits = (np.cumsum(needs, axis=1) <= limit[:, None]).all(axis=0)
+    count = len(fits) if fits.all() else max(int(np.argmin(fits)) - 1, 1)
+    count = min(count, max_structures)
+    free = np.ones(len(fits), bool)
+    free[:count] = False
+    limit = limit - needs[:, :count].sum(axis=1)
+    chosen = list(range(count))
+    while len(chosen) < max_structures:
+        fits = free & (needs <= limit[:, None]).all(axis=0)
+        if not fits.any():
+            break
+        largest = int(np.argmax(np.where(fits, needs[1], -1)))
+        chosen.append(largest)
+        free[largest] = False
+        limit = limit - needs[:, largest]
+    return np.array(chosen, np.int64)
+
+
+def check_sizes(sizes: Sizes, budget: PaddingBudget, name: Callable[[int], str] = "structure {}".format) -> None:
+    """Raise ValueError if a structure exceeds the budget; `name` formats its index for the message."""
+    n_pair = _pairs_or_zero(sizes)
+    too_large = (sizes.n_node > budget.n_node - 1) | (sizes.n_edge > budget.n_edge) | (n_pair > budget.n_pair)
+    if too_large.any():
+        s = int(np.flatnonzero(too_large)[0])
+        has, limit = (f", {n_pair[s]} long-range pairs", f", {budget.n_pair} pairs") if n_pair.any() else ("", "")
+        raise ValueError(
+            f"{name(s)} has {sizes.n_node[s]} atoms and {sizes.n_edge[s]} edges{has} and does not fit into a batch of "
+            f"{budget.n_node - 1} atoms and {budget.n_edge} edges{limit}; {too_large.sum()} such structures. "
+            "Give a larger batch size or leave them out with data.max_atoms.")
+
+
+def fill_fraction(plan: list[tuple[int, np.ndarray]], sizes: Sizes, budgets: Sequence[PaddingBudget]
+                  ) -> dict[str, float]:
+    """Return the fraction of each number of the budgets that is not padding, over all batches of a plan.
+
+    Returns:
+      By field of `PaddingBudget`; "n_pair" only if the budgets have pairs.
+    """
+    chosen = np.concatenate([indices for _, indices in plan])
+    used = {"n_node": sizes.n_node[chosen].sum(), "n_edge": sizes.n_edge[chosen].sum(), "n_graph": len(chosen),
+            "n_pair": _pairs_or_zero(sizes)[chosen].sum()}
+    total = {name: sum(getattr(budgets[bucket], name) for bucket, _ in plan) for name in used}
+    return {name: float(used[name] / total[name]) for name in used if total[name]}
+
+
+def _pairs_or_zero(sizes: Sizes) -> np.ndarray:
+    return np.zeros(len(sizes.n_node), np.int64) if sizes.n_pair is None else sizes.n_pair
