@@ -172,7 +172,7 @@ def _show_help_of_config(args: list[str]) -> None:
     config = [value for name, value in zip(args, args[1:]) if name in ("--config", "-config")]
     config += [a.partition("=")[2] for a in args if a.startswith(("--config=", "-config="))]
     if config and {"--help", "-h", "-help", "-?"} & set(args):
-        from mlip_jax.config_help import help_text
+        from mlip_jax.defaults.help import help_text
         print(help_text(config[0]))
         print("\nFlags of every config: --help without --config.")
         sys.exit(0)

@@ -185,13 +185,7 @@ def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) ->
         value = overrides[path]
         with changed.ignore_type():  # types are checked below, where the message has the name of the field
             target[name] = ml_collections.ConfigDict(value) if isinstance(value, Mapping) else value
-    try:
-        configs.complete(changed, config)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        empty = ", ".join(path for path, value in overrides.items() if value is None)
-        raise ConfigError(f"config fields that must have a value received None: {empty or error}") from error
+    configs.complete(changed, config)
     return changed
 
 
