@@ -1,4 +1,4 @@
-"""Configs: the known fields with their defaults, checks with helpful errors, differences, and JSON."""
+"""Configs: defaults for missing fields, checks with helpful errors, identity of a run, differences, and JSON."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def find_file(path: str) -> str:
 
 
 def complete(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """`defaults` with the values of `config`.
+    """Return `defaults` with the values of `config`, after a check of every value.
 
     Raises:
-      ConfigError: `config` has a field that does not exist (the nearest name is given), or one of another type or
-        outside of its allowed values. All fields of the last kind are listed.
+      ConfigError: A field of `config` is unknown (the nearest name is suggested), has a value of another type, or has
+        a value outside its choices or bounds (all such fields are listed).
     """
     merged = defaults.copy_and_resolve_references()
     merged.unlock()

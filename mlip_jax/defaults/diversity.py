@@ -18,8 +18,9 @@ DIVERSITY = Part(
         ood_reader_options=Field("", "Options of the reader of ood_path."),
         rmsd_threshold=Field(1.0, "RMSD of the heavy atoms to the nearest training conformer above which a conformer "
                                   "is OOD-C.", unit="Å", bounds=POSITIVE),
-        rmsd_bins=Field((0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0), "Edges of the bins of that RMSD, ascending; "
-                        "the last bin has no upper edge.", unit="Å", bounds=Bounds("[0, inf]")),
+        rmsd_bins=Field((0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0),
+                        "Edges of the bins of the RMSD to the nearest training conformer, ascending; the last bin has "
+                        "no upper edge.", unit="Å", bounds=Bounds("[0, inf]")),
         max_molecules=Field(1_000, "Maximum number of training molecules whose unseen conformers are evaluated.",
                             bounds=NOT_NEGATIVE),
         max_structures=Field(20_000, "Maximum number of structures of IID-S, and of OOD-S.", bounds=NOT_NEGATIVE),

@@ -62,7 +62,7 @@ STABILITY = task(
     temperatures=Field((300.0, 500.0, 800.0, 1200.0), "Temperatures of the Langevin dynamics.", unit="K",
                        bounds=NOT_NEGATIVE),
     replicas=Field(5, "Number of trajectories per molecule and temperature.", bounds=AT_LEAST_ONE),
-    picoseconds=Field(100.0, "Length of each of these trajectories.", unit="ps", bounds=POSITIVE),
+    picoseconds=Field(100.0, "Length of each trajectory at constant temperature.", unit="ps", bounds=POSITIVE),
     nve_picoseconds=Field(20.0, "Length of the trajectory of each molecule at constant energy; 0 runs none.",
                           unit="ps", bounds=NOT_NEGATIVE),
     nve_temperature=Field(300.0, "Initial temperature of the trajectory at constant energy.", unit="K",

@@ -80,7 +80,8 @@ def _lines(config: ml_collections.ConfigDict, width: int) -> list[str]:
         if "." in name and name.partition(".")[0] != part:
             part = name.partition(".")[0]
             about = declared.members[part].description if part in declared.members else ""
-            lines += ["", *textwrap.wrap(f"{part}: {about}", width, initial_indent="  ", subsequent_indent="  ")]
+            lines += [""] * bool(lines)
+            lines += textwrap.wrap(f"{part}: {about}", width, initial_indent="  ", subsequent_indent="  ")
         lines += _line(name, value, meanings.get(name, ""), width)
     return lines
 

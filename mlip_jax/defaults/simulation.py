@@ -31,7 +31,7 @@ ORACLE = Part(
     method=Field("GFN2-xTB", 'Name of the reference method, or "package.module:Class" of an ASE calculator, whose '
                              "module is imported and run.", choices=("GFN2-xTB", "GFN1-xTB", "IPEA1-xTB"),
                  free_mark=":"),
-    options=Field("", 'Keyword arguments of its class, as in "accuracy=0.1; max_iterations=500".'),
+    options=Field("", 'Keyword arguments of the reference method, as in "accuracy=0.1; max_iterations=500".'),
     num_processes=num_processes("that run the reference method"),
 )
 
@@ -60,8 +60,9 @@ RELAX = task(
 )
 
 PREDICT = task(
-    "predict", "Prediction of properties with a trained predictor.", SEPARATE_MOLECULES,
-    predictor=Field("", 'Workdir of a run of task "property"; several are an ensemble, as in "runs/gap-0,runs/gap-1".'),
+    "predict", "Prediction of properties with a trained predictor.",
+    Part("", predictor=Field("", 'Workdir of a run of task "property"; several are an ensemble, as in '
+                                 '"runs/gap-0,runs/gap-1".')), SEPARATE_MOLECULES,
     force_field=optional(str, "Force field that relaxes the molecules first: a workdir, or what task relax accepts; "
                               '"none" predicts at the given or embedded geometries.',
                          unset="data.force_field of the run of the predictor"),

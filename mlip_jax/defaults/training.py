@@ -154,7 +154,7 @@ ENSEMBLE = task(
     members=Field("", 'Workdirs of training runs, as in "runs/a,runs/b,runs/c"; the data are those of the first.'),
     max_structures=Field(2_000, "Maximum number of validation structures, and of test structures.",
                          bounds=AT_LEAST_ONE),
-    seed=seed("the choice of these structures"),
+    seed=seed("the choice of validation and test structures"),
 )
 
 EXPORT = task(
