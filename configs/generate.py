@@ -13,15 +13,8 @@ GFN2-xTB, not SPICE's wB97M-D3(BJ)/def2-TZVPPD: a model trained on it is for try
 
 import ml_collections
 
+from mlip_jax.defaults import generate_defaults
+
 
 def get_config() -> ml_collections.ConfigDict:
-    config = ml_collections.ConfigDict()
-    config.task = "generate"
-
-    config.data = ml_collections.ConfigDict()
-    config.data.path = ""  # of the HDF5 file; empty: <workdir>/embedded.h5
-    config.data.num_conformations = 8000  # over all molecules
-    config.data.seed = 0
-    config.data.num_processes = 0  # 0: one for each core
-    config.data.molecules = ""  # a .smi file with own molecules, "SMILES name" on each line; empty: the built-in ones
-    return config
+    return generate_defaults()

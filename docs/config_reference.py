@@ -1,9 +1,9 @@
-"""The page of all config fields, made from the code when the site is built; also the hook of mkdocs that adds it.
+"""Page of all config fields, generated from the code when the site is built; also the mkdocs hook that adds it.
 
     python docs/config_reference.py > config-reference.md
 
-Fields and defaults are those of `mlip_jax/defaults.py` as it runs, their descriptions the comments beside them there;
-the experiments are the docstrings of `configs/*.py` and what each config sets.
+Fields are those that `mlip_jax/defaults` declares. Experiments are the docstrings of `configs/*.py`, with the fields
+that each config sets.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,7 +18,9 @@ sys.path.insert(0, str(ROOT))
 
 import ml_collections
 
-from mlip_jax.config_fields import comments, fields, tasks
+from mlip_jax.defaults import TASKS
+from mlip_jax.defaults.field import Part
+from mlip_jax.defaults.help import fields
 
 PAGE = "config-reference.md"
 
@@ -36,37 +37,34 @@ def _value(value: object) -> str:
     return f"`{value!r}`".replace("|", r"\|")
 
 
-def _table(config, described: dict[str, str]) -> list[str]:
-    lines = ["| field | default | what |", "|---|---|---|"]
-    order = list(described)
-    rows = sorted(fields(config), key=lambda row: order.index(row[0]) if row[0] in described else len(order))
-    return lines + [f"| `{name}` | {_value(value)} | {_cell(described.get(name, ''))} |" for name, value in rows]
+def _table(task: Part) -> list[str]:
+    lines, values = ["| field | default | description |", "|---|---|---|"], dict(fields(task.build()))
+    return lines + [f"| `{name}` | {_value(values[name])} | {_cell(field.explain())} |"
+                    for name, field in task.fields()]
 
 
 def experiments() -> dict[str, object]:
-    """The modules of configs/ that have a get_config, by file name."""
+    """Return the modules of configs/ that have a get_config, by file name."""
     names = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
     modules = {name: importlib.import_module(f"mlip_jax.configs.{name}") for name in names}
     return {name: m for name, m in modules.items() if hasattr(m, "get_config")}
 
 
 def config_of(module) -> ml_collections.ConfigDict | None:
-    """Its config without an argument; None where it needs one."""
+    """Return the config without an argument, or None if it requires one."""
     try:
         return module.get_config()
     except (TypeError, ValueError):
         return None
 
 
-def _experiment(name: str, module, known: dict[str, Callable]) -> list[str]:
+def _experiment(name: str, module) -> list[str]:
     title, _, rest = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
     lines = [f"### `configs/{name}.py`", "", title.replace("\n", " "), "", rest, ""]
     config = config_of(module)
     if config is None:
         return [*lines, "This config needs an argument after the colon: see above.", ""]
-    if config.task not in known:
-        return [*lines, f"Task `{config.task}`.", "", *_table(config, comments(module.get_config)), ""]
-    base = dict(fields(known[config.task]()))
+    base = dict(fields(TASKS[config.task].build()))
     changed = [(k, v) for k, v in fields(config) if k not in base or not _same(base[k], v)]
     lines += [f"Task [`{config.task}`](#task-{config.task})" + (", with:" if changed else ", with its defaults."), ""]
     if changed:
@@ -79,24 +77,22 @@ def _same(a, b) -> bool:
 
 
 def page() -> str:
-    """The page as markdown."""
-    known = tasks()
+    """Return the page as markdown."""
     lines = [
         "# Config reference", "",
-        "This page is made from `mlip_jax/defaults.py` and `configs/*.py` when the site is built.", "",
-        "A field is changed on the command line with `--config.FIELD=VALUE`, for instance "
-        "`--config.train.num_steps=50000`. \"unset\" is a field without a value. A misspelt name is an error that "
-        "gives the nearest valid one. Fields of `model.options` are those of the model's class: see "
+        "This page is generated from `mlip_jax/defaults` and `configs/*.py` when the site is built.", "",
+        "Set a field on the command line with `--config.FIELD=VALUE`, for instance "
+        "`--config.train.num_steps=50000`. \"unset\" is a field without a value. A misspelled name is an error that "
+        "suggests the nearest valid one. Fields of `model.options` are those of the model's class: see "
         "[Models](models.md).", "",
-        "Units are eV and Å unless a comment names others.", "", "## Tasks", ""]
-    for task, function in known.items():
-        lines += [f"### Task `{task}` {{ #task-{task} }}", "", inspect.getdoc(function), "",
-                  *_table(function(), comments(function)), ""]
+        "A description starts with the unit and the bounds of the value, in parentheses.", "", "## Tasks", ""]
+    for name, task in TASKS.items():
+        lines += [f"### Task `{name}` {{ #task-{name} }}", "", task.description, "", *_table(task), ""]
     lines += ["## Experiments", "",
-              "One file each; the text is the docstring of the file, the table what it changes of its task's defaults.",
-              ""]
+              "Each experiment is a file with the following docstring; the table lists the fields that differ from the "
+              "defaults of its task.", ""]
     for name, module in experiments().items():
-        lines += _experiment(name, module, known)
+        lines += _experiment(name, module)
     return "\n".join(lines) + "\n"
 
 

@@ -1,28 +1,24 @@
-"""Configs: the known fields with their defaults, checks with helpful errors, differences, and JSON."""
+"""Configs: defaults for missing fields, checks with helpful errors, identity of a run, differences, and JSON."""
 
 from __future__ import annotations
 
-import difflib
-import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
 from mlip_jax import configs
+from mlip_jax.defaults import TASKS
+from mlip_jax.defaults.errors import ConfigError, unknown_name
+from mlip_jax.defaults.training import TERMS
+
+__all__ = ["TERMS", "ConfigError", "complete", "differences", "find_file", "identity", "to_dict",
+           "unknown_name"]
 
 
-class ConfigError(ValueError):
-    """A config holds something that it must not."""
-
-
-# Energy terms that can be added to a model are the files of mlip_jax/terms. The folder is listed and not imported,
-# which would take seconds.
-TERMS = tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).with_name("terms"))])
-                     if not m.ispkg))
-# Models and energy terms check their own options.
-FREE_FIELDS = ("model.options", "property.heads", *(f"potential.{term}_options" for term in TERMS))
+# Dotted names of free parts: the classes that take their options check them.
+FREE_FIELDS = frozenset(name for task in TASKS.values() for name, field in task.fields() if field.is_free)
 
 
 # mlip_jax/configs of an installed package, configs/ of a checkout.
@@ -63,14 +59,18 @@ def find_file(path: str) -> str:
 
 
 def complete(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """`defaults` with the values of `config`.
+    """Return `defaults` with the values of `config`, after a check of every value.
 
     Raises:
-      ConfigError: `config` has a field that does not exist (the nearest name is given) or of another type.
+      ConfigError: A field of `config` is unknown (the nearest name is suggested), has a value of another type, or has
+        a value outside its choices or bounds (all such fields are listed).
     """
     merged = defaults.copy_and_resolve_references()
     merged.unlock()
     _merge(merged, config, "")
+    task = TASKS.get(merged.get("task"))
+    if task is not None and (problems := list(task.problems(to_dict(merged)))):
+        raise ConfigError("; ".join(problems))
     return merged
 
 
@@ -79,7 +79,10 @@ def _merge(target, given, path):
         where = f"{path}{key}"
         if key not in target:
             raise ConfigError(unknown_name("config field", where, [f"{path}{k}" for k in target]))
-        value = given.get_ref(key).get() if hasattr(given, "get_ref") else given[key]
+        try:
+            value = given.get_ref(key).get() if hasattr(given, "get_ref") else given[key]
+        except ValueError as error:  # a field that is not declared as optional is None
+            raise ConfigError(f"config field {where!r} must have a value, received None") from error
         if where in FREE_FIELDS:
             target[key] = value
         elif isinstance(target[key], ml_collections.ConfigDict):
@@ -104,45 +107,11 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return plain(config)
 
 
-# Fields that came later, and their defaults: folders of runs that were begun before do not have them. Those of no part
-# have an empty one.
-_LATER = (("optimizer", "rates", ""), ("data", "held_out", ""), ("data", "selection", "random"),
-          ("data", "selection_force_field", ""), ("data", "fewer_conformers", "exclude"),
-          ("report", "max_domain", 1_000), ("", "trajectory_format", "extxyz"))
-
-
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The plain config without what changes no result, so that a folder stays that of a run when it changes."""
+    """Return the plain config without the fields that do not change results. A workdir belongs to one identity."""
     plain = to_dict(config)
-    if plain.get("task") in ("relax", "predict"):
-        for name in ("num_processes", "batch_atoms", "batch_size", "limit"):
-            plain.pop(name, None)
-    if plain.get("task") == "generate_conformers":
-        plain.pop("num_processes", None)
-    if plain.get("task") == "md":
-        for name in ("num_steps", "restart_seconds"):
-            plain.pop(name, None)
-    if plain.get("task") == "stability":
-        plain.pop("restart_seconds", None)
-        if not plain.get("compare_picoseconds"):
-            for name in ("compare_picoseconds", "compare_temperature", "trajectory_format", "oracle"):
-                plain.pop(name, None)
-    for path in ("data.refuse", "data.verify", "store.num_processes", "train.on_nonfinite", "train.resident",
-                 "train.steps_per_dispatch", "train.profile_steps", "oracle.num_processes", "oracle.cache",
-                 "relax.batch_atoms", "diversity.num_processes", "data.test_geometries"):
-        part, name = path.split(".")
-        plain.get(part, {}).pop(name, None)
-    if not any(plain.get("potential", {}).get(term) for term in TERMS):
-        plain.pop("potential", None)
-    for part, name, default in _LATER:
-        holder = plain.get(part) if part else plain
-        if isinstance(holder, dict) and holder.get(name) == default:
-            holder.pop(name)
-    if plain.get("task") in ("train", "diversity") and not plain.get("init", {}).get("workdir"):
-        plain.pop("init", None)
-    if not plain.get("dens", {"weight": 1})["weight"]:
-        plain.pop("dens")
-    return plain
+    task = TASKS.get(plain.get("task"))
+    return plain if task is None else task.identity(plain)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
@@ -155,11 +124,3 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
         elif a != b and not (a != a and b != b):  # NaN, which says "any" of a filter, is the same as NaN
             lines.append(f"{path}{key}: {a!r} -> {b!r}")
     return lines
-
-
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Message for a name that does not exist: the nearest one, and all there are."""
-    known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}."

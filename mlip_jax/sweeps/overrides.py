@@ -41,13 +41,7 @@ def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) ->
         value = overrides[path]
         with changed.ignore_type():  # `complete` checks the types below, with the name of the field in its message
             target[name] = ml_collections.ConfigDict(value) if isinstance(value, Mapping) else value
-    try:
-        configs.complete(changed, config)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        empty = ", ".join(path for path, value in overrides.items() if value is None)
-        raise ConfigError(f"config fields that must have a value received None: {empty or error}") from error
+    configs.complete(changed, config)
     return changed
 
 

@@ -31,8 +31,6 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     if len(paths) < 2:
         raise ConfigError("members: give the workdirs of two or more training runs, "
                           f"--config.members=runs/a,runs/b,runs/c; received {config.members!r}")
-    if config.max_structures < 1:
-        raise ConfigError(f"max_structures must be 1 or more, received {config.max_structures}")
     if distributed.leader():
         with claimed(workdir, configs.identity(config)):
             _calibrate(config, workdir, paths)

@@ -85,12 +85,8 @@ def force_fields(text: str | None) -> dict[str, str]:
 
 
 def _check(config) -> None:
-    if config.data.reference not in ("oracle", "data"):
-        raise ConfigError(configs.unknown_name("data.reference", config.data.reference, ["oracle", "data"]))
     if config.data.reference == "data" and not config.data.reference_stage:
         raise ConfigError("data.reference='data' takes the last snapshot of data.reference_stage, which is not given")
-    if config.metrics.num_bootstrap < 2:
-        raise ConfigError(f"metrics.num_bootstrap must be at least 2, received {config.metrics.num_bootstrap}")
 
 
 # --- Molecules ---

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import ml_collections
 
+from mlip_jax import config as configs
+from mlip_jax import defaults
+
 log = logging.getLogger(__name__)
 
 
@@ -23,12 +26,13 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
     Raises:
       ImportError: if RDKit or tblite is missing.
+      ConfigError: if a field of the config is unknown or invalid.
       ValueError: if config.data.molecules names a file without a single usable molecule.
       OSError: if that file cannot be read, or the disk is full or cannot be written to.
     """
     from mlip_jax.datasets.builtin import generate_embedded, summarize
 
-    data = config.data
+    data = configs.complete(config, defaults.generate_defaults()).data
     path = Path(data.path) if data.path else Path(workdir) / "embedded.h5"
     path = generate_embedded(
         path,

@@ -26,7 +26,7 @@ from mlip_jax.simulation.dynamics.outputs import RESTART, THERMO, TRAJECTORIES, 
 from mlip_jax.simulation.dynamics.progress import nanoseconds_per_day
 from mlip_jax.simulation.dynamics.run import carry_out
 from mlip_jax.simulation.dynamics.settings import Settings
-from mlip_jax.simulation.dynamics.trajectories import FORMS, read_trajectory
+from mlip_jax.simulation.dynamics.trajectories import read_trajectory
 from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
@@ -60,12 +60,6 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def _checked(c) -> Settings:
-    for name, least in (("replicas", 1), ("limit", 1), ("num_steps", 1)):
-        if c[name] is not None and c[name] < least:
-            raise ConfigError(f"{name} must be {least} or more, received {c[name]}")
-    check_format(c.trajectory_format)
-    if not c.restart_seconds >= 0:
-        raise ConfigError(f"restart_seconds must be at least 0, received {c.restart_seconds}")
     for name, example in (("force_field", "runs/spice"), ("input", "molecule.xyz")):
         if not c[name]:
             raise ConfigError(f"{name} is not given: --config.{name}={example}")
@@ -76,12 +70,6 @@ def _checked(c) -> Settings:
         return Settings(**{f.name: c[f.name] for f in dataclasses.fields(Settings)})
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def check_format(name: str) -> None:
-    """Raise ConfigError where trajectories have no such form."""
-    if name not in FORMS:
-        raise ConfigError(configs.unknown_name("trajectory_format", name, FORMS))
 
 
 def read_all(config) -> tuple[list[Atoms], list[str]]:

@@ -66,9 +66,6 @@ def _checked(c) -> SearchOptions:
     for name, example in (("force_field", "runs/spice"), ("input", "molecules.smi")):
         if not c[name]:
             raise ConfigError(f"{name} is not given: --config.{name}={example}")
-    for name, least in (("geometries", 1), ("batch", 1), ("judged", 0)):
-        if c[name] < least:
-            raise ConfigError(f"{name} must be {least} or more, received {c[name]}")
     if c.judged:
         _method(c)
     if distributed.count() > 1:

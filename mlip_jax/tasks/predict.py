@@ -75,11 +75,6 @@ def _check(c) -> None:
     for name, example in (("predictor", "runs/gap"), ("input", "molecules.csv")):
         if not c[name]:
             raise ConfigError(f"{name} is not given: --config.{name}={example}")
-    for name, least in (("limit", 1), ("num_processes", 0), ("max_steps", 1), ("batch_size", 1)):
-        if c[name] is not None and c[name] < least:
-            raise ConfigError(f"{name} must be {least} or more, received {c[name]}")
-    if not 0 < c.fmax < float("inf"):
-        raise ConfigError(f"fmax must be positive, received {c.fmax}")
 
 
 def _columns(config) -> CsvColumns:

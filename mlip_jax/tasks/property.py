@@ -39,7 +39,6 @@ from mlip_jax.training.loop import TrainingLoop
 from mlip_jax.training.noise import DISPLACEMENT, AlternativeGeometries, CoordinateNoise, NoisedRows
 from mlip_jax.training.nonfinite import TrainingError
 from mlip_jax.training.objectives import ForceField
-from mlip_jax.training.options import check_options
 from mlip_jax.training.outputs import restore
 from mlip_jax.training.prepare import count_updates, describe, keep_split, make_batches, update_flops
 from mlip_jax.training.property_objective import Properties
@@ -76,13 +75,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def _check(config) -> None:
-    check_options(config.train)
     property_objective.check(config.property, config.align, config.dens)
     if config.dens.weight and not config.model.options.get("force_encoding"):
         raise ConfigError("dens.weight is set: the model must take forces in, which painn does with "
                           "model.options.force_encoding=True")
-    if config.init.train not in ("all", "heads"):
-        raise ConfigError(configs.unknown_name("init.train", config.init.train, ["all", "heads"]))
     if not config.model.name and not config.init.workdir:
         raise ConfigError("model.name is empty and there is no init.workdir to take it from: set one of them")
     for name in config.property.heads:

@@ -74,19 +74,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def _check(c) -> None:
-    for name, least in (("num_conformers", 1), ("limit", 1), ("num_processes", 0), ("trajectory_every", 0),
-                        ("max_steps", 1)):
-        if c[name] is not None and c[name] < least:
-            raise ConfigError(f"{name} must be {least} or more, received {c[name]}")
-    for name in ("fmax", "maxstep"):
-        if not 0 < c[name] < float("inf"):
-            raise ConfigError(f"{name} must be positive, received {c[name]}")
     for name, example in (("force_field", "runs/spice"), ("input", "molecules.smi")):
         if not c[name]:
             raise ConfigError(f"{name} is not given: --config.{name}={example}")
-    for name in c.formats:
-        if name not in FORMATS:
-            raise ConfigError(configs.unknown_name("format", name, FORMATS))
 
 
 def _columns(config) -> CsvColumns:

@@ -91,7 +91,7 @@ def test_fields_that_refer_to_others_follow():
     ({"seed.value": 3}, "'seed' holds no further fields"),
     ({"seed": "three"}, "'seed'.*str"),
     ({"train": 3}, "'train' holds further fields"),
-    ({"train.batch_size": None}, "must have a value received None: train.batch_size"),
+    ({"train.batch_size": None}, "'train.batch_size' must have a value, received None"),
 ])
 def test_wrong_fields(overrides, message):
     with pytest.raises(ConfigError, match=message):

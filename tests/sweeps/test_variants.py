@@ -80,8 +80,8 @@ def test_names_are_safe_and_unique(paths):
     ('return [{"seed": 1}, {"sed": 2}]', "variant 1 .*Did you mean 'seed'"),
     ('return [{"model.name": "pain"}]', "Did you mean 'painn'"),
     ('return [{"model.options.num_feature": 3}]', "Did you mean 'num_features'"),
-    ('return [{"seed": 1}, {"optimizer.clip_norm": -1.0}]', "variant 1 .*clip_norm must be zero or a positive number"),
-    ('return [{"train.batch_size": 0}]', "train.batch_size must be a positive number"),
+    ('return [{"seed": 1}, {"optimizer.clip_norm": -1.0}]', "variant 1 .*clip_norm must be at least 0"),
+    ('return [{"train.batch_size": 0}]', "train.batch_size must be at least 1"),
     ('return [{"loss.penalty": "maee"}]', "Did you mean 'mae'"),
 ])
 def test_wrong_sweeps_are_refused_before_anything_runs(variants, body, message):

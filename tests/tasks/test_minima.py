@@ -72,9 +72,9 @@ def test_beside_the_reference_method(tmp_path, springs):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"force_field": ""}, "force_field is not given"), ({"geometries": 0}, "geometries must be 1 or more"),
-    ({"search__rounds": -1}, "search: rounds must be"),
-    ({"judged": 1, "oracle__method": "GFN3"}, "unknown reference method 'GFN3'")])
+    ({"force_field": ""}, "force_field is not given"), ({"geometries": 0}, "geometries must be at least 1"),
+    ({"search__rounds": -1}, "search.rounds must be"),
+    ({"judged": 1, "oracle__method": "GFN3"}, "unknown oracle.method 'GFN3'")])
 def test_bad_settings_are_told(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         minima.run(options(dimers(tmp_path), **changes), tmp_path / "run")

@@ -87,7 +87,7 @@ def test_molecules_are_relaxed_first(folder):
 
 def test_what_cannot_be_meant(folder):
     for changes, message in (({"predictor": ""}, "predictor is not given"), ({"input": ""}, "input is not given"),
-                             ({"batch_size": 0}, "batch_size must be 1 or more"), ({"fmax": 0.0}, "fmax must be")):
+                             ({"batch_size": 0}, "batch_size must be at least 1"), ({"fmax": 0.0}, "fmax must be")):
         with pytest.raises(ConfigError, match=message):
             run(folder, "wrong", **changes)
 

@@ -265,7 +265,7 @@ def test_bad_input_beside_good(world, tmp_path):
 
 @pytest.mark.parametrize("changes, words", [
     ({"input": ""}, "--config.input=molecules.smi"), ({"force_field": ""}, "--config.force_field=runs/spice"),
-    ({"fmax": 0.0}, "fmax must be positive"), ({"max_steps": 0}, "max_steps must be 1 or more"),
+    ({"fmax": 0.0}, "fmax must be positive"), ({"max_steps": 0}, "max_steps must be at least 1"),
     ({"num_conformers": 0}, "num_conformers"), ({"limit": 0}, "limit"), ({"formats": ("xyzz",)}, "Did you mean 'xyz'"),
     ({"no_such": 1}, "no_such")])
 def test_bad_configs(world, tmp_path, changes, words):

@@ -2,10 +2,9 @@
 
 import pytest
 
-from mlip_jax.config import ConfigError
+from mlip_jax.config import ConfigError, complete
 from mlip_jax.defaults import train_defaults
 from mlip_jax.tasks import train
-from mlip_jax.training.options import check_options
 
 NONSENSE = [
     ("num_steps", 0), ("num_steps", -5), ("num_epochs", 0.0), ("num_epochs", -1.0), ("num_epochs", float("nan")),
@@ -15,38 +14,33 @@ NONSENSE = [
     ("steps_per_dispatch", -1), ("profile_steps", -1), ("on_nonfinite", "ignore")]
 
 
-def options(**changes):
+def check_options(**changes):
     c = train_defaults()
     c.train.update(changes)
-    return c.train
+    complete(c, train_defaults())
 
 
 def test_defaults_and_limits_are_fine():
-    check_options(options())
-    check_options(options(num_epochs=0.5, ema_decay=0.0, steps_per_dispatch=25, micro_batches=1, log_every=1,
-                          num_steps=1, batch_size=1, max_valid=1, on_nonfinite="rollback"))
+    check_options()
+    check_options(num_epochs=0.5, ema_decay=0.0, steps_per_dispatch=25, micro_batches=1, log_every=1, num_steps=1,
+                  batch_size=1, max_valid=1, on_nonfinite="rollback")
 
 
 @pytest.mark.parametrize(("field", "value"), NONSENSE)
 def test_nonsense_is_refused(field, value):
     with pytest.raises(ConfigError, match=f"train.{field}.*{value}"):
-        check_options(options(**{field: value}))
-
-
-def test_all_of_it_is_named_at_once():
-    with pytest.raises(ConfigError, match="log_every.*'skipp'. Did you mean 'skip'"):
-        check_options(options(log_every=0, on_nonfinite="skipp"))
+        check_options(**{field: value})
 
 
 @pytest.mark.parametrize(("field", "value", "message"), [
     ("train.valid_every", 0, "train.valid_every must be at least 1, received 0"),
     ("loss.penalty", "maee", "unknown loss.penalty 'maee'. Did you mean 'mae'"),
     ("loss.force_penalty", "nrm", "unknown loss.force_penalty 'nrm'. Did you mean 'norm'"),
-    ("loss.beta", -0.1, "loss.beta and loss.beta_end must lie between 0 and 1, received -0.1"),
+    ("loss.beta", -0.1, "loss.beta must be from 0 to 1, received -0.1"),
     ("loss.beta_schedule", "cosine", "unknown loss.beta_schedule 'cosine'"),
     ("optimizer.name", "adamm", "unknown optimizer.name 'adamm'. Did you mean 'adam'"),
     ("optimizer.schedule", "plato", "unknown optimizer.schedule 'plato'. Did you mean 'plateau'"),
-    ("optimizer.clip_norm", -1.0, "optimizer.clip_norm must be zero or a positive number, received -1.0"),
+    ("optimizer.clip_norm", -1.0, "optimizer.clip_norm must be at least 0 or unset, received -1.0"),
     ("optimizer.freeze", ("params/embeding",), "'params/embeding' matches none.* the nearest are params/embedding"),
 ])
 def test_the_task_refuses_it_before_it_looks_for_data(tmp_path, monkeypatch, field, value, message):

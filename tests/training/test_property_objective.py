@@ -6,7 +6,7 @@ import jraph
 import numpy as np
 import pytest
 
-from mlip_jax.config import ConfigError
+from mlip_jax.config import ConfigError, complete
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.defaults import property_defaults
 from mlip_jax.training.noise import DISPLACEMENT
@@ -102,14 +102,15 @@ def test_parts_of_devices_add_up():
 @pytest.mark.parametrize(("changes", "message"), [
     ({"property.targets": ()}, "there is nothing to learn"),
     ({"property.penalty": "l2"}, "unknown property.penalty 'l2'"), ({"align.loss": "cos"}, "Did you mean 'cosine'"),
-    ({"align.weight": 0.1}, "no input is displaced"), ({"align.weight": -1.0}, "align.weight must be zero or more"),
-    ({"align.frames_share": 1.5}, "between 0 and 1"),
+    ({"align.weight": 0.1}, "no input is displaced"), ({"align.weight": -1.0}, "align.weight must be at least 0"),
+    ({"align.frames_share": 1.5}, "align.frames_share must be from 0 to 1"),
     ({"align.weight": 1.0, "align.loss": "mse", "align.frames": "pm3"}, "set align.noise"),
     ({"dens.weight": 1.0, "align.noise": 0.1}, "property.targets and align.frames must be empty"),
-    ({"dens.weight": 1.0, "align.noise": 0.1, "property.targets": (), "dens.share": 0.0}, "dens.share above 0")])
+    ({"dens.weight": 1.0, "align.noise": 0.1, "property.targets": (), "dens.share": 0.0}, "dens.share must be above")])
 def test_configs_that_cannot_be_meant(changes, message):
     c = property_defaults()
     c.property.targets = ("gap",)
     c.update_from_flattened_dict(changes)
     with pytest.raises(ConfigError, match=message):
+        c = complete(c, property_defaults())
         check(c.property, c.align, c.dens)

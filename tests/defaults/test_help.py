@@ -1,45 +1,46 @@
-"""--help beside --config: what every config does, and its fields."""
+"""Text of --help with --config: the purpose of each config, and its fields."""
 
 from pathlib import Path
 
 import pytest
 
-from mlip_jax import config_fields, config_help
 from mlip_jax.cli import flags
 from mlip_jax.config import ConfigError
+from mlip_jax.defaults import help
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted(p.name for p in (REPOSITORY / "configs").glob("*.py") if p.stem != "__init__")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_tells_what_it_does_and_its_fields(name):
-    text = config_help.help_text(f"configs/{name}")
-    module = config_help._load(str(REPOSITORY / "configs" / name))
+    text = help.help_text(f"configs/{name}")
+    module = help._load(str(REPOSITORY / "configs" / name))
     assert text.startswith(module.__doc__.splitlines()[0])
     try:
         config = module.get_config()
     except TypeError:
         assert f"--config=configs/{name}:ARGUMENT --help" in text
         return
-    for field, _ in config_fields.fields(config):
+    for field, _ in help.fields(config):
         assert field == "task" or f"  {field} = " in text or f"  {field}." in text, field
 
 
 def test_values_are_those_of_the_config_and_of_its_argument():
-    text = config_help.help_text("configs/spice.py:painn", width=100)
+    text = help.help_text("configs/spice.py:painn", width=100)
     assert "  model.name = 'painn' " in text and "Options of the model 'painn'" in text
     assert "PaiNN; the defaults are the published ones." in text
     line = next(line for line in text.splitlines() if line.startswith("  loss.huber_delta"))
-    assert line == "  loss.huber_delta = 0.05"
+    assert line.split("= ")[1].split(maxsplit=1) == ["0.05", "(eV and eV/Å, at least 0) Error at which the penalty"]
+    assert text.index("  model.options.cutoff = ") < text.index("  loss: Training loss") < text.index("  loss.beta = ")
     assert max(map(len, text.partition("Options of the model")[0].splitlines())) <= 120  # docstrings' own width
 
 
 def test_errors_name_the_config():
     with pytest.raises(FileNotFoundError, match="configs/absent.py"):
-        config_help.help_text("configs/absent.py")
+        help.help_text("configs/absent.py")
     with pytest.raises(ConfigError, match="configs/md.py:x"):
-        config_help.help_text("configs/md.py:x")
+        help.help_text("configs/md.py:x")
 
 
 @pytest.mark.parametrize("arguments", (["--config=configs/md.py", "--help"], ["-h", "--config", "configs/md.py"]))

@@ -1,4 +1,4 @@
-"""What `--config=FILE --help` prints: what the config does, and its fields with their values and meaning."""
+"""Text of `--config=FILE --help`: the purpose of a config, and its fields with their values and meaning."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ import importlib.util
 import inspect
 import shutil
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import ml_collections
 
-from mlip_jax import config_fields
-from mlip_jax.config import ConfigError, find_file
+from mlip_jax.config import find_file
+from mlip_jax.defaults import TASKS
+from mlip_jax.defaults.errors import ConfigError
+from mlip_jax.defaults.field import Part
 
-_NAMES = 46  # columns of a field and its value, beside which there is room for what it means
+_NAMES = 46  # width in columns of a field and its value, with its meaning to the right
 
 
 def help_text(path: str, width: int | None = None) -> str:
-    """The docstring of a config file, and its fields with their values.
+    """Return the docstring of a config file, and its fields with their values.
 
     Args:
       path: "FILE" or "FILE:ARGUMENT".
-      width: Columns; by default those of the terminal.
+      width: Width in columns; by default that of the terminal.
 
     Raises:
-      FileNotFoundError: There is no such file.
+      FileNotFoundError: The file does not exist.
       ConfigError: Its get_config does not take that argument.
     """
     width = max(width or shutil.get_terminal_size((120, 40)).columns, 80)
@@ -37,14 +40,24 @@ def help_text(path: str, width: int | None = None) -> str:
     try:
         inspect.signature(module.get_config).bind(*given)
     except TypeError as error:
-        if not colon:  # get_config cannot do without
+        if not colon:  # get_config requires an argument
             return "\n\n".join([*parts, f"The fields are shown with the argument: --config={path}:ARGUMENT --help"])
         raise ConfigError(f"{path}: get_config: {error}") from error
     config = module.get_config(*given)
-    parts.append("Fields, changed as --config.FIELD=VALUE; units are eV and Å unless others are named:")
+    parts.append("Fields, set with --config.FIELD=VALUE:")
     parts.append("\n".join(_lines(config, width)))
     options = _model_options(config, width)
     return "\n\n".join([*parts, *options])
+
+
+def fields(config: ml_collections.ConfigDict, path: str = "") -> Iterator[tuple[str, object]]:
+    """Yield (dotted name, value) of all fields; an empty part counts as a field (model.options)."""
+    for name in config:
+        value = config.get_ref(name).get() if not isinstance(config[name], ml_collections.ConfigDict) else config[name]
+        if isinstance(value, ml_collections.ConfigDict) and len(value):
+            yield from fields(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
 
 
 def _load(file: str) -> ModuleType:
@@ -57,25 +70,35 @@ def _load(file: str) -> ModuleType:
 
 
 def _lines(config: ml_collections.ConfigDict, width: int) -> list[str]:
-    function = config_fields.tasks().get(config.get("task"))
-    meanings = config_fields.comments(function) if function else {}
-    values = dict(config_fields.fields(function())) if function else {}  # a file may leave some to its task
-    values |= dict(config_fields.fields(config))
+    declared = TASKS.get(config.get("task"), Part(""))
+    meanings = {name: field.explain() for name, field in declared.fields()}
     lines, part = [], ""
-    for name, value in sorted(values.items(), key=lambda field: "." in field[0]):
-        if name == "task" or any(other.startswith(f"{name}.") for other in values):
+    values = _in_order(dict(fields(config)), declared)
+    for name, value in sorted(values.items(), key=lambda field: "." in field[0]):  # those outside of parts first
+        if name == "task":
             continue
         if "." in name and name.partition(".")[0] != part:
-            lines.append("")
-        part = name.partition(".")[0]
+            part = name.partition(".")[0]
+            about = declared.members[part].description if part in declared.members else ""
+            lines += [""] * bool(lines)
+            lines += textwrap.wrap(f"{part}: {about}", width, initial_indent="  ", subsequent_indent="  ")
         lines += _line(name, value, meanings.get(name, ""), width)
     return lines
+
+
+def _in_order(given: dict[str, object], declared: Part) -> dict[str, object]:
+    """Return the given values and the defaults of fields that are not given, in the order of their declaration."""
+    ordered = {}
+    for name, field in declared.fields():
+        options = {key: value for key, value in given.items() if key.startswith(f"{name}.")}  # of a free part
+        ordered |= options or {name: given.get(name, field.default)}
+    return ordered | given
 
 
 def _line(name: str, value: object, meaning: str, width: int) -> list[str]:
     shown = "unset" if value is None else repr(dict(value) if isinstance(value, ml_collections.ConfigDict) else value)
     left = f"  {name} = {shown}"
-    beside = textwrap.wrap(meaning, width - _NAMES)
+    beside = textwrap.wrap(meaning, width - _NAMES, break_on_hyphens=False)
     if not beside:
         return [left]
     first = left if len(left) >= _NAMES else left.ljust(_NAMES) + beside.pop(0)
@@ -83,7 +106,7 @@ def _line(name: str, value: object, meaning: str, width: int) -> list[str]:
 
 
 def _model_options(config: ml_collections.ConfigDict, width: int) -> list[str]:
-    """The options of the model that the config names, with their defaults, and the docstring that describes them."""
+    """Return the options of the model that the config names, with their defaults, and the docstring of the model."""
     name = config.get("model", {}).get("name") if "model" in config else None
     if not name:
         return []
