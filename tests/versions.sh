@@ -103,6 +103,14 @@ is_current() {
   done
 }
 
+# run_tests PYTHON LOG [PYTEST ARGUMENT...]: prints the CPU time of the tests and of all processes they start
+run_tests() {
+  local python=$1 log=$2 TIMEFORMAT='%U %S'
+  shift 2
+  cd "$here" || return
+  { time "$python" -m pytest "$@" >"$log" 2>&1 </dev/null; } 2>&1
+}
+
 # check PYTHON JAX CHOICE [PYTEST ARGUMENT...]: one environment, one line
 check() {
   local version=$1 jax=$2 choice=$3 python environment log code=0 result seconds
@@ -117,9 +125,7 @@ check() {
     echo "Python $version  JAX $jax  $choice  not installed"
     return 1
   fi
-  # the shell itself hardly computes, so this is the time of the tests and of the processes that they start
-  seconds=$( { TIMEFORMAT='%U %S'
-    time (cd "$here" && "$environment/bin/python" -m pytest "$@") >"$log" 2>&1 </dev/null; } 2>&1) || code=1
+  seconds=$(run_tests "$environment/bin/python" "$log" "$@") || code=1
   [ $code -eq 0 ] || cat "$log"
   result=$(grep -E '^=+ .* in .*=+$|^[0-9]+ (passed|failed).* in ' "$log" | tail -n 1 | sed -E 's/^=+ | in [0-9].*//g')
   "$environment/bin/python" - "$choice" "${result:-no result}" "$seconds" <<'EOF'
