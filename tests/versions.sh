@@ -8,9 +8,9 @@ tests/versions.sh [--folder DIR] [--python VERSION] [PYTEST ARGUMENT...]
 
 Installs the package into one virtual environment per combination of versions and runs the tests in each:
 
-  Python 3.11, JAX 0.10.0    lowest   all other dependencies of use at the lower bounds in pyproject.toml
+  Python 3.11, JAX 0.10.0    lowest   all other dependencies (and the extra "data") at the lower bounds of pyproject.toml
   Python 3.12, JAX 0.11      pinned   all other dependencies as in constraints.txt
-  Python 3.13, JAX 0.12      newest   all other dependencies at their newest releases
+  Python 3.13, JAX 0.12      newest   all dependencies at their newest releases
 
   --folder DIR        Directory of the environments, about 1.5 GB each; kept and updated when pyproject.toml,
                       constraints.txt or this script has changed. Default: a temporary directory.
@@ -22,7 +22,7 @@ python3.11, python3.12 and python3.13 on PATH, or those that uv or pyenv has ins
 
 Prints one line per environment: versions, the tests passed and failed, and the CPU time in seconds. The output of pip
 and pytest is written to DIR/pythonVERSION.log; the log of an environment that fails is shown. The exit code is 0 if all
-tests pass in all environments, and 1 otherwise.
+tests pass in all environments, 2 for invalid arguments, and 1 otherwise.
 EOF
 }
 
@@ -127,7 +127,7 @@ check() {
   fi
   seconds=$(run_tests "$environment/bin/python" "$log" "$@") || code=1
   [ $code -eq 0 ] || cat "$log"
-  result=$(grep -E '^=+ .* in .*=+$|^[0-9]+ (passed|failed).* in ' "$log" | tail -n 1 | sed -E 's/^=+ | in [0-9].*//g')
+  result=$(grep -E '^=+ .* in .*=+$|^[0-9]+ [a-z]+.* in [0-9.]+s' "$log" | tail -n 1 | sed -E 's/^=+ | in [0-9].*//g')
   "$environment/bin/python" - "$choice" "${result:-no result}" "$seconds" <<'EOF'
 import platform
 import sys
