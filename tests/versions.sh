@@ -8,7 +8,7 @@ tests/versions.sh [--folder DIR] [--python VERSION] [PYTEST ARGUMENT...]
 
 Installs the package into one virtual environment per combination of versions and runs the tests in each:
 
-  Python 3.11, JAX 0.10.0    lowest   all other dependencies (and the extra "data") at the lower bounds of pyproject.toml
+  Python 3.11, JAX 0.10.0    lowest   all others (with the extra "data") at the lower bounds in pyproject.toml
   Python 3.12, JAX 0.11      pinned   all other dependencies as in constraints.txt
   Python 3.13, JAX 0.12      newest   all dependencies at their newest releases
 
