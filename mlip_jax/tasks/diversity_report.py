@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Write WORKDIR/diversity.html and report.csv of what has been evaluated so far; returns the page.
+    """Write WORKDIR/diversity.html and diversity.csv of what has been evaluated so far; returns the page.
 
     Raises:
       ConfigError: No sweeps are given. ValueError: They hold no result.

@@ -203,7 +203,7 @@ def _update(objective, optimizer, ema_decay):
     def update(state, micro_batch, number):
         total, grads = _gradient(objective, state.params, state.step, micro_batch, number)
         loss = objective.combine(total, total, state.step)
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: u * state.rate_scale, updates))
         # the average of the first steps must not be that of the initial values

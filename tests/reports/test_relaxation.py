@@ -23,7 +23,8 @@ from mlip_jax.reports.relaxation import (
 from tests.reports.test_training import HOSTILE, parse
 
 pytestmark = pytest.mark.filterwarnings(
-    "error", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+    "error", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning",
+    r"ignore:Setting the shape on a NumPy array:DeprecationWarning:ase\.")  # what pyproject.toml ignores, too
 COLUMNS = ("index", "name", "smiles", "status", "reason", "n_atoms", "charge", "geometry", "steps", "energy_start_ev",
            "energy_ev", "fmax_start_ev_per_ang", "fmax_ev_per_ang", "rmsd_ang")
 

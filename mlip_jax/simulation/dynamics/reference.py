@@ -11,11 +11,12 @@ import numpy as np
 from ase import Atoms, units
 from ase.constraints import FixCom
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+from ase.md.velocitydistribution import Stationary, ZeroRotation
 from rich.progress import track
 
 from mlip_jax import workers
 from mlip_jax.simulation.dynamics.analysis import SampledTrajectory
+from mlip_jax.simulation.dynamics.velocities import maxwell_boltzmann
 from mlip_jax.simulation.reference.oracle import Method
 from mlip_jax.workdir import atomic_open
 
@@ -59,7 +60,7 @@ def _simulate(job) -> tuple[np.ndarray, np.ndarray, str]:
     method, molecule, plan = job
     rng, atoms = np.random.default_rng(plan.seed), molecule.copy()
     atoms.calc = method.calculator(atoms)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=plan.temperature, rng=rng)
+    atoms.set_momenta(maxwell_boltzmann(atoms.get_masses(), plan.temperature, rng))
     Stationary(atoms)
     if not atoms.pbc.any():
         with np.errstate(invalid="ignore", divide="ignore"):  # of linear molecules; what is not finite is not used

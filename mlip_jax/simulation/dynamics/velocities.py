@@ -8,6 +8,18 @@ from ase import Atoms, units
 _FLAT = 1e-6  # moments of inertia below this share of the largest are none
 
 
+def maxwell_boltzmann(masses: np.ndarray, temperature: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw momenta (n, 3) of the Maxwell-Boltzmann distribution, in units of ASE.
+
+    ASE has renamed its own function within the versions that are supported here.
+
+    Args:
+      masses: Masses (n,) in u. temperature: Temperature in K.
+    """
+    width = np.sqrt(masses * units.kB * temperature)
+    return width[:, None] * rng.standard_normal((len(masses), 3))
+
+
 def draw(atoms: Atoms, temperature: float, rng: np.random.Generator, dof: int, fix_com: bool,
          fix_rotation: bool) -> None:
     """Give atoms momenta of the Maxwell-Boltzmann distribution, scaled to exactly this temperature (K).
@@ -16,8 +28,7 @@ def draw(atoms: Atoms, temperature: float, rng: np.random.Generator, dof: int, f
       dof: Of `degrees_of_freedom`, that of the start.
       fix_com: Without motion of the centre of mass. fix_rotation: Without rotation, if open.
     """
-    width = np.sqrt(atoms.get_masses() * units.kB * temperature)
-    atoms.set_momenta(width[:, None] * rng.standard_normal((len(atoms), 3)))
+    atoms.set_momenta(maxwell_boltzmann(atoms.get_masses(), temperature, rng))
     if fix_com:
         stop_centre_of_mass(atoms)
     if fix_rotation and not atoms.pbc.any():

@@ -88,7 +88,7 @@ def test_page_and_table(tmp_path):
 
 
 def test_what_cannot_be_read_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no report.json of a finished run"):
+    with pytest.raises(ValueError, match="no diversity.json of a finished run"):
         report.read_results([tmp_path])
     write_run(tmp_path, 10, 1, 0, {})
     with pytest.raises(ValueError, match="metric must be one of"):

@@ -14,13 +14,13 @@ from ase import units
 from ase.build import molecule
 from ase.filters import FrechetCellFilter
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.mep import NEB
 from ase.optimize import BFGS, FIRE, LBFGS
 from ase.phonons import Phonons
 
 from mlip_jax import EnsembleCalculator, MLIPCalculator
 from mlip_jax.importers import parameters
+from mlip_jax.simulation.dynamics.velocities import maxwell_boltzmann
 from tests.simulation.structures import crystal, random_molecule
 
 
@@ -79,7 +79,7 @@ def test_langevin_dynamics(methanol):
     atoms = methanol.copy()
     atoms.calc = methanol.calc
     rng = np.random.default_rng(0)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=rng)
+    atoms.set_momenta(maxwell_boltzmann(atoms.get_masses(), 300, rng))
     before = atoms.calc.num_compiles
     temperatures = []
     dynamics = Langevin(atoms, 0.5 * units.fs, temperature_K=300, friction=0.05 / units.fs, rng=rng, fixcm=False)

@@ -143,6 +143,14 @@ def test_drift_keeps_what_rounding_drops():
     assert float(far.positions[0, 0]) == pytest.approx(8.1, abs=1e-6)
 
 
+def test_each_momentum_holds_half_a_kt():
+    """A width that forgets the mass, or is a variance, shows in the energies of light and heavy atoms."""
+    masses = np.repeat([1.0, 30.0], 10_000)
+    momenta = velocities.maxwell_boltzmann(masses, 300.0, np.random.default_rng(0))
+    energies = (momenta ** 2).reshape(2, -1) / (2 * masses.reshape(2, -1)[:, :1])
+    np.testing.assert_allclose(energies.mean(1), KT / 2, rtol=0.03)
+
+
 @pytest.mark.parametrize(("atoms", "dof"), [
     (Atoms("CO2", [[0, 0, 0], [0, 0, 1.2], [0, 0, -1.2]]), 4), (Atoms("OH2", [[0, 0, 0], [0, 0, 1], [0, 1, 0]]), 3),
     (Atoms("H"), 0), (Atoms("H2", [[0, 0, 0], [0.3, 0.4, 0.5]]), 1)])
