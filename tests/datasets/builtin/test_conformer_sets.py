@@ -18,7 +18,7 @@ pytest.importorskip("tblite")
 
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.builtin import generate, labels, storage
-from mlip_jax.datasets.builtin.conformer_sets import Options, Selection, generate_conformers, select_molecules
+from mlip_jax.datasets.builtin.conformer_sets import ConformerOptions, Selection, generate_conformers, select_molecules
 from mlip_jax.datasets.builtin.conformers import ConformerTask, make_conformers
 from mlip_jax.datasets.builtin.molecules import Molecule
 from mlip_jax.datasets.molecules.symmetry import best_rms
@@ -26,7 +26,7 @@ from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import open_data
 
 REPOSITORY = Path(__file__).parents[3]
-FEW = Options(num_conformers=4, prune_rmsd=0.2)
+FEW = ConformerOptions(num_conformers=4, prune_rmsd=0.2)
 
 
 def molecules(tmp_path, text, selection=Selection()):  # noqa: B008
@@ -122,8 +122,8 @@ def test_a_file_of_which_nothing_could_be_made_is_no_file_of_data(tmp_path, monk
 
 
 def test_what_means_nothing_is_an_error(tmp_path, smiles_file):
-    for options, message in ((Options(num_conformers=2, min_conformers=3), "min_conformers must be"),
-                             (Options(candidates=0.5), "candidates must be")):
+    for options, message in ((ConformerOptions(num_conformers=2, min_conformers=3), "min_conformers must be"),
+                             (ConformerOptions(candidates=0.5), "candidates must be")):
         with pytest.raises(ValueError, match=message):
             generate_conformers(tmp_path, smiles_file, options=options)
     with pytest.raises(ValueError, match="molecules_per_file"):
