@@ -7,7 +7,7 @@ host.
     >>> budget = PaddingBudget(n_node=9, n_edge=24, n_graph=4)
     >>> batches = plan_batches(np.array([0, 1, 2, 3]), sizes, budget)
     >>> [batch.tolist() for batch in batches]
-    [[0, 2, 3], [1]]
+    [[0, 2], [1, 3]]
 """
 
 from __future__ import annotations

@@ -32,12 +32,12 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     if not config.smiles:
         raise ConfigError("smiles: give a file of molecules, --config.smiles=FILE.smi (or .csv)")
     from mlip_jax.datasets.builtin import storage
-    from mlip_jax.datasets.builtin.conformer_sets import Options, Selection, generate_conformers
+    from mlip_jax.datasets.builtin.conformer_sets import ConformerOptions, Selection, generate_conformers
 
     with claimed(workdir, configs.identity(config)) as folder:
         started, before = time.monotonic(), _processor_seconds()
         files = generate_conformers(
-            folder / "data", config.smiles, options=Options(**config.conformers.to_dict()),
+            folder / "data", config.smiles, options=ConformerOptions(**config.conformers.to_dict()),
             selection=Selection(count=config.num_molecules, **config.select.to_dict()), subset=config.subset,
             seed=config.seed, molecules_per_file=config.molecules_per_file,
             num_processes=config.num_processes or None)
