@@ -18,9 +18,9 @@ sys.path.insert(0, str(ROOT))
 
 import ml_collections
 
+from mlip_jax.cli.help import fields
 from mlip_jax.defaults import TASKS
 from mlip_jax.defaults.field import Part
-from mlip_jax.defaults.help import fields
 
 PAGE = "config-reference.md"
 

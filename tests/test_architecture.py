@@ -17,9 +17,9 @@ MAX_LINES, MAX_FILES = 400, 20
 
 # Rooms of the package (files and folders at its top), from the ground up: a room imports only from rooms before it.
 ORDER = (
-    "structure", "child", "workers", "checkpoint", "config", "defaults", "config_fields", "workdir", "distributed",
-    "datasets", "graphs", "models", "terms", "config_help", "potential", "predictor", "importers", "training",
-    "simulation", "fine_tuning", "reports", "sweep", "sweep_runner", "tasks", "main",
+    "structure", "workers", "checkpoint", "configs", "defaults", "config", "workdir", "distributed", "datasets",
+    "graphs", "models", "terms", "potential", "predictor", "importers", "training", "simulation", "fine_tuning",
+    "reports", "sweeps", "tasks", "cli", "main",
 )
 
 # Plug-in folders, whose files are found by name: what each file defines. Their helpers live in subfolders.

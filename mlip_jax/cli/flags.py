@@ -135,7 +135,7 @@ def _show_help(args: Sequence[str], about: str) -> None:
     given = [value for name, value in zip(args, args[1:]) if name in ("--config", "-config")]
     given += [a.partition("=")[2] for a in args if a.startswith(("--config=", "-config="))]
     if given:
-        from mlip_jax.defaults.help import help_text
+        from mlip_jax.cli.help import help_text
         print(help_text(given[0]))
         print("\nFlags of every config: --help without --config.")
     else:

@@ -229,7 +229,7 @@ def gather(resident: DeviceDataset, places: jax.Array, budget: PaddingBudget) ->
         senders=edges.take_atoms(resident.senders, atoms), receivers=edges.take_atoms(resident.receivers, atoms))
 
 
-class _Rows(NamedTuple):
+class _RowIndex(NamedTuple):
     """The atoms, edges or pairs of a batch of G graphs.
 
     Attributes:
@@ -252,7 +252,7 @@ class _Rows(NamedTuple):
         used = self.graph < len(self.count)
         return jnp.where(used.reshape(-1, *[1] * (array.ndim - 1)), taken, jnp.zeros((), array.dtype))
 
-    def take_atoms(self, array: jax.Array, atoms: _Rows) -> jax.Array:
+    def take_atoms(self, array: jax.Array, atoms: _RowIndex) -> jax.Array:
         """Numbers of atoms in the batch; in padding that of the first padding atom."""
         return self.take(array).astype(jnp.int32) + _at(jnp.append(atoms.begin, atoms.total), self.graph)
 
@@ -262,13 +262,13 @@ class _Rows(NamedTuple):
         return jnp.where(jnp.arange(len(real) + 1) == real.sum(), left, jnp.append(self.count, 0))
 
 
-def _rows(first: jax.Array, place: jax.Array, real: jax.Array, length: int) -> _Rows:
+def _rows(first: jax.Array, place: jax.Array, real: jax.Array, length: int) -> _RowIndex:
     start = first[place]
     count = jnp.where(real, first[place + 1] - start, 0)
     end = jnp.cumsum(count)
     begin, row = end - count, jnp.arange(length, dtype=jnp.int32)
     graph = _graph_of(end, row)
-    return _Rows(count, begin, graph, jnp.where(row < end[-1], row + _at(jnp.append(start - begin, 0), graph), 0))
+    return _RowIndex(count, begin, graph, jnp.where(row < end[-1], row + _at(jnp.append(start - begin, 0), graph), 0))
 
 
 def _graph_of(end: jax.Array, row: jax.Array) -> jax.Array:
@@ -276,7 +276,7 @@ def _graph_of(end: jax.Array, row: jax.Array) -> jax.Array:
     return jnp.searchsorted(end, row, side="right", method="compare_all").astype(jnp.int32)
 
 
-def _pair_order(resident: DeviceDataset, edges: _Rows, place, real, length: int) -> jax.Array:
+def _pair_order(resident: DeviceDataset, edges: _RowIndex, place, real, length: int) -> jax.Array:
     """Every other edge of the padding is the reverse of the one before it."""
     row = jnp.arange(-(-length // 2), dtype=jnp.int32)
     half, end = edges.count // 2, (edges.begin + edges.count) // 2

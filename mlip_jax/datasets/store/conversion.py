@@ -30,7 +30,7 @@ from mlip_jax.datasets.quality import checks, geometry
 from mlip_jax.datasets.quality.diagnosis import EARLY, verdict
 from mlip_jax.datasets.quality.filters import Filters, force_rms_per_structure, identities
 from mlip_jax.datasets.reader import DatasetError, Reader, ReadReport
-from mlip_jax.datasets.store.finalize import Part, finish, refuse_if
+from mlip_jax.datasets.store.finalize import FinishedShard, finish, refuse_if
 from mlip_jax.datasets.store.shards import checksum, encode, write_shard
 from mlip_jax.datasets.store.store import MANIFEST, VERSION, Store, is_store
 from mlip_jax.workdir import WorkdirError, write_json
@@ -96,7 +96,8 @@ def convert(recipe: ConversionSpec, folder: str | Path, *, num_processes: int | 
                 waiting = [job for job in jobs if not job.is_done()]
                 _run(waiting, source, plan["records"], 1 if source.sequential else num_processes, progress,
                      functools.partial(_judge_first, jobs) if refuse else lambda: None)
-                parts = [Part(job.shard, {k: v for k, v in job.tell().items() if k != "removed"}) for job in jobs]
+                parts = [FinishedShard(job.shard, {k: v for k, v in job.tell().items() if k != "removed"})
+                         for job in jobs]
                 finish(folder, source, plan["recipe"], plan["records"], parts, _removed(jobs), refuse)
                 return folder
         except (OSError, WorkdirError) as error:

@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class FinishedShard:
     """A finished shard. told: What its conversion said, without the list of what was left out."""
 
     shard: Path
     told: Mapping[str, Any]
 
 
-def finish(folder: Path, source: Reader, settings: Mapping[str, Any], num_records: int, parts: list[Part],
+def finish(folder: Path, source: Reader, settings: Mapping[str, Any], num_records: int, parts: list[FinishedShard],
            removed: Iterable[Iterable[str]], refuse: bool) -> None:
     """Make a store of shards.
 
@@ -98,7 +98,7 @@ def _about(source: Reader, settings, num_records: int) -> dict[str, Any]:
             "units": dict(source.UNITS), "records": num_records}
 
 
-def _gather(parts: list[Part], name: str) -> np.ndarray:
+def _gather(parts: list[FinishedShard], name: str) -> np.ndarray:
     """A column of the index over all shards."""
     values = np.empty(sum(p.told["totals"]["structures"] for p in parts), INDEX[name])
     start = 0
@@ -110,7 +110,7 @@ def _gather(parts: list[Part], name: str) -> np.ndarray:
     return values
 
 
-def _outliers(filters: Mapping[str, Any], parts: list[Part]) -> np.ndarray:
+def _outliers(filters: Mapping[str, Any], parts: list[FinishedShard]) -> np.ndarray:
     """Codes of the filters that compare the conformations of a molecule, (S,) int8; 0 where there is no reason."""
     filters = Filters(**filters)
     if filters.compares_conformations:
@@ -118,7 +118,7 @@ def _outliers(filters: Mapping[str, Any], parts: list[Part]) -> np.ndarray:
     return np.zeros(sum(p.told["totals"]["structures"] for p in parts), np.int8)
 
 
-def _identities(parts: list[Part], reasons: np.ndarray) -> Iterable[tuple[str, str]]:
+def _identities(parts: list[FinishedShard], reasons: np.ndarray) -> Iterable[tuple[str, str]]:
     start = 0
     for part in parts:
         count = part.told["totals"]["structures"]
@@ -131,7 +131,7 @@ def _identities(parts: list[Part], reasons: np.ndarray) -> Iterable[tuple[str, s
         start += count
 
 
-def _write_index(folder: Path, source: Reader, parts: list[Part], kept: np.ndarray | None) -> int:
+def _write_index(folder: Path, source: Reader, parts: list[FinishedShard], kept: np.ndarray | None) -> int:
     """One array for each column, one at a time; returns the number of molecules."""
     molecules = 0
     for name in INDEX:

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mlip_jax.cli import flags
+from mlip_jax.cli import flags, help
 from mlip_jax.config import ConfigError
-from mlip_jax.defaults import help
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted(p.name for p in (REPOSITORY / "configs").glob("*.py") if p.stem != "__init__")
