@@ -1,0 +1,185 @@
+"""Words that the processes of a run exchange outside of their devices, by the key-value store that JAX keeps.
+
+JAX's coordination service runs in process 0. It also finds out which process has died: at the latest 11 seconds after
+its last heartbeat.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+_FOREVER = 2**40  # milliseconds
+_END = "end of the run"
+_DIED = "process {} of this run has died (killed, out of memory, or its machine is gone)"
+_MAX_TEXT = 2_000
+_PING_SECONDS, _PING_TIMEOUT = 2.0, 6_000  # milliseconds
+# For which process 0 waits until the others have read of a failure: the store ends with it.
+_HEARD_SECONDS = 3.0
+
+
+class PeerFailure(RuntimeError):
+    """Another process of this run has failed."""
+
+
+class Coordination:
+    """The place of a process in a run, and the key-value store that all processes share.
+
+    Args:
+      client: JAX's client of its coordination service, connected. Tests pass another with the same methods.
+      index: Number of this process, from 0.
+      count: Number of processes.
+      on_failure: Called at most once, in a thread of its own, with a sentence on which other process failed and how.
+    """
+
+    def __init__(self, client: Any, index: int, count: int, on_failure: Callable[[str], None]):
+        self.index, self.count = index, count
+        self._client, self._on_failure = client, on_failure
+        self._turn = 0  # words so far, the same number in all processes
+        self._put(f"alive/{index}", b"")
+        self._over = threading.Lock()  # taken for good by the first failure
+        self._parting = threading.Event()
+        self._watches = [self._watch(self._await_failure)]
+        if index:
+            self._watches.append(self._watch(self._ping))
+        self._deaths = [] if index else [self._watch(self._await_death, k) for k in range(1, count)]
+
+    @property
+    def failed(self) -> bool:
+        """Whether this process or another has failed."""
+        return self._over.locked()
+
+    def barrier(self, name: str, timeout: float | None = None) -> None:
+        """Wait until all processes have come to the barrier of this name, `timeout` seconds for each or for ever.
+
+        Raises:
+          RuntimeError: One has not come in time, or is at another place of the program.
+        """
+        if self.index:
+            self._put(f"turn/{self._turn}/{self.index}", name.encode())
+            self.await_leader(name, timeout)
+            return
+        for k in range(1, self.count):
+            self._take(k, name, timeout)
+        self.announce(name)
+
+    def announce(self, name: str, body: bytes = b"") -> None:
+        """Leader: give all others a word of at most some 100 kB, which they take with `await_leader`."""
+        self._put(f"turn/{self._turn}/0", name.encode() + b"\0" + body)
+        self._turn += 1
+
+    def await_leader(self, name: str, timeout: float | None = None) -> bytes:
+        """Others: wait for the word that the leader announces by this name."""
+        body = self._take(0, name, timeout)
+        self._turn += 1
+        return body
+
+    def fail(self, text: str) -> None:
+        """Tell all others that this process has failed; from here on nothing that they do matters."""
+        if self._over.acquire(blocking=False):
+            self._report(self.index, f"process {self.index} of this run has failed: {text}")
+
+    def await_hearers(self) -> None:
+        """Leader, after a failure: wait until the others have read of it, for seconds at most."""
+        deadline = time.monotonic() + _HEARD_SECONDS
+        while self.index == 0 and time.monotonic() < deadline:
+            if len(self._client.key_value_dir_get("mlip_jax/heard")) == self.count:
+                return
+            time.sleep(0.02)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Wait until all are here, and part; the leader, with whom the store ends, is the last."""
+        import jax
+        self.barrier(_END, timeout)
+        if self.index:
+            self._put(f"parting/{self.index}", b"")
+        else:
+            for k in range(1, self.count):
+                self._take_key(f"parting/{k}", k, _END, timeout)
+        self._parting.set()
+        for thread in self._deaths:
+            thread.join()
+        if self.index == 0:
+            for k in range(1, self.count):
+                self._take_key(f"parted/{k}", k, _END, timeout)
+        jax.distributed.shutdown()
+        if self.index:  # the client can still write
+            self._put(f"parted/{self.index}", b"")
+        for thread in self._watches:
+            thread.join()
+
+    def _put(self, key: str, value: bytes) -> None:
+        try:
+            self._client.key_value_set_bytes(f"mlip_jax/{key}", value)
+        except RuntimeError as error:
+            raise PeerFailure(f"process 0 of this run does not answer ({error})") from error
+
+    def _take(self, k: int, name: str, timeout: float | None) -> bytes:
+        """Return the body of the word of process `k` in this turn."""
+        found, _, body = self._take_key(f"turn/{self._turn}/{k}", k, name, timeout).partition(b"\0")
+        if found != name.encode():
+            raise RuntimeError(f"process {self.index} of this run waits for process {k} at {name!r}, which is at "
+                               f"{found.decode()!r}: they do not run the same program, or do not have the same config")
+        return body
+
+    def _take_key(self, key: str, k: int, name: str, timeout: float | None) -> bytes:
+        milliseconds = _FOREVER if timeout is None else int(timeout * 1000)
+        try:
+            return self._client.blocking_key_value_get_bytes(f"mlip_jax/{key}", milliseconds)
+        except RuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise PeerFailure(f"process 0 of this run does not answer ({error})") from error
+            raise RuntimeError(f"process {k} of this run has not come to {name!r} within {timeout:g} s of process "
+                               f"{self.index}") from error
+
+    def _watch(self, function: Callable, *args) -> threading.Thread:
+        thread = threading.Thread(target=function, args=args, name=function.__name__, daemon=True)
+        thread.start()
+        return thread
+
+    def _report(self, k: int, text: str) -> None:
+        """Write down that process `k` has failed, unless another failed before, and that it reads no more."""
+        for key, value in (("failure", json.dumps([k, text[:_MAX_TEXT]])), (f"heard/{k}", "")):
+            with contextlib.suppress(RuntimeError):  # it is there, or process 0 is gone and all know
+                self._client.key_value_set(f"mlip_jax/{key}", value)
+
+    def _await_failure(self) -> None:
+        """Wait for the first failure of the run."""
+        try:
+            k, text = json.loads(self._client.blocking_key_value_get("mlip_jax/failure", _FOREVER))
+        except RuntimeError:  # the connection is closed
+            k, text = 0, _DIED.format(0)
+        if k != self.index and not self._parting.is_set():
+            self._end(text)
+
+    def _await_death(self, k: int) -> None:
+        """Leader: wait until process `k` has left or has died."""
+        # returns when all of the two that are alive have called it: process k never does
+        self._client.get_live_nodes([0, k])
+        with contextlib.suppress(RuntimeError):
+            self._client.key_value_try_get_bytes(f"mlip_jax/parting/{k}")
+            return
+        self._report(k, _DIED.format(k))
+
+    def _ping(self) -> None:
+        """Others: the machine of process 0 may vanish without closing the connection."""
+        while not self._parting.wait(_PING_SECONDS):
+            try:
+                self._client.blocking_key_value_get(f"mlip_jax/alive/{self.index}", _PING_TIMEOUT)
+            except RuntimeError:
+                if not self._parting.is_set():
+                    self._end(_DIED.format(0))
+                return
+
+    def _end(self, text: str) -> None:
+        if not self._over.acquire(blocking=False):
+            return
+        with contextlib.suppress(RuntimeError):
+            self._client.key_value_set(f"mlip_jax/heard/{self.index}", "")
+        with contextlib.suppress(RuntimeError):
+            self.await_hearers()
+        self._on_failure(text)
