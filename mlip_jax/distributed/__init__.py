@@ -82,7 +82,8 @@ def initialize(environment: Environment | None, timeout: float = 300.0) -> None:
     try:
         meet(environment, timeout)
         state = jax_internals.coordination()
-        _coordination = Coordination(state.client, state.process_id, state.num_processes, _end_process)
+        _coordination = Coordination(state.client, state.coordinator_address, state.process_id, state.num_processes,
+                                     _end_process)
         _coordination.barrier(f"start of a run of {state.num_processes} processes")
         # all tell each other what devices they have: one that came to it later, behind something that it waits for
         # from another process, would keep both waiting

@@ -7,7 +7,9 @@ its last heartbeat.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +19,8 @@ _FOREVER = 2**40  # milliseconds
 _END = "end of the run"
 _DIED = "process {} of this run has died (killed, out of memory, or its machine is gone)"
 _MAX_TEXT = 2_000
-_PING_SECONDS, _PING_TIMEOUT = 2.0, 6_000  # milliseconds
+# Between two calls at the port of process 0, and for an answer.
+_CALL_SECONDS, _ANSWER_SECONDS = 1.0, 8.0
 # For which process 0 waits until the others have read of a failure: the store ends with it.
 _HEARD_SECONDS = 3.0
 
@@ -31,21 +34,21 @@ class Coordination:
 
     Args:
       client: JAX's client of its coordination service, connected. Tests pass another with the same methods.
+      address: "host:port" at which process 0 keeps the store.
       index: Number of this process, from 0.
       count: Number of processes.
       on_failure: Called at most once, in a thread of its own, with a sentence on which other process failed and how.
     """
 
-    def __init__(self, client: Any, index: int, count: int, on_failure: Callable[[str], None]):
+    def __init__(self, client: Any, address: str, index: int, count: int, on_failure: Callable[[str], None]):
         self.index, self.count = index, count
         self._client, self._on_failure = client, on_failure
         self._turn = 0  # words so far, the same number in all processes
-        self._put(f"alive/{index}", b"")
         self._over = threading.Lock()  # taken for good by the first failure
         self._parting = threading.Event()
         self._watches = [self._watch(self._await_failure)]
         if index:
-            self._watches.append(self._watch(self._ping))
+            self._watches.append(self._watch(self._await_silence, address))
         self._deaths = [] if index else [self._watch(self._await_death, k) for k in range(1, count)]
 
     @property
@@ -152,9 +155,14 @@ class Coordination:
         try:
             k, text = json.loads(self._client.blocking_key_value_get("mlip_jax/failure", _FOREVER))
         except RuntimeError:  # the connection is closed
-            k, text = 0, _DIED.format(0)
-        if k != self.index and not self._parting.is_set():
-            self._end(text)
+            self._lose_leader()
+            return
+        if k == self.index or not self._over.acquire(blocking=False):
+            return
+        with contextlib.suppress(RuntimeError):
+            self._client.key_value_set(f"mlip_jax/heard/{self.index}", "")
+            self.await_hearers()
+        self._on_failure(text)
 
     def _await_death(self, k: int) -> None:
         """Leader: wait until process `k` has left or has died."""
@@ -165,21 +173,21 @@ class Coordination:
             return
         self._report(k, _DIED.format(k))
 
-    def _ping(self) -> None:
-        """Others: the machine of process 0 may vanish without closing the connection."""
-        while not self._parting.wait(_PING_SECONDS):
-            try:
-                self._client.blocking_key_value_get(f"mlip_jax/alive/{self.index}", _PING_TIMEOUT)
-            except RuntimeError:
-                if not self._parting.is_set():
-                    self._end(_DIED.format(0))
-                return
+    def _await_silence(self, address: str) -> None:
+        """Others: wait until nothing answers at the port of process 0.
 
-    def _end(self, text: str) -> None:
-        if not self._over.acquire(blocking=False):
-            return
-        with contextlib.suppress(RuntimeError):
-            self._client.key_value_set(f"mlip_jax/heard/{self.index}", "")
-        with contextlib.suppress(RuntimeError):
-            self.await_hearers()
-        self._on_failure(text)
+        Calls of the client need not return then: the thread that does so may be the one that JAX aborts with.
+        """
+        host, _, port = address.rpartition(":")
+        while not self._parting.wait(_CALL_SECONDS):
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+            except OSError as error:  # others are of this machine, such as too many open files
+                if isinstance(error, TimeoutError) or error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH):
+                    self._lose_leader()
+                    return
+
+    def _lose_leader(self) -> None:
+        # the client is not touched: its calls would wait for process 0, or for the thread that aborts this process
+        if not self._parting.is_set() and self._over.acquire(blocking=False):
+            self._on_failure(_DIED.format(0))
