@@ -12,7 +12,6 @@ import numpy as np
 
 from mlip_jax import distributed
 
-
 # more than the key-value store is trusted with, and no whole number of words
 LARGE = np.random.default_rng(0).bytes(3_000_001)
 
@@ -55,7 +54,8 @@ def words(folder, config):
     devices = jax.pmap(lambda x: jax.lax.psum(x, "i"), "i")(np.ones(jax.local_device_count(), np.int32))
     (folder / f"words_{rank}.json").write_text(json.dumps({
         "name": received["name"], "sizes": received["sizes"].tolist(), "dtype": str(received["sizes"].dtype),
-        "pair": received["pair"], "large": hashlib.sha256(large).hexdigest(), "after_barrier": after_barrier, "found": found,
+        "pair": received["pair"], "large": hashlib.sha256(large).hexdigest(), "after_barrier": after_barrier,
+        "found": found,
         "count": distributed.count(), "devices": int(devices[0]), "jax": [jax.process_index(), jax.process_count()]}))
 
 

@@ -1,6 +1,5 @@
 """Processes find each other, tell each other what they must, and none outlives another that has failed."""
 
-import contextlib
 import gc
 import hashlib
 import json
@@ -104,14 +103,8 @@ class Store:
         self._wait(lambda: key in self._values, timeout_in_ms)
         return self._values[key]
 
-    def key_value_try_get_bytes(self, key):
-        if key not in self._values:
-            raise RuntimeError(f"NOT_FOUND: {key}")
-
-    def key_value_dir_get(self, key):
-        return [k for k in self._values if k.startswith(key + "/")]
-
-    key_value_set, blocking_key_value_get = key_value_set_bytes, blocking_key_value_get_bytes
+    def key_value_dir_get_bytes(self, key):
+        return [(k, v) for k, v in self._values.items() if k.startswith(key + "/")]
 
     def get_live_nodes(self, processes):
         with self._changed:
@@ -232,10 +225,8 @@ def test_death_of_the_leader_reaches_all_others(party):
 def test_the_leader_ends_last(party):
     """Else the others would hear of its end only, and not of the process that began."""
     run = party(3)
-    heard = run.store.key_value_set
-    others = threading.Event()
-    run.store.key_value_set = lambda key, value: (
-        key.endswith("heard/2") and others.wait(10), heard(key, value))
+    write, others = run.store.key_value_set_bytes, threading.Event()
+    run.store.key_value_set_bytes = lambda key, value: (key.endswith("heard/2") and others.wait(10), write(key, value))
     run.places[1].fail("no such file")
     time.sleep(0.2)
     assert not run.failures[0]
@@ -268,7 +259,7 @@ def started(monkeypatch):
 
 
 def test_processes_that_do_not_come(started):
-    with pytest.raises(RuntimeError, match=r"not all of the 4 processes of this run have come within 0.3 s"):
+    with pytest.raises(RuntimeError, match="within 0.3 s.*that they are 4,.*firewall"):
         meet(Environment(f"localhost:{free_port()}", 4, 0), 0.3)
     options, = started[0]
     assert options["initialization_timeout"] > 30  # JAX would abort this process
@@ -292,12 +283,6 @@ def test_error_of_jax_says_what_to_check(started, monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     with pytest.raises(RuntimeError, match="(?s)before any JAX calls.*processes reach each other"):
         meet(Environment(), 5)
-
-
-def test_leader_that_is_not_there(started):
-    with pytest.raises(RuntimeError, match="(?s)process 1 cannot reach process 0 on.*firewall"):
-        meet(Environment(f"localhost:{free_port()}", 2, 1), 0.5)
-    assert not started[0]
 
 
 def test_port_in_use(started):
@@ -436,8 +421,8 @@ def test_processes_talk(tmp_path, monkeypatch):
     for name in [n for n in os.environ if n.startswith(("SLURM", "MLIP_JAX", "XLA_FLAGS"))]:
         monkeypatch.delenv(name)
     done = subprocess.run(
-        [REPOSITORY / "launch/local.sh", "-n", "2", "--devices-per-process", "2", "-m", "tests.distributed_program", "--",
-         "--task=words", f"--workdir={tmp_path}"], capture_output=True, text=True, timeout=90,
+        [REPOSITORY / "launch/local.sh", "-n", "2", "--devices-per-process", "2", "-m", "tests.distributed_program",
+         "--", "--task=words", f"--workdir={tmp_path}"], capture_output=True, text=True, timeout=90,
         env=os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"})
     assert done.returncode == 0, done.stderr
     found = [json.loads((tmp_path / f"words_{k}.json").read_text()) for k in range(2)]

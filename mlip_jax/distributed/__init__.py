@@ -5,9 +5,9 @@
         ...
 
 Every process runs the same program. Process 0 is the leader: it alone writes, and it tells the others what they cannot
-know. All that is here works with a single process as well, without touching JAX's devices. When a process fails or is
-killed, the others end within a second, with exit code 76 (EXIT_PEER_FAILED) and a line on which one it was: what they
-wait for on their devices may never come.
+know. All that is here works with a single process as well, without touching JAX's devices. When a process fails, the
+others end within a second, and within 12 when it was killed, with exit code 76 (EXIT_PEER_FAILED) and a line on which
+one it was: what they wait for on their devices may never come.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from typing import Any
 import numpy as np
 
 from mlip_jax.distributed import jax_internals
-from mlip_jax.distributed.coordination import Coordination, PeerFailure
+from mlip_jax.distributed.coordination import Coordination
 from mlip_jax.distributed.environment import Environment, expand_hostlist, from_environment
 from mlip_jax.distributed.meeting import meet
 from mlip_jax.distributed.signals import EXIT_REQUEUE, InterruptedTwice, Stopped, StopSignal, ended_by_signals
 from mlip_jax.distributed.values import decode, encode
 
-__all__ = ["EXIT_PEER_FAILED", "EXIT_REQUEUE", "Environment", "InterruptedTwice", "PeerFailure", "StopSignal",
-           "Stopped", "barrier", "broadcast", "count", "ended_by_signals", "expand_hostlist", "failed_peer_message",
-           "from_environment", "index", "initialize", "leader", "leader_first", "session", "shutdown", "total"]
+__all__ = ["EXIT_PEER_FAILED", "EXIT_REQUEUE", "Environment", "InterruptedTwice", "StopSignal", "Stopped", "barrier",
+           "broadcast", "count", "ended_by_signals", "expand_hostlist", "failed_peer_message", "from_environment",
+           "index", "initialize", "leader", "leader_first", "session", "shutdown", "total"]
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def broadcast(value: Any) -> Any:
 
 
 def _share(data: bytes) -> bytes:
-    """Return the leader's `data` on all processes. If large, they go by way of the devices, which are quicker."""
+    """Return the leader's `data` on all processes; large data are carried by the devices, which are quicker."""
     if leader():
         size, small = len(data), data if len(data) <= _SMALL_BYTES else b""
         _coordination.announce("broadcast", size.to_bytes(8, "big") + small)
@@ -226,10 +226,9 @@ def leader_first(name: str) -> Iterator[None]:
 
 def failed_peer_message(error: BaseException) -> str | None:
     """What to tell the user if `error` is what JAX raises when another process has died; None for other errors."""
-    if not isinstance(error, PeerFailure) and (isinstance(error, OSError) or not _PEER_ERRORS.search(str(error))):
+    if isinstance(error, OSError) or not _PEER_ERRORS.search(str(error)):
         return None
-    what = str(error) if isinstance(error, PeerFailure) else "another process of this run has died"
-    return f"{what}; see its log. {_MESSAGE}"
+    return f"another process of this run has died; see its log. {_MESSAGE}"
 
 
 def _abandon(error: BaseException) -> None:

@@ -1,7 +1,8 @@
 """Words that the processes of a run exchange outside of their devices, by the key-value store that JAX keeps.
 
-JAX's coordination service runs in process 0. It also finds out which process has died: at the latest 11 seconds after
-its last heartbeat.
+JAX's coordination service runs in process 0, and knows after eleven seconds at most that another process has died. The
+death of process 0 is noticed by a call at its port, the only connection that is opened here: JAX would abort the others
+without a word, and takes no function of ours for that case.
 """
 
 from __future__ import annotations
@@ -21,35 +22,28 @@ _DIED = "process {} of this run has died (killed, out of memory, or its machine 
 _MAX_TEXT = 2_000
 # Between two calls at the port of process 0, and for an answer.
 _CALL_SECONDS, _ANSWER_SECONDS = 1.0, 8.0
-# For which process 0 waits until the others have read of a failure: the store ends with it.
-_HEARD_SECONDS = 3.0
-
-
-class PeerFailure(RuntimeError):
-    """Another process of this run has failed."""
+# For which process 0 waits until the others have read of a failure, or have left: the store ends with it.
+_LAST_SECONDS = 3.0
 
 
 class Coordination:
-    """The place of a process in a run, and the key-value store that all processes share.
+    """The place of a process in a run, and the store that all processes share.
 
     Args:
-      client: JAX's client of its coordination service, connected. Tests pass another with the same methods.
-      address: "host:port" at which process 0 keeps the store.
-      index: Number of this process, from 0.
-      count: Number of processes.
+      client: JAX's client of its coordination service, connected.
+      address: "host:port" of that service, in process 0.
+      index, count: Number of this process, from 0, and of all processes.
       on_failure: Called at most once, in a thread of its own, with a sentence on which other process failed and how.
     """
 
     def __init__(self, client: Any, address: str, index: int, count: int, on_failure: Callable[[str], None]):
         self.index, self.count = index, count
         self._client, self._on_failure = client, on_failure
-        self._turn = 0  # words so far, the same number in all processes
+        self._turn = 0  # words of the leader so far
         self._over = threading.Lock()  # taken for good by the first failure
         self._parting = threading.Event()
-        self._watches = [self._watch(self._await_failure)]
-        if index:
-            self._watches.append(self._watch(self._await_silence, address))
-        self._deaths = [] if index else [self._watch(self._await_death, k) for k in range(1, count)]
+        self._watches = [_thread(self._await_failure), *([_thread(self._await_silence, address)] if index else ())]
+        self._deaths = [] if index else [_thread(self._await_death, k) for k in range(1, count)]
 
     @property
     def failed(self) -> bool:
@@ -71,7 +65,7 @@ class Coordination:
         self.announce(name)
 
     def announce(self, name: str, body: bytes = b"") -> None:
-        """Leader: give all others a word of at most some 100 kB, which they take with `await_leader`."""
+        """Leader: give all others a word of 100 kB at most, which they take with `await_leader`."""
         self._put(f"turn/{self._turn}/0", name.encode() + b"\0" + body)
         self._turn += 1
 
@@ -87,28 +81,24 @@ class Coordination:
             self._report(self.index, f"process {self.index} of this run has failed: {text}")
 
     def await_hearers(self) -> None:
-        """Leader, after a failure: wait until the others have read of it, for seconds at most."""
-        deadline = time.monotonic() + _HEARD_SECONDS
+        """Leader, after a failure: wait until the others have read of it."""
+        deadline = time.monotonic() + _LAST_SECONDS
         while self.index == 0 and time.monotonic() < deadline:
-            if len(self._client.key_value_dir_get("mlip_jax/heard")) == self.count:
+            if len(self._client.key_value_dir_get_bytes("mlip_jax/heard")) == self.count:
                 return
             time.sleep(0.02)
 
     def close(self, timeout: float | None = None) -> None:
-        """Wait until all are here, and part; the leader, with whom the store ends, is the last."""
+        """Wait until all are here, and part; the leader is the last."""
         import jax
         self.barrier(_END, timeout)
         if self.index:
             self._put(f"parting/{self.index}", b"")
-        else:
-            for k in range(1, self.count):
-                self._take_key(f"parting/{k}", k, _END, timeout)
         self._parting.set()
-        for thread in self._deaths:
+        for k, thread in enumerate(self._deaths, 1):
             thread.join()
-        if self.index == 0:
-            for k in range(1, self.count):
-                self._take_key(f"parted/{k}", k, _END, timeout)
+            with contextlib.suppress(RuntimeError):  # it died after its work
+                self._get(f"parted/{k}", int(_LAST_SECONDS * 1000))
         jax.distributed.shutdown()
         if self.index:  # the client can still write
             self._put(f"parted/{self.index}", b"")
@@ -116,51 +106,43 @@ class Coordination:
             thread.join()
 
     def _put(self, key: str, value: bytes) -> None:
-        try:
-            self._client.key_value_set_bytes(f"mlip_jax/{key}", value)
-        except RuntimeError as error:
-            raise PeerFailure(f"process 0 of this run does not answer ({error})") from error
+        self._client.key_value_set_bytes(f"mlip_jax/{key}", value)
+
+    def _get(self, key: str, milliseconds: int = _FOREVER) -> bytes:
+        return self._client.blocking_key_value_get_bytes(f"mlip_jax/{key}", milliseconds)
 
     def _take(self, k: int, name: str, timeout: float | None) -> bytes:
         """Return the body of the word of process `k` in this turn."""
-        found, _, body = self._take_key(f"turn/{self._turn}/{k}", k, name, timeout).partition(b"\0")
+        try:
+            word = self._get(f"turn/{self._turn}/{k}", _FOREVER if timeout is None else int(timeout * 1000))
+        except RuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+            raise RuntimeError(f"process {k} of this run has not come to {name!r} within {timeout:g} s of process "
+                               f"{self.index}") from error
+        found, _, body = word.partition(b"\0")
         if found != name.encode():
             raise RuntimeError(f"process {self.index} of this run waits for process {k} at {name!r}, which is at "
                                f"{found.decode()!r}: they do not run the same program, or do not have the same config")
         return body
 
-    def _take_key(self, key: str, k: int, name: str, timeout: float | None) -> bytes:
-        milliseconds = _FOREVER if timeout is None else int(timeout * 1000)
-        try:
-            return self._client.blocking_key_value_get_bytes(f"mlip_jax/{key}", milliseconds)
-        except RuntimeError as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
-                raise PeerFailure(f"process 0 of this run does not answer ({error})") from error
-            raise RuntimeError(f"process {k} of this run has not come to {name!r} within {timeout:g} s of process "
-                               f"{self.index}") from error
-
-    def _watch(self, function: Callable, *args) -> threading.Thread:
-        thread = threading.Thread(target=function, args=args, name=function.__name__, daemon=True)
-        thread.start()
-        return thread
-
     def _report(self, k: int, text: str) -> None:
         """Write down that process `k` has failed, unless another failed before, and that it reads no more."""
-        for key, value in (("failure", json.dumps([k, text[:_MAX_TEXT]])), (f"heard/{k}", "")):
-            with contextlib.suppress(RuntimeError):  # it is there, or process 0 is gone and all know
-                self._client.key_value_set(f"mlip_jax/{key}", value)
+        for key, value in (("failure", json.dumps([k, text[:_MAX_TEXT]]).encode()), (f"heard/{k}", b"")):
+            with contextlib.suppress(RuntimeError):  # it is there, or process 0 is gone, as all know
+                self._put(key, value)
 
     def _await_failure(self) -> None:
         """Wait for the first failure of the run."""
         try:
-            k, text = json.loads(self._client.blocking_key_value_get("mlip_jax/failure", _FOREVER))
+            k, text = json.loads(self._get("failure"))
         except RuntimeError:  # the connection is closed
             self._lose_leader()
             return
         if k == self.index or not self._over.acquire(blocking=False):
             return
         with contextlib.suppress(RuntimeError):
-            self._client.key_value_set(f"mlip_jax/heard/{self.index}", "")
+            self._put(f"heard/{self.index}", b"")
             self.await_hearers()
         self._on_failure(text)
 
@@ -168,10 +150,8 @@ class Coordination:
         """Leader: wait until process `k` has left or has died."""
         # returns when all of the two that are alive have called it: process k never does
         self._client.get_live_nodes([0, k])
-        with contextlib.suppress(RuntimeError):
-            self._client.key_value_try_get_bytes(f"mlip_jax/parting/{k}")
-            return
-        self._report(k, _DIED.format(k))
+        if f"mlip_jax/parting/{k}" not in dict(self._client.key_value_dir_get_bytes("mlip_jax/parting")):
+            self._report(k, _DIED.format(k))
 
     def _await_silence(self, address: str) -> None:
         """Others: wait until nothing answers at the port of process 0.
@@ -191,3 +171,9 @@ class Coordination:
         # the client is not touched: its calls would wait for process 0, or for the thread that aborts this process
         if not self._parting.is_set() and self._over.acquire(blocking=False):
             self._on_failure(_DIED.format(0))
+
+
+def _thread(function: Callable, *args) -> threading.Thread:
+    thread = threading.Thread(target=function, args=args, name=function.__name__, daemon=True)
+    thread.start()
+    return thread

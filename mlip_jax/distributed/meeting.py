@@ -7,15 +7,13 @@ import queue
 import signal
 import socket
 import threading
-import time
 
 from mlip_jax.distributed.environment import Environment
 
 _HEARTBEAT_SECONDS = 10
 _SHUTDOWN_SECONDS = 30
-# JAX would abort the process when its own time is over, so that its time is longer than ours.
+# When the time that it is given is over, JAX aborts the process: it gets more than there is.
 _SPARE_SECONDS = 60
-_HERE = ("localhost", "127.0.0.1", "[::1]")
 
 
 def meet(environment: Environment, timeout: float) -> None:
@@ -24,8 +22,7 @@ def meet(environment: Environment, timeout: float) -> None:
     Raises:
       RuntimeError: Not all processes have come within `timeout` seconds, or JAX cannot start.
     """
-    deadline = time.monotonic() + timeout
-    options = _options(environment, deadline)
+    options = {} if environment.coordinator is None else _options(environment)
     _wait_before_aborts()
     result: queue.SimpleQueue = queue.SimpleQueue()
 
@@ -42,60 +39,40 @@ def meet(environment: Environment, timeout: float) -> None:
     # nothing interrupts the call, so that it has a thread of its own
     threading.Thread(target=start, name="jax.distributed.initialize", daemon=True).start()
     try:
-        error = result.get(timeout=max(0.1, deadline - time.monotonic()))
+        error = result.get(timeout=timeout)
     except queue.Empty:
         raise RuntimeError(
-            f"not all of the {environment.num_processes or ''} processes of this run have come within {timeout:g} s. "
-            f"Look into the logs of the others, and check that they are numbered from 0, each with a number of its "
-            f"own, and that their machines reach process 0 ({environment.coordinator or 'found by JAX'})") from None
+            f"not all processes of this run have come within {timeout:g} s. Look into the logs of the others, and "
+            f"check that they are {environment.num_processes or 'as many as JAX finds'}, each with a number of its own "
+            f"from 0, and that no firewall is between them and process 0 ({environment.coordinator or 'found by JAX'})"
+        ) from None
     if error is not None:
         raise RuntimeError(
             f"JAX cannot start a run of several processes: {error}\nCheck that nothing has used JAX's devices before, "
             "and that the processes reach each other") from error
 
 
-def _options(environment: Environment, deadline: float) -> dict:
-    """Arguments of `jax.distributed.initialize`, after a look at the address that they contain."""
-    if environment.coordinator is None:  # JAX finds them
-        return {}
+def _options(environment: Environment) -> dict:
+    """Return the arguments of `jax.distributed.initialize` that say where and which process this is.
+
+    Raises:
+      RuntimeError: The port is in use. JAX would share it, and take in the processes of the other run.
+    """
     host, _, port = environment.coordinator.rpartition(":")
+    here = host in ("localhost", "127.0.0.1", "[::1]")
     if environment.process_id == 0:
-        _check_port(host, int(port))
-    else:
-        _await_leader(host, int(port), environment, deadline)
-    ids = environment.local_device_ids
-    return {
-        "coordinator_address": environment.coordinator, "num_processes": environment.num_processes,
-        "process_id": environment.process_id, "local_device_ids": None if ids is None else list(ids),
-        "cluster_detection_method": "deactivate",
-        # if all processes are on this machine, others have no access
-        "coordinator_bind_address": environment.coordinator if host in _HERE else None}
-
-
-def _check_port(host: str, port: int) -> None:
-    """The server of JAX would share a port with the server of another run and take in its processes."""
-    here, dual = host in _HERE, socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if host == "[::1]" or (dual and not here) else socket.AF_INET
-    try:
-        socket.create_server((host.strip("[]") if here else "", port), family=family,
-                             dualstack_ipv6=dual and not here).close()
-    except OSError as error:
-        raise RuntimeError(f"process 0 cannot listen on port {port} ({error}): another run may be using it. Choose "
-                           "another port for MLIP_JAX_COORDINATOR") from error
-
-
-def _await_leader(host: str, port: int, environment: Environment, deadline: float) -> None:
-    while True:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            socket.create_connection((host.strip("[]"), port), max(0.1, min(10.0, deadline - time.monotonic()))).close()
-            return
+            socket.create_server((host.strip("[]") if here else "", int(port)), family=family).close()
         except OSError as error:
-            if time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"process {environment.process_id} cannot reach process 0 on {host}:{port} ({error}). Check that "
-                    "process 0 has started (its log), that this machine knows the name of its host, and that no "
-                    "firewall is between") from error
-            time.sleep(0.2)
+            raise RuntimeError(f"process 0 cannot listen on port {port} ({error}): another run may be using it. Choose "
+                               "another port for MLIP_JAX_COORDINATOR") from error
+    ids = environment.local_device_ids
+    return {"coordinator_address": environment.coordinator, "num_processes": environment.num_processes,
+            "process_id": environment.process_id, "local_device_ids": None if ids is None else list(ids),
+            "cluster_detection_method": "deactivate",
+            # only what comes from this machine, where all processes are on it
+            "coordinator_bind_address": environment.coordinator if here else None}
 
 
 def _wait_before_aborts() -> None:
