@@ -44,6 +44,7 @@ def words(folder, config):
     large = distributed.broadcast(np.frombuffer(LARGE, np.uint8) if distributed.leader() else None)
     if rank:
         time.sleep(0.5)
+    come = time.time()
     distributed.barrier("all here")
     after_barrier = time.time()
     with distributed.leader_first("write"):
@@ -54,9 +55,9 @@ def words(folder, config):
     devices = jax.pmap(lambda x: jax.lax.psum(x, "i"), "i")(np.ones(jax.local_device_count(), np.int32))
     (folder / f"words_{rank}.json").write_text(json.dumps({
         "name": received["name"], "sizes": received["sizes"].tolist(), "dtype": str(received["sizes"].dtype),
-        "pair": received["pair"], "large": hashlib.sha256(large).hexdigest(), "after_barrier": after_barrier,
-        "found": found,
-        "count": distributed.count(), "devices": int(devices[0]), "jax": [jax.process_index(), jax.process_count()]}))
+        "pair": received["pair"], "large": hashlib.sha256(large).hexdigest(), "come": come,
+        "after_barrier": after_barrier, "found": found, "count": distributed.count(), "devices": int(devices[0]),
+        "jax": [jax.process_index(), jax.process_count()]}))
 
 
 def leader_fails(folder, config):

@@ -76,7 +76,7 @@ def test_single_process_needs_nothing():
     distributed.shutdown()
 
 
-# --- the words of processes
+# --- messages of processes
 
 
 class Store:
@@ -427,11 +427,12 @@ def test_processes_talk(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     found = [json.loads((tmp_path / f"words_{k}.json").read_text()) for k in range(2)]
     for k, each in enumerate(found):
-        assert each == found[0] | {"after_barrier": each["after_barrier"], "jax": [k, 2]}
+        assert each == found[0] | {"come": each["come"], "after_barrier": each["after_barrier"], "jax": [k, 2]}
     assert found[0] == found[0] | {
         "name": "Ångström", "sizes": list(range(5)), "dtype": "int16", "pair": [1, None], "found": "by the leader",
         "large": hashlib.sha256(LARGE).hexdigest(), "count": 2, "devices": 4}
-    assert abs(found[0]["after_barrier"] - found[1]["after_barrier"]) < 0.4  # one came half a second later
+    # one came half a second later
+    assert min(each["after_barrier"] for each in found) >= max(each["come"] for each in found)
 
 
 @pytest.mark.parametrize("killed", [1, 0])

@@ -42,7 +42,7 @@ EXIT_PEER_FAILED = 76
 
 # From the first process that is stopped to the last; the leader may be writing a checkpoint.
 _STOP_SECONDS = 60
-# Within which a failed collective is followed by the word of which process has ended: JAX takes 11 to find it out.
+# Within which a failed collective is followed by the message of which process has ended: JAX takes 11 to find out.
 _WORD_SECONDS = 13.0
 # The most that the key-value store carries at once; with megabytes it takes seconds.
 _SMALL_BYTES = 65_536
@@ -180,15 +180,15 @@ def _share(data: bytes) -> bytes:
         size, small = len(data), data if len(data) <= _SMALL_BYTES else b""
         _coordination.announce("broadcast", size.to_bytes(8, "big") + small)
     else:
-        word = _coordination.await_leader("broadcast")
-        size, small = int.from_bytes(word[:8], "big"), word[8:]
+        message = _coordination.await_leader("broadcast")
+        size, small = int.from_bytes(message[:8], "big"), message[8:]
         data = bytes(size)
     if len(small) == size:
         return small
     from jax.experimental import multihost_utils
-    # JAX adds up the words of the leader and the zeros of the others
-    words = np.frombuffer(data + bytes(-size % 4), np.uint32)
-    return np.asarray(multihost_utils.broadcast_one_to_all(words)).tobytes()[:size]
+    # JAX adds up the numbers of the leader and the zeros of the others
+    numbers = np.frombuffer(data + bytes(-size % 4), np.uint32)
+    return np.asarray(multihost_utils.broadcast_one_to_all(numbers)).tobytes()[:size]
 
 
 def total(array: np.ndarray) -> np.ndarray:
@@ -236,7 +236,7 @@ def _abandon(error: BaseException) -> None:
     if _coordination is None:
         return
     if failed_peer_message(error):
-        time.sleep(_WORD_SECONDS)  # ends this process with the word of who it was
+        time.sleep(_WORD_SECONDS)  # the message of which process it was ends this one
     _coordination.fail(_describe(error))
     _leave_at_exit(error)
 

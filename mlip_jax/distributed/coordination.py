@@ -1,8 +1,8 @@
-"""Words that the processes of a run exchange outside of their devices, by the key-value store that JAX keeps.
+"""Messages between the processes of a run outside of their devices, in the key-value store that JAX keeps.
 
 JAX's coordination service runs in process 0, and knows after eleven seconds at most that another process has died. The
-death of process 0 is noticed by a call at its port, the only connection that is opened here: JAX would abort the others
-without a word, and takes no function of ours for that case.
+others notice the death of process 0 by a call at its port, the only connection that is opened here: JAX itself would
+abort them, and it takes no callback from Python.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Coordination:
     def __init__(self, client: Any, address: str, index: int, count: int, on_failure: Callable[[str], None]):
         self.index, self.count = index, count
         self._client, self._on_failure = client, on_failure
-        self._turn = 0  # words of the leader so far
+        self._turn = 0  # messages of the leader so far
         self._over = threading.Lock()  # taken for good by the first failure
         self._parting = threading.Event()
         self._watches = [_thread(self._await_failure), *([_thread(self._await_silence, address)] if index else ())]
@@ -65,12 +65,12 @@ class Coordination:
         self.announce(name)
 
     def announce(self, name: str, body: bytes = b"") -> None:
-        """Leader: give all others a word of 100 kB at most, which they take with `await_leader`."""
+        """Leader: send all others a message of 100 kB at most, which they take with `await_leader`."""
         self._put(f"turn/{self._turn}/0", name.encode() + b"\0" + body)
         self._turn += 1
 
     def await_leader(self, name: str, timeout: float | None = None) -> bytes:
-        """Others: wait for the word that the leader announces by this name."""
+        """Others: wait for the message that the leader announces by this name."""
         body = self._take(0, name, timeout)
         self._turn += 1
         return body
@@ -112,15 +112,15 @@ class Coordination:
         return self._client.blocking_key_value_get_bytes(f"mlip_jax/{key}", milliseconds)
 
     def _take(self, k: int, name: str, timeout: float | None) -> bytes:
-        """Return the body of the word of process `k` in this turn."""
+        """Return the body of the message of process `k` in this turn."""
         try:
-            word = self._get(f"turn/{self._turn}/{k}", _FOREVER if timeout is None else int(timeout * 1000))
+            message = self._get(f"turn/{self._turn}/{k}", _FOREVER if timeout is None else int(timeout * 1000))
         except RuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
             raise RuntimeError(f"process {k} of this run has not come to {name!r} within {timeout:g} s of process "
                                f"{self.index}") from error
-        found, _, body = word.partition(b"\0")
+        found, _, body = message.partition(b"\0")
         if found != name.encode():
             raise RuntimeError(f"process {self.index} of this run waits for process {k} at {name!r}, which is at "
                                f"{found.decode()!r}: they do not run the same program, or do not have the same config")
