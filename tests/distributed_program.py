@@ -1,6 +1,7 @@
 """A run of several processes for tests of mlip_jax.distributed and of the launchers; --task says what it does."""
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -10,6 +11,9 @@ import jax
 import numpy as np
 
 from mlip_jax import distributed
+
+# more than the key-value store is trusted with, and no whole number of words
+LARGE = np.random.default_rng(0).bytes(3_000_001)
 
 
 def steps(folder, config):
@@ -37,9 +41,10 @@ def words(folder, config):
     rank = distributed.index()
     value = {"name": "Ångström", "sizes": np.arange(5, dtype=np.int16), "pair": (1, None)} if rank == 0 else rank
     received = distributed.broadcast(value)
-    large = distributed.broadcast(np.arange(3_000_000.0) if distributed.leader() else None)
+    large = distributed.broadcast(np.frombuffer(LARGE, np.uint8) if distributed.leader() else None)
     if rank:
         time.sleep(0.5)
+    come = time.time()
     distributed.barrier("all here")
     after_barrier = time.time()
     with distributed.leader_first("write"):
@@ -50,8 +55,9 @@ def words(folder, config):
     devices = jax.pmap(lambda x: jax.lax.psum(x, "i"), "i")(np.ones(jax.local_device_count(), np.int32))
     (folder / f"words_{rank}.json").write_text(json.dumps({
         "name": received["name"], "sizes": received["sizes"].tolist(), "dtype": str(received["sizes"].dtype),
-        "pair": received["pair"], "large": float(large.sum()), "after_barrier": after_barrier, "found": found,
-        "count": distributed.count(), "devices": int(devices[0]), "jax": [jax.process_index(), jax.process_count()]}))
+        "pair": received["pair"], "large": hashlib.sha256(large).hexdigest(), "come": come,
+        "after_barrier": after_barrier, "found": found, "count": distributed.count(), "devices": int(devices[0]),
+        "jax": [jax.process_index(), jax.process_count()]}))
 
 
 def leader_fails(folder, config):

@@ -2,17 +2,16 @@
 
 import contextlib
 import os
+import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mlip_jax.checkpoint import CheckpointStore
+from tests.forks import Forks
 
 PRELUDE = """
 import os, resource, signal, sys, time
@@ -25,25 +24,44 @@ def tree_of(step):
 """
 
 
-def start(script, *arguments, seconds=120):
-    """A Python process of its own, killed after so many seconds."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", PRELUDE + script, *map(str, arguments)], env=environment, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.watchdog = threading.Timer(seconds, process.kill)
-    process.watchdog.start()
-    return process
+@pytest.fixture(scope="module")
+def forks():
+    with Forks("mlip_jax.checkpoint") as forks:
+        yield forks
+
+
+@pytest.fixture
+def start(forks, tmp_path_factory):
+    """Start a script in a process of its own. It is killed after so many seconds."""
+    started, folder = [], tmp_path_factory.mktemp("errors")
+
+    def start(script, *arguments, seconds=120):
+        (stdin, write), (read, stdout) = os.pipe(), os.pipe()
+        errors = folder / f"errors_{len(started)}"
+        with open(stdin) as stdin, open(stdout, "w") as stdout, open(errors, "w") as stderr:
+            process = forks.start(PRELUDE + script, *arguments, stdin=stdin, stdout=stdout, stderr=stderr)
+        process.stdin, process.stdout, process.errors = open(write, "w"), open(read), errors
+        process.watchdog = threading.Timer(seconds, os.kill, (process.pid, signal.SIGKILL))
+        process.watchdog.start()
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.watchdog.cancel()
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
 
 
 def finish(process):
     """Its exit code, output and errors."""
-    try:
-        out, errors = process.communicate()
-    finally:
-        process.kill()
-        process.watchdog.cancel()
-    return process.returncode, out, errors
+    process.stdin.close()
+    out = process.stdout.read()
+    code = process.wait()
+    process.watchdog.cancel()
+    return code, out, process.errors.read_text()
 
 
 def newest(directory):
@@ -65,7 +83,7 @@ def test_a_store_that_is_closed_finishes_the_save(tmp_path, monkeypatch, end):
     assert newest(tmp_path).step == 2
 
 
-def test_a_save_that_the_interpreter_ends_is_reported(tmp_path):
+def test_a_save_that_the_interpreter_ends_is_reported(tmp_path, start):
     returned, _, errors = finish(start("""
 store = CheckpointStore(directory)
 store.save(1, tree_of(1), {})
@@ -76,7 +94,7 @@ store.save_in_background(2, tree_of(2), {})""", tmp_path))
     assert newest(tmp_path).step == 1
 
 
-def test_full_disk_in_the_background(tmp_path):
+def test_full_disk_in_the_background(tmp_path, start):
     """A limit of the file size stands for a full disk. What nobody asks for any more is logged at the end."""
     returned, out, errors = finish(start("""
 store = CheckpointStore(directory)
@@ -96,7 +114,7 @@ store.save_in_background(3, large, {})""", tmp_path))
     assert newest(tmp_path).step == 1
 
 
-def test_a_folder_that_cannot_be_made_keeps_no_thread_waiting(tmp_path):
+def test_a_folder_that_cannot_be_made_keeps_no_thread_waiting(tmp_path, start):
     """Orbax's threads would wait ten minutes for the folders, and the end of the process for them."""
     returned, out, errors = finish(start("""
 import errno
@@ -150,17 +168,15 @@ for line in sys.stdin:  # after so many times the duration of the first save
 """
 
 
-def test_killed_at_any_moment(tmp_path):
+def test_killed_at_any_moment(tmp_path, start):
     """Each time, what is left is whole, and no older than what was said to be on the disk."""
     process = start(KILLED, tmp_path)
-    try:
-        for times in np.random.default_rng(0).uniform(0, 3, 12):
-            process.stdin.write(f"{times}\n")
-            process.stdin.flush()
-            durable = int(process.stdout.readline())
-            assert newest(tmp_path).step in (durable, durable + 1)
-    finally:
-        returned, _, errors = finish(process)
+    for times in np.random.default_rng(0).uniform(0, 3, 12):
+        process.stdin.write(f"{times}\n")
+        process.stdin.flush()
+        durable = int(process.stdout.readline())
+        assert newest(tmp_path).step in (durable, durable + 1)
+    returned, _, errors = finish(process)
     assert returned == 0, errors
 
 
@@ -193,18 +209,16 @@ else:
 """
 
 
-def test_only_one_of_two_processes_takes_part(tmp_path):
+def test_only_one_of_two_processes_takes_part(tmp_path, start):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     writer, reader = (start(TWO, tmp_path, port, index) for index in range(2))
-    try:
-        assert [writer.stdout.readline() for _ in range(2)] == ["3 [2, 3]\n", "written\n"]
-    finally:
-        for process in (reader, writer):
-            process.stdin.write("\n")
-            process.stdin.flush()
-        results = [finish(process) for process in (reader, writer)]
+    assert [writer.stdout.readline() for _ in range(2)] == ["3 [2, 3]\n", "written\n"]
+    for process in (reader, writer):
+        process.stdin.write("\n")
+        process.stdin.flush()
+    results = [finish(process) for process in (reader, writer)]
     assert [code for code, _, _ in results] == [0, 0], results
     restored, refused = results[0][1].splitlines()
     assert restored == "4" and "process 1 of 2" in refused and "read_only=True" in refused

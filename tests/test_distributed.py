@@ -1,7 +1,7 @@
 """Processes find each other, tell each other what they must, and none outlives another that has failed."""
 
-import contextlib
 import gc
+import hashlib
 import json
 import os
 import signal
@@ -12,15 +12,19 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlip_jax import distributed
-from mlip_jax.distributed import StopSignal
-from mlip_jax.distributed import channel as channels
+from mlip_jax.distributed import Environment, StopSignal, jax_internals, meeting
+from mlip_jax.distributed.coordination import Coordination
+from mlip_jax.distributed.meeting import meet
 from mlip_jax.distributed.values import decode, encode
+from tests.distributed_program import LARGE
+from tests.forks import Forks
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -72,16 +76,54 @@ def test_single_process_needs_nothing():
     distributed.shutdown()
 
 
-# --- the connections
+# --- messages of processes
+
+
+class Store:
+    """JAX's key-value store and its watch over processes, for threads that stand for processes."""
+
+    def __init__(self):
+        self._values, self._changed, self._ended, self.closed = {}, threading.Condition(), set(), False
+
+    def _wait(self, condition, timeout=20_000):
+        with self._changed:
+            if not self._changed.wait_for(lambda: condition() or self.closed, min(timeout, 20_000) / 1000):
+                raise RuntimeError("DEADLINE_EXCEEDED: GetKeyValue() timed out")
+            if self.closed:
+                raise RuntimeError("CANCELLED")
+
+    def key_value_set_bytes(self, key, value):
+        with self._changed:
+            if key in self._values:
+                raise RuntimeError(f"ALREADY_EXISTS: {key}")
+            self._values[key] = value
+            self._changed.notify_all()
+
+    def blocking_key_value_get_bytes(self, key, timeout_in_ms):
+        self._wait(lambda: key in self._values, timeout_in_ms)
+        return self._values[key]
+
+    def key_value_dir_get_bytes(self, key):
+        return [(k, v) for k, v in self._values.items() if k.startswith(key + "/")]
+
+    def get_live_nodes(self, processes):
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended & set(processes), 20)
+
+    def end(self, k):
+        with self._changed:
+            self._ended.add(k)
+            self._changed.notify_all()
 
 
 class Party:
     """Processes of a run, as threads."""
 
     def __init__(self, count):
-        address, self.failures = f"localhost:{free_port()}", {k: [] for k in range(count)}
-        self.channels = together([lambda k=k: channels.connect(address, k, count, 20, self.failures[k].append)
-                                  for k in range(count)])
+        self.store, self.failures = Store(), {k: [] for k in range(count)}
+        self.port = socket.create_server(("127.0.0.1", 0))
+        address = f"127.0.0.1:{self.port.getsockname()[1]}"
+        self.places = [Coordination(self.store, address, k, count, self.failures[k].append) for k in range(count)]
 
     def failed(self, k):
         deadline = time.monotonic() + 5
@@ -90,6 +132,18 @@ class Party:
             time.sleep(0.01)
         text, = self.failures[k]
         return text
+
+
+@pytest.fixture
+def party():
+    parties = []
+    yield lambda count: parties.append(Party(count)) or parties[-1]
+    for each in parties:  # ends their threads
+        for place in each.places:
+            place._parting.set()
+        each.store.closed = True
+        each.store.end(0)
+        each.port.close()
 
 
 def together(functions):
@@ -111,116 +165,142 @@ def together(functions):
     return results
 
 
-def test_barrier_waits_for_the_last():
-    party, times = Party(3), {}
+def test_barrier_waits_for_the_last(party):
+    run, times = party(3), {}
 
     def come(k):
         time.sleep(0.2 * k)
         times[k] = time.monotonic()
-        party.channels[k].barrier("here")
+        run.places[k].barrier("here")
         return time.monotonic()
 
     passed = together([lambda k=k: come(k) for k in range(3)])
     assert min(passed) >= max(times.values())
-    together([c.close for c in party.channels])
-    time.sleep(0.1)
-    assert party.failures == {0: [], 1: [], 2: []}  # to part is no failure
+
+
+def test_to_part_is_no_failure(party, monkeypatch):
+    """The leader is the last to leave: the store ends with it."""
+    run, left = party(3), []
+
+    def leave():
+        left.append(threading.current_thread().name)
+        run.store.end(int(left[-1]))
+        run.store.closed = left[-1] == "0"
+
+    def close(k):
+        threading.current_thread().name = str(k)
+        run.places[k].close()
+
+    monkeypatch.setattr(jax.distributed, "shutdown", leave)
+    assert together([lambda k=k: close(k) for k in range(3)]) == [None] * 3
+    assert left[-1] == "0" and sorted(left) == ["0", "1", "2"]
+    assert run.failures == {0: [], 1: [], 2: []}
 
 
 @pytest.mark.parametrize("k", [0, 1, 2])
-def test_failure_reaches_all_others(k):
-    party = Party(3)
-    party.channels[k].fail("no such file")
+def test_failure_reaches_all_others(party, k):
+    run = party(3)
+    run.places[k].fail("no such file")
     for other in {0, 1, 2} - {k}:
-        assert party.failed(other) == f"process {k} of this run has failed: no such file"
-    assert party.failures[k] == []
+        assert run.failed(other) == f"process {k} of this run has failed: no such file"
+    assert run.failures[k] == [] and run.places[k].failed
 
 
-@pytest.mark.parametrize("k", [0, 1, 2])
-def test_death_reaches_all_others(k):
-    party = Party(3)
-    for link in party.channels[k]._links.values():
-        link.shutdown(socket.SHUT_RDWR)
+@pytest.mark.parametrize("k", [1, 2])
+def test_death_reaches_all_others(party, k):
+    run = party(3)
+    run.store.end(k)
     for other in {0, 1, 2} - {k}:
-        assert f"process {k} of this run has died" in party.failed(other)
+        assert f"process {k} of this run has died" in run.failed(other)
 
 
-def test_own_failure_ends_waiting():
-    leader, _ = Party(2).channels
-    leader.fail("no")
-    assert leader.failed
-    with pytest.raises(distributed.PeerFailure, match="process 0 of this run has failed: no"):
-        leader.barrier("here")
+def test_death_of_the_leader_reaches_all_others(party):
+    """By its port: the client may have no more to say."""
+    run = party(3)
+    run.port.close()
+    for other in (1, 2):
+        assert "process 0 of this run has died" in run.failed(other)
 
 
-def test_end_that_only_one_comes_to():
-    _, other = Party(2).channels
+def test_the_leader_ends_last(party):
+    """Else the others would hear of its end only, and not of the process that began."""
+    run = party(3)
+    write, others = run.store.key_value_set_bytes, threading.Event()
+    run.store.key_value_set_bytes = lambda key, value: (key.endswith("heard/2") and others.wait(10), write(key, value))
+    run.places[1].fail("no such file")
+    time.sleep(0.2)
+    assert not run.failures[0]
+    others.set()
+    assert "process 1" in run.failed(0) and "process 1" in run.failed(2)
+
+
+def test_end_that_only_one_comes_to(party):
     with pytest.raises(RuntimeError, match="process 0 of this run has not come to 'end of the run' within 0.1 s"):
-        other.close(0.1)
+        party(2).places[1].close(0.1)
 
 
-def test_who_waits_is_told():
-    party = Party(2)
-    found = together([lambda: party.channels[0].barrier("here"), lambda: party.channels[1].fail("no")])
-    assert isinstance(found[0], distributed.PeerFailure) and "process 1" in str(found[0])
+def test_different_programs_are_an_error(party):
+    leader, other = party(2).places
+    found = together([lambda: leader.barrier("here"), lambda: other.barrier("there", 0.5)])
+    assert isinstance(found[0], RuntimeError) and "process 1 at 'here', which is at 'there'" in str(found[0])
 
 
-def test_different_programs_are_an_error():
-    leader, other = Party(2).channels
-    found = together([lambda: leader.barrier("here"), lambda: other._send(0, "there")])
-    assert isinstance(found[0], RuntimeError) and "'here'" in str(found[0]) and "'there'" in str(found[0])
+# --- the start of a run
 
 
-def meet(address, *places, timeout=2.0):
-    return together([lambda p=p: channels.connect(address, *p, timeout, lambda text: None) for p in places])
+@pytest.fixture
+def started(monkeypatch):
+    """Arguments of jax.distributed.initialize, which comes back when it is let."""
+    monkeypatch.setattr(meeting, "_wait_before_aborts", lambda: None)
+    calls, come = [], threading.Event()
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: (calls.append(options), come.wait(20)))
+    yield calls, come
+    come.set()
 
 
-def test_too_few_processes():
-    address = f"localhost:{free_port()}"
-    for error in meet(address, (0, 4), (2, 4), timeout=1.0):
-        assert isinstance(error, RuntimeError) and "2 of 4 processes" in str(error) and "missing: 1, 3" in str(error)
+def test_processes_that_do_not_come(started):
+    with pytest.raises(RuntimeError, match="within 0.3 s.*that they are 4,.*firewall"):
+        meet(Environment(f"localhost:{free_port()}", 4, 0), 0.3)
+    options, = started[0]
+    assert options["initialization_timeout"] > 30  # JAX would abort this process
 
 
-def test_counts_that_differ():
-    for error in meet(f"localhost:{free_port()}", (0, 2), (1, 3)):
-        assert "of a run of 3 processes, process 0 of one of 2" in str(error)
+def test_only_this_machine_reaches_a_run_on_it(started):
+    started[1].set()
+    for host, bound in (("localhost", True), (socket.gethostname(), False)):
+        coordinator = f"{host}:{free_port()}"
+        meet(Environment(coordinator, 2, 0, (1, 2)), 5)
+        options = started[0].pop()
+        assert options["coordinator_bind_address"] == (coordinator if bound else None)
+        assert (options["coordinator_address"], options["num_processes"], options["process_id"],
+                options["local_device_ids"]) == (coordinator, 2, 0, [1, 2])
 
 
-def test_number_given_twice():
-    assert "a second process 1" in str(meet(f"localhost:{free_port()}", (0, 3), (1, 3), (1, 3))[0])
+def test_error_of_jax_says_what_to_check(started, monkeypatch):
+    def fail(**options):
+        raise RuntimeError("must be called before any JAX calls")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(RuntimeError, match="(?s)before any JAX calls.*processes reach each other"):
+        meet(Environment(), 5)
 
 
-def test_leader_that_is_not_there():
-    error, = meet(f"localhost:{free_port()}", (1, 2), timeout=0.5)
-    assert isinstance(error, RuntimeError) and "cannot reach process 0" in str(error) and "firewall" in str(error)
-
-
-def test_port_in_use():
+def test_port_in_use(started):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        error, = meet(f"localhost:{server.getsockname()[1]}", (0, 2))
-    assert "cannot listen" in str(error) and "MLIP_JAX_COORDINATOR" in str(error)
+        with pytest.raises(RuntimeError, match="cannot listen.*MLIP_JAX_COORDINATOR"):
+            meet(Environment(f"localhost:{server.getsockname()[1]}", 2, 0), 2)
 
 
-def test_strangers_are_left_aside():
-    port = free_port()
-
-    def stranger(text):
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), 10) as link:
-                link.sendall(text)
-                try:
-                    return link.recv(10)
-                except ConnectionResetError:
-                    return b""
-
-    def late():
-        time.sleep(0.5)
-        return channels.connect(f"localhost:{port}", 1, 2, 10, print)
-
-    found = together([lambda: channels.connect(f"localhost:{port}", 0, 2, 10, print), late,
-                      lambda: stranger(b"GET / HTTP/1.0\r\n\r\n"), lambda: stranger(b'["other", 1, 2]\n')])
-    assert found[0].count == found[1].count == 2 and found[2:] == [b"", b""]
+def test_what_jax_keeps_private_is_still_there():
+    """What has gone is named; other tests would hang or end in pages of C++."""
+    state = type(jax_internals.coordination())
+    missing = [name for name in ("client", "coordinator_address", "process_id", "num_processes")
+               if not hasattr(state, name)]
+    missing += [name for name in vars(Store) if not name.startswith("_") and name != "end"
+                and not hasattr(jax_internals.client_type(), name)]
+    missing += [name for name in ("jax_enable_recoverability", "jax_enable_preemption_service")
+                if not hasattr(jax.config, name)]
+    assert not missing
 
 
 # --- errors and signals
@@ -302,24 +382,31 @@ def test_a_signal_within_a_garbage_collection_is_not_lost(number):
 # --- real processes
 
 
-@contextlib.contextmanager
-def processes(folder, *arguments, count=2):
-    port, logs = free_port(), [folder / f"log_{k}" for k in range(count)]
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "MLIP_JAX", "XLA_FLAGS"))}
+@pytest.fixture(scope="module")
+def forks():
+    with Forks("tests.distributed_program") as forks:
+        yield forks
+
+
+@pytest.fixture
+def processes(forks, tmp_path, monkeypatch):
+    """Start two processes of a run in `tmp_path`, whose logs are log_0 and log_1."""
     started = []
-    try:
-        for k in range(count):
-            with open(logs[k], "w") as log:
-                started.append(subprocess.Popen(
-                    [sys.executable, "-m", "tests.distributed_program", f"--workdir={folder}", *arguments],
-                    cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT, env=env | {
-                        "MLIP_JAX_COORDINATOR": f"localhost:{port}", "MLIP_JAX_NUM_PROCESSES": str(count),
-                        "MLIP_JAX_PROCESS_ID": str(k)}))
-        yield started, logs
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
+
+    def start(*arguments):
+        port = str(free_port())
+        for k in range(2):
+            with open(tmp_path / f"log_{k}", "w") as log:
+                started.append(forks.start(
+                    "from tests import distributed_program\ndistributed_program.main()", f"--workdir={tmp_path}",
+                    *arguments, stdout=log, MLIP_JAX_COORDINATOR=f"localhost:{port}", MLIP_JAX_NUM_PROCESSES="2",
+                    MLIP_JAX_PROCESS_ID=str(k)))
+        return started
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def wait_for(paths, started):
@@ -329,45 +416,47 @@ def wait_for(paths, started):
         time.sleep(0.02)
 
 
-def test_processes_talk(tmp_path):
-    with processes(tmp_path, "--task=words") as (started, logs):
-        assert [p.wait(90) for p in started] == [0, 0], "\n".join(log.read_text() for log in logs)
+def test_processes_talk(tmp_path, monkeypatch):
+    """Started by launch/local.sh."""
+    for name in [n for n in os.environ if n.startswith(("SLURM", "MLIP_JAX", "XLA_FLAGS"))]:
+        monkeypatch.delenv(name)
+    done = subprocess.run(
+        [REPOSITORY / "launch/local.sh", "-n", "2", "--devices-per-process", "2", "-m", "tests.distributed_program",
+         "--", "--task=words", f"--workdir={tmp_path}"], capture_output=True, text=True, timeout=90,
+        env=os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 0, done.stderr
     found = [json.loads((tmp_path / f"words_{k}.json").read_text()) for k in range(2)]
     for k, each in enumerate(found):
-        assert each == found[0] | {"after_barrier": each["after_barrier"], "jax": [k, 2]}
+        assert each == found[0] | {"come": each["come"], "after_barrier": each["after_barrier"], "jax": [k, 2]}
     assert found[0] == found[0] | {
         "name": "Ångström", "sizes": list(range(5)), "dtype": "int16", "pair": [1, None], "found": "by the leader",
-        "large": float(np.arange(3e6).sum()), "count": 2, "devices": 2}
-    assert abs(found[0]["after_barrier"] - found[1]["after_barrier"]) < 0.4  # one came half a second later
+        "large": hashlib.sha256(LARGE).hexdigest(), "count": 2, "devices": 4}
+    # one came half a second later
+    assert min(each["after_barrier"] for each in found) >= max(each["come"] for each in found)
 
 
 @pytest.mark.parametrize("killed", [1, 0])
-def test_survivor_of_a_kill_ends_within_seconds(tmp_path, killed):
-    with processes(tmp_path) as (started, logs):
-        wait_for([tmp_path / f"steps_{k}" for k in range(2)], started)
-        assert (tmp_path / "steps_0").read_text() == "2"
-        started[killed].kill()
-        begin = time.monotonic()
-        code = started[1 - killed].wait(15)
-        assert time.monotonic() - begin < 5
-        text = logs[1 - killed].read_text()
-    if killed == 0 and code == -signal.SIGABRT:  # JAX's own watch over the coordinator was quicker
-        assert "another task died" in text
-        return
-    assert code == distributed.EXIT_PEER_FAILED
-    assert f"process {1 - killed} ends because process {killed} of this run has died" in text
+def test_survivor_of_a_kill_ends_within_seconds(processes, tmp_path, killed):
+    """JAX finds the death of process 1 within eleven seconds; that of process 0 shows at its port."""
+    started = processes()
+    wait_for([tmp_path / f"steps_{k}" for k in range(2)], started)
+    assert (tmp_path / "steps_0").read_text() == "2"
+    started[killed].kill()
+    assert started[1 - killed].wait(15) == distributed.EXIT_PEER_FAILED
+    assert (f"process {1 - killed} ends because process {killed} of this run has died"
+            in (tmp_path / f"log_{1 - killed}").read_text())
 
 
-def test_error_of_one_ends_both(tmp_path):
+def test_error_of_one_ends_both(processes, tmp_path):
     """While the other waits for it within a step."""
-    with processes(tmp_path, "--config=raise_1") as (started, logs):
-        assert [p.wait(60) for p in started] == [distributed.EXIT_PEER_FAILED, 1]
-        assert "process 1 of this run has failed: ValueError: the third step went wrong" in logs[0].read_text()
-        assert logs[1].read_text().strip().endswith("error: the third step went wrong")
+    assert [p.wait() for p in processes("--config=raise_1")] == [distributed.EXIT_PEER_FAILED, 1]
+    assert ("process 1 of this run has failed: ValueError: the third step went wrong"
+            in (tmp_path / "log_0").read_text())
+    assert (tmp_path / "log_1").read_text().strip().endswith("error: the third step went wrong")
 
 
 @pytest.mark.parametrize("config, code, word", [("raise", 1, "ValueError: no such file"), ("stop", 75, "exit code 75")])
-def test_leader_that_fails_before_the_others(tmp_path, config, code, word):
-    with processes(tmp_path, "--task=leader_fails", f"--config={config}") as (started, logs):
-        assert [p.wait(60) for p in started] == [code, distributed.EXIT_PEER_FAILED]
-        assert f"process 0 of this run has failed: {word}" in logs[1].read_text()
+def test_leader_that_fails_before_the_others(processes, tmp_path, config, code, word):
+    started = processes("--task=leader_fails", f"--config={config}")
+    assert [p.wait() for p in started] == [code, distributed.EXIT_PEER_FAILED]
+    assert f"process 0 of this run has failed: {word}" in (tmp_path / "log_1").read_text()

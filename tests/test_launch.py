@@ -184,13 +184,6 @@ def test_local_passes_signals_on_once(workplace, monkeypatch, number):
         assert not (workplace / f"note_{rank}_1").exists()
 
 
-def test_local_run_of_real_processes(workplace):
-    done = local("-n", "2", "--devices-per-process", "2", "-m", "tests.distributed_program", "--", "--task=words",
-                 f"--workdir={workplace}")
-    assert done.returncode == 0, done.stderr
-    assert [json.loads((workplace / f"words_{k}.json").read_text())["devices"] for k in range(2)] == [4, 4]
-
-
 # --- SLURM
 
 SRUN = """

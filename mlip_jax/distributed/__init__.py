@@ -5,9 +5,9 @@
         ...
 
 Every process runs the same program. Process 0 is the leader: it alone writes, and it tells the others what they cannot
-know. All that is here works with a single process as well, without touching JAX's devices. When a process fails or is
-killed, the others end within a second, with exit code 76 (EXIT_PEER_FAILED) and a line on which one it was: what they
-wait for on their devices may never come.
+know. All that is here works with a single process as well, without touching JAX's devices. When a process fails, the
+others end within a second, and within 12 when it was killed, with exit code 76 (EXIT_PEER_FAILED) and a line on which
+one it was: what they wait for on their devices may never come.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import contextlib
 import logging
 import os
 import re
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -25,26 +24,28 @@ from typing import Any
 
 import numpy as np
 
-from mlip_jax.distributed.channel import Channel, PeerFailure, connect
+from mlip_jax.distributed import jax_internals
+from mlip_jax.distributed.coordination import Coordination
 from mlip_jax.distributed.environment import Environment, expand_hostlist, from_environment
+from mlip_jax.distributed.meeting import meet
 from mlip_jax.distributed.signals import EXIT_REQUEUE, InterruptedTwice, Stopped, StopSignal, ended_by_signals
 from mlip_jax.distributed.values import decode, encode
 
-__all__ = ["EXIT_PEER_FAILED", "EXIT_REQUEUE", "Environment", "InterruptedTwice", "PeerFailure", "StopSignal",
-           "Stopped", "barrier", "broadcast", "count", "ended_by_signals", "expand_hostlist", "failed_peer_message",
-           "from_environment", "index", "initialize", "leader", "leader_first", "session", "shutdown", "total"]
+__all__ = ["EXIT_PEER_FAILED", "EXIT_REQUEUE", "Environment", "InterruptedTwice", "StopSignal", "Stopped", "barrier",
+           "broadcast", "count", "ended_by_signals", "expand_hostlist", "failed_peer_message", "from_environment",
+           "index", "initialize", "leader", "leader_first", "session", "shutdown", "total"]
 
 log = logging.getLogger(__name__)
 
 # This process was sound, another one of its run was not.
 EXIT_PEER_FAILED = 76
 
-_HEARTBEAT_SECONDS = 10
-_SHUTDOWN_SECONDS = 30
 # From the first process that is stopped to the last; the leader may be writing a checkpoint.
 _STOP_SECONDS = 60
-# Within which a failed collective is followed by the word of which process has ended.
-_WORD_SECONDS = 5.0
+# Within which a failed collective is followed by the message of which process has ended: JAX takes 11 to find out.
+_WORD_SECONDS = 13.0
+# The most that the key-value store carries at once; with megabytes it takes seconds.
+_SMALL_BYTES = 65_536
 _MESSAGE = "The same command goes on from the last checkpoint."
 # What collectives and the coordination service say when a process at the other end is gone.
 _PEER_ERRORS = re.compile(
@@ -53,7 +54,7 @@ _PEER_ERRORS = re.compile(
     r"|nccl.{0,200}(remote (process|error)|connection (closed|reset|refused)|abort|timed? ?out)",
     re.IGNORECASE | re.DOTALL)
 
-_channel: Channel | None = None
+_coordination: Coordination | None = None
 
 
 def initialize(environment: Environment | None, timeout: float = 300.0) -> None:
@@ -66,64 +67,32 @@ def initialize(environment: Environment | None, timeout: float = 300.0) -> None:
     Raises:
       RuntimeError: Not all processes have come, they do not fit together, or JAX cannot start. What to check is said.
     """
-    global _channel
+    global _coordination
     if environment is None:
         return
-    if _channel is not None:
+    if _coordination is not None:
         raise RuntimeError("this process has joined a run already; initialize is called once")
     import jax
     # its handler would swallow every SIGTERM
     jax.config.update("jax_enable_preemption_service", False)
+    # otherwise JAX aborts all others when one has died, without a word on which one it was
+    jax.config.update("jax_enable_recoverability", True)
     if jax.config.jax_cpu_collectives_implementation != "mpi":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if environment.coordinator is None:
-        _channel = _find_pod(timeout)
-        return
-    channel = connect(environment.coordinator, environment.process_id, environment.num_processes, timeout, _end_process)
     try:
-        host = environment.coordinator.rpartition(":")[0]
-        if channel.index == 0:
-            channel.announce("port", str(port := _free_port()).encode())
-        else:
-            port = int(channel.await_leader("port"))
-        ids = environment.local_device_ids
-        _start_jax(timeout, coordinator_address=f"{host}:{port}", num_processes=channel.count, process_id=channel.index,
-                   local_device_ids=None if ids is None else list(ids), cluster_detection_method="deactivate")
-    except BaseException as error:
-        channel.fail(_describe(error))
-        raise
-    _channel = channel
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
-
-
-def _start_jax(timeout: float, **options) -> None:
-    import jax
-    try:
-        jax.distributed.initialize(
-            initialization_timeout=max(1, int(timeout)), heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=_SHUTDOWN_SECONDS, **options)
+        meet(environment, timeout)
+        state = jax_internals.coordination()
+        _coordination = Coordination(state.client, state.coordinator_address, state.process_id, state.num_processes,
+                                     _end_process)
+        _coordination.barrier(f"start of a run of {state.num_processes} processes")
         # all tell each other what devices they have: one that came to it later, behind something that it waits for
         # from another process, would keep both waiting
         jax.devices()
-    except (RuntimeError, ValueError) as error:
-        raise RuntimeError(
-            f"JAX cannot start a run of several processes: {error}\nCheck that nothing has used JAX's devices before, "
-            "and that the processes reach each other") from error
-
-
-def _find_pod(timeout: float) -> Channel:
-    """A TPU pod: JAX finds out who is there."""
-    _start_jax(timeout)
-    from jax._src import distributed  # nothing public tells where the coordinator is
-    state = distributed.global_state
-    host, _, port = state.coordinator_address.rpartition(":")
-    # the hosts of a pod are of one run, so that the port beside JAX's own is free
-    return connect(f"{host}:{int(port) + 1}", state.process_id, state.num_processes, timeout, _end_process)
+    except BaseException as error:
+        if _coordination is None:
+            _leave_at_exit(error)
+        _abandon(error)
+        raise
 
 
 def shutdown(timeout: float | None = None) -> None:
@@ -132,13 +101,11 @@ def shutdown(timeout: float | None = None) -> None:
     Raises:
       RuntimeError: One has not come within `timeout` seconds, or is at another place of the program.
     """
-    global _channel
-    if _channel is None:
+    global _coordination
+    if _coordination is None:
         return
-    import jax
-    _channel.close(timeout)
-    jax.distributed.shutdown()
-    _channel = None
+    _coordination.close(timeout)
+    _coordination = None
 
 
 @contextlib.contextmanager
@@ -162,7 +129,7 @@ def session(environment: Environment | None, timeout: float = 300.0) -> Iterator
 
 def _part(error: SystemExit | None) -> None:
     """`shutdown`; a stop that the others know nothing of becomes a failure."""
-    if _channel is None or _channel.failed:
+    if _coordination is None or _coordination.failed:
         return
     stopped = error is not None and error.code == EXIT_REQUEUE
     try:
@@ -181,12 +148,12 @@ def leader() -> bool:
 
 def index() -> int:
     """Which process this is, from 0."""
-    return 0 if _channel is None else _channel.index
+    return 0 if _coordination is None else _coordination.index
 
 
 def count() -> int:
     """How many processes the run has."""
-    return 1 if _channel is None else _channel.count
+    return 1 if _coordination is None else _coordination.count
 
 
 def broadcast(value: Any) -> Any:
@@ -197,16 +164,31 @@ def broadcast(value: Any) -> Any:
     Raises:
       TypeError: There is something else in the value of the leader; the others end.
     """
-    if not leader():
-        return decode(_channel.await_leader("broadcast"))
-    try:
-        data = encode(value)
-    except TypeError as error:
-        _abandon(error)
-        raise
-    if _channel is not None:
-        _channel.announce("broadcast", data)
-    return decode(data)
+    data = b""
+    if leader():
+        try:
+            data = encode(value)
+        except TypeError as error:
+            _abandon(error)
+            raise
+    return decode(data if _coordination is None else _share(data))
+
+
+def _share(data: bytes) -> bytes:
+    """Return the leader's `data` on all processes; large data are carried by the devices, which are quicker."""
+    if leader():
+        size, small = len(data), data if len(data) <= _SMALL_BYTES else b""
+        _coordination.announce("broadcast", size.to_bytes(8, "big") + small)
+    else:
+        message = _coordination.await_leader("broadcast")
+        size, small = int.from_bytes(message[:8], "big"), message[8:]
+        data = bytes(size)
+    if len(small) == size:
+        return small
+    from jax.experimental import multihost_utils
+    # JAX adds up the numbers of the leader and the zeros of the others
+    numbers = np.frombuffer(data + bytes(-size % 4), np.uint32)
+    return np.asarray(multihost_utils.broadcast_one_to_all(numbers)).tobytes()[:size]
 
 
 def total(array: np.ndarray) -> np.ndarray:
@@ -223,41 +205,44 @@ def barrier(name: str) -> None:
     Raises:
       RuntimeError: Another process waits at another place.
     """
-    if _channel is not None:
-        _channel.barrier(f"barrier {name}")
+    if _coordination is not None:
+        _coordination.barrier(f"barrier {name}")
 
 
 @contextlib.contextmanager
 def leader_first(name: str) -> Iterator[None]:
     """The leader runs the body first, then all others at the same time. If the leader fails in it, all end."""
     if not leader():
-        _channel.await_leader(f"leader first {name}")
+        _coordination.await_leader(f"leader first {name}")
     try:
         yield
     except BaseException as error:
         if leader():
             _abandon(error)
         raise
-    if _channel is not None and leader():
-        _channel.announce(f"leader first {name}")
+    if _coordination is not None and leader():
+        _coordination.announce(f"leader first {name}")
 
 
 def failed_peer_message(error: BaseException) -> str | None:
     """What to tell the user if `error` is what JAX raises when another process has died; None for other errors."""
-    if not isinstance(error, PeerFailure) and (isinstance(error, OSError) or not _PEER_ERRORS.search(str(error))):
+    if isinstance(error, OSError) or not _PEER_ERRORS.search(str(error)):
         return None
-    what = str(error) if isinstance(error, PeerFailure) else "another process of this run has died"
-    return f"{what}; see its log. {_MESSAGE}"
+    return f"another process of this run has died; see its log. {_MESSAGE}"
 
 
 def _abandon(error: BaseException) -> None:
     """Tell the others that this process has failed, and see to it that it ends without waiting for them."""
-    if _channel is None:
+    if _coordination is None:
         return
     if failed_peer_message(error):
-        time.sleep(_WORD_SECONDS)  # ends this process with the word of who it was
-    _channel.fail(_describe(error))
-    # JAX waits for the others when the interpreter ends. Called before its own, which was registered earlier.
+        time.sleep(_WORD_SECONDS)  # the message of which process it was ends this one
+    _coordination.fail(_describe(error))
+    _leave_at_exit(error)
+
+
+def _leave_at_exit(error: BaseException) -> None:
+    """When the interpreter ends, JAX waits for the others. What is registered last is called first."""
     atexit.register(_leave, _exit_code(error))
 
 
@@ -266,6 +251,9 @@ def _leave(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    if _coordination is not None:
+        with contextlib.suppress(RuntimeError):
+            _coordination.await_hearers()
     os._exit(code)
 
 

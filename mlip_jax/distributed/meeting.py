@@ -1,0 +1,85 @@
+"""The start of a run of several processes: they find each other, and JAX starts its coordination service."""
+
+from __future__ import annotations
+
+import ctypes
+import queue
+import signal
+import socket
+import threading
+
+from mlip_jax.distributed.environment import Environment
+
+_HEARTBEAT_SECONDS = 10
+_SHUTDOWN_SECONDS = 30
+# When the time that it is given is over, JAX aborts the process: it gets more than there is.
+_SPARE_SECONDS = 60
+
+
+def meet(environment: Environment, timeout: float) -> None:
+    """Call `jax.distributed.initialize`, which returns when all processes have called it.
+
+    Raises:
+      RuntimeError: Not all processes have come within `timeout` seconds, or JAX cannot start.
+    """
+    options = {} if environment.coordinator is None else _options(environment)
+    _wait_before_aborts()
+    result: queue.SimpleQueue = queue.SimpleQueue()
+
+    def start() -> None:
+        import jax
+        try:
+            jax.distributed.initialize(
+                initialization_timeout=int(timeout) + _SPARE_SECONDS, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=_SHUTDOWN_SECONDS, **options)
+            result.put(None)
+        except BaseException as error:  # raised below, in the thread that waits
+            result.put(error)
+
+    # nothing interrupts the call, so that it has a thread of its own
+    threading.Thread(target=start, name="jax.distributed.initialize", daemon=True).start()
+    try:
+        error = result.get(timeout=timeout)
+    except queue.Empty:
+        raise RuntimeError(
+            f"not all processes of this run have come within {timeout:g} s. Look into the logs of the others, and "
+            f"check that they are {environment.num_processes or 'as many as JAX finds'}, each with a number of its own "
+            f"from 0, and that no firewall is between them and process 0 ({environment.coordinator or 'found by JAX'})"
+        ) from None
+    if error is not None:
+        raise RuntimeError(
+            f"JAX cannot start a run of several processes: {error}\nCheck that nothing has used JAX's devices before, "
+            "and that the processes reach each other") from error
+
+
+def _options(environment: Environment) -> dict:
+    """Return the arguments of `jax.distributed.initialize` that say where and which process this is.
+
+    Raises:
+      RuntimeError: The port is in use. JAX would share it, and take in the processes of the other run.
+    """
+    host, _, port = environment.coordinator.rpartition(":")
+    here = host in ("localhost", "127.0.0.1", "[::1]")
+    if environment.process_id == 0:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            socket.create_server((host.strip("[]") if here else "", int(port)), family=family).close()
+        except OSError as error:
+            raise RuntimeError(f"process 0 cannot listen on port {port} ({error}): another run may be using it. Choose "
+                               "another port for MLIP_JAX_COORDINATOR") from error
+    ids = environment.local_device_ids
+    return {"coordinator_address": environment.coordinator, "num_processes": environment.num_processes,
+            "process_id": environment.process_id, "local_device_ids": None if ids is None else list(ids),
+            "cluster_detection_method": "deactivate",
+            # only what comes from this machine, where all processes are on it
+            "coordinator_bind_address": environment.coordinator if here else None}
+
+
+def _wait_before_aborts() -> None:
+    """Make an abort of this process wait six seconds (the number of SIGABRT), in which `Coordination` can end it.
+
+    JAX aborts a process that has lost process 0, with exit code 134, and takes no callback from Python.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
