@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 
 # sysexits.h: a temporary failure; try again later
 EXIT_REQUEUE = 75
-# After which a signal that was lost is sent again.
-_AGAIN_SECONDS = 0.02
+# After which a signal that was lost is sent again: where it was lost must be left by then, on a busy machine as well.
+_AGAIN_SECONDS = 0.3
 
 
 class Stopped(RuntimeError):
