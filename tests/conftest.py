@@ -1,6 +1,11 @@
 """How tests compile and compute."""
 
+import os
 import signal
+
+# Before NumPy is imported: two workers of pytest-xdist on two cores leave nothing for threads of BLAS, which would spin.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
 
 import jax
 import pytest

@@ -1,14 +1,10 @@
 """The main job from the command line to the report, on a small data set with GFN2-xTB labels."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -17,41 +13,18 @@ import pytest
 from mlip_jax.checkpoint import CheckpointStore
 from mlip_jax.datasets.selection.split_files import load_split
 from mlip_jax.datasets.store.store import Store
-
-REPOSITORY = Path(__file__).parents[2]
-DATA = REPOSITORY / "tests/data/gfn2_small.hdf5"
-SMALL = {
-    "data.path": DATA, "data.split_seed": 1,
-    "model.options.num_features": 12, "model.options.num_layers": 1, "model.options.num_heads": 2,
-    "model.options.degrees": "(1,2)", "train.num_steps": 24, "train.batch_size": 4, "train.log_every": 4,
-    "train.valid_every": 8, "train.checkpoint_every": 4, "optimizer.name": "adam",
-    "optimizer.learning_rate": 1e-3, "optimizer.warmup_steps": 2}
-
-
-def command(workdir, **changes):
-    """Command line of a small run."""
-    fields = SMALL | {k.replace("__", "."): v for k, v in changes.items()}
-    return [sys.executable, "-m", "mlip_jax.main", f"--config={REPOSITORY}/configs/spice.py", f"--workdir={workdir}",
-            *(f"--config.{k}={v}" for k, v in fields.items())]
-
-
-def environment():
-    """Of the runs: the repository can be imported, and programs that one run compiled serve the others."""
-    cache = Path(tempfile.gettempdir()) / f"mlip_jax_tests_{os.getuid()}"
-    return dict(os.environ, GLIBC_TUNABLES="", PYTHONPATH=str(REPOSITORY), JAX_COMPILATION_CACHE_DIR=str(cache),
-                JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.3")
-
-
-def start(workdir, cwd=None, **changes):
-    return subprocess.Popen(command(workdir, **changes), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            cwd=cwd or workdir.parent, env=environment())
-
-
-def run(workdir, cwd=None, **changes):
-    """Exit code and output (white space folded) of a run."""
-    process = start(workdir, cwd, **changes)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, " ".join(output.split())
+from tests.tasks.runs import (
+    DATA,
+    REPOSITORY,
+    ForkedRun,
+    environment,
+    finish,
+    newest,
+    run,
+    start,
+    wait_for,
+    wait_for_step,
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +34,6 @@ def finished(tmp_path_factory):
     code, output = run(workdir)
     assert code == 0, output
     return workdir, output
-
-
-def final_arrays(workdir):
-    store = CheckpointStore(workdir / "checkpoints", read_only=True)
-    restored = store.restore()
-    store.close()
-    return restored
 
 
 def test_report_has_the_promised_figures(finished):
@@ -110,18 +76,12 @@ def test_killed_run_ends_as_an_undisturbed_one(finished, tmp_path, after_steps):
     undisturbed, _ = finished
     workdir = tmp_path / "run"
     process = start(workdir)
-    metrics = workdir / "metrics.csv"
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
-        rows = metrics.read_text().splitlines() if metrics.exists() else []
-        if len(rows) > 1 and int(rows[-1].split(",")[0] or 0) >= after_steps - 4:
-            break
-        time.sleep(0.005)
+    wait_for_step(workdir, after_steps - 4, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     code, output = run(workdir)
     assert code == 0, output
-    expected, resumed = final_arrays(undisturbed), final_arrays(workdir)
+    expected, resumed = newest(undisturbed), newest(workdir)
     assert resumed.step == expected.step == 24
     for name, value in expected.arrays.items():
         np.testing.assert_array_equal(resumed.arrays[name], value, err_msg=name)
@@ -133,10 +93,10 @@ def test_killed_run_ends_as_an_undisturbed_one(finished, tmp_path, after_steps):
 
 def test_same_command_again_changes_nothing(finished):
     workdir, _ = finished
-    before = final_arrays(workdir)
+    before = newest(workdir)
     code, output = run(workdir)
     assert code == 0 and "step 24" in output
-    after = final_arrays(workdir)
+    after = newest(workdir)
     assert all(np.array_equal(after.arrays[k], v) for k, v in before.arrays.items())
 
 
@@ -150,9 +110,7 @@ def test_workdir_of_another_config_is_refused(finished):
 def test_two_runs_in_one_workdir(tmp_path):
     workdir = tmp_path / "run"
     first = start(workdir, train__num_steps=100000)
-    while not (workdir / "config.json").exists():
-        assert first.poll() is None
-        time.sleep(0.01)
+    wait_for((workdir / "config.json").exists, first)
     code, output = run(workdir, train__num_steps=100000)
     first.kill()
     first.communicate()
@@ -168,18 +126,16 @@ def test_unknown_field_in_a_config_file_names_the_nearest(tmp_path):
     text = (REPOSITORY / "configs/spice.py").read_text()
     config = tmp_path / "mine.py"
     config.write_text(text.replace("    return c\n", "    c.train.batch_sise = 3\n    return c\n"))
-    process = subprocess.run([sys.executable, "-m", "mlip_jax.main", f"--config={config}", f"--workdir={tmp_path}/run"],
-                             capture_output=True, text=True, env=environment())
-    assert process.returncode != 0 and "Did you mean 'train.batch_size'?" in " ".join(process.stderr.split())
+    code, output = finish(ForkedRun(tmp_path, [f"--config={config}", f"--workdir={tmp_path}/run"]))
+    assert code != 0 and "Did you mean 'train.batch_size'?" in output
 
 
 def test_unknown_model_option_names_the_nearest(tmp_path):
     config = tmp_path / "mine.py"
     text = (REPOSITORY / "configs/spice.py").read_text()
     config.write_text(text.replace("    return c\n", "    c.model.options.num_feature = 3\n    return c\n"))
-    process = subprocess.run([sys.executable, "-m", "mlip_jax.main", f"--config={config}", f"--workdir={tmp_path}/run"],
-                             capture_output=True, text=True, env=environment())
-    assert process.returncode != 0 and "Did you mean 'num_features'?" in " ".join(process.stderr.split())
+    code, output = finish(ForkedRun(tmp_path, [f"--config={config}", f"--workdir={tmp_path}/run"]))
+    assert code != 0 and "Did you mean 'num_features'?" in output
 
 
 def test_missing_file(tmp_path):
@@ -216,7 +172,7 @@ def test_some_labels_are_nan(tmp_path):
         group["dft_total_energy"][0] = np.nan
         group["dft_total_gradient"][1, 0] = np.nan
 
-    code, output = run(tmp_path / "run", data__path=edited(tmp_path / "nan.hdf5", some_nan))
+    code, output = run(tmp_path / "run", model="schnet", data__path=edited(tmp_path / "nan.hdf5", some_nan))
     assert code == 0, output
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert all(np.isfinite(metrics["test"][k]) for k in ("energy_mae_mev_per_atom", "force_mae_mev_per_ang"))
@@ -234,12 +190,11 @@ def test_training_on_forces_alone(tmp_path):
     assert code == 0, output
 
 
-def test_full_disk_leaves_the_last_checkpoint(tmp_path):
+def test_full_disk_leaves_the_last_checkpoint(finished, tmp_path):
     """A file-size limit stands for a full disk: the write fails in the middle of a checkpoint."""
     workdir = tmp_path / "run"
-    code, output = run(workdir, train__num_steps=24)
-    assert code == 0, output
-    step = final_arrays(workdir).step
+    shutil.copytree(finished[0], workdir)
+    step = newest(workdir).step
     store = CheckpointStore(workdir / "checkpoints")
     script = (
         "import resource, signal, sys, numpy as np\n"
@@ -256,7 +211,7 @@ def test_full_disk_leaves_the_last_checkpoint(tmp_path):
     process = subprocess.run([sys.executable, "-c", script, str(workdir / "checkpoints")], capture_output=True,
                              text=True, env=environment(), timeout=120)
     assert process.returncode == 3 and "free some space" in process.stdout, process.stdout + process.stderr
-    assert final_arrays(workdir).step == step
+    assert newest(workdir).step == step
 
 
 def test_read_only_workdir(tmp_path):
@@ -285,7 +240,7 @@ def test_mistyped_path_leaves_the_folder_to_the_corrected_command(tmp_path):
 
 
 def test_energies_alone_have_no_force_errors(tmp_path):
-    code, output = run(tmp_path / "run", loss__beta=0.0, loss__beta_end=0.0, train__num_steps=8)
+    code, output = run(tmp_path / "run", model="schnet", loss__beta=0.0, loss__beta_end=0.0, train__num_steps=8)
     assert code == 0, output
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["test"]["force_mae_mev_per_ang"] is None and metrics["test"]["energy_mae_mev_per_atom"] > 0
