@@ -3,7 +3,7 @@
 import os
 import signal
 
-# Before NumPy is imported: two workers of pytest-xdist on two cores leave nothing for threads of BLAS, which would spin.
+# Before NumPy is imported. With a worker of pytest-xdist on each core, threads of BLAS would only spin.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
