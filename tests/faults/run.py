@@ -34,7 +34,7 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 MAY_CHANGE = ("mlip_jax/", "launch/", "configs/")
 _PYTEST = ("-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider")
-_SECONDS = {False: 600, True: 7200}  # of one run of pytest, by --whole-suite
+_SECONDS = {False: 1800, True: 7200}  # of one run of pytest, by --whole-suite
 _HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+\d+(?:,(\d+))? @@")
 
 
