@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help spice test test-slow lint docs clean
+.PHONY: help spice test test-slow test-faults lint docs clean
 
 help:
 	@echo "make spice      train So3krates on SPICE (or on data made here) into runs/spice, with a report"
 	@echo "make test       run the tests (test-slow: those that take minutes)"
+	@echo "make test-faults  see that the tests catch known faults (tests/faults)"
 	@echo "make lint       check the style"
 	@echo "make docs       build the documentation into site/"
 
@@ -25,6 +26,9 @@ test: $(VENV)/.ready
 
 test-slow: $(VENV)/.ready
 	MLIP_JAX_TEST_COMPILATION=optimized $(BIN)/python -m pytest -m slow
+
+test-faults: $(VENV)/.ready
+	$(BIN)/python tests/faults/run.py --jobs 2
 
 lint: $(VENV)/.ready
 	$(BIN)/python -m ruff check .

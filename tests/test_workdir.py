@@ -1,10 +1,11 @@
 """Tests for atomic file replacement: a file holds its old content or the new one, whatever fails."""
 
+import json
 import os
 
 import pytest
 
-from mlip_jax.workdir import atomic_open, atomic_path, write_text
+from mlip_jax.workdir import atomic_open, atomic_path, write_json, write_text
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -45,3 +46,12 @@ def test_processes_that_share_a_file_have_temporary_files_of_their_own(tmp_path,
             temporary.touch()
             names.append(temporary.name)
     assert len(set(names)) == 3
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    """A file that is written in place would be left half-written by an error, a kill or a full disk."""
+    path = tmp_path / "state.json"
+    write_json(path, {"step": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"step": 2, "not JSON": object()})
+    assert json.loads(path.read_text()) == {"step": 1}

@@ -133,6 +133,15 @@ def test_rotation_of_cell_and_positions(tiny64):
     np.testing.assert_allclose(rotated.get_stress(voigt=False), rotation @ stress @ rotation.T, atol=1e-10)
 
 
+def test_stress_of_a_left_handed_cell(tiny64):
+    """A volume with a sign would turn the stress around; the order of the vectors says nothing of the crystal."""
+    atoms = crystal(3.0)
+    other = atoms.copy()
+    other.set_cell(atoms.cell.array[[1, 0, 2]])
+    assert atoms.cell.handedness == -other.cell.handedness
+    np.testing.assert_allclose(tiny64.get_property("stress", other), tiny64.get_property("stress", atoms), atol=1e-10)
+
+
 @pytest.mark.parametrize("pbc", [(True, True, True), (True, False, True)])
 def test_lattice_translations_change_nothing(tiny32, tiny64, pbc):
     atoms = crystal(3.0)

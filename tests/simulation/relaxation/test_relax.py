@@ -110,6 +110,20 @@ def test_fixed_atoms_stay_to_the_last_bit(morse_potential):
     assert np.abs(result.atoms.positions - start.positions).max() > 0.01 and result.atoms.constraints
 
 
+def test_one_step_with_a_charge_and_fixed_atoms(make_potential, quick_compilation):
+    """The energy is that of the result: no other charge went into it, and no fixed atom was elsewhere meanwhile."""
+    potential, start = make_potential("charged"), disturbed(1, seed=4)[0]
+    start.set_constraint(FixAtoms([0, 3]))
+    start.info["charge"] = 1.0
+    result, = relax([start], potential, fmax=1e-3, max_steps=1)
+    assert (result.status, result.steps) == ("step limit", 1)
+    np.testing.assert_array_equal(result.atoms.positions[[0, 3]], start.positions[[0, 3]])
+    assert np.abs(result.atoms.positions - start.positions).max() > 0.01
+    with pytest.warns(UserWarning, match="trained on total charges"):
+        expected = MLIPCalculator(potential).get_potential_energy(result.atoms)
+    assert result.energy == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.slow
 def test_step_limit_and_frames(morse_potential):
     start = disturbed(1, seed=5)[0]
