@@ -68,7 +68,7 @@ def _shuffled(store: Store, seed: int) -> Columns:
 
 def _remainders(columns: Columns) -> np.ndarray:
     """Energies without the part that is linear in the composition, (S,) eV."""
-    counts = statistics.element_counts(columns)
+    counts = statistics.element_counts(columns.numbers, columns.n_atoms)
     fitted, *_ = np.linalg.lstsq(counts, columns.energy, rcond=None)
     return columns.energy - counts @ fitted
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import spice
 from mlip_jax import config as configs
 from mlip_jax import defaults
 from mlip_jax.config import ConfigError
+from mlip_jax.configs import spice
 from mlip_jax.sweeps.overrides import override, parse, to_text
 
 literals = st.recursive(
@@ -20,7 +20,7 @@ fields = st.fixed_dictionaries({}, optional={
     "seed": st.integers(0, 2**31), "data.elements": st.lists(st.sampled_from("HCNO")).map(tuple),
     "data.path": st.none() | st.text(), "data.charge": st.none() | st.floats(), "data.num_molecules": st.none()
     | st.integers(1, 9), "data.reader_options": st.text(), "potential.long_range_cutoff": st.floats(1.0),
-    "potential.zbl": st.booleans(), "optimizer.learning_rate": st.floats(0, 1), "optimizer.freeze": st.just(()),
+    "potential.zbl": st.booleans(), "optimizer.learning_rate": st.floats(1e-300, 1), "optimizer.freeze": st.just(()),
     "model.options": st.fixed_dictionaries({"cutoff": st.floats(1), "degrees": st.lists(st.integers(1, 4)).map(tuple)}),
     "train": st.fixed_dictionaries({"batch_size": st.integers(1, 64), "resident": st.none() | st.booleans()})})
 

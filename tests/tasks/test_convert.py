@@ -141,10 +141,10 @@ def test_refused_data_and_the_way_out(tmp_path):
     ({"data__path": str(Path(__file__))}, DatasetError, "layout of no known data set.*config.data.reader"),
     ({"data__reader": "spise"}, ConfigError, "Did you mean 'spice'"),
     ({"data__reader_options": "split=1"}, ConfigError, "'spice' has no options; received 'split'"),
-    ({"data__require": "everything"}, ValueError, "require must be one of"),
+    ({"data__require": "everything"}, ConfigError, "unknown data.require 'everything'.*energy, forces"),
     ({"data__elements": ("Xx",)}, ValueError, "'Xx' is not the symbol"),
     ({"data__max_atoms": 2}, DatasetError, "no structure is left of 102 read .*'too many atoms': 102"),
-    ({"store__dtype": "float16"}, ValueError, "dtype must be 'float32' or 'float64'")])
+    ({"store__dtype": "float16"}, ConfigError, "unknown store.dtype 'float16'.*float32, float64")])
 def test_settings_that_cannot_be_followed(tmp_path, changes, error, words):
     with pytest.raises(error, match=words):
         run(tmp_path / "store", **changes)

@@ -39,7 +39,7 @@ def main(output: str, on_device: bool, per_call: int) -> None:
     model = models.create("painn", num_features=8, num_layers=1, num_radial=6, zero_init=False)
     split = Split(columns, np.arange(len(columns)), graph_sizes(columns, model.cutoff))
     reference = statistics.reference_energies(statistics.Summary([columns]), "least_squares")
-    budgets = choose_budgets(split.sizes, 2, most=2)
+    budgets = choose_budgets(split.sizes, 2, max_budgets=2)
     batches = Batches(budgets, model.cutoff, reference, jax.local_device_count(), MICRO_BATCHES, resident=on_device)
     build, data = None, ()
     if on_device:

@@ -368,17 +368,17 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, signal_number):
 @pytest.mark.parametrize("full_after", [0, 1, 2, 3])
 def test_full_disk(tmp_path, monkeypatch, full_after):
     path = tmp_path / "x.h5"
-    original, writes = Path.write_bytes, []
+    original, writes = os.fsync, []
 
-    def write_bytes(self, data):
-        writes.append(self)
+    def fsync(fd):
+        """A full disk is noticed when the content is written out at the latest."""
+        writes.append(fd)
         if len(writes) > full_after:
-            original(self, data[:10])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
-        return original(self, data)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(fd)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", write_bytes)
+        patch.setattr(os, "fsync", fsync)
         with pytest.raises(OSError, match="No space left on device.*Free disk space") as error:
             generate_embedded(path, num_conformations=8, molecules=FEW[:2], progress=False)
     assert error.value.errno == errno.ENOSPC
