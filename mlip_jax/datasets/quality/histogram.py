@@ -1,4 +1,8 @@
-"""A histogram that grows as values stream by, in the memory of its bins."""
+"""Histogram with given edges, for the figures of a data set, filled as values stream by.
+
+`Distribution` is for numbers that are stored with the data: it needs no edges in advance, because the width of its bins
+is relative to the value.
+"""
 
 from __future__ import annotations
 
