@@ -91,7 +91,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         raise RuntimeError(f"the training step was traced {run.trainer.num_compiles} times, once was expected")
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     result = clock.training_result(
-        times, run.real, run.num_parameters, device=device.platform, 
+        times, run.real, run.num_parameters, device=device.platform,
         padded=dict(zip(("nodes", "edges", "graphs", "pairs"), run.budget)),
         peak_device_mib=None if peak is None else peak / 2**20)
     if job["counters"]:

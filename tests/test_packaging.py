@@ -62,6 +62,8 @@ def test_the_wheel_holds_one_package_with_all_configs(folder, way):
         modules = {name for name in names if name.endswith(".py") and not name.startswith("mlip_jax/configs/")}
         assert modules == {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "mlip_jax").rglob("*.py")} - {
             "mlip_jax/configs/__init__.py"}
+        for template in (REPOSITORY / "mlip_jax/reports/templates").iterdir():
+            assert file.read(str(template.relative_to(REPOSITORY))) == template.read_bytes()
         assert "mlip-jax = mlip_jax.main:command" in file.read(f"{about}/entry_points.txt").decode().splitlines()
         assert file.read(f"{about}/licenses/LICENSE") == (REPOSITORY / "LICENSE").read_bytes()
 

@@ -215,8 +215,8 @@ def _cutoff_and_basis(state: _RemainingWeights) -> tuple[float, dict[str, Any]]:
     return cutoff, options | {name: tuple(values.astype(np.float64).tolist()) for name, values in constants.items()}
 
 
-def _of_radial_basis(state: _RemainingWeights, name: str, cutoff: float, options, num_out: int | None) -> dict[str,
-                                                                                                               np.ndarray]:
+def _of_radial_basis(state: _RemainingWeights, name: str, cutoff: float, options, num_out: int | None
+                     ) -> dict[str, np.ndarray]:
     """The linear layer that takes the radial basis."""
     layer = state.dense(name, options["num_radial"], num_out)
     if options["radial_basis"] == "bessel":  # without DimeNet's factor in SchNetPack

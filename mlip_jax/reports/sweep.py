@@ -211,5 +211,3 @@ def draw(rows: Sequence[Row]):
         ax.set_xlim(0, 1.05 * largest or 1.0)
     axes[1].set_yticklabels([])
     return fig
-
-

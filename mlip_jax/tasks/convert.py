@@ -32,8 +32,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         data = config.data
         filters = {f.name: data[f.name] for f in dataclasses.fields(Filters)}
         recipe = ConversionSpec(locate(data), data.reader, reader_options(data.reader_options), filters,
-                                config.store.dtype,
-                                config.store.atoms_per_shard)
+                                config.store.dtype, config.store.atoms_per_shard)
         convert(recipe, folder, num_processes=config.store.num_processes or None, refuse=data.refuse)
         store = Store(folder)
         findings = Findings.from_json(store.manifest["findings"])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -83,3 +84,18 @@ def test_verdicts_of_the_paper(tmp_path):
     assert found["scratch"]["labels"].mean == pytest.approx(0.55) and "waiting" not in found
     html = paper.write_paper_report(tmp_path).read_text()
     assert "0.550 ± 0.071" in html and "not measured" in html
+
+
+def test_processes_of_a_sweep_write_its_report_at_the_same_time(tmp_path, monkeypatch):
+    other, replace = iter([True]), os.replace
+
+    def replace_after_the_other_process(*paths):
+        if next(other, False):
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "getpid", lambda: -1)
+                paper.write_paper_report(tmp_path)
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", replace_after_the_other_process)
+    assert paper.write_paper_report(tmp_path).is_file()
+    assert not list(tmp_path.glob(".*"))

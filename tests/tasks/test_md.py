@@ -195,4 +195,3 @@ def test_bad_input_is_told(world, tmp_path):
     empty.write_text("2\n\nAr 0 0 0\nXx 0 0 zero\n")
     with pytest.raises(DatasetError, match="molecule 0 cannot be simulated"):
         world(input=empty)
-

@@ -298,7 +298,7 @@ class _Database:
                 raw[name] = float(value.reshape(-1)[0])
         smiles = row.key_value_pairs.get("smiles", row.data.get("smiles", ""))
         return structure_fields(numbers=row.numbers, positions=row.positions * self._length_unit, raw=raw,
-                          factors=self._factors, source=source, smiles=smiles if isinstance(smiles, str) else "")
+                                factors=self._factors, source=source, smiles=smiles if isinstance(smiles, str) else "")
 
     def _find_factors(self, db_units: str) -> dict[str, float]:
         stated = self._database.metadata.get("_property_unit_dict") or {}

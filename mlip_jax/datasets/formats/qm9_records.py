@@ -73,7 +73,7 @@ def parse_member(content: bytes, index: int, source: str) -> dict[str, Any]:
 
 
 def structure_fields(numbers, positions, raw: dict[str, float], factors: dict[str, float | None], source: str,
-               smiles: str = "", mulliken_charges=None) -> dict[str, Any]:
+                     smiles: str = "", mulliken_charges=None) -> dict[str, Any]:
     """Return the fields of a Structure from raw values; `factors` convert their units, and missing values are NaN."""
     for name in raw:
         if factors[name] is None:

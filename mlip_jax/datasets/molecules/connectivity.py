@@ -32,8 +32,8 @@ class Description(NamedTuple):
 
 
 def describe(entries: Iterable[IdentityQuery], count: int, *, fingerprints: bool = False,
-             num_processes: int | None = None,
-             label: str = "molecules", progress: bool = True) -> list[Description | None]:
+             num_processes: int | None = None, label: str = "molecules", progress: bool = True
+             ) -> list[Description | None]:
     """A description of each molecule; None where RDKit cannot read it.
 
     Args:

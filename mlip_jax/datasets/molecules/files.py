@@ -164,10 +164,19 @@ def _require_rdkit() -> None:
 def _checked(record: MoleculeRecord, path: Path) -> MoleculeRecord:
     """The record, a failure where there is nothing to relax."""
     atoms = record.atoms
-    if atoms is None or len(atoms) and np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all():
+    if atoms is None:
         return record
     bad = np.flatnonzero(~np.isfinite(atoms.positions).all(1))
-    what = ("there are no atoms" if not len(atoms) else "the cell is not finite" if not len(bad) else
-            f"{len(bad)} of {len(atoms)} atoms have NaN or infinite coordinates, the first of them atom {bad[0]}")
+    charge = atoms.info.get("charge", 0.0)
+    if not len(atoms):
+        what = "there are no atoms"
+    elif len(bad):
+        what = f"{len(bad)} of {len(atoms)} atoms have NaN or infinite coordinates, the first of them atom {bad[0]}"
+    elif not np.isfinite(atoms.cell.array).all():
+        what = "the cell is not finite"
+    elif not np.isfinite(charge):
+        what = f"the charge is {charge}"
+    else:
+        return record
     failure = f"{path.name} structure {record.index}: {what}"
     return MoleculeRecord(record.index, record.name, record.smiles, None, failure)

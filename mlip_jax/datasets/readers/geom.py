@@ -87,8 +87,8 @@ class Reader(reader.Reader):
             raise DatasetError(f"{self.path}: not GEOM data. Expected its rdkit_folder (summary_drugs.json, drugs/), "
                                "a folder of its pickles, one pickle, or a crude .msgpack file.")
         self._molecules = (PickleFolder(self.path, subset) if kind == "folder" else
-                           Pickle(self.path, subset) if kind == "pickle" else MessagePackStream(self.path, kind,
-                                                                                                subset))
+                           Pickle(self.path, subset) if kind == "pickle" else
+                           MessagePackStream(self.path, kind, subset))
         self.sequential = isinstance(self._molecules, MessagePackStream)
 
     @classmethod

@@ -116,6 +116,9 @@ class StoreStarts:
             if s.pbc is not None and s.pbc.any():
                 problems[s.molecule] = PERIODIC
                 continue
+            if np.isinf(s.charge):
+                problems[s.molecule] = f"its charge is {s.charge}"
+                continue
             atoms = Atoms(s.numbers, s.positions, info={} if np.isnan(s.charge) else {"charge": s.charge})
             starts.append(Start(s.molecule, s.smiles, s.source, atoms, None if end is None else end.positions))
         return starts, problems
@@ -207,8 +210,8 @@ class FileStarts:
             if not good:
                 yield IdentityQuery("")
             else:
-                yield IdentityQuery(record.smiles) if use_smiles else IdentityQuery("", record.atoms.numbers,
-                                                                                    record.atoms.positions)
+                atoms = record.atoms
+                yield IdentityQuery(record.smiles) if use_smiles else IdentityQuery("", atoms.numbers, atoms.positions)
 
     def make(self, places: Sequence[int], num_processes: int | None = None) -> tuple[list[Start], dict[str, str]]:
         """The starts, and the molecules that cannot be taken, reason by name."""

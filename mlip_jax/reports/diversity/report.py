@@ -179,8 +179,9 @@ def write_report(folder: str | Path, results: Sequence[DiversityRun], metric: st
     for model, found in by_model.items():
         body += _of_model(model, found, METRICS[metric])
     body += _map(results)
-    write_text(folder / "diversity.csv", _csv(by_model))
-    write_text(folder / "diversity.html", page.render("Molecules against conformers", body))
+    # shared: nothing locks the folder
+    write_text(folder / "diversity.csv", _csv(by_model), shared=True)
+    write_text(folder / "diversity.html", page.render("Molecules against conformers", body), shared=True)
     return folder / "diversity.html"
 
 

@@ -81,9 +81,10 @@ def write_paper_report(folder: Path) -> Path:
                            "force field has seen, mean ± sample standard deviation over seeds. A gain is that "
                            "of the mean, ± its standard error over the seeds."),
             *_claims(at), *_training(at), *_geometries(at), *_sizes(at, _num_train(Path(folder))), *_sweeps(at)]
+    # shared: each process of a sweep writes the report at its end
     write_text(Path(folder) / "paper.json", json.dumps(
-        {name: {g: s._asdict() for g, s in by.items()} for name, by in scores.items()}, indent=2) + "\n")
-    write_text(Path(folder) / "report.html", page.render("Force2Prop and geometry fine-tuning", body))
+        {name: {g: s._asdict() for g, s in by.items()} for name, by in scores.items()}, indent=2) + "\n", shared=True)
+    write_text(Path(folder) / "report.html", page.render("Force2Prop and geometry fine-tuning", body), shared=True)
     return Path(folder) / "report.html"
 
 

@@ -75,8 +75,7 @@ class _ComparisonData:
 
 
 def write_report(folder: str | os.PathLike, molecules: StartMolecules, evaluated: Sequence[EvaluatedForceField],
-                 limits: Limits, *,
-                 notes: Sequence[str] = (), num_bootstrap: int = 1000, seed: int = 0,
+                 limits: Limits, *, notes: Sequence[str] = (), num_bootstrap: int = 1000, seed: int = 0,
                  info: Mapping[str, Mapping[str, Any]] | None = None) -> Path:
     """Writes the report into `folder`, each file at once or not at all.
 

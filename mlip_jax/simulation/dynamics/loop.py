@@ -56,8 +56,7 @@ class DynamicsLoop:
     frames: int
 
     def run(self, capacity: NeighborCapacity, params, particles: Particles, key, timestep: jax.Array,
-            state: DynamicsState,
-            until: jax.Array) -> tuple[DynamicsState, Records]:
+            state: DynamicsState, until: jax.Array) -> tuple[DynamicsState, Records]:
         """Make steps until `until` is reached, records or frames are full, nothing moves, or the host is wanted.
 
         Args:

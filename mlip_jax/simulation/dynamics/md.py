@@ -300,4 +300,3 @@ class MolecularDynamics:
             graph = self._list(snapshot["listed_positions"], snapshot.get("listed_cell"))
             values = {name: snapshot[name] for name in DynamicsState._fields if name in snapshot}
             self._state = jax.device_put(DynamicsState(**{"cell": None, **values, "graph": graph}), self._device)
-

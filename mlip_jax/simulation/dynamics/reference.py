@@ -85,5 +85,5 @@ def _simulate(job) -> tuple[np.ndarray, np.ndarray, str]:
 def _load(path: Path, atoms: Atoms, plan: Plan) -> SampledTrajectory:
     with np.load(path, allow_pickle=False) as file:
         return SampledTrajectory(file["positions"].astype(np.float64), file["velocities"].astype(np.float64),
-                                 atoms.get_masses(),
-                                 plan.every * plan.timestep, atoms.cell.array if atoms.pbc.all() else None)
+                                 atoms.get_masses(), plan.every * plan.timestep,
+                                 atoms.cell.array if atoms.pbc.all() else None)

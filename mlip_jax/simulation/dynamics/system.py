@@ -17,11 +17,10 @@ from ase.data import covalent_radii
 
 from mlip_jax.datasets.quality.geometry import bond_limit
 from mlip_jax.graphs.neighbors import neighbor_list
+from mlip_jax.graphs.shapes import NODE_MULTIPLE, round_up
 from mlip_jax.graphs.slots import Slots
 from mlip_jax.potential import Potential
 from mlip_jax.structure import STATES, electronic_value
-
-_NODE_MULTIPLE = 8
 
 
 class Particles(NamedTuple):
@@ -74,7 +73,7 @@ class System:
     @property
     def nodes(self) -> int:
         """N."""
-        return -(-(int(self.begin[-1]) + 1) // _NODE_MULTIPLE) * _NODE_MULTIPLE
+        return round_up(int(self.begin[-1]) + 1, NODE_MULTIPLE)
 
     @property
     def is_periodic(self) -> bool:

@@ -156,8 +156,7 @@ class Oracle:
         settings = {"job": "minimize", "fmax": fmax, "max_steps": max_steps, "maxstep": maxstep}
         found = self._compute(molecules, settings, label)
         return {name: ReferenceRelaxation(r["energy"], _array(r["forces"]), r["error"], _array(r["positions"]),
-                                          r["converged"],
-                                          r["steps"]) for name, r in found.items()}
+                                          r["converged"], r["steps"]) for name, r in found.items()}
 
     def _compute(self, molecules, settings, label) -> dict[str, dict[str, Any]]:
         keys = {name: key_of(settings | self.method.settings(), atoms) for name, atoms in molecules.items()}

@@ -132,8 +132,8 @@ class RelaxationLoop:
                                jnp.int32(0))
 
     def run(self, budget: PaddingBudget, capacity: int, params, state: RelaxationState, queue: MoleculeBatch,
-            waiting: jax.Array,
-            most: jax.Array, few: jax.Array) -> tuple[RelaxationState, FinishedMolecules, jax.Array, Outcome]:
+            waiting: jax.Array, most: jax.Array, few: jax.Array
+            ) -> tuple[RelaxationState, FinishedMolecules, jax.Array, Outcome]:
         """Iterate until no molecule is left, or the host is wanted.
 
         Args:
@@ -231,8 +231,8 @@ def _filled(state: RelaxationState, queue: MoleculeBatch, waiting, taken) -> tup
     return jax.lax.cond(new.any(), fill, lambda: state), taken + new.sum(dtype=jnp.int32)
 
 
-def _handed_out(done: FinishedMolecules, now: MoleculeBatch, outcome: Outcome) -> tuple[FinishedMolecules,
-                                                                                        MoleculeBatch]:
+def _handed_out(done: FinishedMolecules, now: MoleculeBatch, outcome: Outcome
+                ) -> tuple[FinishedMolecules, MoleculeBatch]:
     """What is done goes to the list of outcomes, and its slot is free."""
     leaves = (outcome.code != RUNNING) & (now.key != FREE)
 

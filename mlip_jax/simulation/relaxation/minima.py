@@ -119,8 +119,8 @@ def find_minima(starts: Sequence[Sequence[Atoms]], force_field: Potential | str 
     search = SearchOptions(**options)
     potential = force_field if isinstance(force_field, Potential) else load_force_field(str(force_field))
     relaxer = Relaxer(potential, fmax=search.fmax, max_steps=search.max_steps, dtype=search.dtype)
-    pools = [_MinimumPool(geometries, search, symmetries) for geometries,
-             symmetries in zip(starts, _symmetries(starts))]
+    pools = [_MinimumPool(geometries, search, symmetries)
+             for geometries, symmetries in zip(starts, _symmetries(starts))]
     _relax(relaxer, pools, [(m, atoms) for m, geometries in enumerate(starts) for atoms in geometries], 0)
     for number in range(1, search.rounds + 1):
         active = [m for m, pool in enumerate(pools) if pool.minima and pool.new[-1]]

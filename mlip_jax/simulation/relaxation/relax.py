@@ -330,4 +330,3 @@ def _waiting(number: int, atoms: Atoms, dtype) -> QueuedMolecule:
     # close to the origin: float32 has fewer digits far from it
     return QueuedMolecule(number, atoms.numbers, (atoms.positions - atoms.positions.mean(0)).astype(dtype), mobile,
                           *(electronic_value(atoms, name) for name in STATES))
-

@@ -266,6 +266,12 @@ def test_bad_frames_do_not_stop_the_others(tmp_path):
     assert count_molecules(path) == 7
 
 
+def test_an_infinite_charge_does_not_stop_the_others(tmp_path):
+    records = read(smi(tmp_path, "1\ncharge=inf\nH 0 0 0\n1\ncharge=1\nH 0 0 0\n", "mols.xyz"))
+    assert records[0].failure == "mols.xyz structure 0: the charge is inf"
+    assert records[1].atoms.info["charge"] == 1
+
+
 @pytest.mark.parametrize("end, words", [("3\n\nH 0 0 0\n", "ends before them"), ("hello\n1\n\nH 0 0 0\n", "'hello'")])
 def test_xyz_that_ends_badly(tmp_path, end, words):
     records = read(smi(tmp_path, "1\n\nH 0 0 0\n" + end, "mols.xyz"))

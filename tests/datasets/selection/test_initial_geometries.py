@@ -162,13 +162,15 @@ def test_each_geometry_of_a_file_is_a_start(tmp_path):
     assert "RDKit" in left_out["(f.xyz molecule 4)"] or "atoms" in left_out["(f.xyz molecule 4)"]
 
 
-def test_a_periodic_structure_of_a_store_is_no_molecule(tmp_path):
-    write(tmp_path / "p.xyz", molecule("H2O", vacuum=3.0, pbc=True), format="extxyz")
+@pytest.mark.parametrize("options, problem", [({"vacuum": 3.0, "pbc": True}, PERIODIC),
+                                              ({"info": {"charge": float("inf")}}, "its charge is inf")])
+def test_a_structure_of_a_store_that_is_no_start(tmp_path, options, problem):
+    write(tmp_path / "p.xyz", molecule("H2O", **options), format="extxyz")
     convert(ConversionSpec(str(tmp_path / "p.xyz"), "ase", {"energy_key": "", "forces_key": ""},
                            filters={"require": "none"}),
             tmp_path / "store", refuse=False, num_processes=1, progress=False)
     starts, problems = StoreStarts(Store(tmp_path / "store"), np.arange(1)).make([0])
-    assert not starts and list(problems.values()) == [PERIODIC]
+    assert not starts and list(problems.values()) == [problem]
 
 
 def test_molecules_of_the_test_part_alone(stores, tmp_path):
