@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,8 @@ from mlip_jax.workdir import WorkdirError, atomic_open
 
 _POSITION = ("step", "epoch", "seconds", "learning_rate", "beta")
 _RATES = ("structures_per_second", "atoms_per_second", "edges_per_second", "input_share", "checkpoint_share", "mfu")
+# Characters that TensorBoard does not allow in the tag of a series.
+_NOT_IN_TAGS = re.compile(r"[^-/\w.]")
 # Between two times that TensorBoard's file is brought to the disk.
 _FLUSH_SECONDS = 30.0
 
@@ -90,7 +93,8 @@ class _Board:
     def write(self, step: int, values: dict[str, float]) -> None:
         with writing(self._directory):
             for name, value in values.items():
-                self._add(step=step, summary=Summary(value=[Summary.Value(tag=name, simple_value=float(value))]))
+                tag = _NOT_IN_TAGS.sub("_", name)
+                self._add(step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=float(value))]))
             if time.monotonic() > self._flushed + _FLUSH_SECONDS:
                 self._flush()
 

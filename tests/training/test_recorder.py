@@ -50,6 +50,14 @@ def test_rows_are_in_both_files(tmp_path):
     assert all(e.wall_time > 1e9 for e in events)
 
 
+def test_names_of_properties_become_tags(tmp_path):
+    """TensorBoard shows a series of its own for each spelling, so the tags are those of SummaryWriter."""
+    recorder = Recorder(tmp_path, 0, (*COLUMNS, "train_heat capacity (eV)"))
+    recorder.write({"step": 1, "train_heat capacity (eV)": 2.0})
+    recorder.close()
+    assert scalars_of(events_of(tmp_path)) == [(1, "train_heat_capacity__eV_", 2.0)]
+
+
 def test_what_came_after_the_step_is_dropped(tmp_path):
     first = Recorder(tmp_path, 0, COLUMNS)
     for step in (1, 2, 3):

@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from mlip_jax.structure import electronic_value
-
 log = logging.getLogger(__name__)
 
 
 def key_of(settings: Mapping[str, Any], atoms: Atoms) -> str:
     """A hash of the settings (ready for JSON) and of all that a result can depend on: elements, positions to the last
     bit, cell, `atoms.info["charge"]` and `atoms.info["num_unpaired_electrons"]`."""
-    state = [settings, electronic_value(atoms, "charge"), atoms.info.get("num_unpaired_electrons"),
+    # an invalid charge gets a key as well: it is an error of this one molecule, raised when it is evaluated
+    state = [settings, float(atoms.info.get("charge", 0.0)), atoms.info.get("num_unpaired_electrons"),
              atoms.pbc.tolist(), atoms.cell.tolist() if atoms.pbc.any() else None]
     digest = hashlib.sha256(json.dumps(state, sort_keys=True, default=float).encode())
     digest.update(np.asarray(atoms.numbers, "<i8").tobytes())
