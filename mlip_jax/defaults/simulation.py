@@ -79,7 +79,7 @@ MINIMA = task(
     geometries=Field(20, "Number of geometries that are embedded per SMILES.", bounds=AT_LEAST_ONE),
     batch=Field(16, "Number of molecules that are searched in parallel.", bounds=AT_LEAST_ONE),
     search=Part(
-        "Search by relaxation and short dynamics; see simulation/minima.py.",
+        "Search by relaxation and short dynamics; see simulation/relaxation/minima.py.",
         rounds=Field(2, "Number of rounds of dynamics; 0 only relaxes the embedded geometries.", bounds=NOT_NEGATIVE),
         replicas=Field(8, "Number of trajectories per molecule and round.", bounds=AT_LEAST_ONE),
         temperature=Field(600.0, "Temperature of the dynamics.", unit="K", bounds=POSITIVE),
