@@ -98,6 +98,13 @@ def test_an_unknown_config_tells_the_nearest(tmp_path, monkeypatch):
             flags.with_found_config([f"--config={given}"])
 
 
+def test_a_config_that_imports_from_configs_is_told_the_new_place(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("from configs import spice\n")
+    monkeypatch.setitem(sys.modules, "configs", None)  # as away from the repository
+    with pytest.raises(SystemExit, match="from mlip_jax.configs import NAME"):
+        flags.parse(["mlip-jax", f"--config={tmp_path / 'mine.py'}", "--help"], "")
+
+
 def test_runs_in_any_folder(tmp_path):
     """With nothing installed, a config that imports a shipped one."""
     text = "from mlip_jax.configs import md\n\ndef get_config():\n    return md.get_config()\n"
