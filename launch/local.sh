@@ -20,7 +20,7 @@ Starts N processes of one run on this machine. Process 0 writes here, process K 
 Python is $PYTHON, or that of .venv in the repository, or python3.
 
 SIGTERM, SIGINT and SIGUSR1 are passed on to all processes, which stop at a step and write a checkpoint; the same
-command goes on from there. When a process dies, the others are ended within seconds, and the end of its log and its
+command goes on from there. When a process dies, the others are ended within 20 seconds, and the end of its log and its
 exit code are shown. The exit code is that of the process that failed first; 75 for a run that was stopped; 0 for one
 that is done.
 EOF
@@ -29,8 +29,9 @@ EOF
 say() { printf 'local.sh: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 2; }
 
-# Seconds for the other processes to end by themselves when one has failed, or when the run was stopped at a step.
-readonly GRACE_FAILED=5 GRACE_STOPPED=60
+# Seconds for the other processes to end by themselves when one has failed, or when the run was stopped at a step. The
+# others hear of a killed process after 12 at most, and say which one it was.
+readonly GRACE_FAILED=20 GRACE_STOPPED=60
 readonly STOPPED=75 PEER_FAILED=76
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 2

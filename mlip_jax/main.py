@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import pkgutil
 import sys
 
@@ -20,6 +21,8 @@ def command() -> None:
     """Run the command in a process of its own, which may be replaced by one with a tuned allocator."""
     process.exit_on_signals()
     process.tune_allocator()
+    if os.getcwd() not in sys.path:  # `python -m` has it there, for modules of the user beside a config
+        sys.path.append(os.getcwd())
     main()
 
 

@@ -148,7 +148,8 @@ def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    finally:
+    except BaseException:
         # a read-only file system refuses even the removal of a file that is not there
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        raise

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from mlip_jax import distributed
 
 REPOSITORY = Path(__file__).parents[1]
 LAUNCH = REPOSITORY / "launch"
@@ -129,8 +132,13 @@ def test_local_help():
 
 def test_local_shows_who_failed_and_ends_the_others(workplace, monkeypatch):
     monkeypatch.setenv("CODES", "wait,3")
+    script, text = workplace / "local.sh", (LAUNCH / "local.sh").read_text()
+    found = re.search(r"GRACE_FAILED=(\d+)", text)
+    assert int(found[1]) > distributed._WORD_SECONDS  # otherwise the others end before they say which process has died
+    script.write_text(text.replace(found[0], "GRACE_FAILED=1"))
     begin = time.monotonic()
-    done = local("-n", "2", "-m", "program", "--", "--workdir", "out")
+    done = subprocess.run(["bash", script, "-n", "2", "-m", "program", "--", "--workdir", "out"], capture_output=True,
+                          text=True, timeout=60)
     assert done.returncode == 3 and time.monotonic() - begin < 15  # the other would sleep for a minute
     assert "process 1 ended with exit code 3" in done.stderr
     assert "output of process 1" in done.stderr  # the end of its log

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlip_jax import config, distributed
+from mlip_jax import config, distributed, main
 from mlip_jax.cli import flags, process
 from mlip_jax.config import ConfigError
 from mlip_jax.sweeps.variants import call_config_file, load
@@ -96,6 +96,24 @@ def test_an_unknown_config_tells_the_nearest(tmp_path, monkeypatch):
                            ("mine", "Your own file is --config=mine.py")):
         with pytest.raises(ConfigError, match=message):
             flags.with_found_config([f"--config={given}"])
+
+
+def test_a_config_that_imports_from_configs_is_told_the_new_place(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("from configs import spice\n")
+    monkeypatch.setitem(sys.modules, "configs", None)  # as away from the repository
+    with pytest.raises(SystemExit, match="from mlip_jax.configs import NAME"):
+        flags.parse(["mlip-jax", f"--config={tmp_path / 'mine.py'}", "--help"], "")
+
+
+def test_the_installed_command_finds_modules_of_the_current_folder(tmp_path, monkeypatch):
+    """As `python -m` does, so that both run the same configs."""
+    monkeypatch.chdir(tmp_path)
+    for owner, name in ((process, "exit_on_signals"), (process, "tune_allocator"), (main, "main")):
+        monkeypatch.setattr(owner, name, lambda: None)
+    monkeypatch.setattr(sys, "path", ["/bin"])
+    for _ in range(2):
+        main.command()
+    assert sys.path == ["/bin", str(tmp_path)]
 
 
 def test_runs_in_any_folder(tmp_path):

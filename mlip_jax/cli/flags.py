@@ -54,6 +54,11 @@ def parse(args: Sequence[str], about: str) -> list[str]:
     try:
         _show_help(args[1:], about)
         return flags.FLAGS(with_found_config(args))
+    except ModuleNotFoundError as error:
+        if error.name != "configs":
+            raise
+        sys.exit("error: the config imports from `configs`, where the shipped configs are no longer found; write "
+                 "`from mlip_jax.configs import NAME`")
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         if any(a.lstrip("-").startswith("config.data.reader_options.") for a in args):
             sys.exit("error: options of a reader are given together: "

@@ -84,8 +84,8 @@ OPTIMIZER = Part(
     b2=Field(0.999, "Decay rate of the second moment.", bounds=BELOW_ONE),
     eps=Field(1e-8, "Constant added to the root of the second moment.", bounds=POSITIVE),
     weight_decay=Field(0.01, 'Decoupled weight decay of matrices by "adamw" and "muon".', bounds=NOT_NEGATIVE),
-    clip_norm=Field(10.0, "Maximum global norm of the gradient; 0 turns clipping off.", bounds=NOT_NEGATIVE,
-                    unset="no clipping"),
+    clip_norm=optional(float, "Maximum global norm of the gradient; 0 turns clipping off.", bounds=NOT_NEGATIVE,
+                       unset="no clipping", default=10.0),
     freeze=Field((), "Paths of parameters that are not trained, as in ('params/embedding/*',)."),
     rates=Field("", 'Factors to the learning rate by parameter path, as in "params/backbone/*=0.1".', legacy_value=""),
 )

@@ -43,7 +43,7 @@ def problems_of(part, prefix=""):
         if field is not None:
             if field.problem(name, field.default) or set(field.only_with) - known:
                 yield f"{name}: default or only_with"
-            if field.type is not None and not field.unset:
+            if (field.type is not None) != bool(field.unset):  # None is valid, and can be set, only with both
                 yield f"{name}: meaning of unset"
 
 
@@ -54,8 +54,9 @@ def test_every_field_is_described_and_has_a_valid_default(task):
 
 def test_the_contract_finds_bad_declarations():
     bad = Part("A part.", a=Field(0, "Number of steps.", bounds=AT_LEAST_ONE), b=Field("x", "of steps"),
-               c=Field("x", "Name.", choices=("y",)), d=Field(0, ""), e=Field(0, "Number.", only_with=("f",)))
-    assert [line.partition(":")[0] for line in problems_of(bad)] == list("abcde")
+               c=Field("x", "Name.", choices=("y",)), d=Field(0, ""), e=Field(0, "Number.", only_with=("g",)),
+               f=Field(0, "Number.", unset="none"))
+    assert [line.partition(":")[0] for line in problems_of(bad)] == list("abcdef")
 
 
 def test_every_task_has_declared_fields():
@@ -109,7 +110,7 @@ def test_all_invalid_values_are_listed():
                "potential.long_range_cutoff": math.inf, "init.workdir": "so3lr:params.pkl", "data.elements": None}),
     ("property", {"data.geometry": "relaxed(pm3)", "data.test_geometries": ("etkdg:mmff", "relaxed(etkdg)"),
                   "data.num_train": 1_000, "train.num_epochs": 3}),
-    ("minima", {"oracle.method": "ase.calculators.emt:EMT"}),
+    ("minima", {"oracle.method": "ase.calculators.emt:EMT"}), ("train", {"optimizer.clip_norm": None}),
     ("relax", {"batch_atoms": 0, "formats": (), "limit": None})])
 def test_valid_values_are_accepted(task, values):
     config = TASKS[task].build()
