@@ -59,23 +59,11 @@ def test_the_wheel_holds_one_package_with_all_files_and_configs(folder, way):
         assert {name.partition("/")[0] for name in names} == {"mlip_jax", about}
         for source in (REPOSITORY / "configs").glob("*.py"):
             assert file.read(f"mlip_jax/configs/{source.name}") == source.read_bytes()
-<<<<<<< HEAD
-        modules = {name for name in names if name.endswith(".py") and not name.startswith("mlip_jax/configs/")}
-        assert modules == {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "mlip_jax").rglob("*.py")} - {
-            "mlip_jax/configs/__init__.py"}
-        for template in (REPOSITORY / "mlip_jax/reports/templates").iterdir():
-            assert file.read(str(template.relative_to(REPOSITORY))) == template.read_bytes()
-||||||| ba4506a
-        modules = {name for name in names if name.endswith(".py") and not name.startswith("mlip_jax/configs/")}
-        assert modules == {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "mlip_jax").rglob("*.py")} - {
-            "mlip_jax/configs/__init__.py"}
-=======
         # with the templates of the reports, which are no modules
         sources = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "mlip_jax").rglob("*")
                    if path.is_file() and path.parent.name not in ("__pycache__", "configs")}
         assert "mlip_jax/reports/templates/page.html" in sources
         assert {n for n in names if not n.startswith(("mlip_jax/configs/", about))} == sources
->>>>>>> rev1
         assert "mlip-jax = mlip_jax.main:command" in file.read(f"{about}/entry_points.txt").decode().splitlines()
         assert file.read(f"{about}/licenses/LICENSE") == (REPOSITORY / "LICENSE").read_bytes()
 
