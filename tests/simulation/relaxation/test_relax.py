@@ -110,7 +110,7 @@ def test_fixed_atoms_stay_to_the_last_bit(morse_potential):
     assert np.abs(result.atoms.positions - start.positions).max() > 0.01 and result.atoms.constraints
 
 
-def test_one_step_with_a_charge_and_fixed_atoms(make_potential, quick_compilation):
+def test_one_step_with_a_charge_and_fixed_atoms(make_potential):
     """The energy is that of the result: no other charge went into it, and no fixed atom was elsewhere meanwhile."""
     potential, start = make_potential("charged"), disturbed(1, seed=4)[0]
     start.set_constraint(FixAtoms([0, 3]))
