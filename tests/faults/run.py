@@ -33,7 +33,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 MAY_CHANGE = ("mlip_jax/", "launch/", "configs/")
-_PYTEST = ("-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider")
+_PYTEST = ("-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider")
 _SECONDS = {False: 1800, True: 7200}  # of one run of pytest, by --whole-suite
 _HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+\d+(?:,(\d+))? @@")
 
@@ -180,7 +180,7 @@ class Copy:
         try:
             for path, text in fault.changed(self._root).items():
                 self._write(path, text.encode())
-            code, output = self.test(() if self._whole_suite else fault.caught_by)
+            code, output = self.test(("-x", *(() if self._whole_suite else fault.caught_by)))
         finally:
             for path, content in sound.items():
                 self._write(path, content)
