@@ -1,1 +1,1 @@
-"""Checks of data: wrong units and signs, overlapping atoms, duplicates, and filters that drop structures."""
+"""Data checks (wrong units and signs, overlapping atoms, duplicates) and filters of structures."""

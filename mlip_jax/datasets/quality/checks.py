@@ -1,6 +1,8 @@
-"""What a data set looks like, in numbers that tell whether to trust it: found block by block, added up at the end.
+"""Statistics that show whether a data set can be trusted.
 
-`examine` looks at one block of structures, `combine` adds what several blocks gave, `verdict.verdict` judges it.
+1. `examine` collects the statistics of one block of structures.
+2. `combine` adds the statistics of several blocks.
+3. `diagnosis.verdict` turns them into a list of problems.
 """
 
 from __future__ import annotations
@@ -16,39 +18,52 @@ from mlip_jax.datasets.quality.distribution import Accumulator, Distribution, ro
 from mlip_jax.datasets.quality.geometry import chunks, finite_positions, segment_sum, shortest_distances
 from mlip_jax.datasets.quality.pairs import bond_stiffness, close_pairs, neighbours
 
-TOO_CLOSE = 0.4
-LARGE_FORCE = 100.0
-# Energy per atom that a fit of one energy for each element leaves over: beyond both, it is an outlier.
+TOO_CLOSE = 0.4  # Å
+LARGE_FORCE = 100.0  # eV/Å
+# An energy is an outlier if its residual per atom, after a fit of one energy per element, exceeds
+# both OUTLIER_ENERGY (eV/atom) and OUTLIER_Z robust standard deviations.
 OUTLIER_ENERGY = 2.0
 OUTLIER_Z = 30.0
-WORST = 5
+WORST = 5  # number of extreme values that are kept per quantity
 COUNTS = ("blocks", "structures", "atoms", "no energy", "no forces", "partly forces", "no labels",
           "properties", "positions not finite", "too close", "large force", "energy outlier", "periodic")
 DISTRIBUTIONS = ("energy per atom", "energy residual", "force component", "net force", "relative net force",
                  "shortest distance", "shortest distance organic", "pair ratio", "pair distance", "pair stiffness",
                  "bond stiffness")
-# Of what the largest values are kept with the names of their structures; of distances it is the smallest, of pair
-# ratios those next to -1.
+# Quantities whose extreme values are kept with the names of their structures: the largest values,
+# except the smallest distances and the pair ratios closest to -1.
 WORST_OF = ("force component", "relative net force", "shortest distance", "energy residual", "pair ratio")
-# ΔE/W of a pair whose forces have the wrong sign.
+# Range of ΔE/W for a pair whose forces have the wrong sign.
 FLIPPED = (-1.3, -0.7)
 
 
 @dataclasses.dataclass
 class Findings:
-    """Of one or more blocks. Bounded in size; blocks give the same in any number of processes.
+    """Statistics of one or more blocks.
+
+    The size is bounded. The statistics of the blocks do not depend on the number of processes.
 
     Attributes:
-      counts: By COUNTS: structures, unless the name says other. "partly forces": some components are not finite.
-        "properties": one at least is known. "too close": two atoms nearer than TOO_CLOSE Å. "large force": a component
-        beyond LARGE_FORCE eV/Å.
-      distributions: By DISTRIBUTIONS. "energy per atom": eV. "energy residual": eV per atom, of a robust fit of
-        element energies in the block, centred. "force component": |component|, eV/Å. "net force": |ΣF|, eV/Å.
-        "relative net force": |ΣF| / sqrt(Σ|F|²), 1 for forces drawn by chance. "shortest distance": Å; "organic":
-        of structures with H and one of C, N, O. "pair ratio": ΔE/W, "pair distance": RMSD in Å of those pairs.
-        "pair stiffness": |F₂ - F₁| / |Δx| of them, eV/Å². "bond stiffness": of bonds of H to C, N or O, eV/Å².
-      worst: By WORST_OF, [[value, "source#conformer"], ...], the worst first; of pairs "source#conformer and
-        source#conformer", and only those within FLIPPED.
+      counts: Number of structures per name in COUNTS, unless the name says otherwise.
+        "partly forces": some force components are not finite.
+        "properties": at least one property is known.
+        "too close": two atoms are closer than TOO_CLOSE Å.
+        "large force": a force component exceeds LARGE_FORCE eV/Å.
+      distributions: Distribution per name in DISTRIBUTIONS.
+        "energy per atom": total energy per atom (eV).
+        "energy residual": centered residual of a robust fit of element energies to the block
+        (eV/atom).
+        "force component": absolute value of a force component (eV/Å).
+        "net force": |ΣF| (eV/Å).
+        "relative net force": |ΣF| / sqrt(Σ|F|²); 1 for random forces.
+        "shortest distance": shortest distance between two atoms of a structure (Å).
+        "shortest distance organic": the same, for structures with H and one of C, N, O.
+        "pair ratio": ΔE/W of close pairs.
+        "pair distance": RMSD of close pairs (Å).
+        "pair stiffness": |F₂ - F₁| / |Δx| of close pairs (eV/Å²).
+        "bond stiffness": stiffness of bonds of H to C, N or O (eV/Å²).
+      worst: List of [value, "source#conformer"] per name in WORST_OF, the worst first. Pairs are
+        named "source#conformer and source#conformer"; only ratios within FLIPPED are listed.
     """
 
     counts: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
@@ -57,14 +72,14 @@ class Findings:
     worst: dict[str, list[list[Any]]] = dataclasses.field(default_factory=lambda: {name: [] for name in WORST_OF})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values without NaN, rounded: the last digits depend on the machine. from_json gives them back."""
+        """Return plain values without NaN, rounded because last digits depend on the machine."""
         worst = {k: [[rounded(value), name] for value, name in v] for k, v in self.worst.items()}
         return {"counts": dict(self.counts), "worst": worst,
                 "distributions": {k: d.to_json() for k, d in self.distributions.items()}}
 
     @classmethod
     def from_json(cls, made: Mapping[str, Any]) -> Findings:
-        """Of to_json; what an older version did not look for stays empty."""
+        """Create findings from the output of `to_json`. Statistics that it lacks are empty."""
         found = cls()
         found.counts |= {k: int(n) for k, n in made["counts"].items()}
         found.distributions |= {k: Distribution.from_json(d) for k, d in made["distributions"].items()}
@@ -73,7 +88,7 @@ class Findings:
 
 
 def combine(findings: Iterable[Findings]) -> Findings:
-    """What the blocks gave together."""
+    """Return the sum of the findings of several blocks."""
     total = Findings()
     for found in findings:
         for name, n in found.counts.items():
@@ -86,12 +101,12 @@ def combine(findings: Iterable[Findings]) -> Findings:
 
 
 def examine(columns: Columns, *, seed: int = 0, shortest: np.ndarray | None = None) -> Findings:
-    """Look at one block of structures.
+    """Collect the statistics of one block of structures.
 
     Args:
-      columns: The block; pairs of conformations are sought within it.
-      seed: Of the choice of molecules for pairs, where there are many.
-      shortest: shortest_distances(columns), where they are known.
+      columns: Block of structures. Pairs of conformations are searched within the block.
+      seed: Random seed for the choice of molecules, if the block has more than are compared.
+      shortest: Precomputed shortest_distances(columns) (Å), shape (S,).
     """
     found = Findings()
     with np.errstate(invalid="ignore", over="ignore"):
@@ -116,18 +131,19 @@ def examine(columns: Columns, *, seed: int = 0, shortest: np.ndarray | None = No
 
 
 def count_duplicates(fingerprints: np.ndarray) -> tuple[int, np.ndarray]:
-    """Structures that occur before: their number, and their indices in ascending order.
+    """Return the number and the ascending indices of structures that repeat an earlier one.
 
     Args:
-      fingerprints: geometry.fingerprints of all structures of a data set, in order.
+      fingerprints: geometry.fingerprints of all structures of a data set, in order, shape (S,).
     """
+    # The sort is stable: the first of equal fingerprints is the first structure.
     order = np.argsort(fingerprints, kind="stable")
     again = np.sort(order[1:][fingerprints[order][1:] == fingerprints[order][:-1]])
     return len(again), again
 
 
 def _any_property(columns: Columns) -> np.ndarray:
-    """Whether a property of a structure, or one of all of its atoms, is known: (S,)."""
+    """Return whether a structure property, or a property of all atoms, is known, shape (S,)."""
     known = np.zeros(len(columns), bool)
     for values in columns.properties.values():
         known |= np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
@@ -138,14 +154,20 @@ def _any_property(columns: Columns) -> np.ndarray:
 
 
 def _examine_forces(columns, found):
-    """Distributions of forces; for each structure "none", "partly" (known) and the "largest" component."""
+    """Add the force statistics to `found`.
+
+    Returns:
+      Dictionary of arrays, shape (S,). "none": no force component is known. "partly": some
+      components are unknown. "largest": largest absolute component (eV/Å).
+    """
     size = len(columns)
     none, partly = np.zeros(size, bool), np.zeros(size, bool)
     components = Accumulator()
     largest, net, relative = np.full(size, np.nan), np.full(size, np.nan), np.full(size, np.nan)
     for structures, atoms, starts in chunks(columns):
         forces = columns.forces[atoms]
-        total = segment_sum(forces, starts)
+        total = segment_sum(forces, starts)  # (chunk, 3)
+        # A finite sum implies finite forces, so most chunks skip the search for missing ones.
         if not np.isfinite(total).all():
             known = np.isfinite(forces)
             count = segment_sum(known.sum(1), starts)
@@ -171,6 +193,7 @@ def _examine_forces(columns, found):
 
 
 def _examine_pairs(columns, first, second, found):
+    """Add the statistics of close pairs and of bonds of H to `found`."""
     pairs = close_pairs(columns, first, second)
     ratio = pairs.energy / pairs.work
     found.distributions["pair ratio"] = Distribution.of(ratio)
@@ -183,6 +206,7 @@ def _examine_pairs(columns, first, second, found):
 
 
 def _largest(forces, starts):
+    """Return the largest absolute force component per structure, 0 without atoms."""
     largest = np.zeros(len(starts))
     filled = np.append(starts[1:], len(forces)) > starts
     largest[filled] = np.maximum.reduceat(np.abs(forces).ravel(), 3 * starts[filled])
@@ -190,7 +214,9 @@ def _largest(forces, starts):
 
 
 def _examine_distances(columns, shortest, found):
+    """Add the statistics of shortest distances to `found`."""
     found.distributions["shortest distance"] = Distribution.of(shortest)
+    # One sum counts both: H atoms in the lower 32 bits, C, N and O atoms in the upper 32 bits.
     kind = np.zeros(256, np.int64)
     kind[1], kind[6:9] = 1, 1 << 32
     seen = segment_sum(kind[columns.numbers], columns.offsets[:-1])
@@ -200,6 +226,7 @@ def _examine_distances(columns, shortest, found):
 
 
 def _examine_energies(columns, found):
+    """Add the energy statistics and the number of outliers to `found`."""
     known = np.isfinite(columns.energy) & (columns.n_atoms > 0)
     n_atoms = np.maximum(columns.n_atoms, 1)
     found.distributions["energy per atom"] = Distribution.of((columns.energy / n_atoms)[known])
@@ -214,9 +241,10 @@ def _examine_energies(columns, found):
 
 
 def _energy_residuals(columns, known):
-    """Energies less a fit of one energy for each element, and less n_atoms times the median per atom; NaN unknown.
+    """Return energies minus fitted element energies, centered, shape (S,); NaN if unknown.
 
-    What lies far off the first fit is left out of the second one.
+    The fit has one energy per element. Then n_atoms times the median residual per atom is
+    subtracted. Structures far from the first fit are excluded from the second one.
     """
     present = np.flatnonzero(np.bincount(columns.numbers))
     place = np.zeros(256, np.int64)
@@ -228,7 +256,7 @@ def _energy_residuals(columns, known):
     for _ in range(2):
         x, y = counts[used], columns.energy[used]
         weighted = x / n_atoms[used, None]
-        # Not by BLAS, whose sums depend on the number of threads.
+        # einsum instead of BLAS: sums of BLAS depend on the number of threads.
         solution = np.linalg.lstsq(np.einsum("se,sf->ef", weighted, x), np.einsum("se,s->e", weighted, y),
                                    rcond=1e-12)[0]
         residual = np.where(known, columns.energy - np.einsum("se,e->s", counts, solution), np.nan)
@@ -240,12 +268,14 @@ def _energy_residuals(columns, known):
 
 
 def _worst(columns, name, values):
+    """Return the entries of `Findings.worst` for the values of one block, shape (S,)."""
     score = np.where(np.isfinite(values), values if name == "shortest distance" else -values, np.inf)
     some = np.argpartition(score, WORST)[:WORST] if len(score) > WORST else np.arange(len(score))
     return _worst_first(name, [[float(values[s]), _name(columns, s)] for s in some if np.isfinite(values[s])])
 
 
 def _worst_first(name, worst):
+    """Sort entries of `Findings.worst`, the worst first, and keep WORST of them."""
     score = {"shortest distance": lambda value: value, "pair ratio": lambda value: abs(value + 1)}
     worse = score.get(name, lambda value: -value)
     return sorted(worst, key=lambda w: (worse(w[0]), w[1]))[:WORST]

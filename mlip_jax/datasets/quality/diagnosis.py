@@ -1,4 +1,4 @@
-"""Judges what checks.examine found: problems in words that say what is wrong and what to do."""
+"""Diagnosis of the statistics of checks.examine: problems, with their likely cause and remedy."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ from ase import units
 
 from mlip_jax.datasets.quality.checks import FLIPPED, LARGE_FORCE, TOO_CLOSE, Findings
 
-# Problem.what of units, signs and positions: a first part of the data is enough to tell. Shares of bad structures,
-# missing labels and copies are for the whole.
+# Problem.what of units, signs and positions, which the first blocks of a data set reveal. Fractions
+# of bad structures, missing labels and duplicates need the whole data set.
 EARLY = frozenset({"positions", "positions not finite", "units", "gradients", "forces and energies", "net force"})
-MIN_PAIRS = 20
-# So few pairs that all agree on a wrong ratio are enough for an error, not for a clean bill.
+MIN_PAIRS = 20  # close pairs needed to accept the forces
+# Number of pairs that suffices for an error if they all agree on a wrong ratio.
 _FEWEST = 6
-# ΔE/W of close pairs: its median, and the share of the pairs that agree with it to a factor of two.
+# Limits of ΔE/W of close pairs: its median, and the fraction of pairs within a factor of two of it.
 _RATIO_GOOD = (0.9, 1.1)
 _SHARE_GOOD, _SHARE_LEAST = 0.85, 0.6
-# Share of the pairs whose forces have the wrong sign, where those of others are right.
+# Fraction and number of pairs whose forces have the wrong sign while other pairs are correct.
 _FLIPPED_WARNING, _FLIPPED_ERROR, _FLIPPED_FEWEST = 0.03, 0.1, 3
-# Right and wrong ones together are this share of the pairs: ratios by chance are not.
+# Minimum fraction of pairs with a ratio near 1 or -1. Random ratios do not reach it.
 _FLIPPED_OR_NOT = 0.6
-# Stiffness of bonds of H in eV/Å²: medians of data sets, hot and relaxed, of several methods, are 27 to 42. A factor
-# beyond _BOND_BAND is wrong units; the nearest units in use, kcal/mol and hartree, are 23 and 27 away.
+# Stiffness of bonds of H (eV/Å²). The medians of data sets, hot and relaxed, with several methods,
+# are 27 to 42. A factor beyond _BOND_BAND indicates wrong units: the closest units in use, kcal/mol
+# and hartree, differ by factors of 23 and 27.
 _BOND, _BOND_BAND, _BONDS = 33.0, 5.0, 20
-# A measured factor is this near to that of the units it is explained by.
+# Maximum factor between a measured scale and the units that explain it.
 _BOND_NAMED = 2.5
-# |ΔF|/|Δx| of pairs without bonds of H, eV/Å²: soft metals to carbon.
+# |ΔF|/|Δx| of pairs without bonds of H (eV/Å²), from soft metals to carbon.
 _STIFFNESS = (0.5, 300.0)
-# How near a ratio must be to a quotient of units to be named.
+# Maximum relative deviation of a ratio from the quotient of units that explains it.
 _NAMED = 0.08
-# Median |ΣF| / sqrt(Σ|F|²), where |ΣF| is not small itself (eV/Å).
+# Limits of the median |ΣF| / sqrt(Σ|F|²), and the |ΣF| (eV/Å) below which net forces are ignored.
 _NET_WARNING, _NET_ERROR, _NET_SMALL = 0.03, 0.3, 0.01
 _DUPLICATES = 0.05
 _TOO_CLOSE_SHARE = 0.01
 _LARGE_FORCE_SHARE = 0.05
 _CONVERT = "Convert them, or give the reader the right unit"
-# Median shortest distance in Å of structures with H and C, N or O: low, high, factor by which positions are too
-# large, what they look like. Bonds of H are 0.95 to 1.1 Å, distorted ones less.
+# Median shortest distance (Å) of structures with H and C, N or O: low, high, factor by which
+# positions are too large, explanation. Bonds of H are 0.95 to 1.1 Å long, distorted ones shorter.
 _LENGTHS = (
     (0.075, 0.135, 0.1, "nm: they are ten times too short. Multiply them by 10"),
     (0.42, 0.62, units.Bohr, "Å that were converted from bohr once too often: they are 0.529 times too short. "
@@ -49,12 +50,18 @@ _LENGTHS = (
     (7.5, 13.5, 10.0, "Å that were converted from nm once too often: they are ten times too long. Divide them by 10"),
     (75.0, 135.0, 100.0, "pm: they are a hundred times too long. Divide them by 100"))
 _ENERGY = {"eV": 1.0, "hartree": units.Hartree, "kcal/mol": units.kcal / units.mol, "kJ/mol": units.kJ / units.mol}
-# Unit of length of forces: what a force per Å is multiplied by, and how far-fetched that is.
+# Length unit of forces: conversion factor of a force per Å, and how far-fetched the unit is.
 _PER_LENGTH = {"Å": (1.0, 0), "bohr": (units.Bohr, 0), "nm": (10.0, 2)}
 
 
 class Problem(NamedTuple):
-    """severity: "error" or "warning". what: Short name. message: What was found, what was expected, what to do."""
+    """Problem of a data set.
+
+    Attributes:
+      severity: "error" or "warning".
+      what: Short name of the problem.
+      message: Finding, expectation and remedy.
+    """
 
     severity: str
     what: str
@@ -62,11 +69,11 @@ class Problem(NamedTuple):
 
 
 def verdict(findings: Findings, *, duplicates: int | None = None) -> list[Problem]:
-    """The problems of a data set, errors first; an empty list if it looks sound.
+    """Return the problems of a data set, errors first; an empty list if none are found.
 
     Args:
-      findings: Of all blocks together.
-      duplicates: Of checks.count_duplicates, where they were counted.
+      findings: Combined findings of all blocks.
+      duplicates: Number of duplicates from checks.count_duplicates; None if not counted.
     """
     if not findings.counts["structures"]:
         return [Problem("error", "empty", "there are no structures: look at the path and at the filters")]
@@ -83,7 +90,7 @@ def verdict(findings: Findings, *, duplicates: int | None = None) -> list[Proble
 
 
 def _judge_lengths(findings):
-    """Factor by which positions are too large (1 where that is unknown), and the problem."""
+    """Return the factor by which positions are too large (1 if unknown), and the problems."""
     found = findings.distributions["shortest distance organic"]
     if found.count < 3:
         return 1.0, []
@@ -98,6 +105,7 @@ def _judge_lengths(findings):
 
 
 def _judge_ratio(findings, length):
+    """Return the problems of forces that do not fit the energy differences of close pairs."""
     ratio = findings.distributions["pair ratio"]
     both = findings.counts["structures"] - max(findings.counts["no energy"], findings.counts["no forces"])
     median = ratio.median
@@ -112,7 +120,7 @@ def _judge_ratio(findings, length):
         return flipped + ([Problem("warning", "few pairs", text)] if both > 0 else [])
     found = f"over {ratio.count} close pairs of conformations the median of ΔE / (-½(F₁+F₂)·Δx) is {median:.4g}, " \
             f"expected 1; {share:.0%} of the pairs agree with it to a factor of two"
-    corrected = median * length  # what the positions alone explain is said once
+    corrected = median * length  # wrong positions explain the rest; they are reported separately
     if flipped:
         return flipped
     if negative and share < _SHARE_LEAST:
@@ -133,7 +141,7 @@ def _judge_ratio(findings, length):
 
 
 def _judge_flipped(findings, length):
-    """Of pairs whose forces have the wrong sign, where those of others are right."""
+    """Return the problem of forces with the wrong sign in some pairs only."""
     ratio = findings.distributions["pair ratio"]
     share = ratio.share(*(edge / length for edge in FLIPPED))
     count = round(share * ratio.count) if ratio.count else 0
@@ -150,13 +158,16 @@ def _judge_flipped(findings, length):
 
 
 def _force_scale(findings, length):
-    """How many times too large forces are, positions put right; negative for gradients, NaN where nothing tells."""
+    """Return the factor by which forces are too large, after correcting the positions.
+
+    It is negative for gradients and NaN if there are too few bonds of H.
+    """
     bonds = findings.distributions["bond stiffness"]
     return bonds.median * length / _BOND if bonds.count >= _BONDS else math.nan
 
 
 def _judge_scale(findings, length):
-    """Of a factor that energies and forces share, and of forces where energies tell nothing."""
+    """Return the problems of a factor common to energies and forces, or of forces without pairs."""
     scale, bonds = _force_scale(findings, length), findings.distributions["bond stiffness"]
     if math.isnan(scale):
         return _judge_stiffness(findings, length)
@@ -178,7 +189,12 @@ def _judge_scale(findings, length):
 
 
 def _explain_scale(scale, fits):
-    """What a factor of the forces is, where energies fit them and where nothing is known of energies."""
+    """Explain a factor of the forces in words.
+
+    Args:
+      scale: Factor by which forces are too large.
+      fits: Whether the energies fit the forces; otherwise the energies are unknown.
+    """
     table = [g for g in _unit_table() if abs(math.log(g.ratio)) <= math.log(1 + _NAMED)] if fits else _forces_table()
     which = "energies and forces are both about" if fits else "forces are about"
     factor = float(f"{max(scale, 1 / scale):.2g}")
@@ -191,7 +207,10 @@ def _explain_scale(scale, fits):
 
 
 def _judge_stiffness(findings, length):
-    """Without bonds of H: metals, crystals, carbon. Their stiffness is less known."""
+    """Return the problem of an unusual stiffness of pairs in data without bonds of H.
+
+    These are metals, crystals and carbon, whose stiffness varies more.
+    """
     pairs = findings.distributions["pair stiffness"]
     median = pairs.median * length
     if pairs.count < MIN_PAIRS or _STIFFNESS[0] <= median <= _STIFFNESS[1]:
@@ -203,7 +222,13 @@ def _judge_stiffness(findings, length):
 
 
 def _explain(ratio, scale, found):
-    """Name and message of a median ratio that is not 1; `scale` is how many times too large forces are, or NaN."""
+    """Return name and message of the problem of a median ratio that is not 1.
+
+    Args:
+      ratio: Median of ΔE/W after correcting the positions.
+      scale: Factor by which forces are too large, or NaN if unknown.
+      found: Description of the finding, for the message.
+    """
     gradient = "gradients (dE/dx), not forces" if ratio < 0 else ""
     if gradient and abs(abs(ratio) - 1) <= _NAMED + 0.02:
         return "gradients", f"these look like {gradient}: change their sign ({found})"
@@ -219,7 +244,14 @@ def _explain(ratio, scale, found):
 
 
 class _Guess(NamedTuple):
-    """Of units: the ratio ΔE/W and the factor of forces that they lead to, how far-fetched they are, in words."""
+    """Hypothesis about the units of a file.
+
+    Attributes:
+      ratio: Ratio ΔE/W that these units cause; NaN if the energies are not considered.
+      scale: Factor by which forces are too large in these units.
+      far: How far-fetched the hypothesis is; 0 is the simplest.
+      words: Hypothesis in words.
+    """
 
     ratio: float
     scale: float
@@ -228,12 +260,16 @@ class _Guess(NamedTuple):
 
 
 def _words(guesses):
-    """The simplest explanation, and one more that is hardly more far-fetched."""
+    """Return the simplest explanation, and a second one if it is hardly more far-fetched."""
     return ", or ".join(g.words for g in guesses[:2] if g.far <= guesses[0].far + 1)
 
 
 def _unit_table():
-    """Of energies in one unit and forces in another that were both read as eV, or were converted though they were."""
+    """Return hypotheses about energies and forces.
+
+    Both were read as eV and eV/Å although they had other units, or they were converted although
+    they had these units already.
+    """
     table = []
     for energy, energy_unit in _ENERGY.items():
         for force, force_unit in _ENERGY.items():
@@ -253,7 +289,7 @@ def _unit_table():
 
 
 def _forces_table():
-    """Of forces alone."""
+    """Return hypotheses about forces only, for data without energies."""
     table = []
     for energy, unit in _ENERGY.items():
         for length, (per_length, far) in _PER_LENGTH.items():
@@ -265,8 +301,10 @@ def _forces_table():
 
 
 def _near(ratio, scale):
-    """All guesses within _NAMED of the ratio, the simplest first; of those, the ones that fit the scale of the forces,
-    if there are some."""
+    """Return all guesses within _NAMED of the ratio, the simplest first.
+
+    If some of them fit the scale of the forces, only those are returned.
+    """
     if not ratio > 0:
         return []
     near = [(abs(math.log(ratio / g.ratio)), g) for g in _unit_table()]
@@ -277,8 +315,9 @@ def _near(ratio, scale):
 
 
 def _judge_close(findings, length):
+    """Return the problem of overlapping atoms."""
     close = findings.counts["too close"]
-    if not close or length < 1:  # short positions are named already
+    if not close or length < 1:  # positions in a wrong unit are reported by _judge_lengths
         return []
     severity = "error" if close > _TOO_CLOSE_SHARE * findings.counts["structures"] else "warning"
     return [Problem(severity, "atoms too close", f"{_share(close, findings)} have two atoms within {TOO_CLOSE} Å; the "
@@ -287,6 +326,7 @@ def _judge_close(findings, length):
 
 
 def _judge_labels(findings):
+    """Return the problems of missing labels and of positions that are not finite."""
     counts, total, problems = findings.counts, findings.counts["structures"], []
     if counts["no labels"] == total and counts["properties"]:
         return [Problem("warning", "no labels", "no structure has an energy or forces: properties can be learned, but "
@@ -312,6 +352,7 @@ def _judge_labels(findings):
 
 
 def _judge_net_force(findings):
+    """Return the problem of forces that do not sum to zero."""
     relative, net = (findings.distributions[k].median for k in ("relative net force", "net force"))
     if not relative > _NET_WARNING or not net > _NET_SMALL:
         return []
@@ -322,6 +363,7 @@ def _judge_net_force(findings):
 
 
 def _judge_sizes(findings):
+    """Return the problems of large forces and of energy outliers."""
     problems = []
     large = findings.counts["large force"]
     if large:
@@ -339,11 +381,13 @@ def _judge_sizes(findings):
 
 
 def _share(count, findings):
+    """Format a number of structures with its fraction of all structures."""
     total = findings.counts["structures"]
     return f"{count} of {total} structures ({100 * count / total:.3g} %)"
 
 
 def _names(findings, what, unit, most=3):
+    """Format at most `most` of the worst structures of a quantity with their values."""
     return ", ".join(f"{name} ({value:.3g} {unit})" for value, name in findings.worst[what][:most])
 
 
@@ -360,7 +404,7 @@ _ROWS: Mapping[str, tuple[str, str]] = {
 
 
 def lines(findings: Findings, problems: list[Problem]) -> list[str]:
-    """For the console: one line of counts, one for each quantity, one for each problem."""
+    """Return lines for the console: the counts, then one line per quantity and per problem."""
     made = [_counts(findings)]
     for name, (title, unit) in _ROWS.items():
         d = findings.distributions[name]
@@ -370,7 +414,7 @@ def lines(findings: Findings, problems: list[Problem]) -> list[str]:
 
 
 def to_markdown(findings: Findings, problems: list[Problem]) -> str:
-    """A section for a report: problems, counts and a table of quantities."""
+    """Return a Markdown section for a report: counts, problems and a table of quantities."""
     text = ["## Checks", "", _counts(findings) + ".", ""]
     text += [f"- **{p.severity}** ({p.what}): {p.message}." for p in problems] or ["No problems found."]
     text += ["", "| quantity | unit | values | smallest | 1 % | median | 99 % | largest | RMS |",
@@ -385,6 +429,7 @@ def to_markdown(findings: Findings, problems: list[Problem]) -> str:
 
 
 def _counts(findings):
+    """Format the number of structures, atoms and missing labels."""
     c = findings.counts
     return f"{c['structures']} structures, {c['atoms']} atoms; without energy {c['no energy']}, without forces " \
            f"{c['no forces']}"

@@ -1,4 +1,4 @@
-"""Distribution: a histogram of fixed size over any range of values, that can be added to others."""
+"""Histogram of fixed size for any range of values; histograms can be added."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from typing import Any
 
 import numpy as np
 
-# A bin is what shares sign, exponent and the first bits of the float32 mantissa: 64 bins for each factor of two,
-# found without a logarithm. Below 2**-40 everything is zero; the last bin takes everything from 2**40.
+# Values in a bin share sign, exponent and the first bits of the float32 mantissa: 64 bins per
+# factor of two, found without a logarithm. Magnitudes below 2**-40 fall into the bin of zero, those
+# from 2**40 into the last bin.
 _BITS = 6
 _SHIFT = 23 - _BITS
 _LOWEST = (127 - 40) << _BITS
 _TOP = 80 << _BITS
-# Moments take larger values for this, so that they stay finite.
+# Larger magnitudes are clipped to this value in the moments, so that these stay finite.
 _HUGE = 1e100
 
 
 @dataclasses.dataclass
 class Distribution:
-    """Counts of values in bins 1.1 to 1.6 % wide, and their exact count, extremes and moments.
+    """Counts of values in bins 1.1 to 1.6 % wide, with exact count, extremes and moments.
 
     Attributes:
-      count: Of all values. smallest, largest: NaN without values. total, squares: Sum of values, of their squares.
-      bins: Count by bin number; negative numbers are bins of negative values.
+      count: Number of values.
+      smallest: Smallest value; NaN without values.
+      largest: Largest value; NaN without values.
+      total: Sum of the values.
+      squares: Sum of the squared values.
+      bins: Count per bin number. Negative numbers are bins of negative values.
     """
 
     count: int = 0
@@ -36,7 +41,7 @@ class Distribution:
 
     @classmethod
     def of(cls, values: np.ndarray) -> Distribution:
-        """Of finite values; others are left out."""
+        """Return the distribution of the finite values of an array of any shape."""
         values = np.asarray(values, np.float64).ravel()
         accumulator = Accumulator()
         accumulator.add(values[np.isfinite(values)])
@@ -54,18 +59,24 @@ class Distribution:
 
     @property
     def mean(self) -> float:
+        """Mean of the values; NaN without values."""
         return self.total / self.count if self.count else float("nan")
 
     @property
     def rms(self) -> float:
+        """Root mean square of the values; NaN without values."""
         return float(np.sqrt(self.squares / self.count)) if self.count else float("nan")
 
     @property
     def median(self) -> float:
+        """Median of the values, to the width of a bin; NaN without values."""
         return self.quantile(0.5)
 
     def quantile(self, q: float) -> float:
-        """Value below which the share q lies, to the width of a bin; NaN without values."""
+        """Return the value below which a fraction q of the values is found.
+
+        The result is accurate to the width of a bin; NaN without values.
+        """
         if not self.count:
             return float("nan")
         keys = np.array(sorted(self.bins))
@@ -77,7 +88,10 @@ class Distribution:
         return float(np.clip(low[0] + within * (high[0] - low[0]), self.smallest, self.largest))
 
     def share(self, low: float, high: float) -> float:
-        """Share of the values in [low, high], to the width of a bin; NaN without values."""
+        """Return the fraction of values in [low, high].
+
+        The result is accurate to the width of a bin; NaN without values.
+        """
         if not self.count:
             return float("nan")
         left, right = _edges(np.array(sorted(self.bins)))
@@ -86,7 +100,7 @@ class Distribution:
         return float(counts[(middle >= low) & (middle <= high)].sum() / self.count)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, rounded; from_json gives the distribution back."""
+        """Return plain, rounded values for `from_json`."""
         fields = {k: rounded(v) if isinstance(v, float) else v for k, v in dataclasses.asdict(self).items()}
         if not self.count:
             fields |= {"smallest": None, "largest": None}
@@ -94,12 +108,13 @@ class Distribution:
 
     @classmethod
     def from_json(cls, made: Mapping[str, Any]) -> Distribution:
+        """Create a distribution from the output of `to_json`."""
         extremes = {k: float("nan") if made[k] is None else float(made[k]) for k in ("smallest", "largest")}
         return cls(**{**made, **extremes, "bins": {int(k): int(n) for k, n in made["bins"].items()}})
 
 
 def rounded(value: float) -> float:
-    """To nine significant digits; of a rounded value, the value itself.
+    """Round to nine significant digits. Rounding twice gives the same value.
 
     >>> rounded(1 / 3), rounded(rounded(1 / 3)) == rounded(1 / 3)
     (0.333333333, True)
@@ -108,14 +123,14 @@ def rounded(value: float) -> float:
 
 
 class Accumulator:
-    """Makes one distribution of many arrays."""
+    """Accumulator of arrays for one distribution, faster than adding many distributions."""
 
     def __init__(self):
         self._counts = np.zeros(2 * _TOP + 1, np.int64)
         self._smallest, self._largest, self._total, self._squares = np.inf, -np.inf, 0.0, 0.0
 
     def add(self, values: np.ndarray) -> None:
-        """Add finite values, of shape (n,), float64."""
+        """Add finite float64 values, shape (n,)."""
         if len(values):
             self._counts += _bin_counts(values)
             self._smallest = min(self._smallest, float(values.min()))
@@ -123,10 +138,10 @@ class Accumulator:
             if self._largest > _HUGE or self._smallest < -_HUGE:
                 values = values.clip(-_HUGE, _HUGE)
             self._total += float(values.sum())
-            self._squares += float(np.einsum("i,i->", values, values))  # the same in any number of threads
+            self._squares += float(np.einsum("i,i->", values, values))  # independent of the number of threads
 
     def distribution(self) -> Distribution:
-        """Of all that was added."""
+        """Return the distribution of all added values."""
         occupied = np.flatnonzero(self._counts)
         if not len(occupied):
             return Distribution()
@@ -135,7 +150,7 @@ class Accumulator:
 
 
 def _bin_counts(values: np.ndarray) -> np.ndarray:
-    """Finite values in each bin, from the most negative bin to the most positive one."""
+    """Return the number of finite values per bin, from the most negative bin upward."""
     with np.errstate(over="ignore"):
         bits = np.ascontiguousarray(values, np.float32).view(np.int32)
     key = bits & 0x7FFFFFFF
@@ -150,13 +165,14 @@ def _bin_counts(values: np.ndarray) -> np.ndarray:
 
 
 def _edges(keys):
+    """Return the lower and upper edges of bins."""
     size = np.abs(keys)
 
     def edge(k):
         value = ((k + _LOWEST) << _SHIFT).astype(np.int32).view(np.float32).astype(np.float64)
         return np.where(k <= 0, 0.0, value)
 
-    near, far = edge(size), edge(size + 1)
+    near, far = edge(size), edge(size + 1)  # magnitudes, closer to and farther from zero
     far = np.where(size == 0, 2.0 ** -40, far)
     low, high = np.where(keys < 0, -far, near), np.where(keys < 0, -near, far)
     return np.where(keys == 0, -far, low), high

@@ -1,4 +1,4 @@
-"""Which structures of a block are used: filters that give every structure a reason to leave it out, or none."""
+"""Filters that decide which structures of a block are used, with a reason for each skipped one."""
 
 from __future__ import annotations
 
@@ -11,34 +11,39 @@ from ase.data import atomic_numbers
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.quality.geometry import chunks, finite_positions, segment_sum, shortest_distances
 
-# What a reason is called; its place is its code in the arrays. 0 is kept. Where several apply, the first one counts.
+# Names of the reasons. The index is the code in arrays; 0 means kept. The first reason that applies
+# is reported.
 REASONS = ("kept", "positions not finite", "charge", "elements", "too few atoms", "too many atoms", "no labels",
            "no energy", "no forces", "force too large", "atoms too close", "energy outlier", "force outlier")
 CODES = {reason: code for code, reason in enumerate(REASONS)}
 REQUIRE = ("any", "energy", "forces", "both", "none")
 
-# Added to the spread of a molecule, so that conformations that agree to this are never outliers: eV, eV/Å.
+# Added to the spread within a molecule (eV, eV/Å), so that nearly equal conformations are never
+# outliers.
 ENERGY_FLOOR = 0.05
 FORCE_FLOOR = 0.05
-# Charges that were added up from those of atoms are not quite whole, e.
+# Tolerance of charges (e): a sum of atomic charges is not an exact integer.
 CHARGE_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass
 class Filters:
-    """What a structure must be to be used; None switches a filter off.
+    """Conditions that a structure must satisfy to be used; None switches a filter off.
 
     Attributes:
-      elements: Symbols that are allowed.
-      charge: Total charge that is asked for, in e; NaN is off, too.
-      min_atoms, max_atoms: Smallest and largest number of atoms.
-      max_force: Largest force component, eV/Å.
-      min_distance: Smallest distance between two atoms, Å.
-      require: Labels that must be known: "any" of energy and forces, "energy", "forces", "both", or "none". Forces
-        are known where any component is finite.
-      max_energy_deviation: Largest |energy - median of the molecule| per atom, eV/atom.
-      max_energy_z, max_force_z: Largest robust z-score, within the molecule, of the energy and of the root mean square
-        force; see robust_outliers. The last three need all conformations of a molecule: molecule_outliers.
+      elements: Symbols of the allowed elements.
+      charge: Required total charge (e). NaN switches the filter off as well.
+      min_atoms: Minimum number of atoms.
+      max_atoms: Maximum number of atoms.
+      max_force: Maximum absolute force component (eV/Å).
+      min_distance: Minimum distance between two atoms (Å).
+      require: Labels that must be known: "any" (energy or forces), "energy", "forces", "both" or
+        "none". Forces are known if at least one component is finite.
+      max_energy_deviation: Maximum |energy - median of the molecule| per atom (eV/atom).
+      max_energy_z: Maximum robust z-score of the energy within its molecule; see robust_outliers.
+      max_force_z: Maximum robust z-score of the root mean square force within its molecule.
+
+    The last three compare all conformations of a molecule; `molecule_outliers` applies them.
     """
 
     elements: Sequence[str] | None = None
@@ -69,11 +74,14 @@ class Filters:
                 raise ValueError(f"{name} must be positive or None, received {value!r}")
 
     def reasons(self, columns: Columns, *, shortest: np.ndarray | None = None) -> np.ndarray:
-        """Code of the first reason to leave each structure out, shape (S,), int8; 0 where it is kept.
+        """Return the first reason to skip each structure, as a code.
 
         Args:
-          columns: A block.
-          shortest: shortest_distances(columns), where they are known.
+          columns: Block of structures.
+          shortest: Precomputed shortest_distances(columns) (Å), shape (S,).
+
+        Returns:
+          Codes as in CODES, shape (S,), int8; 0 for structures that are kept.
         """
         largest, any_force = _largest_forces(columns)
         no_energy, no_forces = ~np.isfinite(columns.energy), ~any_force
@@ -105,6 +113,7 @@ class Filters:
         return found
 
     def _other_elements(self, columns):
+        """Return whether a structure contains an element that is not allowed, shape (S,), bool."""
         allowed = np.zeros(256, bool)
         allowed[[atomic_numbers[e] for e in self.elements]] = True
         other = ~allowed[columns.numbers]
@@ -114,16 +123,19 @@ class Filters:
 
     @property
     def compares_conformations(self) -> bool:
-        """Whether molecule_outliers has anything to do."""
+        """Whether a filter compares the conformations of a molecule."""
         return any(v is not None for v in (self.max_energy_deviation, self.max_energy_z, self.max_force_z))
 
     def molecule_outliers(self, molecule: np.ndarray, energy: np.ndarray, force_rms: np.ndarray,
                           n_atoms: np.ndarray) -> np.ndarray:
-        """Codes of outliers among the conformations of each molecule, shape (S,), int8; 0 where there is no reason.
+        """Return codes of outliers within their molecules, shape (S,), int8; 0 for the others.
 
         Args:
-          molecule: Of each structure, any type; all structures of a data set together.
-          energy: eV, NaN where unknown. force_rms: force_rms_per_structure, eV/Å. n_atoms: Of each structure.
+          molecule: Molecule of each structure, any dtype, shape (S,). It must cover the whole data
+            set.
+          energy: Energies (eV), shape (S,); NaN if unknown.
+          force_rms: Result of force_rms_per_structure (eV/Å), shape (S,).
+          n_atoms: Number of atoms per structure, shape (S,).
         """
         found = np.zeros(len(energy), np.int8)
         molecule = molecule_codes(molecule)
@@ -141,25 +153,28 @@ class Filters:
 
 
 def count_reasons(reasons: np.ndarray) -> dict[str, int]:
-    """Structures left out for each reason that occurs."""
+    """Return the number of skipped structures for each reason that occurs."""
     counts = np.bincount(reasons, minlength=len(REASONS))
     return {reason: int(n) for reason, n in list(zip(REASONS, counts))[1:] if n}
 
 
 def identities(columns: Columns, reasons: np.ndarray) -> list[tuple[str, str]]:
-    """("source#conformer", reason) of every structure that is left out, in their order."""
+    """Return ("source#conformer", reason) for every skipped structure, in their order."""
     return [(f"{columns.source[s]}#{columns.conformer[s]}", REASONS[reasons[s]]) for s in np.flatnonzero(reasons)]
 
 
 def force_rms_per_structure(columns: Columns) -> np.ndarray:
-    """Root mean square of the known force components of each structure, eV/Å, shape (S,); NaN without forces."""
+    """Return the root mean square of the known force components per structure.
+
+    The result has the shape (S,), in eV/Å; NaN without forces.
+    """
     total, known = np.empty(len(columns)), np.empty(len(columns))
     for structures, atoms, starts in chunks(columns):
         forces = columns.forces[atoms]
         squares = np.einsum("ai,ai->a", forces, forces)
         total[structures] = segment_sum(squares, starts)
         known[structures] = 3 * columns.n_atoms[structures]
-        if not np.isfinite(squares).all():
+        if not np.isfinite(squares).all():  # count only the known components
             finite = np.isfinite(forces)
             total[structures] = segment_sum((np.where(finite, forces, 0) ** 2).sum(1), starts)
             known[structures] = segment_sum(finite.sum(1), starts)
@@ -168,16 +183,18 @@ def force_rms_per_structure(columns: Columns) -> np.ndarray:
 
 def robust_outliers(molecule: np.ndarray, values: np.ndarray, z: float, *, min_count: int = 5,
                     floor: float = 0.0) -> np.ndarray:
-    """Values far from the median of their molecule: |x - median| > z (1.4826 MAD + floor), shape (S,), bool.
+    """Return whether values are far from the median of their molecule, shape (S,), bool.
 
-    MAD is the median absolute deviation; 1.4826 MAD is the standard deviation of normal values. More than half of a
-    molecule's values would have to be wrong to hide one another.
+    The criterion is |x - median| > z (1.4826 MAD + floor). MAD is the median absolute deviation;
+    1.4826 MAD is the standard deviation of normally distributed values. Outliers can hide each
+    other only if they are more than half of the values of a molecule.
 
     Args:
-      molecule: (S,), any type. values: (S,); NaN is neither counted nor an outlier.
+      molecule: Molecule of each value, any dtype, shape (S,).
+      values: Values, shape (S,). NaN is neither counted nor an outlier.
       z: Number of standard deviations.
       min_count: Molecules with fewer known values have no outliers.
-      floor: Least spread, in the unit of the values.
+      floor: Value added to the spread, in the unit of the values.
     """
     values = np.where(np.isfinite(values), values, np.nan)
     molecule = molecule_codes(molecule)
@@ -188,7 +205,10 @@ def robust_outliers(molecule: np.ndarray, values: np.ndarray, z: float, *, min_c
 
 
 def group_medians(group: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each value the median and the count of the finite values of its group, both (S,); NaN where none is."""
+    """Return the median and the count of the finite values in the group of each value.
+
+    Both have the shape (S,). The median is NaN and the count 0 in groups without finite values.
+    """
     known = np.flatnonzero(np.isfinite(values))
     median, count = np.full(len(values), np.nan), np.zeros(len(values), np.int64)
     if not len(known):
@@ -198,7 +218,7 @@ def group_medians(group: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np
     counts = np.diff(np.append(new, len(order)))
     sorted_values = values[order]
     middle = 0.5 * (sorted_values[new + (counts - 1) // 2] + sorted_values[new + counts // 2])
-    # Where a value is missing its group still has a median: look the group up.
+    # A missing value gets the median of its group, too: look up the group of every value.
     place = np.searchsorted(group[order][new], group)
     place = np.minimum(place, len(new) - 1)
     found = group[order][new][place] == group
@@ -207,7 +227,10 @@ def group_medians(group: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np
 
 
 def molecule_codes(molecule: np.ndarray) -> np.ndarray:
-    """Integers that are equal where the molecules are; conformations that stand side by side are compared once."""
+    """Return integers that are equal if and only if the molecules are, shape (S,), int64.
+
+    Adjacent conformations of a molecule are compared once, which is faster than np.unique.
+    """
     molecule = np.asarray(molecule)
     if molecule.dtype.kind in "iu" or not len(molecule):
         return molecule.astype(np.int64)
@@ -216,7 +239,10 @@ def molecule_codes(molecule: np.ndarray) -> np.ndarray:
 
 
 def _largest_forces(columns):
-    """Largest |force component| (0 without) and whether any is known, both (S,)."""
+    """Return the largest absolute force component (0 if unknown), and whether any is known.
+
+    Both have the shape (S,).
+    """
     largest, known = np.zeros(len(columns)), np.zeros(len(columns), bool)
     for structures, atoms, starts in chunks(columns):
         filled = columns.n_atoms[structures] > 0
@@ -225,7 +251,7 @@ def _largest_forces(columns):
         size = np.abs(columns.forces[atoms]).ravel()
         highest = np.full(len(filled), np.nan)
         highest[filled] = np.maximum.reduceat(size, 3 * starts[filled])
-        if not np.isfinite(highest[filled]).all():
+        if not np.isfinite(highest[filled]).all():  # skip the unknown components
             size[~np.isfinite(size)] = -1.0
             highest[filled] = np.maximum.reduceat(size, 3 * starts[filled])
         known[structures] = highest >= 0

@@ -1,4 +1,4 @@
-"""Distances, alignment and fingerprints of many structures at once, on Columns."""
+"""Distances, alignment and fingerprints of many structures at once, for Columns."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from scipy.spatial import cKDTree
 from mlip_jax.datasets.columns import Columns
 
 BOND_STRETCH = 1.25  # pairs closer than this times the sum of their covalent radii are bonded
-# Pair distances in float32 come from |a|² + |b|² - 2ab; up to this size and |a|² (Å²) that finds the right pair to
-# 1e-4 Å². Larger structures go through a k-d tree.
+# The closest pair is found in float32 from |a|² + |b|² - 2ab. Up to this number of atoms and this
+# |a|² (Å²), its squared distance is correct to 1e-4 Å². Larger structures use a k-d tree.
 _GRAM_ATOMS = 256
 _GRAM_SQUARE = 400.0
-# Pairs held at a time, so that the distance matrices stay in the cache of a core.
+# Number of pairs in memory at a time: the distance matrices must fit into the cache of a core.
 _GRAM_PAIRS = 100_000
 _PERIODIC_PAIRS = 2_000_000
 _FINGERPRINT_STEP = 1e-4
@@ -25,7 +25,10 @@ _ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD
 
 
 def chunks(columns: Columns, atoms: int = 16_384) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    """Ranges of structures of about `atoms` atoms: (structures, atoms, first atom of each within the range)."""
+    """Yield ranges of structures with about `atoms` atoms in total.
+
+    Each item is (structures, atoms, first atom of each structure within the range).
+    """
     start = 0
     while start < len(columns):
         stop = int(np.searchsorted(columns.offsets, columns.offsets[start] + atoms, side="right")) - 1
@@ -36,14 +39,20 @@ def chunks(columns: Columns, atoms: int = 16_384) -> Iterator[tuple[slice, slice
 
 
 def same_size(n_atoms: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Groups of equal size: (number of atoms, indices in ascending order), from small to large."""
+    """Group structures of equal size, from small to large.
+
+    Each item is (number of atoms, indices of the structures in ascending order).
+    """
     order = np.argsort(n_atoms, kind="stable")
     sizes, starts = np.unique(n_atoms[order], return_index=True)
     yield from zip(sizes.tolist(), np.split(order, starts[1:]))
 
 
 def segment_sum(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Sums along the first axis of the segments that begin at `starts` (ascending); empty ones give zero."""
+    """Return the sums along the first axis of the segments that begin at `starts`.
+
+    `starts` must be ascending. Empty segments have the sum zero.
+    """
     total = np.zeros((len(starts), *values.shape[1:]), values.dtype)
     filled = np.append(starts[1:], len(values)) > starts
     if filled.any():
@@ -52,7 +61,7 @@ def segment_sum(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def finite_positions(columns: Columns) -> np.ndarray:
-    """Whether all positions of each structure are finite, shape (S,), bool."""
+    """Return whether all positions of each structure are finite, shape (S,), bool."""
     finite = np.ones(len(columns), bool)
     for structures, atoms, starts in chunks(columns):
         with np.errstate(invalid="ignore"):
@@ -64,11 +73,12 @@ def finite_positions(columns: Columns) -> np.ndarray:
 
 
 def shortest_distances(columns: Columns) -> np.ndarray:
-    """Shortest distance between two atoms of each structure, Å, shape (S,).
+    """Return the shortest distance between two atoms per structure (Å), shape (S,).
 
-    Periodic structures count the images of all atoms, their own included. Infinite where there is one open atom,
-    NaN where positions are not finite. The pair is found in float32 and measured in float64: where two
-    pairs are within 1e-4 Å² of each other, the other one may be reported.
+    Periodic structures include the images of all atoms, also of the atom itself. The result is
+    infinite for a single atom with open boundaries and NaN if positions are not finite. The closest
+    pair is searched in float32 and measured in float64: if the squared distances of two pairs
+    differ by less than 1e-4 Å², the other one may be reported.
     """
     found = np.full(len(columns), np.inf)
     periodic = np.zeros(len(columns), bool) if columns.pbc is None else columns.pbc.any(1)
@@ -92,8 +102,9 @@ def shortest_distances(columns: Columns) -> np.ndarray:
 
 
 def _shortest_dense(columns, n, indices):
-    """Shortest distance of structures of n atoms."""
+    """Return the shortest distances of structures with n atoms each, at most _GRAM_ATOMS."""
     step = max(1, _GRAM_PAIRS // (n * n))
+    # One product (a, |a|², 1) · (-2b, 1, |b|²) gives |a|² + |b|² - 2ab.
     left, right = np.ones((step, n, 5), np.float32), np.ones((step, 5, n), np.float32)
     squares = np.empty((step, n, n), np.float32)
     found = np.empty(len(indices))
@@ -101,7 +112,8 @@ def _shortest_dense(columns, n, indices):
     for start in range(0, len(indices), step):
         part = indices[start:start + step]
         m = len(part)
-        positions = columns.positions.take(columns.offsets[part, None] + atom, axis=0)
+        positions = columns.positions.take(columns.offsets[part, None] + atom, axis=0)  # (m, n, 3)
+        # Small coordinates keep the error of the difference small.
         centred = (positions - np.einsum("mni->mi", positions)[:, None] / n).astype(np.float32)
         norm = np.einsum("mni,mni->mn", centred, centred)
         left[:m, :, :3], left[:m, :, 3] = centred, norm
@@ -112,24 +124,29 @@ def _shortest_dense(columns, n, indices):
         i, j = np.divmod(pairs.argmin(1), n)
         rows = np.arange(m)
         found[start:start + m] = np.sqrt(((positions[rows, i] - positions[rows, j]) ** 2).sum(-1))
-        found[start:start + m][i == j] = np.nan  # only where nothing is finite
+        found[start:start + m][i == j] = np.nan  # happens only if no distance is finite
         for k in np.flatnonzero(~(norm.max(1) <= _GRAM_SQUARE)):
             found[start + k] = _shortest_tree(positions[k])
     return found
 
 
 def _shortest_tree(positions):
+    """Return the shortest distance in one structure with a k-d tree; NaN if not finite."""
     if not np.isfinite(positions).all():
         return np.nan
     return float(cKDTree(positions).query(positions, k=2)[0][:, 1].min())
 
 
 def shortest_periodic(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> float:
-    """Shortest distance of one structure under periodic boundaries, Å; for any cell, skewed and tiny ones too.
+    """Return the shortest distance in one periodic structure (Å).
+
+    Works for any cell, including skewed cells and cells smaller than the distance. Returns NaN if
+    positions are not finite or the cell is degenerate.
 
     Args:
-      positions: (n, 3) Å. cell: Lattice vectors as rows, (3, 3) Å; rows of open directions are not used.
-      pbc: (3,) bool.
+      positions: Positions (Å), shape (n, 3).
+      cell: Lattice vectors as rows (Å), shape (3, 3). Rows of open directions are ignored.
+      pbc: Periodic directions, bool, shape (3,).
     """
     if not np.isfinite(positions).all():
         return float("nan")
@@ -140,19 +157,20 @@ def shortest_periodic(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) 
     heights = 1 / np.linalg.norm(inverse, axis=0)
     lengths = np.linalg.norm(cell, axis=1)[pbc]
     fractional = positions @ inverse
-    # Any upper bound of the answer limits the images that can hold it.
+    # An upper bound of the distance limits the images that must be searched.
     bound = _shortest_image(fractional, cell, pbc, np.zeros((1, 3)), float(lengths.min()))
     own = [range(-int(k), int(k) + 1) for k in np.where(pbc, np.floor(bound / heights), 0)]
     multiples = np.array(list(itertools.product(*own)))
     multiples = multiples[np.any(multiples, axis=1)]
     if len(multiples):
         bound = min(bound, float(np.linalg.norm(multiples @ cell, axis=1).min()))
-    # A wrapped fractional difference is at most a half: |n| - 1/2 heights lie between the atom and image n.
+    # A wrapped fractional difference is at most 1/2, so image n is at least |n| - 1/2 heights away.
     reach = [range(-int(k), int(k) + 1) for k in np.where(pbc, np.floor(bound / heights + 0.5), 0)]
     return _shortest_image(fractional, cell, pbc, np.array(list(itertools.product(*reach)), float), bound)
 
 
 def _shortest_image(fractional, cell, pbc, images, bound):
+    """Return the minimum of `bound` and all distances between an atom and images of other atoms."""
     n = len(fractional)
     rows = max(1, _PERIODIC_PAIRS // max(n, 1))
     for start in range(0, n - 1, rows):
@@ -167,7 +185,10 @@ def _shortest_image(fractional, cell, pbc, images, bound):
 
 
 def _complete_cell(cell, pbc):
-    """The cell with unit vectors normal to the periodic ones in the open directions; None if it is degenerate."""
+    """Return the cell with orthonormal vectors in the open directions; None if it is degenerate.
+
+    These vectors are perpendicular to the periodic lattice vectors.
+    """
     cell = np.where(np.asarray(pbc)[:, None], cell, 0.0)
     if not np.isfinite(cell).all() or np.linalg.matrix_rank(cell) < np.sum(pbc):
         return None
@@ -178,13 +199,17 @@ def _complete_cell(cell, pbc):
 
 
 def kabsch_align(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Proper rotations that turn b onto a: (b - mean(b)) @ rotation is nearest to a - mean(a) in least squares.
+    """Return the proper rotations that superpose b onto a.
+
+    (b - mean(b)) @ rotation is the least-squares fit to a - mean(a).
 
     Args:
-      a, b: Conformations with the same order of atoms, (m, n, 3), Å.
+      a: Conformations (Å), shape (m, n, 3).
+      b: Conformations with the same order of atoms (Å), shape (m, n, 3).
 
     Returns:
-      Rotations, (m, 3, 3), of determinant +1. Vectors such as forces turn alike: forces_b @ rotation.
+      Rotations with determinant +1, shape (m, 3, 3). They rotate vectors such as forces as well:
+      forces_b @ rotation.
     """
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     u, _, vt = np.linalg.svd(np.swapaxes(b, 1, 2) @ a)
@@ -193,30 +218,36 @@ def kabsch_align(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def bond_limit(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Distances in Å below which atoms of the atomic numbers a and b (any shapes that broadcast) count as bonded."""
+    """Return the distances (Å) below which two atoms are considered bonded.
+
+    Args:
+      a: Atomic numbers, any shape.
+      b: Atomic numbers; the shape must broadcast with that of `a`.
+    """
     return BOND_STRETCH * (covalent_radii[a] + covalent_radii[b])
 
 
 def superpose(points: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Rotate and translate points (n, 3) so that they are nearest to `target` (n, 3) in least squares."""
+    """Rotate and translate points (n, 3) to the least-squares fit to `target` (n, 3)."""
     center, to = points.mean(0), target.mean(0)
     return (points - center) @ kabsch_align(target[None], points[None])[0] + to
 
 
 def fingerprints(columns: Columns) -> np.ndarray:
-    """A 64-bit number of each structure's atomic numbers, positions (rounded to 1e-4 Å) and cell, (S,) uint64.
+    """Return a 64-bit hash of each structure, shape (S,), uint64.
 
-    Equal structures with the same order of atoms have equal fingerprints, on every machine. Two different ones
-    among n agree by chance with a probability of about n² / 4e19: 1e-7 for two million structures. Positions that
-    differ by less than the rounding may still fall to either side of it.
+    The hash covers atomic numbers, positions (rounded to 1e-4 Å) and the cell. Equal structures
+    with the same order of atoms have equal fingerprints on every machine. Among n different
+    structures, a collision has a probability of about n² / 4e19: 1e-7 for two million structures.
+    Positions that differ by less than the rounding may still be rounded to different values.
     """
     found = np.empty(len(columns), np.uint64)
     with np.errstate(over="ignore"):
         for structures, atoms, starts in chunks(columns):
             place = np.arange(atoms.stop - atoms.start) - np.repeat(starts, columns.n_atoms[structures])
-            mixed = _rounded(columns.positions[atoms])
+            mixed = _rounded(columns.positions[atoms])  # (atoms, 3)
             mixed *= _ODD[:3]
-            mixed = mixed[:, 0] + mixed[:, 1] + mixed[:, 2]
+            mixed = mixed[:, 0] + mixed[:, 1] + mixed[:, 2]  # (atoms,)
             mixed += columns.numbers[atoms].astype(np.uint64) * _ODD[3]
             mixed += place.astype(np.uint64) * _ODD[4]
             found[structures] = segment_sum(_mix(mixed), starts)
@@ -230,15 +261,16 @@ def fingerprints(columns: Columns) -> np.ndarray:
 
 
 def _rounded(values):
+    """Return values as unsigned integers in units of _FINGERPRINT_STEP."""
     scaled = np.rint(values / _FINGERPRINT_STEP)
     limit = 2.0 ** 62
-    if not np.abs(scaled).max(initial=0.0) < limit:  # the cast of anything else depends on the machine
+    if not np.abs(scaled).max(initial=0.0) < limit:  # casts of other values depend on the machine
         scaled = np.nan_to_num(scaled, nan=limit, posinf=limit, neginf=-limit).clip(-limit, limit)
     return scaled.astype(np.int64).view(np.uint64)
 
 
 def _mix(x):
-    """Every bit of the result depends on every bit of x."""
+    """Mix the bits: every bit of the result depends on every bit of x."""
     x = x ^ (x >> np.uint64(32))
     x *= np.uint64(0xD6E8FEB86659FD93)
     x ^= x >> np.uint64(32)

@@ -1,7 +1,7 @@
-"""Histogram with given edges, for the figures of a data set, filled as values stream by.
+"""Histogram with given edges for the figures of a data set, filled from a stream of values.
 
-`Distribution` is for numbers that are stored with the data: it needs no edges in advance, because the width of its bins
-is relative to the value.
+`Distribution` is for statistics stored with the data. It needs no edges in advance, because the
+width of its bins is relative to the value.
 """
 
 from __future__ import annotations
@@ -17,12 +17,18 @@ import numpy as np
 class Histogram:
     """Counts of values between edges; the outermost edges belong to their bins.
 
-    What lies outside is counted apart, and so is NaN, so that nothing is lost in silence.
+    Values outside the edges and NaN are counted separately, so no value is lost silently.
 
     Attributes:
-      edges: (B + 1,) ascending. counts: (B,) int64.
-      below, above: Values beyond the edges, infinite ones among them. missing: NaN.
-      minimum, maximum, total: Of all finite values, float; NaN, NaN and 0 without any.
+      edges: Ascending bin edges, shape (B + 1,).
+      counts: Number of values per bin, int64, shape (B,).
+      below: Number of values below the first edge, including -inf.
+      above: Number of values above the last edge, including inf.
+      missing: Number of NaN.
+      minimum: Smallest finite value; NaN without finite values.
+      maximum: Largest finite value; NaN without finite values.
+      total: Sum of the finite values.
+      finite: Number of finite values.
     """
 
     edges: np.ndarray
@@ -49,22 +55,25 @@ class Histogram:
 
     @classmethod
     def linear(cls, low: float, high: float, bins: int) -> Histogram:
-        """Bins of one width."""
+        """Create a histogram with bins of equal width."""
         return cls(np.linspace(low, high, bins + 1))
 
     @classmethod
     def logarithmic(cls, low: float, high: float, bins: int) -> Histogram:
-        """Bins of one width on a log axis, for values above 0."""
+        """Create a histogram with bins of equal width on a log axis, for positive values."""
         return cls(np.geomspace(low, high, bins + 1))
 
     @classmethod
     def whole(cls, low: int, high: int) -> Histogram:
-        """A bin for each whole number from `low` to `high`."""
+        """Create a histogram with one bin per integer from `low` to `high`."""
         return cls(np.arange(low, high + 2) - 0.5)
 
     @classmethod
     def of_counts(cls, edges: Sequence[float] | np.ndarray, counts: Sequence[int] | np.ndarray) -> Histogram:
-        """From bins that are counted already: the mean is that of the middles, the extremes those of the edges."""
+        """Create a histogram from existing counts.
+
+        The mean is computed from the centers of the bins, the extremes from their edges.
+        """
         result = cls(np.asarray(edges), np.asarray(counts))
         filled = np.flatnonzero(result.counts)
         if len(filled):
@@ -90,10 +99,10 @@ class Histogram:
             self.finite += len(finite)
 
     def merge(self, other: Histogram) -> None:
-        """Add what another histogram of the same edges has counted.
+        """Add the counts of another histogram with the same edges.
 
         Raises:
-          ValueError: Other edges.
+          ValueError: The edges differ.
         """
         if not np.array_equal(self.edges, other.edges):
             raise ValueError(f"histograms of other edges cannot be merged: {len(self.edges)} from {self.edges[0]:g} to "
@@ -105,28 +114,30 @@ class Histogram:
         self._extremes(other.minimum, other.maximum)
 
     def _extremes(self, low: float, high: float) -> None:
+        """Include `low` and `high` in minimum and maximum; NaN is ignored."""
         self.minimum, self.maximum = float(np.fmin(self.minimum, low)), float(np.fmax(self.maximum, high))
 
     @property
     def known(self) -> int:
-        """Values that are not NaN."""
+        """Number of values that are not NaN."""
         return int(self.counts.sum()) + self.below + self.above
 
     @property
     def of_whole_numbers(self) -> bool:
-        """Whether each bin is one whole number."""
+        """Whether each bin contains exactly one integer."""
         return bool((np.diff(self.edges) == 1).all() and (self.edges % 1 == 0.5).all())
 
     @property
     def mean(self) -> float:
-        """Of the finite values; NaN without any."""
+        """Mean of the finite values; NaN without any."""
         return self.total / self.finite if self.finite else math.nan
 
     def quantile(self, q: float) -> float:
-        """The value below which a share `q` of the known values lies, to within the width of its bin; NaN without any.
+        """Return the value below which a fraction `q` of the known values is found.
 
-        Within a bin values are taken as evenly spread, beyond the edges as spread out to the extremes; where bins are
-        whole numbers, it is one.
+        The result is accurate to the width of its bin; NaN without known values. Values are assumed
+        to be evenly distributed within a bin, and between the outermost edges and the extremes. If
+        the bins are integers, the result inside the edges is an integer.
         """
         if not 0 <= q <= 1:
             raise ValueError(f"q must be between 0 and 1, received {q}")
@@ -144,7 +155,7 @@ class Histogram:
         return float(np.clip(value, self.minimum, self.maximum)) if self.finite else float(value)
 
     def to_json(self) -> dict[str, object]:
-        """Plain numbers and lists; None where a number is not known."""
+        """Return plain numbers and lists; None for unknown numbers."""
         plain = {name: None if math.isnan(value) else value
                  for name, value in (("minimum", self.minimum), ("maximum", self.maximum), ("mean", self.mean))}
         return {"edges": self.edges.tolist(), "counts": self.counts.tolist(), "below": self.below, "above": self.above,

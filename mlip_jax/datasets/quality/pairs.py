@@ -1,8 +1,9 @@
-"""Conformations of one molecule against each other: do energies, forces and positions fit, and are they in eV and Å?
+"""Comparison of conformations of one molecule: do energies and forces fit, in eV and Å?
 
-Between two close conformations, ΔE = E₂ - E₁ is W = -½(F₁ + F₂)·Δx up to third order in Δx. The ratio ΔE/W is 1 for
-forces, -1 for gradients, and shows every unit that does not fit the others. It is blind to a factor that energies and
-forces share; that one shows in the stiffness of bonds to H, which hardly depends on molecule, method or temperature.
+Between two close conformations, ΔE = E₂ - E₁ equals W = -½(F₁ + F₂)·Δx up to third order in Δx.
+The ratio ΔE/W is 1 for forces and -1 for gradients, and it reveals every unit that does not fit the
+others. It cannot reveal a factor common to energies and forces. The stiffness of bonds to H reveals
+that factor, because it hardly depends on molecule, method or temperature.
 """
 
 from __future__ import annotations
@@ -16,34 +17,46 @@ from mlip_jax.datasets.quality.filters import molecule_codes
 from mlip_jax.datasets.quality.geometry import kabsch_align, same_size, segment_sum
 
 MAX_PAIRS = 500
-MAX_RMSD = 0.3
-# Of the pairs that are close enough the nearer half is kept, where it is this many.
+MAX_RMSD = 0.3  # Å
+# The closer half of the pairs within MAX_RMSD is kept, but at least this many if there are so many.
 _FEW = 60
-# Conformations that are compared with each other, at most: in a block, and of one molecule.
+# Maximum number of conformations that are compared: per block, per molecule if there is only one,
+# and per molecule if there are many.
 _MEMBERS = 3072
 _MEMBERS_OF_ONE = 2048
 _MEMBERS_OF_MANY = 64
-# Pairs that are aligned, nearest first by a few distances between their atoms.
+# Number of pairs that are aligned. The pairs are ranked by _PROBES distances between their atoms.
 _ALIGNED = 1000
 _PROBES = 24
-_NEIGHBOURS = 2
+_NEIGHBOURS = 2  # neighbors per conformation
 _CHUNK = 400_000  # atoms
-_SAME = 1e-7  # Å², of the probes together
-# Forces across the displacement say nothing of the energy: |W| is compared with ½(|F₁| + |F₂|)|Δx|.
+_SAME = 1e-7  # Å², sum over the probes, below which two conformations are copies
+# Forces perpendicular to the displacement do not determine the energy difference: |W| must exceed
+# this fraction of ½(|F₁| + |F₂|)|Δx|.
 _LEAST_COSINE = 0.1
-# Bonds to H that are measured: in so many pairs, so many in each.
+# Maximum number of pairs whose bonds to H are measured, and of bonds per pair.
 _BONDED = 300
 _HYDROGENS = 12
-# A bond that changes its length by less, relative, tells of its surroundings: at the minima of another method
-# (conformers by MMFF94) lengths and forces differ from place to place, whatever the stiffness. By more, it is another.
+# Relative change of a bond length. Smaller changes reflect the surroundings of the bond: at the
+# minima of another method (e.g. MMFF94 conformers) lengths and forces vary from bond to bond,
+# independent of the stiffness. After a larger change it is another bond.
 _LEAST_STRETCH, _MOST_STRETCH = 2e-3, 0.5
-# Of a total energy in single precision: a pair whose W and ΔE are both below it says nothing.
+# Relative resolution of a total energy in single precision. A pair whose W and ΔE are both below it
+# carries no information.
 _RESOLUTION = 2e-7
 
 
 class ClosePairs(NamedTuple):
-    """Pairs of structures, each (p,): indices into the block, RMSD after alignment in Å, ΔE and W in eV, and
-    |F₂ - F₁| / |Δx| in eV/Å²."""
+    """Pairs of close conformations, p of them.
+
+    Attributes:
+      first: Index of the first structure in the block, shape (p,).
+      second: Index of the second structure in the block, shape (p,).
+      rmsd: RMSD after alignment (Å), shape (p,).
+      energy: Energy difference ΔE (eV), shape (p,).
+      work: Work W of the mean forces (eV), shape (p,).
+      stiffness: |F₂ - F₁| / |Δx| (eV/Å²), shape (p,).
+    """
 
     first: np.ndarray
     second: np.ndarray
@@ -54,18 +67,21 @@ class ClosePairs(NamedTuple):
 
 
 def neighbours(columns: Columns, usable: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of conformations of one molecule with the same order of atoms, the nearest first: indices, (p,) each.
+    """Return pairs of similar conformations of one molecule with the same order of atoms.
 
     Args:
-      columns: A block.
-      usable: (S,), bool: all forces and all positions are known.
-      seed: Of the choice of molecules where there are many.
+      columns: Block of structures.
+      usable: Whether all forces and positions of a structure are known, bool, shape (S,).
+      seed: Random seed for the choice of molecules, if there are more than are compared.
+
+    Returns:
+      Indices of the first and the second structures, each of shape (p,), the closest pairs first.
     """
     return _nearest(columns, *_choose_members(columns, usable, seed))
 
 
 def close_pairs(columns: Columns, first: np.ndarray, second: np.ndarray) -> ClosePairs:
-    """Those of the neighbours that are close and have energies, at most MAX_PAIRS, the closest."""
+    """Return the closest of the pairs from `neighbours` that have energies, at most MAX_PAIRS."""
     pairs = _align(columns, first, second)
     scale = np.abs(columns.energy[pairs.first]) * _RESOLUTION
     told = (np.maximum(np.abs(pairs.work), np.abs(pairs.energy)) > scale) & np.isfinite(pairs.work)
@@ -77,9 +93,11 @@ def close_pairs(columns: Columns, first: np.ndarray, second: np.ndarray) -> Clos
 
 
 def bond_stiffness(columns: Columns, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """How fast the force along a bond of H to C, N or O falls with its length, between neighbours, eV/Å², (k,).
+    """Return the stiffness of bonds of H to C, N or O (eV/Å²), shape (k,).
 
-    About 33 for whatever molecule and method, negative for gradients. Needs neither energies nor an alignment.
+    The stiffness is the decrease of the force along a bond with its length, between the two
+    structures of a pair. It is about 33 for any molecule and method, and negative for gradients. It
+    requires neither energies nor an alignment.
     """
     chosen = np.linspace(0, len(first) - 1, min(len(first), _BONDED)).astype(np.int64)
     first, second = first[chosen], second[chosen]
@@ -87,6 +105,8 @@ def bond_stiffness(columns: Columns, first: np.ndarray, second: np.ndarray) -> n
     for n, part in same_size(columns.n_atoms[first]):
         start_a, start_b = (columns.offsets[s[part], None] for s in (first, second))
         numbers = columns.numbers[start_a + np.arange(n)]
+        # The first _HYDROGENS hydrogen atoms of each structure; other atoms fill up and are
+        # dropped.
         hydrogen = np.argsort(numbers != 1, axis=1, kind="stable")[:, :_HYDROGENS]
         pair, k = np.nonzero(np.take_along_axis(numbers, hydrogen, 1) == 1)
         hydrogen, start_a, start_b = hydrogen[pair, k], start_a[pair, 0], start_b[pair, 0]
@@ -105,7 +125,7 @@ def bond_stiffness(columns: Columns, first: np.ndarray, second: np.ndarray) -> n
 
 
 def _partners(positions, start, hydrogen, n):
-    """The nearest other atom of each hydrogen, within its structure of n atoms that begins at `start`."""
+    """Return the closest other atom of each hydrogen atom, within its structure of n atoms."""
     difference = positions[start[:, None] + np.arange(n)] - positions[start + hydrogen][:, None]
     squares = np.einsum("mni,mni->mn", difference, difference)
     squares[np.arange(len(start)), hydrogen] = np.inf
@@ -113,14 +133,19 @@ def _partners(positions, start, hydrogen, n):
 
 
 def _along(columns, hydrogen, partner):
-    """Length of each bond and the force on its hydrogen along it."""
+    """Return the length of each bond (Å) and the force on its hydrogen atom along it (eV/Å)."""
     bond = columns.positions[hydrogen] - columns.positions[partner]
     length = np.sqrt(np.einsum("ki,ki->k", bond, bond))
     return length, np.einsum("ki,ki->k", columns.forces[hydrogen], bond) / length
 
 
 def _choose_members(columns, usable, seed):
-    """Structures to compare and the group of each: whole molecules by lot, a window of those that are too large."""
+    """Return the structures to compare and the group of each.
+
+    Molecules are chosen at random with all of their conformations, or with the first ones of a
+    molecule that has too many. Members of a group have the same molecule and the same order of
+    atoms.
+    """
     candidates = np.flatnonzero(usable & (columns.n_atoms > 1))
     if len(candidates) < 2:
         return candidates, candidates
@@ -136,14 +161,14 @@ def _choose_members(columns, usable, seed):
     if not chosen:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     members = np.concatenate(chosen)
-    # One molecule may stand in several orders of atoms: a group has one.
+    # A molecule may occur with several orders of atoms; each forms a group of its own.
     label = np.repeat(np.arange(len(chosen)), [len(c) for c in chosen])
     key = np.stack([label, _order_of_atoms(columns, members)])
     return members, np.unique(key, axis=1, return_inverse=True)[1].ravel()
 
 
 def _order_of_atoms(columns, members):
-    """A number that is equal where the atomic numbers are equal, in their order; exact enough within a molecule."""
+    """Return a hash of the ordered atomic numbers. Collisions within a molecule are unlikely."""
     n = columns.n_atoms[members]
     starts = np.cumsum(n) - n
     place = np.arange(n.sum()) - np.repeat(starts, n)
@@ -153,7 +178,10 @@ def _order_of_atoms(columns, members):
 
 
 def _nearest(columns, members, group):
-    """The nearest neighbours of every member in its group, by a few distances within the molecule: unique pairs."""
+    """Return unique pairs of members with their closest neighbors in the group.
+
+    The distance of two members is that of a few interatomic distances, which needs no alignment.
+    """
     if not len(members):
         return members, members
     probes = _distances_within(columns, members)
@@ -164,8 +192,8 @@ def _nearest(columns, members, group):
             continue
         x = probes[part] - probes[part].mean(0)
         norm = np.einsum("mi,mi->m", x, x)
-        squares = norm[:, None] + norm - 2 * (x @ x.T)
-        squares[squares < _SAME] = np.inf  # itself, and copies of it
+        squares = norm[:, None] + norm - 2 * (x @ x.T)  # (members, members)
+        squares[squares < _SAME] = np.inf  # excludes the member itself and its copies
         rows = np.arange(len(part))
         for _ in range(_NEIGHBOURS):
             nearest = squares.argmin(1)
@@ -182,7 +210,10 @@ def _nearest(columns, members, group):
 
 
 def _distances_within(columns, members):
-    """_PROBES distances of each structure between atoms spread over it, the same atoms for equal sizes."""
+    """Return _PROBES interatomic distances per structure, shape (members, _PROBES).
+
+    The atom pairs are random, but the same for structures of equal size.
+    """
     n = columns.n_atoms[members][:, None]
     drawn = np.random.default_rng(0).random((2, _PROBES))
     first = (drawn[0] * n).astype(np.int64)
@@ -193,8 +224,11 @@ def _distances_within(columns, members):
 
 
 def _align(columns, first, second):
-    """ClosePairs of all of them; the second conformation and its forces are turned onto the first. W is NaN where the
-    forces are across the displacement."""
+    """Return ClosePairs of all pairs, with the second conformation rotated onto the first.
+
+    The forces are rotated as well. W is NaN if the forces are nearly perpendicular to the
+    displacement.
+    """
     rmsd, work, stiffness = np.full(len(first), np.inf), np.full(len(first), np.nan), np.full(len(first), np.nan)
     for n, part in same_size(columns.n_atoms[first]):
         rows_a, rows_b = (columns.offsets[s[part], None] + np.arange(n) for s in (first, second))
@@ -205,7 +239,7 @@ def _align(columns, first, second):
         else:
             displacement, force_b = _displacement_periodic(columns, first[part], second[part], a, b, force_b)
         rmsd[part] = np.sqrt(np.einsum("mni,mni->m", displacement, displacement) / n)
-        w = -0.5 * np.einsum("mni,mni->m", force_a + force_b, displacement)
+        w = -0.5 * np.einsum("mni,mni->m", force_a + force_b, displacement)  # (pairs of size n,)
         norms = [np.sqrt(np.einsum("mni,mni->m", x, x))
                  for x in (force_a, force_b, displacement, force_b - force_a)]
         stiffness[part] = norms[3] / norms[2]
@@ -214,12 +248,17 @@ def _align(columns, first, second):
 
 
 def _displacement(a, b, force_b):
+    """Return displacements from a to the aligned b and the rotated forces of b, each (m, n, 3)."""
     rotation = kabsch_align(a, b)
     return (b - b.mean(1, keepdims=True)) @ rotation - (a - a.mean(1, keepdims=True)), force_b @ rotation
 
 
 def _displacement_periodic(columns, first, second, a, b, force_b):
-    """As _displacement; in one and the same cell nothing can be turned and the nearest images are compared."""
+    """Return the result of `_displacement` for structures that may be periodic.
+
+    Periodic structures are not rotated. Their displacements use the nearest images if their cells
+    are equal, and are infinite otherwise.
+    """
     displacement, turned = _displacement(a, b, force_b)
     for p in np.flatnonzero(columns.pbc[first].any(1) | columns.pbc[second].any(1)):
         pbc, cell = columns.pbc[first[p]], columns.cell[first[p]]
