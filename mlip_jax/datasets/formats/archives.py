@@ -1,8 +1,8 @@
-"""Compressed tar archives from strangers, read member by member without believing their headers.
+"""Reader of untrusted compressed tar archives, member by member, without trusting their headers.
 
-A few megabytes of a compressed archive can hold gigabytes of headers (pax records, long names, maps of sparse files),
-which `tarfile` takes into memory before it gives the first member. Here the decompressed bytes that it may read in
-order to find the next member are limited.
+A few megabytes of a compressed archive can contain gigabytes of headers (pax records, long names,
+maps of sparse files). `tarfile` loads them into memory before it returns the first member. This
+module limits the number of decompressed bytes that `tarfile` may read to find the next member.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import tarfile
 import zlib
 from typing import BinaryIO
 
-# Bytes of headers before a member. Real archives have a few hundred, 4 kB with the longest path. Not more, since some
-# versions of tarfile search headers in a time that grows with their length squared.
+# Maximum number of header bytes before a member. Real archives have a few hundred, or 4 kB with the
+# longest path. The limit is low because some versions of tarfile search headers in quadratic time.
 MAX_HEADERS = 1 << 14
-_AHEAD = 2 * tarfile.RECORDSIZE  # that tarfile may read beyond what it needs
+_AHEAD = 2 * tarfile.RECORDSIZE  # bytes that tarfile may read in advance
 
 
 class Members:
-    """The members of an archive, from the first on.
+    """Members of an archive, in order.
 
     Args:
-      file: Of the decompressed bytes. It is closed by the caller.
+      file: File of the decompressed bytes. The caller closes it.
 
     Raises:
-      tarfile.ReadError: Also where the headers before a member are too long.
+      tarfile.ReadError: The archive is invalid, or the headers before a member are too long.
     """
 
     def __init__(self, file: BinaryIO):
@@ -35,29 +35,29 @@ class Members:
             self._tar = tarfile.open(fileobj=self._file, mode="r|")  # reads the first member's header
 
     def next(self) -> tarfile.TarInfo | None:
-        """The next member; None after the last."""
-        # What is left of the last member's data is passed over, not kept.
+        """Return the next member; None after the last one."""
+        # Allow reading the rest of the last member's data, which tarfile skips.
         self._file.left = max(self._tar.offset - self._file.count, 0) + MAX_HEADERS + _AHEAD
         with _errors():
             info = self._tar.next()
-        self._tar.members.clear()  # the list would only grow
+        self._tar.members.clear()  # the list would grow with every member
         return info
 
     def content(self, info: tarfile.TarInfo) -> BinaryIO:
-        """The data of the member that `next` has given, before it is called again."""
+        """Return the data of the last member that `next` returned, before `next` is called again."""
         if info.size < 0:
             raise tarfile.ReadError(f"a member of {info.size} bytes")
         self._file.left = info.size + _AHEAD
         return self._tar.extractfile(info)
 
     def close(self) -> None:
-        """Let go of the archive, not of the file."""
+        """Close the archive, but not the file."""
         self._tar.close()
 
 
 @contextlib.contextmanager
 def _errors():
-    """Whatever tarfile stumbles on in a damaged header, RecursionError among it, as ReadError."""
+    """Convert any error of tarfile for a corrupted header to ReadError, including RecursionError."""
     try:
         yield
     except (tarfile.TarError, OSError, EOFError, zlib.error):
@@ -67,13 +67,14 @@ def _errors():
 
 
 class _Limited:
-    """A file that gives no more than `left` bytes."""
+    """File that raises ReadError after `left` bytes."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
         self.left = self.count = 0
 
     def read(self, size: int) -> bytes:
+        """Return at most `size` bytes. Raise ReadError if more than `left` bytes are read in total."""
         data = self._file.read(min(size, self.left + 1))
         self.left -= len(data)
         self.count += len(data)

@@ -1,6 +1,7 @@
-"""ASE databases in SQLite files (`*.db`), read row by row and without writing anything.
+"""Reader of ASE databases in SQLite files (`*.db`), row by row and without writing.
 
-Layout (ASE's database format 5 to 9; wiki.fysik.dtu.dk/ase/ase/db/db.html), table `systems`, one row a structure:
+Layout (ASE's database format 5 to 9; wiki.fysik.dtu.dk/ase/ase/db/db.html), table `systems`, one
+row per structure:
 
     id               INTEGER, ascending, not necessarily without gaps
     numbers          int32 blob (n,)
@@ -10,14 +11,16 @@ Layout (ASE's database format 5 to 9; wiki.fysik.dtu.dk/ase/ase/db/db.html), tab
     charge           REAL, the sum of the initial charges
     key_value_pairs  TEXT, JSON
     data             BLOB (format 9): 8 bytes with the offset of a JSON text that refers to arrays in the bytes before;
-                     TEXT, JSON (formats 5 to 8). SchNetPack's older files hold arrays as base64 text under `name`
-                     with `_shape_name` and `_dtype_name` beside it
+                     TEXT, JSON (formats 5 to 8). SchNetPack's older files store arrays as base64 text under `name`
+                     with `_shape_name` and `_dtype_name` next to it
 
-All little endian. Table `information` holds the version of the format and the metadata (JSON). ASE itself stores eV
-and Å, but `data` and `key_value_pairs` are in whatever unit the author chose: nothing is converted here.
+All numbers are little-endian. Table `information` contains the version of the format and the
+metadata (JSON). ASE itself stores eV and Å, but `data` and `key_value_pairs` are in units chosen by
+the author: nothing is converted here.
 
-ase.db reads the same rows in ten times the time (13 s in place of 1.3 s for 50,000 molecules of QM9), makes the objects
-that a file names in its JSON, and leaves the arrays of SchNetPack's older files as text.
+ase.db takes ten times as long for the same rows (13 s instead of 1.3 s for 50,000 molecules of
+QM9), instantiates the objects that a file names in its JSON, and returns the arrays of SchNetPack's
+older files as text.
 """
 
 from __future__ import annotations
@@ -47,15 +50,18 @@ _COLUMNS = ("id", "numbers", "positions", "cell", "pbc", "natoms", "charge", "ke
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AseRow:
-    """A row as it stands in the file, nothing converted.
+    """Row as stored in the file, without conversion.
 
     Attributes:
-      id: As in the file.
-      numbers: (n,) int32. positions: (n, 3) float64. cell: (3, 3) float64. pbc: (3,) bool.
-      charge: The row's column `charge`: the sum of ASE's initial charges.
-      results: Calculator results that the row has ("energy", "forces", "dipole", ...).
+      id: Row id in the file.
+      numbers: Atomic numbers, int32, shape (n,).
+      positions: Positions, float64, shape (n, 3).
+      cell: Lattice vectors as rows, float64, shape (3, 3).
+      pbc: Periodic directions, bool, shape (3,).
+      charge: Column `charge` of the row: the sum of ASE's initial charges.
+      results: Calculator results of the row ("energy", "forces", "dipole", ...).
       key_value_pairs: Numbers and texts by key.
-      data: By key; numbers, texts, lists, or NumPy arrays.
+      data: Numbers, texts, lists or NumPy arrays by key.
     """
 
     id: int
@@ -70,15 +76,19 @@ class AseRow:
 
 
 class AseDatabase:
-    """An ASE database, open for reading.
+    """ASE database, open for reading.
 
     Attributes:
-      path: The file. version: Of the format. metadata: Of the whole data set, as its author wrote it.
+      path: Path of the file.
+      version: Version of the file format.
+      metadata: Metadata of the data set, as written by its author.
     """
 
     def __init__(self, path: str | Path):
-        """Raises:
-          DatasetError: The file is missing, truncated, or no ASE database.
+        """Open a database.
+
+        Raises:
+          DatasetError: The file is missing, truncated or not an ASE database.
         """
         self.path = Path(path)
         _check_header(self.path)
@@ -97,10 +107,10 @@ class AseDatabase:
         return len(self._ids)
 
     def rows(self, records: range) -> Iterator[AseRow]:
-        """The rows with these numbers (0 is the first), in order of their ids, streamed.
+        """Yield the rows with these record numbers (the first is 0) in the order of their ids.
 
         Raises:
-          DatasetError: A row is damaged; it is named by its id.
+          DatasetError: A row is corrupted. The message contains its id.
         """
         if not len(records):
             return
@@ -125,7 +135,7 @@ class AseDatabase:
                                "while it was read")
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -135,6 +145,7 @@ class AseDatabase:
         self.close()
 
     def _information(self) -> tuple[int, dict[str, Any]]:
+        """Return the version of the format and the metadata."""
         tables = {name for name, in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if not {"systems", "information"} <= tables:
             raise DatasetError(f"{self.path}: is an SQLite file without the tables of an ASE database; found "
@@ -148,7 +159,9 @@ class AseDatabase:
         return version, metadata if isinstance(metadata, dict) else {}
 
     def _row_ids(self) -> range | np.ndarray:
-        # Counting runs over an index and the ends are looked up: no gaps need no list of ids, and never the rows.
+        """Return the ids of all rows in ascending order."""
+        # These queries use an index and never read the rows. Without gaps, no list of ids is
+        # needed.
         count, = self._connection.execute("SELECT COUNT(*) FROM systems").fetchone()
         if not count:
             return range(0)
@@ -160,6 +173,7 @@ class AseDatabase:
         return np.sort(ids)
 
     def _row(self, values: dict[str, Any]) -> AseRow:
+        """Convert the column values of a row. Raise DatasetError if they are corrupted."""
         source = f"{self.path.name}:{values['id']}"
         try:
             positions = np.frombuffer(values["positions"], "<f8").reshape(-1, 3).astype(np.float64)
@@ -179,7 +193,7 @@ class AseDatabase:
 
 
 def is_sqlite(path: Path) -> bool:
-    """Whether a file begins as an SQLite file, whole or not. Never raises."""
+    """Return whether a file begins like an SQLite file, complete or not. Never raises."""
     try:
         with path.open("rb") as file:
             return file.read(len(_MAGIC)) == _MAGIC
@@ -188,7 +202,7 @@ def is_sqlite(path: Path) -> bool:
 
 
 def is_ase_database(path: Path) -> bool:
-    """Whether a file has the tables of an ASE database. Reads little, never raises."""
+    """Return whether a file has the tables of an ASE database. Reads little and never raises."""
     if not is_sqlite(path):
         return False
     try:
@@ -203,10 +217,10 @@ def is_ase_database(path: Path) -> bool:
 
 
 def decode(stored: str | bytes | None) -> dict[str, Any]:
-    """The object in a `data` or `key_value_pairs` column.
+    """Return the mapping in a `data` or `key_value_pairs` column.
 
     Raises:
-      ValueError, TypeError, KeyError: It is damaged, or is not a mapping.
+      ValueError, TypeError, KeyError: The content is corrupted or not a mapping.
     """
     if stored is None or stored in ("", b""):
         return {}
@@ -225,7 +239,10 @@ def decode(stored: str | bytes | None) -> dict[str, Any]:
 
 
 def _plain(value: Any, binary: bytes | None) -> Any:
-    """JSON values with the arrays put in. Other ASE objects stay mappings: no class is looked up by its name."""
+    """Return a JSON value with its arrays inserted.
+
+    Other ASE objects remain mappings: no class is looked up by its name.
+    """
     if isinstance(value, list):
         return [_plain(v, binary) for v in value]
     if not isinstance(value, dict):
@@ -245,6 +262,7 @@ def _plain(value: Any, binary: bytes | None) -> Any:
 
 
 def _schnetpack_arrays(value: dict[str, Any]) -> dict[str, Any]:
+    """Decode the arrays that older versions of SchNetPack store as base64 text."""
     encoded = [k for k in value if isinstance(value[k], str) and f"_shape_{k}" in value and f"_dtype_{k}" in value]
     if not encoded:
         return value
@@ -261,6 +279,7 @@ def _schnetpack_arrays(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numeric(name: str) -> np.dtype:
+    """Return the little-endian dtype of a name. Raise TypeError if it is not numeric."""
     dtype = np.dtype(name).newbyteorder("<")
     if dtype.kind not in "biufc":
         raise TypeError(f"an array of {name!r} is not an array of numbers")
@@ -268,6 +287,7 @@ def _numeric(name: str) -> np.dtype:
 
 
 def _check_header(path: Path) -> None:
+    """Raise DatasetError if a file is missing, not SQLite or truncated."""
     if not path.is_file():
         raise DatasetError(f"{path}: no such file. Give the path of an ASE database as config.data.path.")
     size = path.stat().st_size
@@ -278,17 +298,19 @@ def _check_header(path: Path) -> None:
                            "or of another format; download or make it again.")
     page = int.from_bytes(head[16:18], "big")
     expected = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
-    # The page count holds where the two change counters agree; files of old SQLite versions do not keep it.
+    # The page count is valid if the two change counters agree. Old SQLite versions do not maintain
+    # it.
     if head[24:28] == head[92:96] and size < expected and not _unfinished(path):
         raise DatasetError(f"{path}: is truncated: {size} bytes of {expected}. Download or copy it again.")
 
 
 def _unfinished(path: Path) -> bool:
-    """Whether a write-ahead log or a journal of an interrupted writer lies beside the file."""
+    """Return whether an interrupted writer left a write-ahead log or a journal next to the file."""
     beside = (path.with_name(path.name + end) for end in ("-wal", "-journal"))
     return any(p.exists() and p.stat().st_size for p in beside)
 
 
 def _uri(path: Path) -> str:
-    # `immutable` lets a file on read-only media be read without lock files, but is blind to a log beside it.
+    """Return the URI that opens a file read-only."""
+    # `immutable` needs no lock files, as on read-only media, but ignores a log next to the file.
     return f"file:{urllib.parse.quote(str(path.absolute()))}?mode=ro" + ("" if _unfinished(path) else "&immutable=1")

@@ -1,6 +1,7 @@
-"""The frames of a file that ASE reads, one by one, as they stand there: nothing is looked up by name or converted.
+"""Frames of a file that ASE supports, one by one and unchanged: labels are not looked up or converted.
 
-Extended XYZ, databases and trajectories are read at any frame; other formats only from the start (`sequential`).
+Extended XYZ, databases and trajectories can be read from any frame. Other formats must be read from
+the first frame on (`sequential`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,18 @@ _PICKLES = {"bundletrajectory"}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Frame:
-    """What one frame holds, nothing converted. `labels` belong to the whole, `arrays` to the atoms."""
+    """Content of one frame, without conversion.
+
+    Attributes:
+      numbers: Atomic numbers, int32, shape (n,).
+      positions: Positions in the unit of the file, shape (n, 3).
+      cell: Lattice vectors as rows in the unit of the file, shape (3, 3).
+      pbc: Periodic directions, bool, shape (3,).
+      charge: Sum of ASE's initial charges.
+      labels: Labels of the structure by name.
+      arrays: Labels of the atoms by name.
+      results: Calculator results by name.
+    """
 
     numbers: np.ndarray
     positions: np.ndarray
@@ -44,28 +56,37 @@ class Frame:
 
 
 class FileFrames(abc.ABC):
-    """The frames of a file."""
+    """Frames of a file.
+
+    Attributes:
+      sequential: Whether reading a frame requires reading all frames before it.
+    """
 
     sequential = False
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """Number of frames."""
+        """Return the number of frames."""
 
     @abc.abstractmethod
     def read(self, records: range) -> Iterator[Frame]:
-        """Frames by number, ascending."""
+        """Yield frames by number, in ascending order."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
 
 
 def open_frames(path: Path, format: str) -> FileFrames:
-    """The frames of a file; `format` is ASE's name of the format, "" finds out.
+    """Open the frames of a file.
+
+    Args:
+      path: Path of the file.
+      format: ASE's name of the file format; "" detects it.
 
     Raises:
-      ConfigError: ASE knows no such format. DatasetError: No file, or one that cannot be read.
+      ConfigError: ASE does not have this format.
+      DatasetError: The path is not a file, or the file cannot be read.
     """
     from ase.io.formats import ioformats
     if not path.is_file():
@@ -82,6 +103,7 @@ def open_frames(path: Path, format: str) -> FileFrames:
 
 
 def _from_atoms(atoms: Atoms) -> Frame:
+    """Convert ASE's Atoms to a frame."""
     results = getattr(atoms.calc, "results", {}) if atoms.calc is not None else {}
     arrays = {k: v for k, v in atoms.arrays.items() if k not in ("numbers", "positions")}
     return Frame(
@@ -91,7 +113,7 @@ def _from_atoms(atoms: Atoms) -> Frame:
 
 
 class _Xyz(FileFrames):
-    """Extended XYZ by the places of its frames."""
+    """Extended XYZ with an index of its frames."""
 
     def __init__(self, path: Path, format: str):
         self._path, self._format = path, format
@@ -116,12 +138,13 @@ class _Xyz(FileFrames):
             try:
                 text = io.StringIO(self._file.read(end - start).decode())
                 frame = _from_atoms(read(text, format=self._format))
-            except Exception as error:  # ASE's parser raises whatever it stumbles on
+            except Exception as error:  # ASE's parser raises errors of any type
                 raise DatasetError(f"{self._path.name}:{record}: the frame cannot be read ({type(error).__name__}: "
                                    f"{error}); it is damaged or no extended XYZ") from error
             yield frame
 
     def _index(self) -> np.ndarray:
+        """Return the offset of each frame and of the end of the file, shape (frames + 1,)."""
         file, places, line_number = self._file, [], 0
         while True:
             place = file.tell()
@@ -149,7 +172,7 @@ class _Xyz(FileFrames):
 
 
 class _DatabaseFrames(FileFrames):
-    """ASE database: key-value pairs and data are the labels, as are the calculator's results."""
+    """ASE database. Key-value pairs, data and calculator results serve as labels."""
 
     def __init__(self, path: Path):
         self._database = AseDatabase(path)
@@ -167,7 +190,7 @@ class _DatabaseFrames(FileFrames):
 
 
 class _TrajectoryFrames(FileFrames):
-    """ASE's own trajectories."""
+    """ASE trajectory."""
 
     def __init__(self, path: Path):
         from ase.io.trajectory import TrajectoryReader
@@ -195,7 +218,7 @@ class _TrajectoryFrames(FileFrames):
 
 
 class _StreamedFrames(FileFrames):
-    """Any other format of `ase.io`, from the start to the end."""
+    """File of any other format of `ase.io`, read from start to end."""
 
     sequential = True
 
@@ -221,6 +244,7 @@ class _StreamedFrames(FileFrames):
             yield _from_atoms(atoms)
 
     def _atoms(self) -> Iterator[Atoms]:
+        """Yield ASE's Atoms from the first frame on."""
         from ase.io import iread
         try:
             yield from iread(self._path, index=":", format=self._format)
@@ -231,6 +255,7 @@ class _StreamedFrames(FileFrames):
 
     @staticmethod
     def _known_format(path: Path, format: str) -> str:
+        """Return ASE's name of the format. Raise DatasetError for unknown formats and pickles."""
         from ase.io.formats import filetype
         try:
             format = format or filetype(str(path), guess=False)
@@ -243,12 +268,17 @@ class _StreamedFrames(FileFrames):
 
 
 def is_trajectory(path: Path) -> bool:
+    """Return whether a file begins like an ASE trajectory."""
     with path.open("rb") as file:
         return file.read(len(_TRAJECTORY_MAGIC)) == _TRAJECTORY_MAGIC
 
 
 def is_xyz(path: Path) -> bool:
-    """A number of atoms, a comment, and that many lines of a symbol and at least three numbers."""
+    """Return whether a file begins like XYZ.
+
+    It must have a number of atoms, a comment, and one line per atom with a symbol and at least
+    three numbers.
+    """
     with path.open("rb") as file:
         first = file.readline(50)
         if not first.strip().isdigit() or not 0 < int(first) < 10_000_000:
@@ -262,6 +292,7 @@ def is_xyz(path: Path) -> bool:
 
 
 def _is_number(text: bytes) -> bool:
+    """Return whether a text is a finite number."""
     try:
         return math.isfinite(float(text))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Atomic numbers as data files state them."""
+"""Validation of atomic numbers in data files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ HEAVIEST = 118
 
 
 def checked_numbers(values: np.ndarray, source: str) -> np.ndarray:
-    """Atomic numbers as (n,) int32.
+    """Return atomic numbers as int32, shape (n,), after checking them.
 
     Raises:
-      DatasetError: They are not a list of whole numbers from 1 to 118; `source` names the record.
+      DatasetError: The values are not a list of integers from 1 to 118. The message contains
+        `source`.
     """
     values = np.asarray(values)
     if values.ndim != 1 or values.dtype.kind not in "iuf":

@@ -1,6 +1,7 @@
-"""Where GEOM's molecules come from: pickles, one or a folder of them, and crude MessagePack files.
+"""Sources of GEOM's molecules: one pickle, a folder of pickles, or a crude MessagePack file.
 
-Each source gives (record, Molecule) for a range of records; readers/geom.py tells the layout.
+Each source yields (record, GeomRecord) for a range of records. readers/geom.py describes the
+layout.
 """
 
 from __future__ import annotations
@@ -19,13 +20,21 @@ from mlip_jax.datasets.formats import archives, safe_pickle
 from mlip_jax.datasets.formats.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError
 
-_HEAD = 1 << 16  # bytes in which the first molecule's key "conformers" stands
+_HEAD = 1 << 16  # first bytes of a file, which contain the key "conformers" of the first molecule
 MAX_MOLECULE = 1 << 26  # bytes in MessagePack; 7,000 conformers of 100 atoms take 25 MB
 READ_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error)
 
 
 class GeomRecord(NamedTuple):
-    """A record as it stands in a file."""
+    """Record as stored in a file.
+
+    Attributes:
+      content: Molecule as described in readers/geom.py; None if it is missing.
+      smiles: SMILES under which the molecule is stored, or "".
+      subset: Subset of the data set: "drugs", "qm9" or "".
+      source: Name of the record, for messages.
+      missing: Reason for missing content, or "".
+    """
 
     content: object
     smiles: str
@@ -35,7 +44,7 @@ class GeomRecord(NamedTuple):
 
 
 class RDKitMolecule:
-    """What a pickle gets in the place of rdkit.Chem.rdchem.Mol: it keeps the byte string for RDKit's parser."""
+    """Replacement for rdkit.Chem.rdchem.Mol in a pickle. It keeps the bytes for RDKit's parser."""
 
     __slots__ = ("_binary",)
 
@@ -45,9 +54,10 @@ class RDKitMolecule:
         self._binary = binary
 
     def __setstate__(self, _):
-        """Attributes that a program has hung on the molecule: not needed."""
+        """Ignore attributes that a program attached to the molecule."""
 
     def atoms(self, source: str) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return atomic numbers, positions (Å) and formal charge (e) of the molecule."""
         try:
             from rdkit import Chem, rdBase
         except ImportError as error:
@@ -70,6 +80,7 @@ _ALLOWED = {**safe_pickle.NUMPY, ("rdkit.Chem.rdchem", "Mol"): RDKitMolecule}
 
 
 def _load_pickle(path: Path, source: str):
+    """Load a pickle with the restricted unpickler."""
     try:
         with open(path, "rb") as file:
             return safe_pickle.load(file, allowed=_ALLOWED, source=source)
@@ -78,7 +89,10 @@ def _load_pickle(path: Path, source: str):
 
 
 def kind_of(path: Path) -> str | None:
-    """What a path is, by its first bytes: "folder", "pickle", "msgpack", "tar", or None for something else."""
+    """Return the kind of a path by its first bytes.
+
+    The kinds are "folder", "pickle", "msgpack" and "tar"; None for anything else.
+    """
     if path.is_dir():
         return "folder"
     with open(path, "rb") as file:
@@ -96,7 +110,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def _starts_a_map_of_texts(head: bytes) -> bool:
-    """MessagePack's codes for a map that is not empty, then for a string."""
+    """Return whether MessagePack data begin with a map that is not empty and has a string as first key."""
     if len(head) < 6:
         return False
     start = 1 if 0x81 <= head[0] <= 0x8f else {0xde: 3, 0xdf: 5}.get(head[0])
@@ -104,7 +118,7 @@ def _starts_a_map_of_texts(head: bytes) -> bool:
 
 
 class Pickle:
-    """One pickle."""
+    """Source with one pickle."""
 
     def __init__(self, path: Path, subset: str):
         self._path, self._subset = path, subset or _subset_of(path.parent.name)
@@ -124,7 +138,7 @@ class Pickle:
 
 
 class PickleFolder:
-    """Pickles, in the order of the summaries; without summaries in the order of their names."""
+    """Source with several pickles, in the order of the summaries or, without summaries, of their names."""
 
     def __init__(self, path: Path, subset: str):
         self._path = path
@@ -165,17 +179,18 @@ class PickleFolder:
 
 
 def pickles_in(folder: Path) -> Iterator[Path]:
-    """Those in a folder and in its folders."""
+    """Yield the pickles in a folder and in its immediate subfolders."""
     yield from folder.glob("*.pickle")
     yield from folder.glob("*/*.pickle")
 
 
 def _subset_of(name: str) -> str:
+    """Infer the subset from the name of a file or folder; "" if that is not possible."""
     return next((s for s in ("drugs", "qm9") if name.lower().startswith(s)), "")
 
 
 def _read_summary(path: Path, subset: str) -> list[tuple[str, str, str]]:
-    """(path of the pickle in the folder, SMILES, subset) of each molecule."""
+    """Return (relative path of the pickle, SMILES, subset) of each molecule in a summary."""
     try:
         with open(path, encoding="utf-8") as file:
             summary = json.load(file)
@@ -190,7 +205,10 @@ def _read_summary(path: Path, subset: str) -> list[tuple[str, str, str]]:
 
 
 class MessagePackStream:
-    """A crude MessagePack file, plain or the first one of a tar.gz, one molecule in memory at a time."""
+    """Source with a crude MessagePack file, plain or the first member of a tar.gz.
+
+    Only one molecule is in memory at a time.
+    """
 
     def __init__(self, path: Path, kind: str, subset: str):
         self._path, self._kind, self._subset = path, kind, subset or _subset_of(path.name)
@@ -229,7 +247,7 @@ class MessagePackStream:
                 yield record, GeomRecord(item[1], item[0], self._subset, f"{self._path.name}:{item[0]}")
 
     def _open(self, skip) -> Iterator[tuple[str, object]]:
-        """(SMILES, molecule) of all, with None for those that `skip(record)` leaves out."""
+        """Yield (SMILES, molecule) of all records, with None as molecule if `skip(record)` is true."""
         if self._kind == "msgpack":
             with open(self._path, "rb") as file:
                 yield from _unpack(file, self._path.stat().st_size, self._path, skip)
@@ -247,12 +265,16 @@ class MessagePackStream:
 
 
 class _LimitedValue:
-    """A file that gives no more than `left` bytes: a value of many small parts takes some 60 times its bytes."""
+    """File that limits the bytes per value.
+
+    A value of many small objects takes about 60 times as much memory as bytes in the file.
+    """
 
     def __init__(self, file):
         self._file, self.left = file, MAX_MOLECULE
 
     def read(self, size: int) -> bytes:
+        """Return at most `size` bytes. Raise ValueError if the limit was exceeded before."""
         if self.left < 0:
             raise ValueError(f"more than {MAX_MOLECULE} bytes, which no molecule has")
         data = self._file.read(size)
@@ -261,8 +283,10 @@ class _LimitedValue:
 
 
 def _unpack(file, size: int, path: Path, skip) -> Iterator[tuple[str, object]]:
+    """Yield (SMILES, molecule) of a MessagePack stream of `size` bytes."""
     import msgpack
-    # A length in a damaged file is believed, and its memory taken, up to these limits.
+    # msgpack trusts the lengths in a corrupted file and allocates memory for them, up to these
+    # limits.
     file = _LimitedValue(file)
     unpacker = msgpack.Unpacker(file, raw=False, read_size=1 << 20, max_buffer_size=1 << 28,
                                 max_array_len=1 << 20, max_map_len=1 << 20)

@@ -1,4 +1,4 @@
-"""Readers by name: `config.data.reader = "spice"` is the file spice.py here, with a class `Reader`."""
+"""Readers by name: `config.data.reader = "spice"` selects the class `Reader` of spice.py."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mlip_jax.datasets.reader import DatasetError, MultiFileReader, Reader
 
 
 def names() -> list[str]:
-    """All readers."""
+    """Return the names of all readers."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__))
 
 
 @functools.cache
 def get(name: str) -> type[Reader]:
-    """The class of a reader.
+    """Return the class of a reader.
 
     Raises:
-      ConfigError: No such reader; the nearest name is given.
+      ConfigError: The reader does not exist. The message suggests the closest name.
     """
     if name not in names():
         raise ConfigError(unknown_name("reader", name, names()))
@@ -31,10 +31,10 @@ def get(name: str) -> type[Reader]:
 
 
 def detect(path: str | Path) -> str:
-    """Name of the reader that a file or folder looks made for.
+    """Return the name of the reader whose format a file or folder has.
 
     Raises:
-      DatasetError: The path does not exist, or no reader or several know it.
+      DatasetError: The path does not exist, or no reader or more than one recognizes it.
     """
     path = Path(path)
     if not path.exists():
@@ -51,16 +51,17 @@ def detect(path: str | Path) -> str:
 
 
 def open_data(path: str | Path, name: str = "auto", **options) -> Reader:
-    """Open a data file, or several of one format as one.
+    """Open one data file, or several files of one format as a single data set.
 
     Args:
-      path: File or folder; or several as "a.hdf5,b.hdf5" or "*.hdf5", in this order (a pattern: sorted).
-      name: Of the reader; "auto" recognises the format.
-      options: Keyword arguments of that reader's class.
+      path: File or folder. Several are given as "a.hdf5,b.hdf5", read in this order, or as a
+        pattern such as "*.hdf5", read in sorted order.
+      name: Name of the reader; "auto" detects the format.
+      options: Keyword arguments of the reader's class.
 
     Raises:
-      ConfigError: No such reader, or an option that it does not have.
-      DatasetError: A file is missing, damaged or of unknown format, or the files are of different formats.
+      ConfigError: The reader or one of the options does not exist.
+      DatasetError: A file is missing, corrupted or of unknown format, or the formats differ.
     """
     paths = _expand(str(path))
     found = {detect(p) for p in paths} if name == "auto" else {name}
@@ -79,7 +80,7 @@ def open_data(path: str | Path, name: str = "auto", **options) -> Reader:
 
 
 def _expand(path: str) -> list[str]:
-    """The paths that a text of config.data.path stands for."""
+    """Return the paths that an entry of config.data.path refers to."""
     if Path(path).exists():
         return [path]
     paths = []
@@ -89,4 +90,4 @@ def _expand(path: str) -> list[str]:
             raise DatasetError(f"{part.strip()}: no file fits this pattern. Give the path of the data as "
                                "config.data.path.")
         paths += matched
-    return list(dict.fromkeys(paths))  # what two patterns fit is still one file
+    return list(dict.fromkeys(paths))  # a file that matches two patterns is read once

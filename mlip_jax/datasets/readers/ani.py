@@ -1,7 +1,7 @@
-"""ANI-1x, ANI-1ccx and ANI-1: HDF5 files of conformations at one or more levels of theory.
+"""Reader of ANI-1x, ANI-1ccx and ANI-1: conformations with labels at several levels of theory.
 
-Layout of ANI-1x and ANI-1ccx (Smith et al., Sci. Data 7, 134, 2020; github.com/aiqm/ANI1x_datasets), one group for each
-formula with n atoms and m conformations:
+Layout of ANI-1x and ANI-1ccx (Smith et al., Sci. Data 7, 134, 2020;
+github.com/aiqm/ANI1x_datasets), one group for each formula with n atoms and m conformations:
 
     atomic_numbers                (n,)       uint8
     coordinates                   (m, n, 3)  Å
@@ -10,19 +10,19 @@ formula with n atoms and m conformations:
     <level>.dipole                (m, 3)     e·Å
     wb97x_dz.hirshfeld_charges, wb97x_dz.cm5_charges, wb97x_tz.mbis_charges  (m, n)  e
 
-with the levels wb97x_dz, wb97x_tz, ccsd(t)_cbs (energies only) and the parts that the last is made of. Labels that a
-conformation lacks are NaN; missing Hirshfeld and CM5 charges are ALL ZERO in the file and are read as NaN. A group is a
-FORMULA, in which isomers are mixed and not told apart: the identity of a molecule is only its formula here, so a split
-by molecule keeps isomers together.
+The levels are wb97x_dz, wb97x_tz, ccsd(t)_cbs (energies only) and the components of the last one.
+Missing labels of a conformation are NaN. Missing Hirshfeld and CM5 charges are ALL ZERO in the file
+and are read as NaN. A group is a FORMULA that mixes isomers without distinguishing them. The
+molecule identity is therefore only the formula, so a split by molecule keeps isomers together.
 
-Layout of ANI-1 (Smith et al., Sci. Data 4, 170193, 2017; ani_gdb_s01.h5 to s08.h5), nested groups such as
-/gdb11_s01/gdb11_s01-0, each one molecule:
+Layout of ANI-1 (Smith et al., Sci. Data 4, 170193, 2017; ani_gdb_s01.h5 to s08.h5), nested groups
+such as /gdb11_s01/gdb11_s01-0, each one molecule:
 
     species      (n,)       symbols as bytes
     coordinates  (m, n, 3)  Å
     energies     (m,)       hartree, total, ωB97X/6-31G(d); no forces
     smiles       (k,)       characters of the SMILES, joined
-    coordinatesHE, energiesHE  conformations of high energy, kept apart
+    coordinatesHE, energiesHE  conformations of high energy, stored separately
 """
 
 from __future__ import annotations
@@ -44,13 +44,15 @@ _CHARGES = {"wb97x_dz": ("hirshfeld_charges", "cm5_charges"), "wb97x_tz": ("mbis
 
 
 class Reader(reader.Reader):
-    """ANI files. A record is a group: a formula in ANI-1x, a molecule in ANI-1.
+    """Reader of ANI files. A record is a group: a formula in ANI-1x, a molecule in ANI-1.
 
     Args:
-      path: A file, or a folder of such files.
-      level: Level of theory of the labels: "wb97x_dz", "wb97x_tz", "ccsd(t)_cbs", or another with an energy.
-      keep_unlabelled: Whether conformations without an energy at this level are given (with NaN) or skipped.
-      high_energy: Whether ANI-1's conformations of high energy are read too.
+      path: File, or folder of such files.
+      level: Level of theory of the labels: "wb97x_dz", "wb97x_tz", "ccsd(t)_cbs", or another level
+        with energies.
+      keep_unlabelled: Whether to keep conformations without an energy at this level (as NaN).
+        Otherwise they are skipped.
+      high_energy: Whether to read ANI-1's conformations of high energy as well.
     """
 
     LEVEL_OF_THEORY = _LEVELS["wb97x_dz"]
@@ -101,7 +103,11 @@ class Reader(reader.Reader):
         return list(self._paths)
 
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
-        """Conformations without an energy at the chosen level are skipped unless `keep_unlabelled`."""
+        """Yield the structures of the records.
+
+        Conformations without an energy at the chosen level are skipped unless `keep_unlabelled` is
+        set.
+        """
         for record in records:
             file, name = self._groups[record]
             source = f"{self._paths[file].name}:{name}"
@@ -120,6 +126,7 @@ class Reader(reader.Reader):
                                    "Download or make it again.") from error
 
     def _read_1x(self, group, name, source, record, report) -> Iterator[Structure]:
+        """Yield the conformations of a group of ANI-1x or ANI-1ccx."""
         numbers = checked_numbers(group["atomic_numbers"][()], source)
         positions = _positions(group, "coordinates", len(numbers), source)
         m, n = positions.shape[:2]
@@ -139,6 +146,7 @@ class Reader(reader.Reader):
                 atom_properties={k: v[c] for k, v in charges.items()})
 
     def _read_1(self, group, name, source, record, report) -> Iterator[Structure]:
+        """Yield the conformations of a group of ANI-1."""
         symbols = [s.decode() if isinstance(s, bytes) else s for s in group["species"][()].tolist()]
         numbers = checked_numbers(symbols_to_numbers(symbols, source), source)
         smiles = _joined(group["smiles"][()]) if "smiles" in group else ""
@@ -154,6 +162,7 @@ class Reader(reader.Reader):
             first += len(positions)
 
     def _usable(self, positions, energy, source, first, report) -> Iterator[int]:
+        """Yield the indices of the usable conformations and count the others in `report`."""
         finite = np.isfinite(positions).all((1, 2))
         for c in range(len(positions)):
             if not finite[c]:
@@ -165,6 +174,7 @@ class Reader(reader.Reader):
                 yield c
 
     def _choose_level(self) -> None:
+        """Set the level of theory. Raise DatasetError if the first group lacks its energies."""
         file, name = self._groups[0]
         group = self._files[file][name]
         levels = [k.removesuffix(".energy") for k in group if k.endswith(".energy")]
@@ -177,6 +187,7 @@ class Reader(reader.Reader):
 
 
 def _hdf5_files(path: Path) -> list[Path]:
+    """Return the file itself, or the sorted HDF5 files of a folder."""
     if not path.is_dir():
         return [path]
     files = sorted(f for f in path.iterdir() if f.suffix in (".h5", ".hdf5"))
@@ -186,7 +197,7 @@ def _hdf5_files(path: Path) -> list[Path]:
 
 
 def _group_names(file: h5py.File) -> list[str]:
-    """Paths of the groups with coordinates, in order of the file."""
+    """Return the paths of the groups with coordinates, in the order of the file."""
     names = []
 
     def visit(name, node):
@@ -202,14 +213,17 @@ def _group_names(file: h5py.File) -> list[str]:
 
 
 def _is_1x(group) -> bool:
+    """Return whether a group has the layout of ANI-1x."""
     return "atomic_numbers" in group and group["atomic_numbers"].ndim == 1 and group["coordinates"].ndim == 3
 
 
 def _is_1(group) -> bool:
+    """Return whether a group has the layout of ANI-1."""
     return "species" in group and group["species"].ndim == 1 and group["species"].dtype.kind in "SO"
 
 
 def _positions(group, name, n, source) -> np.ndarray:
+    """Return positions (Å), shape (m, n, 3)."""
     positions = group[name][()].astype(np.float64)
     if positions.ndim != 3 or positions.shape[1:] != (n, 3):
         raise DatasetError(f"{source}: {name} have shape {positions.shape}, expected (m, {n}, 3)")
@@ -217,6 +231,7 @@ def _positions(group, name, n, source) -> np.ndarray:
 
 
 def _labels(group, name, shape, source) -> np.ndarray:
+    """Return labels of the given shape in the unit of the file, NaN if the file lacks them."""
     if name not in group:
         return np.full(shape, np.nan)
     values = group[name][()].astype(np.float64)
@@ -226,8 +241,10 @@ def _labels(group, name, shape, source) -> np.ndarray:
 
 
 def _charges(group, name, shape, numbers, source) -> np.ndarray:
+    """Return atomic charges (e), NaN for conformations without charges."""
     charges = _labels(group, name, shape, source)
-    if len(np.unique(numbers)) > 1:  # charges of unlike atoms are never all zero: that is how the file says missing
+    # Charges in a molecule of several elements are never all zero: zeros mean missing.
+    if len(np.unique(numbers)) > 1:
         charges[(charges == 0).all(1)] = np.nan
     return charges
 

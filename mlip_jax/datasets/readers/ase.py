@@ -1,22 +1,24 @@
-"""What ASE reads: extended XYZ, ASE databases, ASE trajectories, the formats of `ase.io` (wiki.fysik.dtu.dk/ase).
+"""Reader of files that ASE supports: extended XYZ, databases, trajectories and formats of `ase.io`.
 
-Labels are looked up by name in `atoms.info`, `atoms.arrays` and the results that a calculator left (where ASE puts
-"energy", "forces", "dipole", ... of extended XYZ). Typical extended XYZ, one frame:
+ASE is documented at wiki.fysik.dtu.dk/ase. Labels are looked up by name in `atoms.info`,
+`atoms.arrays` and the results of a calculator, in which ASE stores "energy", "forces", "dipole",
+... of extended XYZ. A typical frame of extended XYZ:
 
     3
     Lattice="..." Properties=species:S:1:pos:R:3:forces:R:3 energy=-14.3 charge=0 smiles=O pbc="F F F"
     O  0.0  0.0  0.119   0.01 0.02 -0.3
     ...
 
-Nothing in such a file says its units: they are options, eV and Å unless told otherwise. `length_unit` is that of
-positions and cell as ASE gives them. Further labels (`property_keys`, `atom_property_keys`) are taken as they are,
-without conversion: they should be in eV, Å and e already.
+Such a file does not state its units. They are options, with eV and Å as defaults. `length_unit` is
+the unit of positions and cell as ASE returns them. Additional labels (`property_keys`,
+`atom_property_keys`) are not converted and should be in eV, Å and e.
 
-The total charge is the label `charge_key`; where a frame lacks it, that of its SMILES; without SMILES, the sum of ASE's
-initial charges if that is a whole number within 0.001, else 0: charges of atoms are often partial charges of a method,
-whose sum is no total charge.
+The total charge is the label `charge_key`. If a frame lacks it, the charge of its SMILES is used.
+Without SMILES, it is the sum of ASE's initial charges if that is an integer within 0.001, otherwise
+0: initial charges are often partial charges, whose sum is not a total charge.
 
-Extended XYZ, databases and trajectories are read at any frame; other formats only from the start (`sequential`).
+Extended XYZ, databases and trajectories can be read from any frame. Other formats must be read from
+the first frame on (`sequential`).
 """
 
 from __future__ import annotations
@@ -45,11 +47,11 @@ ENERGY_UNITS = {"eV": 1.0, "meV": 1e-3, "hartree": units.Hartree, "Ha": units.Ha
                 "rydberg": units.Rydberg, "Ry": units.Rydberg, "kcal/mol": units.kcal / units.mol,
                 "kJ/mol": units.kJ / units.mol}
 LENGTH_UNITS = {"Ang": 1.0, "angstrom": 1.0, "Å": 1.0, "bohr": units.Bohr, "nm": 10.0, "pm": 0.01}
-_FIRST = 10  # frames that are searched for the labels asked for
+_FIRST = 10  # number of frames that are searched for the requested labels
 
 
 def _force_unit(text: str) -> float:
-    """eV/Å per unit of force, written energy/length.
+    """Return the value in eV/Å of a force unit, written as energy/length.
 
     >>> round(_force_unit("kcal/mol/Ang"), 6), round(_force_unit("hartree/bohr"), 4)
     (0.043364, 51.4221)
@@ -59,6 +61,7 @@ def _force_unit(text: str) -> float:
 
 
 def _unit(text: str, table: Mapping[str, float], option: str) -> float:
+    """Look up a unit in a table, ignoring case. Raise ConfigError if it is unknown."""
     for name, value in table.items():
         if name.lower() == text.strip().lower():
             return value
@@ -66,22 +69,26 @@ def _unit(text: str, table: Mapping[str, float], option: str) -> float:
 
 
 class Reader(reader.Reader):
-    """Files that ASE reads. A record is a frame or a row.
+    """Reader of files that ASE supports. A record is a frame or a row.
 
     Args:
-      path: A file.
-      energy_key, forces_key, charge_key: Names of the labels in the file; "" for none (the total charge then comes from
-        the SMILES or the initial charges). A file without the energy asked
-        for is refused with the names that it has; one without anything like forces is read without.
-      molecule_key: Name of the text or number that tells molecules apart. "" takes the SMILES where there is one, else
-        the chemical formula: isomers then count as one molecule.
-      smiles_key: Name of the SMILES; frames may lack it.
-      property_keys, atom_property_keys: Names of further numbers of the whole and of the atoms.
-      energy_unit: eV, meV, hartree (Ha), rydberg (Ry), kcal/mol or kJ/mol. length_unit: Ang, bohr or nm.
-      forces_unit: For instance "hartree/bohr"; "" is energy_unit/length_unit.
-      forces_are_gradients: The file has the gradient; its sign is turned.
-      format: ASE's name of the format; "" finds out.
-      level_of_theory: Of the labels, for people.
+      path: Path of the file.
+      energy_key: Name of the energy; "" for none. A file without this label is rejected with a list
+        of its labels.
+      forces_key: Name of the forces; "" for none. A file without anything like forces is read
+        without them.
+      charge_key: Name of the total charge. "" takes it from the SMILES or the initial charges.
+      molecule_key: Name of the text or number that identifies the molecule. "" uses the SMILES if
+        present, otherwise the chemical formula; isomers then count as one molecule.
+      smiles_key: Name of the SMILES. Frames may lack it.
+      property_keys: Names of additional labels per structure.
+      atom_property_keys: Names of additional labels per atom.
+      energy_unit: Energy unit: eV, meV, hartree (Ha), rydberg (Ry), kcal/mol or kJ/mol.
+      length_unit: Length unit: Ang, bohr, nm or pm.
+      forces_unit: Force unit, e.g. "hartree/bohr". "" means energy_unit/length_unit.
+      forces_are_gradients: Whether the file has the gradient, whose sign is then changed.
+      format: ASE's name of the file format; "" detects it.
+      level_of_theory: Description of the level of theory of the labels.
     """
 
     LEVEL_OF_THEORY = "unknown"
@@ -133,7 +140,10 @@ class Reader(reader.Reader):
         self._frames.close()
 
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
-        """Frames without atoms or with positions that are not finite are skipped; missing labels are NaN."""
+        """Yield the structures of the records. Missing labels are NaN.
+
+        Frames without atoms and frames with positions that are not finite are skipped.
+        """
         for record, frame in zip(records, self._frames.read(records)):
             report.records += 1
             source = f"{self.path.name}:{record}"
@@ -148,6 +158,7 @@ class Reader(reader.Reader):
             yield self._structure(frame, record, source)
 
     def _structure(self, frame: Frame, record: int, source: str) -> Structure:
+        """Convert a frame to a structure in eV and Å."""
         n, periodic = len(frame.numbers), bool(np.any(frame.pbc))
         energy = _label(frame, self._keys["energy"], (), False, source)
         forces = _label(frame, self._keys["forces"], (n, 3), True, source) if self._keys["forces"] else None
@@ -165,9 +176,11 @@ class Reader(reader.Reader):
                              for k, shape in self._atom_shapes.items()})
 
     def _charge(self, frame: Frame, smiles: str, source: str) -> float:
+        """Return the total charge of a frame (e)."""
         return total_charge(float(_label(frame, self._keys["charge"], (), False, source)), smiles, frame.charge)
 
     def _note_partial_charges(self, frames: list[Frame]) -> None:
+        """Add a note if initial charges do not sum to an integer and no other charge is known."""
         for i, f in enumerate(frames):
             if (whole_charge(f.charge) is None and not _has(f, self._keys["charge"])
                     and not _text(f, self._keys["smiles"])):
@@ -178,6 +191,7 @@ class Reader(reader.Reader):
                 return
 
     def _molecule(self, frame: Frame, smiles: str, source: str) -> str:
+        """Return the identity of the molecule of a frame."""
         key = self._keys["molecule"]
         name = _text(frame, key) if key else smiles or _formula(frame.numbers)
         if not name:
@@ -186,6 +200,11 @@ class Reader(reader.Reader):
         return name
 
     def _check_keys(self, frames: list[Frame]) -> None:
+        """Raise DatasetError if a requested label is missing in the first frames.
+
+        The default names of charge, SMILES and forces may be missing. Missing forces are rejected
+        if the file has labels that look like forces under another name.
+        """
         for option in ("energy", "molecule"):
             if self._keys[option]:
                 self._require(frames, self._keys[option], f"{option}_key")
@@ -201,6 +220,7 @@ class Reader(reader.Reader):
             log.warning("%s: no forces in the first %d frames", self.path, len(frames))
 
     def _require(self, frames: list[Frame], key: str, option: str) -> None:
+        """Raise DatasetError, with the labels found, if no frame has the label `key`."""
         if not any(_has(f, key) for f in frames):
             raise DatasetError(
                 f"{self.path}: {key!r} is in none of the first {len(frames)} frames; found: {_found(frames)}. Give the "
@@ -208,6 +228,7 @@ class Reader(reader.Reader):
                     "." if option == "molecule_key" else ", or none, " + options.how(option, "''") + "."))
 
     def _shapes(self, frames: list[Frame], keys: tuple[str, ...], option: str, atoms: bool) -> dict[str, tuple]:
+        """Return the shape of each label, without the axis of the atoms if `atoms` is set."""
         shapes = {}
         for key in keys:
             self._require(frames, key, option)
@@ -218,16 +239,18 @@ class Reader(reader.Reader):
 
 
 def _has(frame: Frame, key: str) -> bool:
+    """Return whether a frame has a label."""
     return any(key in part for part in (frame.labels, frame.arrays, frame.results))
 
 
 def _found(frames: list[Frame]) -> str:
+    """Format the names of all labels for a message."""
     names = {k: None for f in frames for part in (f.labels, f.arrays, f.results) for k in part}
     return ", ".join(names) or "no labels"
 
 
 def _value(frame: Frame, key: str, source: str) -> Any:
-    """The label of this name; None where there is none. What stands there twice must be the same."""
+    """Return the label with this name, or None. Values stored in two places must be equal."""
     values = [part[key] for part in (frame.labels, frame.arrays, frame.results) if part.get(key) is not None]
     if len(values) > 1 and not all(np.array_equal(values[0], v) for v in values[1:]):
         raise DatasetError(f"{source}: {key!r} stands there twice with different values (as a label of the file and as "
@@ -236,7 +259,7 @@ def _value(frame: Frame, key: str, source: str) -> Any:
 
 
 def _label(frame: Frame, key: str, shape: tuple[int, ...], atoms: bool, source: str) -> np.ndarray:
-    """float64 of this shape, all NaN where the frame lacks it."""
+    """Return a label as float64 of the given shape, all NaN if the frame lacks it."""
     value = _value(frame, key, source) if key else None
     if value is None:
         return np.full(shape, np.nan)
@@ -250,6 +273,7 @@ def _label(frame: Frame, key: str, shape: tuple[int, ...], atoms: bool, source: 
 
 
 def _numbers(value: Any, key: str, source: str) -> np.ndarray:
+    """Convert a label to float64. Raise DatasetError if it is not numeric."""
     try:
         return np.array(value, np.float64)
     except (TypeError, ValueError) as error:
@@ -257,13 +281,16 @@ def _numbers(value: Any, key: str, source: str) -> np.ndarray:
 
 
 def _plain(value: np.ndarray) -> float | np.ndarray:
+    """Return a scalar as float and other arrays unchanged."""
     return value if value.shape else float(value)
 
 
 def _text(frame: Frame, key: str) -> str:
+    """Return a label as text, "" if the frame lacks it or it is not a text or number."""
     value = frame.labels.get(key, frame.arrays.get(key)) if key else None
     return "" if value is None or isinstance(value, (bool, dict, list, np.ndarray)) else str(value)
 
 
 def _formula(numbers: np.ndarray) -> str:
+    """Return the formula with elements in the order of atomic numbers."""
     return "".join(f"{chemical_symbols[z]}{n}" for z, n in zip(*np.unique(numbers, return_counts=True)))

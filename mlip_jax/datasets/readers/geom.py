@@ -1,13 +1,13 @@
-"""GEOM: conformers of drug-like molecules and of QM9's, as the RDKit pickles or the crude MessagePack files.
+"""Reader of GEOM: conformers of drug-like and QM9 molecules in pickles or MessagePack files.
 
-Layout (Axelrod and Gómez-Bombarelli, Sci. Data 9, 185, 2022; doi.org/10.7910/DVN/JNGTDF; tutorials of
-github.com/learningmatter-mit/geom):
+Layout (Axelrod and Gómez-Bombarelli, Sci. Data 9, 185, 2022; doi.org/10.7910/DVN/JNGTDF; tutorials
+of github.com/learningmatter-mit/geom):
 
     rdkit_folder/summary_drugs.json, summary_qm9.json   {SMILES: {"pickle_path": "drugs/....pickle", "charge": 0, ...}}
     rdkit_folder/drugs/*.pickle, qm9/*.pickle           one molecule each, as below, with "smiles"
     drugs_crude.msgpack, qm9_crude.msgpack              a stream of maps {SMILES: molecule} of about 1000 molecules
 
-and a molecule is a dict with
+A molecule is a dict with
 
     charge              e
     ensembleenergy, ensemblefreeenergy   kcal/mol;  ensembleentropy  cal/(mol K);  lowestenergy  hartree
@@ -16,13 +16,15 @@ and a molecule is a dict with
                         "boltzmannweight": ..., "geom_id": ..., "set": ..., and "rd_mol": an RDKit molecule with one
                         conformer in Å, or "xyz": [[atomic number, x, y, z], ...] in Å}, ...], in NO certain order
 
-A molecule lacks what was not computed for it. There are no forces. Labels are GFN2-xTB (CREST). Conformers can have
-reacted on the way: the bonds of an rd_mol need not be those of the SMILES.
+A molecule lacks entries that were not computed for it. There are no forces. Labels are GFN2-xTB
+(CREST). Conformers can have reacted during the search: the bonds of an rd_mol may differ from those
+of the SMILES.
 
-In the pickles, which need the package rdkit, an RDKit molecule is a byte string. It is taken out by the restricted
-unpickler of datasets/formats/safe_pickle.py and given to RDKit's own parser. That one runs no code of the file, but it
-is not made for damaged input: wrong bytes inside a molecule can end the process instead of raising. The MessagePack
-files have no such part.
+The pickles require the package rdkit. An RDKit molecule in them is a byte string, which the
+restricted unpickler of datasets/formats/safe_pickle.py extracts and RDKit's own parser reads. That
+parser runs no code of the file, but it is not made for corrupted input: wrong bytes inside a
+molecule can end the process instead of raising an error. The MessagePack files contain no RDKit
+molecules.
 """
 
 from __future__ import annotations
@@ -51,26 +53,29 @@ from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
 _KCAL = units.kcal / units.mol
-# name here: (name in the file, eV per unit there)
+# property: (name in the file, conversion factor of the file's unit; energies to eV)
 _OF_MOLECULE = {"ensemble_energy": ("ensembleenergy", _KCAL), "ensemble_free_energy": ("ensemblefreeenergy", _KCAL),
                 "ensemble_entropy": ("ensembleentropy", _KCAL / 1000)}
 _OF_CONFORMER = {"energy_relative": ("relativeenergy", _KCAL), "boltzmann_weight": ("boltzmannweight", 1.0),
                  "degeneracy": ("degeneracy", 1.0)}
-_MAX_ATOMS = 10_000  # of a molecule; the largest of GEOM has 181
+_MAX_ATOMS = 10_000  # per molecule; the largest one in GEOM has 181
 
 
 class Reader(reader.Reader):
-    """GEOM: the folder of pickles, a folder of pickles without summary, one pickle, or a crude MessagePack file.
+    """Reader of GEOM: a folder of pickles with or without summary, a pickle or a MessagePack file.
 
-    A record is a molecule. MessagePack files (`.msgpack`, also inside `.tar.gz`) are read from front to back, and
-    counting the molecules means passing through them once.
+    A record is a molecule. MessagePack files (`.msgpack`, also inside `.tar.gz`) are read from
+    front to back; counting the molecules requires one pass through the file.
 
     Args:
-      subset: Of a folder, read only this part: "drugs" or "qm9". Of a file, the name that its structures get; "": by
-        the file's name.
-      max_conformers: Of each molecule, only so many of lowest energy (in the order of the file, which need not be
-        that of the energies). `conformer` is the place in the file.
-      level_of_theory: Of the labels; the files do not say. "": as published.
+      path: Path of the folder or file.
+      subset: For a folder, the subset to read: "drugs" or "qm9". For a file, the name assigned to
+        its structures; "" infers it from the file name.
+      max_conformers: Maximum number of conformers per molecule, those of lowest energy. They keep
+        the order of the file, which need not be that of the energies. `conformer` is the index in
+        the file.
+      level_of_theory: Level of theory of the labels, which the files do not state. "" uses the
+        published one.
     """
 
     LEVEL_OF_THEORY = "GFN2-xTB (CREST)"
@@ -114,7 +119,11 @@ class Reader(reader.Reader):
         self._molecules.close()
 
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
-        """Molecules without conformers, or whose pickle the summary names but is not there, are skipped."""
+        """Yield the structures of the records.
+
+        Molecules without conformers, and molecules whose pickle is listed in the summary but
+        missing, are skipped.
+        """
         for record, item in self._molecules.read(records):
             report.records += 1
             if item.missing:
@@ -123,6 +132,7 @@ class Reader(reader.Reader):
             yield from self._read_molecule(item, record, report)
 
     def _read_molecule(self, item: GeomRecord, record: int, report: ReadReport) -> Iterator[Structure]:
+        """Yield the conformers of a molecule."""
         molecule, source = item.content, item.source
         if not isinstance(molecule, Mapping) or not isinstance(molecule.get("conformers"), list):
             found = sorted(map(str, molecule)) if isinstance(molecule, Mapping) else type(molecule).__name__
@@ -153,7 +163,10 @@ class Reader(reader.Reader):
 
 
 def _lowest(conformers: list, count: int | None, source: str) -> list[int]:
-    """Places of the `count` conformers of lowest energy; those without an energy come last."""
+    """Return the indices of the `count` conformers of lowest energy in ascending order.
+
+    Conformers without an energy are chosen last.
+    """
     if count is None or len(conformers) <= count:
         return list(range(len(conformers)))
     energies = [_energy(c, f"{source}#{i}") for i, c in enumerate(conformers)]
@@ -161,18 +174,21 @@ def _lowest(conformers: list, count: int | None, source: str) -> list[int]:
 
 
 def _energy(conformer, source) -> float:
+    """Return the total energy of a conformer (hartree), NaN if missing."""
     if not isinstance(conformer, Mapping):
         raise DatasetError(f"{source}: a conformer is {type(conformer).__name__}, expected a dict")
     return _number(conformer.get("totalenergy"), "totalenergy", source)
 
 
 def _labels(holder: Mapping, names: Mapping[str, tuple[str, float]], source: str) -> dict[str, float]:
+    """Return the labels in `names`, converted by their factors, NaN if missing."""
     if not isinstance(holder, Mapping):
         raise DatasetError(f"{source}: a conformer is {type(holder).__name__}, expected a dict")
     return {name: _number(holder.get(key), key, source) * unit for name, (key, unit) in names.items()}
 
 
 def _number(value, key, source) -> float:
+    """Return a value as float, NaN if it is None. Raise DatasetError if it is not a number."""
     if value is None:
         return float("nan")
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
@@ -184,7 +200,7 @@ def _number(value, key, source) -> float:
 
 
 def _atoms(conformer: Mapping, source: str) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """Numbers, positions, and the total charge where the conformer itself knows it."""
+    """Return atomic numbers, positions (Å) and the total charge, None if the conformer lacks it."""
     if not isinstance(conformer, Mapping):
         raise DatasetError(f"{source}: a conformer is {type(conformer).__name__}, expected a dict")
     if isinstance(conformer.get("rd_mol"), RDKitMolecule):
@@ -197,7 +213,11 @@ def _atoms(conformer: Mapping, source: str) -> tuple[np.ndarray, np.ndarray, flo
 
 
 def _table(rows, source: str) -> np.ndarray:
-    """(n, 4) float64. Rows are looked at before numpy is, which would walk through lists of lists without end."""
+    """Return the rows of xyz as float64, shape (n, 4).
+
+    The rows are checked before NumPy sees them, because NumPy would walk through nested lists
+    without end.
+    """
     if isinstance(rows, np.ndarray):
         rows = np.asarray(rows).tolist() if rows.ndim == 2 else [rows]
     if not isinstance(rows, list | tuple) or not 0 < len(rows) <= _MAX_ATOMS:

@@ -1,7 +1,9 @@
-"""MD17 and revised MD17 (rMD17): one .npz file for each molecule, one molecular dynamics frame a row.
+"""Reader of MD17 and revised MD17 (rMD17): .npz files of molecular dynamics, one per molecule.
 
-Layout of rMD17 (Christensen and von Lilienfeld, Mach. Learn.: Sci. Technol. 1, 045018, 2020; figshare 12672038), n
-atoms in m frames, float64:
+A row is a frame.
+
+Layout of rMD17 (Christensen and von Lilienfeld, Mach. Learn.: Sci. Technol. 1, 045018, 2020;
+figshare 12672038), n atoms in m frames, float64:
 
     nuclear_charges  (n,)       uint8
     coords           (m, n, 3)  Å
@@ -9,7 +11,8 @@ atoms in m frames, float64:
     forces           (m, n, 3)  kcal/mol/Å, forces
     old_indices      (m,)       row in the original MD17; old_energies, old_forces: the labels there
 
-Layout of MD17 (Chmiela et al., Sci. Adv. 3, e1603015, 2017; quantum-machine.org/gdml) and of sGDML's data files:
+Layout of MD17 (Chmiela et al., Sci. Adv. 3, e1603015, 2017; quantum-machine.org/gdml) and of the
+data files of sGDML:
 
     z                (n,)       atomic numbers
     R                (m, n, 3)  Å
@@ -17,9 +20,10 @@ Layout of MD17 (Chmiela et al., Sci. Adv. 3, e1603015, 2017; quantum-machine.org
     F                (m, n, 3)  kcal/mol/Å, forces
     name, theory, md5, type     texts;  r_unit, e_unit  texts, only in newer sGDML files
 
-The official splits of rMD17 are CSV files of row numbers, `splits/index_train_01.csv` to `index_test_05.csv`, for all
-molecules alike; `<molecule>_train_01.csv` names one molecule. The row numbers are those of the file that the splits
-came with: for a file of fewer rows they are refused where they lie outside of it.
+The official splits of rMD17 are CSV files of row numbers, `splits/index_train_01.csv` to
+`index_test_05.csv`, common to all molecules; `<molecule>_train_01.csv` is for one molecule. The row
+numbers refer to the file that the splits were published with. A split is rejected if it contains
+rows that the data file does not have.
 """
 
 from __future__ import annotations
@@ -44,18 +48,18 @@ _BLOCK = 512  # rows read at once
 _KCAL = units.kcal / units.mol
 _E_UNITS = {"kcal/mol": _KCAL, "kcal mol-1": _KCAL, "kcal": _KCAL, "ev": 1.0}
 _R_UNITS = ("ang", "angstrom", "a", "å")
-# Energies of isolated atoms in eV, rough: they tell units a factor of 20 apart.
+# Approximate energies of isolated atoms (eV), to distinguish units that differ by a factor of 20.
 _ROUGH_ATOMS = {1: -13.6, 6: -1029.0, 7: -1485.0, 8: -2042.0, 9: -2713.0, 16: -10830.0, 17: -12520.0}
 
 
 class Reader(reader.Reader):
-    """MD17 and rMD17 files. A record is a frame.
+    """Reader of MD17 and rMD17 files. A record is a frame.
 
     Args:
-      path: The .npz file.
-      split_files: CSV files of row numbers, (train, test), instead of the official ones beside the data; "" or ():
-        none.
-      split_number: Which of the official splits, 1 to 5.
+      path: Path of the .npz file.
+      split_files: CSV files of row numbers, (train, test), that replace the official ones next to
+        the data; "" or () for no split.
+      split_number: Number of the official split, 1 to 5.
     """
 
     LEVEL_OF_THEORY = "PBE/def2-SVP (rMD17); PBE+vdW-TS (MD17)"
@@ -77,12 +81,13 @@ class Reader(reader.Reader):
         self._file = npz.NpzFile(self.path)
         try:
             self._open()
-            self.official_split()  # one that does not fit shows before the data are converted, not after
+            self.official_split()  # reports an invalid split before the data are converted
         except BaseException:
             self.close()
             raise
 
     def _open(self) -> None:
+        """Read the layout, the atomic numbers and the units of the file."""
         self._keys = _keys(self._file.members)
         if self._keys is None:
             raise DatasetError(
@@ -113,12 +118,13 @@ class Reader(reader.Reader):
         return [self.path, *(f for f in self._splits or () if f.is_file())]
 
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
-        """Frames with positions that are not finite are skipped."""
+        """Yield the structures of the records. Frames with non-finite positions are skipped."""
         for at in range(0, len(records), _BLOCK):
             block = records[at:at + _BLOCK]
             yield from self._read_block(block, report)
 
     def _read_block(self, records: range, report: ReadReport) -> Iterator[Structure]:
+        """Yield the structures of consecutive records, which are read at once."""
         start, stop = records[0], records[-1] + 1
         positions = self._rows("positions", start, stop)
         energy = self._rows("energy", start, stop).reshape(-1) * self._unit
@@ -137,11 +143,11 @@ class Reader(reader.Reader):
                 molecule=self.molecule, record=record, source=source)
 
     def official_split(self) -> dict[str, np.ndarray] | None:
-        """Rows of "train" and "test" from the split files; None where there are none.
+        """Return the rows of "train" and "test" from the split files; None without split files.
 
         Raises:
-          DatasetError: A split file is missing or no list of rows, names rows that the file does not have, or the
-            two overlap.
+          DatasetError: A split file is missing, is not a list of rows or contains rows that the
+            data file does not have, or the two files share rows.
         """
         if self._splits is None:
             return None
@@ -153,6 +159,7 @@ class Reader(reader.Reader):
         return split
 
     def _rows_of_split(self, file: Path) -> np.ndarray:
+        """Return the row numbers in a split file, shape (rows,), after checking them."""
         try:
             rows = np.array([int(word) for word in file.read_text().replace(",", " ").split()], np.int64)
         except (OSError, ValueError) as error:
@@ -170,6 +177,7 @@ class Reader(reader.Reader):
         return rows
 
     def _find_splits(self, number: int) -> tuple[Path, Path] | None:
+        """Return the official train and test files next to the data, or None."""
         names = [_molecule_name(self.path), "index"]
         for folder in (self.path.parent / "splits", self.path.parent.parent / "splits", self.path.parent):
             for name in names:
@@ -179,6 +187,7 @@ class Reader(reader.Reader):
         return None
 
     def _rows(self, what: str, start: int, stop: int) -> np.ndarray:
+        """Return rows [start, stop) of a label in the unit of the file, NaN if it is missing."""
         key = self._keys[what]
         if key not in self._file:
             shape = (stop - start,) if what == "energy" else (stop - start, len(self.numbers), 3)
@@ -186,6 +195,7 @@ class Reader(reader.Reader):
         return self._file.rows(key, start, stop).astype(np.float64)
 
     def _check_shapes(self) -> None:
+        """Raise DatasetError if array shapes are inconsistent or atomic numbers are invalid."""
         m, n = self._length, len(self.numbers)
         expected = {"positions": [(m, n, 3)], "energy": [(m,), (m, 1)], "forces": [(m, n, 3)]}
         for what, shapes in expected.items():
@@ -193,7 +203,7 @@ class Reader(reader.Reader):
             if key in self._file:
                 member = self._file.members[key]
                 if member.dtype.hasobject:
-                    self._file.rows(key, 0, 1)  # refuses in words
+                    self._file.rows(key, 0, 1)  # raises DatasetError for pickled objects
                 if member.shape not in shapes or member.dtype.kind not in "fiu":
                     raise DatasetError(f"{self.path}: {key} has shape {member.shape} and type {member.dtype}, expected "
                                        f"numbers of shape {' or '.join(map(str, shapes))}")
@@ -201,7 +211,10 @@ class Reader(reader.Reader):
             raise DatasetError(f"{self.path}: {self._keys['numbers']} are no atomic numbers: {self.numbers.tolist()}")
 
     def _energy_unit(self) -> float:
-        """eV of the file's unit: as the file says, else kcal/mol; energies that are clearly in another are refused."""
+        """Return the energy unit of the file (eV): the stated one, otherwise kcal/mol.
+
+        Raise DatasetError if the unit is unsupported or the energies clearly have another unit.
+        """
         stated, length = self._file.text("e_unit").strip(), self._file.text("r_unit").strip()
         if stated and stated.lower() not in _E_UNITS:
             raise DatasetError(f"{self.path}: e_unit is {stated!r}, expected one of {', '.join(_E_UNITS)}")
@@ -219,7 +232,7 @@ class Reader(reader.Reader):
 
 
 def _keys(members: dict[str, npz.Member]) -> dict[str, str] | None:
-    """Names of the arrays in one of the two layouts, None where it is neither."""
+    """Return the array names of the layout that the file has, None if it has neither."""
     for keys in (_REVISED, _ORIGINAL):
         if keys["numbers"] in members and keys["positions"] in members and keys["energy"] in members:
             one_molecule = len(members[keys["numbers"]].shape) == 1
@@ -229,4 +242,5 @@ def _keys(members: dict[str, npz.Member]) -> dict[str, str] | None:
 
 
 def _molecule_name(path: Path) -> str:
+    """Return the name of the molecule from the file name."""
     return path.stem.removeprefix("rmd17_").removeprefix("md17_")

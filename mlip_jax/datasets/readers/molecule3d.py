@@ -1,4 +1,4 @@
-"""Molecule3D: 3,899,647 ground-state geometries with orbital energies, a folder of SDF files and a table.
+"""Reader of Molecule3D: 3,899,647 ground-state geometries in SDF files and a table of properties.
 
 Layout (github.com/divelab/MoleculeX; Xu et al., arXiv 2110.01717, 2021), the folder `raw`:
 
@@ -13,12 +13,12 @@ Layout (github.com/divelab/MoleculeX; Xu et al., arXiv 2110.01717, 2021), the fo
     random_split_inds.json, scaffold_split_inds.json
         {"train": [molecule, ...], "valid": [...], "test": [...]}
 
-The repository does not state the units. Its scripts made the table with cclib, which gives eV and debye, and the
-release agrees with that: its highest scf energy is -31.99, which is H2 in eV. They are options all the same, and the
-scale of the energies is checked.
+The repository does not state the units. Its scripts created the table with cclib, which uses eV and
+debye. The release agrees with that: its highest scf energy is -31.99, the energy of H2 in eV. The
+units are options nevertheless, and the scale of the energies is checked.
 
-A record is a molecule, numbered through all files in the order of their ranges. There are no forces: each geometry is
-the minimum.
+A record is a molecule. Records are numbered across all files in the order of their ranges. There
+are no forces, because each geometry is a minimum.
 """
 
 from __future__ import annotations
@@ -44,20 +44,23 @@ _FILE = re.compile(r"combined_mols_(\d+)_to_(\d+)\.sdf")
 _COLUMNS = ("dipole x", "dipole y", "dipole z", "homo", "lumo", "homolumogap", "scf energy")
 _SPLITS = ("random", "scaffold")
 _BLOCK = 1 << 24
-_ROUNDING = 1e-3  # the gap and the difference of the orbital energies, in the table's unit
+_ROUNDING = 1e-3  # tolerance between the gap and LUMO - HOMO, in the unit of the table
 _CHARGE_CODES = {1: 3, 2: 2, 3: 1, 5: -1, 6: -2, 7: -3}
 _ISOTOPES = {"D": 1, "T": 1}
 
 
 class Reader(reader.Reader):
-    """The raw files of Molecule3D.
+    """Reader of the raw files of Molecule3D.
 
     Args:
-      path: The folder `raw`, or the one that it lies in. SDF files may be missing; records are then numbered through
-        those that are there.
-      split: Which of the release's splits `official_split` gives: "random" or "scaffold".
-      smiles: Derive SMILES with RDKit (about a millisecond each); "" where RDKit does not accept the molecule.
-      energy_unit, orbital_unit: "eV" or "hartree". dipole_unit: "debye", "e*Ang" or "e*bohr".
+      path: The folder `raw` or its parent. SDF files may be missing; records are then numbered
+        across the existing ones.
+      split: Split that `official_split` returns: "random" or "scaffold".
+      smiles: Whether to derive SMILES with RDKit (about 1 ms per molecule). The SMILES is "" if
+        RDKit does not accept the molecule.
+      energy_unit: Unit of the scf energy: "eV" or "hartree".
+      orbital_unit: Unit of the orbital energies: "eV" or "hartree".
+      dipole_unit: Unit of the dipole moment: "debye", "e*Ang" or "e*bohr".
     """
 
     LEVEL_OF_THEORY = "B3LYP/6-31G*"
@@ -110,7 +113,10 @@ class Reader(reader.Reader):
         return [p.path for p in self._parts] + [self._table.path] + [p for p in splits if p.is_file()]
 
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
-        """Molecules without atoms are skipped; empty cells of the table are NaN."""
+        """Yield the structures of the records. Empty table cells are NaN.
+
+        Molecules without atoms are skipped.
+        """
         for record in records:
             report.records += 1
             part, molecule = self._locate(record)
@@ -123,10 +129,11 @@ class Reader(reader.Reader):
             yield structure
 
     def official_split(self) -> dict[str, np.ndarray] | None:
-        """The release's split; None where the folder has neither of the two.
+        """Return the chosen split of the release; None if the folder has no split files.
 
         Raises:
-          DatasetError: The one asked for is missing or damaged, or has molecules whose SDF files are missing.
+          DatasetError: The chosen split file is missing or corrupted, or contains molecules whose
+            SDF files are missing.
         """
         if not any(self._table.path.with_name(f"{name}_split_inds.json").is_file() for name in _SPLITS):
             return None
@@ -140,11 +147,12 @@ class Reader(reader.Reader):
         return {name: self._records(molecules, path) for name, molecules in parts.items()}
 
     def _locate(self, record: int) -> tuple[_Sdf, int]:
-        """The file of a record, and the number of its molecule in the whole data set."""
+        """Return the file of a record and the number of its molecule in the whole data set."""
         at = int(np.searchsorted(self._starts, record, "right")) - 1
         return self._parts[at], self._parts[at].start + record - int(self._starts[at])
 
     def _records(self, molecules: np.ndarray, path: Path) -> np.ndarray:
+        """Return the record numbers of molecules, given by their numbers in the whole data set."""
         firsts = np.array([p.start for p in self._parts])
         at = np.searchsorted(firsts, molecules, "right") - 1
         ends = np.array([p.stop for p in self._parts])
@@ -157,11 +165,13 @@ class Reader(reader.Reader):
         return self._starts[:-1][at] + molecules - firsts[at]
 
     def _check_table(self) -> None:
+        """Raise DatasetError if the table is too short or its energies do not fit the molecules."""
         needed = self._parts[-1].stop
         if len(self._table) < needed:
             raise DatasetError(f"{self._table.path}: has {len(self._table)} molecules, but {self._parts[-1].path.name} "
                                f"ends at {needed}. The table is truncated or belongs to other files.")
-        # The electrons near the nuclei make up most of a total energy: the elements alone give its scale.
+        # Core electrons contribute most of a total energy, so the elements determine its scale
+        # (Thomas-Fermi: -0.7687 Z^(7/3) hartree per atom).
         for record in range(min(10, len(self))):
             part, molecule = self._locate(record)
             numbers = _parse(part.block(molecule - part.start), f"{part.path.name}:{molecule}")[0]
@@ -174,6 +184,7 @@ class Reader(reader.Reader):
                     f"Name the unit, {options.how('energy_unit', 'hartree')}.")
 
     def _structure(self, block: bytes, molecule: int, record: int, source: str) -> Structure:
+        """Return the structure of a mol block and its table row, which must describe the same molecule."""
         numbers, positions, charge, title = _parse(block, source)
         cid, row = self._table.row(molecule)
         named = re.fullmatch(r"(?:CID\D?)?0*(\d+)", title, re.IGNORECASE)
@@ -194,7 +205,7 @@ class Reader(reader.Reader):
 
 
 class _Sdf:
-    """The records of an SDF file by their places, found as far as they are asked for."""
+    """Index of the records in an SDF file, built as far as records are requested."""
 
     def __init__(self, path: Path, start: int, stop: int):
         self.path, self.start, self.stop = path, start, stop
@@ -211,10 +222,10 @@ class _Sdf:
             self._file.close()
 
     def block(self, index: int) -> bytes:
-        """Record `index` of this file."""
+        """Return record `index` of this file."""
         if self._file is None or self._file.closed:
             self._file = self.path.open("rb")
-        # The last record is only given out when nothing follows it.
+        # Before returning the last record, scan the rest of the file for surplus records.
         while self._known <= index or (index == len(self) - 1 and self._scanned < self.path.stat().st_size):
             self._scan()
         first, last = (int(p) for p in self._places[index:index + 2])
@@ -222,10 +233,10 @@ class _Sdf:
         return self._file.read(last - first)
 
     def _scan(self) -> None:
-        """Find the ends of records in the next block of the file: lines that begin with $$$$."""
+        """Find the ends of records, lines that begin with $$$$, in the next block of the file."""
         self._file.seek(self._scanned)
         content = self._file.read(_BLOCK)
-        # Stop at the end of a line, so that no $$$$ is cut in two.
+        # Stop at the end of a line, so that no $$$$ is split between two blocks.
         final = len(content) < _BLOCK
         length = len(content) if final else content.rfind(b"\n") + 1
         if not content or not length:
@@ -249,7 +260,7 @@ class _Sdf:
 
 
 class _Table:
-    """properties.csv by the places of its lines."""
+    """Table properties.csv with an index of its lines."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -269,7 +280,7 @@ class _Table:
         self._file.close()
 
     def row(self, molecule: int) -> tuple[int, dict[str, float]]:
-        """Compound number (0 where there is none) and values by column, NaN where empty."""
+        """Return the compound number (0 if missing) and the values per column, NaN if empty."""
         first, last = (int(p) for p in self._places[molecule:molecule + 2])
         self._file.seek(first)
         line = self._file.read(last - first).decode("utf-8", "replace")
@@ -282,6 +293,7 @@ class _Table:
                                f"{line.strip()[:200]!r}") from error
 
     def _index(self) -> np.ndarray:
+        """Return the offset of each line and of the end of the file, shape (lines + 1,)."""
         place = self._file.tell()
         ends = [np.array([place], np.int64)]
         last = b"\n"
@@ -294,6 +306,7 @@ class _Table:
 
 
 def _sdf_files(folder: Path) -> dict[tuple[int, int], Path]:
+    """Return the SDF files of a folder by their range of molecules, (first, last + 1)."""
     if not folder.is_dir():
         return {}
     found = ((_FILE.fullmatch(p.name), p) for p in folder.glob("combined_mols_*.sdf"))
@@ -301,11 +314,12 @@ def _sdf_files(folder: Path) -> dict[tuple[int, int], Path]:
 
 
 def _option(name: str, value: str, known: dict):
+    """Return the value of an option in a table. Raise ConfigError if it is not one of the keys."""
     return known[options.one_of(name, value, list(known))]
 
 
 def _parse(block: bytes, source: str) -> tuple[np.ndarray, np.ndarray, int, str]:
-    """Numbers, positions in Å, total charge and title of a V2000 mol block."""
+    """Return atomic numbers, positions (Å), total charge and title of a V2000 mol block."""
     lines = block.decode("utf-8", "replace").splitlines()
     version = lines[3][33:39].strip() if len(lines) > 3 else ""
     if version != "V2000":
@@ -329,7 +343,7 @@ def _parse(block: bytes, source: str) -> tuple[np.ndarray, np.ndarray, int, str]
 
 
 def _charge(atoms: list[str], others: list[str]) -> int:
-    """Sum of the formal charges. `M  CHG` lines replace the charge codes of the atom lines."""
+    """Return the sum of the formal charges. `M  CHG` lines replace the codes of atom lines."""
     charges = [line for line in others if line.startswith("M  CHG")]
     if charges:
         return sum(int(c) for line in charges for c in line[9:].split()[1::2])
@@ -337,6 +351,7 @@ def _charge(atoms: list[str], others: list[str]) -> int:
 
 
 def _smiles(block: bytes) -> str:
+    """Return the SMILES of a mol block without explicit hydrogens, "" if RDKit rejects it."""
     try:
         from rdkit import Chem, RDLogger
     except ImportError as error:

@@ -1,24 +1,27 @@
-"""∇²DFT (nablaDFT): conformations of drug-like molecules in an ASE database, one row each.
+"""Reader of ∇²DFT (nablaDFT): conformations of drug-like molecules in an ASE database, one per row.
 
-Layout (github.com/AIRI-Institute/nablaDFT; Khrabrov et al., arXiv 2406.14347, 2024), a row of a molecule with n atoms:
+Layout (github.com/AIRI-Institute/nablaDFT; Khrabrov et al., arXiv 2406.14347, 2024), the row of a
+molecule with n atoms:
 
     numbers, positions                             (n,), (n, 3)  Å
     key_value_pairs  moses_id, conformation_id     integers: the molecule's number in MOSES, and its conformation's
                      smiles                        without hydrogens
-                     iteration                     integer, only in the optimisation trajectories
+                     iteration                     integer, only in the optimization trajectories
     data             energy                        (1,)    hartree, MINUS the energies of the isolated atoms
                      forces                        (n, 3)  hartree/Å; true forces, not a gradient
 
     metadata         _distance_unit, _property_unit_dict      "Ang", {"energy": "Hartree", "forces": "Hartree/Ang"}
                      atomrefs                      {"energy": [hartree by atomic number]}; not in every file
 
-The structures get total energies: the atoms' are added back, from the file or, where it has none, the data set's
-constants below. A file of total energies is recognised (they are a hundred times larger) and left as it is.
+Structures get total energies: the energies of the atoms are added. They are read from the file or,
+if it lacks them, from the constants of the data set below. Files with total energies are
+recognized, because their energies are a hundred times larger, and are not changed.
 
-The release's `summary.csv` (unpacked, optional, beside the database) has further labels of each conformation, found by
-"MOSES id" and "CONFORMER id": "DFT TOTAL ENERGY", "DFT HOMO", "DFT LUMO", "DFT HOMO-LUMO GAP" in hartree and "DFT TOTAL
-DIPOLE" in debye (not stated there; judged by the size of such molecules' dipoles). Its dipole vectors are left out:
-nothing says that they are in the frame of the positions.
+The optional `summary.csv` of the release (unpacked, next to the database) has additional labels of
+each conformation, identified by "MOSES id" and "CONFORMER id": "DFT TOTAL ENERGY", "DFT HOMO", "DFT
+LUMO", "DFT HOMO-LUMO GAP" in hartree and "DFT TOTAL DIPOLE" in debye. The unit of the dipole is not
+stated there; it is inferred from typical dipoles of such molecules. The dipole vectors are not
+read, because it is not documented that they share the frame of the positions.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ from mlip_jax.structure import Structure
 
 log = logging.getLogger(__name__)
 
-# Isolated atoms in hartree, ωB97X-D/def2-SVP (iodine: with its core potential), as the data set subtracts them.
+# Energies of isolated atoms (hartree), ωB97X-D/def2-SVP (iodine with its effective core potential),
+# as subtracted in the data set.
 _ATOM_ENERGIES = {
     "H": -0.5024932583661139, "C": -37.79809934247253, "N": -54.522414832380626, "O": -74.97667809850873,
     "F": -99.61446950401614, "P": -341.13941895023964, "S": -397.9719278356063, "Cl": -459.98864965660516,
@@ -50,16 +54,16 @@ _KEYS = {"moses_id", "conformation_id"}
 _SUMMARY = {"homo": ("DFT HOMO", units.Hartree), "lumo": ("DFT LUMO", units.Hartree),
             "gap": ("DFT HOMO-LUMO GAP", units.Hartree), "dipole_moment": ("DFT TOTAL DIPOLE", units.Debye)}
 _TOTAL = "DFT TOTAL ENERGY"
-_SAME_ENERGY = 1e-3  # hartree; the summary is rounded, another conformation differs by more
+_SAME_ENERGY = 1e-3  # hartree; allows for rounding in the summary, but not for another conformation
 
 
 class Reader(reader.Reader):
-    """∇²DFT's energy databases. A record is a row: one conformation.
+    """Reader of the energy databases of ∇²DFT. A record is a row, i.e. one conformation.
 
     Args:
-      path: An ASE database.
-      summary: "auto" reads `summary.csv` beside the database where there is one, "" reads none, else a path. Opening
-        it goes once through the whole table.
+      path: Path of the ASE database.
+      summary: Path of the table of additional labels. "auto" uses `summary.csv` next to the
+        database if present, "" uses none. Opening the table requires one pass through it.
     """
 
     LEVEL_OF_THEORY = "ωB97X-D/def2-SVP"
@@ -77,6 +81,7 @@ class Reader(reader.Reader):
             raise
 
     def _open(self, summary: str) -> None:
+        """Check layout and units of the database and find the atom energies and the summary."""
         first = next(self._database.rows(range(min(1, len(self._database)))), None)
         if first is None:
             raise DatasetError(f"{self.path}: the database holds no rows")
@@ -112,7 +117,11 @@ class Reader(reader.Reader):
         return [self.path, *([self._summary_path] if self._summary_path else [])]
 
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
-        """A row without energy gives NaN; one that the summary lacks gives NaN for orbital energies."""
+        """Yield the structures of the records.
+
+        The energy is NaN if a row lacks it. The orbital energies are NaN if the summary lacks the
+        row.
+        """
         if self._summary_path and self._summary is None:
             self._summary = _SummaryTable(self._summary_path)
         for record, row in zip(records, self._database.rows(records)):
@@ -126,6 +135,7 @@ class Reader(reader.Reader):
             yield self._structure(row, record, source)
 
     def _structure(self, row: AseRow, record: int, source: str) -> Structure:
+        """Convert a row to a structure in eV and Å."""
         energy = self._total_energy(row, source)
         smiles = str(row.key_value_pairs.get("smiles", ""))
         properties = {}
@@ -137,7 +147,7 @@ class Reader(reader.Reader):
             record=record, source=source, properties=properties)
 
     def _total_energy(self, row: AseRow, source: str) -> float:
-        """Hartree."""
+        """Return the total energy of a row (hartree), NaN if missing."""
         stored = _energy(row, source)
         if math.isnan(stored):
             return stored
@@ -149,8 +159,9 @@ class Reader(reader.Reader):
         return stored + (self._sum_of_atoms(row, source) if subtracted else 0.0)
 
     def _is_subtracted(self, row: AseRow, source: str) -> bool:
+        """Return whether the energy of a row is stored minus the energies of the isolated atoms."""
         stored, atoms = _energy(row, source), self._sum_of_atoms(row, source)
-        if math.isnan(stored) or abs(stored) < 0.3 * abs(atoms):  # what binds a molecule is 0.1 to 2 % of its energy
+        if math.isnan(stored) or abs(stored) < 0.3 * abs(atoms):  # the binding energy is 0.1 to 2 % of the total
             return True
         if abs(stored / atoms - 1) < 0.3:
             return False
@@ -159,6 +170,7 @@ class Reader(reader.Reader):
             f"{atoms:.1f}) nor that less the isolated atoms. Is it in another unit?")
 
     def _sum_of_atoms(self, row: AseRow, source: str) -> float:
+        """Return the sum of the energies of the isolated atoms (hartree)."""
         known = row.numbers < len(self._atoms)
         energies = self._atoms[np.where(known, row.numbers, 0)]
         missing = row.numbers[~known | ~np.isfinite(energies)]
@@ -168,6 +180,7 @@ class Reader(reader.Reader):
         return float(energies.sum())
 
     def _find_summary(self, summary: str) -> Path | None:
+        """Return the path of the summary, or None if there is none."""
         if summary == "auto":
             beside = self.path.parent / "summary.csv"
             if not beside.is_file() and beside.with_name("summary.csv.gz").is_file():
@@ -182,7 +195,10 @@ class Reader(reader.Reader):
 
 
 class _SummaryTable:
-    """The release's table of all conformations (gigabytes). In memory are only the keys and places of its lines."""
+    """Table of all conformations in the release (gigabytes).
+
+    Only the keys and offsets of its lines are kept in memory.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -205,10 +221,14 @@ class _SummaryTable:
         self._file.close()
 
     def labels(self, row: AseRow, energy: float, source: str) -> dict[str, float]:
-        """Orbital energies in eV and dipole in e·Å, NaN for a row that the table lacks; `energy` is in hartree."""
+        """Return orbital energies (eV) and dipole (e·Å) of a row, NaN if the table lacks it.
+
+        `energy` is the total energy of the row (hartree), which must agree with that of the table.
+        """
         moses, conformation = (int(row.key_value_pairs[k]) for k in ("moses_id", "conformation_id"))
         at = np.searchsorted(self._keys, _key(moses, conformation))
-        # A step of an optimisation has its own orbitals; the table knows only the conformation it began or ended with.
+        # Each step of an optimization has other orbitals. The table contains only those of the
+        # first or last conformation.
         if at == len(self._keys) or self._keys[at] != _key(moses, conformation) or "iteration" in row.key_value_pairs:
             return dict.fromkeys(_SUMMARY, math.nan)
         self._file.seek(int(self._places[at]))
@@ -222,6 +242,7 @@ class _SummaryTable:
         return {name: self._number(values, column, source) * unit for name, (column, unit) in _SUMMARY.items()}
 
     def _header(self) -> dict[str, int]:
+        """Return the index of each column. Raise DatasetError if a required column is missing."""
         header = next(csv.reader([self._file.readline().decode("utf-8", "replace")]), [])
         columns = {name.strip(): i for i, name in enumerate(header)}
         missing = [c for c in ("MOSES id", "CONFORMER id", _TOTAL, *(c for c, _ in _SUMMARY.values()))
@@ -232,6 +253,7 @@ class _SummaryTable:
         return columns
 
     def _index(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the keys and the offsets of all lines, both of shape (lines,)."""
         first, second = self._columns["MOSES id"], self._columns["CONFORMER id"]
         needed, place, number = max(first, second) + 1, self._file.tell(), 1
         keys, places, parts = [], [], []
@@ -246,13 +268,14 @@ class _SummaryTable:
                                        f"conformation, found {line[:60]!r}") from error
                 places.append(place)
             place += len(line)
-            if len(keys) == 1_000_000:
+            if len(keys) == 1_000_000:  # arrays take less memory than lists of integers
                 parts.append((np.array(keys, np.int64), np.array(places, np.int64)))
                 keys, places = [], []
         parts.append((np.array(keys, np.int64), np.array(places, np.int64)))
         return tuple(np.concatenate(p) for p in zip(*parts))
 
     def _number(self, values: list[str], column: str, source: str) -> float:
+        """Return a cell as a number, NaN if it is empty."""
         try:
             text = values[self._columns[column]].strip()
             return float(text) if text else math.nan
@@ -261,10 +284,12 @@ class _SummaryTable:
 
 
 def _key(moses: int, conformation: int) -> int:
+    """Combine the two numbers of a conformation into one integer."""
     return moses << 32 | conformation
 
 
 def _check_layout(row: AseRow, source: str) -> None:
+    """Raise DatasetError if a row does not have the layout of ∇²DFT."""
     if not row.key_value_pairs.keys() >= _KEYS or "energy" not in row.data:
         raise DatasetError(
             f"{source}: expected 'moses_id' and 'conformation_id' with 'energy', as ∇²DFT has them; found keys "
@@ -273,6 +298,7 @@ def _check_layout(row: AseRow, source: str) -> None:
 
 
 def _check_units(metadata: dict, path: Path) -> None:
+    """Raise DatasetError if the database states other units than those of ∇²DFT."""
     stored = {"distance": metadata.get("_distance_unit", "Ang"), "energy": "Hartree", "forces": "Hartree/Ang"}
     stored |= {k: v for k, v in (metadata.get("_property_unit_dict") or {}).items() if k in stored}
     for name, unit in {"distance": "Ang", "energy": "Hartree", "forces": "Hartree/Ang"}.items():
@@ -281,7 +307,7 @@ def _check_units(metadata: dict, path: Path) -> None:
 
 
 def _atom_energies(metadata: dict, path: Path) -> np.ndarray:
-    """Hartree by atomic number, NaN for elements without."""
+    """Return the energies of isolated atoms (hartree) by atomic number, NaN if unknown."""
     refs = (metadata.get("atomrefs") or {}).get("energy")
     if refs is None:
         refs = np.zeros(119)
@@ -296,6 +322,7 @@ def _atom_energies(metadata: dict, path: Path) -> np.ndarray:
 
 
 def _energy(row: AseRow, source: str) -> float:
+    """Return the stored energy of a row (hartree)."""
     values = _numbers(row, "energy", source).ravel()
     if len(values) != 1:
         raise DatasetError(f"{source}: energy has {len(values)} values, expected 1")
@@ -303,6 +330,7 @@ def _energy(row: AseRow, source: str) -> float:
 
 
 def _forces(row: AseRow, source: str) -> np.ndarray:
+    """Return the forces of a row (eV/Å), shape (n, 3), NaN if missing."""
     if row.data.get("forces") is None:
         return np.full(row.positions.shape, np.nan)
     forces = _numbers(row, "forces", source)
@@ -312,6 +340,7 @@ def _forces(row: AseRow, source: str) -> np.ndarray:
 
 
 def _numbers(row: AseRow, name: str, source: str) -> np.ndarray:
+    """Return a label as float64. Raise DatasetError if it is not numeric."""
     try:
         return np.asarray(row.data[name], np.float64)
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""PubChemQCR and PubChemQCR-S: relaxation trajectories of PubChem's molecules, one LMDB file.
+"""Reader of PubChemQCR and PubChemQCR-S: relaxation trajectories of molecules in an LMDB file.
 
 Layout (huggingface.co/datasets/divelab/PubChemQCR, its database.md; Fu et al., arXiv:2506.23008):
 
@@ -6,18 +6,20 @@ Layout (huggingface.co/datasets/divelab/PubChemQCR, its database.md; Fu et al., 
     value   gzip-compressed pickle of {"pm3": [...], "hf": [...], "DFT_1st": [...], "DFT_2nd": [...]}: the stages of
             one relaxation, each a list of snapshots in the order of the steps, an empty list, or None
 
-and a snapshot is
+A snapshot is
 
     coordinates  [{"atom": "C", "charge": 6.0, "x": ..., "y": ..., "z": ...}, ...]  Å; charge: of the nucleus
     energy       hartree
     gradient     [{"atom": "C", "charge": 6.0, "dx": ..., "dy": ..., "dz": ...}, ...]  hartree/bohr: a GRADIENT
 
-Steps from SMASH have no "charge"; those from GAMESS may have symbols in capitals ("CL"). The last snapshot of a stage
-and the first of the next have the same positions, at two levels of theory. The DFT stages are B3LYP/6-31G*
-(PubChemQC: Nakata and Shimazaki, J. Chem. Inf. Model. 57, 1300, 2017).
+Steps from SMASH have no "charge". Steps from GAMESS may have symbols in capitals ("CL"). The last
+snapshot of a stage and the first one of the next stage have the same positions at two levels of
+theory. The DFT stages are B3LYP/6-31G* (PubChemQC: Nakata and Shimazaki, J. Chem. Inf. Model. 57,
+1300, 2017).
 
-A file summary.csv beside the LMDB may have the columns cid, smiles, homo_ev, lumo_ev, gap_ev and dipole_e_bohr. Such
-properties are those of the last snapshot of DFT_1st, and are NaN for all others.
+A file summary.csv next to the LMDB file may have the columns cid, smiles, homo_ev, lumo_ev, gap_ev
+and dipole_e_bohr. These properties belong to the last snapshot of DFT_1st and are NaN for all
+others.
 """
 
 from __future__ import annotations
@@ -43,20 +45,24 @@ STAGES = {"pm3": "PM3", "hf": "HF", "DFT_1st": "B3LYP/6-31G*", "DFT_2nd": "B3LYP
 _COLUMNS = {"homo_ev": ("homo", 1.0), "lumo_ev": ("lumo", 1.0), "gap_ev": ("gap", 1.0),
             "dipole_e_bohr": ("dipole_moment", units.Bohr)}
 _SUMMARY_STAGE = "DFT_1st"
-_MAX_RECORD = 2 ** 26  # bytes when decompressed; the longest of 3,000 trajectories takes 260 kB
+_MAX_RECORD = 2 ** 26  # bytes after decompression; the longest of 3,000 trajectories takes 260 kB
 
 
 class Reader(reader.Reader):
-    """PubChemQCR files. A record is a molecule with its stages.
+    """Reader of PubChemQCR files. A record is a molecule with its stages.
 
     Args:
-      stages: Those to read; each is a structure's `subset`. `conformer` counts the snapshots of these stages through,
-        before any are left out.
-      stride: Of each stage take every n-th snapshot, from the first on, and always the last.
-      max_snapshots: At most so many of a stage, evenly spaced from its first to its last; 1: only the last.
-      summary: Path of the table of SMILES and properties; "auto": summary.csv beside the file where there is one;
-        "": none.
-      level_of_theory: Of the labels; the file does not say. "": as published.
+      path: Path of the LMDB file.
+      stages: Stages to read. The stage is the `subset` of a structure. `conformer` numbers the
+        snapshots of these stages consecutively, before some of them are skipped.
+      stride: Interval between the snapshots that are read per stage. The first and the last one are
+        always read.
+      max_snapshots: Maximum number of snapshots per stage, evenly spaced from the first to the last
+        one. 1 reads only the last one.
+      summary: Path of the table of SMILES and properties. "auto" uses summary.csv next to the file
+        if present, "" uses none.
+      level_of_theory: Level of theory of the labels, which the file does not state. "" uses the
+        published one.
     """
 
     LEVEL_OF_THEORY = STAGES["DFT_1st"]
@@ -92,13 +98,13 @@ class Reader(reader.Reader):
                 return False
             environment = _LmdbFile(path)
         except (_Truncated, ImportError):
-            return True  # opening it then says what to do
+            return True  # opening the file then raises an error with the remedy
         except (DatasetError, OSError):
             return False
         try:
             with environment.handle.begin() as transaction, transaction.cursor() as cursor:
                 return cursor.first() and cursor.key().isdigit() and cursor.value()[:2] == b"\x1f\x8b"
-        except Exception:  # lmdb.Error, from a package that may be missing
+        except Exception:  # lmdb.Error, which cannot be named if the package is missing
             return False
         finally:
             environment.close()
@@ -113,7 +119,11 @@ class Reader(reader.Reader):
         self._environment.close()
 
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
-        """Stages without snapshots are skipped, one count each, and so are snapshots with positions not finite."""
+        """Yield the structures of the records.
+
+        Stages without snapshots and snapshots with positions that are not finite are skipped and
+        counted.
+        """
         for record in records:
             report.records += 1
             key = self._key(record)
@@ -122,11 +132,13 @@ class Reader(reader.Reader):
             yield from self._read_stages(stages, _cid(key, source), source, record, report)
 
     def _key(self, record: int) -> bytes:
+        """Return the key of a record. The keys are read on first use."""
         if self._keys is None:
             self._keys = self._environment.keys(self._length)
         return bytes(self._keys[record])
 
     def _read_stages(self, stages, cid, source, record, report) -> Iterator[Structure]:
+        """Yield the chosen snapshots of a record."""
         smiles, *final = self._summary.get(cid, ("", *(np.nan for _ in self._names)))
         unknown = dict.fromkeys(self._names, float("nan"))
         begin = 0
@@ -153,6 +165,7 @@ class Reader(reader.Reader):
             begin += len(snapshots)
 
     def _chosen(self, count: int) -> list[int]:
+        """Return the indices of the snapshots to read in a stage of `count` snapshots."""
         steps = list(range(0, count, self._stride))
         if steps[-1] != count - 1:
             steps.append(count - 1)
@@ -166,9 +179,10 @@ class Reader(reader.Reader):
 # --- The LMDB file ---
 
 class _LmdbFile:
-    """An LMDB file open for reading.
+    """LMDB file, open for reading.
 
-    LMDB opens a file only once in a process: readers of one file share the handle, and the last one closes it.
+    LMDB can open a file only once per process. Readers of the same file share the handle, and the
+    last one closes it.
     """
 
     _open: dict[tuple, list] = {}
@@ -184,7 +198,7 @@ class _LmdbFile:
         self.handle = self._open[self._key][0]
 
     def close(self) -> None:
-        """Let go; again does nothing."""
+        """Release the handle. Further calls have no effect."""
         if self.handle is not None:
             self.handle = None
             shared = self._open[self._key]
@@ -198,7 +212,7 @@ class _LmdbFile:
             self.close()
 
     def keys(self, count: int) -> np.ndarray:
-        """All keys in order, as one array of fixed width: 3.5 million take 56 MB."""
+        """Return all keys in order as one array of fixed width; 3.5 million keys take 56 MB."""
         import lmdb
         try:
             with self._handle().begin() as transaction, transaction.cursor() as cursor:
@@ -208,6 +222,7 @@ class _LmdbFile:
                                "Download or make it again.") from error
 
     def get(self, key: bytes, source: str) -> bytes:
+        """Return the value of a key. `source` names the record in error messages."""
         import lmdb
         try:
             with self._handle().begin() as transaction:
@@ -220,18 +235,19 @@ class _LmdbFile:
         return value
 
     def _handle(self):
+        """Return the open handle. Raise DatasetError if the reader is closed."""
         if self.handle is None:
             raise DatasetError(f"{self.path}: the reader is closed")
         return self.handle
 
 
 def _page_size(path: Path) -> int | None:
-    """That the first page of an LMDB file states; None for other files."""
+    """Return the page size that the first page of an LMDB file states; None for other files."""
     if not path.is_file():
         return None
     with open(path, "rb") as file:
         head = file.read(44)
-    # A page's header of 16 bytes; the magic number, the version, an address, the size of the map; the page size.
+    # Layout: page header (16 bytes), magic number, version, address, map size, page size.
     if len(head) < 44 or struct.unpack_from("=I", head, 16)[0] != 0xBEEFC0DE:
         return None
     size = struct.unpack_from("=I", head, 40)[0]
@@ -239,7 +255,11 @@ def _page_size(path: Path) -> int | None:
 
 
 def _check_header(path: Path) -> None:
-    """LMDB maps files into memory: beyond the end of a truncated one the process dies instead of raising."""
+    """Raise DatasetError if a file is not LMDB or is too short for its first two pages.
+
+    LMDB maps files into memory. Reading beyond the end of a truncated file would kill the process
+    instead of raising an error.
+    """
     page = _page_size(path)
     if page is None:
         what = "a folder" if path.is_dir() else f"{path.stat().st_size} bytes of something else"
@@ -249,6 +269,7 @@ def _check_header(path: Path) -> None:
 
 
 def _open_lmdb(path: Path):
+    """Open an LMDB file read-only. Raise DatasetError if it is corrupted or truncated."""
     try:
         import lmdb
     except ImportError as error:
@@ -266,10 +287,11 @@ def _open_lmdb(path: Path):
 
 
 class _Truncated(DatasetError):
-    """A file that is too short for what its header tells of."""
+    """File that is shorter than its header states."""
 
 
 def _truncated(path: Path, needed: int) -> _Truncated:
+    """Return the error for a file of fewer than `needed` bytes."""
     return _Truncated(f"{path}: truncated: {path.stat().st_size} bytes, where its header tells of {needed}. Download "
                       "or make it again.")
 
@@ -277,13 +299,14 @@ def _truncated(path: Path, needed: int) -> _Truncated:
 # --- A record ---
 
 def _cid(key: bytes, source: str) -> int:
+    """Return the compound number of a key."""
     if not key.isdigit():
         raise DatasetError(f"{source}: the key is not a number; expected a CID, as PubChemQCR has it")
     return int(key)
 
 
 def _unpack(value: bytes, source: str) -> dict:
-    """The stages of a record."""
+    """Return the stages of a compressed record."""
     decompressor = zlib.decompressobj(wbits=31)
     try:
         data = decompressor.decompress(value, _MAX_RECORD)
@@ -303,7 +326,10 @@ def _unpack(value: bytes, source: str) -> dict:
 
 
 def _read_snapshot(snapshot, source) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
-    """Numbers, positions, energy and forces; NaN for an energy or a gradient that is missing."""
+    """Return atomic numbers, positions (Å), energy (eV) and forces (eV/Å) of a snapshot.
+
+    A missing energy or gradient gives NaN.
+    """
     try:
         numbers, positions = _columns(snapshot["coordinates"], "x", "y", "z", source=source)
         energy = snapshot.get("energy")
@@ -323,8 +349,10 @@ def _read_snapshot(snapshot, source) -> tuple[np.ndarray, np.ndarray, float, np.
 
 
 def _columns(atoms, *names, source) -> tuple[np.ndarray, np.ndarray]:
+    """Return atomic numbers, shape (n,), and named values per atom, shape (n, len(names))."""
     numbers = reader.symbols_to_numbers((a["atom"] for a in atoms), source)
-    # Of single numbers only: numpy.array would walk through a list in the place of a number, which can be endless.
+    # fromiter accepts only single numbers. numpy.array would walk through a list in place of a
+    # number, which can be endless.
     values = np.fromiter((a[name] for a in atoms for name in names), np.float64).reshape(-1, len(names))
     if not len(numbers) or not numbers.all():
         raise DatasetError(f"{source}: a snapshot of {len(numbers)} atoms, {int((numbers == 0).sum())} of them "
@@ -335,6 +363,7 @@ def _columns(atoms, *names, source) -> tuple[np.ndarray, np.ndarray]:
 # --- summary.csv ---
 
 def _find_summary(path: Path, summary: str) -> Path | None:
+    """Return the path of the summary, or None if there is none."""
     if summary == "auto":
         beside = path.parent / "summary.csv"
         return beside if beside.is_file() else None
@@ -345,7 +374,7 @@ def _find_summary(path: Path, summary: str) -> Path | None:
 
 
 def _read_summary(path: Path) -> tuple[dict[int, tuple], tuple[str, ...]]:
-    """(SMILES, properties ...) by CID, and the names of the properties."""
+    """Return (SMILES, properties ...) by CID, and the names of the properties."""
     with open(path, newline="", encoding="utf-8") as file:
         table = csv.DictReader(file)
         if "cid" not in (table.fieldnames or ()):

@@ -1,9 +1,11 @@
-"""QM7-X: about 4.2 million equilibrium and displaced structures of molecules with up to seven heavy atoms.
+"""Reader of QM7-X: 4.2 million equilibrium and displaced structures of molecules.
 
-Layout (Hoja et al., Sci. Data 8, 43, 2021; Zenodo 4288677), files 1000.hdf5 to 8000.hdf5. A group for each molecule, by
-its number ("1"), holds a group for each structure, "Geom-m1-i1-c1-opt": m counts the SMILES strings, i the
-stereoisomers of it, c their conformers; "opt" is the minimum, "d1" to "d100" (or "1" to "100") are displaced from it.
-Of n atoms:
+The molecules have up to seven heavy atoms.
+
+Layout (Hoja et al., Sci. Data 8, 43, 2021; Zenodo 4288677), files 1000.hdf5 to 8000.hdf5. A group
+per molecule, named by its number ("1"), contains a group per structure, "Geom-m1-i1-c1-opt". m
+counts the SMILES strings, i their stereoisomers, c the conformers of these. "opt" is the minimum;
+"d1" to "d100" (or "1" to "100") are displaced from it. For n atoms:
 
     atNUM, atXYZ            (n,), (n, 3)  atomic numbers; Å
     ePBE0+MBD               (1,)    eV, total energy; ePBE0 and eMBD are its parts
@@ -14,13 +16,15 @@ Of n atoms:
     hCHG, hVOL, hRAT        (n,) or (n, 1)  Hirshfeld charges (e), volumes (bohr³), ratios to the free atom
     atPOL                   (n,) or (n, 1)  bohr³
 
-and about twenty more that are not read. DupMols.dat, published with the files, lists duplicate structures.
+About twenty more entries are not read. DupMols.dat, published with the files, lists duplicate
+structures.
 
-The smaller form used by mlff is one .npz file: R (m, N, 3) Å, z (m, N), E (m, 1) eV total energy and F (m, N, 3) eV/Å,
-padded with z = 0 to the largest molecule. It does not name its molecules.
+The smaller form used by mlff is one .npz file: R (m, N, 3) Å, z (m, N), E (m, 1) eV total energy
+and F (m, N, 3) eV/Å, padded with z = 0 to the largest molecule. It does not identify its molecules.
 
-The identity of a molecule is its m: stereoisomers share it, because enantiomers have equal energies and would otherwise
-fall into both training and test set. In the .npz form only the formula is known, and is the identity.
+The identity of a molecule is its m. Stereoisomers share it, because enantiomers have equal energies
+and would otherwise appear in both the training and the test split. In the .npz form only the
+formula is known and used as identity.
 """
 
 from __future__ import annotations
@@ -40,10 +44,10 @@ from mlip_jax.datasets.formats.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
-# PBE0, eV; as published in the data set's own script.
+# Energies of isolated atoms (eV), PBE0, as published in the script of the data set.
 _ATOM_ENERGIES = {1: -13.641404161, 6: -1027.592489146, 7: -1484.274819088, 8: -2039.734879322, 16: -10828.707468187,
                   17: -12516.444619523}
-_BINDING = (-9.0, -0.5)  # eV per atom; that of QM7-X lies between -6 and -3
+_BINDING = (-9.0, -0.5)  # eV per atom; QM7-X has -6 to -3
 _PROPERTIES = {"homo": ("eH", 1.0), "lumo": ("eL", 1.0), "gap": ("HLgap", 1.0), "dipole_moment": ("DIP", 1.0),
                "polarizability": ("mPOL", units.Bohr ** 3), "dispersion_energy": ("eMBD", 1.0)}
 _ATOM_PROPERTIES = {"hirshfeld_charges": ("hCHG", 1.0), "hirshfeld_volumes": ("hVOL", units.Bohr ** 3),
@@ -52,12 +56,14 @@ _BLOCK = 512  # rows of an .npz file read at once
 
 
 class Reader(reader.Reader):
-    """QM7-X files. A record is a molecule with all its structures; in an .npz file, a row.
+    """Reader of QM7-X files. A record is a molecule with all its structures or a row of an .npz file.
 
     Args:
-      path: A file, or a folder with several of the HDF5 files.
-      properties: Whether to read the labels besides energies and forces (five times as many arrays).
-      duplicates: DupMols.dat: structures that it lists, and those displaced from them, are skipped.
+      path: File, or folder with several of the HDF5 files.
+      properties: Whether to read the labels other than energies and forces (five times as many
+        arrays).
+      duplicates: Path of DupMols.dat. The structures that it lists, and those displaced from them,
+        are skipped.
     """
 
     LEVEL_OF_THEORY = "PBE0+MBD/tight"
@@ -100,12 +106,15 @@ class Reader(reader.Reader):
         return [*self._source.paths, *([self._duplicates] if self._duplicates else [])]
 
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
-        """Structures with positions that are not finite, and listed duplicates, are skipped."""
+        """Yield the structures of the records.
+
+        Listed duplicates and structures with positions that are not finite are skipped.
+        """
         return self._source.read(records, report)
 
 
 class _Groups:
-    """The HDF5 files, one after the other."""
+    """Molecules of several HDF5 files, in the order of the files."""
 
     def __init__(self, paths: list[Path], properties: bool, duplicates: set[str]):
         self.paths, self._properties, self._duplicates = paths, properties, duplicates
@@ -129,6 +138,7 @@ class _Groups:
             file.close()
 
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
+        """Yield the structures of the records."""
         for record in records:
             file, name = self._names[record]
             source = f"{self.paths[file].name}:{name}"
@@ -140,6 +150,7 @@ class _Groups:
                                    "Download or make it again.") from error
 
     def _molecule(self, file, name, source, record, report) -> Iterator[Structure]:
+        """Yield the structures of a molecule, minima first."""
         group = file[name]
         found = _in_order(group) if isinstance(group, h5py.Group) else type(group).__name__
         if not isinstance(group, h5py.Group) or not all(isinstance(group[k], h5py.Group) for k in found[:1]):
@@ -158,6 +169,7 @@ class _Groups:
             yield Structure(**structure, conformer=c, record=record, source=place)
 
     def _structure(self, group, key, name, source) -> dict:
+        """Return the arguments of a structure from its group."""
         for field in ("atNUM", "atXYZ", "ePBE0+MBD"):
             if field not in group:
                 raise DatasetError(f"{source}: expected {field!r}, as QM7-X has it; found {sorted(group)}")
@@ -180,7 +192,7 @@ class _Groups:
 
 
 class _Padded:
-    """The zero-padded .npz file."""
+    """Rows of the zero-padded .npz file."""
 
     def __init__(self, path: Path):
         self.paths = [path]
@@ -198,6 +210,7 @@ class _Padded:
         self._file.close()
 
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
+        """Yield the structures of the records."""
         for at in range(0, len(records), _BLOCK):
             block = records[at:at + _BLOCK]
             start, stop = block[0], block[-1] + 1
@@ -213,6 +226,7 @@ class _Padded:
                 yield structure
 
     def _structure(self, record, z, R, E, F) -> Structure:
+        """Convert a row to a structure without padding."""
         real = z > 0  # padding has atomic number 0
         source = f"{self.paths[0].name}:{record}"
         numbers = checked_numbers(z[real], source)
@@ -225,6 +239,7 @@ class _Padded:
             forces=F[real].astype(np.float64), molecule=_formula(numbers), record=record, source=source)
 
     def _check(self) -> None:
+        """Raise DatasetError if arrays are missing or have inconsistent shapes."""
         members, path = self._file.members, self.paths[0]
         missing = [k for k in "zREF" if k not in members]
         if missing:
@@ -240,6 +255,7 @@ class _Padded:
 
 
 def _hdf5_files(path: Path) -> list[Path]:
+    """Return the file itself, or the HDF5 files of a folder in the order of their numbers."""
     if path.is_file():
         return [path]
     files = sorted(path.glob("*.hdf5"), key=_number)
@@ -250,11 +266,15 @@ def _hdf5_files(path: Path) -> list[Path]:
 
 
 def _number(path: Path):
+    """Return a sort key: files named by a number first, in numerical order."""
     return (0, int(path.stem), "") if path.stem.isdecimal() else (1, 0, path.stem)
 
 
 def _in_order(group) -> list[str]:
-    """Names by the numbers in them, a minimum before what is displaced from it (HDF5 sorts "10" before "2")."""
+    """Return names in numerical order, with each minimum before the structures displaced from it.
+
+    HDF5 sorts "10" before "2".
+    """
     def key(name):
         parts = re.split(r"(\d+)", name.replace("-opt", "-0"))
         return [int(part) if i % 2 else part for i, part in enumerate(parts)]
@@ -262,11 +282,12 @@ def _in_order(group) -> list[str]:
 
 
 def _minimum(key: str) -> str:
-    """Name of the minimum that a structure was displaced from."""
+    """Return the name of the minimum from which a structure was displaced."""
     return key.rsplit("-", 1)[0] + "-opt"
 
 
 def _duplicates(path: Path | None) -> set[str]:
+    """Return the names of the minima in the list of duplicates."""
     if path is None:
         return set()
     try:
@@ -276,7 +297,10 @@ def _duplicates(path: Path | None) -> set[str]:
 
 
 def _values(group, field, shape, source) -> np.ndarray:
-    """Numbers of one shape; a last axis of length 1 in the file does not matter. NaN where the field is missing."""
+    """Return a field as float64 of the given shape, NaN if it is missing.
+
+    A last axis of length 1 in the file is ignored.
+    """
     if field not in group:
         return np.full(shape, np.nan)
     values = np.asarray(group[field][()], np.float64)
@@ -286,7 +310,7 @@ def _values(group, field, shape, source) -> np.ndarray:
 
 
 def _check_energy(energy: float, numbers: np.ndarray, source: str) -> None:
-    """Total energies in eV lie a few eV per atom below those of the isolated atoms."""
+    """Raise DatasetError unless the energy is a few eV per atom below that of isolated atoms."""
     binding = _binding(energy, numbers)
     if np.isfinite(binding) and not _BINDING[0] < binding < _BINDING[1]:
         raise DatasetError(
@@ -295,15 +319,18 @@ def _check_energy(energy: float, numbers: np.ndarray, source: str) -> None:
 
 
 def _binding(energy: float, numbers: np.ndarray) -> float:
+    """Return the energy minus that of the isolated atoms, per atom (eV)."""
     return (energy - sum(_ATOM_ENERGIES.get(z, np.nan) for z in numbers.tolist())) / max(1, len(numbers))
 
 
 def _formula(numbers: np.ndarray) -> str:
+    """Return the formula with elements in the order of atomic numbers."""
     present, counts = np.unique(numbers, return_counts=True)
     return "".join(f"{chemical_symbols[z]}{c}" for z, c in zip(present, counts))
 
 
 def _is_qm7x(path: Path) -> bool:
+    """Return whether an HDF5 file has the layout of QM7-X."""
     try:
         with h5py.File(path, "r") as file:
             molecule = next(iter(file.values()), None)
@@ -314,6 +341,7 @@ def _is_qm7x(path: Path) -> bool:
 
 
 def _is_padded(path: Path) -> bool:
+    """Return whether an .npz file is the padded form of QM7-X, judged by its first energy."""
     members = npz.members(path)
     if not {"z", "R", "E", "F"} <= set(members) or len(members["z"].shape) != 2:
         return False

@@ -1,8 +1,9 @@
-"""QM9: 133,885 molecules with up to nine heavy atoms (C, N, O, F) in their minima, with 15 properties; no forces.
+"""Reader of QM9: 133,885 minima of molecules with up to nine heavy atoms, with 15 properties.
 
-Ramakrishnan et al., Sci. Data 1, 140022, 2014; figshare collection 978904. Three forms are read:
+The heavy atoms are C, N, O and F. There are no forces. Ramakrishnan et al., Sci. Data 1, 140022,
+2014; figshare collection 978904. Three forms are supported:
 
-1. dsgdb9nsd.xyz.tar.bz2, or a folder with its members dsgdb9nsd_000001.xyz and so on. Of n atoms:
+1. dsgdb9nsd.xyz.tar.bz2, or a folder with its members dsgdb9nsd_000001.xyz and so on. For n atoms:
 
     line 1          n
     line 2          gdb <index>  A B C  mu  alpha  homo lumo gap  r2  zpve U0 U H G  Cv, in
@@ -10,22 +11,23 @@ Ramakrishnan et al., Sci. Data 1, 140022, 2014; figshare collection 978904. Thre
     n lines         element  x y z (Å)  Mulliken charge (e)
     3 lines         frequencies (1/cm); SMILES of GDB-17 and of the minimum; InChI of both
 
-   Small numbers are written as Mathematica does, 1.2*^-6.
+   Small numbers are written in the format of Mathematica, 1.2*^-6.
 
-2. One extended-xyz file with the 15 properties in the second line of each molecule as A= B= C= mu= alpha= epsHOMO=
-   epsLUMO= epsgap= <R2>= zpve= U0= U= H= G= Cv=, in the units above.
+2. One extended-xyz file with the 15 properties in the second line of each molecule as A= B= C= mu=
+   alpha= epsHOMO= epsLUMO= epsgap= <R2>= zpve= U0= U= H= G= Cv=, in the units above.
 
-3. An ASE database with energy_U0, homo, ... in the data of its rows, as SchNetPack writes it. Its units are those that
-   the metadata name (`_property_unit_dict`, `_distance_unit`). Where nothing is named, files of older versions have
-   either QM9's units or ASE's (eV, e·Å, Å³, Å²; Cv in cal/mol/K in both). Which one, shows in U0: it is a few eV per
-   atom below the isolated atoms. Every energy is checked so.
+3. An ASE database with energy_U0, homo, ... in the data of its rows, as written by SchNetPack. Its
+   units are those in the metadata (`_property_unit_dict`, `_distance_unit`). Files of older
+   versions do not state units; they have either the units of QM9 or those of ASE (eV, e·Å, Å³, Å²;
+   Cv in cal/mol/K in both). U0 shows which, because it is a few eV per atom below the isolated
+   atoms. Every energy is checked in this way.
 
-The energy is U0. Energies of isolated atoms are those of the data set's atomref.txt.
+The energy is U0. The energies of isolated atoms are those of the data set's atomref.txt.
 
-3,054 molecules changed their bonds when they were relaxed; uncharacterized.txt, published with the data, lists them:
-after a header, rows of index, three SMILES and a number. They are skipped where the list and the index of a molecule
-are known. Forms 2 and 3 hold no indices: there a molecule is named by its index only when all 133,885 are there, in
-order.
+3,054 molecules changed their bonds during relaxation. They are listed in uncharacterized.txt,
+published with the data: after a header, rows of index, three SMILES and a number. They are skipped
+if the list and the index of a molecule are known. Forms 2 and 3 contain no indices. There, a
+molecule is named by its index only if all 133,885 are present, in order.
 """
 
 from __future__ import annotations
@@ -45,18 +47,19 @@ from mlip_jax.structure import Structure
 
 
 class Reader(reader.Reader):
-    """QM9 in any of its three forms. A record is a molecule.
+    """Reader of QM9 in any of its three forms. A record is a molecule.
 
     Args:
-      path: The archive (.tar.bz2), a folder of its members, an extended-xyz file, or an ASE database.
-      uncharacterized: The list of molecules that failed the consistency check; by default uncharacterized.txt beside
-        the data, where there is one.
-      keep_uncharacterized: Whether to read them all the same.
-      db_units: Units of a database that names none: "hartree" for those of QM9, "eV" for those of ASE, "auto" for what
-        the energies show.
+      path: The archive (.tar.bz2), a folder of its members, an extended-xyz file or an ASE
+        database.
+      uncharacterized: Path of the list of molecules that failed the consistency check. The default
+        is uncharacterized.txt next to the data, if present.
+      keep_uncharacterized: Whether to read these molecules nevertheless.
+      db_units: Units of a database that states none: "hartree" for those of QM9, "eV" for those of
+        ASE, "auto" to infer them from the energies.
 
     Attributes:
-      notes: What a reader of results must know.
+      notes: Remarks that concern the interpretation of results.
     """
 
     LEVEL_OF_THEORY = "B3LYP/6-31G(2df,p)"
@@ -99,7 +102,11 @@ class Reader(reader.Reader):
         return [*self._source.files(), *([self._list] if self._list else [])]
 
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
-        """Molecules of uncharacterized.txt are skipped unless `keep_uncharacterized`."""
+        """Yield the structures of the records.
+
+        Molecules listed in uncharacterized.txt are skipped unless `keep_uncharacterized` is set.
+        Structures with positions that are not finite are skipped as well.
+        """
         for record, index, source, raw in self._source.read(records):
             report.records += 1
             if index in self._excluded:
@@ -115,6 +122,7 @@ class Reader(reader.Reader):
                             source=source)
 
     def _exclude(self, given: str | Path | None) -> None:
+        """Read the list of uncharacterized molecules, or add a note that they are kept."""
         folder = self.path if self.path.is_dir() else self.path.parent
         beside = dict.fromkeys(f / "uncharacterized.txt" for f in (folder, self.path.parent))
         found = Path(given) if given is not None else next((f for f in beside if f.is_file()), None)
@@ -133,11 +141,12 @@ class Reader(reader.Reader):
 
 
 def _read_list(path: Path) -> frozenset[int]:
+    """Return the indices in a list of uncharacterized molecules."""
     try:
         lines = path.read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: the list of uncharacterized molecules cannot be read ({error})") from error
-    # A row has five columns; sentences of the header and the footer can begin with a number too.
+    # A row has five columns. Sentences in the header and footer can also begin with a number.
     rows = [words for words in map(str.split, lines) if len(words) == 5 and words[0].isdecimal()]
     if not rows:
         raise DatasetError(f"{path}: holds no rows of index, three SMILES and a number, as uncharacterized.txt has")
@@ -145,6 +154,7 @@ def _read_list(path: Path) -> frozenset[int]:
 
 
 def _check_energy(energy: float, numbers: np.ndarray, source: str) -> None:
+    """Raise DatasetError if U0 does not fit the energies of the isolated atoms."""
     binding = binding_energy(energy, numbers)
     if np.isfinite(binding) and not BINDING[0] < binding < BINDING[1]:
         raise DatasetError(

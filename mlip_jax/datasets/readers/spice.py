@@ -1,7 +1,7 @@
-"""SPICE 1.1.4 and 2.0.1: one HDF5 group for each molecule.
+"""Reader of SPICE 1.1.4 and 2.0.1: one HDF5 group per molecule.
 
-Layout (github.com/openmm/spice-dataset; Eastman et al., Sci. Data 10, 11, 2023), of a molecule with n atoms in m
-conformations:
+Layout (github.com/openmm/spice-dataset; Eastman et al., Sci. Data 10, 11, 2023) for a molecule with
+n atoms in m conformations:
 
     atomic_numbers      (n,)       int16
     conformations       (m, n, 3)  float32, bohr
@@ -10,7 +10,7 @@ conformations:
     formation_energy    (m,)       float64, hartree: total energy minus that of the isolated atoms
     smiles, subset      (1,)       mapped SMILES with all hydrogens; name of the subset
 
-The total charge stands only in the SMILES.
+The total charge is stored only in the SMILES.
 """
 
 from __future__ import annotations
@@ -35,17 +35,18 @@ _ATOM_MAP = re.compile(r":\d+(?=\])")
 
 
 def molecule_identity(smiles: str) -> str:
-    """The SMILES without atom maps.
+    """Return the SMILES without atom maps.
 
-    It is not made canonical, since identities must not depend on whether RDKit is there: records of the same SMILES but
-    for the maps have the same identity; those that write a molecule with its atoms in another order have different
-    ones, and a split by molecule can then part them.
+    The SMILES is not canonicalized, because identities must not depend on whether RDKit is
+    installed. Records whose SMILES differ only in the maps have the same identity. Records that
+    list the atoms of a molecule in another order have different identities, so a split by molecule
+    can separate them.
     """
     return _ATOM_MAP.sub("", smiles)
 
 
 class Reader(reader.Reader):
-    """SPICE files. A record is a molecule."""
+    """Reader of SPICE files. A record is a molecule."""
 
     LEVEL_OF_THEORY = "ωB97M-D3(BJ)/def2-TZVPPD"
     UNITS = {"positions": "bohr", "energy": "hartree", "forces": "hartree/bohr, gradient"}
@@ -75,7 +76,10 @@ class Reader(reader.Reader):
         self._file.close()
 
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
-        """Records without positions are skipped."""
+        """Yield the structures of the records.
+
+        Records without positions and conformations with positions that are not finite are skipped.
+        """
         for record in records:
             report.records += 1
             name = self._names[record]
@@ -96,8 +100,10 @@ class Reader(reader.Reader):
                                    "Download or make it again.") from error
 
 
-# A molecule costs more in calls of h5py than in bytes, hence its low-level interface: half the time.
+# Most time is spent in calls of h5py, not in reading bytes. Its low-level interface takes half the
+# time.
 def _read_molecule(group: h5py.h5g.GroupID, source: str, record: int, report: ReadReport) -> Iterator[Structure]:
+    """Yield the conformations of a molecule."""
     positions = _floats(group, "conformations", None, source)
     if positions is None or not positions.size:
         report.skip("no positions", source)
@@ -126,12 +132,16 @@ def _read_molecule(group: h5py.h5g.GroupID, source: str, record: int, report: Re
 
 
 def _labels(group, name, shape, source) -> np.ndarray:
+    """Return labels of the given shape in the unit of the file, NaN if the file lacks them."""
     values = _floats(group, name, shape, source)
     return np.full(shape, np.nan) if values is None else values
 
 
 def _floats(group, name, shape, source) -> np.ndarray | None:
-    """A data set as float64, None if it is not there; its unit, if it states one, must be SPICE's."""
+    """Return an array as float64 of the given shape (None for any), or None if it is missing.
+
+    Raise DatasetError if the file states another unit than that of SPICE.
+    """
     if name.encode() not in group:
         return None
     data = h5py.h5d.open(group, name.encode())
@@ -151,6 +161,7 @@ def _floats(group, name, shape, source) -> np.ndarray | None:
 
 
 def _text(group, name, source) -> str:
+    """Return a text, "" if it is missing."""
     if name.encode() not in group:
         return ""
     data = h5py.h5d.open(group, name.encode())
