@@ -44,7 +44,7 @@ class Members:
         return info
 
     def content(self, info: tarfile.TarInfo) -> BinaryIO:
-        """Return the data of the last member that `next` returned, before `next` is called again."""
+        """Return the data of the last member. Call it before the next call of `next`."""
         if info.size < 0:
             raise tarfile.ReadError(f"a member of {info.size} bytes")
         self._file.left = info.size + _AHEAD
@@ -57,7 +57,7 @@ class Members:
 
 @contextlib.contextmanager
 def _errors():
-    """Convert any error of tarfile for a corrupted header to ReadError, including RecursionError."""
+    """Convert any error of tarfile for a corrupted header to ReadError, even RecursionError."""
     try:
         yield
     except (tarfile.TarError, OSError, EOFError, zlib.error):
@@ -74,7 +74,7 @@ class _Limited:
         self.left = self.count = 0
 
     def read(self, size: int) -> bytes:
-        """Return at most `size` bytes. Raise ReadError if more than `left` bytes are read in total."""
+        """Return at most `size` bytes. Raise ReadError beyond `left` bytes in total."""
         data = self._file.read(min(size, self.left + 1))
         self.left -= len(data)
         self.count += len(data)

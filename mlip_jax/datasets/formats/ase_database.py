@@ -19,7 +19,7 @@ metadata (JSON). ASE itself stores eV and Å, but `data` and `key_value_pairs` a
 the author: nothing is converted here.
 
 ase.db takes ten times as long for the same rows (13 s instead of 1.3 s for 50,000 molecules of
-QM9), instantiates the objects that a file names in its JSON, and returns the arrays of SchNetPack's
+QM9), instantiates the objects that a file lists in its JSON, and returns the arrays of SchNetPack's
 older files as text.
 """
 

@@ -1,4 +1,4 @@
-"""Frames of a file that ASE supports, one by one and unchanged: labels are not looked up or converted.
+"""Frames of files that ASE supports, without looking up or converting labels.
 
 Extended XYZ, databases and trajectories can be read from any frame. Other formats must be read from
 the first frame on (`sequential`).

@@ -110,7 +110,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def _starts_a_map_of_texts(head: bytes) -> bool:
-    """Return whether MessagePack data begin with a map that is not empty and has a string as first key."""
+    """Return whether MessagePack data begin with a non-empty map whose first key is a string."""
     if len(head) < 6:
         return False
     start = 1 if 0x81 <= head[0] <= 0x8f else {0xde: 3, 0xdf: 5}.get(head[0])
@@ -127,18 +127,21 @@ class Pickle:
         return 1
 
     def files(self):
+        """Return the files of the source."""
         return [self._path]
 
     def close(self):
+        """Do nothing: no file stays open."""
         pass
 
     def read(self, records: range) -> Iterator[tuple[int, GeomRecord]]:
+        """Yield (record, GeomRecord) for each record."""
         for record in records:
             yield record, GeomRecord(_load_pickle(self._path, self._path.name), "", self._subset, self._path.name)
 
 
 class PickleFolder:
-    """Source with several pickles, in the order of the summaries or, without summaries, of their names."""
+    """Source with several pickles, in the order of the summaries, otherwise of their names."""
 
     def __init__(self, path: Path, subset: str):
         self._path = path
@@ -161,14 +164,17 @@ class PickleFolder:
         return len(self._entries)
 
     def files(self):
+        """Return the summaries and the pickles that exist."""
         summaries = [p for name, p in self._summaries.items() if self._wanted in ("", name)]
         pickles = (self._path / e[0] for e in self._entries if e[0])
         return summaries + [p for p in pickles if p.is_file()]
 
     def close(self):
+        """Do nothing: no file stays open."""
         pass
 
     def read(self, records: range) -> Iterator[tuple[int, GeomRecord]]:
+        """Yield (record, GeomRecord) for each record."""
         for record in records:
             name, smiles, subset = self._entries[record]
             source = f"{self._path.name}:{name or smiles}"
@@ -221,14 +227,17 @@ class MessagePackStream:
         return self._length
 
     def files(self):
+        """Return the files of the source."""
         return [self._path]
 
     def close(self):
+        """Close the stream. The next read starts from the beginning."""
         if self._items is not None:
             self._items.close()
             self._items = None
 
     def read(self, records: range) -> Iterator[tuple[int, GeomRecord]]:
+        """Yield (record, GeomRecord) for each record. The stream continues from the last record."""
         if not records:
             return
         if self._items is None or self._position > records.start:
@@ -247,7 +256,7 @@ class MessagePackStream:
                 yield record, GeomRecord(item[1], item[0], self._subset, f"{self._path.name}:{item[0]}")
 
     def _open(self, skip) -> Iterator[tuple[str, object]]:
-        """Yield (SMILES, molecule) of all records, with None as molecule if `skip(record)` is true."""
+        """Yield (SMILES, molecule) of all records; molecule is None if `skip(record)` is true."""
         if self._kind == "msgpack":
             with open(self._path, "rb") as file:
                 yield from _unpack(file, self._path.stat().st_size, self._path, skip)

@@ -1,8 +1,8 @@
-"""Arrays of an .npz file by blocks of rows, so that a file of any size is read with little memory.
+"""Arrays of an .npz file in blocks of rows, to read files of any size with little memory.
 
-An .npz file is a zip archive of .npy members. Members stored as they are (`numpy.savez`) are mapped into memory;
-compressed ones (`numpy.savez_compressed`) are loaded whole up to `LOAD` bytes and streamed beyond.
-Arrays of Python objects are pickles and are refused.
+An .npz file is a zip archive of .npy members. Uncompressed members (`numpy.savez`) are mapped into
+memory. Compressed ones (`numpy.savez_compressed`) are loaded completely up to `LOAD` bytes and
+streamed if they are larger. Arrays of Python objects are pickles and are rejected.
 """
 
 from __future__ import annotations
@@ -19,14 +19,25 @@ from numpy.lib import format as npy
 
 from mlip_jax.datasets.reader import DatasetError
 
-LOAD = 256 << 20  # bytes: compressed members up to here are loaded whole, so that rows can be read in any order
+# Size in bytes up to which a compressed member is loaded completely, so that rows can be read in
+# any order.
+LOAD = 256 << 20
 _LOCAL_HEADER = 30
 _DAMAGE = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """An array in the file: its shape, type, and where its values begin within the member (bytes)."""
+    """Array in the file.
+
+    Attributes:
+      name: Name of the array.
+      shape: Shape of the array.
+      dtype: Type of the values.
+      start: Offset of the values within the member (bytes).
+      fortran: Whether the values are in column-major order.
+      stored: Whether the member is uncompressed.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -37,18 +48,22 @@ class Member:
 
     @property
     def nbytes(self) -> int:
+        """Size of the values (bytes)."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class NpzFile:
-    """An .npz file, open for reading.
+    """.npz file, open for reading.
 
     Attributes:
-      path: The file. members: Its arrays by name.
+      path: Path of the file.
+      members: Arrays of the file by name.
     """
 
     def __init__(self, path: str | Path):
-        """Raises:
+        """Open a file.
+
+        Raises:
           DatasetError: The file is missing, truncated or not an .npz file.
         """
         self.path = Path(path)
@@ -69,15 +84,15 @@ class NpzFile:
         return name in self.members
 
     def streamed(self, name: str) -> bool:
-        """Whether rows can only be read one after the other without reading the member again."""
+        """Return whether rows can only be read in order without decompressing the member again."""
         member = self.members[name]
         return not member.stored and member.nbytes > LOAD
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop) of an array, a copy.
+        """Return a copy of the rows [start, stop) of an array.
 
         Raises:
-          DatasetError: The array holds Python objects, or its bytes are damaged.
+          DatasetError: The array contains Python objects, or its bytes are corrupted.
         """
         member = self.members[name]
         if member.dtype.hasobject:
@@ -97,10 +112,10 @@ class NpzFile:
                                "it again.") from error
 
     def whole(self, name: str) -> np.ndarray:
-        """A small array.
+        """Return a small array completely.
 
         Raises:
-          DatasetError: The array holds Python objects, or its bytes are damaged.
+          DatasetError: The array contains Python objects, or its bytes are corrupted.
         """
         member = self.members[name]
         if member.shape:
@@ -115,14 +130,14 @@ class NpzFile:
                                "it again.") from error
 
     def text(self, name: str) -> str:
-        """A text, empty where there is none or where it is a Python object."""
+        """Return a text, or "" if it is missing or not a single string."""
         if name not in self or self.members[name].dtype.kind not in "SU" or self.members[name].shape not in ((), (1,)):
             return ""
         value = self.whole(name).ravel()[0]
         return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file and release loaded arrays."""
         self._loaded.clear()
         self._streams.clear()
         if self._archive is not None:
@@ -135,6 +150,7 @@ class NpzFile:
         self.close()
 
     def _member(self, info: zipfile.ZipInfo) -> Member | None:
+        """Return the header of an array, or None if the zip member is not an array."""
         if not info.filename.endswith(".npy"):
             return None
         with self._archive.open(info) as file:
@@ -150,22 +166,26 @@ class NpzFile:
         return member
 
     def _load(self, member: Member) -> np.ndarray:
+        """Return an array that is decompressed completely."""
         with self._archive.open(f"{member.name}.npy") as file:
             return npy.read_array(file, allow_pickle=False)
 
     def _map(self, member: Member) -> np.ndarray:
+        """Return an uncompressed array as a memory map."""
         if member.name not in self._loaded:
             begin = self._archive.getinfo(f"{member.name}.npy").header_offset
             with self.path.open("rb") as file:
                 file.seek(begin)
                 header = file.read(_LOCAL_HEADER)
-            # Name and extra field of the local header can differ in length from those of the zip directory.
+            # In the local header, name and extra field can have other lengths than in the zip
+            # directory.
             begin += _LOCAL_HEADER + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
             self._loaded[member.name] = np.memmap(
                 self.path, member.dtype, "r", begin + member.start, member.shape, "F" if member.fortran else "C")
         return self._loaded[member.name]
 
     def _stream(self, member: Member, start: int, stop: int) -> np.ndarray:
+        """Return rows of a compressed array. Earlier rows than the last ones restart the stream."""
         if member.fortran:
             raise ValueError("it is stored by columns and too large to be loaded whole")
         row = member.nbytes // member.shape[0]
@@ -173,7 +193,7 @@ class NpzFile:
         if file is None or at > start:
             file, at = self._archive.open(f"{member.name}.npy"), 0
             _read(file, member.start)
-        for begin in range(at, start, 1024):
+        for begin in range(at, start, 1024):  # skip rows with little memory
             _read(file, row * (min(begin + 1024, start) - begin))
         values = np.frombuffer(_read(file, row * (stop - start)), member.dtype)
         self._streams[member.name] = file, stop
@@ -181,6 +201,7 @@ class NpzFile:
 
 
 def _read(file, size: int) -> bytes:
+    """Return exactly `size` bytes of a file. Raise EOFError at its end."""
     content = file.read(size)
     if len(content) != size:
         raise EOFError(f"{len(content)} bytes found, {size} expected")
@@ -188,7 +209,7 @@ def _read(file, size: int) -> bytes:
 
 
 def members(path: Path) -> dict[str, Member]:
-    """The arrays of an .npz file by name, nothing where it is none. Reads little, never raises."""
+    """Return the arrays of an .npz file by name, {} for other files. Reads little, never raises."""
     try:
         if not path.is_file() or not zipfile.is_zipfile(path):
             return {}

@@ -1,6 +1,7 @@
-"""File layouts of QM9: archive, folder, extended xyz, ASE database (described in readers/qm9.py).
+"""File layouts of QM9: archive, folder, extended xyz and ASE database, described in readers/qm9.py.
 
-Each yields (record, index or None, source, function that parses the record into fields of a Structure) per record.
+Each layout yields (record, index or None, source, parser) per record. The parser is a function that
+returns the fields of a Structure.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ from mlip_jax.datasets.reader import DatasetError, symbols_to_numbers
 
 SIZE = 133_885
 _MEMBER = re.compile(r"dsgdb9nsd_(\d{6})\.xyz$")
-_MAX_MEMBER = 1 << 20  # bytes; a molecule has 2,000
+_MAX_MEMBER = 1 << 20  # bytes; a molecule takes 2,000
 
 
 def format_of(path: Path) -> str | None:
-    """"archive", "folder", "xyz" or "database"; None where it is no QM9."""
+    """Return "archive", "folder", "xyz" or "database", or None if the path is not QM9."""
     if path.is_dir():
         return "folder" if any(_MEMBER.search(f.name) for f in path.iterdir()) else None
     with path.open("rb") as file:
@@ -82,7 +83,7 @@ def open_format(path: Path, db_units: str):
 
 
 class Archive:
-    """The tar.bz2, read through; the place is kept between calls."""
+    """Archive .tar.bz2, read in order. The position is kept between calls."""
 
     has_indices = True
 
@@ -90,7 +91,7 @@ class Archive:
         self.path = path
         self._tar: archives.Members | None = None
         self._following: Iterator[tarfile.TarInfo] = iter(())
-        self._next = 0  # record that `_following` gives next
+        self._next = 0  # record of the next item of `_following`
         self._length: int | None = None
 
     def __enter__(self):
@@ -106,16 +107,18 @@ class Archive:
         return self._length
 
     def files(self) -> list[Path]:
+        """Return the path of the archive."""
         return [self.path]
 
     def close(self) -> None:
+        """Close the archive. The next read starts from the beginning."""
         if self._tar is not None:
             self._tar.close()
             self._file.close()
             self._tar = None
 
     def first_member(self) -> tarfile.TarInfo | None:
-        """The first molecule's member, None where the first few members are something else."""
+        """Return the first molecule's member, or None if it is not among the first five members."""
         self._rewind()
         for _ in range(5):
             info = self._tar.next()
@@ -126,6 +129,7 @@ class Archive:
         return None
 
     def read(self, records: range):
+        """Yield the records. Going back to an earlier record starts from the beginning again."""
         if not len(records):
             return
         if self._tar is None or self._next > records[0]:
@@ -142,6 +146,7 @@ class Archive:
                 yield record, index, source, lambda c=content, i=index, s=source: parse_member(c, i, s)
 
     def _content(self, info) -> bytes:
+        """Return the content of a member. Raise DatasetError if it is too large or corrupted."""
         try:
             if info.size > _MAX_MEMBER:
                 raise tarfile.ReadError(f"{info.name[:60]!r} has {info.size} bytes, which no molecule has")
@@ -150,6 +155,7 @@ class Archive:
             raise self._damaged(error) from error
 
     def _members(self) -> Iterator[tarfile.TarInfo]:
+        """Yield the members of all molecules from the beginning."""
         try:
             self._rewind()
             while (info := self._tar.next()) is not None:
@@ -159,8 +165,10 @@ class Archive:
             raise self._damaged(error) from error
 
     def _rewind(self) -> None:
+        """Reopen the archive at its beginning."""
         self.close()
-        # bz2.open and not tarfile's own "r|bz2", which takes a truncated stream for the end of the archive.
+        # Use bz2.open: the mode "r|bz2" of tarfile takes a truncated stream for the end of the
+        # archive.
         self._file = bz2.open(self.path)
         try:
             self._tar = archives.Members(self._file)
@@ -169,12 +177,13 @@ class Archive:
             raise
 
     def _damaged(self, error) -> DatasetError:
+        """Return the error for an archive that cannot be read further."""
         return DatasetError(f"{self.path}: cannot be read beyond molecule {self._next} ({error}); the archive is "
                             "truncated or damaged. Download it again.")
 
 
 class _UnpackedFolder:
-    """The members, unpacked."""
+    """Folder with the unpacked members of the archive."""
 
     has_indices = True
 
@@ -199,7 +208,7 @@ class _UnpackedFolder:
 
 
 class _ExtendedXyz:
-    """One file of molecules; where each begins is found when it is opened."""
+    """Single file of molecules. Opening it builds an index of them."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -238,6 +247,7 @@ class _ExtendedXyz:
             yield record, index, source, lambda r=record, s=source: self._molecule(r, s)
 
     def _molecule(self, record: int, source: str) -> dict[str, Any]:
+        """Parse a molecule into the fields of a Structure."""
         self._file.seek(self._starts[record])
         n = int(self._file.readline())
         lines = [self._file.readline().decode("utf-8", "replace") for _ in range(n + 1)]
@@ -258,7 +268,7 @@ class _ExtendedXyz:
 
 
 class _Database:
-    """An ASE database."""
+    """ASE database as written by SchNetPack."""
 
     def __init__(self, path: Path, db_units: str):
         self.path = path
@@ -287,6 +297,7 @@ class _Database:
             yield record, record + 1 if self.has_indices else None, source, lambda r=row, s=source: self._row(r, s)
 
     def _row(self, row, source: str) -> dict[str, Any]:
+        """Convert a row to the fields of a Structure."""
         if "energy_U0" not in row.data:
             raise DatasetError(f"{source}: expected energy_U0 in the data of the row, found {sorted(row.data)}")
         raw = {}
@@ -301,6 +312,7 @@ class _Database:
                                 factors=self._factors, source=source, smiles=smiles if isinstance(smiles, str) else "")
 
     def _find_factors(self, db_units: str) -> dict[str, float]:
+        """Return the conversion factor of each property, None if its unit is not stated."""
         stated = self._database.metadata.get("_property_unit_dict") or {}
         stated = {name: stated[f[2]] for name, f in FIELDS.items() if f[2] in stated}
         if "energy" in stated:
@@ -315,6 +327,7 @@ class _Database:
         return {name: f[3] if db_units == "hartree" else f[4] for name, f in FIELDS.items()}
 
     def _shown_by_energies(self) -> str:
+        """Infer "eV" or "hartree" from the energies of the first rows."""
         for row in self._database.rows(range(min(len(self._database), 20))):
             energy = float(np.asarray(row.data.get("energy_U0", np.nan), np.float64).reshape(-1)[0])
             if not np.isfinite(energy):

@@ -1,4 +1,4 @@
-"""Records of QM9: properties, their units, and the parsing of one molecule."""
+"""Records of QM9: properties, units and the parser of one molecule."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from mlip_jax.datasets.reader import DatasetError, symbols_to_numbers
 
 _CAL = units.kcal / units.mol / 1000
 ATOM_ENERGIES = {"H": -0.500273, "C": -37.846772, "N": -54.583861, "O": -75.064579, "F": -99.718730}  # hartree
-BINDING = (-9.0, -0.5)  # plausible binding energies, eV per atom; those of QM9 are between -6 and -3
+BINDING = (-9.0, -0.5)  # plausible binding energies, eV per atom; QM9 has -6 to -3
 
-# Name here: (in the archive's line 2, in extended xyz, in databases; unit in QM9; unit in older databases of eV)
+# Property: (name in line 2 of the archive's files, in extended xyz, in databases; unit in QM9; unit
+# in older databases in eV)
 FIELDS = {
     "energy": ("U0", "U0", "energy_U0", units.Hartree, 1.0),
     "internal_energy": ("U", "U", "energy_U", units.Hartree, 1.0),
@@ -52,7 +53,7 @@ def parse_member(content: bytes, index: int, source: str) -> dict[str, Any]:
     """Return the fields of a Structure from one file of the archive.
 
     Raises:
-      DatasetError: The file is truncated, or does not have the index of its name.
+      DatasetError: The file is truncated, or its index differs from that of its name.
     """
     lines = content.decode("utf-8", "replace").split("\n")
     n = parse_integer(lines[0].strip(), source)
@@ -74,7 +75,20 @@ def parse_member(content: bytes, index: int, source: str) -> dict[str, Any]:
 
 def structure_fields(numbers, positions, raw: dict[str, float], factors: dict[str, float | None], source: str,
                      smiles: str = "", mulliken_charges=None) -> dict[str, Any]:
-    """Return the fields of a Structure from raw values; `factors` convert their units, and missing values are NaN."""
+    """Return the fields of a Structure from raw values.
+
+    Args:
+      numbers: Atomic numbers, shape (n,).
+      positions: Positions (Å), shape (n, 3).
+      raw: Values of the properties in the units of the file. Missing ones become NaN.
+      factors: Conversion factor per property; None if its unit is unknown.
+      source: Name of the record, for messages.
+      smiles: SMILES, or "".
+      mulliken_charges: Mulliken charges (e), shape (n,), or None.
+
+    Raises:
+      DatasetError: The unit of a property is unknown, or the atomic numbers are invalid.
+    """
     for name in raw:
         if factors[name] is None:
             raise DatasetError(f"{source}: the database has {FIELDS[name][2]}, but its metadata name no unit for it")
@@ -87,14 +101,17 @@ def structure_fields(numbers, positions, raw: dict[str, float], factors: dict[st
 
 
 def binding_energy(energy: float, numbers: np.ndarray) -> float:
-    """Energy in eV per atom relative to the isolated atoms; NaN for elements that QM9 does not have."""
+    """Return the energy relative to the isolated atoms (eV per atom).
+
+    It is NaN for elements that QM9 does not contain.
+    """
     by_number = {1: "H", 6: "C", 7: "N", 8: "O", 9: "F"}
     atoms = sum(ATOM_ENERGIES.get(by_number.get(z), np.nan) for z in numbers.tolist()) * units.Hartree
     return (energy - atoms) / max(1, len(numbers))
 
 
 def unit_factor(name: str, unit: Any, known: dict[str, float], path: Path) -> float:
-    """Return the factor of a unit, or raise DatasetError if it is not one of `known`."""
+    """Return the conversion factor of a unit. Raise DatasetError if it is not one of `known`."""
     factor = known.get(" ".join(str(unit).lower().split()))
     if factor is None:
         raise DatasetError(f"{path}: the unit of {name} is {unit!r}, expected one of {', '.join(known)}")
@@ -107,7 +124,7 @@ def comment_fields(line: str) -> dict[str, str]:
 
 
 def split_columns(line: str, count: int, source: str) -> list[str]:
-    """Split a line into `count` words, or raise DatasetError."""
+    """Split a line into `count` words. Raise DatasetError if their number differs."""
     words = line.split()
     if len(words) != count:
         raise DatasetError(f"{source}: expected {count} columns, found {len(words)}: {line.strip()[:120]!r}")
@@ -115,7 +132,7 @@ def split_columns(line: str, count: int, source: str) -> list[str]:
 
 
 def parse_number(text: str, source: str) -> float:
-    """Parse a number, also as Mathematica writes it: 1.2*^-6."""
+    """Parse a number, also in Mathematica's format: 1.2*^-6."""
     try:
         return float(text.replace("*^", "e"))
     except ValueError as error:
@@ -130,5 +147,5 @@ def parse_integer(text: str, source: str) -> int:
 
 
 def parse_table(rows: list[list[str]], source: str) -> np.ndarray:
-    """Parse rows of numbers into a float64 array."""
+    """Parse rows of numbers into a float64 array, shape (rows, columns)."""
     return np.array([[parse_number(word, source) for word in row] for row in rows], np.float64).reshape(len(rows), -1)

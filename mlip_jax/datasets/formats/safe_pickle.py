@@ -1,21 +1,24 @@
-"""Pickles from strangers: loading one without running what it asks for.
+"""Restricted unpickler: loads an untrusted pickle without running the code that it requests.
 
-A pickle is a small program, and may name any function of any module to be called with any arguments. Here it gets
-plain Python values (dict, list, tuple, str, bytes, numbers, sets) and what the caller admits by name, nothing else:
+A pickle is a small program. It may name any function of any module and call it with any arguments.
+This module allows only plain Python values (dict, list, tuple, str, bytes, numbers, sets) and the
+functions that the caller allows by name:
 
-- a name that is not admitted is refused before it is imported, and what is admitted is the CALLER'S function for it,
-  which need not be the one that the name stands for. The pickle can call it, but not change or look into it;
-- the code is read through before it runs: numbers that stand for registered types, persistent ids, memo entries
-  far beyond the data and lengths beyond the end are refused there, since they cost memory before they fail. So is
-  code of more opcodes, sets, long integers or cells of tuples than data have, each of which takes more memory or time
-  than it takes bytes;
-- what functions make by copying is together no more than twice the pickle.
+- A name that is not allowed is rejected before it is imported. An allowed name refers to the
+  CALLER'S function for it, which may differ from the original one. The pickle can call that
+  function, but cannot change or inspect it.
+- The code is checked before it runs. Codes of registered types, persistent ids, memo entries far
+  beyond the data and lengths beyond the end are rejected, because they cost memory before they
+  fail. Code with more opcodes, sets, long integers or tuple cells than data files have is rejected
+  as well, because each of them takes more memory or time than bytes in the file.
+- All functions together may copy at most twice the size of the pickle.
 
-A list can stand in itself and in others many times: a few bytes then stand for a structure without end. Code that
-walks through a value must look at the type of what it meets, and messages must show it by `shown`.
+A list can contain itself, and others can contain it many times: a few bytes then represent an
+endless structure. Code that walks through a value must check the type of each item, and messages
+must format values with `shown`.
 
-NUMPY admits arrays and scalars of numbers. Data types with fields or objects are refused: their stored flags decide
-whether bytes are taken for pointers.
+NUMPY allows arrays and scalars of numbers. Data types with fields or objects are rejected: their
+stored flags decide whether bytes are interpreted as pointers.
 """
 
 from __future__ import annotations
@@ -36,15 +39,16 @@ from mlip_jax.datasets.reader import DatasetError
 
 Allowed = Mapping[tuple[str, str], Callable]
 
-# Each opcode makes one object at most, of about 100 bytes. The longest of 3,000 trajectories of PubChemQCR has 80,000,
-# an ensemble of 200 conformers of GEOM 40,000.
+# Each opcode creates at most one object of about 100 bytes. The longest of 3,000 trajectories of
+# PubChemQCR has 80,000 opcodes, an ensemble of 200 conformers of GEOM 40,000.
 _MAX_OPCODES = 4_000_000
-# Tuples as keys are hashed cell by cell, again for each mention, without a limit on the depth: 45 tuples in one another
-# with two mentions each take hours, some 10,000 with one the stack of the process. Counted are the cells of each tuple
-# and of the tuples in it, for each mention. That ensemble has 1,000.
+# Tuples as keys are hashed cell by cell, again for each reference, to any depth. 45 nested tuples
+# with two references each take hours; about 10,000 with one reference each exceed the stack of the
+# process. The count includes the cells of each tuple and of the tuples in it, for each reference.
+# The ensemble above has 1,000.
 _MAX_CELLS = 100_000
-_MAX_SETS = 10_000  # 216 bytes each; no data have any
-_MAX_LONG_INTEGERS = 10_000  # can be made to have the same hash, which takes the square of their number
+_MAX_SETS = 10_000  # 216 bytes each; no data file has any
+_MAX_LONG_INTEGERS = 10_000  # integers with equal hashes take quadratic time
 
 
 _SHORT = reprlib.Repr()
@@ -52,25 +56,27 @@ _SHORT.maxlevel = 2
 
 
 def shown(value: Any) -> str:
-    """A value of a pickle for messages, cut at some 200 characters and two levels of nesting."""
+    """Format a value of a pickle for messages, cut at about 200 characters and two levels."""
     return _SHORT.repr(value)
 
 
 def load(file: BinaryIO, *, allowed: Allowed, source: str) -> Any:
-    """`loads` of all that a file, opened for reading in binary, holds from here on."""
+    """Apply `loads` to the rest of a file that is open for reading in binary mode."""
     return loads(file.read(), allowed=allowed, source=source)
 
 
 def loads(data: bytes, *, allowed: Allowed, source: str) -> Any:
-    """The value of a pickle.
+    """Return the value of a pickle.
 
     Args:
-      data: One pickle of any protocol up to 5, whole.
-      allowed: What it may call: {(module, name): function that is called instead}. Empty: plain values only.
+      data: One complete pickle of any protocol up to 5.
+      allowed: Functions that the pickle may call: {(module, name): function to call instead}. If
+        empty, only plain values are allowed.
       source: File and record, for messages.
 
     Raises:
-      DatasetError: It asks for something that is not allowed, or it is truncated, damaged or not a pickle.
+      DatasetError: The pickle requests something that is not allowed, or is truncated, corrupted or
+        not a pickle.
     """
     check(data, source)
     _copies.left = 2 * len(data) + 4096
@@ -78,12 +84,14 @@ def loads(data: bytes, *, allowed: Allowed, source: str) -> Any:
         return _Unpickler(data, allowed, source).load()
     except DatasetError:
         raise
-    except Exception as error:  # a damaged pickle can fail in any way, MemoryError and RecursionError among them
+    except Exception as error:  # corrupted pickles raise errors of any type, even MemoryError
         raise DatasetError(f"{source}: cannot be read as a pickle ({type(error).__name__}: {error}). It is damaged or "
                            "malicious; download or make it again.") from error
 
 
 class _Unpickler(pickle.Unpickler):
+    """Unpickler that replaces every name in a pickle by the caller's function for it."""
+
     def __init__(self, data, allowed, source):
         super().__init__(io.BytesIO(data))
         self._allowed, self._source = allowed, source
@@ -98,7 +106,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Admitted:
-    """Something that can be called, and nothing else: a pickle could otherwise set attributes of what it is given."""
+    """Callable without any other use: otherwise a pickle could set attributes of the function."""
 
     __slots__ = ("_function",)
 
@@ -115,7 +123,7 @@ class _Admitted:
         raise pickle.UnpicklingError("changes a function")
 
 
-# --- The opcodes, read through without running them ---
+# --- Check of the opcodes without running them ---
 
 _REFUSED = {
     "EXT1": "a registered extension type", "EXT2": "a registered extension type",
@@ -132,7 +140,7 @@ _COUNTED = {code: _COUNT_WIDTH[op.arg.n] for code, op in _BY_CODE.items()
 
 
 def _plain_opcodes() -> re.Pattern:
-    """A run of the opcodes that need no closer look, with their arguments; at most _RUN of them."""
+    """Return a pattern for at most _RUN opcodes, with arguments, that need no further check."""
     special = {b".", b"r", b"p", b"c", b"i", b"I", *_LONG, *_TUPLES, *_SETS, *_COUNTED}
     by_size: dict[int, list[bytes]] = {}
     for code, op in _BY_CODE.items():
@@ -140,7 +148,7 @@ def _plain_opcodes() -> re.Pattern:
             by_size.setdefault(op.arg.n if op.arg else 0, []).append(re.escape(code))
     terms = [b"[" + b"".join(codes) + b"]" + (b"[^\n]*+\n" if size == pickletools.UP_TO_NEWLINE else b".{%d}" % size)
              for size, codes in by_size.items()]
-    # Memo entries up to 2**24; integers of 64 bits; two lines for a global.
+    # Memo entries up to 2**24, integers of 64 bits, and two lines for a global.
     terms += [rb"r...\x00", rb"p[0-9]{1,7}\n", rb"I[^\n]{0,20}\n", rb"[ci][^\n]*+\n[^\n]*+\n"]
     return re.compile(b"(?:" + b"|".join(terms) + b"){0,%d}+" % _RUN, re.DOTALL)
 
@@ -150,16 +158,17 @@ _PLAIN = _plain_opcodes()
 
 
 def check(data: bytes, source: str) -> None:
-    """Read a pickle's opcodes without running them.
+    """Check the opcodes of a pickle without running them.
 
     Raises:
-      DatasetError: They do not make one whole pickle, or are of a kind or number that no data file needs.
+      DatasetError: The opcodes do not form one complete pickle, or their kind or number is not
+        needed by any data file.
     """
     position, opcodes, tuples, sets, long = 0, 0, 0, 0, 0
     while opcodes <= _MAX_OPCODES:
         start = position
         position = _PLAIN.match(data, position).end()
-        opcodes += min(position - start, _RUN) + 1  # not more than these
+        opcodes += min(position - start, _RUN) + 1  # upper bound: at least one byte each
         code = data[position:position + 1]
         if code == b".":
             break
@@ -182,7 +191,7 @@ def check(data: bytes, source: str) -> None:
             if position < len(data):
                 continue
         elif position - start:
-            continue  # the run was cut by its length
+            continue  # the run ended at its maximum length
         raise DatasetError(f"{source}: {_what_is_wrong(code, data, position)}")
     else:
         raise DatasetError(_malicious(source, f"more than {_MAX_OPCODES} values"))
@@ -194,14 +203,16 @@ def check(data: bytes, source: str) -> None:
 
 
 def _malicious(source: str, what: str) -> str:
+    """Return the message for a pickle that exceeds a limit."""
     return (f"{source}: the pickle makes {what}, which no data file needs. This file may be malicious; it was not "
             "executed.")
 
 
 def _cells(data: bytes, source: str) -> int:
-    """Cells of all tuples that the code puts on its stack, those in other tuples included; no more than counts.
+    """Return the number of cells of all tuples that the code pushes, including nested tuples.
 
-    The stack is followed with the number of cells in the place of each value.
+    The stack is simulated with the number of cells instead of each value. Counting stops above
+    _MAX_CELLS.
     """
     stack: list[int] = []
     below: list[list[int]] = []
@@ -223,13 +234,13 @@ def _cells(data: bytes, source: str) -> int:
                 pushed = memo[argument]
             elif name == "DUP":
                 pushed = stack[-1]
-            elif name == "POP" and not stack:  # takes the mark
+            elif name == "POP" and not stack:  # removes the mark
                 stack = below.pop()
                 continue
             elif name in _UP_TO_MARK:
                 values, stack = stack, below.pop()
                 if name in _INTO_BELOW:
-                    stack[-1]  # must be there
+                    stack[-1]  # raises IndexError if the stack is empty
                     continue
                 if name == "POP_MARK":
                     continue
@@ -243,7 +254,7 @@ def _cells(data: bytes, source: str) -> int:
                 del stack[len(stack) - taken:]
                 if name in ("TUPLE1", "TUPLE2", "TUPLE3"):
                     pushed = 1 + sum(values)
-                elif name == "BUILD":  # with the state None it leaves anything as it is
+                elif name == "BUILD":  # with the state None it does not change the value
                     pushed = values[0]
                 elif name == "POP":
                     continue
@@ -263,12 +274,13 @@ _PUTS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 _GETS = {"GET", "BINGET", "LONG_BINGET"}
 _UP_TO_MARK = {"TUPLE", "LIST", "DICT", "FROZENSET", "APPENDS", "SETITEMS", "ADDITEMS", "POP_MARK", "INST", "OBJ"}
 _INTO_BELOW = {"APPENDS", "SETITEMS", "ADDITEMS"}
-# Values that an opcode takes from the stack before it pushes one; POP pushes none.
+# Number of values that an opcode takes from the stack before it pushes one; POP pushes none.
 _TAKEN = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 2, "SETITEM": 3, "BUILD": 2, "REDUCE": 2, "NEWOBJ": 2,
           "NEWOBJ_EX": 3, "STACK_GLOBAL": 2, "POP": 1}
 
 
 def _what_is_wrong(code: bytes, data: bytes, position: int) -> str:
+    """Return the message for the opcode at which the check failed."""
     op = _BY_CODE.get(code)
     if op is not None and op.name in _REFUSED:
         return (f"the pickle asks for {_REFUSED[op.name]} (opcode {op.name}), which no data file needs. This file may "
@@ -290,17 +302,21 @@ def _what_is_wrong(code: bytes, data: bytes, position: int) -> str:
 
 # --- Arrays and scalars of numbers ---
 
-_copies = threading.local()  # .left: bytes that this pickle's functions may still make
+_copies = threading.local()  # .left: bytes that the functions of this pickle may still copy
 
 
 def _count_copy(size: int) -> None:
+    """Count the bytes of a copy. Raise UnpicklingError if none are left."""
     _copies.left -= size
     if _copies.left < 0:
         raise pickle.UnpicklingError("copies of the same bytes over and over")
 
 
 class _DType:
-    """What a pickle makes of numpy.dtype: the character and size, then byte order by its state."""
+    """Replacement for numpy.dtype in a pickle.
+
+    It is created with character and size, e.g. "f8". Its state sets the byte order.
+    """
 
     def __init__(self, code, align=False, copy=True):
         if not isinstance(code, str) or not re.fullmatch(r"[biufc](1|2|4|8|16)", code):
@@ -317,7 +333,7 @@ class _DType:
 
 
 class Array(np.ndarray):
-    """numpy.ndarray with a checked state; `numpy.asarray` gives the plain one."""
+    """numpy.ndarray that checks its state; `numpy.asarray` returns the plain array."""
 
     def __setstate__(self, state):
         _, shape, dtype, fortran, content = state
@@ -326,15 +342,16 @@ class Array(np.ndarray):
         super().__setstate__((1, values.shape, values.dtype, bool(fortran), bytes(content)))
 
     def __setitem__(self, key, value):
-        raise pickle.UnpicklingError("changes an array")  # the key could be a list of lists without end
+        raise pickle.UnpicklingError("changes an array")  # the key could be an endless nested list
 
 
 def _reconstruct(_kind, _shape, _code) -> Array:
-    """An array that gets its content by __setstate__."""
+    """Return an empty array, whose content __setstate__ sets."""
     return np.ndarray.__new__(Array, (0,), np.int8)
 
 
 def _from_buffer(content, dtype, shape, order) -> np.ndarray:
+    """Return a read-only view of the content. Raise UnpicklingError if shape or type do not fit."""
     if not isinstance(dtype, _DType) or not isinstance(content, bytes | bytearray) or order not in ("C", "F"):
         raise pickle.UnpicklingError(f"an array of {type(dtype).__name__} from {type(content).__name__}")
     if not isinstance(shape, tuple) or len(shape) > 32 or not all(isinstance(n, int) and n < 2**48 for n in shape):
@@ -347,11 +364,12 @@ def _from_buffer(content, dtype, shape, order) -> np.ndarray:
 
 
 def _scalar(dtype, content) -> np.generic:
+    """Return a NumPy scalar."""
     return _from_buffer(content, dtype, (), "C")[()]
 
 
 def _encode(text, encoding) -> bytes:
-    """How protocols before 3 write bytes."""
+    """Return bytes as written by protocols before 3."""
     if encoding != "latin1" or not isinstance(text, str):
         raise pickle.UnpicklingError(f"an encoding {shown(encoding)} of {type(text).__name__}")
     _count_copy(len(text))
@@ -359,11 +377,12 @@ def _encode(text, encoding) -> bytes:
 
 
 def _empty_bytes() -> bytes:
-    """The same of no bytes."""
+    """Return empty bytes as written by protocols before 3."""
     return b""
 
 
 def _only_a_name(*_):
+    """Raise UnpicklingError: numpy.ndarray is allowed only as an argument of _reconstruct."""
     raise pickle.UnpicklingError("an array that is made by its class")
 
 

@@ -282,4 +282,5 @@ def _worst_first(name, worst):
 
 
 def _name(columns, s):
+    """Return the name of structure s in the block."""
     return f"{columns.source[s]}#{columns.conformer[s]}"

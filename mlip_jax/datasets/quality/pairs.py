@@ -18,7 +18,7 @@ from mlip_jax.datasets.quality.geometry import kabsch_align, same_size, segment_
 
 MAX_PAIRS = 500
 MAX_RMSD = 0.3  # Å
-# The closer half of the pairs within MAX_RMSD is kept, but at least this many if there are so many.
+# The closer half of the pairs within MAX_RMSD is used, but at least this number if available.
 _FEW = 60
 # Maximum number of conformations that are compared: per block, per molecule if there is only one,
 # and per molecule if there are many.

@@ -80,6 +80,7 @@ class Reader(reader.Reader):
 
     @classmethod
     def matches(cls, path: Path) -> bool:
+        """Return whether the first group with coordinates has the layout of ANI-1x or ANI-1."""
         try:
             files = _hdf5_files(path)
             with h5py.File(files[0], "r") as file:
@@ -250,4 +251,5 @@ def _charges(group, name, shape, numbers, source) -> np.ndarray:
 
 
 def _joined(characters: np.ndarray) -> str:
+    """Join characters to a text."""
     return "".join(c.decode() if isinstance(c, bytes) else str(c) for c in np.ravel(characters).tolist())

@@ -128,6 +128,7 @@ class Reader(reader.Reader):
 
     @classmethod
     def matches(cls, path: Path) -> bool:
+        """Return whether a file is an ASE database, an ASE trajectory or extended XYZ."""
         try:
             return path.is_file() and (is_ase_database(path) or is_trajectory(path) or is_xyz(path))
         except OSError:

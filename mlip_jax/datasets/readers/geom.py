@@ -98,6 +98,7 @@ class Reader(reader.Reader):
 
     @classmethod
     def matches(cls, path: Path) -> bool:
+        """Return whether a path is a pickle, a MessagePack file or a folder of GEOM."""
         try:
             kind = kind_of(path)
             if kind != "folder":

@@ -106,6 +106,7 @@ class Reader(reader.Reader):
 
     @classmethod
     def matches(cls, path: Path) -> bool:
+        """Return whether an .npz file has the arrays of rMD17 or MD17."""
         return path.suffix == ".npz" and _keys(npz.members(path)) is not None
 
     def __len__(self) -> int:

@@ -3,7 +3,7 @@
 Layout (github.com/divelab/MoleculeX; Xu et al., arXiv 2110.01717, 2021), the folder `raw`:
 
     combined_mols_0_to_1000000.sdf, ..., combined_mols_3000000_to_3899647.sdf
-        V2000 mol blocks with all hydrogens, Å; the names give the numbers of the molecules
+        V2000 mol blocks with all hydrogens, Å; file names contain the numbers of the molecules
     properties.csv
         one line for each molecule in the same order, with a header:
         cid                       PubChem's number of the compound
@@ -94,6 +94,7 @@ class Reader(reader.Reader):
 
     @classmethod
     def matches(cls, path: Path) -> bool:
+        """Return whether a folder, or its subfolder `raw`, contains the table and SDF files."""
         try:
             folder = path / "raw" if (path / "raw").is_dir() else path
             return (folder / "properties.csv").is_file() and bool(_sdf_files(folder))
@@ -184,7 +185,7 @@ class Reader(reader.Reader):
                     f"Name the unit, {options.how('energy_unit', 'hartree')}.")
 
     def _structure(self, block: bytes, molecule: int, record: int, source: str) -> Structure:
-        """Return the structure of a mol block and its table row, which must describe the same molecule."""
+        """Return the structure of a mol block and its table row, after checking their identity."""
         numbers, positions, charge, title = _parse(block, source)
         cid, row = self._table.row(molecule)
         named = re.fullmatch(r"(?:CID\D?)?0*(\d+)", title, re.IGNORECASE)

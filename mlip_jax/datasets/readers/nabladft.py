@@ -96,6 +96,7 @@ class Reader(reader.Reader):
 
     @classmethod
     def matches(cls, path: Path) -> bool:
+        """Return whether an ASE database has the keys of ∇²DFT in its first row."""
         if not is_ase_database(path):
             return False
         try:

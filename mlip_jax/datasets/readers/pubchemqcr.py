@@ -93,6 +93,11 @@ class Reader(reader.Reader):
 
     @classmethod
     def matches(cls, path: Path) -> bool:
+        """Return whether an LMDB file has numbers as keys and gzip-compressed values.
+
+        It is also True if the file is truncated or lmdb is missing; opening it then reports the
+        problem.
+        """
         try:
             if _page_size(path) is None:
                 return False
@@ -222,7 +227,7 @@ class _LmdbFile:
                                "Download or make it again.") from error
 
     def get(self, key: bytes, source: str) -> bytes:
-        """Return the value of a key. `source` names the record in error messages."""
+        """Return the value of a key. `source` identifies the record in error messages."""
         import lmdb
         try:
             with self._handle().begin() as transaction:

@@ -8,8 +8,8 @@ counts the SMILES strings, i their stereoisomers, c the conformers of these. "op
 "d1" to "d100" (or "1" to "100") are displaced from it. For n atoms:
 
     atNUM, atXYZ            (n,), (n, 3)  atomic numbers; Å
-    ePBE0+MBD               (1,)    eV, total energy; ePBE0 and eMBD are its parts
-    totFOR                  (n, 3)  eV/Å, forces; pbe0FOR and vdwFOR are their parts
+    ePBE0+MBD               (1,)    eV, total energy; ePBE0 and eMBD are its components
+    totFOR                  (n, 3)  eV/Å, forces; pbe0FOR and vdwFOR are their components
     eH, eL, HLgap           (1,)    eV
     vDIP, DIP               (3,), (1,)  e·Å
     mPOL                    (1,)    bohr³
@@ -56,7 +56,9 @@ _BLOCK = 512  # rows of an .npz file read at once
 
 
 class Reader(reader.Reader):
-    """Reader of QM7-X files. A record is a molecule with all its structures or a row of an .npz file.
+    """Reader of QM7-X files.
+
+    A record is a molecule with all its structures or, in an .npz file, a row.
 
     Args:
       path: File, or folder with several of the HDF5 files.
@@ -86,6 +88,7 @@ class Reader(reader.Reader):
 
     @classmethod
     def matches(cls, path: Path) -> bool:
+        """Return whether an HDF5 file, the first one of a folder or an .npz file is QM7-X."""
         try:
             if path.is_dir():
                 files = sorted(path.glob("*.hdf5"))

@@ -87,6 +87,7 @@ class Reader(reader.Reader):
 
     @classmethod
     def matches(cls, path: Path) -> bool:
+        """Return whether a path has one of the three forms of QM9."""
         try:
             return path.exists() and format_of(path) is not None
         except (OSError, EOFError, ValueError, tarfile.TarError):

@@ -61,6 +61,7 @@ class Reader(reader.Reader):
 
     @classmethod
     def matches(cls, path: Path) -> bool:
+        """Return whether the first group of an HDF5 file has the layout of SPICE."""
         try:
             with h5py.File(path, "r") as file:
                 first = next(iter(file.values()), None)
