@@ -160,8 +160,7 @@ class AseDatabase:
 
     def _row_ids(self) -> range | np.ndarray:
         """Return the ids of all rows in ascending order."""
-        # These queries use an index and never read the rows. Without gaps, no list of ids is
-        # needed.
+        # These queries use an index, not the rows. Ids without gaps need no list.
         count, = self._connection.execute("SELECT COUNT(*) FROM systems").fetchone()
         if not count:
             return range(0)
@@ -298,7 +297,7 @@ def _check_header(path: Path) -> None:
                            "or of another format; download or make it again.")
     page = int.from_bytes(head[16:18], "big")
     expected = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
-    # The page count is valid if the two change counters agree. Old SQLite versions do not maintain
+    # The page count is valid if the two change counters agree. Old SQLite versions do not update
     # it.
     if head[24:28] == head[92:96] and size < expected and not _unfinished(path):
         raise DatasetError(f"{path}: is truncated: {size} bytes of {expected}. Download or copy it again.")

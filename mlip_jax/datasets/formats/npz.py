@@ -177,8 +177,7 @@ class NpzFile:
             with self.path.open("rb") as file:
                 file.seek(begin)
                 header = file.read(_LOCAL_HEADER)
-            # In the local header, name and extra field can have other lengths than in the zip
-            # directory.
+            # Lengths of name and extra field can differ between local header and zip directory.
             begin += _LOCAL_HEADER + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
             self._loaded[member.name] = np.memmap(
                 self.path, member.dtype, "r", begin + member.start, member.shape, "F" if member.fortran else "C")

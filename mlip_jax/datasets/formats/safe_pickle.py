@@ -7,7 +7,7 @@ functions that the caller allows by name:
 - A name that is not allowed is rejected before it is imported. An allowed name refers to the
   CALLER'S function for it, which may differ from the original one. The pickle can call that
   function, but cannot change or inspect it.
-- The code is checked before it runs. Codes of registered types, persistent ids, memo entries far
+- The code is checked before it runs. Extension codes, persistent ids, memo entries far
   beyond the data and lengths beyond the end are rejected, because they cost memory before they
   fail. Code with more opcodes, sets, long integers or tuple cells than data files have is rejected
   as well, because each of them takes more memory or time than bytes in the file.

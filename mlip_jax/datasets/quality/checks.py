@@ -250,6 +250,7 @@ def _energy_residuals(columns, known):
     place = np.zeros(256, np.int64)
     place[present] = np.arange(len(present))
     key = np.repeat(np.arange(len(columns)) * len(present), columns.n_atoms) + place[columns.numbers]
+    # Number of atoms per structure and element, (S, elements).
     counts = np.bincount(key, minlength=len(columns) * len(present)).reshape(len(columns), -1).astype(np.float64)
     used = known
     n_atoms = np.maximum(columns.n_atoms, 1)

@@ -317,7 +317,7 @@ def _near(ratio, scale):
 def _judge_close(findings, length):
     """Return the problem of overlapping atoms."""
     close = findings.counts["too close"]
-    if not close or length < 1:  # positions in a wrong unit are reported by _judge_lengths
+    if not close or length < 1:  # _judge_lengths reports positions that are too short
         return []
     severity = "error" if close > _TOO_CLOSE_SHARE * findings.counts["structures"] else "warning"
     return [Problem(severity, "atoms too close", f"{_share(close, findings)} have two atoms within {TOO_CLOSE} Å; the "

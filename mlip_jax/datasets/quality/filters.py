@@ -217,6 +217,7 @@ def group_medians(group: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np
     new = np.flatnonzero(np.concatenate([[True], group[order][1:] != group[order][:-1]]))
     counts = np.diff(np.append(new, len(order)))
     sorted_values = values[order]
+    # Median per group, (groups,).
     middle = 0.5 * (sorted_values[new + (counts - 1) // 2] + sorted_values[new + counts // 2])
     # A missing value gets the median of its group, too: look up the group of every value.
     place = np.searchsorted(group[order][new], group)

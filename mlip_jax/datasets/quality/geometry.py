@@ -140,8 +140,8 @@ def _shortest_tree(positions):
 def shortest_periodic(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> float:
     """Return the shortest distance in one periodic structure (Å).
 
-    Works for any cell, including skewed cells and cells smaller than the distance. Returns NaN if
-    positions are not finite or the cell is degenerate.
+    Works for any cell, including skewed and very small ones. Returns NaN if positions are not
+    finite or the cell is degenerate.
 
     Args:
       positions: Positions (Å), shape (n, 3).
@@ -176,7 +176,7 @@ def _shortest_image(fractional, cell, pbc, images, bound):
     for start in range(0, n - 1, rows):
         stop = min(start + rows, n)
         later = np.arange(start, n)[None, :] > np.arange(start, stop)[:, None]
-        difference = (fractional[None, start:] - fractional[start:stop, None])[later]
+        difference = (fractional[None, start:] - fractional[start:stop, None])[later]  # (pairs, 3)
         difference -= np.where(pbc, np.rint(difference), 0)
         for image in images:
             squares = (((difference + image) @ cell) ** 2).sum(-1)
@@ -212,6 +212,7 @@ def kabsch_align(a: np.ndarray, b: np.ndarray) -> np.ndarray:
       forces_b @ rotation.
     """
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    # SVD of the covariances, (m, 3, 3). The sign of the determinants excludes reflections.
     u, _, vt = np.linalg.svd(np.swapaxes(b, 1, 2) @ a)
     u[:, :, 2] *= np.sign(np.linalg.det(u) * np.linalg.det(vt))[:, None]
     return u @ vt

@@ -72,7 +72,8 @@ class Histogram:
     def of_counts(cls, edges: Sequence[float] | np.ndarray, counts: Sequence[int] | np.ndarray) -> Histogram:
         """Create a histogram from existing counts.
 
-        The mean is computed from the centers of the bins, the extremes from their edges.
+        The mean is computed from the centers of the bins. The extremes are the edges of the
+        outermost filled bins, or the integers in them if `of_whole_numbers`.
         """
         result = cls(np.asarray(edges), np.asarray(counts))
         filled = np.flatnonzero(result.counts)

@@ -105,8 +105,7 @@ def bond_stiffness(columns: Columns, first: np.ndarray, second: np.ndarray) -> n
     for n, part in same_size(columns.n_atoms[first]):
         start_a, start_b = (columns.offsets[s[part], None] for s in (first, second))
         numbers = columns.numbers[start_a + np.arange(n)]
-        # The first _HYDROGENS hydrogen atoms of each structure; other atoms fill up and are
-        # dropped.
+        # Up to _HYDROGENS hydrogen atoms of each structure come first; other atoms are dropped.
         hydrogen = np.argsort(numbers != 1, axis=1, kind="stable")[:, :_HYDROGENS]
         pair, k = np.nonzero(np.take_along_axis(numbers, hydrogen, 1) == 1)
         hydrogen, start_a, start_b = hydrogen[pair, k], start_a[pair, 0], start_b[pair, 0]
@@ -180,7 +179,7 @@ def _order_of_atoms(columns, members):
 def _nearest(columns, members, group):
     """Return unique pairs of members with their closest neighbors in the group.
 
-    The distance of two members is that of a few interatomic distances, which needs no alignment.
+    Members are compared by a few interatomic distances, which requires no alignment.
     """
     if not len(members):
         return members, members
@@ -232,7 +231,7 @@ def _align(columns, first, second):
     rmsd, work, stiffness = np.full(len(first), np.inf), np.full(len(first), np.nan), np.full(len(first), np.nan)
     for n, part in same_size(columns.n_atoms[first]):
         rows_a, rows_b = (columns.offsets[s[part], None] + np.arange(n) for s in (first, second))
-        a, b = columns.positions[rows_a], columns.positions[rows_b]
+        a, b = columns.positions[rows_a], columns.positions[rows_b]  # (m, n, 3)
         force_a, force_b = columns.forces[rows_a], columns.forces[rows_b]
         if columns.pbc is None:
             displacement, force_b = _displacement(a, b, force_b)
@@ -263,7 +262,7 @@ def _displacement_periodic(columns, first, second, a, b, force_b):
     for p in np.flatnonzero(columns.pbc[first].any(1) | columns.pbc[second].any(1)):
         pbc, cell = columns.pbc[first[p]], columns.cell[first[p]]
         same = (pbc == columns.pbc[second[p]]).all() and np.allclose(cell, columns.cell[second[p]], atol=1e-6)
-        difference = b[p] - a[p]
+        difference = b[p] - a[p]  # (n, 3)
         if same:
             fractional = difference @ np.linalg.pinv(np.where(pbc[:, None], cell, 0.0))
             difference = difference - np.where(pbc, np.rint(fractional), 0) @ cell
