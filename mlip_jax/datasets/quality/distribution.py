@@ -138,7 +138,8 @@ class Accumulator:
             if self._largest > _HUGE or self._smallest < -_HUGE:
                 values = values.clip(-_HUGE, _HUGE)
             self._total += float(values.sum())
-            self._squares += float(np.einsum("i,i->", values, values))  # independent of the number of threads
+            # einsum does not depend on the number of threads.
+            self._squares += float(np.einsum("i,i->", values, values))
 
     def distribution(self) -> Distribution:
         """Return the distribution of all added values."""

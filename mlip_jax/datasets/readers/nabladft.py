@@ -162,7 +162,8 @@ class Reader(reader.Reader):
     def _is_subtracted(self, row: AseRow, source: str) -> bool:
         """Return whether the energy of a row is stored minus the energies of the isolated atoms."""
         stored, atoms = _energy(row, source), self._sum_of_atoms(row, source)
-        if math.isnan(stored) or abs(stored) < 0.3 * abs(atoms):  # the binding energy is 0.1 to 2 % of the total
+        # The binding energy of a molecule is 0.1 to 2 % of its total energy.
+        if math.isnan(stored) or abs(stored) < 0.3 * abs(atoms):
             return True
         if abs(stored / atoms - 1) < 0.3:
             return False
