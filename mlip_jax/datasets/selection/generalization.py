@@ -5,8 +5,8 @@ A run trains on n_s molecules with n_c conformers each. There are four kinds of 
     IID-S   unseen molecules of the same data set: molecules in the test split of a split by
             molecule, with the minimum number of conformers that training molecules have
     OOD-S   unseen molecules of another data set, for instance smaller ones
-    IID-C   unseen conformers of training molecules that are near to a training conformer: the
-            minimum heavy-atom RMSD to the training conformers of the molecule is at most a threshold
+    IID-C   unseen conformers of training molecules near a training conformer: the minimum
+            heavy-atom RMSD to the training conformers of the molecule is at most a threshold
     OOD-C   unseen conformers of training molecules beyond the threshold
 
 Runs to be compared have the same split seed and different n_s and n_c. They draw nested subsets
