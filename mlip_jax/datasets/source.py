@@ -194,7 +194,7 @@ def filters_of(data: Any) -> Filters:
 
 
 def select(store: Store, filters: Filters) -> np.ndarray:
-    """Return why each structure is excluded, (S,) int8: a code of filters.REASONS, or 0 to keep it."""
+    """Return why each structure is excluded, (S,) int8: a code of filters.REASONS, or 0 if kept."""
     reasons = np.zeros(len(store), np.int8)
     for here, columns in store.chunks(labels_only=True):
         reasons[here] = filters.reasons(columns, shortest=store.index("shortest_distance")[here])
@@ -206,7 +206,7 @@ def select(store: Store, filters: Filters) -> np.ndarray:
 
 
 def write_left_out(path: Path, data: LoadedData) -> None:
-    """Write a CSV file with the identity of each structure that the filters removed and the reason."""
+    """Write a CSV file of the structures that the filters removed: identity and reason."""
     with atomic_open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["structure", "reason"])

@@ -78,7 +78,7 @@ def describe(entries: Iterable[IdentityQuery], count: int, *, fingerprints: bool
 
 
 def from_smiles(smiles: str) -> Any | None:
-    """Return an RDKit molecule without explicit hydrogens, or None if RDKit cannot read the SMILES."""
+    """Return an RDKit molecule without explicit hydrogens, or None if the SMILES is invalid."""
     from rdkit import Chem, rdBase
 
     with rdBase.BlockLogs():
@@ -119,8 +119,9 @@ def from_geometry(numbers: np.ndarray, positions: np.ndarray) -> Any | None:
 def skeleton(mol: Any) -> str:
     """Return a canonical text of the elements and connectivity, including hydrogens.
 
-    The skeleton ignores bond orders, charges, isotopes and stereochemistry. Stereoisomers, resonance
-    forms and charge-separated forms share a skeleton. Tautomers do not, because a hydrogen moves.
+    The skeleton ignores bond orders, charges, isotopes and stereochemistry. Stereoisomers,
+    resonance forms and charge-separated forms share a skeleton. Tautomers do not, because a
+    hydrogen moves.
 
     >>> skeleton(from_smiles("C[N+](=O)[O-]")) == skeleton(from_smiles("CN(=O)=O"))
     True

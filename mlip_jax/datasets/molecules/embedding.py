@@ -24,9 +24,9 @@ class MoleculeRecord:
         plus the index of the conformer.
       name: Name in the file, "" if missing.
       smiles: SMILES, "" if unknown.
-      atoms: Atoms with positions (Å) and the total charge (e) in info["charge"]. If the molecule has
-        unpaired electrons, info["num_unpaired_electrons"] is their number. None if the molecule is
-        unusable.
+      atoms: Atoms with positions (Å) and the total charge (e) in info["charge"]. If the molecule
+        has unpaired electrons, info["num_unpaired_electrons"] is their number. None if the molecule
+        is unusable.
       failure: Reason why the molecule is unusable, with file and line or number; "" otherwise.
       geometry: Origin of the positions: "as given", "hydrogens added", "embedded", "embedded,
         MMFF94".
@@ -82,9 +82,10 @@ class UnusableMoleculeError(ValueError):
 def make(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
     """Embed a molecule and return one record per requested conformer.
 
-    Records of conformers that could not be embedded have a `failure`. Positions depend on the SMILES
-    and the seed, not on the location in the file, and are reproducible with the same version of
-    RDKit. A mol block with three-dimensional positions keeps them, and missing hydrogens are added.
+    Records of conformers that could not be embedded have a `failure`. Positions depend on the
+    SMILES and the seed, not on the location in the file, and are reproducible with the same version
+    of RDKit. A mol block with three-dimensional positions keeps them, and missing hydrogens are
+    added.
     """
     from rdkit import rdBase
 

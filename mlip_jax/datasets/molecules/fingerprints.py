@@ -8,7 +8,8 @@ RADIUS, NUM_BITS = 2, 2048  # as ECFP4
 
 
 def morgan_fingerprint(mol: Any) -> Any:
-    """Return the Morgan fingerprint of an RDKit molecule (radius 2, 2048 bits), an ExplicitBitVect."""
+    """Return the Morgan fingerprint (radius 2, 2048 bits) of an RDKit molecule, an ExplicitBitVect.
+    """
     from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
 
     return GetMorganGenerator(radius=RADIUS, fpSize=NUM_BITS).GetFingerprint(mol)

@@ -1,12 +1,12 @@
 """Batched root mean square deviations (RMSD) of conformers after optimal superposition, in JAX.
 
-The optimal proper rotation (Kabsch's problem) is the eigenvector of the largest eigenvalue of Horn's
-4 x 4 matrix (J. Opt. Soc. Am. A 4, 629 (1987); Theobald, Acta Cryst. A 61, 478 (2005)). Mirror
-images are not superposed. The eigenvector is computed by squaring the matrix sixteen times, after a
-shift that makes it positive. This requires neither branches nor a decomposition and is safe for
-equal eigenvalues (linear molecules). On a CPU, it takes a fifth of the time of the singular value
-decompositions in `geometry.kabsch_align`. The deviation is computed from the rotated positions. The
-usual formula G - 2 lambda would have an error of 1e-3 Å in single precision.
+The optimal proper rotation (Kabsch's problem) is the eigenvector of the largest eigenvalue of
+Horn's 4 x 4 matrix (J. Opt. Soc. Am. A 4, 629 (1987); Theobald, Acta Cryst. A 61, 478 (2005)).
+Mirror images are not superposed. The eigenvector is computed by squaring the matrix sixteen times,
+after a shift that makes it positive. This requires neither branches nor a decomposition and is safe
+for equal eigenvalues (linear molecules). On a CPU, it takes a fifth of the time of the singular
+value decompositions in `geometry.kabsch_align`. The deviation is computed from the rotated
+positions. The usual formula G - 2 lambda would have an error of 1e-3 Å in single precision.
 
     P     pairs of conformers
     n     atoms
@@ -98,7 +98,7 @@ def _minima(molecules: Iterable[Conformers], dtype: type, each_pair: bool) -> It
 
 
 def _checked(molecule: Conformers) -> tuple[np.ndarray, np.ndarray]:
-    """Return centered test conformers, (T, n, 3), and training conformers, (R, n, 3), in float64."""
+    """Return centered test conformers, (T, n, 3), and training conformers, (R, n, 3), float64."""
     test, train = np.asarray(molecule.test, np.float64), np.asarray(molecule.train, np.float64)
     if test.ndim != 3 or train.ndim != 3 or test.shape[1:] != train.shape[1:] or test.shape[2] != 3:
         raise ValueError(f"expected conformers of shapes (T, n, 3) and (R, n, 3); received {test.shape} and "
@@ -112,7 +112,7 @@ def _checked(molecule: Conformers) -> tuple[np.ndarray, np.ndarray]:
 
 def _blocks(test: np.ndarray, train: np.ndarray, permutations: np.ndarray | None
             ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield all pairs in blocks of bounded size: indices t and r, (P,), and positions, (P, n, 3)."""
+    """Yield all pairs in blocks of bounded size: indices t, r (P,) and both positions (P, n, 3)."""
     orders = np.arange(test.shape[1])[None] if permutations is None else np.asarray(permutations)
     some_train = int(np.clip(_AHEAD // len(orders), 1, max(len(train), 1)))
     some_test = int(np.clip(_AHEAD // (len(orders) * some_train), 1, max(len(test), 1)))
@@ -131,7 +131,7 @@ class _Batch:
         self._waiting: dict[int, list] = {}  # by padded number of atoms
 
     def add(self, found: np.ndarray, places: tuple[np.ndarray, ...], a: np.ndarray, b: np.ndarray) -> None:
-        """Add pairs of positions a and b, (P, n, 3), whose minimum RMSDs go to `places` in `found`."""
+        """Add pairs of positions a and b, (P, n, 3), with minimum RMSDs for `places` in `found`."""
         room = -(-a.shape[1] // _ATOMS) * _ATOMS
         # Padding atoms at the center contribute zero to all sums.
         padded = [np.pad(x, ((0, 0), (0, room - x.shape[1]), (0, 0))) for x in (a, b)]

@@ -27,8 +27,8 @@ class Symmetries(NamedTuple):
       heavy: Indices of the heavy atoms, ascending, (n,) int64.
       permutations: Permutations, (Q, n) int64; the first one is the identity.
         positions[heavy][permutations[q]] is the same molecule as positions[heavy].
-      complete: Whether these are all symmetries of the molecule. If not, a minimum RMSD over them is
-        an upper bound.
+      complete: Whether these are all symmetries of the molecule. If not, a minimum RMSD over them
+        is an upper bound.
     """
 
     heavy: np.ndarray
@@ -72,12 +72,12 @@ def _symmetrized(mol: Any) -> Any:
 
 
 def molecule_of(numbers: np.ndarray, positions: np.ndarray, smiles: str = "") -> Any | None:
-    """Return the RDKit molecule of a structure, with explicit hydrogens and atoms in the same order.
+    """Return the RDKit molecule of a structure, with explicit hydrogens.
 
-    Bond orders are those of the SMILES. Its atoms can have any order: they are matched to the
-    connectivity of the geometry. Without a SMILES, or if it is of another molecule than the
-    geometry, all bonds are single. The molecule can then have more `symmetries`, those of the
-    skeleton of its heavy atoms.
+    Atoms are in the order of the structure. Bond orders are those of the SMILES, whose atoms can
+    have any order: they are matched by connectivity. Without a SMILES, or if it is of another
+    molecule than the geometry, all bonds are single. The molecule can then have more `symmetries`,
+    those of the skeleton of its heavy atoms.
 
     Args:
       numbers: Atomic numbers, (n,).
@@ -95,7 +95,7 @@ def molecule_of(numbers: np.ndarray, positions: np.ndarray, smiles: str = "") ->
     known = Chem.AddHs(known)
     if known.GetNumAtoms() != found.GetNumAtoms() or known.GetNumBonds() != found.GetNumBonds():
         return found
-    places = found.GetSubstructMatch(_bare(known))  # index in the structure of each atom of the SMILES
+    places = found.GetSubstructMatch(_bare(known))  # atoms of the structure in the SMILES's order
     if not places:
         return found
     return Chem.RenumberAtoms(known, np.argsort(places).tolist())
@@ -147,8 +147,8 @@ def _of_entry(job: tuple[SymmetryQuery, int]) -> Symmetries | None:
 def best_rms(mol: Any, test: np.ndarray, train: np.ndarray) -> np.ndarray:
     """Compute RDKit's GetBestRMS of each test to each training conformer (Å), (T, R).
 
-    The RMSD is over the heavy atoms. RDKit tries up to a million symmetries, one pair after another.
-    This is the reference for rmsd.cross_rmsd.
+    The RMSD is over the heavy atoms. RDKit tries up to a million symmetries, one pair after
+    another. This is the reference for rmsd.cross_rmsd.
 
     Args:
       mol: RDKit molecule of n atoms with explicit hydrogens.

@@ -184,7 +184,7 @@ def near_and_far(rmsd: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
 
 
 def drawn(options: Any) -> tuple[int, int] | None:
-    """Return (reserved conformers per molecule, seed) of the draw in config.data; None if no draw."""
+    """Return (reserved conformers per molecule, seed) of the draw in config.data, or None."""
     if not options.num_molecules:
         return None
     return options.min_conformers or options.num_conformers, options.split_seed

@@ -87,7 +87,7 @@ def first_of_each(store: Store, indices: np.ndarray, last: bool = False) -> np.n
 
 
 def entries(store: Store, indices: np.ndarray, use_smiles: bool = True) -> Iterator[IdentityQuery]:
-    """Yield a query per structure: its SMILES if it has one and `use_smiles`, or else its geometry."""
+    """Yield a query per structure: its SMILES (if known and `use_smiles`), or else its geometry."""
     for _, columns in store.chunks(indices):
         for structure in columns:
             smiles = structure.smiles if use_smiles else ""

@@ -1,7 +1,7 @@
 """Initial geometries of molecules for the evaluation of relaxations.
 
-Sources are a store (first snapshot of each molecule), a file of SMILES (embedded by RDKit) or a file
-of geometries.
+Sources are a store (first snapshot of each molecule), a file of SMILES (embedded by RDKit) or a
+file of geometries.
 """
 
 from __future__ import annotations
@@ -102,17 +102,17 @@ class StoreStarts:
         return len(self.first)
 
     def names(self) -> list[str]:
-        """Of the molecules, unique."""
+        """Return the unique names of the molecules."""
         codes, names = self.store.texts("molecule")
         return [names[c] for c in codes[self.first]]
 
     def entries(self) -> Iterator[IdentityQuery]:
-        """All molecules to describe, in one form: SMILES if all have one, else geometries."""
+        """Yield a query for each molecule: its SMILES if all have one, or else its geometry."""
         codes, smiles = self.store.texts("smiles")
         return entries(self.store, self.first, use_smiles=all(smiles[c] for c in np.unique(codes[self.first])))
 
     def make(self, places: Sequence[int], num_processes: int | None = None) -> tuple[list[Start], dict[str, str]]:
-        """The starts, and the molecules that cannot be taken, reason by name."""
+        """Return the starts `places`, and the reasons of unusable molecules by name."""
         columns = self.store.take(self.first[places])
         last = None if self.last is None else self.store.take(self.last[places])
         starts, problems = [], {}
@@ -141,7 +141,7 @@ class StoreStarts:
 
 
 class SmilesStarts:
-    """Pool of the distinct SMILES of a file (.smi, .csv, see molecules/files.py), embedded by ETKDG.
+    """Pool of the distinct SMILES of a file (.smi, .csv, see molecules/files.py), for ETKDG.
 
     Args:
       path: Path of the file.
@@ -164,7 +164,7 @@ class SmilesStarts:
         return len(self._molecules)
 
     def names(self) -> list[str]:
-        """Of the molecules, unique."""
+        """Return the unique names of the molecules."""
         return self._names
 
     def entries(self) -> Iterator[IdentityQuery]:
@@ -209,7 +209,7 @@ class FileStarts:
         return len(self._records)
 
     def names(self) -> list[str]:
-        """Of the molecules, unique."""
+        """Return the unique names of the molecules."""
         return self._names
 
     def entries(self) -> Iterator[IdentityQuery]:
@@ -227,7 +227,7 @@ class FileStarts:
                 yield IdentityQuery(record.smiles) if use_smiles else IdentityQuery("", atoms.numbers, atoms.positions)
 
     def make(self, places: Sequence[int], num_processes: int | None = None) -> tuple[list[Start], dict[str, str]]:
-        """The starts, and the molecules that cannot be taken, reason by name."""
+        """Return the starts `places`, and the reasons of unusable molecules by name."""
         starts, problems = [], {}
         for name, r in ((self._names[place], self._records[place]) for place in places):
             if r.atoms is None or r.atoms.pbc.any():

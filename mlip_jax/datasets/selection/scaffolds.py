@@ -61,7 +61,7 @@ def scaffolds(smiles: Sequence[str] | np.ndarray, *, num_processes: int | None =
 
 def scaffold_index(smiles: Sequence[str] | np.ndarray, *, num_processes: int | None = None, progress: bool = True,
                    on_error: str = "raise") -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted distinct scaffolds and the index of the scaffold of each SMILES, (S,) int32.
+    """Return the sorted distinct scaffolds, and the index among them for each SMILES, (S,) int32.
 
     Arguments and errors are those of `scaffolds`. A split by these indices equals the split by the
     scaffolds themselves.

@@ -87,9 +87,9 @@ def read_split_file(path: str | Path, num_records: int | None = None) -> dict[st
 
 
 def save_split(path: str | Path, parts: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Path:
-    """Save a split: the indices as npz, and `meta` and the numbers of structures as JSON next to it.
+    """Save a split: indices as npz, and `meta` with the numbers of structures as JSON next to it.
 
-    Both files are written atomically.
+    Each file is written atomically.
 
     Args:
       path: Path of the npz file, such as workdir / "splits.npz".
@@ -105,7 +105,7 @@ def save_split(path: str | Path, parts: Mapping[str, np.ndarray], meta: Mapping[
     arrays = {name: np.asarray(indices, np.int64) for name, indices in parts.items()}
     with atomic_open(path) as file:
         np.savez(file, **arrays)
-    # The JSON file is written last and has a checksum of the npz file, which reveals an interruption
+    # The JSON file is written last and has a checksum of the indices, which reveals an interruption
     # between the two writes.
     write_json(path.with_suffix(".json"), {**meta, "structures": {name: len(a) for name, a in arrays.items()},
                                            "checksum": _checksum(arrays)})
@@ -197,7 +197,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _numbers(path: Path) -> np.ndarray:
-    """Read one split from an npy file, or from text with one number per line and an optional header."""
+    """Read one split: an npy file, or text with one number per line and an optional header line."""
     if path.suffix.lower() == ".npy":
         _bytes(path, 0)
         try:

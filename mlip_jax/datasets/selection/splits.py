@@ -57,8 +57,8 @@ def split(
       "size": The smallest molecules are for training, the next for validation and the largest for
         testing. No number of atoms appears in two splits.
       "official": The split of the authors of the data set. Splits are used completely, and records
-        in no split are excluded. If "valid" is missing, it is drawn from "train": whole molecules if
-        train and test share none, or else whole records.
+        in no split are excluded. If "valid" is missing, it is drawn from "train": whole molecules
+        if train and test share none, or else whole records.
 
     Args:
       by: One of the methods.
@@ -130,7 +130,7 @@ def describe(parts: Mapping[str, np.ndarray], molecule: np.ndarray) -> dict[str,
 
 
 def _wanted(counts: Sequence[float], total: int) -> np.ndarray:
-    """Return the requested numbers of structures per split, (3,) float, with a sum of at most `total`."""
+    """Return the requested numbers of structures per split, (3,) float, at most `total` in sum."""
     wanted = np.asarray(counts, float)
     if wanted.shape != (3,) or not np.isfinite(wanted).all() or (wanted < 0).any() or wanted[0] == 0:
         raise ValueError("split counts must be three numbers, the first at least 1 (or fractions, the first above 0); "
@@ -175,7 +175,7 @@ def _bounds(sizes: np.ndarray, wanted: np.ndarray, by: str, num_structures: int)
 
 
 def _deal(unit_of: np.ndarray, order: np.ndarray, wanted: np.ndarray, by: str) -> dict[str, np.ndarray]:
-    """Assign the structures of the first units in `order` to train, and of the next to valid and test."""
+    """Assign the first units in `order` to train, the next to valid and test; return structures."""
     sizes = np.bincount(unit_of, minlength=len(order))[order]
     bounds = _bounds(sizes, wanted, by, len(unit_of))
     part_of_unit = np.full(len(order), len(SPLITS), np.int8)
@@ -200,7 +200,7 @@ def _order_groups(by, group_of, group_of_unit, num_groups, wanted, seed) -> np.n
 
 
 def _of_units(group_of, unit_of, num_units, values, molecule, word) -> np.ndarray:
-    """Return the group of each molecule, (num_units,). Raise ValueError if a molecule has several."""
+    """Return the group of each molecule, (num_units,). Raise ValueError if one has several."""
     group_of_unit = np.zeros(num_units, group_of.dtype)
     group_of_unit[unit_of] = group_of
     other = np.flatnonzero(group_of_unit[unit_of] != group_of)

@@ -126,7 +126,7 @@ class Shard:
         return found
 
     def texts(self, name: str, codes: np.ndarray) -> np.ndarray:
-        """Return the texts of the column `name` with these codes: object array, shape of `codes`."""
+        """Return the texts of the column `name` with these codes, an object array like `codes`."""
         distinct, inverse = np.unique(codes, return_inverse=True)
         found = []
         for c in distinct.tolist():

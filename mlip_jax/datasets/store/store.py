@@ -84,7 +84,7 @@ class Store:
         return self.manifest["level_of_theory"]
 
     def digest(self) -> str:
-        """Return a hash of the structures, 12 hexadecimal digits, used in names of cached arrays."""
+        """Return a hash of the structures, 12 hexadecimal digits, for names of cached arrays."""
         # Filters that compare several structures remove them only from the index, not from the
         # shards, so the checksums of the shards are not enough.
         content = json.dumps([[s["sha256"] for s in self.manifest["shards"]], self.manifest["filters"], len(self)])
