@@ -17,6 +17,7 @@ def group(labels: np.ndarray) -> tuple[np.ndarray, int]:
     if not len(labels):
         return np.zeros(0, np.int32), 0
     dtype = index_type(len(labels))
+    # Sort only the first label of each run of equal labels, and repeat the ranks at the end.
     starts = np.flatnonzero(np.concatenate([[True], labels[1:] != labels[:-1]]))
     heads = labels if len(starts) == len(labels) else labels[starts]
     order = np.argsort(heads)

@@ -95,8 +95,7 @@ class Samples:
         return len(self.index)
 
     def take(self, indices: np.ndarray, *, labels_only: bool = False) -> Columns:
-        """Return the samples `indices` with their targets, possibly without texts if `labels_only`.
-        """
+        """Return the samples `indices` with their targets, without texts if `labels_only` permits."""
         columns = self.rows.take(self.index[indices], labels_only=labels_only and not self.atom_properties)
         atoms = {t.name: t.to_training(columns.atom_properties[t.name], columns) for t in self.atom_properties}
         return dataclasses.replace(columns, atom_properties=atoms, properties={
@@ -140,6 +139,7 @@ def _known(columns: Columns, name: str) -> np.ndarray:
         return _finite(columns.properties[name])
     if name in columns.atom_properties:
         finite = _finite(columns.atom_properties[name])
+        # (A,) -> (S,): known for all atoms of a structure
         return np.logical_and.reduceat(finite, columns.offsets[:-1]) if len(columns) else np.zeros(0, bool)
     raise DatasetError(unknown_name("property of these data", name, [*columns.properties, *columns.atom_properties]))
 

@@ -117,7 +117,7 @@ class Reader(abc.ABC):
         """Return the record numbers of "train", "valid" and "test", or None without a split."""
         return None
 
-    def close(self) -> None:  # noqa: B027 (most have nothing to let go of)
+    def close(self) -> None:  # noqa: B027 (most readers have nothing to close)
         """Close the file."""
 
     def __iter__(self) -> Iterator[Structure]:

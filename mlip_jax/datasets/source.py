@@ -113,10 +113,10 @@ def open_store(data: Any) -> Store:
     if not is_store(folder):
         log.info("converting %s once, into the store %s", path, folder)
     if not _is_sound(folder, data.verify):
-        convert(recipe, folder, refuse=data.refuse)  # one that is there is compared with its checksums, and mended
+        convert(recipe, folder, refuse=data.refuse)  # verifies and repairs an existing store
     store = Store(folder)
     errors = [p["message"] for p in store.manifest["problems"] if p["severity"] == "error"]
-    if errors and data.refuse:  # made before, with refuse=False
+    if errors and data.refuse:  # the store was converted earlier with refuse=False
         raise DatasetError(f"{path}: refused by the checks of the data:\n  - " + "\n  - ".join(errors)
                            + "\nIf it is right all the same, give --config.data.refuse=False.")
     return store
@@ -258,7 +258,7 @@ def _fewer_last(options: Any) -> bool:
 
     Otherwise they are excluded.
     """
-    asked = options.get("fewer_conformers", "exclude")  # configs of earlier runs have none
+    asked = options.get("fewer_conformers", "exclude")  # missing in configs of older versions
     if asked not in ("exclude", "last"):
         raise ValueError(unknown_name("data.fewer_conformers", asked, ("exclude", "last")))
     if asked == "last" and options.get("selection", "random") != "random":
@@ -270,7 +270,7 @@ def _fewer_last(options: Any) -> bool:
 def _rank(data: LoadedData, train: np.ndarray, molecule: np.ndarray, options: Any, embed: Embed | None
           ) -> np.ndarray | None:
     """Return the rank of each molecule in the selection for training; None for random selection."""
-    selection = options.get("selection", "random")  # configs of earlier runs have none
+    selection = options.get("selection", "random")  # missing in configs of older versions
     if selection not in subsets.SELECTIONS:
         raise ValueError(unknown_name("data.selection", selection, subsets.SELECTIONS))
     if selection == "random":

@@ -26,12 +26,13 @@ def element_counts(numbers: np.ndarray, n_atoms: np.ndarray, elements: np.ndarra
     """
     num = NUM_ELEMENTS if elements is None else len(elements)
     place = numbers if elements is None else np.searchsorted(elements, numbers)
+    # Count (structure, element) pairs by a single index.
     flat = np.bincount(np.repeat(np.arange(len(n_atoms)), n_atoms) * num + place, minlength=len(n_atoms) * num)
     return flat.reshape(len(n_atoms), num).astype(np.float64)
 
 
 def sum_reference(reference: np.ndarray, columns: Columns) -> np.ndarray:
-    """Sum a value per element, (119,), over the atoms of each structure. Returns (S,) float64."""
+    """Sum a value per element, (119,), over the atoms of each structure: (S,) float64."""
     return element_counts(columns.numbers, columns.n_atoms) @ reference
 
 

@@ -42,15 +42,15 @@ class Conformations(NamedTuple):
     missing conformations by reason.
     """
 
-    smiles: str  # mapped, hydrogens explicit, in atom order
+    smiles: str  # from `mapped_smiles`
     atomic_numbers: np.ndarray  # (n,) int16
-    conformations: np.ndarray  # (m, n, 3) float32
-    energies: np.ndarray  # (m,) float64
-    gradients: np.ndarray  # (m, n, 3) float32
-    formation_energies: np.ndarray  # (m,) float64
-    atom_energies: dict[str, float]  # isolated atoms, by symbol
-    force_field: str
-    dropped: dict[str, int]
+    conformations: np.ndarray  # positions (bohr), (m, n, 3) float32
+    energies: np.ndarray  # total energies (hartree), (m,) float64
+    gradients: np.ndarray  # (hartree/bohr), (m, n, 3) float32
+    formation_energies: np.ndarray  # total energies minus isolated atoms (hartree), (m,) float64
+    atom_energies: dict[str, float]  # energies of isolated atoms (hartree), by symbol
+    force_field: str  # force field of the sampling, "MMFF94", "UFF" or ""
+    dropped: dict[str, int]  # missing conformations by reason
 
 
 def make_conformations(task: Task) -> Conformations:
@@ -76,7 +76,7 @@ def make_conformations(task: Task) -> Conformations:
         force_field, frames = _geometries(mol, numbers, task.count, rng)
     except ValueError as error:
         return nothing_made(mol, numbers, f"molecule: {error}", task.count)
-    dropped = Counter({"scf": task.count - len(frames)})  # relaxations that did not converge
+    dropped = Counter({"scf": task.count - len(frames)})  # relaxations without SCF convergence
     return labelled(mol, numbers, frames, force_field, atom_energies, dropped)
 
 
@@ -121,7 +121,7 @@ def stable_hash(seed: int, text: str) -> int:
 
 
 def mapped_smiles(mol: Any) -> str:
-    """Return the SMILES with explicit hydrogens and map numbers from 1 in the order of the atoms."""
+    """Return the SMILES with explicit hydrogens and map numbers from 1 in the order of atoms."""
     from rdkit import Chem
 
     mapped = Chem.Mol(mol)

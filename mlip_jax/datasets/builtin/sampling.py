@@ -144,7 +144,7 @@ def langevin(surface: Surface, positions: np.ndarray, temperature: float, num_fr
     frames = []
     for _ in range(num_frames):
         noise = np.sqrt(1 - keep**2) * thermal * rng.standard_normal((STEPS_PER_FRAME, *surface.shape))
-        for kick in noise:
+        for kick in noise:  # half kick, half drift, thermostat, half drift, half kick
             velocities = velocities + half_kick * gradient
             positions = positions + 0.5 * TIME_STEP * velocities
             velocities = keep * velocities + kick

@@ -85,7 +85,7 @@ def from_smiles(smiles: str) -> Any | None:
         try:
             mol = Chem.MolFromSmiles(smiles) if smiles else None
             return mol if mol is not None and mol.GetNumAtoms() else None
-        except (ValueError, RuntimeError):  # RDKit's invariant violations are RuntimeErrors
+        except (ValueError, RuntimeError):  # RDKit's violated invariants are RuntimeErrors
             return None
 
 

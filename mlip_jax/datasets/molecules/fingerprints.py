@@ -8,8 +8,7 @@ RADIUS, NUM_BITS = 2, 2048  # as ECFP4
 
 
 def morgan_fingerprint(mol: Any) -> Any:
-    """Return the Morgan fingerprint (radius 2, 2048 bits) of an RDKit molecule, an ExplicitBitVect.
-    """
+    """Return the Morgan fingerprint of an RDKit molecule, an ExplicitBitVect of 2048 bits."""
     from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
 
     return GetMorganGenerator(radius=RADIUS, fpSize=NUM_BITS).GetFingerprint(mol)

@@ -36,7 +36,7 @@ def read_store(path: Path, wanted: Wanted, limit: int | None) -> Iterator[Molecu
 
 
 def read_xyz(path: Path, wanted: Wanted, limit: int | None) -> Iterator[MoleculeRecord]:
-    """Yield the wanted frames of an extended XYZ file (Å). Corrupt frames become failed records."""
+    """Yield the wanted frames of extended XYZ (Å). Corrupted frames become failed records."""
     for number, (line, text) in enumerate(itertools.islice(xyz_frames(path), limit)):
         if wanted(number):
             yield _of_text(number, f"{path.name} line {line}", text)

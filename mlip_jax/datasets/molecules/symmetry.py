@@ -16,7 +16,7 @@ from mlip_jax import workers
 from mlip_jax.datasets.molecules.connectivity import from_geometry, from_smiles
 
 MAX_SYMMETRIES = 2_000
-# As in RDKit's symmetrizeTerminalAtoms.
+# The SMARTS pattern of RDKit's symmetrizeTerminalAtoms.
 _TERMINAL = "[O,N;D1;$([O,N;D1]-[*]=[O,N;D1]),$([O,N;D1]=[*]-[O,N;D1])]~[*]"
 
 

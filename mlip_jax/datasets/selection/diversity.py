@@ -98,6 +98,7 @@ def farthest_points(points: np.ndarray, count: int, *, first: int | None = None,
     points = np.ascontiguousarray(points, np.float32)
     if not np.isfinite(points).all():
         raise ValueError("points must be finite; received NaN or infinite numbers")
+    # Squared norms and squared distances to the nearest pick, both (S,).
     squares, nearest = np.einsum("sf,sf->s", points, points), np.full(size, np.inf, np.float32)
     picks = np.empty(min(count, size), np.int64)
     picks[0] = first

@@ -117,6 +117,7 @@ def distances_to_training(store: Store, conformers: np.ndarray, train: np.ndarra
     order = train[np.argsort(molecule[train], kind="stable")]
     found, problems = np.full(len(conformers), np.nan), {"other atoms": 0, "many symmetries": 0, "unreadable": 0}
 
+    # `pieces` is read twice, for the symmetries and for the positions, to bound the memory.
     def pieces() -> Iterator[tuple[np.ndarray, Columns, Columns]]:
         for test in tests:
             key = molecule[conformers[test[0]]]
@@ -136,9 +137,10 @@ def distances_to_training(store: Store, conformers: np.ndarray, train: np.ndarra
                              None if each is None else each.permutations)
 
     kept: list[np.ndarray] = []
+    # `nearest_rmsd` reads `molecules` ahead, so `kept` already has the conformers of each result.
     for number, nearest in enumerate(nearest_rmsd(molecules())):
         found[kept[number]] = nearest
-    found[np.isinf(found)] = np.nan
+    found[np.isinf(found)] = np.nan  # molecules without training conformers
     return Distances(found, _notes(problems, max_symmetries))
 
 

@@ -124,7 +124,7 @@ def _scaffold(smiles: str) -> str | None:
             # other SMILES.
             molecule = Chem.MolFromSmiles(Chem.MolToSmiles(Chem.RemoveHs(molecule), isomericSmiles=False))
             return Chem.MolToSmiles(GetScaffoldForMol(molecule), isomericSmiles=False)
-        except (ValueError, RuntimeError):  # RDKit's invariant violations are RuntimeErrors
+        except (ValueError, RuntimeError):  # RDKit's violated invariants are RuntimeErrors
             return None
 
 

@@ -165,6 +165,7 @@ def _bounds(sizes: np.ndarray, wanted: np.ndarray, by: str, num_structures: int)
     middle = np.cumsum(sizes, dtype=np.float64)
     middle -= 0.5 * sizes
     ends = np.searchsorted(middle, np.cumsum(wanted), side="left").tolist()
+    # Give each requested split at least one unit: first toward the end, then back from the end.
     for p in range(3):
         ends[p] = max(ends[p], (ends[p - 1] if p else 0) + int(wanted[p] > 0))
     last = len(sizes)

@@ -45,7 +45,7 @@ def nested_subset(
       seed: Seed of both draws, of molecules and of conformations.
       min_conformers: Minimum number of conformations of a molecule that can be drawn. The default
         is `num_conformers`. To compare subsets, set it to the largest n_c among them; otherwise the
-        subsets with few conformations include molecules that the others cannot.
+        subsets with few conformations contain molecules that the others cannot contain.
       fewer_last: Whether to draw molecules with at least `num_conformers` but fewer than
         `min_conformers` conformations after all others, those with more conformations first.
         Subsets stay nested, and only a few molecules need many conformations.
@@ -73,17 +73,19 @@ def nested_subset(
     if len(enough) < num_molecules:
         raise ValueError(f"{num_molecules} molecules with at least {needed} conformations are asked for; "
                          f"{len(enough)} of {num_units} molecules have so many (the most is {sizes.max(initial=0)})")
+    # Any structure of each molecule, to look up its label.
     one_of_unit = np.zeros(num_units, np.int64)
     one_of_unit[unit_of] = np.arange(len(unit_of))
     ids = stable_ids(molecule[one_of_unit[enough]])
     preference = _mix(seed, _MOLECULES, ids) if rank is None else np.asarray(rank)[one_of_unit[enough]]
     first = np.lexsort((preference, -np.minimum(sizes[enough], least)))[:num_molecules]
-    rank = np.full(num_units, -1, unit_of.dtype)  # of the chosen molecules
+    rank = np.full(num_units, -1, unit_of.dtype)  # rank among the chosen molecules, or -1
     rank[enough[first]] = np.arange(num_molecules)
     indices = np.flatnonzero(rank[unit_of] >= 0)
     rank_of = rank[unit_of[indices]]
     keys = _mix(seed, _CONFORMERS, ids[first][rank_of], conformer[indices].astype(np.int64).view(np.uint64))
     order = np.lexsort((keys, rank_of))
+    # Take the first conformations of each chosen molecule in the order of their keys.
     starts = np.concatenate([[0], np.cumsum(sizes[enough[first]])[:-1]])
     return np.sort(indices[order[(starts[:, None] + np.arange(num_conformers)).ravel()]])
 

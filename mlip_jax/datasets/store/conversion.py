@@ -245,7 +245,7 @@ def _run(waiting: list[_Job], source: Reader, records: int, num_processes, progr
     with bar:
         task = bar.add_task("", total=records, completed=records - sum(j.stop - j.start for j in waiting))
         for first in (True, False):
-            # Convert one shard first: most errors of a source show from its first records on.
+            # Convert one shard first: most errors of a source already occur in its first records.
             part = waiting[:1] if first else waiting[1:]
             here = functools.partial(_convert, source=source)
             for index, _ in workers.run(here if first or num_processes == 1 else _convert, part,

@@ -137,7 +137,7 @@ class Shard:
     def columns(self, start: int, stop: int) -> Columns:
         """Read the structures start:stop."""
         ends = self.rows("offsets", start, stop + 1)
-        a, b = int(ends[0]), int(ends[-1])
+        a, b = int(ends[0]), int(ends[-1])  # range of atoms
         names = self.arrays.keys()
         return Columns(
             numbers=self.rows("numbers", a, b).astype(np.int32),

@@ -118,6 +118,7 @@ class Store:
         first = np.concatenate([[0], self._ends])[where]
         if labels_only:
             return self._labels(indices, where, physical - first)
+        # Read each run of consecutive structures in one shard at once.
         order = np.argsort(physical, kind="stable")
         parts = []
         cuts = np.flatnonzero((np.diff(where[order]) != 0) | (np.diff(physical[order]) != 1)) + 1
