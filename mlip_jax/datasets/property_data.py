@@ -95,7 +95,7 @@ class Samples:
         return len(self.index)
 
     def take(self, indices: np.ndarray, *, labels_only: bool = False) -> Columns:
-        """Return the samples `indices` with their targets, without texts if `labels_only` permits."""
+        """Return the samples `indices` with targets. Texts are optional if `labels_only`."""
         columns = self.rows.take(self.index[indices], labels_only=labels_only and not self.atom_properties)
         atoms = {t.name: t.to_training(columns.atom_properties[t.name], columns) for t in self.atom_properties}
         return dataclasses.replace(columns, atom_properties=atoms, properties={
