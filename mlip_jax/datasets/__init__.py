@@ -1,1 +1,1 @@
-"""Where structures come from: readers of file formats, the store, selection, splits, statistics."""
+"""Training and evaluation data: file readers, the store, filters, splits and statistics."""

@@ -1,4 +1,4 @@
-"""Total charges of molecules: from a label, from SMILES, or from ASE's initial charges of the atoms."""
+"""Total charges of molecules: from a label, a SMILES, or the initial charges of ASE."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import numpy as np
 
 _BRACKET = re.compile(r"\[([^\]]*)\]")
 _CHARGE = re.compile(r"([+]+|-+)(\d*)(?::\d+)?$")
-_TOLERANCE = 1e-3  # e
+_TOLERANCE = 1e-3  # maximum distance to a whole number (e)
 
 
 def total_charge(label: Any, smiles: str, initial: float) -> float:
-    """Return the label if it is a number other than NaN, else the charge of the SMILES, else the sum of ASE's initial
-    charges if it is whole, else 0; in e.
+    """Return the total charge of a molecule in e.
 
-    The charges of atoms are often partial charges of a method, whose sum is not a total charge.
+    The sources are tried in this order: the label, if it is a number other than NaN; the SMILES;
+    the sum of ASE's initial charges, if it is a whole number. If all of them fail, the charge is 0.
+    Initial charges are often partial charges, whose sum is not a total charge.
 
     Args:
-      label: Value that a file gives for the total charge; of any type.
-      smiles: SMILES of the molecule, or "".
-      initial: Sum of the initial charges.
+      label: Value of the total charge in the file, of any type.
+      smiles: SMILES of the molecule, or "" if unknown.
+      initial: Sum of the initial charges of the atoms (e).
     """
     if isinstance(label, int | float | np.integer | np.floating) and not math.isnan(label):
         return float(label)
@@ -32,12 +33,12 @@ def total_charge(label: Any, smiles: str, initial: float) -> float:
 
 
 def whole_charge(charge: float) -> float | None:
-    """Return the whole number within 0.001 of a charge, or None."""
+    """Return the whole number within 0.001 e of a charge, or None if there is none."""
     return float(round(charge)) if math.isfinite(charge) and abs(charge - round(charge)) <= _TOLERANCE else None
 
 
 def charge_from_smiles(smiles: str) -> int:
-    """Return the total charge: the sum of the formal charges of the bracket atoms.
+    """Return the total charge of a SMILES (e), the sum of the formal charges of its bracket atoms.
 
     >>> charge_from_smiles("[H:3][N+:1]([H:4])([H:5])[C:2](=[O:6])[O-:7]"), charge_from_smiles("[Ca++].[Cl-]")
     (0, 1)

@@ -1,4 +1,4 @@
-"""Columns: many structures as a few long arrays, the form that stores hold and that batches are built from."""
+"""Columns: many structures in a few long arrays, as in stores and in the input of batching."""
 
 from __future__ import annotations
 
@@ -16,15 +16,28 @@ PER_STRUCTURE = ("energy", "charge", "molecule", "smiles", "conformer", "record"
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Structures end to end; structure s owns the atoms offsets[s]:offsets[s + 1].
+    """S structures with A atoms in total. Structure s has the atoms offsets[s]:offsets[s + 1].
+
+    Text columns are object arrays of str: NumPy's fixed-width strings would pad every name to the
+    length of the longest one.
 
     Attributes:
-      numbers: (A,) int32. positions, forces: (A, 3) float64, Å and eV/Å, NaN where a force is unknown.
-      offsets: (S + 1,) int64. energy, charge: (S,) float64, eV and e.
-      molecule, smiles, subset, source: (S,) object, each a str: in NumPy's own strings one long name would make
-        all others as long. conformer, record: (S,) int64.
-      cell: (S, 3, 3) float64 in Å and pbc: (S, 3) bool, or None if nothing is periodic.
-      properties: By name (S, ...) float64, NaN where unknown. atom_properties: By name (A, ...) float64.
+      numbers: Atomic numbers, (A,) int32.
+      positions: Positions (Å), (A, 3) float64.
+      forces: Forces (eV/Å), (A, 3) float64; NaN if unknown.
+      offsets: First atom of each structure, then A, (S + 1,) int64.
+      energy: Energies (eV), (S,) float64; NaN if unknown.
+      charge: Total charges (e), (S,) float64.
+      molecule: Names of the molecules, (S,) object. Conformers of one molecule share a name.
+      smiles: SMILES or "", (S,) object.
+      conformer: Indices of the conformations within their records, (S,) int64.
+      record: Numbers of the records in the source, (S,) int64.
+      subset: Names of the subsets of the data set, (S,) object.
+      source: Files and records of the structures, for messages, (S,) object.
+      cell: Cell vectors (Å), (S, 3, 3) float64, or None if no structure is periodic.
+      pbc: Periodic directions, (S, 3) bool, or None if no structure is periodic.
+      properties: Properties of structures by name, (S, ...) float64; NaN if unknown.
+      atom_properties: Properties of atoms by name, (A, ...) float64; NaN if unknown.
     """
 
     numbers: np.ndarray
@@ -49,15 +62,15 @@ class Columns:
 
     @property
     def n_atoms(self) -> np.ndarray:
-        """Atoms of each structure, shape (S,)."""
+        """Number of atoms per structure, (S,)."""
         return np.diff(self.offsets)
 
     @classmethod
     def from_structures(cls, structures: Iterable[Structure]) -> Columns:
-        """Columns of an iterable of structures; missing labels become NaN.
+        """Build columns from structures. Missing labels become NaN.
 
         Raises:
-          ValueError: A property has another shape in one structure than in another.
+          ValueError: A property has different shapes in different structures.
         """
         items = list(structures)
         periodic = any(s.pbc is not None for s in items)
@@ -88,7 +101,10 @@ class Columns:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Columns]) -> Columns:
-        """The structures of `parts`, in order. What a part does not have is NaN, empty or not periodic."""
+        """Concatenate columns in order.
+
+        Properties that a part lacks become NaN, and a part without cells becomes non-periodic.
+        """
         from_parts = {name: np.concatenate([getattr(p, name) for p in parts])
                       for name in (*PER_ATOM, *PER_STRUCTURE[:-2])}
         offsets = np.concatenate([[0], np.cumsum(np.concatenate([p.n_atoms for p in parts]))]).astype(np.int64)
@@ -117,8 +133,11 @@ class Columns:
         return (self[s] for s in range(len(self)))
 
     def take(self, indices: np.ndarray, *, labels_only: bool = False) -> Columns:
-        """The structures `indices`, in that order. A Store, which is asked in the same words, saves the texts and
-        properties if `labels_only`; here nothing is to be saved."""
+        """Return the structures `indices`, in that order.
+
+        `labels_only` exists for compatibility with `Store.take`, which then skips texts and
+        properties. It has no effect here, because everything is in memory.
+        """
         indices = np.asarray(indices, np.int64)
         atoms = self.atoms_of(indices)
         fields = {name: getattr(self, name)[atoms] for name in PER_ATOM}
@@ -129,7 +148,7 @@ class Columns:
                        atom_properties={name: values[atoms] for name, values in self.atom_properties.items()})
 
     def atoms_of(self, indices: np.ndarray) -> np.ndarray:
-        """Rows of the atom arrays that belong to the structures `indices`, in that order."""
+        """Return the rows of the atom arrays that belong to the structures `indices`, in order."""
         counts = self.n_atoms[indices]
         starts = np.repeat(self.offsets[:-1][indices] - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
         return starts + np.arange(counts.sum())
@@ -140,7 +159,7 @@ def _names(items: list[Structure], field: str) -> list[str]:
 
 
 def _values(items: list[Structure], field: str, name: str) -> Iterator[np.ndarray]:
-    """The property `name` of every structure, NaN where it is missing."""
+    """Yield the property `name` of every structure, filled with NaN if it is missing."""
     first = next(np.asarray(getattr(s, field)[name]) for s in items if name in getattr(s, field))
     per_atom = field == "atom_properties"
     tail = first.shape[1:] if per_atom else first.shape
@@ -160,7 +179,7 @@ def _concatenate_properties(parts: Sequence[tuple[Mapping[str, np.ndarray], int]
 
 
 class Rows(Protocol):
-    """Source of structures by number: a Store, or Columns in memory."""
+    """Protocol of random access to structures by index, as in `Store` and `Columns`."""
 
     def __len__(self) -> int: ...
 

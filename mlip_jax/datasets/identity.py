@@ -1,4 +1,4 @@
-"""Identity of molecules: numbers for labels, and hashes that are the same on every machine."""
+"""Identity of molecules: integer codes of labels, and hashes that are equal on every machine."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import numpy as np
 
 
 def group(labels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Number of each label among the sorted different ones, shape (S,), int32 or int64, and how many there are.
+    """Return the rank of each label among the sorted distinct labels, and the number of these.
 
-    As np.unique's inverse in a third of its memory, and much faster where equal labels stand together, as
-    conformations of a molecule do.
+    The ranks, (S,) int32 or int64, equal the inverse of np.unique. This function takes a third of
+    its memory and is much faster if equal labels are adjacent, as for conformers of a molecule.
     """
     labels = np.asarray(labels)
     if not len(labels):
         return np.zeros(0, np.int32), 0
     dtype = index_type(len(labels))
+    # Sort only the first label of each run of equal labels, and repeat the ranks at the end.
     starts = np.flatnonzero(np.concatenate([[True], labels[1:] != labels[:-1]]))
     heads = labels if len(starts) == len(labels) else labels[starts]
     order = np.argsort(heads)
@@ -32,12 +33,14 @@ def group(labels: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def stable_ids(molecule: np.ndarray) -> np.ndarray:
-    """A number for each molecule that is the same everywhere and always, shape (S,), uint64.
+    """Return a reproducible number for each molecule, (S,) uint64.
 
-    Strings are hashed (blake2b of their UTF-8), whole numbers mixed, so that neither order nor likeness shows.
+    The numbers do not depend on the machine or the process. Strings are hashed (blake2b of
+    their UTF-8 bytes) and integers are mixed, so the numbers are independent of the order and the
+    similarity of the labels.
 
     Raises:
-      ValueError: Neither strings nor whole numbers.
+      ValueError: The labels are neither strings nor integers.
     """
     molecule = np.asarray(molecule)
     if molecule.dtype.kind in "iu":
@@ -52,7 +55,7 @@ def stable_ids(molecule: np.ndarray) -> np.ndarray:
 
 
 def splitmix64(values: np.ndarray) -> np.ndarray:
-    """The mixing function of the SplitMix64 generator (Steele, Lea, Flood 2014), one to one on uint64."""
+    """Apply the mixing function of SplitMix64 (Steele, Lea, Flood 2014), a bijection of uint64."""
     z = np.asarray(values, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -60,4 +63,5 @@ def splitmix64(values: np.ndarray) -> np.ndarray:
 
 
 def index_type(count: int) -> type[np.signedinteger]:
+    """Return the smallest of int32 and int64 that can index `count` items."""
     return np.int32 if count < 2**31 else np.int64

@@ -1,8 +1,8 @@
-"""Checks of the options of readers: what is of the wrong type is refused, not converted.
+"""Validation of reader options. Values of the wrong type are rejected, not converted.
 
-Options come from a text, `config.data.reader_options`, so that a slip ("stride=abc", "stride=2.5") gives a value of
-another type. Each function gives the value back, or raises ConfigError with the option, what was expected and what was
-received.
+Options are parsed from a string, `config.data.reader_options`, so a typo ("stride=abc",
+"stride=2.5") results in a value of another type. Each function returns the value, or raises a
+ConfigError with the name of the option, the expected type and the received value.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mlip_jax.config import ConfigError, unknown_name
 
 
 def how(name: str, value: str) -> str:
-    """How an option is given on the command line, for messages.
+    """Format an option as on the command line, for error messages.
 
     >>> how("split_files", "''")
     '--config.data.reader_options="split_files=\\'\\'"'
@@ -27,7 +27,7 @@ def how(name: str, value: str) -> str:
 
 
 def positive_integer(name: str, value: Any, allow_none: bool = False) -> int | None:
-    """An integer of 1 or more; with `allow_none` also None."""
+    """Validate an integer of at least 1. None is valid if `allow_none`."""
     if value is None and allow_none:
         return None
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
@@ -36,21 +36,21 @@ def positive_integer(name: str, value: Any, allow_none: bool = False) -> int | N
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False."""
+    """Validate a Boolean."""
     if not isinstance(value, bool | np.bool_):
         raise _wrong(name, "True or False", value)
     return bool(value)
 
 
 def text(name: str, value: Any) -> str:
-    """A text."""
+    """Validate a string."""
     if not isinstance(value, str):
         raise _wrong(name, "a text", value)
     return value
 
 
 def path(name: str, value: Any, allow_none: bool = False) -> str | None:
-    """A path, as a text; with `allow_none` also None."""
+    """Validate a path and return it as a string. None is valid if `allow_none`."""
     if value is None and allow_none:
         return None
     if not isinstance(value, str | os.PathLike):
@@ -59,7 +59,7 @@ def path(name: str, value: Any, allow_none: bool = False) -> str | None:
 
 
 def one_of(name: str, value: Any, known: Sequence[str]) -> str:
-    """One of some texts."""
+    """Validate a string that must be one of `known`."""
     if not isinstance(value, str):
         raise _wrong(name, f"one of {', '.join(map(repr, known))}", value)
     if value not in known:
@@ -68,7 +68,7 @@ def one_of(name: str, value: Any, known: Sequence[str]) -> str:
 
 
 def texts(name: str, value: Any) -> tuple[str, ...]:
-    """Several texts, or one; "" is none."""
+    """Validate a string or a sequence of strings and return a tuple; "" becomes the empty tuple."""
     if isinstance(value, str):
         return (value,) if value else ()
     if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):

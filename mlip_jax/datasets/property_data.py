@@ -1,7 +1,8 @@
-"""Molecules with properties to learn: which structures of a data set have them, and their values in training units.
+"""Training data for molecular properties: labeled structures and normalized targets.
 
-Models are trained on remainders: a property less its mean, or less what the elements alone tell of it, over its
-spread. What makes physical values of them travels with the predictor as a `Target`.
+Models are trained on normalized values: the property minus its mean, or minus a sum of per-element
+contributions, divided by its root mean square. A `Target` converts between normalized and physical
+values and is saved with the predictor.
 """
 
 from __future__ import annotations
@@ -17,19 +18,24 @@ from mlip_jax.datasets.columns import Columns, Rows
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.statistics import NUM_ELEMENTS, ElementFit, sum_reference
 
-# Of what readers give, by the name that they give it; others are shown without a unit.
+# Units by property name, as readers name the properties. Other properties are shown without unit.
 UNITS = {"gap": "eV", "homo": "eV", "lumo": "eV", "dipole": "e·Å", "dipole_moment": "e·Å", "zpve": "eV"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A property, and how its values are made of what a model puts out: value = output * scale + shift (+ elements).
+    """A property and its normalization: value = output * scale + shift + element contributions.
 
     Attributes:
-      name: As the reader has it. kind: Of readouts.KINDS: "scalar", "vector" or "atom". pooling: Of a scalar.
-      weight: Of its loss.
-      scale, shift: In the unit of the property. elements: (119,): of a scalar that is a sum, what each atom of an
-        element adds; of an "atom", the mean of that element; else zero.
+      name: Name of the property, as the reader names it.
+      kind: "scalar", "vector" or "atom", a key of readouts.KINDS.
+      pooling: Pooling over the atoms for a scalar: "mean", "sum" or "attention".
+      weight: Weight of the loss of this property.
+      scale: Scale (unit of the property).
+      shift: Shift (unit of the property).
+      elements: Contributions of the elements (unit of the property), (119,). For a scalar with sum
+        pooling: contribution of each atom of an element. For kind "atom": mean of the element.
+        Otherwise zero.
     """
 
     name: str
@@ -42,41 +48,42 @@ class Target:
 
     @property
     def unit(self) -> str:
-        """For people; "" where it is not known."""
+        """Unit of the property for display, "" if unknown."""
         return UNITS.get(self.name, "")
 
     def offset(self, columns: Columns) -> np.ndarray | float:
-        """What the elements tell: (S,), (A,), or a number."""
+        """Return the shift plus element contributions: (S,), (A,), or one number for all."""
         if self.kind == "atom":
             return self.elements[columns.numbers]
         return self.shift + (sum_reference(self.elements, columns) if self.elements.any() else 0.0)
 
     def to_training(self, values: np.ndarray, columns: Columns) -> np.ndarray:
-        """Values of structures (S,), (S, 3) or of their atoms (A,) as a model is to put them out."""
+        """Normalize values of structures, (S,) or (S, 3), or of their atoms, (A,)."""
         return (values - self.offset(columns)) / self.scale
 
     def to_physical(self, outputs: np.ndarray, columns: Columns) -> np.ndarray:
-        """The reverse."""
+        """Convert model outputs to physical values, the inverse of `to_training`."""
         return np.asarray(outputs, np.float64) * self.scale + self.offset(columns)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the fields as a JSON-compatible dictionary."""
         return dataclasses.asdict(self) | {"elements": self.elements.tolist()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Target:
-        """What `to_json` gave."""
+        """Create a target from the result of `to_json`."""
         return cls(**{**values, "elements": np.array(values["elements"], np.float64)})
 
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Geometries with the properties of their molecules: Rows, of which row s is sample s.
+    """Geometries with the normalized properties of their molecules; implements `Rows`.
 
     Attributes:
-      rows: Where the geometries are. index: Their numbers there, (S,) int64.
-      properties: Values in training units by name, (S, ...); NaN where unknown.
-      atom_properties: Targets of atoms, which are read with the geometries.
+      rows: Source of the geometries.
+      index: Index of each sample in `rows`, (S,) int64.
+      properties: Normalized properties of structures by name, (S, ...); NaN if unknown.
+      atom_properties: Targets per atom, whose values are read together with the geometries.
     """
 
     rows: Rows
@@ -88,7 +95,7 @@ class Samples:
         return len(self.index)
 
     def take(self, indices: np.ndarray, *, labels_only: bool = False) -> Columns:
-        """The samples `indices`; with their targets alone if `labels_only`."""
+        """Return the samples `indices` with targets. Texts are optional if `labels_only`."""
         columns = self.rows.take(self.index[indices], labels_only=labels_only and not self.atom_properties)
         atoms = {t.name: t.to_training(columns.atom_properties[t.name], columns) for t in self.atom_properties}
         return dataclasses.replace(columns, atom_properties=atoms, properties={
@@ -96,16 +103,20 @@ class Samples:
 
 
 def labelled(store: Any, indices: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Of the structures `indices` of a store those of which a property is known, and its values.
+    """Select the structures with a known value of at least one property.
 
     Args:
-      names: Of properties; those of atoms are known where all of a structure's are.
+      store: Store with the structures.
+      indices: Indices of the candidate structures.
+      names: Names of the properties. A property of atoms counts as known if it is known for all
+        atoms of the structure.
 
     Returns:
-      Their numbers in the store, (S,) int64, and {name: (S, ...)} of the properties of whole structures.
+      Indices of the selected structures in the store, (S,) int64, and their values {name: (S, ...)}
+      for properties of structures.
 
     Raises:
-      DatasetError: The data have no such property, or no structure has a value.
+      DatasetError: The data lack a property, or no structure has a value.
     """
     found, kept = {name: [] for name in names}, []
     for here, columns in store.chunks(indices):
@@ -128,25 +139,30 @@ def _known(columns: Columns, name: str) -> np.ndarray:
         return _finite(columns.properties[name])
     if name in columns.atom_properties:
         finite = _finite(columns.atom_properties[name])
+        # (A,) -> (S,): known for all atoms of a structure
         return np.logical_and.reduceat(finite, columns.offsets[:-1]) if len(columns) else np.zeros(0, bool)
     raise DatasetError(unknown_name("property of these data", name, [*columns.properties, *columns.atom_properties]))
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
-    """Whether all of each row is, (S,)."""
+    """Return whether all values of each row are finite, (S,)."""
     return np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
 
 
 def fit_targets(rows: Rows, index: np.ndarray, values: Mapping[str, np.ndarray], names: Sequence[str],
                 options: Mapping[str, Mapping[str, Any]]) -> list[Target]:
-    """The targets of a training part, with their shifts and scales.
+    """Fit shifts and scales of the targets on the training split.
 
     Args:
-      rows, index: Of the training structures. values: Of whole structures, (S, ...) by name, theirs.
-      options: {name: {"pooling": ..., "weight": ...}} where they differ from the mean and 1.
+      rows: Source of the geometries.
+      index: Indices of the training structures in `rows`.
+      values: Properties of the training structures by name, (S, ...).
+      names: Names of the properties to learn.
+      options: {name: {"pooling": ..., "weight": ...}} for non-default values. The defaults are
+        "mean" and 1.
 
     Raises:
-      DatasetError: A property has a shape that no readout gives, or is the same everywhere.
+      DatasetError: A property has a shape that no readout supports, or is constant.
     """
     columns = rows.take(index)
     targets = []
@@ -182,6 +198,6 @@ def _fitted(target: Target, columns: Columns, values: np.ndarray | None) -> Targ
         target = dataclasses.replace(target, shift=float(np.nanmean(values)))
     rest = target.to_training(values, columns)
     scale = float(np.sqrt(np.nanmean(rest ** 2)))
-    if not scale > 1e-12 * np.nanmax(np.abs(values)):  # what rounding leaves of values that all are the same
+    if not scale > 1e-12 * np.nanmax(np.abs(values)):  # a smaller spread is rounding error
         raise DatasetError(f"property {target.name!r} has no spread in the training part: there is nothing to learn")
     return dataclasses.replace(target, scale=scale)

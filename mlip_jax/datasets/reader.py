@@ -1,4 +1,4 @@
-"""What a reader of data files is. One file format is one file in `readers/`, with a class `Reader`."""
+"""Base class of readers of data files. Each module in `readers/` has a `Reader` of one format."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from mlip_jax.structure import Structure
 
 
 class DatasetError(ValueError):
-    """A data file is missing, damaged, or not what it should be."""
+    """A data file is missing, corrupted or not in the expected format."""
 
 
 @dataclasses.dataclass
 class ReadReport:
-    """What a reader met: counts of records and structures read, and what it left out.
+    """Counts of the records and structures that a reader has read and skipped.
 
     Attributes:
-      records, structures: Read.
-      skipped: Count by reason.
-      identities: (reason, record) of all that was skipped.
+      records: Number of records read.
+      structures: Number of structures read.
+      skipped: Number of skipped records or conformations by reason.
+      identities: (reason, name) of each skipped record or conformation.
     """
 
     records: int = 0
@@ -34,12 +35,12 @@ class ReadReport:
     identities: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
     def skip(self, reason: str, source: str) -> None:
-        """Count one record or conformation that is left out; `source` names it."""
+        """Count one skipped record or conformation, identified by `source`."""
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
         self.identities.append((reason, source))
 
     def add(self, other: ReadReport) -> None:
-        """Count what another part of the file gave."""
+        """Add the counts of another report, for instance of another range of records."""
         self.records += other.records
         self.structures += other.structures
         for reason, count in other.skipped.items():
@@ -48,19 +49,23 @@ class ReadReport:
 
 
 class Reader(abc.ABC):
-    """A data file, open for reading: `len(reader)` records, each of one or more structures.
+    """An open data file with `len(reader)` records, each of one or more structures.
 
-    A record is what the file has as a unit: an HDF5 group, a trajectory, a row. Records are numbered from 0 in the
-    order of the file, so that parts of a file can be read by several processes and again.
+    A record is a unit of the file: an HDF5 group, a trajectory, a row. Records are numbered from 0
+    in the order of the file, so that several processes can read different ranges of it.
 
     Attributes:
-      LEVEL_OF_THEORY: Of the labels, where the file itself does not say.
-      UNITS: What the file holds, for people: {"positions": "bohr", "forces": "hartree/bohr, gradient", ...}.
-      GENERAL: Reads files of many kinds; a reader for the special format comes first when a format is recognised.
-      path: As it was given. level_of_theory: Of this file.
-      atom_energies: Energies of isolated atoms in eV by symbol where the data set states them, else None.
-      notes: What a user of these data must know.
-      sequential: Reading a record means reading all before it; several processes gain nothing then.
+      LEVEL_OF_THEORY: Level of theory of the labels, unless the file states another one.
+      UNITS: Units in the file, for display: {"positions": "bohr", "forces": "hartree/bohr,
+        gradient", ...}.
+      GENERAL: Whether the reader accepts many kinds of files. When the format is detected, readers
+        of specific formats are tried first.
+      path: Path of the file or folder.
+      level_of_theory: Level of theory of the labels in this file.
+      atom_energies: Energies of isolated atoms (eV) by symbol, or None if the data set has none.
+      notes: Remarks that a user of the data has to know.
+      sequential: Whether reading a record requires reading all records before it. Several
+        processes then give no speedup.
     """
 
     LEVEL_OF_THEORY: str = "unknown"
@@ -79,20 +84,24 @@ class Reader(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def matches(cls, path: Path) -> bool:
-        """Whether an existing file or folder looks like this format. Reads little, never raises."""
+        """Return whether an existing file or folder looks like this format.
+
+        Reads only a small part of the file and never raises.
+        """
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """Number of records."""
+        """Return the number of records."""
 
     @abc.abstractmethod
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
-        """The structures of `records` (ascending), one by one, in eV, Å and eV/Å.
+        """Yield the structures of `records` (ascending) in eV, Å and eV/Å.
 
-        What cannot be used is counted in `report`. Labels that a record lacks are NaN.
+        Unusable records and structures are skipped and counted in `report`. Missing labels are NaN.
 
         Raises:
-          DatasetError: A record is damaged or in another layout or unit; it is named.
+          DatasetError: A record is corrupted or in an unexpected layout or unit. The message
+            identifies the record.
         """
 
     @property
@@ -101,15 +110,15 @@ class Reader(abc.ABC):
         return type(self).__module__.rsplit(".", 1)[-1]
 
     def files(self) -> list[Path]:
-        """All files that belong to the data set: their checksums go into the manifest of a store."""
+        """Return all files of the data set. Their checksums go into the manifest of a store."""
         return [self.path] if self.path.is_file() else sorted(p for p in self.path.rglob("*") if p.is_file())
 
     def official_split(self) -> dict[str, np.ndarray] | None:
-        """Record numbers of "train", "valid" and "test" where the data set comes with a split."""
+        """Return the record numbers of "train", "valid" and "test", or None without a split."""
         return None
 
-    def close(self) -> None:  # noqa: B027 (most have nothing to let go of)
-        """Let go of the file."""
+    def close(self) -> None:  # noqa: B027 (most readers have nothing to close)
+        """Close the file."""
 
     def __iter__(self) -> Iterator[Structure]:
         return self.read(range(len(self)), ReadReport())
@@ -122,7 +131,7 @@ class Reader(abc.ABC):
 
 
 class MultiFileReader(Reader):
-    """Files of one format, one after the other, as one. What only one of them says (a split) is not passed on."""
+    """Several files of one format, concatenated. Official splits of single files are ignored."""
 
     def __init__(self, readers: Sequence[Reader]):
         super().__init__(readers[0].path)
@@ -160,7 +169,7 @@ class MultiFileReader(Reader):
                     yield dataclasses.replace(s, record=s.record + first, **self._apart(s, reader))
 
     def _apart(self, s: Structure, reader: Reader) -> dict[str, str]:
-        """Names of structures of files that have one name: with the folder before them."""
+        """Return names prefixed with the folder, if several files have the same name."""
         if not self._same_names:
             return {}
         folder = reader.path.parent.name
@@ -176,7 +185,11 @@ class MultiFileReader(Reader):
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """h5py.File for reading, with errors that say what is wrong with the file."""
+    """Open an HDF5 file for reading.
+
+    Raises:
+      DatasetError: The file is missing, truncated or not an HDF5 file.
+    """
     if not path.exists():
         raise DatasetError(f"{path}: no such file. Give the path of an HDF5 file as config.data.path.")
     try:
@@ -187,10 +200,10 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 def symbols_to_numbers(symbols: Iterable[str], source: str) -> np.ndarray:
-    """Atomic numbers of symbols in any case ("CL" is chlorine), int32.
+    """Return the atomic numbers of element symbols in any case ("CL" is chlorine), int32.
 
     Raises:
-      DatasetError: Something is no element's symbol.
+      DatasetError: A string is not the symbol of an element.
     """
     from ase.data import atomic_numbers
     try:

@@ -1,5 +1,10 @@
-"""From config.data to the structures of a run: a store that is given, or made of the file that is given, found or
-generated."""
+"""Loading of the data of a run: from config.data to a store and the indices of its splits.
+
+1. `locate` finds the data: data.path, a SPICE file in data.directory, or generated data.
+2. `open_store` opens a store, or converts the file to one the first time.
+3. `select` applies the filters.
+4. `split` selects the structures for training, validation and test.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +39,7 @@ HOW_TO_GET_SPICE = (
     "For the real data set download SPICE-2.0.1.hdf5 (or SPICE-1.1.4.hdf5) of the SPICE dataset by Eastman et al. from "
     "Zenodo (linked from github.com/openmm/spice-dataset), put it into the folder data/ or name it as "
     "--config.data.path.")
-# Beyond, checksums would delay the start of a run by more than some seconds.
+# Bytes. Checksums of larger stores would delay the start of a run by more than some seconds.
 _VERIFY_UP_TO = 4 * 2**30
 Embed = Callable[[Store, np.ndarray], np.ndarray]
 _FILTERS = [field.name for field in dataclasses.fields(Filters)]
@@ -42,13 +47,17 @@ _FILTERS = [field.name for field in dataclasses.fields(Filters)]
 
 @dataclasses.dataclass(frozen=True)
 class LoadedData:
-    """The selected structures of a store, and what is known of them.
+    """Selected structures of a store, with metadata of the data set.
 
     Attributes:
-      store: Where they are. indices: Their numbers there, ascending, (S,) int64. reasons: Why each structure of the
-        store is left out, (len(store),) int8: codes of filters.REASONS, 0 for those that are not.
-      name: Of the data. level_of_theory: Of the labels. notes: What a reader of results must know.
-      counts: What was read, skipped and left out.
+      store: Store with the structures.
+      indices: Indices of the selected structures in the store, ascending, (S,) int64.
+      reasons: Reason for the exclusion of each structure of the store, (len(store),) int8. The
+        codes are those of filters.REASONS; 0 for selected structures.
+      name: Name of the data set.
+      level_of_theory: Level of theory of the labels.
+      notes: Remarks that a reader of the results has to know.
+      counts: Numbers of structures read, skipped and removed by filters.
     """
 
     store: Store
@@ -61,7 +70,10 @@ class LoadedData:
 
 
 def locate(data: Any) -> str:
-    """Where the data are: data.path, else a SPICE file in data.directory, else the embedded data set, made if needed.
+    """Return the path of the data.
+
+    This is data.path if it is set, or else a SPICE file in data.directory, or else the built-in
+    data set, which is generated if necessary.
     """
     if data.path:
         return str(data.path)
@@ -79,10 +91,12 @@ def locate(data: Any) -> str:
 
 
 def open_store(data: Any) -> Store:
-    """The store that data.path names, or one made of the file there, once, in the folder stores/ of data.directory.
+    """Open the store at data.path, or convert the file at data.path to a store first.
+
+    The converted store is saved in the folder stores/ of data.directory and reused by later runs.
 
     Raises:
-      DatasetError: The file cannot be read, or the checks refuse it.
+      DatasetError: The file cannot be read, or the checks of the data reject it.
     """
     path = locate(data)
     if is_store(path):
@@ -99,17 +113,17 @@ def open_store(data: Any) -> Store:
     if not is_store(folder):
         log.info("converting %s once, into the store %s", path, folder)
     if not _is_sound(folder, data.verify):
-        convert(recipe, folder, refuse=data.refuse)  # one that is there is compared with its checksums, and mended
+        convert(recipe, folder, refuse=data.refuse)  # verifies and repairs an existing store
     store = Store(folder)
     errors = [p["message"] for p in store.manifest["problems"] if p["severity"] == "error"]
-    if errors and data.refuse:  # made before, with refuse=False
+    if errors and data.refuse:  # the store was converted earlier with refuse=False
         raise DatasetError(f"{path}: refused by the checks of the data:\n  - " + "\n  - ".join(errors)
                            + "\nIf it is right all the same, give --config.data.refuse=False.")
     return store
 
 
 def _is_sound(folder: Path, verify: bool | None) -> bool:
-    """Whether a store is there that need not be compared with its checksums."""
+    """Return whether the folder has a store whose checksums need not be verified."""
     try:
         return is_store(folder) and not _to_verify(Store(folder), verify)
     except DatasetError as error:
@@ -123,7 +137,7 @@ def _to_verify(store: Store, wanted: bool | None) -> bool:
 
 
 def reader_options(text: str) -> dict[str, Any]:
-    """config.data.reader_options by name; what is no Python literal is text.
+    """Parse config.data.reader_options. Values that are not Python literals are strings.
 
     >>> reader_options("stages=('pm3', 'DFT_1st'); stride=4; level_of_theory=PBE0")
     {'stages': ['pm3', 'DFT_1st'], 'stride': 4, 'level_of_theory': 'PBE0'}
@@ -144,10 +158,10 @@ def reader_options(text: str) -> dict[str, Any]:
 
 
 def load(data: Any) -> LoadedData:
-    """The structures of config.data that pass its filters.
+    """Open the data of config.data and apply its filters.
 
     Raises:
-      DatasetError: The data cannot be read, or nothing passes.
+      DatasetError: The data cannot be read, or no structure passes the filters.
     """
     store = open_store(data)
     name = Path(data.path or locate(data)).name
@@ -175,12 +189,12 @@ def load(data: Any) -> LoadedData:
 
 
 def filters_of(data: Any) -> Filters:
-    """The filters of config.data."""
+    """Return the filters of config.data."""
     return Filters(**{f: data[f] for f in _FILTERS})
 
 
 def select(store: Store, filters: Filters) -> np.ndarray:
-    """Code of the reason to leave each structure out, (S,) int8; 0 where it is kept (filters.REASONS)."""
+    """Return why each structure is excluded, (S,) int8: a code of filters.REASONS, or 0 if kept."""
     reasons = np.zeros(len(store), np.int8)
     for here, columns in store.chunks(labels_only=True):
         reasons[here] = filters.reasons(columns, shortest=store.index("shortest_distance")[here])
@@ -192,7 +206,7 @@ def select(store: Store, filters: Filters) -> np.ndarray:
 
 
 def write_left_out(path: Path, data: LoadedData) -> None:
-    """A CSV with the identity of every structure of the store that the filters took out, and the reason."""
+    """Write a CSV file of the structures that the filters removed: identity and reason."""
     with atomic_open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["structure", "reason"])
@@ -201,14 +215,16 @@ def write_left_out(path: Path, data: LoadedData) -> None:
 
 
 def split(data: LoadedData, options: Any, embed: Embed | None = None) -> dict[str, np.ndarray]:
-    """Numbers in the store of the structures of "train", "valid" and "test".
+    """Return the indices in the store of the splits "train", "valid" and "test".
 
     Args:
+      data: Loaded data.
       options: config.data.
-      embed: For data.selection "embedding": gives features (I, F) of the structures (I,) of a store.
+      embed: Function that returns features (I, F) of the structures (I,) of a store. Required if
+        data.selection is "embedding".
 
     Raises:
-      ValueError, DatasetError: The split cannot be made.
+      ValueError, DatasetError: The data cannot be split in this way.
     """
     store, indices = data.store, data.indices
     extra: dict[str, Any] = {}
@@ -238,8 +254,11 @@ def split(data: LoadedData, options: Any, embed: Embed | None = None) -> dict[st
 
 
 def _fewer_last(options: Any) -> bool:
-    """Whether molecules of fewer conformers than data.min_conformers are drawn, after the others."""
-    asked = options.get("fewer_conformers", "exclude")  # configs of earlier runs have none
+    """Return whether molecules with fewer than data.min_conformers conformers are drawn last.
+
+    Otherwise they are excluded.
+    """
+    asked = options.get("fewer_conformers", "exclude")  # missing in configs of older versions
     if asked not in ("exclude", "last"):
         raise ValueError(unknown_name("data.fewer_conformers", asked, ("exclude", "last")))
     if asked == "last" and options.get("selection", "random") != "random":
@@ -250,8 +269,8 @@ def _fewer_last(options: Any) -> bool:
 
 def _rank(data: LoadedData, train: np.ndarray, molecule: np.ndarray, options: Any, embed: Embed | None
           ) -> np.ndarray | None:
-    """In which order molecules are taken for training; None where they are drawn."""
-    selection = options.get("selection", "random")  # configs of earlier runs have none
+    """Return the rank of each molecule in the selection for training; None for random selection."""
+    selection = options.get("selection", "random")  # missing in configs of older versions
     if selection not in subsets.SELECTIONS:
         raise ValueError(unknown_name("data.selection", selection, subsets.SELECTIONS))
     if selection == "random":
@@ -264,21 +283,21 @@ def _rank(data: LoadedData, train: np.ndarray, molecule: np.ndarray, options: An
     if embed is None:
         raise ValueError("data.selection='embedding' needs the features of a trained force field: "
                          "--config.data.selection_force_field=WORKDIR")
-    # Of all parts alike, so that runs with other splits find them computed, and by the same batches: by rounding alone
-    # two picks could else change places.
+    # Embed the molecules of all splits. Runs with other splits can then reuse the features, and the
+    # batches are the same. With other batches, rounding could swap two picks.
     ids = np.asarray(store.index("molecule"))
     first = first_of_each(store, subsets.of_many_conformers(ids, data.indices, how["least"]))
     return diversity.farthest_rank(molecule, ids[first], embed(store, first), count, **how)
 
 
 def _without_held_out(parts, store: Store, files: str) -> dict[str, np.ndarray]:
-    """Parts of which train and valid hold no record that is in the test part of one of `files`."""
+    """Remove the molecules in the test split of any of `files` from the splits train and valid."""
     records = store.manifest["source"]["records"]
     test = [split_files.read_split_file(path.strip(), records).get("test") for path in files.split(",")]
     if any(t is None for t in test):
         raise DatasetError(f"data.held_out: {files} has no test part, which it is to keep out of training")
     molecule = np.asarray(store.index("molecule"))
-    # whole molecules: other records of theirs may be in no part of that split
+    # Remove whole molecules: the split in the file may omit some of their records.
     held = np.isin(molecule, molecule[np.isin(store.index("record"), np.concatenate(test))])
     kept = {name: indices if name == "test" else indices[~held[indices]] for name, indices in parts.items()}
     log.info("held out for the tests of other runs: %d structures of training, %d of validation",
@@ -297,7 +316,11 @@ def _scaffolds(store: Store) -> np.ndarray:
 
 
 def isolated_atoms(data: LoadedData) -> np.ndarray | None:
-    """Energies of isolated atoms as the data set states or implies them, (119,) eV, NaN where unknown; None without."""
+    """Return the energies of isolated atoms (eV), (119,), that the data set states or implies.
+
+    Unknown elements are NaN. The result is None if the data set has neither energies of isolated
+    atoms nor formation energies.
+    """
     stated = data.store.manifest["atom_energies"]
     if stated:
         energies = np.full(NUM_ELEMENTS, np.nan)
@@ -311,7 +334,7 @@ def isolated_atoms(data: LoadedData) -> np.ndarray | None:
 
 
 def parse_reference(text: str) -> str | dict[str, float]:
-    """config.data.reference_energies: a method's name, or "H=-13.6,C=-1029.4" as a mapping.
+    """Parse config.data.reference_energies: the name of a method, or "H=-13.6,C=-1029.4" in eV.
 
     >>> parse_reference("least_squares"), parse_reference("H=-13.6, C=-1029.4")
     ('least_squares', {'H': -13.6, 'C': -1029.4})

@@ -1,4 +1,4 @@
-"""Statistics of the training set that a force field carries: reference energies, scales, neighbours."""
+"""Statistics of the training set: element counts, reference energies and the RMS of the forces."""
 
 from __future__ import annotations
 
@@ -16,28 +16,34 @@ def element_counts(numbers: np.ndarray, n_atoms: np.ndarray, elements: np.ndarra
     """Count the atoms of each element in each structure.
 
     Args:
-      numbers: Atomic numbers of all structures, one after the other, (A,).
-      n_atoms: Atoms of each structure, (S,).
-      elements: Atomic numbers to count, (E,), sorted; they must cover `numbers`. By default 0 to 118.
+      numbers: Atomic numbers of all structures, concatenated, (A,).
+      n_atoms: Number of atoms per structure, (S,).
+      elements: Sorted atomic numbers to count, (E,). They must include all of `numbers`. The
+        default is 0 to 118.
 
     Returns:
-      Numbers of atoms, (S, E), float64.
+      Number of atoms of each element, (S, E) float64.
     """
     num = NUM_ELEMENTS if elements is None else len(elements)
     place = numbers if elements is None else np.searchsorted(elements, numbers)
+    # Count (structure, element) pairs by a single index.
     flat = np.bincount(np.repeat(np.arange(len(n_atoms)), n_atoms) * num + place, minlength=len(n_atoms) * num)
     return flat.reshape(len(n_atoms), num).astype(np.float64)
 
 
 def sum_reference(reference: np.ndarray, columns: Columns) -> np.ndarray:
-    """Sum of a value per element (119,), as a reference energy, over the atoms of each structure, (S,), float64."""
+    """Sum a value per element, (119,), over the atoms of each structure: (S,) float64."""
     return element_counts(columns.numbers, columns.n_atoms) @ reference
 
 
 class ElementFit:
-    """Per-element least squares of energies on element counts, in any number of blocks and little memory.
+    """Streaming least-squares fit of energies to element counts, block by block in little memory.
 
-    Keeps the triangular factor of all blocks so far (a tall-skinny QR), which loses no digits to normal equations.
+    The state is the triangular factor of all blocks so far (tall-skinny QR). Normal equations would
+    lose half of the digits.
+
+    Attributes:
+      present: Whether each element has occurred in a structure with a known energy, (119,) bool.
     """
 
     def __init__(self):
@@ -45,7 +51,7 @@ class ElementFit:
         self.present = np.zeros(NUM_ELEMENTS, bool)
 
     def add(self, columns: Columns, energy: np.ndarray) -> None:
-        """Structures with their energies (S,) in eV; those with NaN are left out."""
+        """Add structures with their energies (eV), (S,). Structures with NaN are ignored."""
         known = np.isfinite(energy)
         if not known.any():
             return
@@ -58,9 +64,9 @@ class ElementFit:
         self._factor[:, used] = reduced
 
     def solve(self) -> np.ndarray:
-        """Energies of the elements, (119,) eV; zero for those that did not occur.
+        """Return the energies of the elements (eV), (119,); zero for elements that did not occur.
 
-        Where compositions do not tell elements apart the solution of smallest norm is taken.
+        If the compositions do not determine the energies, the solution of smallest norm is used.
 
         Raises:
           ValueError: No energy was known.
@@ -75,10 +81,12 @@ class ElementFit:
 
 
 class Summary:
-    """What a force field is told of its training set, gathered block by block.
+    """Summary of a training set, accumulated block by block.
 
     Attributes:
-      atoms: Atoms of each element, (119,) int64. charges: Total charges that occur. fit: Of the total energies.
+      atoms: Number of atoms of each element, (119,) int64.
+      charges: Total charges that occur (e).
+      fit: Least-squares fit of the total energies (eV) to the element counts.
     """
 
     def __init__(self, blocks: Iterable[Columns] = ()):
@@ -90,7 +98,7 @@ class Summary:
             self.add(columns)
 
     def add(self, columns: Columns) -> None:
-        """Count a block in."""
+        """Add the structures of a block."""
         self.atoms += np.bincount(columns.numbers, minlength=NUM_ELEMENTS)
         self.charges.update(np.unique(columns.charge).tolist())
         self.fit.add(columns, columns.energy)
@@ -100,27 +108,29 @@ class Summary:
 
     @property
     def elements(self) -> np.ndarray:
-        """Atomic numbers that occur."""
+        """Atomic numbers that occur, ascending."""
         return np.flatnonzero(self.atoms)
 
     @property
     def force_rms(self) -> float:
-        """Root mean square of the force components in eV/Å; NaN without forces."""
+        """Root mean square of the force components (eV/Å); NaN without forces."""
         return float(np.sqrt(self._squares / self._components)) if self._components else float("nan")
 
 
 def reference_energies(summary: Summary, method: str | Mapping[str, float], *,
                        isolated_atoms: np.ndarray | None = None) -> np.ndarray:
-    """Reference energy of every element in eV, shape (119,), float64; elements that do not occur have zero.
+    """Return the reference energy of each element (eV), (119,) float64; 0 if it does not occur.
 
     Args:
-      summary: Of the training set.
-      method: "least_squares": per-element least squares of the total energies. "isolated_atoms": energies of
-        free atoms as the data set has them. "none": zeros. Or a mapping from symbols to eV.
-      isolated_atoms: What the data set gives, shape (119,), NaN where unknown.
+      summary: Summary of the training set.
+      method: "least_squares" fits the total energies to the element counts. "isolated_atoms" uses
+        the energies of isolated atoms in the data set. "none" returns zeros. A mapping from symbols
+        to energies (eV) sets them explicitly.
+      isolated_atoms: Energies of isolated atoms in the data set (eV), (119,), NaN if unknown.
 
     Raises:
-      ValueError: Unknown method, no energies to fit, or an element of the training set without a value.
+      ValueError: The method is unknown, there is no energy to fit, or an element of the training
+        set has no value.
     """
     present = summary.elements
     if isinstance(method, Mapping):
@@ -144,9 +154,13 @@ def reference_energies(summary: Summary, method: str | Mapping[str, float], *,
 
 
 def isolated_from_formation(blocks: Iterable[tuple[Columns, np.ndarray]]) -> np.ndarray | None:
-    """Energies of isolated atoms (119,) from blocks and their formation energies (S,); None if those are unknown.
+    """Return the energies of isolated atoms (eV), (119,), from total and formation energies.
 
-    Elements that stand in no structure with both energies are NaN.
+    Elements without any structure that has both energies are NaN. The result is None if no
+    structure has both.
+
+    Args:
+      blocks: Pairs of columns and their formation energies (eV), (S,).
     """
     fit = ElementFit()
     for columns, formation in blocks:

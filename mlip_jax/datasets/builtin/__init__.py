@@ -1,7 +1,8 @@
-"""A data set that the package makes itself, for whoever has no file of SPICE at hand.
+"""Built-in data set for users without a SPICE file.
 
-`generate_embedded(path)` samples a few hundred small molecules and labels them with GFN2-xTB, in the layout of SPICE.
-It needs RDKit and tblite: `pip install 'mlip-flax[data]'`.
+`generate_embedded(path)` samples conformations of a few hundred small molecules and labels them
+with GFN2-xTB, in the layout of SPICE. It requires RDKit and tblite:
+`pip install 'mlip-flax[data]'`.
 """
 
 from mlip_jax.datasets.builtin.generate import generate_embedded

@@ -1,4 +1,4 @@
-"""All labelled conformations of one molecule: what a worker process does."""
+"""Labeled conformations of one molecule, generated in a worker process."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ from mlip_jax.datasets.builtin import labels, sampling
 from mlip_jax.datasets.builtin.molecules import Molecule
 from mlip_jax.datasets.molecules.embedding import charge_and_unpaired
 
-TEMPERATURES = (150.0, 2000.0)  # K, thermal frames
-NEAR_MINIMUM_SHARE = 0.1
-NEAR_MINIMUM_TEMPERATURES = (1.0, 50.0)  # K, harmonic noise on relaxed geometries
-NEAR_MINIMUM_STEPS = 12
-MAX_FORCE = 25.0  # eV/Å, largest norm of the force on an atom
+TEMPERATURES = (150.0, 2000.0)  # range of temperatures of the thermal frames (K)
+NEAR_MINIMUM_SHARE = 0.1  # fraction of conformations that are near minima of GFN2-xTB
+NEAR_MINIMUM_TEMPERATURES = (1.0, 50.0)  # range for harmonic noise on relaxed geometries (K)
+NEAR_MINIMUM_STEPS = 12  # maximum number of GFN2-xTB evaluations per relaxation
+MAX_FORCE = 25.0  # maximum norm of the force on an atom (eV/Å)
 
 
 class Task(NamedTuple):
-    """What to make: a molecule, how many conformations of it, and the seed of the whole data set."""
+    """Job of `make_conformations`.
+
+    Attributes:
+      molecule: Molecule.
+      count: Number of conformations.
+      seed: Seed of the whole data set.
+    """
 
     molecule: Molecule
     count: int
@@ -30,34 +36,35 @@ class Task(NamedTuple):
 
 
 class Conformations(NamedTuple):
-    """Labelled conformations of a molecule: m conformations of n atoms, lengths in bohr, energies in hartree.
+    """Labeled conformations of a molecule: m conformations of n atoms, in bohr and hartree.
 
-    m may be smaller than asked for, and is zero where nothing could be made; `dropped` counts the reasons.
+    m can be smaller than requested, and is zero if the molecule failed. `dropped` counts the
+    missing conformations by reason.
     """
 
-    smiles: str  # mapped, hydrogens explicit, in atom order
+    smiles: str  # from `mapped_smiles`
     atomic_numbers: np.ndarray  # (n,) int16
-    conformations: np.ndarray  # (m, n, 3) float32
-    energies: np.ndarray  # (m,) float64
-    gradients: np.ndarray  # (m, n, 3) float32
-    formation_energies: np.ndarray  # (m,) float64
-    atom_energies: dict[str, float]  # isolated atoms, by symbol
-    force_field: str
-    dropped: dict[str, int]
+    conformations: np.ndarray  # positions (bohr), (m, n, 3) float32
+    energies: np.ndarray  # total energies (hartree), (m,) float64
+    gradients: np.ndarray  # (hartree/bohr), (m, n, 3) float32
+    formation_energies: np.ndarray  # total energies minus isolated atoms (hartree), (m,) float64
+    atom_energies: dict[str, float]  # energies of isolated atoms (hartree), by symbol
+    force_field: str  # force field of the sampling, "MMFF94", "UFF" or ""
+    dropped: dict[str, int]  # missing conformations by reason
 
 
 def make_conformations(task: Task) -> Conformations:
-    """Samples and labels the conformations of one molecule.
+    """Sample and label the conformations of one molecule.
 
-    A pure function of the task (for one version of RDKit, tblite and numpy): neither the order of the molecules nor
-    the process that it runs in plays a part.
+    The result depends only on the task and the versions of RDKit, tblite and NumPy, not on the
+    order of the molecules or the process.
 
     Args:
-      task: a :class:`Task`.
+      task: Molecule, number of conformations and seed.
 
     Returns:
-      :class:`Conformations`. A molecule that cannot be embedded or has no parameters comes back without
-      conformations, with the reason in `dropped`.
+      Conformations. They are empty, with a reason in `dropped`, if the molecule cannot be embedded
+      or lacks parameters.
     """
     from rdkit import Chem
 
@@ -69,18 +76,21 @@ def make_conformations(task: Task) -> Conformations:
         force_field, frames = _geometries(mol, numbers, task.count, rng)
     except ValueError as error:
         return nothing_made(mol, numbers, f"molecule: {error}", task.count)
-    dropped = Counter({"scf": task.count - len(frames)})  # relaxations that did not converge
+    dropped = Counter({"scf": task.count - len(frames)})  # relaxations without SCF convergence
     return labelled(mol, numbers, frames, force_field, atom_energies, dropped)
 
 
 def labelled(mol: Any, numbers: np.ndarray, frames: Sequence[np.ndarray], force_field: str,
              atom_energies: dict[str, float], dropped: Counter[str]) -> Conformations:
-    """The frames with their labels, but for those that are not fit.
+    """Label the frames and drop the unusable ones.
 
     Args:
-      mol: RDKit molecule of n atoms. numbers: (n,). frames: Positions (n, 3) in Å of each.
-      force_field: That they come from. atom_energies: hartree, by symbol.
-      dropped: Reasons counted so far.
+      mol: RDKit molecule of n atoms.
+      numbers: Atomic numbers, (n,).
+      frames: Positions of each frame (Å), (n, 3).
+      force_field: Name of the force field that generated the frames.
+      atom_energies: Energies of isolated atoms (hartree) by symbol.
+      dropped: Counts of dropped frames by reason, updated in place.
     """
     kept, energies, gradients = _label(mol, numbers, frames, dropped)
     shape = (len(kept), len(numbers), 3)
@@ -99,19 +109,19 @@ def labelled(mol: Any, numbers: np.ndarray, frames: Sequence[np.ndarray], force_
 
 
 def nothing_made(mol: Any, numbers: np.ndarray, reason: str, count: int) -> Conformations:
-    """What comes back of a molecule of which `count` conformations were to be made, and none could be."""
+    """Return empty conformations for a failed molecule, with `count` dropped for `reason`."""
     nothing = np.zeros((0, len(numbers), 3), np.float32)
     return Conformations(mapped_smiles(mol), numbers, nothing, np.zeros(0), nothing, np.zeros(0), {}, "",
                          {reason: count})
 
 
 def stable_hash(seed: int, text: str) -> int:
-    """An integer that does not change between Python processes, as hash() does."""
+    """Return an integer hash that, unlike hash(), is the same in all Python processes."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8], "little")
 
 
 def mapped_smiles(mol: Any) -> str:
-    """SMILES with every atom, hydrogens too, numbered from 1 in the order of the arrays."""
+    """Return the SMILES with explicit hydrogens and map numbers from 1 in the order of atoms."""
     from rdkit import Chem
 
     mapped = Chem.Mol(mol)
@@ -121,7 +131,7 @@ def mapped_smiles(mol: Any) -> str:
 
 
 def _geometries(mol, numbers, count, rng):
-    """Name of the force field and a list of up to `count` positions (n, 3) in Å."""
+    """Return the name of the force field and up to `count` positions (Å), (n, 3)."""
     near = max(1, round(NEAR_MINIMUM_SHARE * count)) if count >= 4 else 0
     wanted = -(-count // sampling.FRAMES_PER_CONFORMER)
     ids = sampling.embed(mol, max(wanted, near), int(rng.integers(2**31 - 1)))
@@ -137,10 +147,11 @@ def _geometries(mol, numbers, count, rng):
 
 
 def _near_minimum(mol, numbers, surface, positions, rng):
-    """Positions (n, 3) in Å a little off the GFN2-xTB minimum next to the given ones.
+    """Return positions (Å), (n, 3), slightly displaced from the next GFN2-xTB minimum.
 
-    The molecular-mechanics minima are not minima of GFN2-xTB: bonds differ by some 0.01 Å, forces by some 0.5 eV/Å.
-    A force field that has never seen smaller forces would relax molecules poorly.
+    Molecular-mechanics minima are not minima of GFN2-xTB: bond lengths differ by some 0.01 Å and
+    forces by some 0.5 eV/Å. A force field trained without smaller forces would relax molecules
+    poorly.
     """
     steps, directions = relax(mol, numbers, surface, positions, NEAR_MINIMUM_STEPS)
     temperature = np.exp(rng.uniform(*np.log(NEAR_MINIMUM_TEMPERATURES)))
@@ -150,18 +161,21 @@ def _near_minimum(mol, numbers, surface, positions, rng):
 
 def relax(mol: Any, numbers: np.ndarray, surface: sampling.Surface, positions: np.ndarray,
           max_evaluations: int) -> tuple[np.ndarray, np.ndarray]:
-    """Some steps of L-BFGS towards the GFN2-xTB minimum, in coordinates in which the molecular mechanics is round.
+    """Run L-BFGS toward the GFN2-xTB minimum, preconditioned by the molecular-mechanics Hessian.
 
     Args:
-      mol: RDKit molecule. numbers: (n,). surface: Of the molecule. positions: (n, 3) in Å.
-      max_evaluations: Of GFN2-xTB.
+      mol: RDKit molecule of n atoms.
+      numbers: Atomic numbers, (n,).
+      surface: Molecular-mechanics surface of the molecule.
+      positions: Initial positions (Å), (n, 3).
+      max_evaluations: Maximum number of GFN2-xTB evaluations.
 
     Returns:
-      Steps (3n,) and the directions of surface.soft_directions (3n, 3n): what is relaxed is
-      positions + (directions @ steps).reshape(-1, 3), in Å.
+      Steps, (3n,), and directions from surface.soft_directions, (3n, 3n). The relaxed positions are
+      positions + (directions @ steps).reshape(-1, 3) in Å.
 
     Raises:
-      NotConverged: From labels.energy_and_gradient.
+      NotConverged: The SCF of an evaluation did not converge.
     """
     from scipy.optimize import minimize
 
@@ -171,7 +185,7 @@ def relax(mol: Any, numbers: np.ndarray, surface: sampling.Surface, positions: n
     def energy_and_slope(steps):
         moved = positions + (directions @ steps).reshape(-1, 3)
         energy, gradient = labels.energy_and_gradient(numbers, moved / Bohr, charge, unpaired)
-        # eV; of the order of one per unit step, as the minimiser expects
+        # In eV, the gradient is of order one per unit step, as the minimizer expects.
         return energy * Hartree, directions.T @ gradient.ravel() * (Hartree / Bohr)
 
     best = minimize(energy_and_slope, np.zeros(positions.size), jac=True, method="L-BFGS-B",
@@ -180,12 +194,12 @@ def relax(mol: Any, numbers: np.ndarray, surface: sampling.Surface, positions: n
 
 
 def _label(mol, numbers, frames, dropped):
-    """Positions in bohr as stored, energies and gradients of the frames that are fit; counts the others."""
+    """Return positions (bohr, float32), energies and gradients of usable frames; count the rest."""
     charge, unpaired = charge_and_unpaired(mol)
     radii, bonded = labels.covalent_radii(numbers), labels.bond_matrix(mol)
     kept, energies, gradients = [], [], []
     for frame in frames:
-        # Rounded first: the label belongs to the geometry that the file holds, to the last bit.
+        # Round first, so that the label is of exactly the geometry in the file.
         positions = np.asarray(frame / Bohr, np.float32)
         if not labels.is_intact(positions * Bohr, radii, bonded):
             dropped["connectivity"] += 1

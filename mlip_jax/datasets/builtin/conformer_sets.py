@@ -1,8 +1,9 @@
-"""Sets of conformers of a user's molecules with GFN2-xTB energies and forces: a stand-in for GEOM.
+"""Conformers of user molecules with GFN2-xTB energies and forces: a substitute for GEOM.
 
-A folder of files in SPICE's layout, `conformers-00000.hdf5` and so on, each of so many molecules: whatever is at work
-on one holds no more in memory, and what reads SPICE reads `folder/*.hdf5`. A file is made of parts, one for each
-molecule, which are on disk as soon as they are made: a run that was killed goes on, and makes no molecule twice.
+The result is a folder of files in the layout of SPICE, `conformers-00000.hdf5` and so on, each with
+`molecules_per_file` molecules. This bounds the memory, and the reader of SPICE reads
+`folder/*.hdf5`. Files are merged from one part per molecule. Each part is saved as soon as it is
+finished, so an interrupted run resumes without repeating a molecule.
 """
 
 from __future__ import annotations
@@ -28,16 +29,20 @@ from mlip_jax.datasets.reader import DatasetError
 
 log = logging.getLogger(__name__)
 
-# Goes up whenever the same parameters would give other geometries.
+# Incremented whenever the same parameters would result in different geometries.
 SAMPLING_VERSION = 1
 
 
 class Selection(NamedTuple):
-    """Which molecules of a file are taken, the first `count` of them (None: all).
+    """Selection of molecules of a file.
 
     Attributes:
-      elements: Symbols; empty: any. charge: Total charge in e, None: any.
-      min_atoms, max_atoms: Hydrogens included; None: no bound. min_rotatable: Rotatable bonds.
+      count: Number of molecules, the first ones that match; None for all.
+      elements: Symbols of the allowed elements, which must include H; empty for any.
+      charge: Total charge (e); None for any.
+      min_atoms: Minimum number of atoms including hydrogens; None for no bound.
+      max_atoms: Maximum number of atoms including hydrogens; None for no bound.
+      min_rotatable: Minimum number of rotatable bonds.
     """
 
     count: int | None = None
@@ -53,18 +58,23 @@ _OPTIONS, _SELECTION = ConformerOptions(), Selection()
 
 def select_molecules(path: str | Path, selection: Selection, subset: str, left_out: Counter[str]
                      ) -> Iterator[Molecule]:
-    """Molecules of a file of SMILES (.smi, .csv), one after another; each once, in one fragment.
+    """Yield the selected molecules of a file of SMILES (.smi, .csv).
+
+    Duplicates and molecules of several fragments are skipped.
 
     Args:
-      subset: That they are filed under. left_out: Counts the reasons of those that are not taken.
+      path: Path of the file.
+      selection: Selection of molecules.
+      subset: Subset name of the molecules.
+      left_out: Counter of the reasons for skipping molecules, updated in place.
 
     Raises:
-      DatasetError, ConfigError: The file cannot be read, or holds no SMILES.
+      DatasetError, ConfigError: The file cannot be read or does not contain SMILES.
     """
     path, kind = Path(path), kind_of(path)
     if kind not in ("smi", "csv"):
         raise DatasetError(f"{path}: conformers are made of SMILES, from a .smi or .csv file; this is {kind!r}")
-    seen: set[bytes] = set()  # digests of canonical SMILES: 8 bytes and not some 50 of each molecule
+    seen: set[bytes] = set()  # digests of canonical SMILES, 8 bytes instead of some 50 per molecule
     taken = 0
     for entry in entries.read_entries(path, kind, entries.CsvColumns()):
         if selection.count is not None and taken == selection.count:
@@ -78,12 +88,12 @@ def select_molecules(path: str | Path, selection: Selection, subset: str, left_o
             continue
         seen.add(digest)
         taken += 1
-        # a slash would be a group within a group of the HDF5 file
+        # A slash would create a nested group in the HDF5 file.
         yield Molecule(f"{entry.number:08d} {entry.name}".strip().replace("/", "_"), smiles, subset)
 
 
 def _judge(smiles: str, selection: Selection) -> tuple[str, str]:
-    """Canonical SMILES, and why the molecule is not taken, "" where it is."""
+    """Return the canonical SMILES and the reason to skip the molecule, "" if it is selected."""
     from rdkit import Chem
     from rdkit.Chem.rdMolDescriptors import CalcNumRotatableBonds
 
@@ -108,25 +118,33 @@ def generate_conformers(folder: str | Path, smiles_file: str | Path, *, options:
                         selection: Selection = _SELECTION, subset: str = "Conformers", seed: int = 0,
                         molecules_per_file: int = 1000, num_processes: int | None = None,
                         progress: bool = True) -> list[Path]:
-    """Makes the files that are not there yet; a script that calls it needs `if __name__ == "__main__":`.
+    """Generate the files of conformers that do not exist yet.
 
-    What a file holds depends on the arguments and on the versions of RDKit, tblite and numpy, but neither on the number
-    of processes nor on interruptions.
+    The content of a file depends on the arguments and on the versions of RDKit, tblite and NumPy.
+    It does not depend on the number of processes or on interruptions. Scripts that call this
+    function need `if __name__ == "__main__":`.
 
     Args:
-      folder: Made if missing. smiles_file: .smi or .csv.
-      options, selection, subset, seed: Of the conformers, of the molecules, their name in the files, of the embedding.
-      molecules_per_file: So many are held in memory.
-      num_processes: None for one per core that this process may use.
+      folder: Output folder, created if missing.
+      smiles_file: .smi or .csv file of the molecules.
+      options: Options for building conformers.
+      selection: Selection of molecules.
+      subset: Subset name of the molecules in the files.
+      seed: Seed of the embedding.
+      molecules_per_file: Number of molecules per file, which bounds the memory.
+      num_processes: Number of worker processes; None for one per available core.
+      progress: Whether to show a progress bar.
 
     Returns:
-      The files, in order. Where all molecules of a file failed, `conformers-00003.empty` says so in its place.
+      Paths of the files in order. If all molecules of a file failed, it is not in the list and has
+      the suffix .empty instead (`conformers-00003.empty`).
 
     Raises:
-      ImportError: RDKit or tblite is missing. ValueError: Options that mean nothing. FileExistsError: A file of that
-        name is there that was not made here.
-      DatasetError, ConfigError: See `select_molecules`; or no molecule is taken.
-      OSError: The disk is full or cannot be written to. Nothing half-written is left.
+      ImportError: RDKit or tblite is missing.
+      ValueError: The options are invalid.
+      FileExistsError: A file of that name exists and was not generated by this function.
+      DatasetError, ConfigError: See `select_molecules`. DatasetError also if there is no conformer.
+      OSError: The disk is full or not writable. No partial file remains.
     """
     generate.require("rdkit", "tblite")
     _check(options, molecules_per_file)
@@ -160,20 +178,20 @@ def _check(options: ConformerOptions, molecules_per_file: int) -> None:
 
 def _make_file(path: Path, molecules: list[Molecule], options: ConformerOptions, seed: int, num_processes: int,
                progress: bool) -> bool:
-    """Make a file, unless it is there; whether it holds a conformer."""
+    """Generate a file unless it exists. Return whether it contains any conformer."""
     from mlip_jax.datasets.builtin import storage
 
     parameters: dict[str, Any] = {
         "kind": "conformers", "options": options._asdict(), "seed": seed, "sampling_version": SAMPLING_VERSION,
         "molecules": hashlib.sha256(json.dumps(molecules).encode()).hexdigest()}
-    nothing = path.with_suffix(".empty")  # apart, since a reader takes a file without molecules for a damaged one
+    nothing = path.with_suffix(".empty")  # readers would report an empty HDF5 file as corrupted
     if generate.is_cached(nothing, parameters):
         return False
     if not generate.is_cached(path, parameters):
         versions = {name: version(name) for name in ("rdkit", "tblite", "numpy")}
         counts, costs = [options.num_conformers] * len(molecules), [float(len(m.smiles)) for m in molecules]
         with storage.Parts(path, parameters | versions) as parts:
-            if not generate.is_cached(path, parameters):  # made by another process in the meantime
+            if not generate.is_cached(path, parameters):  # another process may have written it
                 with generate.progress_bar(progress, counts) as advance:
                     tasks = [ConformerTask(m, options.num_conformers, options, seed) for m in molecules]
                     generate.make_parts(parts, make_conformers, tasks, costs, num_processes, advance)

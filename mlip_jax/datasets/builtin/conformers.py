@@ -1,9 +1,13 @@
-"""Conformers of one molecule as GEOM has them: different minima and no vibrations, labelled by GFN2-xTB.
+"""Conformers of one molecule as in GEOM: distinct minima without vibrations, labeled by GFN2-xTB.
 
-GEOM (Axelrod and Gómez-Bombarelli, Sci. Data 9, 185 (2022)) takes its conformers from CREST, at minima of GFN2-xTB.
-Here RDKit's ETKDG draws them (Riniker and Landrum, J. Chem. Inf. Model. 55, 2562 (2015)), MMFF94 relaxes them, and
-those that are the same up to the symmetry of the molecule are kept once. Some steps on the surface of GFN2-xTB itself
-take out what the two disagree about, bond lengths most of all, and cost as many single points.
+GEOM (Axelrod and Gómez-Bombarelli, Sci. Data 9, 185 (2022)) has conformers from CREST at minima of
+GFN2-xTB. Here the conformers are built in four steps:
+
+1. RDKit's ETKDG draws geometries (Riniker and Landrum, J. Chem. Inf. Model. 55, 2562 (2015)).
+2. MMFF94 relaxes them.
+3. Duplicates, up to the symmetry of the molecule, are removed.
+4. Optionally, a few steps of relaxation with GFN2-xTB reduce the differences between both methods,
+   most of all in bond lengths. Each evaluation costs as much as a single point.
 """
 
 from __future__ import annotations
@@ -23,20 +27,23 @@ from mlip_jax.datasets.builtin.conformations import (
 )
 from mlip_jax.datasets.builtin.molecules import Molecule
 
-_MAX_ITERATIONS = 30  # of ETKDG for a conformer
-_MAX_SYMMETRIES = 1_000  # of a molecule's heavy atoms that RDKit looks through
+_MAX_ITERATIONS = 30  # maximum number of ETKDG iterations per conformer
+_MAX_SYMMETRIES = 1_000  # maximum number of symmetries of the heavy atoms that RDKit tries
 
 
 class ConformerOptions(NamedTuple):
-    """How conformers are made.
+    """Options for building conformers.
 
     Attributes:
-      num_conformers: Of a molecule, at most; those of the lowest energy by the force field.
-      min_conformers: A molecule with fewer different ones is left out, before anything is labelled.
-      candidates: ETKDG geometries for each conformer that is wanted.
-      prune_rmsd: Å over the heavy atoms; conformers closer than that are the same.
-      mmff_steps: Of the force field's minimisation, at most.
-      gfn2_steps: Evaluations of GFN2-xTB to relax each conformer with; 0: single points only.
+      num_conformers: Maximum number of conformers per molecule. Those with the lowest MMFF94 (or
+        UFF) energies are kept.
+      min_conformers: Minimum number of distinct conformers. Molecules with fewer are skipped before
+        labeling.
+      candidates: Number of ETKDG geometries per requested conformer.
+      prune_rmsd: Heavy-atom RMSD (Å) up to which two conformers count as duplicates.
+      mmff_steps: Maximum number of steps of the MMFF94 (or UFF) minimization.
+      gfn2_steps: Maximum number of GFN2-xTB evaluations for the relaxation of each conformer; 0 for
+        single points only.
     """
 
     num_conformers: int = 20
@@ -48,7 +55,14 @@ class ConformerOptions(NamedTuple):
 
 
 class ConformerTask(NamedTuple):
-    """A molecule, how many conformers of it at most, how to make them, and the seed of the whole data set."""
+    """Job of `make_conformers`.
+
+    Attributes:
+      molecule: Molecule.
+      count: Maximum number of conformers.
+      options: Options for building conformers.
+      seed: Seed of the whole data set.
+    """
 
     molecule: Molecule
     count: int
@@ -57,13 +71,14 @@ class ConformerTask(NamedTuple):
 
 
 def make_conformers(task: ConformerTask) -> Conformations:
-    """The labelled conformers of one molecule, by energy of the force field.
+    """Build the labeled conformers of one molecule, in order of their MMFF94 or UFF energies.
 
-    A pure function of the task (for one version of RDKit, tblite and numpy), as `make_conformations` is.
+    The result depends only on the task and the versions of RDKit, tblite and NumPy, as in
+    `make_conformations`.
 
     Returns:
-      Conformations; none of a molecule that has no geometry or no parameters, or fewer conformers than
-      options.min_conformers: the reason is in `dropped`.
+      Conformations. They are empty, with a reason in `dropped`, if the molecule cannot be embedded,
+      lacks parameters or has fewer conformers than options.min_conformers.
     """
     from rdkit import Chem
 
@@ -88,7 +103,7 @@ def make_conformers(task: ConformerTask) -> Conformations:
 
 
 def _minima(mol: Any, task: ConformerTask) -> tuple[sampling.Surface, list[np.ndarray]]:
-    """The force field and its different minima (n, 3) in Å, at most as many as wanted, by energy."""
+    """Return the surface and at most `task.count` of its distinct minima (Å), (n, 3), by energy."""
     options = task.options
     wanted = max(round(options.candidates * task.count), 1)
     ids = sampling.embed(mol, wanted, stable_hash(task.seed, task.molecule.smiles) & 0x7FFFFFFF, _MAX_ITERATIONS)
@@ -104,7 +119,10 @@ def _minima(mol: Any, task: ConformerTask) -> tuple[sampling.Surface, list[np.nd
 
 
 def _heavy_atom_rmsd(mol: Any) -> np.ndarray:
-    """Between all conformers of a molecule, the best over the symmetries of its heavy atoms, (m, m) Å."""
+    """Return the heavy-atom RMSDs between all m conformers of a molecule (Å), (m, m).
+
+    Each RMSD is the minimum over the symmetries of the heavy atoms.
+    """
     from rdkit import Chem
     from rdkit.Chem import rdMolAlign
 
@@ -112,7 +130,7 @@ def _heavy_atom_rmsd(mol: Any) -> np.ndarray:
     m = heavy.GetNumConformers()
     distances = np.zeros((m, m))
     if m > 1:
-        # aligns the conformers of `heavy`, which is a copy
+        # RDKit aligns the conformers in place, which is safe because `heavy` is a copy.
         found = rdMolAlign.GetAllConformerBestRMS(heavy, numThreads=1, maxMatches=_MAX_SYMMETRIES)
         distances[np.tril_indices(m, -1)] = found  # (1, 0), (2, 0), (2, 1), ...
     return distances + distances.T

@@ -1,7 +1,8 @@
-"""Makes the embedded data set: conformations of small molecules with GFN2-xTB energies and gradients.
+"""Generator of the built-in data set: small molecules with GFN2-xTB energies and gradients.
 
-The file is in the layout of SPICE, so whatever reads SPICE reads it. Molecules go out to worker processes one at a
-time; what comes back is on disk before the next one, so an interrupted run goes on where it stopped.
+The file is in the layout of SPICE and is read by the reader of SPICE. Worker processes generate one
+molecule at a time, and each result is saved before the next one is processed, so an interrupted run
+can be resumed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from mlip_jax.datasets.builtin.conformations import Conformations, Task, make_co
 
 log = logging.getLogger(__name__)
 
-# Goes up whenever the same parameters would give other geometries, so that an old file is not taken for a new one.
+# Incremented whenever the same parameters would result in different geometries, so that files of
+# older versions are regenerated.
 SAMPLING_VERSION = 1
 
 
@@ -38,30 +40,31 @@ def generate_embedded(
     molecules: Sequence[embedded.Molecule] | None = None,
     progress: bool = True,
 ) -> Path:
-    """Makes the embedded data set, unless it is there already.
+    """Generate the built-in data set unless it exists.
 
-    The content depends on the arguments and on the versions of RDKit, tblite and numpy, but neither on the number of
-    processes nor on interruptions. A script that calls this needs the usual `if __name__ == '__main__':`, since the
-    worker processes are fresh interpreters.
+    The content depends on the arguments and on the versions of RDKit, tblite and NumPy. It does not
+    depend on the number of processes or on interruptions. Worker processes are fresh interpreters,
+    so scripts that call this function need the usual `if __name__ == '__main__':`.
 
     Args:
-      path: the HDF5 file. A file there that was made with the same parameters is returned at once; one that
-          was made by this function with others is replaced.
-      num_conformations: how many conformations to sample over all molecules. Those that are torn apart,
-          do not converge or have forces above 25 eV/Å are dropped, so the file may hold a few less.
-      seed: of the sampling.
-      num_processes: worker processes; None for one per core that this process may use.
-      molecules: sequence of :class:`Molecule`, (name, SMILES, subset); None for the built-in ones.
-      progress: whether to show a progress bar.
+      path: Path of the HDF5 file. An existing file is returned if its parameters are the same, and
+        replaced if this function generated it with other parameters.
+      num_conformations: Number of conformations to sample over all molecules. Conformations with
+        broken bonds, without convergence or with forces above 25 eV/Å are dropped, so the file may
+        contain slightly fewer.
+      seed: Seed of the sampling.
+      num_processes: Number of worker processes; None for one per available core.
+      molecules: Molecules as (name, SMILES, subset); None for the built-in ones.
+      progress: Whether to show a progress bar.
 
     Returns:
       Path of the file.
 
     Raises:
-      ImportError: if RDKit or tblite is missing.
-      ValueError: for SMILES that do not parse, names used twice, or counts below one.
-      FileExistsError: if another file, not made by this function, is at path.
-      OSError: if the disk is full or the folder cannot be written to. Nothing half-written is left.
+      ImportError: RDKit or tblite is missing.
+      ValueError: A SMILES is invalid, a name is invalid or used twice, or a count is below one.
+      FileExistsError: A file that this function did not generate exists at `path`.
+      OSError: The disk is full or the folder is not writable. No partial file remains.
     """
     require("rdkit", "tblite")
     from mlip_jax.datasets.builtin import storage
@@ -78,7 +81,7 @@ def generate_embedded(
         return path
     versions = {name: version(name) for name in ("rdkit", "tblite", "numpy")}
     with storage.Parts(path, parameters | versions) as parts:
-        if is_cached(path, parameters):  # made by another process in the meantime
+        if is_cached(path, parameters):  # another process may have written it
             return path
         with progress_bar(progress, counts) as advance:
             tasks = [Task(molecule, count, seed) for molecule, count in zip(molecules, counts)]
@@ -89,17 +92,17 @@ def generate_embedded(
 
 
 def require(*packages: str) -> None:
-    """Raise ImportError where one of the packages is missing."""
+    """Raise ImportError if one of the packages is missing."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"the embedded data set needs {' and '.join(missing)}: pip install 'mlip-flax[data]'")
 
 
 def is_cached(path: Path, parameters: dict[str, Any]) -> bool:
-    """Whether there is a file at `path` that was made with these parameters; warns of one of others.
+    """Return whether a file with these parameters exists. Warn if it has other parameters.
 
     Raises:
-      FileExistsError: A file is there that was not made here.
+      FileExistsError: A file exists that was not generated by this package.
     """
     from mlip_jax.datasets.builtin import storage
 
@@ -113,17 +116,18 @@ def is_cached(path: Path, parameters: dict[str, Any]) -> bool:
 
 
 def share_out(molecules: Sequence[embedded.Molecule], num_conformations: int) -> tuple[list[int], list[float]]:
-    """How many conformations each molecule gets: large and flexible ones somewhat more.
+    """Distribute conformations over molecules, with somewhat more for large and flexible ones.
 
     Args:
-      molecules: sequence of :class:`Molecule`.
-      num_conformations: their total.
+      molecules: Molecules.
+      num_conformations: Total number of conformations.
 
     Returns:
-      Conformations per molecule, list of int, and what one costs, list of float in arbitrary units.
+      Number of conformations per molecule, and cost of one conformation in arbitrary units.
 
     Raises:
-      ValueError: naming every molecule whose SMILES does not parse or whose name cannot be a group of its own.
+      ValueError: Some SMILES are invalid, or some names are not valid or not unique as names of
+        HDF5 groups. The message lists all of them.
     """
     from rdkit import Chem, RDLogger
     from rdkit.Chem.rdMolDescriptors import CalcNumRotatableBonds
@@ -143,19 +147,23 @@ def share_out(molecules: Sequence[embedded.Molecule], num_conformations: int) ->
         costs.append(size**2.0)
     if problems or not molecules:
         raise ValueError("molecules that cannot be used: " + ("; ".join(problems) or "the list is empty"))
-    # Rounding the running total, and not each share, keeps the total exact.
+    # Rounding the cumulative sum, not each share, keeps the total exact.
     ends = np.rint(num_conformations * np.cumsum(weights) / np.sum(weights)).astype(int)
     return np.diff(ends, prepend=0).tolist(), costs
 
 
 def make_parts(parts: Any, function: Callable[[Any], Conformations], tasks: Sequence[Any], costs: Sequence[float],
                num_processes: int, advance: Callable[[int], None]) -> None:
-    """Makes every part that is not on disk yet, each on disk before the next one is taken.
+    """Generate the missing parts in worker processes and save each one as it is finished.
 
     Args:
-      parts: storage.Parts, open. function: Makes the part of a task in a worker process.
-      tasks: One for each part, with the fields `molecule` and `count`; nothing is made where the count is 0.
-      costs: Of one conformation, in any unit. advance: Told the count of every part that is there.
+      parts: Open storage.Parts.
+      function: Function that generates the part of a task in a worker process.
+      tasks: One task per part, with the fields `molecule` and `count`. Tasks with count 0 are
+        skipped.
+      costs: Cost of one conformation of each task, in arbitrary units.
+      num_processes: Number of worker processes.
+      advance: Function that is called with the count of each finished part, for a progress bar.
     """
     waiting = []
     for index, task in enumerate(tasks):
@@ -166,7 +174,7 @@ def make_parts(parts: Any, function: Callable[[Any], Conformations], tasks: Sequ
             waiting.append(index)
     if not waiting:
         return
-    # The longest first, so that no process is left alone with one at the end.
+    # Longest tasks first, so that no process runs a long one at the end while the others are idle.
     waiting.sort(key=lambda index: -tasks[index].count * costs[index])
     for done, part in workers.run(function, [tasks[index] for index in waiting], num_processes,
                                   initializer=quiet_rdkit, one_stays_here=False):
@@ -178,7 +186,7 @@ def make_parts(parts: Any, function: Callable[[Any], Conformations], tasks: Sequ
 
 
 def quiet_rdkit():
-    """No messages of RDKit on the console."""
+    """Disable the messages of RDKit on the console."""
     from rdkit import RDLogger
 
     RDLogger.DisableLog("rdApp.*")
@@ -186,7 +194,7 @@ def quiet_rdkit():
 
 @contextlib.contextmanager
 def progress_bar(shown: bool, counts: Sequence[int]) -> Iterator[Callable[[int], None]]:
-    """Yields a function to call with the number of conformations of every finished molecule."""
+    """Yield a function to call with the number of conformations of each finished molecule."""
     bar = bars.Progress(
         bars.TextColumn("GFN2-xTB"), bars.BarColumn(),
         bars.TextColumn("{task.fields[molecules]}/{task.fields[of]} molecules"),

@@ -1,6 +1,6 @@
-"""GFN2-xTB energies and gradients of a geometry, and what makes a geometry unfit to be labelled.
+"""GFN2-xTB energies and gradients, and a check of the bonds of a geometry.
 
-Everything is in tblite's units here, which are SPICE's too: bohr, hartree, hartree/bohr.
+Energies and gradients are in the units of tblite and SPICE: bohr, hartree, hartree/bohr.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ UNPAIRED_ELECTRONS = {
     18: 0, 19: 1, 20: 0, 31: 1, 32: 2, 33: 3, 34: 2, 35: 1, 36: 0, 53: 1,
 }
 
-# Bonds stretched beyond, and other pairs closer than, this multiple of the sum of covalent radii are a reaction.
+# Multiples of the sum of the covalent radii. A geometry is considered to have reacted if a bond is
+# longer than the first, or another pair of atoms closer than the second.
 LONGEST_BOND = 1.4
 CLOSEST_CONTACT = 1.15
 
@@ -28,19 +29,19 @@ class NotConverged(Exception):
 
 def energy_and_gradient(numbers: np.ndarray, positions: np.ndarray, charge: int = 0,
                         unpaired: int = 0) -> tuple[float, np.ndarray]:
-    """GFN2-xTB energy and gradient.
+    """Compute the GFN2-xTB energy and gradient.
 
     Args:
-      numbers: atomic numbers (n,).
-      positions: (n, 3) in bohr.
-      charge: total charge in e.
-      unpaired: number of unpaired electrons.
+      numbers: Atomic numbers, (n,).
+      positions: Positions (bohr), (n, 3).
+      charge: Total charge (e).
+      unpaired: Number of unpaired electrons.
 
     Returns:
-      Energy in hartree, float, and gradient (n, 3) in hartree/bohr, float64.
+      Energy (hartree), and gradient (hartree/bohr), (n, 3) float64.
 
     Raises:
-      NotConverged: if the SCF does not converge or gives numbers that are not finite.
+      NotConverged: The SCF does not converge, or the energy or gradient is not finite.
     """
     from tblite.exceptions import TBLiteRuntimeError
     from tblite.interface import Calculator
@@ -59,10 +60,10 @@ def energy_and_gradient(numbers: np.ndarray, positions: np.ndarray, charge: int 
 
 @functools.cache
 def isolated_atom_energy(number: int) -> float:
-    """Energy in hartree of a neutral atom in its ground state.
+    """Return the GFN2-xTB energy of a neutral atom in its ground state (hartree).
 
     Raises:
-      ValueError: for elements outside the main groups.
+      ValueError: The ground state of the element is not in UNPAIRED_ELECTRONS.
     """
     if number not in UNPAIRED_ELECTRONS:
         raise ValueError(f"no isolated-atom energy for atomic number {number}; known: {sorted(UNPAIRED_ELECTRONS)}")
@@ -70,14 +71,14 @@ def isolated_atom_energy(number: int) -> float:
 
 
 def bond_matrix(mol) -> np.ndarray:
-    """Boolean (n, n): which atoms of an RDKit molecule are bonded."""
+    """Return whether each pair of atoms of an RDKit molecule is bonded, (n, n) bool."""
     from rdkit import Chem
 
     return Chem.GetAdjacencyMatrix(mol).astype(bool)
 
 
 def covalent_radii(numbers: np.ndarray) -> np.ndarray:
-    """Covalent radii (n,) in Å."""
+    """Return the covalent radii (Å), (n,), from RDKit's periodic table."""
     from rdkit import Chem
 
     table = Chem.GetPeriodicTable()
@@ -85,12 +86,12 @@ def covalent_radii(numbers: np.ndarray) -> np.ndarray:
 
 
 def is_intact(positions: np.ndarray, radii: np.ndarray, bonded: np.ndarray) -> bool:
-    """Whether the bonds of the molecule are there and no others.
+    """Return whether no bond of the molecule is broken and no new bond is formed.
 
     Args:
-      positions: (n, 3) in Å.
-      radii: covalent radii (n,) in Å.
-      bonded: boolean (n, n).
+      positions: Positions (Å), (n, 3).
+      radii: Covalent radii (Å), (n,).
+      bonded: Whether each pair of atoms is bonded, (n, n) bool.
     """
     if not np.all(np.isfinite(positions)):
         return False

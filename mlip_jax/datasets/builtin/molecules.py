@@ -1,9 +1,9 @@
-"""The molecules of the embedded data set, written down or built by rule.
+"""Molecules of the built-in data set, listed explicitly or built by rules.
 
-A force field is trained on most of these molecules and tested on the rest, so they come in families:
-every functional group occurs in several molecules, on several carbon skeletons. Most are neutral and made of
-H, C, N, O and S; a few charged, halogenated and phosphorus ones are there so that a selection of elements and
-charges has something to leave out.
+A force field is trained on most of these molecules and tested on the rest. Therefore, every
+functional group occurs in several molecules, on several carbon skeletons. Most molecules are
+neutral and consist of H, C, N, O and S. A few charged, halogenated and phosphorus compounds are
+included to exercise filters of elements and charges.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from typing import NamedTuple
 
 
 class Molecule(NamedTuple):
-    """A molecule to generate conformations of: a unique name, a SMILES string and the subset it belongs to."""
+    """A molecule of a generated data set.
+
+    Attributes:
+      name: Unique name.
+      smiles: SMILES.
+      subset: Name of the subset.
+    """
 
     name: str
     smiles: str
@@ -25,7 +31,7 @@ DRUGS = "Embedded Drugs"
 FRAGMENTS = "Embedded Fragments"
 MONOMERS = "Embedded Solvents and Monomers"
 
-# Side chains as they follow the alpha carbon; proline, whose chain closes on the nitrogen, is written in _residue.
+# Side chains, attached to the alpha carbon. Proline forms a ring with the nitrogen, see _residue.
 SIDE_CHAINS = {
     "gly": "", "ala": "C", "val": "C(C)C", "leu": "CC(C)C", "ile": "[C@@H](C)CC", "ser": "CO", "thr": "[C@H](O)C",
     "cys": "CS", "met": "CCSC", "asn": "CC(=O)N", "gln": "CCC(=O)N", "asp": "CC(=O)O", "glu": "CCC(=O)O",
@@ -41,7 +47,7 @@ RESIDUE_PAIRS = (
     "gly-asn", "asn-gly", "gly-thr", "gly-pro", "pro-gly", "ser-cys", "gly-asp", "gly-met",
 )
 
-# Skeletons and the groups put on them. Every pair is a molecule.
+# Skeletons and functional groups. Every pair is a molecule.
 SKELETONS = {"methyl": "C", "isopropyl": "CC(C)", "phenyl": "c1ccccc1"}
 GROUPS = {
     "alcohol": "O", "amine": "N", "methylamine": "NC", "methoxy": "OC", "thiol": "S", "methylthio": "SC",
@@ -83,7 +89,7 @@ MONOMER_SMILES = """
     benzene c1ccccc1                      benzyl-alcohol OCc1ccccc1             benzylamine NCc1ccccc1
 """
 
-# Rings with one place {} for a substituent (hydrogen when empty).
+# Rings with one position {} for a substituent (hydrogen if empty).
 RINGS = {
     "2-pyridine": "c1ccnc({})c1", "3-pyridine": "c1cncc({})c1", "4-pyridine": "c1cc({})ccn1",
     "2-pyrimidine": "c1cnc({})nc1", "5-pyrimidine": "c1ncncc1{}", "pyrazine": "c1cncc({})n1",
@@ -186,7 +192,7 @@ OTHER_ELEMENTS_SMILES = """
 
 
 def embedded_molecules() -> list[Molecule]:
-    """All molecules of the embedded data set, in a fixed order, as a list of :class:`Molecule`."""
+    """Return all molecules of the built-in data set in a fixed order."""
     skeletons = [(f"{skeleton}-{group}", base + smiles) for skeleton, base in SKELETONS.items()
                  for group, smiles in GROUPS.items()]
     return (
@@ -198,17 +204,17 @@ def embedded_molecules() -> list[Molecule]:
 
 
 def read_smiles_file(path: str | Path, subset: str = "User molecules") -> tuple[list[Molecule], list[str]]:
-    """Molecules of a .smi file: a SMILES string and, optionally, a name per line; '#' starts a comment line.
+    """Read a .smi file: a SMILES and, optionally, a name per line; '#' starts a comment line.
 
     Args:
-      path: the text file.
-      subset: the subset that they are filed under.
+      path: Path of the file.
+      subset: Subset name of the molecules.
 
     Returns:
-      List of :class:`Molecule`, and a list of texts, one for every line that was skipped.
+      Molecules, and one message per skipped line.
 
     Raises:
-      OSError: if the file cannot be read.
+      OSError: The file cannot be read.
     """
     from rdkit import Chem, RDLogger
 
@@ -227,7 +233,7 @@ def read_smiles_file(path: str | Path, subset: str = "User molecules") -> tuple[
             problems.append(f"{path}, line {line}: {words[0]!r} is the molecule of line {first_line[smiles]}")
             continue
         first_line[smiles] = line
-        # Names become groups of an HDF5 file, where a slash means a group inside a group.
+        # Names become groups of an HDF5 file, where a slash would create a nested group.
         name = words[1].strip().replace("/", "_") if len(words) > 1 else f"line-{line}"
         if any(name == molecule.name for molecule in molecules):
             name = f"{name} (line {line})"
@@ -240,20 +246,20 @@ def _family(pairs, subset):
 
 
 def _table(text):
-    """Pairs (name, SMILES) of a table of alternating words."""
+    """Return pairs (name, SMILES) from a table of alternating words."""
     words = text.split()
     return list(zip(words[::2], words[1::2], strict=True))
 
 
 def _residue(side_chain):
-    """One amino-acid residue as a SMILES fragment from its nitrogen to its carbonyl carbon."""
+    """Return an amino-acid residue as a SMILES fragment from nitrogen to carbonyl carbon."""
     if side_chain is None:
         return "N1CCC[C@H]1C(=O)"
     return f"N[C@@H]({side_chain})C(=O)" if side_chain else "NCC(=O)"
 
 
 def _dipeptides():
-    """Residues and pairs of residues between an acetyl and an N-methyl cap, the form in which SPICE holds them."""
+    """Return residues and pairs of residues with an acetyl and an N-methyl cap, as in SPICE."""
     single = [(name, _residue(chain)) for name, chain in (SIDE_CHAINS | CHARGED_SIDE_CHAINS).items()]
     pairs = [(pair, "".join(_residue(SIDE_CHAINS[name]).replace("1", str(ring + 1))
                             for ring, name in enumerate(pair.split("-")))) for pair in RESIDUE_PAIRS]
@@ -261,12 +267,12 @@ def _dipeptides():
 
 
 def _substituted_rings():
-    """Each ring with some of the substituents: walking through them in turn gives every one the same share."""
+    """Return each ring with some of the substituents, so that all occur about equally often."""
     substituents = list(SUBSTITUENTS.items())
     pairs = []
     for ring, (ring_name, template) in enumerate(RINGS.items()):
         for step in range(SUBSTITUENTS_PER_RING):
-            # A step of 3 spreads the substituents of one ring, the offset by ring turns them over between rings.
+            # The step of 3 varies the substituents of one ring. The offset varies them over rings.
             name, smiles = substituents[(ring + 3 * step) % len(substituents)]
             pairs.append((f"{ring_name}-{name}", template.format(smiles).replace("()", "")))
     return pairs

@@ -1,8 +1,8 @@
-"""Geometries of one molecule: conformers, and thermal displacements of them on a molecular-mechanics surface.
+"""Sampling of geometries of one molecule: conformers and thermal frames by molecular mechanics.
 
-Displacing atoms along Cartesian normal modes tears floppy molecules apart, since a torsion is a rotation and not a
-straight line. Langevin dynamics stays on the surface, so bonds, angles and torsions all vary as they do at the
-temperature asked for. Lengths are in Å, energies in kcal/mol and temperatures in K, RDKit's units.
+Displacements along Cartesian normal modes would break flexible molecules, because a torsion is a
+rotation and not a straight line. Langevin dynamics instead samples bonds, angles and torsions at
+the requested temperature. Units are those of RDKit: Å, kcal/mol and K.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 
 BOLTZMANN = 0.0019872043  # kcal/mol/K
-ACCELERATION = 4.184e-4  # Å/fs^2 of 1 kcal/mol/Å on 1 amu
+ACCELERATION = 4.184e-4  # acceleration (Å/fs^2) of 1 amu by a force of 1 kcal/mol/Å
 
-# What is drawn does not depend on the masses. With heavy hydrogens nothing vibrates fast, and steps are long.
-MASS = 12.0  # amu
+# The sampled distribution does not depend on the masses. With heavy hydrogens there are no fast
+# vibrations, which allows for a large time step.
+MASS = 12.0  # amu, of all atoms
 TIME_STEP = 2.0  # fs
 FRICTION = 0.02  # 1/fs
 STEPS_PER_FRAME = 200
@@ -23,16 +24,17 @@ FRAMES_PER_CONFORMER = 3
 
 
 class Surface:
-    """The molecular-mechanics energy of a molecule that has at least one conformer.
+    """Molecular-mechanics energy surface of a molecule.
 
     Args:
-      mol: RDKit molecule with explicit hydrogens and conformers.
+      mol: RDKit molecule with explicit hydrogens and at least one conformer.
 
     Attributes:
-      name: 'MMFF94', or 'UFF' where MMFF94 has no parameters for some atom.
+      name: "MMFF94", or "UFF" if MMFF94 lacks parameters for some atom.
+      shape: Shape of the positions, (n, 3).
 
     Raises:
-      ValueError: if neither force field has parameters for the molecule.
+      ValueError: Neither MMFF94 nor UFF has parameters for the molecule.
     """
 
     def __init__(self, mol):
@@ -53,25 +55,25 @@ class Surface:
         self._field.Initialize()
 
     def energy(self, positions: np.ndarray) -> float:
-        """Energy in kcal/mol at positions (n, 3) in Å."""
+        """Compute the energy (kcal/mol) at positions (Å), (n, 3)."""
         self._field.Initialize()
         return self._field.CalcEnergy(positions.ravel().tolist())
 
     def gradient(self, positions: np.ndarray) -> np.ndarray:
-        """Gradient (n, 3) in kcal/mol/Å at positions (n, 3) in Å."""
-        # CalcGrad alone would use interatomic distances remembered from the geometry before; Initialize forgets them.
+        """Compute the gradient (kcal/mol/Å), (n, 3), at positions (Å), (n, 3)."""
+        # CalcGrad uses cached distances of the previous geometry, which Initialize clears.
         self._field.Initialize()
         return np.array(self._field.CalcGrad(positions.ravel().tolist())).reshape(self.shape)
 
     def minimum(self, conf_id: int, max_steps: int = 1000) -> np.ndarray:
-        """Positions (n, 3) in Å of the minimum next to a conformer (or the best found in max_steps)."""
+        """Relax a conformer by at most `max_steps` steps and return its positions (Å), (n, 3)."""
         field = self._build(conf_id)
         field.Initialize()
         field.Minimize(maxIts=max_steps)
         return self._mol.GetConformer(conf_id).GetPositions()
 
     def hessian(self, positions: np.ndarray, step: float = 1e-3) -> np.ndarray:
-        """Second derivatives (3n, 3n) in kcal/mol/Å^2 by central differences of the gradient."""
+        """Compute the Hessian (kcal/mol/Å^2), (3n, 3n), by central differences of the gradient."""
         rows = []
         for index in range(positions.size):
             shift = np.zeros(positions.size)
@@ -82,23 +84,29 @@ class Surface:
         return (hessian + hessian.T) / 2
 
     def soft_directions(self, positions: np.ndarray, floor: float = 20.0) -> np.ndarray:
-        """Matrix S (3n, 3n) with S S^T the inverse Hessian, all curvatures raised to at least `floor` kcal/mol/Å^2.
+        """Return a matrix S, (3n, 3n), such that S S^T is the inverse of the Hessian.
 
-        Columns are displacements that cost about the same energy: steps of a minimiser and small noise are well
-        scaled in them. The floor keeps soft and negative modes from running away.
+        Curvatures are replaced by their absolute values, but at least `floor` (kcal/mol/Å^2), which
+        limits displacements along soft and negative modes. The columns of S are displacements of
+        about equal energy, so they are well-scaled coordinates for a minimizer and for small noise.
         """
         curvatures, modes = np.linalg.eigh(self.hessian(positions))
         return modes / np.sqrt(np.maximum(np.abs(curvatures), floor))
 
 
 def embed(mol, num_conformers: int, seed: int, max_iterations: int = 0) -> list[int]:
-    """Adds up to `num_conformers` ETKDG conformers to mol and returns their ids (at least one).
+    """Add up to `num_conformers` ETKDG conformers to `mol` and return their ids (at least one).
 
-    RDKit tries `max_iterations` times for each; 0 is its own limit, ten times the number of atoms, with which it is at
-    a molecule that has no geometry (by its stereochemistry, say) for half a minute.
+    Args:
+      mol: RDKit molecule with explicit hydrogens.
+      num_conformers: Maximum number of conformers.
+      seed: Seed of the embedding.
+      max_iterations: Maximum number of attempts per conformer. 0 is RDKit's default, ten times the
+        number of atoms, which takes half a minute for a molecule without any geometry (because of
+        its stereochemistry, for instance).
 
     Raises:
-      ValueError: if RDKit finds no three-dimensional geometry.
+      ValueError: RDKit finds no three-dimensional geometry.
     """
     from rdkit.Chem import rdDistGeom
 
@@ -117,17 +125,26 @@ def embed(mol, num_conformers: int, seed: int, max_iterations: int = 0) -> list[
 
 def langevin(surface: Surface, positions: np.ndarray, temperature: float, num_frames: int,
              rng: np.random.Generator) -> np.ndarray:
-    """Frames (num_frames, n, 3) in Å of Langevin dynamics (BAOAB) from a minimum at a temperature in K."""
+    """Run Langevin dynamics (BAOAB) from a minimum and return frames (Å), (num_frames, n, 3).
+
+    Args:
+      surface: Energy surface.
+      positions: Positions of the minimum (Å), (n, 3).
+      temperature: Temperature (K).
+      num_frames: Number of frames, one per STEPS_PER_FRAME steps.
+      rng: NumPy random generator.
+    """
     thermal = np.sqrt(BOLTZMANN * temperature * ACCELERATION / MASS)
     keep = np.exp(-FRICTION * TIME_STEP)
     half_kick = -0.5 * TIME_STEP * ACCELERATION / MASS
-    # At a minimum half of the energy put in goes to the potential, so twice the temperature equilibrates at once.
+    # From a minimum, half of the kinetic energy becomes potential energy. Velocities at twice the
+    # temperature therefore equilibrate immediately.
     velocities = np.sqrt(2) * thermal * rng.standard_normal(surface.shape)
     gradient = surface.gradient(positions)
     frames = []
     for _ in range(num_frames):
         noise = np.sqrt(1 - keep**2) * thermal * rng.standard_normal((STEPS_PER_FRAME, *surface.shape))
-        for kick in noise:
+        for kick in noise:  # half kick, half drift, thermostat, half drift, half kick
             velocities = velocities + half_kick * gradient
             positions = positions + 0.5 * TIME_STEP * velocities
             velocities = keep * velocities + kick
@@ -140,14 +157,15 @@ def langevin(surface: Surface, positions: np.ndarray, temperature: float, num_fr
 
 def thermal_frames(surface: Surface, minima: Sequence[np.ndarray], num_frames: int,
                    temperatures: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
-    """Frames (num_frames, n, 3) in Å around the minima in turn, each trajectory at a temperature of its own.
+    """Sample frames (Å), (num_frames, n, 3), by short trajectories that cycle through the minima.
 
     Args:
-      surface: the :class:`Surface`.
-      minima: sequence of positions (n, 3) in Å.
-      num_frames: how many frames.
-      temperatures: (lowest, highest) in K; drawn evenly in the logarithm.
-      rng: numpy random generator.
+      surface: Energy surface.
+      minima: Positions of each minimum (Å), (n, 3).
+      num_frames: Number of frames.
+      temperatures: Lowest and highest temperature (K). The temperature of each trajectory is drawn
+        uniformly in the logarithm.
+      rng: NumPy random generator.
     """
     frames = []
     trajectory = 0

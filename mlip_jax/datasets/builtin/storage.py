@@ -1,7 +1,7 @@
-"""What the generator leaves on disk: finished parts while it runs, one HDF5 file in SPICE's layout at the end.
+"""Files of the generators: finished parts during a run, and one HDF5 file in the layout of SPICE.
 
-Everything is written to a temporary file beside its destination and moved there in one step, so a file that exists
-is a whole file. The parts are plain npz archives, one per molecule, in `<path>.parts/`.
+All files are written to a temporary file next to their destination and then renamed, so an existing
+file is always complete. Parts are npz archives, one per molecule, in `<path>.parts/`.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ NOTE = (
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write bytes to `path` in one step; the caller holds the lock of `Parts`.
+    """Write bytes to `path` atomically. The caller must hold the lock of `Parts`.
 
     Raises:
-      OSError: With the number and cause of the failure and what to do; the temporary file is removed.
+      OSError: The file cannot be written. The message gives the cause and a remedy; the temporary
+        file is removed.
     """
     try:
         with atomic_open(path) as file:
@@ -51,7 +52,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def explained(error: OSError, path: Path, what: str) -> OSError:
-    """An OSError of the same number that says what could not be written where, and how to go on."""
+    """Return an OSError with the same errno, and a message with the failed file and a remedy."""
     return type(error)(
         error.errno,
         f"could not write {what} ({error.strerror or error}). Free disk space, or choose a folder that can be written "
@@ -61,16 +62,17 @@ def explained(error: OSError, path: Path, what: str) -> OSError:
 
 
 class Parts:
-    """The finished molecules of one run, in a folder next to the file that they will become.
+    """Finished molecules of a run, in a folder next to the HDF5 file that they are merged to.
 
-    Used as a context manager, it holds a lock: a second run for the same file waits, and then finds the file.
+    As a context manager it holds a lock. A second run for the same file waits and then finds the
+    file.
 
     Args:
-      path: the HDF5 file to be made.
-      parameters: dict of whatever the parts depend on. Parts of other parameters are removed.
+      path: Path of the HDF5 file.
+      parameters: Parameters that determine the parts. Parts with other parameters are removed.
 
     Raises:
-      OSError: if the folder cannot be made or written to.
+      OSError: The folder cannot be created or is not writable.
     """
 
     def __init__(self, path: str | Path, parameters: dict):
@@ -87,7 +89,8 @@ class Parts:
         try:
             self._adopt()
         except BaseException:
-            self._lock.close()  # __exit__ is not called when __enter__ fails, and the next run would wait for ever
+            # __exit__ is not called if __enter__ fails, and the next run would wait forever.
+            self._lock.close()
             raise
         return self
 
@@ -95,7 +98,11 @@ class Parts:
         self._lock.close()
 
     def _acquire(self):
-        """An open, locked file in the folder; the folder may vanish while waiting, when the other run is done."""
+        """Return an open, locked file in the folder.
+
+        The folder may disappear while waiting, when another run finishes. The lock is then tried
+        again in a new folder.
+        """
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -113,7 +120,7 @@ class Parts:
             lock.close()
 
     def _adopt(self):
-        """Keeps the parts that are there if they were made with the same parameters, and removes them if not."""
+        """Keep existing parts with the same parameters and remove all others."""
         parameters_file = self.folder / "parameters.json"
         if parameters_file.exists() and parameters_file.read_text() == self._parameters:
             return
@@ -126,7 +133,7 @@ class Parts:
         return self.folder / f"{index:06d}.npz"
 
     def save(self, index: int, part: Conformations) -> None:
-        """Stores the :class:`Conformations` of molecule number `index`."""
+        """Save the conformations of molecule number `index`."""
         texts = {"smiles": part.smiles, "force_field": part.force_field,
                  "atom_energies": json.dumps(part.atom_energies), "dropped": json.dumps(part.dropped)}
         buffer = io.BytesIO()
@@ -134,7 +141,7 @@ class Parts:
         write_atomically(self._file(index), buffer.getvalue())
 
     def load(self, index: int) -> Conformations | None:
-        """The :class:`Conformations` of molecule number `index`, or None where they have yet to be made."""
+        """Load the conformations of molecule number `index`; None if missing or corrupted."""
         try:
             with np.load(self._file(index), allow_pickle=False) as archive:
                 fields = {name: archive[name] for name in Conformations._fields}
@@ -148,8 +155,9 @@ class Parts:
         return Conformations(**fields)
 
     def merge(self, molecules: Sequence[Molecule], counts: Sequence[int], parameters: dict) -> None:
-        """Makes the HDF5 file of all parts, moves it into place and removes the folder."""
-        # Built in memory: a full disk then meets one plain write, and never HDF5's own closing of a broken file.
+        """Merge all parts to the HDF5 file and remove the folder of parts."""
+        # Built in memory, so that a full disk causes a plain write error and not a failure of HDF5
+        # while it closes the file.
         buffer = io.BytesIO()
         with h5py.File(buffer, "w") as file:
             atom_energies, dropped, fallbacks = {}, Counter(), []
@@ -169,7 +177,7 @@ class Parts:
 
 
 def write_molecule(file: h5py.File, molecule: Molecule, part: Conformations) -> None:
-    """One group in SPICE's layout: m conformations of n atoms, in bohr, hartree and hartree/bohr."""
+    """Write a group in the layout of SPICE: m conformations of n atoms, in bohr and hartree."""
     group = file.create_group(molecule.name)
     group["atomic_numbers"] = part.atomic_numbers
     text = h5py.string_dtype("ascii")
@@ -186,7 +194,7 @@ def write_molecule(file: h5py.File, molecule: Molecule, part: Conformations) -> 
 
 def write_attributes(file: h5py.File, parameters: dict, atom_energies: dict[str, float], dropped: dict[str, int],
                      fallbacks: list[str]) -> None:
-    """What the file says about itself."""
+    """Write the metadata of the file: level of theory, parameters, atom energies and counts."""
     file.attrs["level_of_theory"] = f'{METHOD} (tblite {version("tblite")})'
     file.attrs["note"] = NOTE
     file.attrs["generator_parameters"] = json.dumps(parameters, sort_keys=True)
@@ -197,10 +205,10 @@ def write_attributes(file: h5py.File, parameters: dict, atom_energies: dict[str,
 
 
 def stored_parameters(path: str | Path) -> dict | None:
-    """The generator's parameters of an embedded data set at path, or None if there is no such file.
+    """Return the generator parameters in the file at `path`, or None if there is no file.
 
     Raises:
-      FileExistsError: if something else is there, which must not be overwritten.
+      FileExistsError: The file was not generated by this package and must not be overwritten.
     """
     path = Path(path)
     if not path.exists():
@@ -215,15 +223,16 @@ def stored_parameters(path: str | Path) -> dict | None:
 
 
 def summarize(path: str | Path) -> dict:
-    """Counts and force statistics of a file in SPICE's layout.
+    """Compute counts and force statistics of a file in the layout of SPICE.
 
     Args:
-      path: the HDF5 file.
+      path: Path of the HDF5 file.
 
     Returns:
-      dict with `molecules`, `conformations`, `mean_atoms` (per conformation), `force_rms` (quantiles of the root mean
-      square force component per conformation, eV/Å), `elements` and `subsets` (conformations that have them),
-      `dropped` (conformations by reason) and `level_of_theory`.
+      Dictionary with `molecules`, `conformations`, `mean_atoms` (per conformation), `force_rms`
+      (quantiles of the root mean square force component per conformation, eV/Å), `elements` and
+      `subsets` (number of conformations with each), `dropped` (conformations by reason) and
+      `level_of_theory`.
     """
     rms, atoms, elements, subsets = [], 0, Counter(), Counter()
     with h5py.File(path, "r") as file:

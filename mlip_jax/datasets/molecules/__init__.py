@@ -1,1 +1,1 @@
-"""Molecules as graphs: SMILES and their embedding, connectivity, symmetry, RMSD, molecule files."""
+"""Molecules: SMILES and their embedding, connectivity, symmetry, RMSD and molecule files."""

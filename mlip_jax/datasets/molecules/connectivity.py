@@ -1,4 +1,4 @@
-"""Molecules as RDKit has them, from SMILES or from a geometry alone, and a name of each that both give."""
+"""RDKit molecules from SMILES or geometries, and an identifier that both sources agree on."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mlip_jax import workers
 
-_CHUNK = 500  # molecules that a process takes at a time
-_LONG = 5_000  # molecules from which more processes and a progress bar are worth it
+_CHUNK = 500  # molecules per job of a worker process
+_LONG = 5_000  # minimum number of molecules for several processes and a progress bar
 
 
 class IdentityQuery(NamedTuple):
-    """A molecule to describe: its SMILES or "", atomic numbers (n,) and positions (n, 3) in Å or None."""
+    """A molecule to describe, by its SMILES or its geometry.
+
+    Attributes:
+      smiles: SMILES, or "" to use the geometry.
+      numbers: Atomic numbers, (n,), or None.
+      positions: Positions (Å), (n, 3), or None.
+    """
 
     smiles: str
     numbers: np.ndarray | None = None
@@ -24,7 +30,13 @@ class IdentityQuery(NamedTuple):
 
 
 class Description(NamedTuple):
-    """skeleton: see the function. elements: atomic numbers, ascending. fingerprint: Morgan's, as bytes of RDKit."""
+    """Description of a molecule.
+
+    Attributes:
+      skeleton: Canonical text of the connectivity, see `skeleton`.
+      elements: Atomic numbers of its elements, ascending.
+      fingerprint: Morgan fingerprint in RDKit's binary form, b"" if not requested.
+    """
 
     skeleton: str
     elements: tuple[int, ...]
@@ -34,15 +46,17 @@ class Description(NamedTuple):
 def describe(entries: Iterable[IdentityQuery], count: int, *, fingerprints: bool = False,
              num_processes: int | None = None, label: str = "molecules", progress: bool = True
              ) -> list[Description | None]:
-    """A description of each molecule; None where RDKit cannot read it.
+    """Describe each molecule. The result is None for molecules that RDKit cannot read.
 
     Args:
-      entries: Their SMILES are taken where they are not "", else the geometries.
-      count: Of the entries.
-      fingerprints: Also Morgan fingerprints; give all entries in one form then, for those of geometries lack the
-        orders of bonds.
-      num_processes: Worker processes for many molecules; None: one per core that this process may use.
-      label: Of the progress bar, which is shown when it takes long.
+      entries: Molecules. A SMILES takes precedence over a geometry.
+      count: Number of entries.
+      fingerprints: Whether to compute Morgan fingerprints. Then pass either SMILES or geometries
+        for all entries: molecules from geometries lack bond orders, so their fingerprints differ.
+      num_processes: Number of worker processes. The default is one per available core for many
+        molecules and one for few.
+      label: Label of the progress bar.
+      progress: Whether to show a progress bar for many molecules.
 
     Raises:
       ImportError: RDKit is missing.
@@ -64,23 +78,25 @@ def describe(entries: Iterable[IdentityQuery], count: int, *, fingerprints: bool
 
 
 def from_smiles(smiles: str) -> Any | None:
-    """An RDKit molecule without explicit hydrogens; None where RDKit cannot read the SMILES."""
+    """Return an RDKit molecule without explicit hydrogens, or None if the SMILES is invalid."""
     from rdkit import Chem, rdBase
 
     with rdBase.BlockLogs():
         try:
             mol = Chem.MolFromSmiles(smiles) if smiles else None
             return mol if mol is not None and mol.GetNumAtoms() else None
-        except (ValueError, RuntimeError):  # RDKit's own errors are ValueErrors; its invariants RuntimeErrors
+        except (ValueError, RuntimeError):  # RDKit's violated invariants are RuntimeErrors
             return None
 
 
 def from_geometry(numbers: np.ndarray, positions: np.ndarray) -> Any | None:
-    """An RDKit molecule with all hydrogens and single bonds between atoms that are close; None where RDKit fails.
+    """Return an RDKit molecule with single bonds between close atoms, or None if RDKit fails.
+
+    All hydrogens are explicit.
 
     Args:
-      numbers: atomic numbers (n,).
-      positions: (n, 3) in Å.
+      numbers: Atomic numbers, (n,).
+      positions: Positions (Å), (n, 3).
     """
     from rdkit import Chem, rdBase
     from rdkit.Chem import rdDetermineBonds
@@ -101,9 +117,11 @@ def from_geometry(numbers: np.ndarray, positions: np.ndarray) -> Any | None:
 
 
 def skeleton(mol: Any) -> str:
-    """Canonical text of which atoms are bonded, hydrogens included: without bond orders, charges, isotopes and stereo.
+    """Return a canonical text of the elements and connectivity, including hydrogens.
 
-    Stereoisomers, resonance forms and charge-separated forms share it; tautomers do not, as a hydrogen moves.
+    The skeleton ignores bond orders, charges, isotopes and stereochemistry. Stereoisomers,
+    resonance forms and charge-separated forms share a skeleton. Tautomers do not, because a
+    hydrogen moves.
 
     >>> skeleton(from_smiles("C[N+](=O)[O-]")) == skeleton(from_smiles("CN(=O)=O"))
     True

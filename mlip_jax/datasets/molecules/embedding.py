@@ -1,4 +1,4 @@
-"""Molecules as people write them (SMILES, mol blocks) to atoms with three-dimensional positions, by RDKit."""
+"""Embedding of SMILES and mol blocks by RDKit: atoms with three-dimensional positions."""
 
 from __future__ import annotations
 
@@ -9,23 +9,29 @@ from typing import NamedTuple
 import numpy as np
 from ase import Atoms
 
-# Seconds for the conformers of one molecule, in each of two attempts: large cages and long chains could take days.
+# Time limit (s) for embedding one molecule, for each of two attempts. Without it, large cages and
+# long chains could take days.
 _TIMEOUT = 300
-_GAP = 3.0  # Å between the parts of a salt or a solvate, which ETKDG puts on top of each other
+_GAP = 3.0  # distance (Å) between the fragments of a salt or solvate; ETKDG lets them overlap
 
 
 @dataclasses.dataclass(frozen=True)
 class MoleculeRecord:
-    """One molecule to work on, or why there is none.
+    """A molecule of a file, or the reason why it is unusable.
 
     Attributes:
-      index: Of the molecule in its file, from 0, times the conformers of each, plus that of the conformer.
-      name: As the file says; "" where it says none. smiles: "" where it is not known.
-      atoms: Positions in Å; info["charge"] is the total charge in e, info["num_unpaired_electrons"] is there where it
-        is not 0. None where the molecule could not be made.
-      failure: Why not, with file and line or number; "" for sound ones.
-      geometry: Where the positions come from: "as given", "hydrogens added", "embedded", "embedded, MMFF94".
-      bonds: RDKit's binary form of the molecule, its atoms in the order of `atoms`; None where bonds are not known.
+      index: Index of the molecule in its file, from 0, times the number of conformers per molecule,
+        plus the index of the conformer.
+      name: Name in the file, "" if missing.
+      smiles: SMILES, "" if unknown.
+      atoms: Atoms with positions (Å) and the total charge (e) in info["charge"]. If the molecule
+        has unpaired electrons, info["num_unpaired_electrons"] is their number. None if the molecule
+        is unusable.
+      failure: Reason why the molecule is unusable, with file and line or number; "" otherwise.
+      geometry: Origin of the positions: "as given", "hydrogens added", "embedded", "embedded,
+        MMFF94".
+      bonds: Molecule in RDKit's binary form with the atoms in the order of `atoms`; None if the
+        bonds are unknown.
     """
 
     index: int
@@ -38,7 +44,15 @@ class MoleculeRecord:
 
 
 class Entry(NamedTuple):
-    """What a file says of a molecule: a SMILES or a mol block, the other is ""; `where` names file and line."""
+    """Description of a molecule in a file, by a SMILES or a mol block.
+
+    Attributes:
+      number: Index of the molecule in the file, from 0.
+      where: File and line, for messages.
+      name: Name of the molecule, "" if missing.
+      smiles: SMILES, "" if the file has a mol block.
+      mol_block: Mol block, "" if the file has a SMILES.
+    """
 
     number: int
     where: str
@@ -48,7 +62,13 @@ class Entry(NamedTuple):
 
 
 class EmbeddingOptions(NamedTuple):
-    """Of `make`: conformers of each molecule, whether MMFF94 relaxes them first, and the seed."""
+    """Options of `make`.
+
+    Attributes:
+      num_conformers: Number of conformers per molecule.
+      mmff: Whether to relax embedded conformers with MMFF94.
+      seed: Seed of the embedding.
+    """
 
     num_conformers: int = 1
     mmff: bool = False
@@ -56,14 +76,16 @@ class EmbeddingOptions(NamedTuple):
 
 
 class UnusableMoleculeError(ValueError):
-    """A molecule that cannot be read or has no geometry."""
+    """A molecule cannot be read or embedded."""
 
 
 def make(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
-    """The conformers of a molecule, always as many as asked for: those that could not be made say why.
+    """Embed a molecule and return one record per requested conformer.
 
-    A pure function of the job (for one version of RDKit): positions depend on the SMILES and the seed, not on the
-    place in the file. A mol block with three-dimensional positions keeps them, and gets hydrogens where it lacks some.
+    Records of conformers that could not be embedded have a `failure`. Positions depend on the
+    SMILES and the seed, not on the location in the file, and are reproducible with the same version
+    of RDKit. A mol block with three-dimensional positions keeps them, and missing hydrogens are
+    added.
     """
     from rdkit import rdBase
 
@@ -77,7 +99,7 @@ def make(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
             molecule, geometry = _with_positions(molecule, smiles, options)
             conformers = _conformers(molecule)
             failure = f"RDKit made {len(conformers)} of {options.num_conformers} conformers"
-        except (ValueError, RuntimeError) as error:  # RDKit's own errors are of these kinds
+        except (ValueError, RuntimeError) as error:  # RDKit raises both
             failure = " ".join(str(error).split())
     records = [MoleculeRecord(first + i, entry.name, smiles, atoms, "", geometry, bonds)
                for i, (atoms, bonds) in enumerate(conformers)]
@@ -108,7 +130,7 @@ def _from_block(block: str):
 
 
 def _problems(molecule) -> str:
-    """What is wrong with the chemistry of a molecule whose text can be read."""
+    """Return the first chemistry problem of an unsanitized molecule in parentheses, "" if none."""
     from rdkit import Chem
 
     found = [] if molecule is None else Chem.DetectChemistryProblems(molecule)
@@ -120,14 +142,14 @@ def _short(text: str) -> str:
 
 
 def _smiles_of(molecule) -> str:
-    """Canonical; hydrogens are implicit."""
+    """Return the canonical SMILES with implicit hydrogens."""
     from rdkit import Chem
 
     return Chem.MolToSmiles(Chem.RemoveHs(molecule))
 
 
 def _with_positions(molecule, smiles: str, options: EmbeddingOptions):
-    """(molecule with all hydrogens and conformers, where the positions come from)."""
+    """Return the molecule with all hydrogens and conformers, and the origin of its positions."""
     from rdkit import Chem
 
     if not molecule.GetNumAtoms():
@@ -147,7 +169,7 @@ def _with_positions(molecule, smiles: str, options: EmbeddingOptions):
 
 
 def stable_seed(seed: int, smiles: str) -> int:
-    """A seed for RDKit that is the same in every process and on every machine."""
+    """Return a seed for RDKit from a seed and a SMILES, the same in every process and machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{smiles}".encode()).digest()[:4], "little") & 0x7FFFFFFF
 
 
@@ -169,7 +191,7 @@ def _embed(molecule, num_conformers: int, seed: int) -> None:
 
 
 def _side_by_side(positions: np.ndarray, fragments) -> np.ndarray:
-    """Positions (n, 3) in Å with the fragments in a row along x, and a gap between them."""
+    """Return positions (Å), (n, 3), with the fragments in a row along x, separated by a gap."""
     positions, edge = positions.copy(), 0.0
     for atoms in map(list, fragments):
         positions[atoms] -= positions[atoms].mean(0)
@@ -179,7 +201,7 @@ def _side_by_side(positions: np.ndarray, fragments) -> np.ndarray:
 
 
 def _optimize(molecule) -> bool:
-    """Relax all conformers with MMFF94; whether it has parameters for the molecule."""
+    """Relax all conformers with MMFF94. Return False if it lacks parameters for the molecule."""
     from rdkit.Chem import rdForceFieldHelpers as helpers
 
     if not helpers.MMFFHasAllMoleculeParams(molecule):
@@ -207,7 +229,7 @@ def _conformers(molecule) -> list[tuple[Atoms, bytes]]:
 
 
 def gave_up(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
-    """The records of a molecule that ended the process that was at it."""
+    """Return the records of a molecule whose worker process died while embedding it."""
     entry, options = job
     failure = f"{entry.where}: RDKit ended the process that embedded it (out of memory?)"
     return [MoleculeRecord(entry.number * options.num_conformers + c, entry.name, entry.smiles, None, failure)

@@ -1,4 +1,4 @@
-"""Text files that say what a molecule is and leave its geometry to be made: SMILES, CSV, SDF; and reading of text."""
+"""Readers of text files of molecules that may need embedding: SMILES, CSV and SDF."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.op
 
 
 class CsvColumns(NamedTuple):
-    """Names of the columns of a CSV file; "" looks for SMILES_COLUMNS and NAME_COLUMNS, in any case."""
+    """Column names of a CSV file, case-insensitive.
+
+    Attributes:
+      smiles: Column of SMILES; "" looks for SMILES_COLUMNS.
+      name: Column of names; "" looks for NAME_COLUMNS.
+    """
 
     smiles: str = ""
     name: str = ""
@@ -31,10 +36,13 @@ class CsvColumns(NamedTuple):
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[io.TextIOBase]:
-    """The text of a file, unpacked; what is no UTF-8 is replaced, for it can only stand in names.
+    """Open a text file, decompressed if necessary.
+
+    Invalid UTF-8 is replaced, because it can only occur in names.
 
     Raises:
-      DatasetError: In the body, too: the file cannot be read to its end.
+      DatasetError: The file is truncated or corrupted. Also raised while the file is being read in
+        the body of the `with` statement.
     """
     try:
         with COMPRESSED.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig", errors="replace",
@@ -45,10 +53,16 @@ def opened(path: Path) -> Iterator[io.TextIOBase]:
 
 
 def read_entries(path: Path, kind: str, columns: CsvColumns) -> Iterator[Entry]:
-    """What a file of a kind of KINDS says of its molecules, in order.
+    """Yield the molecules of a file in order.
+
+    Args:
+      path: Path of the file.
+      kind: Kind of the file, a key of KINDS.
+      columns: Columns of a CSV file.
 
     Raises:
-      DatasetError: The file is damaged. ConfigError: It has no such column.
+      DatasetError: The file is corrupted.
+      ConfigError: The file does not have the requested column.
     """
     with opened(path) as file:
         yield from KINDS[kind](path, file, columns)

@@ -1,15 +1,18 @@
-"""Files of molecules as users have them, streamed one molecule at a time, each ready to be relaxed.
+"""Readers of files of molecules. Molecules are streamed one at a time, ready to be relaxed.
 
-    .smi, .smiles, .ism      a SMILES and, after a blank, a name on each line; '#' begins a comment line, and a first
-                             line that begins with the word "smiles" is a header
-    .csv, .tsv               with a header; the columns of SMILES and names are found by name (see `CsvColumns`)
-    .sdf, .sd, .mol          mol blocks V2000 and V3000 in Å; those without three-dimensional positions are embedded
-    .xyz, .extxyz            extended XYZ in Å; the keys charge, smiles and name of a frame are used, and move_mask
-    .db                      ASE databases; the same keys
-    others                   whatever ASE reads
+    .smi, .smiles, .ism      one SMILES per line and, after a space, an optional name; lines that
+                             begin with '#' are comments, and a first line that begins with the word
+                             "smiles" is a header
+    .csv, .tsv               table with a header; columns are found by name (see `CsvColumns`)
+    .sdf, .sd, .mol          mol blocks V2000 and V3000 in Å; blocks without three-dimensional
+                             positions are embedded
+    .xyz, .extxyz            extended XYZ in Å; reads the keys charge, smiles and name of a frame,
+                             and move_mask
+    .db                      ASE databases with the same keys
+    others                   other formats that ASE reads
     a folder                 a store (store.py)
 
-Text may be compressed (.gz, .bz2, .xz). Nothing is held but what is being worked on.
+Text files can be compressed (.gz, .bz2, .xz). Only the molecules in process are held in memory.
 """
 
 from __future__ import annotations
@@ -35,32 +38,34 @@ from mlip_jax.datasets.store.store import MANIFEST, is_store
 
 _SUFFIXES = {".smi": "smi", ".smiles": "smi", ".ism": "smi", ".csv": "csv", ".tsv": "csv", ".sdf": "sdf", ".sd": "sdf",
              ".mol": "sdf", ".xyz": "xyz", ".extxyz": "xyz"}
-_END = 2**20  # bytes of both ends that tell a file from others
+_END = 2**20  # bytes at both ends of a file that its fingerprint depends on
 _BY_NAME = CsvColumns()
 
 
 def read_molecules(path: str | Path, *, num_conformers: int = 1, mmff: bool = False, seed: int = 0,
                    columns: CsvColumns = _BY_NAME, limit: int | None = None, skip: Container[int] = (),
                    share: tuple[int, int] = (0, 1), num_processes: int | None = None) -> Iterator[MoleculeRecord]:
-    """The molecules of a file in its order, with indices that do not depend on `skip`, `share` or `limit`.
+    """Read the molecules of a file in order. Indices do not depend on `skip`, `share` or `limit`.
 
-    A molecule that cannot be read comes as a record with the reason. SMILES are embedded by ETKDGv3 in worker processes
-    a bounded way ahead, each with a seed of its own.
+    A molecule that cannot be read results in a record with the reason. SMILES are embedded by
+    ETKDGv3 in worker processes, a bounded number ahead and each with its own seed.
 
     Args:
-      path: File or store, see above.
-      num_conformers: Of each SMILES; conformer c of molecule m has the index m * num_conformers + c.
-      mmff: Relax embedded conformers with MMFF94 where it has parameters.
-      seed: Of the embedding.
-      columns: Of a CSV file.
-      limit: Molecules from the start of the file to look at; None for all.
-      skip: Indices that are not wanted; they are not embedded either.
-      share: (i, n): only the molecules i, i + n, i + 2 n, ...
-      num_processes: That embed; None for one per core, 1 for this one alone.
+      path: Path of a file or store, see above.
+      num_conformers: Number of conformers per SMILES. Conformer c of molecule m has the index
+        m * num_conformers + c.
+      mmff: Whether to relax embedded conformers with MMFF94 if it has parameters.
+      seed: Seed of the embedding.
+      columns: Columns of a CSV file.
+      limit: Number of molecules to read from the start of the file; None for all.
+      skip: Indices to skip. They are not embedded.
+      share: (i, n) reads only the molecules i, i + n, i + 2 n, ...
+      num_processes: Number of worker processes for the embedding. None is one per core, and 1 runs
+        in this process.
 
     Raises:
-      DatasetError: The file is missing, damaged as a whole, or of no known kind.
-      ConfigError: It has no such column; conformers of molecules that have positions.
+      DatasetError: The file is missing, corrupted or of an unknown kind.
+      ConfigError: A column is missing, or `num_conformers` is set for molecules with positions.
       ImportError: RDKit is needed and missing.
     """
     path, kind = Path(path), kind_of(path)
@@ -86,16 +91,20 @@ def read_molecules(path: str | Path, *, num_conformers: int = 1, mmff: bool = Fa
 
 
 def from_smiles(smiles: str, *, mmff: bool = False, seed: int = 0) -> Atoms:
-    """Atoms of a SMILES with hydrogens and positions (ETKDGv3), the same that a file with this SMILES gives.
+    """Return atoms with hydrogens and embedded positions (ETKDGv3) for a SMILES.
+
+    A file with this SMILES results in the same positions.
 
     >>> from_smiles("CCO").get_chemical_formula()
     'C2H6O'
 
     Args:
-      mmff: Relax with MMFF94 where it has parameters. seed: Of the embedding.
+      smiles: SMILES of the molecule.
+      mmff: Whether to relax the positions with MMFF94 if it has parameters.
+      seed: Seed of the embedding.
 
     Raises:
-      UnusableMoleculeError: The SMILES cannot be read, or there is no geometry.
+      UnusableMoleculeError: The SMILES cannot be read or embedded.
       ImportError: RDKit is missing.
     """
     _require_rdkit()
@@ -106,10 +115,10 @@ def from_smiles(smiles: str, *, mmff: bool = False, seed: int = 0) -> Atoms:
 
 
 def count_molecules(path: str | Path, columns: CsvColumns = _BY_NAME) -> int:
-    """How many molecules a file has, sound or not.
+    """Count the molecules of a file, including unusable ones.
 
     Raises:
-      DatasetError, ConfigError: As of `read_molecules`.
+      DatasetError, ConfigError: As in `read_molecules`.
     """
     path, kind = Path(path), kind_of(path)
     if kind in molecule_entries.KINDS:
@@ -118,10 +127,10 @@ def count_molecules(path: str | Path, columns: CsvColumns = _BY_NAME) -> int:
 
 
 def fingerprint(path: str | Path) -> dict[str, Any]:
-    """What tells a file of molecules from another: {"bytes": ..., "digest": ...}, the latter of both of its ends.
+    """Return the identity of a file, {"bytes": ..., "digest": ...}. The digest is of both ends.
 
     Raises:
-      DatasetError: There is no such file.
+      DatasetError: The file does not exist.
     """
     path = Path(path)
     path = path / MANIFEST if kind_of(path) == "store" else path
@@ -134,10 +143,10 @@ def fingerprint(path: str | Path) -> dict[str, Any]:
 
 
 def kind_of(path: str | Path) -> str:
-    """One of entries.KINDS or frames.KINDS, by the name of the file or what it is.
+    """Return the kind of a file, a key of entries.KINDS or frames.KINDS, from its name or content.
 
     Raises:
-      DatasetError: There is no such file, or it is a folder and no store.
+      DatasetError: The file does not exist, or is a folder that is not a store.
     """
     path = Path(path)
     if path.is_dir():
@@ -162,7 +171,7 @@ def _require_rdkit() -> None:
 
 
 def _checked(record: MoleculeRecord, path: Path) -> MoleculeRecord:
-    """The record, a failure where there is nothing to relax."""
+    """Return the record, or a failed record if its atoms, positions, cell or charge are invalid."""
     atoms = record.atoms
     if atoms is None:
         return record

@@ -8,7 +8,7 @@ RADIUS, NUM_BITS = 2, 2048  # as ECFP4
 
 
 def morgan_fingerprint(mol: Any) -> Any:
-    """Morgan fingerprint of an RDKit molecule: radius 2, 2,048 bits, as an ExplicitBitVect."""
+    """Return the Morgan fingerprint of an RDKit molecule, an ExplicitBitVect of 2048 bits."""
     from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
 
     return GetMorganGenerator(radius=RADIUS, fpSize=NUM_BITS).GetFingerprint(mol)

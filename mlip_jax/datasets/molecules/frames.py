@@ -1,4 +1,4 @@
-"""Molecules that come with positions, as records: extended XYZ, ASE databases and what else ASE reads, stores."""
+"""Readers of files of molecules with positions: extended XYZ, ASE databases and formats, stores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Wanted = Callable[[int], bool]
 
 
 def read_store(path: Path, wanted: Wanted, limit: int | None) -> Iterator[MoleculeRecord]:
-    """The structures of a store (Å, e) whose numbers are wanted, of the first `limit`."""
+    """Yield the wanted structures among the first `limit` of a store, in Å and e."""
     store = Store(path)
     numbers = filter(wanted, range(len(store))[:limit])
     while here := list(itertools.islice(numbers, 256)):
@@ -36,14 +36,17 @@ def read_store(path: Path, wanted: Wanted, limit: int | None) -> Iterator[Molecu
 
 
 def read_xyz(path: Path, wanted: Wanted, limit: int | None) -> Iterator[MoleculeRecord]:
-    """The frames of extended XYZ (Å) whose numbers are wanted; one that is damaged is a failure."""
+    """Yield the wanted frames of extended XYZ (Å). Corrupted frames become failed records."""
     for number, (line, text) in enumerate(itertools.islice(xyz_frames(path), limit)):
         if wanted(number):
             yield _of_text(number, f"{path.name} line {line}", text)
 
 
 def xyz_frames(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, text) of each frame. A line that begins no frame, and all that follows it, is one frame."""
+    """Yield the first line number and the text of each frame.
+
+    If a frame does not begin with a number of atoms, the rest of the file is returned as one frame.
+    """
     with opened(path) as file:
         lines = enumerate(file, start=1)
         for line, head in lines:
@@ -66,13 +69,13 @@ def _of_text(number: int, where: str, text: str) -> MoleculeRecord:
         try:
             atoms = read(io.StringIO(text), format="extxyz")
             return _record(number, atoms, atoms.info, atoms.get_initial_charges().sum())
-        except Exception as error:  # ASE's parser raises whatever it stumbles on
+        except Exception as error:  # ASE's parser raises exceptions of any type
             problem = f"the frame cannot be read ({type(error).__name__}: {error})"
     return MoleculeRecord(number, "", "", None, f"{where}: {problem}")
 
 
 def read_database(path: Path, wanted: Wanted, limit: int | None) -> Iterator[MoleculeRecord]:
-    """The rows of an ASE database (Å) whose numbers are wanted; one that is damaged is a failure."""
+    """Yield the wanted rows of an ASE database (Å). Corrupted rows become failed records."""
     _refuse_constraints(path)
     with AseDatabase(path) as database:
         for number in filter(wanted, range(len(database))[:limit]):
@@ -86,12 +89,12 @@ def read_database(path: Path, wanted: Wanted, limit: int | None) -> Iterator[Mol
 
 
 def _refuse_constraints(path: Path) -> None:
-    """Fixed atoms of a database would be let loose without a word."""
+    """Raise DatasetError if a database has constraints, which would silently be ignored."""
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             found = connection.execute("SELECT id FROM systems WHERE constraints IS NOT NULL AND constraints "
                                        "NOT IN ('', '[]') LIMIT 1").fetchone()
-    except sqlite3.Error:  # whatever is wrong with it, AseDatabase says it better
+    except sqlite3.Error:  # AseDatabase then raises a better message
         return
     if found:
         raise DatasetError(f"{path}: row {found[0]} has constraints, which are not read from databases. Extended XYZ "
@@ -99,17 +102,18 @@ def _refuse_constraints(path: Path) -> None:
 
 
 def read_ase(path: Path, wanted: Wanted, limit: int | None) -> Iterator[MoleculeRecord]:
-    """What `ase.io` reads, from the start to the end."""
+    """Yield the wanted structures of a file in a format that `ase.io` reads."""
     for number, atoms in enumerate(itertools.islice(ase_frames(path), limit)):
         if wanted(number):
             yield _record(number, atoms, atoms.info, atoms.get_initial_charges().sum())
 
 
 def ase_frames(path: Path) -> Iterator[Atoms]:
-    """All structures of a file.
+    """Yield all structures of a file with `ase.io`.
 
     Raises:
-      DatasetError: ASE does not know the format, or stumbles; whatever follows cannot be reached then.
+      DatasetError: ASE does not know the format or fails at a structure, which makes the later
+        structures inaccessible.
     """
     from ase.io import iread
 
@@ -124,7 +128,7 @@ def ase_frames(path: Path) -> Iterator[Atoms]:
 
 
 def count_frames(path: Path, kind: str) -> int:
-    """Structures of a file of a kind of KINDS."""
+    """Count the structures of a file whose kind is a key of KINDS."""
     if kind == "store":
         return len(Store(path))
     if kind == "db":
@@ -151,5 +155,5 @@ KINDS = {"store": read_store, "xyz": read_xyz, "db": read_database, "ase": read_
 
 
 def kind_by_content(path: Path) -> str:
-    """"db" for SQLite files, else "ase"."""
+    """Return "db" for SQLite files, or "ase" for all other files."""
     return "db" if is_sqlite(path) else "ase"

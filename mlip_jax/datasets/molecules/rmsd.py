@@ -1,13 +1,17 @@
-"""Root mean square deviations of conformers after the best superposition (Kabsch's problem), many at once, in JAX.
+"""Batched root mean square deviations (RMSD) of conformers after optimal superposition, in JAX.
 
-The best proper rotation is the eigenvector of the largest eigenvalue of Horn's 4 x 4 matrix (J. Opt. Soc. Am. A 4, 629
-(1987); Theobald, Acta Cryst. A 61, 478 (2005)): mirror images are not superposed. It is found by squaring the
-matrix, shifted to be positive, sixteen times, which needs no branches and no decomposition and is safe where
-eigenvalues coincide (linear molecules). On a CPU it takes a fifth of the time of the singular value decompositions of
-`geometry.kabsch_align`. The deviation is that of the rotated positions themselves and not G - 2 lambda, of which single
-precision would leave 1e-3 Å.
+The optimal proper rotation (Kabsch's problem) is the eigenvector of the largest eigenvalue of
+Horn's 4 x 4 matrix (J. Opt. Soc. Am. A 4, 629 (1987); Theobald, Acta Cryst. A 61, 478 (2005)).
+Mirror images are not superposed. The eigenvector is computed by squaring the matrix sixteen times,
+after a shift that makes it positive. This requires neither branches nor a decomposition and is safe
+for equal eigenvalues (linear molecules). On a CPU, it takes a fifth of the time of the singular
+value decompositions in `geometry.kabsch_align`. The deviation is computed from the rotated
+positions. The usual formula G - 2 lambda would have an error of 1e-3 Å in single precision.
 
-    P  pairs of conformers     n  atoms     T, R  test and training conformers of a molecule     Q  permutations
+    P     pairs of conformers
+    n     atoms
+    T, R  test and training conformers of a molecule
+    Q     permutations
 """
 
 from __future__ import annotations
@@ -19,19 +23,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_SQUARINGS = 16  # the gap of two eigenvalues that are told apart is 2^-16 of their sum
-_PAIRS, _FEW = 16_384, 1_024  # of a call to the device, and of one for what is left over: two programs
-_AHEAD = 4 * _PAIRS  # pairs that are gathered before they are worked on
-_ATOMS = 8  # atoms are padded to a multiple of this many, so that few programs are compiled
+_SQUARINGS = 16  # resolves two eigenvalues whose gap is 2^-16 of their sum
+_PAIRS, _FEW = 16_384, 1_024  # pairs per program, and per program for the remainder
+_AHEAD = 4 * _PAIRS  # number of pairs that are collected before they are processed
+_ATOMS = 8  # atoms are padded to a multiple of this number, to compile few programs
 
 
 class Conformers(NamedTuple):
     """Test and training conformers of one molecule, with the same atoms in the same order.
 
     Attributes:
-      test: (T, n, 3) Å. train: (R, n, 3) Å.
-      permutations: (Q, n) int, orders of the atoms that are the same molecule (symmetry.py), the identity among them;
-        None: the identity alone.
+      test: Positions of the test conformers (Å), (T, n, 3).
+      train: Positions of the training conformers (Å), (R, n, 3).
+      permutations: Permutations of equivalent atoms (symmetry.py) including the identity, (Q, n)
+        int; None for the identity only.
     """
 
     test: np.ndarray
@@ -40,35 +45,42 @@ class Conformers(NamedTuple):
 
 
 def cross_rmsd(molecule: Conformers, *, dtype: type = np.float32) -> np.ndarray:
-    """RMSD of each test conformer to each training conformer, the least over the permutations, (T, R) Å, float64.
+    """Compute the RMSD of each test conformer to each training conformer (Å), (T, R) float64.
+
+    Each RMSD is the minimum over the permutations.
 
     Args:
-      dtype: np.float64 for RMSDs that are right to 1e-7 Å; single precision is right to about 1e-5 Å
-        (1e-3 Å where all atoms lie on a line but for 1e-3 Å).
+      molecule: Conformers of one molecule.
+      dtype: Precision. np.float64 is accurate to 1e-7 Å and np.float32 to about 1e-5 Å (1e-3 Å if
+        all atoms are within 1e-3 Å of a line).
 
     Raises:
-      ValueError: Conformers of other shapes than those above.
+      ValueError: The conformers or permutations have invalid shapes.
     """
     return next(_minima([molecule], dtype, each_pair=True))
 
 
 def nearest_rmsd(molecules: Iterable[Conformers], *, dtype: type = np.float32) -> Iterator[np.ndarray]:
-    """For each molecule the RMSD of each test conformer to the nearest training conformer, (T,) Å, float64.
+    """Compute the RMSD of each test conformer to the nearest training conformer (Å).
 
-    Molecules are taken from the iterable some thousands of pairs ahead: they are worked on together, so that small
-    ones cost no more per pair than large ones. Infinite where there is no training conformer, NaN without atoms.
+    Molecules are read ahead by some thousands of pairs and processed in batches, so small molecules
+    cost no more per pair than large ones.
 
     Args:
-      dtype: As for `cross_rmsd`.
+      molecules: Conformers of each molecule.
+      dtype: Precision, as for `cross_rmsd`.
+
+    Yields:
+      RMSDs of one molecule, (T,) float64: infinite without training conformers, NaN without atoms.
 
     Raises:
-      ValueError: As `cross_rmsd`.
+      ValueError: As in `cross_rmsd`.
     """
     return _minima(molecules, dtype, each_pair=False)
 
 
 def _minima(molecules: Iterable[Conformers], dtype: type, each_pair: bool) -> Iterator[np.ndarray]:
-    """The least RMSDs of the pairs (T, R) of each molecule, or of its test conformers (T,)."""
+    """Yield the minimum RMSDs of each molecule: per pair, (T, R), or per test conformer, (T,)."""
     done: list[np.ndarray] = []
     batch = _Batch(dtype)
     for molecule in molecules:
@@ -79,14 +91,14 @@ def _minima(molecules: Iterable[Conformers], dtype: type, each_pair: bool) -> It
             batch.add(found, (t, r) if each_pair else (t,), a, b)
             if batch.count >= _AHEAD:
                 batch.run()
-                yield from done[:-1]  # of the last one there may be more
+                yield from done[:-1]  # the last molecule may have further pairs
                 done = done[-1:]
     batch.run()
     yield from done
 
 
 def _checked(molecule: Conformers) -> tuple[np.ndarray, np.ndarray]:
-    """Test conformers (T, n, 3) and training conformers (R, n, 3), centred, float64."""
+    """Return centered test conformers, (T, n, 3), and training conformers, (R, n, 3), float64."""
     test, train = np.asarray(molecule.test, np.float64), np.asarray(molecule.train, np.float64)
     if test.ndim != 3 or train.ndim != 3 or test.shape[1:] != train.shape[1:] or test.shape[2] != 3:
         raise ValueError(f"expected conformers of shapes (T, n, 3) and (R, n, 3); received {test.shape} and "
@@ -100,7 +112,7 @@ def _checked(molecule: Conformers) -> tuple[np.ndarray, np.ndarray]:
 
 def _blocks(test: np.ndarray, train: np.ndarray, permutations: np.ndarray | None
             ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """All pairs in pieces that do not grow with the molecule: numbers t, r (P,) and positions (P, n, 3) of both."""
+    """Yield all pairs in blocks of bounded size: indices t, r (P,) and both positions (P, n, 3)."""
     orders = np.arange(test.shape[1])[None] if permutations is None else np.asarray(permutations)
     some_train = int(np.clip(_AHEAD // len(orders), 1, max(len(train), 1)))
     some_test = int(np.clip(_AHEAD // (len(orders) * some_train), 1, max(len(test), 1)))
@@ -112,22 +124,22 @@ def _blocks(test: np.ndarray, train: np.ndarray, permutations: np.ndarray | None
 
 
 class _Batch:
-    """Pairs of several molecules that wait to be worked on together."""
+    """Pairs of several molecules that are processed together."""
 
     def __init__(self, dtype: type):
         self._dtype, self.count = dtype, 0
-        self._waiting: dict[int, list] = {}  # by the room for atoms
+        self._waiting: dict[int, list] = {}  # by padded number of atoms
 
     def add(self, found: np.ndarray, places: tuple[np.ndarray, ...], a: np.ndarray, b: np.ndarray) -> None:
-        """The least RMSDs of pairs of positions a, b (P, n, 3) are to go to `places` of `found`."""
+        """Add pairs of positions a and b, (P, n, 3), with minimum RMSDs for `places` in `found`."""
         room = -(-a.shape[1] // _ATOMS) * _ATOMS
-        # further atoms at the centre add nothing to any sum
+        # Padding atoms at the center contribute zero to all sums.
         padded = [np.pad(x, ((0, 0), (0, room - x.shape[1]), (0, 0))) for x in (a, b)]
         self._waiting.setdefault(room, []).append((found, places, a.shape[1], *padded))
         self.count += len(a)
 
     def run(self) -> None:
-        """Work on all pairs."""
+        """Compute the RMSDs of all pairs and reset the batch."""
         for pieces in self._waiting.values():
             sums = _sums(*(np.concatenate([piece[k] for piece in pieces]) for k in (3, 4)), self._dtype)
             ends = np.cumsum([len(piece[3]) for piece in pieces])[:-1]
@@ -137,7 +149,7 @@ class _Batch:
 
 
 def _sums(a: np.ndarray, b: np.ndarray, dtype: type) -> np.ndarray:
-    """Sum of the squared deviations of each pair, (P,) Å²."""
+    """Compute the sum of the squared deviations of each pair (Å²), (P,)."""
     found = np.empty(len(a), dtype)
     with jax.enable_x64(dtype == np.float64):
         start = 0
@@ -156,9 +168,17 @@ def _rows(values: np.ndarray, size: int) -> np.ndarray:
 
 @jax.jit
 def _superposed(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Least sums of squared deviations (P,) of centred positions a, b (P, n, 3) over all rotations of b."""
-    # pairs last: all that follows is then elementwise along contiguous memory
-    ax, ay, az = a.transpose(2, 1, 0)
+    """Minimize the sum of squared deviations over all rotations of b.
+
+    Args:
+      a: Centered positions (Å), (P, n, 3).
+      b: Centered positions (Å), (P, n, 3).
+
+    Returns:
+      Minimum sums (Å²), (P,).
+    """
+    # With pairs as the last axis, all operations are elementwise along contiguous memory.
+    ax, ay, az = a.transpose(2, 1, 0)  # each (n, P)
     bx, by, bz = b.transpose(2, 1, 0)
     w, x, y, z = _top_eigenvector(_horn((ax, ay, az), (bx, by, bz)))
     dx = ax - ((1 - 2 * (y * y + z * z)) * bx + 2 * (x * y - w * z) * by + 2 * (x * z + w * y) * bz)
@@ -168,7 +188,10 @@ def _superposed(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _horn(a, b) -> dict[tuple[int, int], jax.Array]:
-    """Upper triangle of Horn's matrix, shifted by half of the sum of squares so that no eigenvalue is negative."""
+    """Return the upper triangle of Horn's matrix, shifted by half of the sum of squares.
+
+    The shift makes all eigenvalues nonnegative. Each element is (P,).
+    """
     s = [[(b[i] * a[j]).sum(0) for j in range(3)] for i in range(3)]
     (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = s
     shift = 0.5 * sum((v * v).sum(0) for v in (*a, *b))
@@ -178,7 +201,7 @@ def _horn(a, b) -> dict[tuple[int, int], jax.Array]:
 
 
 def _top_eigenvector(matrix) -> tuple[jax.Array, ...]:
-    """Unit eigenvector of the largest eigenvalue; zero of a matrix that is zero."""
+    """Return the unit eigenvector of the largest eigenvalue; zero for a zero matrix."""
     def at(m, i, j):
         return m[min(i, j), max(i, j)]
 
@@ -190,9 +213,10 @@ def _top_eigenvector(matrix) -> tuple[jax.Array, ...]:
     def square(_, m):
         return scaled({(i, j): sum(at(m, i, k) * at(m, k, j) for k in range(4)) for i, j in m})
 
-    # not unrolled, which would take seconds to compile and a little longer to run
+    # Unrolling would take seconds to compile and would run slightly slower.
     m = jax.lax.fori_loop(0, _SQUARINGS, square, scaled(matrix))
-    # all columns are multiples of the vector; the one with the largest diagonal is the most exact
+    # All columns are multiples of the eigenvector. The one with the largest diagonal element is the
+    # most accurate.
     column, largest = [at(m, i, 0) for i in range(4)], m[0, 0]
     for j in range(1, 4):
         better = m[j, j] > largest

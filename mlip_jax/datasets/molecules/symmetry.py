@@ -1,8 +1,8 @@
-"""Symmetries of molecules: the orders of the heavy atoms in which a molecule is the same, as RDKit's GetBestRMS has
-them, and that function itself as a reference.
+"""Symmetries of molecules: permutations of equivalent heavy atoms, as in RDKit's GetBestRMS.
 
-Atoms are the same where the element and all bonds are; stereochemistry plays no part. Terminal atoms that share a
-charge or a proton (the oxygens of a carboxylate, a carboxylic acid or a nitro group) are the same, too.
+Atoms are equivalent if their elements and all bonds are equal; stereochemistry is ignored. Terminal
+atoms that share a charge or a proton (the oxygens of a carboxylate, a carboxylic acid or a nitro
+group) are also equivalent. `best_rms` calls GetBestRMS itself, as a reference for tests.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from mlip_jax import workers
 from mlip_jax.datasets.molecules.connectivity import from_geometry, from_smiles
 
 MAX_SYMMETRIES = 2_000
-# As in RDKit's symmetrizeTerminalAtoms.
+# The SMARTS pattern of RDKit's symmetrizeTerminalAtoms.
 _TERMINAL = "[O,N;D1;$([O,N;D1]-[*]=[O,N;D1]),$([O,N;D1]=[*]-[O,N;D1])]~[*]"
 
 
 class Symmetries(NamedTuple):
-    """Of the heavy atoms of a molecule.
+    """Symmetries of the heavy atoms of a molecule.
 
     Attributes:
-      heavy: Places of the heavy atoms among all, (n,) int64, ascending.
-      permutations: (Q, n) int64: positions[heavy][permutations[q]] is the same molecule as positions[heavy]; the first
-        is the identity.
-      complete: All there are; False where there are more than were asked for. A least RMSD over some of them is an
-        upper bound of that over all.
+      heavy: Indices of the heavy atoms, ascending, (n,) int64.
+      permutations: Permutations, (Q, n) int64; the first one is the identity.
+        positions[heavy][permutations[q]] is the same molecule as positions[heavy].
+      complete: Whether these are all symmetries of the molecule. If not, a minimum RMSD over them
+        is an upper bound.
     """
 
     heavy: np.ndarray
@@ -37,7 +37,11 @@ class Symmetries(NamedTuple):
 
 
 def symmetries(mol: Any, most: int = MAX_SYMMETRIES) -> Symmetries:
-    """Of an RDKit molecule with explicit hydrogens, at most so many.
+    """Find the symmetries of an RDKit molecule.
+
+    Args:
+      mol: RDKit molecule with explicit hydrogens.
+      most: Maximum number of symmetries, including the identity.
 
     Raises:
       ValueError: `most` is below 1.
@@ -57,7 +61,7 @@ def symmetries(mol: Any, most: int = MAX_SYMMETRIES) -> Symmetries:
 
 
 def _symmetrized(mol: Any) -> Any:
-    """A query that takes terminal atoms which share a charge or a proton for one another."""
+    """Return a query in which terminal atoms that share a charge or a proton are equivalent."""
     from rdkit import Chem
 
     query, either = Chem.RWMol(mol), Chem.MolFromSmarts("*-,=*").GetBondWithIdx(0)
@@ -68,17 +72,20 @@ def _symmetrized(mol: Any) -> Any:
 
 
 def molecule_of(numbers: np.ndarray, positions: np.ndarray, smiles: str = "") -> Any | None:
-    """The RDKit molecule of a structure, with its atoms in the structure's order and explicit hydrogens.
+    """Return the RDKit molecule of a structure, with explicit hydrogens.
 
-    Bond orders are those of the SMILES, whose atoms may come in any order: they are found by which atoms are close.
-    Without a SMILES, or where it is of another molecule than the geometry, all bonds are single: `symmetries` are then
-    those of the skeleton of heavy atoms, of which there may be more.
+    Atoms are in the order of the structure. Bond orders are those of the SMILES, whose atoms can
+    have any order: they are matched by connectivity. Without a SMILES, or if it is of another
+    molecule than the geometry, all bonds are single. The molecule can then have more `symmetries`,
+    those of the skeleton of its heavy atoms.
 
     Args:
-      numbers: (n,). positions: (n, 3) Å.
+      numbers: Atomic numbers, (n,).
+      positions: Positions (Å), (n, 3).
+      smiles: SMILES of the molecule, or "".
 
     Returns:
-      None where RDKit can make nothing of the geometry.
+      The molecule, or None if RDKit cannot determine the connectivity of the geometry.
     """
     from rdkit import Chem
 
@@ -88,14 +95,14 @@ def molecule_of(numbers: np.ndarray, positions: np.ndarray, smiles: str = "") ->
     known = Chem.AddHs(known)
     if known.GetNumAtoms() != found.GetNumAtoms() or known.GetNumBonds() != found.GetNumBonds():
         return found
-    places = found.GetSubstructMatch(_bare(known))  # of each atom of the SMILES among those of the structure
+    places = found.GetSubstructMatch(_bare(known))  # atoms of the structure in the SMILES's order
     if not places:
         return found
     return Chem.RenumberAtoms(known, np.argsort(places).tolist())
 
 
 def _bare(mol: Any) -> Any:
-    """Elements and single bonds alone, as molecules of geometries have them."""
+    """Return a copy with only elements and single bonds, like molecules from geometries."""
     from rdkit import Chem
 
     bare = Chem.RWMol()
@@ -109,7 +116,13 @@ def _bare(mol: Any) -> Any:
 
 
 class SymmetryQuery(NamedTuple):
-    """A molecule whose symmetries are asked for: atomic numbers (n,), positions (n, 3) in Å and SMILES or ""."""
+    """A molecule for `symmetries_of`.
+
+    Attributes:
+      numbers: Atomic numbers, (n,).
+      positions: Positions (Å), (n, 3).
+      smiles: SMILES of the molecule, or "".
+    """
 
     numbers: np.ndarray
     positions: np.ndarray
@@ -118,7 +131,10 @@ class SymmetryQuery(NamedTuple):
 
 def symmetries_of(entries: Iterable[SymmetryQuery], most: int = MAX_SYMMETRIES, num_processes: int | None = None
                   ) -> Iterator[Symmetries | None]:
-    """Symmetries of each molecule, in order, found in worker processes; None where RDKit can make nothing of it."""
+    """Find the symmetries of each molecule in worker processes, in order.
+
+    The result is None for molecules whose connectivity RDKit cannot determine.
+    """
     return workers.stream(_of_entry, ((entry, most) for entry in entries), num_processes)
 
 
@@ -129,12 +145,15 @@ def _of_entry(job: tuple[SymmetryQuery, int]) -> Symmetries | None:
 
 
 def best_rms(mol: Any, test: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """RDKit's GetBestRMS of each test conformer to each training conformer over the heavy atoms, (T, R) Å.
+    """Compute RDKit's GetBestRMS of each test to each training conformer (Å), (T, R).
 
-    It looks through up to a million symmetries of one pair after another: the reference for rmsd.cross_rmsd.
+    The RMSD is over the heavy atoms. RDKit tries up to a million symmetries, one pair after
+    another. This is the reference for rmsd.cross_rmsd.
 
     Args:
-      mol: RDKit molecule of n atoms, hydrogens explicit. test: (T, n, 3) Å. train: (R, n, 3) Å.
+      mol: RDKit molecule of n atoms with explicit hydrogens.
+      test: Positions of the test conformers (Å), (T, n, 3).
+      train: Positions of the training conformers (Å), (R, n, 3).
     """
     from rdkit import Chem
     from rdkit.Chem import rdMolAlign

@@ -1,1 +1,1 @@
-"""Which structures a run uses: splits, nested subsets, diverse molecules, held-out molecules."""
+"""Selection of structures: splits, nested subsets, diverse molecules and held-out molecules."""

@@ -1,9 +1,9 @@
-"""Diverse molecules: MaxMin picking by the Tanimoto distance of Morgan fingerprints, or by the distance of features.
+"""Diverse molecules: MaxMin picking by Tanimoto distance of Morgan fingerprints or by features.
 
-Ashton et al., Quant. Struct.-Act. Relat. 21, 598 (2002): each pick is the molecule whose nearest neighbour among those
-picked before is the farthest. RDKit's LazyBitVectorPick gives the picks of the plain greedy algorithm without all the
-distances. In a space of numbers the same algorithm is known as farthest-point sampling (Gonzalez, Theor. Comput. Sci.
-38, 293, 1985).
+In MaxMin picking (Ashton et al., Quant. Struct.-Act. Relat. 21, 598 (2002)), each pick is the
+molecule whose nearest neighbor among the previous picks is farthest. RDKit's LazyBitVectorPick
+returns the picks of the greedy algorithm without computing all distances. In a vector space, the
+same algorithm is called farthest-point sampling (Gonzalez, Theor. Comput. Sci. 38, 293, 1985).
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from mlip_jax.datasets.molecules.fingerprints import morgan_fingerprint
 
 
 def maxmin(fingerprints: Sequence[Any], count: int, *, first: int | None = None, seed: int = 0) -> np.ndarray:
-    """Places of `count` diverse fingerprints in the order of picking, (count,) int64.
+    """Return the indices of `count` diverse fingerprints in the order of picking, (count,) int64.
 
     Args:
       fingerprints: ExplicitBitVects or their binary form, (S,).
-      count: At most S; more is all of them, in the order of picking.
-      first: Place of the first pick; None: drawn by `seed`.
-      seed: Of the first pick.
+      count: Number of picks. If it exceeds S, all S fingerprints are picked.
+      first: Index of the first pick; None draws it with `seed`.
+      seed: Seed of the first pick.
 
     Raises:
-      ValueError: There is nothing to pick from, or `count` or `first` are out of range.
+      ValueError: There are no fingerprints, or `count` or `first` is out of range.
     """
     from rdkit.DataStructs import ExplicitBitVect
     from rdkit.SimDivFilters.rdSimDivPickers import MaxMinPicker
@@ -39,24 +39,27 @@ def maxmin(fingerprints: Sequence[Any], count: int, *, first: int | None = None,
     if min(count, size) == 1:
         return np.array([first], np.int64)
     vectors = [ExplicitBitVect(f) if isinstance(f, bytes) else f for f in fingerprints]
-    # the seed is RDKit's of a first pick of its own, which is not used
+    # This seed is for RDKit's choice of the first pick, which is not used here.
     picked = MaxMinPicker().LazyBitVectorPick(vectors, size, min(count, size), [first], seed=0)
     return np.array(list(picked), np.int64)
 
 
 def maxmin_rank(molecule: np.ndarray, smiles: Sequence[str], count: int, *, seed: int, least: int = 1) -> np.ndarray:
-    """Place of each structure's molecule in the order of MaxMin picking, (S,) int64.
+    """Return the rank of the molecule of each structure in the order of MaxMin picking, (S,) int64.
 
-    Picks of a smaller count are the first ones of a larger, and none depends on the order of the structures.
+    The picks for a smaller count are the first picks for a larger one. The picks do not depend on
+    the order of the structures.
 
     Args:
-      molecule: Of each structure, (S,), of any sortable type. smiles: Of each structure, (S,).
-      count: Molecules that are picked; all others have the place `count`.
-      seed: Of the first pick.
-      least: Only molecules with so many structures are picked.
+      molecule: Molecule of each structure, (S,), of any sortable type.
+      smiles: SMILES of each structure, (S,).
+      count: Number of molecules to pick. All other molecules have the rank `count`.
+      seed: Seed of the first pick.
+      least: Minimum number of structures of a molecule that can be picked.
 
     Raises:
-      ImportError: RDKit is missing. ValueError: A SMILES that cannot be read, or no molecule to pick from.
+      ImportError: RDKit is missing.
+      ValueError: A SMILES cannot be read, or there is no molecule to pick from.
     """
     from rdkit import Chem
 
@@ -66,7 +69,7 @@ def maxmin_rank(molecule: np.ndarray, smiles: Sequence[str], count: int, *, seed
             mol = Chem.MolFromSmiles(text) if text else None
             if mol is None:
                 raise ValueError(f"a choice of diverse molecules needs SMILES that RDKit can read; received {text!r}")
-            # hydrogens may be explicit in one record and not in the next
+            # Hydrogens can be explicit in one record and implicit in the next.
             fingerprints.append(morgan_fingerprint(Chem.RemoveHs(mol)))
         return maxmin(fingerprints, picks, seed=seed)
 
@@ -74,18 +77,19 @@ def maxmin_rank(molecule: np.ndarray, smiles: Sequence[str], count: int, *, seed
 
 
 def farthest_points(points: np.ndarray, count: int, *, first: int | None = None, seed: int = 0) -> np.ndarray:
-    """Places of `count` points that lie far from each other, in the order of picking, (count,) int64.
+    """Return the indices of `count` distant points in the order of picking, (count,) int64.
 
-    Each is the one whose nearest pick is the farthest. Takes time as S * F * count: seconds for thousands of each.
+    Each pick is the point whose nearest previous pick is farthest. The cost is O(S * F * count):
+    seconds for thousands of each.
 
     Args:
-      points: (S, F).
-      count: At most S; more is all of them, in the order of picking.
-      first: Place of the first pick; None: drawn by `seed`, as `maxmin` draws it.
-      seed: Of the first pick.
+      points: Points, (S, F).
+      count: Number of picks. If it exceeds S, all S points are picked.
+      first: Index of the first pick; None draws it with `seed`, as in `maxmin`.
+      seed: Seed of the first pick.
 
     Raises:
-      ValueError: There is nothing to pick from, `count` or `first` are out of range, or points are not finite.
+      ValueError: There are no points, `count` or `first` is out of range, or points are not finite.
     """
     size = len(points)
     if not size or count < 1:
@@ -94,6 +98,7 @@ def farthest_points(points: np.ndarray, count: int, *, first: int | None = None,
     points = np.ascontiguousarray(points, np.float32)
     if not np.isfinite(points).all():
         raise ValueError("points must be finite; received NaN or infinite numbers")
+    # Squared norms and squared distances to the nearest pick, both (S,).
     squares, nearest = np.einsum("sf,sf->s", points, points), np.full(size, np.inf, np.float32)
     picks = np.empty(min(count, size), np.int64)
     picks[0] = first
@@ -107,17 +112,20 @@ def farthest_points(points: np.ndarray, count: int, *, first: int | None = None,
 
 def farthest_rank(molecule: np.ndarray, ids: np.ndarray, features: np.ndarray, count: int, *, seed: int,
                   least: int = 1) -> np.ndarray:
-    """Place of each structure's molecule in the order of farthest-point picking, (S,) int64, as `maxmin_rank` has it.
+    """Return the rank of the molecule of each structure in farthest-point picking, (S,) int64.
 
-    Each feature counts in units of its standard deviation over the molecules that are picked from.
+    Each feature is divided by its standard deviation over the candidate molecules.
 
     Args:
-      molecule: Of each structure, (S,), of any sortable type.
-      ids, features: Molecules (M,) and what stands for each, (M, F); there may be others among them.
-      count, seed, least: As of `maxmin_rank`.
+      molecule: Molecule of each structure, (S,), of any sortable type.
+      ids: Molecules with features, (M,); can include molecules without structures here.
+      features: Features of these molecules, (M, F).
+      count: Number of molecules to pick. All other molecules have the rank `count`.
+      seed: Seed of the first pick.
+      least: Minimum number of structures of a molecule that can be picked.
 
     Raises:
-      ValueError: A molecule that could be picked has no features, or none could be picked.
+      ValueError: A candidate molecule has no features, or there is no candidate.
     """
     order = np.argsort(ids, kind="stable")
 
@@ -127,7 +135,7 @@ def farthest_rank(molecule: np.ndarray, ids: np.ndarray, features: np.ndarray, c
         if (ids[places] != wanted).any():
             raise ValueError(f"{(ids[places] != wanted).sum()} of {len(wanted)} molecules have no features")
         own = features[places].astype(np.float64)
-        # one that is the same in all molecules must not become noise of rounding
+        # Without this minimum, division would turn a constant feature into rounding noise.
         spread = np.maximum(own.std(0), 1e-6 * max(float(np.abs(own).max(initial=0)), 1e-12))
         return farthest_points((own - own.mean(0)) / spread, picks, seed=seed)
 
@@ -135,7 +143,7 @@ def farthest_rank(molecule: np.ndarray, ids: np.ndarray, features: np.ndarray, c
 
 
 def _first(size: int, first: int | None, seed: int) -> int:
-    """Place of the first pick among `size`: `first`, or one drawn by `seed`."""
+    """Return the index of the first pick out of `size`: `first`, or a random one if it is None."""
     if first is None:
         first = int(np.random.default_rng(seed).integers(size))
     if not 0 <= first < size:
@@ -144,11 +152,16 @@ def _first(size: int, first: int | None, seed: int) -> int:
 
 
 def _rank(molecule: np.ndarray, count: int, least: int, pick: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
-    """Place of each structure's molecule among `count` picks, (S,) int64; all that are not picked have `count`.
+    """Return the rank of the molecule of each structure among `count` picks, (S,) int64.
+
+    Molecules that are not picked have the rank `count`.
 
     Args:
-      pick: (one structure of each molecule that may be picked, number of picks) -> places among them. The molecules
-        stand in an order of their own, whatever the order of the structures.
+      molecule: Molecule of each structure, (S,).
+      count: Number of molecules to pick.
+      least: Minimum number of structures of a molecule that can be picked.
+      pick: Function (one structure per candidate molecule, number of picks) -> indices among the
+        candidates. The order of the candidates does not depend on the order of the structures.
     """
     unit_of, num_units = group(molecule)
     one = np.zeros(num_units, np.int64)

@@ -1,21 +1,23 @@
-"""Structures that tell how a force field generalises: to other molecules, and to other conformers of its own.
+"""Test sets for the generalization of a force field to other molecules and to other conformers.
 
-A run trains on n_s molecules with n_c conformers each. Four kinds of structures are of interest:
+A run trains on n_s molecules with n_c conformers each. There are four kinds of test structures:
 
-    IID-S   molecules that it has not seen, of the same data: those of the test part of a split by molecule that have as
-            many conformers as a molecule must have to be drawn for training
-    OOD-S   molecules of another data set, smaller ones for instance; none that the run has seen
-    IID-C   unseen conformers of molecules that it trained on, near to one of those: the least RMSD over the heavy atoms
-            to any training conformer of the molecule is at most a threshold
-    OOD-C   the same beyond the threshold
+    IID-S   unseen molecules of the same data set: molecules in the test split of a split by
+            molecule, with the minimum number of conformers that training molecules have
+    OOD-S   unseen molecules of another data set, for instance smaller ones
+    IID-C   unseen conformers of training molecules near a training conformer: the minimum
+            heavy-atom RMSD to the training conformers of the molecule is at most a threshold
+    OOD-C   unseen conformers of training molecules beyond the threshold
 
-Runs that are compared (same seed of the split, other n_s and n_c) draw nested subsets (subsets.py) from molecules of
-at least `min_conformers` conformers, the largest n_c among them. Conformers that would be drawn at that n_c count as
-training conformers of every run: what is left over is unseen in all of them, so that each is tested on the same
-conformers of a molecule. Which of them are near depends on what a run trained on, and so on n_c.
+Runs to be compared have the same split seed and different n_s and n_c. They draw nested subsets
+(subsets.py) from molecules with at least `min_conformers` conformers, the largest n_c among the
+runs. Conformers that would be drawn at this largest n_c count as training conformers of every run.
+The remaining ones are unseen in all runs, so all runs are tested on the same conformers of a
+molecule. The assignment to IID-C or OOD-C depends on the training conformers and therefore on n_c.
 
-After Shenoy et al., "Role of Structural and Conformational Diversity for Machine Learning Potentials"
-(arXiv:2311.00862); the threshold and the conformers put aside are choices made here.
+Follows Shenoy et al., "Role of Structural and Conformational Diversity for Machine Learning
+Potentials" (arXiv:2311.00862). The threshold and the reserved conformers are choices of this
+package.
 """
 
 from __future__ import annotations
@@ -35,25 +37,30 @@ from mlip_jax.datasets.store.store import Store
 
 log = logging.getLogger(__name__)
 
-_HEAVY = 1  # atomic numbers above it
+_HEAVY = 1  # atoms with a larger atomic number are heavy
 
 
 def unseen_conformers(molecule: np.ndarray, conformer: np.ndarray, train: np.ndarray, *, num_conformers: int,
                       seed: int, max_molecules: int | None = None, among: np.ndarray | None = None) -> np.ndarray:
-    """Conformers of the training molecules that no run of a comparison trains on: sorted, int64.
+    """Return conformers of the training molecules that no run of a comparison trains on.
 
     Args:
-      molecule, conformer: Of each structure, (S,), as of `nested_subset`.
-      train: Numbers of the structures that the run trains on, (N,).
-      num_conformers: That are put aside for training, of each molecule: the largest n_c of the comparison. Molecules
-        without more have no unseen ones.
-      seed: Of the draw of `train`, by `nested_subset`.
-      max_molecules: Only of so many of the molecules, the first ones of the draw: the same in each run that has them.
-      among: Numbers of the structures that may be used; None: all.
+      molecule: Molecule of each structure, (S,), as in `nested_subset`.
+      conformer: Number of each structure within its molecule, (S,), as in `nested_subset`.
+      train: Indices of the training structures of the run, (N,).
+      num_conformers: Number of conformers per molecule that are reserved for training, the largest
+        n_c of the comparison. Molecules without further conformers have no unseen ones.
+      seed: Seed with which `nested_subset` has drawn `train`.
+      max_molecules: Maximum number of molecules, the first ones of the draw. They are the same in
+        every run that trains on them.
+      among: Indices of the structures that can be used; None for all.
+
+    Returns:
+      Sorted indices, int64.
 
     Raises:
-      ValueError: The run trains on what would have been left over: `seed` or `num_conformers` are not those of the
-        draw.
+      ValueError: The run trains on some of the remaining conformers, so `seed` or `num_conformers`
+        is not that of the draw.
     """
     among = np.arange(len(molecule)) if among is None else np.asarray(among, np.int64)
     mine = among[np.isin(molecule[among], molecule[train])]
@@ -77,11 +84,12 @@ def unseen_conformers(molecule: np.ndarray, conformer: np.ndarray, train: np.nda
 
 
 class Distances(NamedTuple):
-    """Of conformers to the training conformers of their molecules.
+    """Distances of conformers to the training conformers of their molecules.
 
     Attributes:
-      rmsd: (C,) Å, the least over the heavy atoms and their symmetries; NaN where it is not known.
-      notes: What a reader of them must know, one sentence each.
+      rmsd: Minimum heavy-atom RMSD over the training conformers and the symmetries of the molecule
+        (Å), (C,); NaN if unknown.
+      notes: Remarks that a reader of the distances has to know, one sentence each.
     """
 
     rmsd: np.ndarray
@@ -90,14 +98,17 @@ class Distances(NamedTuple):
 
 def distances_to_training(store: Store, conformers: np.ndarray, train: np.ndarray, *,
                           max_symmetries: int = MAX_SYMMETRIES, num_processes: int | None = None) -> Distances:
-    """The least heavy-atom RMSD of each conformer to the training conformers of its molecule.
+    """Compute the minimum heavy-atom RMSD of each conformer to the training conformers.
 
-    One molecule after another is read, so that memory does not grow with the data.
+    Molecules are read one after another, so memory does not grow with the data.
 
     Args:
-      store: Of the structures. conformers, train: Numbers there, (C,) and (N,).
-      max_symmetries: Of a molecule that are looked through.
-      num_processes: That find symmetries; None: one per core, 1: this one alone.
+      store: Store with the structures.
+      conformers: Indices of the conformers, (C,).
+      train: Indices of the training structures, (N,).
+      max_symmetries: Maximum number of symmetries to try per molecule.
+      num_processes: Number of worker processes that find symmetries. None is one per core, and 1
+        runs in this process.
     """
     molecule = np.asarray(store.index("molecule"))
     places = np.argsort(molecule[conformers], kind="stable")
@@ -106,6 +117,7 @@ def distances_to_training(store: Store, conformers: np.ndarray, train: np.ndarra
     order = train[np.argsort(molecule[train], kind="stable")]
     found, problems = np.full(len(conformers), np.nan), {"other atoms": 0, "many symmetries": 0, "unreadable": 0}
 
+    # `pieces` is read twice, for the symmetries and for the positions, to bound the memory.
     def pieces() -> Iterator[tuple[np.ndarray, Columns, Columns]]:
         for test in tests:
             key = molecule[conformers[test[0]]]
@@ -125,9 +137,10 @@ def distances_to_training(store: Store, conformers: np.ndarray, train: np.ndarra
                              None if each is None else each.permutations)
 
     kept: list[np.ndarray] = []
+    # `nearest_rmsd` reads `molecules` ahead, so `kept` already has the conformers of each result.
     for number, nearest in enumerate(nearest_rmsd(molecules())):
         found[kept[number]] = nearest
-    found[np.isinf(found)] = np.nan
+    found[np.isinf(found)] = np.nan  # molecules without training conformers
     return Distances(found, _notes(problems, max_symmetries))
 
 
@@ -154,10 +167,17 @@ def _notes(problems: dict[str, int], most: int) -> list[str]:
 
 
 def near_and_far(rmsd: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
-    """Places of IID-C and OOD-C among conformers of known distance: {"iid_c": ..., "ood_c": ...}, int64.
+    """Divide conformers into near (IID-C) and far (OOD-C) ones.
+
+    Args:
+      rmsd: Distances to the training conformers (Å), (C,). Conformers with NaN are in neither set.
+      threshold: Maximum distance of near conformers (Å).
+
+    Returns:
+      Indices {"iid_c": ..., "ood_c": ...}, int64.
 
     Raises:
-      ValueError: A threshold that is not positive.
+      ValueError: The threshold is not positive.
     """
     if not threshold > 0:
         raise ValueError(f"the RMSD that tells near conformers from far ones must be positive (Å); received "
@@ -166,7 +186,7 @@ def near_and_far(rmsd: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
 
 
 def drawn(options: Any) -> tuple[int, int] | None:
-    """(conformers put aside of each molecule, seed) of the draw that config.data asks for; None if there is none."""
+    """Return (reserved conformers per molecule, seed) of the draw in config.data, or None."""
     if not options.num_molecules:
         return None
     return options.min_conformers or options.num_conformers, options.split_seed

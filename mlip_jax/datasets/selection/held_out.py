@@ -1,4 +1,4 @@
-"""Which molecules a training run has seen, so that a force field is not judged by them."""
+"""Molecules that a training run has seen, for excluding them from the evaluation of its model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """The data of a training run. store: its structures; parts: numbers there of "train", "valid" and "test"."""
+    """Data of a training run.
+
+    Attributes:
+      workdir: Workdir of the run.
+      store: Store with the structures.
+      parts: Indices in the store of the splits "train", "valid" and "test".
+    """
 
     workdir: Path
     store: Store
@@ -27,10 +33,10 @@ class RunData:
 
     @classmethod
     def load(cls, workdir: str | Path) -> RunData:
-        """Of a workdir, from its splits.npz.
+        """Load the data of a run from splits.npz in its workdir.
 
         Raises:
-          DatasetError: There is no split, or the store that it is of is gone.
+          DatasetError: The workdir has no split, or the store does not exist anymore.
         """
         workdir = Path(workdir)
         parts, meta = load_split(workdir / "splits.npz")
@@ -41,17 +47,23 @@ class RunData:
         return cls(workdir, Store(store), parts)
 
     def held_out(self) -> np.ndarray:
-        """All structures of the molecules that are in the test part, and in no other, (S,) int64."""
+        """Return all structures of the molecules that occur only in the test split, (S,) int64."""
         molecule = self.store.index("molecule")
         test = np.setdiff1d(molecule[self.parts.get("test", [])], molecule[self.seen()])
         return np.flatnonzero(np.isin(molecule, test))
 
     def seen(self) -> np.ndarray:
-        """Structures of the training and the validation part, by which a run chooses its parameters, (S,) int64."""
+        """Return the structures of the training and validation splits, (S,) int64.
+
+        A run uses both to choose its parameters.
+        """
         return np.concatenate([self.parts.get(name, np.zeros(0, np.int64)) for name in ("train", "valid")])
 
     def seen_skeletons(self, num_processes: int | None = None) -> tuple[set[str], int]:
-        """Skeletons (connectivity.py) of the molecules seen, and the number of those that RDKit cannot read."""
+        """Return the skeletons (connectivity.py) of the molecules that the run has seen.
+
+        The second value is the number of molecules that RDKit cannot read.
+        """
         first = first_of_each(self.store, self.seen())
         found = describe(entries(self.store, first), len(first), num_processes=num_processes,
                          label=f"molecules of {self.workdir.name}")
@@ -59,7 +71,13 @@ class RunData:
 
 
 def first_of_each(store: Store, indices: np.ndarray, last: bool = False) -> np.ndarray:
-    """Of `indices`, the structure of each molecule that comes first (or last) by record and conformer, ascending."""
+    """Return one index per molecule, ascending: the first structure by record and conformer.
+
+    Args:
+      store: Store with the structures.
+      indices: Indices of the structures to choose from.
+      last: Whether to return the last structure of each molecule instead.
+    """
     keys = [store.index(name)[indices] for name in ("conformer", "record", "molecule")]
     order = np.lexsort(keys)
     molecule = keys[2][order]
@@ -69,7 +87,7 @@ def first_of_each(store: Store, indices: np.ndarray, last: bool = False) -> np.n
 
 
 def entries(store: Store, indices: np.ndarray, use_smiles: bool = True) -> Iterator[IdentityQuery]:
-    """Structures of a store to describe: by their SMILES where they have one, else by their geometries."""
+    """Yield a query per structure: its SMILES (if known and `use_smiles`), or else its geometry."""
     for _, columns in store.chunks(indices):
         for structure in columns:
             smiles = structure.smiles if use_smiles else ""

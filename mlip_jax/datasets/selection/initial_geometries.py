@@ -1,5 +1,8 @@
-"""Molecules to relax and be judged by: the first snapshot of each molecule of a store, SMILES that RDKit embeds, or
-whatever stands in a file of geometries."""
+"""Initial geometries of molecules for the evaluation of relaxations.
+
+Sources are a store (first snapshot of each molecule), a file of SMILES (embedded by RDKit) or a
+file of geometries.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +27,25 @@ from mlip_jax.datasets.selection import diversity
 from mlip_jax.datasets.selection.held_out import entries, first_of_each
 from mlip_jax.datasets.store.store import Store
 
-SMILES_FILES = ("smi", "csv")  # of molecules.files.kind_of
+SMILES_FILES = ("smi", "csv")  # kinds of files, as from molecules.files.kind_of
 PERIODIC = "it is periodic, and this is of molecules"
 SELECTIONS = ("maxmin", "random", "all")
 SEEN = "it is in the training or validation part of a force field"
-_FEW = 20  # molecules that are embedded at once, without more processes
+_FEW = 20  # maximum number of molecules that are embedded without worker processes
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A molecule where a relaxation begins.
+    """Initial geometry of a molecule.
 
     Attributes:
-      name: Unique. smiles: "" where it is not known. source: File and record.
-      atoms: Positions in Å; info["charge"] and info["num_unpaired_electrons"] where they are known.
-      reference: Positions (n_atoms, 3) in Å of the minimum that the data set has, or None.
-      seen: The molecule was in the training of a force field.
+      name: Unique name of the molecule.
+      smiles: SMILES, "" if unknown.
+      source: File and record.
+      atoms: Atoms with positions (Å), and info["charge"] (e) and info["num_unpaired_electrons"] if
+        known.
+      reference: Positions of the minimum in the data set (Å), (n_atoms, 3), or None.
+      seen: Whether a force field was trained on the molecule.
     """
 
     name: str
@@ -50,14 +56,14 @@ class Start:
     seen: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for JSON; positions to the last bit."""
+        """Return the fields as JSON-compatible values, with positions in full precision."""
         return {"name": self.name, "smiles": self.smiles, "source": self.source, "seen": self.seen,
                 "numbers": self.atoms.numbers.tolist(), "positions": self.atoms.positions.tolist(),
                 "reference": None if self.reference is None else self.reference.tolist(), "info": self.atoms.info}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Start:
-        """Of what `to_json` gave."""
+        """Create a start from the result of `to_json`."""
         reference = values["reference"]
         return cls(values["name"], values["smiles"], values["source"],
                    Atoms(values["numbers"], np.reshape(values["positions"], (-1, 3)), info=values["info"]),
@@ -65,15 +71,17 @@ class Start:
 
 
 class StoreStarts:
-    """One start for each molecule among some structures of a store: its first snapshot.
+    """Pool of the molecules of a store. The initial geometry is the first snapshot of a molecule.
 
     Args:
-      store: Of the structures. indices: Those to choose from, (S,) int64.
-      stage: Only snapshots of this subset; None: of any.
-      reference_stage: The last snapshot of this subset is the molecule's reference geometry; None: there is none.
+      store: Store with the structures.
+      indices: Indices of the structures to choose from, (S,) int64.
+      stage: Subset that the first snapshot is taken from; None for any.
+      reference_stage: Subset whose last snapshot is the reference geometry of a molecule; None for
+        no reference geometry.
 
     Raises:
-      DatasetError: No such subset, or no snapshot of it.
+      DatasetError: The subset does not exist or has no snapshot.
     """
 
     def __init__(self, store: Store, indices: np.ndarray, stage: str | None = None, reference_stage: str | None = None):
@@ -94,17 +102,17 @@ class StoreStarts:
         return len(self.first)
 
     def names(self) -> list[str]:
-        """Of the molecules, unique."""
+        """Return the unique names of the molecules."""
         codes, names = self.store.texts("molecule")
         return [names[c] for c in codes[self.first]]
 
     def entries(self) -> Iterator[IdentityQuery]:
-        """All molecules to describe, in one form: SMILES if all have one, else geometries."""
+        """Yield a query for each molecule: its SMILES if all have one, or else its geometry."""
         codes, smiles = self.store.texts("smiles")
         return entries(self.store, self.first, use_smiles=all(smiles[c] for c in np.unique(codes[self.first])))
 
     def make(self, places: Sequence[int], num_processes: int | None = None) -> tuple[list[Start], dict[str, str]]:
-        """The starts, and the molecules that cannot be taken, reason by name."""
+        """Return the starts `places`, and the reasons of unusable molecules by name."""
         columns = self.store.take(self.first[places])
         last = None if self.last is None else self.store.take(self.last[places])
         starts, problems = [], {}
@@ -133,10 +141,11 @@ class StoreStarts:
 
 
 class SmilesStarts:
-    """One start for each different SMILES of a file (.smi, .csv, see molecules/files.py), by ETKDG.
+    """Pool of the distinct SMILES of a file (.smi, .csv, see molecules/files.py), for ETKDG.
 
     Args:
-      path: The file. seed: Of the embedding.
+      path: Path of the file.
+      seed: Seed of the embedding.
 
     Raises:
       DatasetError: The file cannot be read or has no molecule.
@@ -155,15 +164,15 @@ class SmilesStarts:
         return len(self._molecules)
 
     def names(self) -> list[str]:
-        """Of the molecules, unique."""
+        """Return the unique names of the molecules."""
         return self._names
 
     def entries(self) -> Iterator[IdentityQuery]:
-        """All molecules to describe."""
+        """Yield a query for each molecule, by its SMILES."""
         return (IdentityQuery(m.smiles) for m in self._molecules)
 
     def make(self, places: Sequence[int], num_processes: int | None = None) -> tuple[list[Start], dict[str, str]]:
-        """The starts, and the molecules that RDKit does not embed, reason by name."""
+        """Return the starts `places`, and the reasons of failed embeddings by name."""
         jobs = ((self._molecules[place], self._options) for place in places)
         done = workers.stream(embedding.make, jobs, num_processes if len(places) > _FEW else 1,
                               on_death=embedding.gave_up)
@@ -178,10 +187,11 @@ class SmilesStarts:
 
 
 class FileStarts:
-    """One start for each geometry of a file (.xyz, .sdf, .db, see molecules/files.py).
+    """Pool of the geometries of a file (.xyz, .sdf, .db, see molecules/files.py).
 
     Args:
-      path: The file. seed: Of mol blocks without three-dimensional positions, which are embedded.
+      path: Path of the file.
+      seed: Seed of the embedding of mol blocks without three-dimensional positions.
 
     Raises:
       DatasetError: The file cannot be read or has no molecule.
@@ -199,11 +209,14 @@ class FileStarts:
         return len(self._records)
 
     def names(self) -> list[str]:
-        """Of the molecules, unique."""
+        """Return the unique names of the molecules."""
         return self._names
 
     def entries(self) -> Iterator[IdentityQuery]:
-        """All molecules to describe, in one form: SMILES if all have one, else geometries; nothing for unread ones."""
+        """Yield a query for each molecule: its SMILES if all have one, or else its geometry.
+
+        Queries of molecules that could not be read are empty.
+        """
         sound = [r.atoms is not None for r in self._records]
         use_smiles = all(r.smiles for r, good in zip(self._records, sound) if good)
         for record, good in zip(self._records, sound):
@@ -214,7 +227,7 @@ class FileStarts:
                 yield IdentityQuery(record.smiles) if use_smiles else IdentityQuery("", atoms.numbers, atoms.positions)
 
     def make(self, places: Sequence[int], num_processes: int | None = None) -> tuple[list[Start], dict[str, str]]:
-        """The starts, and the molecules that cannot be taken, reason by name."""
+        """Return the starts `places`, and the reasons of unusable molecules by name."""
         starts, problems = [], {}
         for name, r in ((self._names[place], self._records[place]) for place in places):
             if r.atoms is None or r.atoms.pbc.any():
@@ -225,25 +238,26 @@ class FileStarts:
 
 
 def _unique(names: list[tuple[str, str]]) -> list[str]:
-    """Names of (name, place in the file); with the place where they are not there or not unique."""
+    """Return unique names from (name, location). Missing or repeated names include the location."""
     times = collections.Counter(name for name, _ in names)
     return [name if name and times[name] == 1 else f"{name} ({where})".strip() for name, where in names]
 
 
 @dataclasses.dataclass(frozen=True)
 class MoleculeSelection:
-    """Which molecules of a pool are taken.
+    """Selection of molecules from a pool.
 
     Attributes:
-      count: As many, or all that there are.
+      count: Maximum number of molecules for "maxmin" and "random".
       selection: "maxmin" (diversity.py), "random" or "all".
-      first: Name of the first pick of "maxmin"; None: drawn by `seed`.
-      elements: Atomic numbers that all force fields know.
+      first: Name of the first pick of "maxmin"; None draws it with `seed`.
+      seed: Seed of "random" and of the first pick of "maxmin".
+      elements: Atomic numbers that all force fields support.
       seen: Skeletons (connectivity.py) of the molecules that a force field was trained on.
-      allow_seen: Take those, too.
+      allow_seen: Whether to include molecules that a force field was trained on.
 
     Raises:
-      ValueError: Another selection, or a count below 1.
+      ValueError: The selection is unknown, or the count is below 1.
     """
 
     count: int
@@ -263,10 +277,13 @@ class MoleculeSelection:
 
 def choose(pool: StoreStarts | SmilesStarts | FileStarts, choice: MoleculeSelection,
            num_processes: int | None = None) -> tuple[list[Start], dict[str, str]]:
-    """The molecules of a pool that are taken, in the order of picking, and all that cannot be, reason by name.
+    """Select molecules from a pool.
+
+    Returns:
+      The starts in the order of picking, and the reasons for exclusion by name.
 
     Raises:
-      DatasetError: None is left, or the first pick is not among them.
+      DatasetError: No molecule is left, or `choice.first` is not in the pool.
       ImportError: RDKit is missing.
     """
     names = pool.names()

@@ -1,8 +1,8 @@
-"""Bemis-Murcko scaffolds of molecules: ring systems and what links them, by RDKit.
+"""Bemis-Murcko scaffolds of molecules by RDKit: ring systems and the linkers between them.
 
-Chirality, isotopes and atom numbers are left out of a scaffold; charges of its atoms stay. Explicit hydrogens, as in
-SPICE's SMILES, change nothing. Acyclic molecules have the scaffold "", as in MoleculeNet; a split by scaffold deals
-the largest group first, to training.
+Scaffolds omit chirality, isotopes and atom map numbers but keep formal charges. Explicit hydrogens,
+as in the SMILES of SPICE, make no difference. Acyclic molecules have the scaffold "", as in
+MoleculeNet. A split by scaffold assigns the largest groups to training.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from mlip_jax.datasets.reader import DatasetError
 
 log = logging.getLogger(__name__)
 
-_CHUNK = 500  # molecules that a process takes at a time: about 0.2 s
-_LONG = 5_000  # molecules from which more processes and a progress bar are worth it
+_CHUNK = 500  # molecules per job of a worker process, about 0.2 s
+_LONG = 5_000  # minimum number of molecules for several processes and a progress bar
 
 
 def murcko_scaffold(smiles: str) -> str:
-    """Canonical SMILES of the scaffold; "" for an acyclic molecule.
+    """Return the canonical SMILES of the scaffold, "" for an acyclic molecule.
 
     Raises:
       ImportError: RDKit is missing.
@@ -39,20 +39,21 @@ def murcko_scaffold(smiles: str) -> str:
 
 def scaffolds(smiles: Sequence[str] | np.ndarray, *, num_processes: int | None = None, progress: bool = True,
               on_error: str = "raise") -> np.ndarray:
-    """Scaffold of each SMILES, shape (S,), str. Every different SMILES is worked on once.
+    """Return the scaffold of each SMILES, (S,) str. Each distinct SMILES is processed once.
 
-    For millions of structures `scaffold_index` needs far less memory.
+    For millions of structures, `scaffold_index` needs far less memory.
 
     Args:
-      smiles: Shape (S,).
-      num_processes: Worker processes for many molecules; unset: one per core that this process may use. They are fresh
-        interpreters, so a script needs the usual `if __name__ == "__main__":`.
-      progress: Show a progress bar when it takes long.
-      on_error: "raise", or "own": a SMILES that cannot be read is a scaffold of its own.
+      smiles: SMILES of the structures, (S,).
+      num_processes: Number of worker processes. The default is one per available core for many
+        molecules and one for few. Workers are fresh interpreters, so scripts need the usual
+        `if __name__ == "__main__":`.
+      progress: Whether to show a progress bar for many molecules.
+      on_error: "raise" raises on an invalid SMILES, and "own" treats it as its own scaffold.
 
     Raises:
       ImportError: RDKit is missing.
-      DatasetError: SMILES that RDKit cannot read; up to five are named.
+      DatasetError: RDKit cannot read some SMILES. The message lists up to five of them.
     """
     names, index = scaffold_index(smiles, num_processes=num_processes, progress=progress, on_error=on_error)
     return names[index]
@@ -60,9 +61,10 @@ def scaffolds(smiles: Sequence[str] | np.ndarray, *, num_processes: int | None =
 
 def scaffold_index(smiles: Sequence[str] | np.ndarray, *, num_processes: int | None = None, progress: bool = True,
                    on_error: str = "raise") -> tuple[np.ndarray, np.ndarray]:
-    """The different scaffolds, sorted, and the number among them for each SMILES, shape (S,), int32.
+    """Return the sorted distinct scaffolds, and the index among them for each SMILES, (S,) int32.
 
-    Arguments and errors are those of `scaffolds`; a split by the numbers is the split by the names.
+    Arguments and errors are those of `scaffolds`. A split by these indices equals the split by the
+    scaffolds themselves.
     """
     if on_error not in ("raise", "own"):
         raise ValueError(f"on_error must be 'raise' or 'own', received {on_error!r}")
@@ -107,7 +109,7 @@ def _scaffolds_of(chunk: list[str]) -> list[str | None]:
 
 
 def _scaffold(smiles: str) -> str | None:
-    """None where RDKit cannot read the SMILES."""
+    """Return the scaffold of a SMILES, or None if RDKit cannot read it."""
     from rdkit import Chem, rdBase
     from rdkit.Chem.Scaffolds.MurckoScaffold import GetScaffoldForMol
 
@@ -118,10 +120,11 @@ def _scaffold(smiles: str) -> str | None:
                 return None
             for atom in molecule.GetAtoms():
                 atom.SetAtomMapNum(0)
-            # Written and read once more: hydrogens of numbered atoms are implicit then, as in any other SMILES.
+            # Write and read the SMILES again: hydrogens on mapped atoms become implicit, as in
+            # other SMILES.
             molecule = Chem.MolFromSmiles(Chem.MolToSmiles(Chem.RemoveHs(molecule), isomericSmiles=False))
             return Chem.MolToSmiles(GetScaffoldForMol(molecule), isomericSmiles=False)
-        except (ValueError, RuntimeError):  # RDKit's own errors are ValueErrors; its invariants RuntimeErrors
+        except (ValueError, RuntimeError):  # RDKit's violated invariants are RuntimeErrors
             return None
 
 

@@ -1,9 +1,11 @@
-"""Files of splits: those that come with data sets, and the split that is kept with a run.
+"""Split files: official splits of data sets, and the split saved with a run.
 
-Official splits are lists of record numbers from 0, as
+Official splits are lists of record numbers from 0 in one of these formats:
   JSON: {"train": [0, 2, ...], "valid": [...], "test": [...]} (Molecule3D);
-  npz: arrays train_idx, val_idx, test_idx (SchNetPack), idx_train, ... (TorchMD-Net), or train, valid, test;
-  text: one number a line in a file per part (rMD17's index_train_01.csv and index_test_01.csv).
+  npz: arrays train_idx, val_idx, test_idx (SchNetPack), idx_train, ... (TorchMD-Net), or train,
+    valid, test;
+  text: a file per split with one number per line (index_train_01.csv and index_test_01.csv of
+    rMD17).
 """
 
 from __future__ import annotations
@@ -29,18 +31,21 @@ _HOW = "name it as train=FILE, valid=FILE or test=FILE"
 
 
 def read_split_files(files: str | Mapping[str, str | Path], num_records: int | None = None) -> dict[str, np.ndarray]:
-    """Record numbers by part from `config.data.split_files`.
+    """Read the record numbers of each split from the files in `config.data.split_files`.
 
     Args:
-      files: One JSON or npz file; or a text file for every part, as "index_train_01.csv,index_test_01.csv" (each name
-        tells its part), "train=a.csv,test=b.csv", or a mapping of that kind.
-      num_records: Of the data file; numbers beyond are an error. Unset: not checked.
+      files: One JSON or npz file, or one text file per split. The splits of text files are inferred
+        from their names ("index_train_01.csv,index_test_01.csv") or stated explicitly
+        ("train=a.csv,test=b.csv", or a mapping).
+      num_records: Number of records in the data file, to validate the numbers. None skips this.
 
     Returns:
-      "train" and whichever of "valid" and "test" the files have: int64, in the order of the file.
+      Record numbers of "train" and, if present, "valid" and "test": int64, in the order of the
+      file.
 
     Raises:
-      DatasetError: A file is missing or damaged, or its numbers cannot be a split; the place is named.
+      DatasetError: A file is missing or corrupted, or its numbers are not a valid split. The
+        message gives the location.
     """
     if isinstance(files, Mapping):
         named = [(str(name), Path(path)) for name, path in files.items()]
@@ -64,10 +69,12 @@ def read_split_files(files: str | Mapping[str, str | Path], num_records: int | N
 
 
 def read_split_file(path: str | Path, num_records: int | None = None) -> dict[str, np.ndarray]:
-    """Record numbers by part from one file; a text or npy file is one part, which its name tells.
+    """Read the record numbers of each split from one file.
+
+    A text or npy file is a single split, which is inferred from the file name.
 
     Raises:
-      DatasetError: As `read_split_files`.
+      DatasetError: As in `read_split_files`.
     """
     path = Path(path)
     if path.suffix.lower() == ".json":
@@ -80,15 +87,17 @@ def read_split_file(path: str | Path, num_records: int | None = None) -> dict[st
 
 
 def save_split(path: str | Path, parts: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Path:
-    """Keep a split: the indices as npz, and `meta` with the number of structures as JSON beside it, each atomically.
+    """Save a split: indices as npz, and `meta` with the numbers of structures as JSON next to it.
+
+    Each file is written atomically.
 
     Args:
-      path: Of the npz file, as workdir / "split.npz".
-      parts: Indices by part.
-      meta: For people and for checks: method, seed, counts asked and given, molecules per part.
+      path: Path of the npz file, such as workdir / "splits.npz".
+      parts: Indices by split.
+      meta: Metadata: method, seed, requested and actual counts, molecules per split.
 
     Raises:
-      OSError, WorkdirError: The folder cannot be written to.
+      OSError, WorkdirError: The folder is not writable.
     """
     path = Path(path)
     if path.suffix != ".npz":
@@ -96,17 +105,18 @@ def save_split(path: str | Path, parts: Mapping[str, np.ndarray], meta: Mapping[
     arrays = {name: np.asarray(indices, np.int64) for name, indices in parts.items()}
     with atomic_open(path) as file:
         np.savez(file, **arrays)
-    # Last, with a checksum: what lies between the two writes is then known as no pair.
+    # The JSON file is written last and has a checksum of the indices, which reveals an interruption
+    # between the two writes.
     write_json(path.with_suffix(".json"), {**meta, "structures": {name: len(a) for name, a in arrays.items()},
                                            "checksum": _checksum(arrays)})
     return path
 
 
 def load_split(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Parts and meta that `save_split` wrote.
+    """Load the splits and the metadata that `save_split` wrote.
 
     Raises:
-      DatasetError: A file is missing or damaged, or the two do not belong together.
+      DatasetError: A file is missing or corrupted, or the two files do not belong together.
     """
     path = Path(path)
     arrays, meta = _read_npz(path), _read_json(path.with_suffix(".json"))
@@ -187,7 +197,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _numbers(path: Path) -> np.ndarray:
-    """One part: a npy file, or text with one number a line after at most one line of heading."""
+    """Read one split: an npy file, or text with one number per line and an optional header line."""
     if path.suffix.lower() == ".npy":
         _bytes(path, 0)
         try:

@@ -1,11 +1,12 @@
-"""Which structures are for training, which for validation, which for testing.
+"""Splits of the structures into training, validation and test.
 
-Every split is a function of its arguments and a seed alone: the same in every process and on every machine. But for
-"random" it does not depend on the order of the structures either. Where structures are dealt out by molecule, scaffold
-or size, whole ones are: the counts that were asked for are met as closely as these allow.
+A split depends only on its arguments and a seed, so it is the same in every process and on every
+machine. Except for "random", it does not depend on the order of the structures either. Splits by
+molecule, scaffold or size keep molecules, scaffolds or sizes together, and therefore match the
+requested counts only approximately.
 
-Scaffold splits after Bemis and Murcko, J. Med. Chem. 39, 2887 (1996), in the way of MoleculeNet (Wu et al., Chem. Sci.
-9, 513 (2018)): the largest groups are for training, the rarest for testing.
+Scaffold splits follow Bemis and Murcko, J. Med. Chem. 39, 2887 (1996), and MoleculeNet (Wu et al.,
+Chem. Sci. 9, 513 (2018)): the largest groups are for training and the rarest ones for testing.
 """
 
 from __future__ import annotations
@@ -41,39 +42,46 @@ def split(
     official: Mapping[str, np.ndarray] | None = None,
     record: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Indices of the structures in "train", "valid" and "test": disjoint, sorted, int64.
+    """Split structures into "train", "valid" and "test".
 
     Methods:
-      "random": structures are drawn one by one; conformations of one molecule come into all parts.
-      "molecule": molecules are drawn; none stands in two parts.
-      "scaffold": no scaffold stands in two parts. The scaffolds of most molecules are for training, the rarest for
-        testing. Acyclic molecules share the scaffold "", as is the convention; where it is the most frequent one
-        they are all for training.
-      "scaffold_random": as before, with scaffolds drawn by `seed`; but one that has more structures than half of the
-        smaller of valid and test is for training, so that "" or benzene does not make up a test set.
-      "size": the smallest molecules are for training, the next for validation, the largest for testing; no number of
-        atoms stands in two parts.
-      "official": structures go where the data set's authors put their records; those in no part are left out. The
-        parts are taken whole. Where there is no "valid", one is drawn from "train": whole molecules if train and
-        test share none, else whole records.
+      "random": Structures are drawn individually, so conformations of one molecule can be in all
+        splits.
+      "molecule": Molecules are drawn. No molecule appears in two splits.
+      "scaffold": No scaffold appears in two splits. The scaffolds with the most molecules are for
+        training, the rarest for testing. By convention, acyclic molecules share the scaffold "". If
+        it is the most frequent scaffold, all of them are for training.
+      "scaffold_random": Scaffolds are drawn with `seed`. Scaffolds with more structures than half
+        of the smaller of valid and test are for training, so that "" or benzene cannot dominate a
+        test set.
+      "size": The smallest molecules are for training, the next for validation and the largest for
+        testing. No number of atoms appears in two splits.
+      "official": The split of the authors of the data set. Splits are used completely, and records
+        in no split are excluded. If "valid" is missing, it is drawn from "train": whole molecules
+        if train and test share none, or else whole records.
 
     Args:
       by: One of the methods.
-      counts: Structures asked for in train, valid and test. Where there are fewer in all, each part is scaled down in
-        proportion; where there are more, the rest is left out, by scaffold and size as whole molecules from every
-        part. Numbers that are all at most 1, with a sum of at most 1, are fractions of all structures. For
-        "official" only the size of a drawn "valid" is taken from here, with train's structures as all structures.
-      seed: Of whatever is drawn.
-      molecule: Molecule of each structure, shape (S,), of any sortable type.
-      scaffold: Scaffold of each structure, shape (S,): strings or any numbers that stand for them.
-      n_atoms: Atoms of each structure, shape (S,).
-      official: Record numbers by part: "train", perhaps "valid", "test".
-      record: Record number of each structure, shape (S,), not negative.
+      counts: Requested numbers of structures in train, valid and test. If the data have fewer
+        structures, all counts are scaled down in proportion. If they have more, the rest is
+        excluded; splits by scaffold and size then lose whole molecules from each split. If all
+        counts and their sum are at most 1, they are fractions of all structures. The method
+        "official" uses the counts only for the size of a drawn "valid", relative to "train".
+      seed: Seed of all random draws.
+      molecule: Molecule of each structure, (S,), of any sortable type.
+      scaffold: Scaffold of each structure, (S,), as strings or integer codes.
+      n_atoms: Number of atoms per structure, (S,).
+      official: Record numbers of the splits "train" and, optionally, "valid" and "test".
+      record: Record number of each structure, (S,), not negative.
+
+    Returns:
+      Indices of the structures in each split: disjoint, sorted, int64.
 
     Raises:
-      ValueError: Unknown method, an argument that it needs is missing or of another length, counts that mean nothing,
-        fewer molecules (scaffolds, sizes) than parts, a molecule with two scaffolds or sizes, a record in two
-        official parts, or an official part none of whose records is here.
+      ValueError: The method is unknown, a required argument is missing or has the wrong length, the
+        counts are invalid, there are fewer molecules (scaffolds, sizes) than splits, a molecule has
+        two scaffolds or sizes, a record is in two official splits, or an official split has no
+        record in the data.
     """
     if by not in METHODS:
         raise ValueError(f"data.split must be {', '.join(map(repr, METHODS))}; received {by!r}")
@@ -103,8 +111,8 @@ def split(
     values = np.asarray(n_atoms if by == "size" else scaffold)
     group_of, num_groups = group(values)
     group_of_unit = _of_units(group_of, unit_of, num_units, values, molecule, METHODS[by])
-    # Over all structures, and each part thinned afterwards: else the rarest scaffolds or the largest
-    # molecules would be left out before any other.
+    # Split all structures first and thin each split afterwards. Otherwise, the rarest scaffolds or
+    # the largest molecules would be excluded first.
     everything = wanted * (len(molecule) / wanted.sum())
     order = _order_groups(by, group_of, group_of_unit, num_groups, everything, seed)
     parts = _deal(group_of, order, everything, by)
@@ -115,14 +123,14 @@ def split(
 
 
 def describe(parts: Mapping[str, np.ndarray], molecule: np.ndarray) -> dict[str, dict[str, int]]:
-    """Structures and molecules of every part: {"train": {"structures": 900, "molecules": 90}, ...}."""
+    """Count structures and molecules: {"train": {"structures": 900, "molecules": 90}, ...}."""
     molecule = np.asarray(molecule)
     return {name: {"structures": len(indices), "molecules": group(molecule[indices])[1]}
             for name, indices in parts.items()}
 
 
 def _wanted(counts: Sequence[float], total: int) -> np.ndarray:
-    """Structures asked for in the three parts, float, together at most `total`."""
+    """Return the requested numbers of structures per split, (3,) float, at most `total` in sum."""
     wanted = np.asarray(counts, float)
     if wanted.shape != (3,) or not np.isfinite(wanted).all() or (wanted < 0).any() or wanted[0] == 0:
         raise ValueError("split counts must be three numbers, the first at least 1 (or fractions, the first above 0); "
@@ -140,9 +148,16 @@ def _wanted(counts: Sequence[float], total: int) -> np.ndarray:
 
 
 def _bounds(sizes: np.ndarray, wanted: np.ndarray, by: str, num_structures: int) -> list[int]:
-    """Where the parts begin and end among units of `sizes` that stand in a row: [0, end of train, of valid, of test].
+    """Divide a sequence of units into splits: [0, end of train, end of valid, end of test].
 
-    A unit belongs to the part in whose share its middle lies; each part that is wanted has one unit at least.
+    A unit belongs to the split whose range of structures contains the middle of the unit. Each
+    requested split gets at least one unit.
+
+    Args:
+      sizes: Number of structures per unit, in order.
+      wanted: Requested numbers of structures per split, (3,).
+      by: Method, for messages.
+      num_structures: Total number of structures, for messages.
     """
     if len(sizes) < (wanted > 0).sum():
         raise ValueError(f"{num_structures} structures of {len(sizes)} {METHODS[by]} cannot be split by {by} into "
@@ -150,6 +165,7 @@ def _bounds(sizes: np.ndarray, wanted: np.ndarray, by: str, num_structures: int)
     middle = np.cumsum(sizes, dtype=np.float64)
     middle -= 0.5 * sizes
     ends = np.searchsorted(middle, np.cumsum(wanted), side="left").tolist()
+    # Give each requested split at least one unit: first toward the end, then back from the end.
     for p in range(3):
         ends[p] = max(ends[p], (ends[p - 1] if p else 0) + int(wanted[p] > 0))
     last = len(sizes)
@@ -160,7 +176,7 @@ def _bounds(sizes: np.ndarray, wanted: np.ndarray, by: str, num_structures: int)
 
 
 def _deal(unit_of: np.ndarray, order: np.ndarray, wanted: np.ndarray, by: str) -> dict[str, np.ndarray]:
-    """The structures of the first units in `order` to train, of the next to valid and test."""
+    """Assign the first units in `order` to train, the next to valid and test; return structures."""
     sizes = np.bincount(unit_of, minlength=len(order))[order]
     bounds = _bounds(sizes, wanted, by, len(unit_of))
     part_of_unit = np.full(len(order), len(SPLITS), np.int8)
@@ -171,7 +187,7 @@ def _deal(unit_of: np.ndarray, order: np.ndarray, wanted: np.ndarray, by: str) -
 
 
 def _order_groups(by, group_of, group_of_unit, num_groups, wanted, seed) -> np.ndarray:
-    """Groups in the order in which they are dealt out to train, valid and test."""
+    """Return the groups in the order of their assignment to train, valid and test."""
     if by == "size":
         return np.arange(num_groups)
     structures = np.bincount(group_of, minlength=num_groups)
@@ -185,7 +201,7 @@ def _order_groups(by, group_of, group_of_unit, num_groups, wanted, seed) -> np.n
 
 
 def _of_units(group_of, unit_of, num_units, values, molecule, word) -> np.ndarray:
-    """The group of each molecule, which must be one."""
+    """Return the group of each molecule, (num_units,). Raise ValueError if one has several."""
     group_of_unit = np.zeros(num_units, group_of.dtype)
     group_of_unit[unit_of] = group_of
     other = np.flatnonzero(group_of_unit[unit_of] != group_of)
@@ -199,7 +215,7 @@ def _of_units(group_of, unit_of, num_units, values, molecule, word) -> np.ndarra
 
 
 def _thin(indices: np.ndarray, unit_of: np.ndarray, count: float, rng: np.random.Generator) -> np.ndarray:
-    """Whole molecules of a part, drawn until about `count` structures are reached."""
+    """Draw whole molecules of a split until about `count` structures are reached."""
     units, num_units = group(unit_of[indices])
     order = rng.permutation(num_units)
     if len(indices) <= count:
@@ -227,7 +243,7 @@ def _official(official, record, molecule, counts, seed) -> dict[str, np.ndarray]
 
 
 def _draw_valid(train, test, record, molecule, counts, seed) -> dict[str, np.ndarray]:
-    """Train without the part that is drawn from it, and that part."""
+    """Draw a validation split from `train` and return both splits."""
     share = _wanted((counts[0], counts[1], 0), len(train))
     valid = max(round(share[1]), 1)
     of_molecules, num_molecules = group(molecule)
@@ -247,11 +263,15 @@ def _draw_valid(train, test, record, molecule, counts, seed) -> dict[str, np.nda
 
 
 def check_parts(parts: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
-    """The parts as int64 arrays.
+    """Validate the splits and return them as int64 arrays.
+
+    Args:
+      parts: Numbers by split.
+      source: Name of the source, for messages.
 
     Raises:
-      ValueError: A part that is not "train", "valid" or "test", or numbers that are no whole numbers, negative, twice
-        in a part, or in two parts. `source` is named.
+      ValueError: A split is not "train", "valid" or "test", or a number is not an integer, is
+        negative, or appears twice in a split or in two splits.
     """
     unknown = [name for name in parts if name not in SPLITS]
     if unknown:

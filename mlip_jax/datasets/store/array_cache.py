@@ -1,4 +1,4 @@
-"""Arrays that are computed once of a store and kept in its folder."""
+"""Cache of arrays that are computed from a store and saved in its folder."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ log = logging.getLogger(__name__)
 
 
 def array_beside(path: Path, dtype: type, rows: int, make: Callable[[], np.ndarray], what: str) -> np.ndarray:
-    """The array that is kept at `path`, memory-mapped, or what `make` gives, which is kept there then.
+    """Load the array at `path` as a memory map, or compute it with `make` and save it there.
 
-    Where it cannot be written it is held in memory, with a warning; a file that is damaged is made anew.
+    If the array cannot be saved, log a warning and return it from memory. A corrupted file is
+    recomputed and replaced.
 
     Args:
-      path: In the folder of a store; the name must tell all that the array depends on.
-      dtype, rows: Of the array, (rows, ...).
-      what: That is kept, for messages: "edge counts".
+      path: File in the folder of a store. Its name must identify everything the array depends on.
+      dtype: Data type of the array.
+      rows: Length of the first axis of the array, (rows, ...).
+      make: Function that computes the array.
+      what: Plural name of the content for log messages, such as "edge counts".
     """
     kept = _read(path, dtype, rows, what)
     if kept is not None:
@@ -37,7 +40,7 @@ def array_beside(path: Path, dtype: type, rows: int, make: Callable[[], np.ndarr
 
 
 def _read(path: Path, dtype: type, rows: int, what: str) -> np.ndarray | None:
-    """What a file holds; None where there is none, or a damaged one."""
+    """Return the array in a file, or None if the file is missing or corrupted."""
     if not path.is_file():
         return None
     try:

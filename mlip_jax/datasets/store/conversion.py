@@ -1,7 +1,12 @@
-"""From any readable source to a store (store.py): in shards, by several processes, resumable.
+"""Conversion of a data file to a store (store.py), in parallel and resumable.
 
-A shard holds a fixed range of the source's records, so that its bytes depend on the source and the settings alone:
-neither on the number of processes nor on how often the conversion was killed.
+1. Plan the record range of each shard and save the plan as conversion.json.
+2. Convert the first shard and check units and signs.
+3. Convert the other shards in worker processes. Each has metadata in a JSON file of the same name.
+4. Write the index and the manifest (finalize.py).
+
+A shard contains a fixed range of records, so its bytes depend only on the source and the settings:
+neither the number of processes nor interruptions change them.
 """
 
 from __future__ import annotations
@@ -37,20 +42,24 @@ from mlip_jax.workdir import WorkdirError, write_json
 
 log = logging.getLogger(__name__)
 
-_BLOCK = 2048  # structures that are held as objects at a time
-_SAMPLE = 32  # records that tell how large the records of a source are
-_MOST_RECORDS = 65_536  # in a shard, however small those that were looked at
-_FEW_FILES, _END = 64, 2**20  # of so many files the first and last bytes tell them apart, too
+_BLOCK = 2048  # maximum number of structures in memory as Python objects
+_SAMPLE = 32  # number of records that are read to estimate the record size of a source
+_MOST_RECORDS = 65_536  # maximum number of records per shard, even if the sampled ones are small
+# With at most _FEW_FILES files, the first and last _END bytes of each are part of the identity.
+_FEW_FILES, _END = 64, 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class ConversionSpec:
-    """What decides the content of a store.
+    """Settings that determine the content of a store.
 
     Attributes:
-      path: Of the source. reader: Its name. options: Of the reader.
-      filters: Fields of Filters. dtype: Of positions, forces and atom properties, "float32" or "float64".
-      atoms_per_shard: About.
+      path: Path of the source.
+      reader: Name of the reader, or "auto" to detect the format.
+      options: Options of the reader.
+      filters: Fields of Filters.
+      dtype: Data type of positions, forces and atom properties, "float32" or "float64".
+      atoms_per_shard: Approximate number of atoms per shard.
     """
 
     path: str
@@ -61,25 +70,27 @@ class ConversionSpec:
     atoms_per_shard: int = 1_000_000
 
     def open(self) -> Reader:
-        """The source, open."""
+        """Open the source."""
         return readers.open_data(self.path, self.reader, **self.options)
 
 
 def convert(recipe: ConversionSpec, folder: str | Path, *, num_processes: int | None = None, refuse: bool = True,
             progress: bool = True) -> Path:
-    """Make a store of a source, or go on where making it was stopped; returns its folder.
+    """Convert a source to a store, or resume an interrupted conversion, and return the folder.
 
     Args:
-      recipe: What to convert, and how.
-      folder: Of the store. One that is finished already is returned as it is.
-      num_processes: None for one per core.
-      refuse: Stop when the checks (checks.py) find errors; else warn.
-      progress: Show a progress bar.
+      recipe: Source and settings.
+      folder: Folder of the store. An intact finished store is returned unchanged; corrupted or
+        missing shards are rebuilt.
+      num_processes: Number of worker processes; None for one per core.
+      refuse: Whether to raise if the checks (checks.py) find errors. Otherwise they are logged as
+        warnings.
+      progress: Whether to show a progress bar.
 
     Raises:
       ConfigError: Unknown reader or option.
-      DatasetError: The source cannot be read, is refused by the checks, has changed since the conversion was begun,
-        or the folder cannot be written. What is done already stays.
+      DatasetError: The source cannot be read, is rejected by the checks or has changed since the
+        conversion started, or the folder cannot be written. Finished shards are kept.
     """
     folder = Path(folder)
     if recipe.dtype not in ("float32", "float64"):
@@ -107,7 +118,7 @@ def convert(recipe: ConversionSpec, folder: str | Path, *, num_processes: int | 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One conversion into a folder at a time; the lock goes with the process, however it ends."""
+    """Lock a folder against other conversions. The lock ends with the process, even on a crash."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".conversion.lock", "w") as lock:
         try:
@@ -119,7 +130,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _plan(recipe: ConversionSpec, source: Reader, folder: Path) -> dict[str, Any]:
-    """What is to be done, as conversion.json says it; a plan that stands there already must be the same."""
+    """Return the plan in conversion.json or create it. An existing plan must match the settings."""
     settings = {"recipe": json.loads(json.dumps(dataclasses.asdict(recipe) | {"path": Path(recipe.path).name})),
                 "source": identify(source), "version": VERSION}
     path = folder / "conversion.json"
@@ -144,8 +155,10 @@ def _plan(recipe: ConversionSpec, source: Reader, folder: Path) -> dict[str, Any
 
 
 def identify(source: Reader) -> dict[str, Any]:
-    """What tells the files of a source from others without reading them: names, sizes, times of change, and the ends
-    of few files.
+    """Return the identity of the files of a source without reading them completely.
+
+    It consists of names, sizes, modification times and, if the files are few, the first and last
+    bytes of each.
 
     Raises:
       DatasetError: A file cannot be read.
@@ -169,7 +182,10 @@ def identify(source: Reader) -> dict[str, Any]:
 
 
 def _same_content(source: Reader, folder: Path) -> bool:
-    """Whether the files are those of the finished store in `folder`, though their times of change differ."""
+    """Return whether the files have the checksums of the finished store in `folder`.
+
+    This allows for files that differ only in modification time.
+    """
     if not is_store(folder):
         return False
     before = [(f["name"], f["bytes"], f["sha256"]) for f in Store(folder).manifest["source"]["files"]]
@@ -177,7 +193,10 @@ def _same_content(source: Reader, folder: Path) -> bool:
 
 
 def _ranges(source: Reader, atoms_per_shard: int) -> list[tuple[int, int]]:
-    """Records of each shard: as many as hold about `atoms_per_shard` atoms, judged by a few of them that hold any."""
+    """Return the record range of each shard, with about `atoms_per_shard` atoms each.
+
+    The number of atoms per record is estimated from a sample; empty records are ignored.
+    """
     count = len(source)
     places = range(min(count, _SAMPLE)) if source.sequential else np.unique(
         np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int)).tolist()
@@ -189,7 +208,7 @@ def _ranges(source: Reader, atoms_per_shard: int) -> list[tuple[int, int]]:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """Records start:stop of the source into one shard, and what there was to say about it beside it as JSON."""
+    """Conversion of the records start:stop to a shard, with metadata in a JSON file next to it."""
 
     recipe: ConversionSpec
     folder: Path
@@ -217,7 +236,7 @@ class _Job:
 
 
 def _run(waiting: list[_Job], source: Reader, records: int, num_processes, progress: bool, judge) -> None:
-    """Make the shards that are waited for, ascending; `judge` is called when the first one is there."""
+    """Convert the missing shards in ascending order, and call `judge` after the first one."""
     if not waiting:
         return
     bar = bars.Progress(bars.TextColumn("converting"), bars.BarColumn(), bars.MofNCompleteColumn(),
@@ -226,7 +245,7 @@ def _run(waiting: list[_Job], source: Reader, records: int, num_processes, progr
     with bar:
         task = bar.add_task("", total=records, completed=records - sum(j.stop - j.start for j in waiting))
         for first in (True, False):
-            # One shard alone at first: what is wrong with a source is mostly wrong from its beginning on.
+            # Convert one shard first: most errors of a source already occur in its first records.
             part = waiting[:1] if first else waiting[1:]
             here = functools.partial(_convert, source=source)
             for index, _ in workers.run(here if first or num_processes == 1 else _convert, part,
@@ -237,8 +256,11 @@ def _run(waiting: list[_Job], source: Reader, records: int, num_processes, progr
 
 
 def _judge_first(jobs: list[_Job]) -> None:
-    """Refuse by the first shard what a part of the data is enough for: units and signs. A later one is not judged
-    alone, though a killed conversion may go on with it: whether a source is refused must not depend on that."""
+    """Check units and signs on the first shard, which a part of the data suffices for.
+
+    A resumed conversion may start with a later shard. The check still uses the first one, so that
+    the verdict on a source does not depend on interruptions.
+    """
     problems = verdict(checks.Findings.from_json(jobs[0].tell()["findings"]))
     refuse_if([p for p in problems if p.what in EARLY], jobs[0].recipe.path)
 
@@ -249,7 +271,7 @@ def _opened(path, reader, options) -> Reader:
 
 
 def _convert(job: _Job, source: Reader | None = None) -> None:
-    """Make one shard."""
+    """Convert the records of one shard, and write the shard and its metadata."""
     recipe = job.recipe
     if source is None:
         source = _opened(recipe.path, recipe.reader, tuple((k, tuple(v) if isinstance(v, list) else v)
@@ -288,7 +310,7 @@ def _convert(job: _Job, source: Reader | None = None) -> None:
 
 
 def _derived(columns: Columns, shortest: np.ndarray) -> dict[str, np.ndarray]:
-    """What the index has beyond the labels themselves."""
+    """Return the columns of the index that are computed from the structures."""
     size = np.abs(columns.forces).max(1, initial=0.0) if len(columns.numbers) else np.zeros(0)
     filled = columns.n_atoms > 0
     max_force = np.full(len(columns), np.nan)
@@ -306,8 +328,7 @@ def _removed(jobs: list[_Job]) -> Iterator[list[str]]:
 
 
 def _damaged(folder: Path) -> bool:
-    """Whether a finished store has a damaged manifest, lacks a shard or has one of another checksum; it is then
-    mended."""
+    """Return whether a finished store has a corrupted manifest or a missing or corrupted shard."""
     try:
         shards = json.loads((folder / MANIFEST).read_text())["shards"]
     except (ValueError, KeyError, TypeError):

@@ -1,5 +1,10 @@
-"""The end of a conversion: the index over all shards, filters that need all conformations of a molecule, the verdict of
-the checks, and the manifest, which makes a folder of shards a store."""
+"""Last stage of a conversion: turn a folder of shards into a store.
+
+1. Combine the findings of all shards, and raise if the checks of the data find errors.
+2. Apply the filters that compare all conformations of a molecule.
+3. Write the index and the list of removed structures.
+4. Write the manifest, which marks the store as finished.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +32,12 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class FinishedShard:
-    """A finished shard. told: What its conversion said, without the list of what was left out."""
+    """A finished shard.
+
+    Attributes:
+      shard: Path of the shard.
+      told: Metadata from its conversion, without the list of removed structures.
+    """
 
     shard: Path
     told: Mapping[str, Any]
@@ -35,16 +45,20 @@ class FinishedShard:
 
 def finish(folder: Path, source: Reader, settings: Mapping[str, Any], num_records: int, parts: list[FinishedShard],
            removed: Iterable[Iterable[str]], refuse: bool) -> None:
-    """Make a store of shards.
+    """Write the index and the manifest of a store whose shards are finished.
 
     Args:
-      folder: Of the store. source: Open. settings: Fields of the recipe. num_records: Of the source.
+      folder: Folder of the store.
+      source: Open reader of the source.
+      settings: Fields of the ConversionSpec.
+      num_records: Number of records in the source.
       parts: All shards in order.
-      removed: (structure, reason) of all that was left out on the way to the shards.
-      refuse: Stop when the checks find errors.
+      removed: (structure, reason) of everything that was skipped or removed before the shards were
+        written.
+      refuse: Whether to raise if the checks find errors.
 
     Raises:
-      DatasetError: The checks refuse the data, or no structure is left.
+      DatasetError: The checks reject the data, or no structure is left.
       OSError: The folder cannot be written.
     """
     total, skipped, filtered = (_sum(p.told[k] for p in parts) for k in ("totals", "skipped", "filtered"))
@@ -83,7 +97,7 @@ def finish(folder: Path, source: Reader, settings: Mapping[str, Any], num_record
 
 
 def refuse_if(problems: list[Problem], path: Path | str) -> None:
-    """Raises DatasetError where problems are errors."""
+    """Raise DatasetError if any of the problems is an error."""
     errors = [p.message for p in problems if p.severity == "error"]
     if errors:
         raise DatasetError(f"{path}: refused by the checks of the data:\n  - " + "\n  - ".join(errors)
@@ -99,7 +113,7 @@ def _about(source: Reader, settings, num_records: int) -> dict[str, Any]:
 
 
 def _gather(parts: list[FinishedShard], name: str) -> np.ndarray:
-    """A column of the index over all shards."""
+    """Concatenate a column of the index over all shards, (S,)."""
     values = np.empty(sum(p.told["totals"]["structures"] for p in parts), INDEX[name])
     start = 0
     for part in parts:
@@ -111,7 +125,10 @@ def _gather(parts: list[FinishedShard], name: str) -> np.ndarray:
 
 
 def _outliers(filters: Mapping[str, Any], parts: list[FinishedShard]) -> np.ndarray:
-    """Codes of the filters that compare the conformations of a molecule, (S,) int8; 0 where there is no reason."""
+    """Apply the filters that compare the conformations of a molecule.
+
+    Returns the codes of the reasons for exclusion, (S,) int8; 0 to keep.
+    """
     filters = Filters(**filters)
     if filters.compares_conformations:
         return filters.molecule_outliers(*(_gather(parts, n) for n in ("molecule", "energy", "force_rms", "n_atoms")))
@@ -132,7 +149,7 @@ def _identities(parts: list[FinishedShard], reasons: np.ndarray) -> Iterable[tup
 
 
 def _write_index(folder: Path, source: Reader, parts: list[FinishedShard], kept: np.ndarray | None) -> int:
-    """One array for each column, one at a time; returns the number of molecules."""
+    """Write one file per index column, one column at a time, and return the number of molecules."""
     molecules = 0
     for name in INDEX:
         values = _gather(parts, name)

@@ -1,7 +1,8 @@
-"""A shard: Columns in one safetensors file, read through a memory map.
+"""Shards: Columns in one safetensors file, read by random access.
 
-Any safetensors library can open a shard. Columns of text stand in it three times: `text.NAME.code` (S,) points into a
-table of distinct texts, whose UTF-8 bytes are `text.NAME.bytes`, the end of each in `text.NAME.ends`.
+Any safetensors library can open a shard. A text column is stored as three arrays:
+`text.NAME.code` (S,) is an index into a table of distinct texts, `text.NAME.bytes` has the UTF-8
+bytes of the table, and `text.NAME.ends` the end of each text in the bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ _NEEDED = {"numbers", "positions", "offsets", "energy", "charge", "conformer", "
 
 
 def encode(columns: Columns, dtype=np.float32) -> dict[str, np.ndarray]:
-    """The arrays of a shard. `dtype` is that of positions, forces and atom properties; energies stay float64."""
+    """Return the arrays of a shard.
+
+    Args:
+      columns: Structures.
+      dtype: Data type of positions, forces and atom properties. Energies stay float64.
+    """
     arrays = {
         "numbers": columns.numbers.astype(np.uint8), "positions": columns.positions.astype(dtype),
         "offsets": columns.offsets, "energy": columns.energy, "charge": columns.charge,
@@ -52,10 +58,10 @@ def _encode_text(name: str, texts: list[str]) -> dict[str, np.ndarray]:
 
 
 def write_shard(path: Path, arrays: dict[str, np.ndarray]) -> str:
-    """Write a shard atomically; returns its SHA-256.
+    """Write a shard atomically and return its SHA-256.
 
     Raises:
-      OSError: It cannot be written; nothing is left behind.
+      OSError: The shard cannot be written. No partial file remains.
     """
     content = save(arrays)
     with atomic_open(path) as file:
@@ -64,13 +70,18 @@ def write_shard(path: Path, arrays: dict[str, np.ndarray]) -> str:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Shard:
-    """A shard. `arrays` are its columns, memory-mapped; `rows` and `columns` read parts of them."""
+    """A shard, open for reading.
+
+    Attributes:
+      path: Path of the file.
+      arrays: Columns by name, memory-mapped. For random access use `rows` and `columns` instead.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -102,8 +113,10 @@ class Shard:
         return len(self.arrays["energy"])
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows start:stop of a column, read from the file: touching a map here and there would bring in its
-        neighbourhood, a megabyte for each structure."""
+        """Read the rows start:stop of a column from the file.
+
+        Random access through the memory map would read ahead about a megabyte for each structure.
+        """
         array = self.arrays[name]
         found = np.empty((stop - start, *array.shape[1:]), array.dtype)
         if found.nbytes:
@@ -113,7 +126,7 @@ class Shard:
         return found
 
     def texts(self, name: str, codes: np.ndarray) -> np.ndarray:
-        """Texts of the table `name`, shape of `codes`, str."""
+        """Return the texts of the column `name` with these codes, an object array like `codes`."""
         distinct, inverse = np.unique(codes, return_inverse=True)
         found = []
         for c in distinct.tolist():
@@ -122,9 +135,9 @@ class Shard:
         return np.array(found, object)[inverse]
 
     def columns(self, start: int, stop: int) -> Columns:
-        """The structures start:stop."""
+        """Read the structures start:stop."""
         ends = self.rows("offsets", start, stop + 1)
-        a, b = int(ends[0]), int(ends[-1])
+        a, b = int(ends[0]), int(ends[-1])  # range of atoms
         names = self.arrays.keys()
         return Columns(
             numbers=self.rows("numbers", a, b).astype(np.int32),

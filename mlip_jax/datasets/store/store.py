@@ -1,11 +1,14 @@
-"""A store: any number of structures on disk, read by random access in a bounded amount of memory.
+"""Store: any number of structures on disk, read by random access in a bounded amount of memory.
 
-    manifest.json            what it is: source and checksums, units, level of theory, counts, filters, checks, shards
-    shards/00000.safetensors the structures, in the order of the source (shards.py); 00000.json is what converting told
-    index/NAME.npy           one value for each structure: what splits, filters and batch plans need
-    removed.csv              identity and reason of everything that was left out
+    manifest.json             source, checksums, units, level of theory, counts, filters, findings
+                              of the checks, list of shards
+    shards/00000.safetensors  structures in the order of the source (shards.py)
+    shards/00000.json         metadata from the conversion of that shard
+    index/NAME.npy            one value per structure, for splits, filters and batch plans
+    removed.csv               identity of each skipped or removed structure, and the reason
 
-Made by conversion.py. The manifest is written last: a folder without one is no store yet.
+Stores are written by conversion.py. The manifest is written last, so a folder without a manifest is
+not a finished store.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from mlip_jax.structure import Structure
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "mlip_jax store", 1
-# For each structure; NaN where unknown, eV and Å.
+# Data types of the index columns, each (S,). Units are eV and Å; unknown values are NaN.
 INDEX = {"n_atoms": np.int32, "energy": np.float64, "charge": np.float32, "molecule": np.uint64, "record": np.int64,
          "conformer": np.int32, "max_force": np.float32, "force_rms": np.float32, "shortest_distance": np.float32,
          "fingerprint": np.uint64}
@@ -35,15 +38,18 @@ _OPEN_SHARDS = 256
 
 
 def is_store(path: str | Path) -> bool:
-    """Whether a folder holds a finished store."""
+    """Return whether a folder contains a finished store."""
     return (Path(path) / MANIFEST).is_file()
 
 
 class Store:
-    """A store, open for reading. Structures are numbered from 0; those that filters took out have no number.
+    """A store, open for reading.
+
+    Structures are numbered from 0. Structures that filters removed have no number.
 
     Attributes:
-      path: The folder. manifest: What manifest.json says.
+      path: Folder of the store.
+      manifest: Content of manifest.json.
     """
 
     def __init__(self, path: str | Path):
@@ -74,29 +80,35 @@ class Store:
 
     @property
     def level_of_theory(self) -> str:
-        """Of the labels."""
+        """Level of theory of the labels."""
         return self.manifest["level_of_theory"]
 
     def digest(self) -> str:
-        """Which structures these are, 12 hexadecimal digits: what is computed of them is kept under this name."""
-        # Filters that look at more than one structure take it out of the index alone: the shards are then the same.
+        """Return a hash of the structures, 12 hexadecimal digits, for names of cached arrays."""
+        # Filters that compare several structures remove them only from the index, not from the
+        # shards, so the checksums of the shards are not enough.
         content = json.dumps([[s["sha256"] for s in self.manifest["shards"]], self.manifest["filters"], len(self)])
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def index(self, name: str) -> np.ndarray:
-        """One value for each structure, memory-mapped; INDEX says which there are. "molecule" is a hash of the
-        identity (identity.stable_ids)."""
+        """Return a column of the index, (S,), as a memory map. The names are the keys of INDEX.
+
+        The column "molecule" is a hash of the name of the molecule (identity.stable_ids).
+        """
         if name not in self._index:
             self._index[name] = _load_index(self.path / "index" / f"{name}.npy")
         return self._index[name]
 
     def official_split(self) -> dict[str, np.ndarray] | None:
-        """Record numbers of the parts that the data set came with, or None."""
+        """Return the record numbers of the splits that the data set comes with, or None."""
         names = self.manifest["official_split"]
         return {n: _load_index(self.path / "index" / f"official_{n}.npy") for n in names} if names else None
 
     def take(self, indices: np.ndarray, *, labels_only: bool = False) -> Columns:
-        """The structures `indices`, in that order; without texts and properties if `labels_only`."""
+        """Return the structures `indices`, in that order.
+
+        If `labels_only`, texts and properties are not read.
+        """
         indices = np.asarray(indices, np.int64)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"{self.path}: structures are numbered 0 to {len(self) - 1}; asked for "
@@ -106,6 +118,7 @@ class Store:
         first = np.concatenate([[0], self._ends])[where]
         if labels_only:
             return self._labels(indices, where, physical - first)
+        # Read each run of consecutive structures in one shard at once.
         order = np.argsort(physical, kind="stable")
         parts = []
         cuts = np.flatnonzero((np.diff(where[order]) != 0) | (np.diff(physical[order]) != 1)) + 1
@@ -123,15 +136,17 @@ class Store:
 
     def chunks(self, indices: np.ndarray | None = None, size: int = 4096, *,
                labels_only: bool = False) -> Iterator[tuple[np.ndarray, Columns]]:
-        """(indices, their structures) piece by piece; all structures if no indices are given."""
+        """Yield (indices, columns) in blocks of `size` structures; None yields all structures."""
         count = len(self) if indices is None else len(indices)
         for start in range(0, count, size):
             here = np.arange(start, min(start + size, count)) if indices is None else indices[start:start + size]
             yield here, self.take(here, labels_only=labels_only)
 
     def texts(self, name: str) -> tuple[np.ndarray, list[str]]:
-        """A column of text ("molecule", "smiles", "subset", "source"): code of each structure, (S,) int32, and the
-        distinct texts that the codes stand for."""
+        """Return a text column ("molecule", "smiles", "subset" or "source") as codes and texts.
+
+        Structure s has the text texts[codes[s]], with codes (S,) int32. The texts are distinct.
+        """
         table: dict[str, int] = {}
         codes = np.empty(int(self._ends[-1]) if len(self._ends) else 0, np.int32)
         start = 0
@@ -148,7 +163,7 @@ class Store:
         """Compare every shard with its checksum.
 
         Raises:
-          DatasetError: Shards are damaged; all are named.
+          DatasetError: Some shards are corrupted. The message lists all of them.
         """
         damaged = [s["file"] for s in self.manifest["shards"]
                    if checksum(self.path / "shards" / s["file"]) != s["sha256"]]
