@@ -136,8 +136,7 @@ def read_part(path: Path, layout: Layout) -> Iterator[JournalLine]:
 
 
 def _parse(text: bytes, start: int, width: int, ends: list[int], sizes: list[int]) -> JournalLine | None:
-    """Return a line with all cells whose pieces start at `ends` and are complete, otherwise None.
-    """
+    """Return a line with all cells whose pieces start at `ends` and are complete, or None."""
     if not text.endswith(b"\n"):
         return None
     try:

@@ -43,7 +43,7 @@ class DerivedColumns(NamedTuple):
 
 def merge(folder: Path, layout: Layout, results: Path, pieces: Mapping[str, Path], stop: int | None = None,
           added: DerivedColumns | None = None) -> float:
-    """Write the results of all parts in the order of their indices; each file is replaced atomically.
+    """Write the results of all parts in the order of their indices; replace each file atomically.
 
     Args:
       folder: Folder of the parts.
