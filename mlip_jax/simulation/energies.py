@@ -135,11 +135,13 @@ def _batches(p: Potential, rows, indices, batch_size: int
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _energy(model, energy_scale, params, graph):
+    """Return the energies of a padded batch, (G,)."""
     return evaluate(model, params, graph, energy_scale).energy  # XLA removes the forces, which are
 # not used
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _energy_and_forces(model, energy_scale, params, graph):
+    """Return the energies (G,) and the forces (N, 3) of a padded batch."""
     out = evaluate(model, params, graph, energy_scale)
     return out.energy, out.forces

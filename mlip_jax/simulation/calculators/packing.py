@@ -97,12 +97,14 @@ def unpack(bucket: SizeBucket, floats, ints) -> jraph.GraphsTuple:
 
 @functools.lru_cache(maxsize=256)
 def _floats(bucket: SizeBucket) -> _ArrayLayout:
+    """Return the layout of the float array."""
     cell = {"cell": (2, 3, 3)} if bucket.periodic else {}
     return _parts({"positions": (bucket.budget.n_node, 3), "charge": (2,), "spin": (2,), **cell})
 
 
 @functools.lru_cache(maxsize=256)
 def _ints(bucket: SizeBucket) -> _ArrayLayout:
+    """Return the layout of the integer array."""
     budget = bucket.budget
     edges, pairs = budget.n_edge, budget.n_pair
     shapes = {"numbers": (budget.n_node,), "n_node": (2,), "n_edge": (2,), "senders": (edges,), "receivers": (edges,),

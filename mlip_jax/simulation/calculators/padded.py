@@ -312,10 +312,12 @@ class PaddedCalculator(Calculator):
         self._programs = None
 
     def _run(self, bucket: SizeBucket, floats: np.ndarray, ints: np.ndarray, with_stress: bool):
+        """Run the compiled evaluation; compile it for a new size bucket."""
         evaluation, _, leaves = self._compiled()
         return evaluation(leaves, bucket, floats, ints, with_stress)
 
     def _run_hessian(self, bucket: SizeBucket, floats: np.ndarray, ints: np.ndarray, start: np.int32):
+        """Run the compiled block of Hessian columns from `start` on."""
         _, hessian, leaves = self._compiled()
         return hessian(leaves, bucket, floats, ints, start)
 

@@ -63,7 +63,7 @@ def distances(course: SampledTrajectory, longest: float = 8.0, bins: int = 200) 
 
 
 def spectrum(course: SampledTrajectory, highest: float = 4000.0) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the vibrational density of states: the mass-weighted power spectrum of the velocities.
+    """Compute the vibrational density of states, the mass-weighted power spectrum of velocities.
 
     Args:
       course: Trajectory.

@@ -393,5 +393,6 @@ _list = jax.jit(neighbors.on_device, static_argnums=(3, 4))
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run(loop, capacity, params, particles, key, timestep, state, until):
+    """Run the loop as one compiled program and count its traces."""
     _traces.count += 1
     return loop.run(capacity, params, particles, key, timestep, state, until)

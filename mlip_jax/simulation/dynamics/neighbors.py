@@ -41,7 +41,7 @@ _WORTHWHILE = 0.92
 
 
 class Cutoffs(NamedTuple):
-    """Cutoffs of a neighbour list, Å.
+    """Cutoffs of a neighbor list (Å).
 
     Attributes:
       cutoff: Cutoff of edges.

@@ -75,8 +75,7 @@ class DynamicsProgressBar:
             log.info("step %d of %d  %s", step, self._total, self._text)
 
     def _last(self, thermo: Thermo) -> str:
-        """Return temperature and energy of the last recorded step, means over the running molecules.
-        """
+        """Return mean temperature and energy of the running molecules in the last recorded step."""
         if not len(thermo.step) or np.isnan(thermo.potential[-1]).all():
             return self._text.split("  ")[0] if self._text else ""
         return f"{np.nanmean(thermo.temperature[-1]):.0f} K, {np.nanmean(thermo.total[-1]):.3f} eV"

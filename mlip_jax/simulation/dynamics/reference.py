@@ -73,7 +73,9 @@ def courses(method: Method, molecules: Sequence[Atoms], plan: Plan, folder: Path
 
 
 def _simulate(job) -> tuple[np.ndarray, np.ndarray, str]:
-    """Return positions and velocities (K, n, 3) of the frames, including the start, and an error or "".
+    """Return positions and velocities of the frames, (K, n, 3) each, and an error message or "".
+
+    The frames include the start.
     """
     method, molecule, plan = job
     rng, atoms = np.random.default_rng(plan.seed), molecule.copy()

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def carry_out(dynamics: MolecularDynamics, outputs: DynamicsOutputs, num_steps: int, restart_seconds: float) -> float:
-    """Run dynamics up to `num_steps`, from the restart file if there is one, otherwise from the start.
+    """Run dynamics up to `num_steps`, from the restart file if there is one.
 
     Args:
       dynamics: Dynamics at the start.

@@ -105,7 +105,10 @@ class Settings:
         return _INTEGRATORS[self.ensemble](self)
 
     def broken_above(self, temperature: float) -> float:
-        """Return the temperature (K) above which a molecule with this thermostat temperature is broken.
+        """Return the temperature above which a molecule counts as broken (K).
+
+        Args:
+          temperature: Temperature of its thermostat (K).
         """
         warmest = max(temperature, self.initial_temperature or 0.0)
         return max(10 * warmest, 5000.0) if self.max_temperature is None else self.max_temperature

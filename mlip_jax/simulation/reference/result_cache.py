@@ -29,7 +29,7 @@ def key_of(settings: Mapping[str, Any], atoms: Atoms) -> str:
     This is the settings (serializable as JSON), elements, exact positions, cell,
     `atoms.info["charge"]` and `atoms.info["num_unpaired_electrons"]`.
     """
-    # an invalid charge gets a key as well: it is an error of this one molecule, raised when it is evaluated
+    # An invalid charge gets a key as well. Evaluating the molecule raises the error, for it only.
     state = [settings, float(atoms.info.get("charge", 0.0)), atoms.info.get("num_unpaired_electrons"),
              atoms.pbc.tolist(), atoms.cell.tolist() if atoms.pbc.any() else None]
     digest = hashlib.sha256(json.dumps(state, sort_keys=True, default=float).encode())

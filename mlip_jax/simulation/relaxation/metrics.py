@@ -108,7 +108,11 @@ def residual_energy(outcomes: Outcomes) -> np.ndarray:
 
 
 def diverged(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
-    """Whether a molecule that can be judged diverged, (M,) bool: pct < 0, no energy, or the relaxation's own word."""
+    """Return whether an evaluable molecule diverged, (M,) bool.
+
+    It diverged if the energy rose (pct < 0), the oracle has no energy, or the relaxation diverged
+    or failed.
+    """
     no_gap = outcomes.energy_start - outcomes.energy_opt < limits.min_gap
     rise = outcomes.energy_relaxed - outcomes.energy_start
     risen = rise > np.where(no_gap, limits.min_gap, _ROUNDING)
@@ -118,7 +122,7 @@ def diverged(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
 def succeeded(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
     """Return whether E_relaxed - E_opt is negative or below 1 kcal/mol, (M,) bool.
 
-    A start that is this good already makes success easy.
+    A start that fulfills this already makes success easy.
     """
     return judged(outcomes) & ~outcomes.failed & (residual_energy(outcomes) < limits.chemical_accuracy)
 
@@ -214,6 +218,7 @@ def bootstrap_median(values: np.ndarray, num_bootstrap: int = 1000, seed: int = 
 
 
 def _estimate(values, value, resampled) -> Estimate:
+    """Return `value` with the errors of its resampled values, for `values` that enter it."""
     resampled = resampled[np.isfinite(resampled)]  # a draw without a molecule of the mask has no
 # mean
     if not len(values) or len(resampled) < 2:

@@ -198,6 +198,7 @@ class SlotPool:
 
     @property
     def _slots(self) -> int:
+        """Return the number of slots."""
         return self._program.loop.num
 
     def _choose(self, no_more: bool) -> tuple[PaddingBudget, int]:

@@ -66,8 +66,10 @@ class RelaxationProgressBar:
             log.info("%d of %d molecules  %s", self.done, self._total, self._text())
 
     def _show(self) -> None:
+        """Redraw the bar."""
         self._bar.update(self._task, completed=self.done, text=self._text())
 
     def _text(self) -> str:
+        """Return speed and number of failures as text."""
         speed = (self.done - self._before) / max(time.monotonic() - self._begin, 1e-9)
         return f"{speed:.3g} molecules/s  {self._failed} failed or diverged"

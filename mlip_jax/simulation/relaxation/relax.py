@@ -324,6 +324,7 @@ class _Shared:
         self._molecules, self._lock, self.is_empty = iter(molecules), threading.Lock(), False
 
     def next(self):
+        """Return the next molecule, or None if there is none left."""
         with self._lock:
             if self.is_empty:
                 return None

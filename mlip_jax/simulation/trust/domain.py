@@ -74,7 +74,8 @@ class Domain:
 
     def distance(self, features: np.ndarray) -> np.ndarray:
         """Compute the mean distance to the nearest training samples, (S,)."""
-        # At 5,000 points of 64 to 128 features scipy's cKDTree takes 2 to 5 times the CPU time of these products.
+        # For 5,000 points with 64 to 128 features SciPy's cKDTree takes 2 to 5 times as long (CPU
+        # time) as these matrix products.
         neighbors, own = min(_NEIGHBORS, len(self.points)), ((features - self.center) / self.spread).astype(np.float32)
         squares, found = (self.points ** 2).sum(1), np.zeros(len(own))
         for start in range(0, len(own), _ROWS):

@@ -1,5 +1,4 @@
-"""Expected error of an ensemble: the spread of its members, scaled to the errors on held-out
-structures.
+"""Expected error of an ensemble: spread of its members, scaled to errors on held-out structures.
 
 Members that were trained on the same data make correlated errors, so their spread is too small by a
 factor that is similar everywhere. If errors are Gaussian with standard deviation factor * spread,

@@ -1,5 +1,4 @@
-"""Features of molecules from a trained force field, which data.selection "embedding" is based on.
-"""
+"""Molecular features of a trained force field for data.selection "embedding"."""
 
 from __future__ import annotations
 
