@@ -136,8 +136,8 @@ def _batches(p: Potential, rows, indices, batch_size: int
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _energy(model, energy_scale, params, graph):
     """Return the energies of a padded batch, (G,)."""
-    return evaluate(model, params, graph, energy_scale).energy  # XLA removes the forces, which are
-# not used
+    # XLA removes the forces, which are not used
+    return evaluate(model, params, graph, energy_scale).energy
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -54,8 +54,8 @@ from mlip_jax.workdir import write_json
 PROGRAM, DESCRIPTION = "force_field.stablehlo", "force_field.json"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 _VERSION = 1
-_DENSITY = 0.15  # atoms/Å³ that the default number of pairs allows for: water has 0.10, diamond
-# 0.18
+# _DENSITY: atoms/Å³ that the default number of pairs allows for: water has 0.10, diamond 0.18
+_DENSITY = 0.15
 
 
 def export_stablehlo(potential: Potential, folder: str | Path, *, max_atoms: int, max_pairs: int | None = None,
@@ -184,8 +184,8 @@ def _graph(inputs: dict[str, jax.Array]) -> jraph.GraphsTuple:
     first, second = inputs["pairs"].T
     receivers, senders = jnp.concatenate([first, second]), jnp.concatenate([second, first])
     order = jnp.argsort(receivers, stable=True)
-    edges = {"pair_order": jnp.argsort(order).astype(jnp.int32)}  # position of each direction of a
-# pair after sorting
+    # position of each direction of a pair after sorting
+    edges = {"pair_order": jnp.argsort(order).astype(jnp.int32)}
     n_node = jnp.stack([inputs["num_atoms"], rows - inputs["num_atoms"]])
     real = jnp.sum(receivers < inputs["num_atoms"], dtype=jnp.int32)
     if "shifts" in inputs:

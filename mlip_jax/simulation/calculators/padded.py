@@ -91,12 +91,11 @@ class PaddedCalculator(Calculator):
         raise NotImplementedError
 
     def _evaluate(self, params: Any, graph: jraph.GraphsTuple, with_stress: bool) -> Evaluation:
-        """Evaluate the force fields. Must be a pure function."""
+        """Evaluate the force fields. Must be pure."""
         raise NotImplementedError
 
     def _hessian_columns(self, params: Any, graph: jraph.GraphsTuple, directions: jax.Array) -> jax.Array:
-        """Compute columns of the Hessian as `potential.hessian_columns`. Must be a pure function.
-        """
+        """Compute columns of the Hessian as `potential.hessian_columns`. Must be pure."""
         raise NotImplementedError
 
     def _results(self, atoms: Atoms, positions: np.ndarray, out: np.ndarray, stress: np.ndarray | None
@@ -251,8 +250,7 @@ class PaddedCalculator(Calculator):
         if value == 0 or key in self._warned_of:
             return
         trained_on = [m.metadata.get("statistics", {}).get(statistic, [0.0]) for m in self._members]
-        strange = [known or [0.0] for known in trained_on  # None: unknown for an imported force
-# field
+        strange = [known or [0.0] for known in trained_on  # None: unknown (imported)
                    if known is not None and value not in (known or [0.0])]
         if not strange:
             return
@@ -387,8 +385,7 @@ def centred(atoms) -> np.ndarray:
 
 
 def _check_apart(positions, neighbors) -> None:
-    """Raise CalculationFailed if two atoms coincide: an edge of length zero would count as padding.
-    """
+    """Raise CalculationFailed if two atoms coincide: zero-length edges count as padding."""
     same = (positions[neighbors.senders] == positions[neighbors.receivers]).all(axis=1)
     if neighbors.shifts is not None:
         same &= ~neighbors.shifts.any(axis=1)

@@ -246,8 +246,7 @@ class DynamicsLoop:
         return graph, state.wanted.at[2].set(count)
 
     def _watched(self, particles, state, ended: Motion, code):
-        """Return status codes and broken bonds, (M,) each, after checking temperatures and bonds.
-        """
+        """Return status codes and broken bonds, (M,) each, after checking heat and bonds."""
         num = code.shape[0]
         kinetic = kinetic_energies(ended.velocities, particles)
         hot = kinetic > 0.5 * particles.dof * particles.hottest
@@ -375,8 +374,7 @@ class CompiledDynamics:
         return out
 
     def list(self, capacity: NeighborCapacity, positions, cell) -> jraph.GraphsTuple:
-        """Return a neighbor list of the device for positions (N, 3); it must fit into the capacity.
-        """
+        """Return the device's neighbor list for positions (N, 3); it must fit the capacity."""
         graph, _ = _list(self._particles, positions, cell, capacity.budget, self.loop.cutoffs)
         return graph
 

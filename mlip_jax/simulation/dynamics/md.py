@@ -200,8 +200,7 @@ class MolecularDynamics:
                                            lists=self._state.lists + 1)
 
     def _list(self, positions, cell):
-        """Return the neighbor list of positions; enlarge the capacity if the host builds the list.
-        """
+        """Return the neighbor list of positions; a list of the host may enlarge the capacity."""
         if self._on_device:
             return self._program.list(self._capacity, positions, cell)
         wanted = neighbors.needed(self._system, positions, cell, self._cutoffs)

@@ -29,8 +29,8 @@ from mlip_jax.workdir import atomic_open
 THERMO, TRAJECTORIES, RESTART = "thermo.csv", "trajectories", "restart.npz"
 COLUMNS = ("step", "time_fs", "molecule", "potential_ev", "kinetic_ev", "total_ev", "temperature_k", "conserved_ev",
            "volume_ang3", "pressure_bar")
-_ABOUT = "about_files"  # key of JSON metadata in the restart file; not the name of an array of a
-# snapshot
+# _ABOUT: key of JSON metadata in the restart file; not the name of an array of a snapshot
+_ABOUT = "about_files"
 
 
 class OutputError(RuntimeError):

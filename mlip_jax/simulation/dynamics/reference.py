@@ -83,8 +83,8 @@ def _simulate(job) -> tuple[np.ndarray, np.ndarray, str]:
     atoms.set_momenta(maxwell_boltzmann(atoms.get_masses(), plan.temperature, rng))
     Stationary(atoms)
     if not atoms.pbc.any():
-        with np.errstate(invalid="ignore", divide="ignore"):  # linear molecules give values that
-# are not finite and not used
+        # linear molecules give values that are not finite and not used
+        with np.errstate(invalid="ignore", divide="ignore"):
             ZeroRotation(atoms)
     atoms.set_constraint(FixCom())
     dynamics = Langevin(atoms, plan.timestep * units.fs, temperature_K=plan.temperature,

@@ -72,8 +72,8 @@ class ResultCache:
         fcntl.flock(self._file, fcntl.LOCK_EX)
         try:
             end = self._file.seek(0, os.SEEK_END)
-            if end and os.pread(self._file.fileno(), 1, end - 1) != b"\n":  # a writer was killed
-# while writing a line
+            # the last line is incomplete: a writer was killed
+            if end and os.pread(self._file.fileno(), 1, end - 1) != b"\n":
                 self._file.write(b"\n")
                 end += 1
             self._file.write(line)

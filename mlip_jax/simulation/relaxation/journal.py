@@ -117,9 +117,8 @@ def read_part(path: Path, layout: Layout) -> Iterator[JournalLine]:
         with open(path, "rb") as file:
             header = file.readline()
             expected = encode_line(layout.header)
-            if header != expected and expected.startswith(header.rstrip(b"\n")):  # a process
-# stopped while
-# writing it
+            # a process stopped while writing the header
+            if header != expected and expected.startswith(header.rstrip(b"\n")):
                 return
             if header != expected:
                 raise JournalError(f"{path}: has the columns {header[:200]!r}, expected {','.join(layout.header)}; it "

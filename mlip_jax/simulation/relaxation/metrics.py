@@ -128,8 +128,7 @@ def succeeded(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
 
 
 def force_converged(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
-    """Return whether the oracle's largest force at the relaxed geometry is below 0.05 eV/Å, (M,).
-    """
+    """Return whether the oracle's largest force after relaxation is below 0.05 eV/Å, (M,)."""
     return judged(outcomes) & ~outcomes.failed & (outcomes.fmax < limits.fmax)
 
 
@@ -219,8 +218,8 @@ def bootstrap_median(values: np.ndarray, num_bootstrap: int = 1000, seed: int = 
 
 def _estimate(values, value, resampled) -> Estimate:
     """Return `value` with the errors of its resampled values, for `values` that enter it."""
-    resampled = resampled[np.isfinite(resampled)]  # a draw without a molecule of the mask has no
-# mean
+    # a draw without a molecule of the mask has no mean
+    resampled = resampled[np.isfinite(resampled)]
     if not len(values) or len(resampled) < 2:
         return Estimate(float(value), np.nan, np.nan, np.nan, len(values))
     low, high = np.quantile(resampled, [0.025, 0.975])

@@ -168,8 +168,8 @@ def _relax(relaxer: Relaxer, pools: list[_MinimumPool], geometries: list[tuple[i
         pool.relaxed.append(0)
         pool.new.append(0)
     done = dict(relaxer.stream((place, atoms) for place, (_, atoms) in enumerate(geometries)))
-    for place, (m, _) in enumerate(geometries):  # in the order of the input: results must not
-# depend on the order of completion
+    # add in the order of the input: results must not depend on the order of completion
+    for place, (m, _) in enumerate(geometries):
         pools[m].add(done[place], number)
 
 
@@ -241,8 +241,7 @@ class _MinimumPool:
             self.new[-1] += 1
 
     def lowest(self, count: int) -> list[Atoms]:
-        """Return geometries of the lowest minima within the window, repeated if fewer than `count`.
-        """
+        """Return `count` geometries of the lowest minima within the window, with repetition."""
         minima = self._within()
         return [_bare(minima[k % len(minima)].atoms) for k in range(count)]
 

@@ -34,8 +34,8 @@ FRAME, MOL_BLOCK, TRAJECTORY = "xyz", "sdf", "trajectory.xyz"
 LAYOUT = Layout(COLUMNS, (FRAME, MOL_BLOCK, TRAJECTORY))
 # _WHOLE: integers that ASE reads back as text unchanged; other numbers, booleans and lists change.
 _WHOLE = re.compile(r"-?[1-9][0-9]{0,17}|0")
-_MOL_BLOCK_REACH = 9999.0  # Å; a coordinate has ten characters, four of them after the decimal
-# point
+# _MOL_BLOCK_REACH: largest coordinate (Å) in ten characters, four of them after the decimal point
+_MOL_BLOCK_REACH = 9999.0
 _TRUTH = {"T", "F", "true", "false", "True", "False", "TRUE", "FALSE"}
 
 

@@ -180,13 +180,12 @@ class SlotPool:
         self._state = self._program.init()
         whole = self._padding_budget(num, sizes, edges)
         tail = self._padding_budget(num / _TAIL, sizes, edges)
-        refilled = len(sizes) > num  # otherwise all start at once, and compiling takes as long as
-# the tail saves
+        # without refills all molecules start at once, and compiling takes as long as the tail saves
+        refilled = len(sizes) > num
         self._budgets = [tail, whole] if refilled and tail.n_edge <= 0.6 * whole.n_edge else [whole]
 
     def _padding_budget(self, num: float, sizes, edges) -> PaddingBudget:
-        """Return the padding budget of `num` average molecules that also fits the largest molecule.
-        """
+        """Return the padding budget of `num` average molecules; the largest one fits, too."""
         most_edges = max(_EDGE_SLACK * num * edges.mean(), _ONE_SLACK * edges.max(), 2)
         nodes = max(_SLACK * num * sizes.mean(), self._size) + 1
         pairs = 0

@@ -289,8 +289,8 @@ class Relaxer:
         frame = atoms.copy()
         frame.set_positions(outcome.positions[:n].astype(np.float64) + atoms.positions.mean(0), apply_constraint=False)
         fixed = _fixed(atoms)
-        frame.positions[fixed] = atoms.positions[fixed]  # exactly, without the rounding to the
-# dtype
+        # exactly, without the rounding to the dtype
+        frame.positions[fixed] = atoms.positions[fixed]
         energy = self.potential.reference_energies[atoms.numbers].sum() + np.float64(outcome.energy)
         frame.calc = SinglePointCalculator(frame, energy=float(energy), forces=outcome.forces[:n].astype(np.float64))
         return frame

@@ -254,8 +254,7 @@ def held_out(workdirs: Sequence[str | Path], potentials: Sequence[Potential], pa
 
 
 def _not_trained_on(own: RunData, part: str, others: Sequence[str | Path], notes: list[str]) -> np.ndarray:
-    """Return structures of a split of the first member's data that no other member was trained on.
-    """
+    """Return structures of a split of the first member that no other member was trained on."""
     whole = chosen = np.asarray(own.parts.get(part, []), np.int64)
     # Exclude whole molecules, since training on other conformers counts as knowing a molecule. If
     # the first member's own split is not by molecule (a random split), exclude structures.
