@@ -127,7 +127,7 @@ class Relaxer:
           maxstep: Longest step of an atom (FIRE: of all atoms together) (Å).
           dtype: "float32" or "float64", for force field and minimizer. Independent of JAX's x64
             flag.
-          batch_atoms: Atoms per evaluation; None chooses by the kind of device.
+          batch_atoms: Atoms per evaluation; None or 0 chooses by the kind of device.
           trajectory_every: Steps between the frames that are kept; 0 keeps none. Keeping frames
             costs a round trip to the host at every step.
           devices: Devices to use; None uses all devices of this process.
