@@ -1,1 +1,1 @@
-"""What a force field is for: an ASE calculator, relaxation, molecular dynamics."""
+"""Applications of a force field: ASE calculators, relaxation, molecular dynamics."""

@@ -1,6 +1,6 @@
-"""Energies and features of many structures at once, without forces: a forward pass alone, a third of the work.
+"""Energies, forces and features of many structures, in batches.
 
-With forces where they are asked for.
+Energies and features take only a forward pass, about a third of the work of energies with forces.
 """
 
 from __future__ import annotations
@@ -22,19 +22,22 @@ from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.potential import Potential, evaluate
 
-_PIECE = 4096  # structures that are read and planned at a time
+_PIECE = 4096  # structures that are read and planned at a time, before they are batched
 
 
 def energies(potential: Potential, rows: Store | Columns, indices: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
-    """Total energies (S,) in eV, float64, reference energies included, of the structures `indices` of `rows`.
+    """Compute the total energies (eV) of structures, (S,), float64, including reference energies.
 
-    Compiled once for each few thousand structures whose sizes call for another shape of batches.
+    Compiled once per few thousand structures, and only if their sizes require another batch shape.
 
     Args:
-      batch_size: Structures of a batch, about.
+      potential: The force field.
+      rows: Structures.
+      indices: Indices of the S structures in `rows`.
+      batch_size: Approximate number of structures per batch.
 
     Raises:
-      ValueError: There are elements that the force field was not trained on.
+      ValueError: If there are elements that the force field was not trained on.
     """
     p, found = potential, np.empty(len(indices))
     for places, columns, graph in _batches(p, rows, indices, batch_size):
@@ -45,7 +48,7 @@ def energies(potential: Potential, rows: Store | Columns, indices: np.ndarray, *
 
 def energies_and_forces(potential: Potential, rows: Store | Columns, indices: np.ndarray, *, batch_size: int = 64
                         ) -> tuple[np.ndarray, np.ndarray]:
-    """Total energies (S,) as `energies` gives them, and forces (A, 3) in eV/Å, float64, end to end.
+    """Compute total energies (S,) as `energies`, and forces (eV/Å), (A, 3), concatenated; float64.
 
     Raises:
       ValueError: As for `energies`.
@@ -63,12 +66,14 @@ def energies_and_forces(potential: Potential, rows: Store | Columns, indices: np
 
 
 def _n_atoms(rows: Store | Columns) -> np.ndarray:
+    """Return the number of atoms of each structure."""
     return rows.n_atoms if isinstance(rows, Columns) else np.asarray(rows.index("n_atoms"))
 
 
 def atom_features(potential: Potential, columns: Columns, *, batch_size: int = 64) -> np.ndarray:
-    """Invariant features of every atom, (A, F) float32, in the order of `columns`: what the model knows of its
-    surroundings.
+    """Compute the invariant features of every atom, (A, F) float32, in the order of `columns`.
+
+    They describe the environment of the atom as the model represents it.
 
     Raises:
       ValueError: As for `energies`.
@@ -85,7 +90,13 @@ def atom_features(potential: Potential, columns: Columns, *, batch_size: int = 6
 
 def mean_features(potential: Potential, rows: Store | Columns, indices: np.ndarray, *, batch_size: int = 64
                   ) -> np.ndarray:
-    """Invariant features of the structures `indices` of `rows`: means over their atoms, (S, F) float32.
+    """Compute the mean of the invariant features over the atoms of each structure, (S, F) float32.
+
+    Args:
+      potential: The force field.
+      rows: Structures.
+      indices: Indices of the S structures in `rows`.
+      batch_size: Approximate number of structures per batch.
 
     Raises:
       ValueError: As for `energies`.
@@ -102,14 +113,14 @@ def mean_features(potential: Potential, rows: Store | Columns, indices: np.ndarr
 
 @functools.partial(jax.jit, static_argnums=0)
 def invariant_features(model, params, graph: jraph.GraphsTuple) -> jax.Array:
-    """Features (N, F) of degree 0 and even parity of a padded batch."""
+    """Compute the features of degree 0 and even parity of a padded batch, (N, F)."""
     params, graph = jax.tree.map(jnp.asarray, (params, graph))
     return model.apply(params, graph).features[:, 0, 0, :]
 
 
 def _batches(p: Potential, rows, indices, batch_size: int
              ) -> Iterator[tuple[np.ndarray, Columns, jraph.GraphsTuple]]:
-    """(their places among `indices`, the structures, padded batch) until all had their turn."""
+    """Yield (places among `indices`, structures, padded batch) until all structures are covered."""
     growing = GrowingBudget(slack=1, multiple=1)
     for start in range(0, len(indices), _PIECE):
         columns = rows.take(indices[start:start + _PIECE], labels_only=True)
@@ -124,10 +135,13 @@ def _batches(p: Potential, rows, indices, batch_size: int
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _energy(model, energy_scale, params, graph):
-    return evaluate(model, params, graph, energy_scale).energy  # what nobody asks for, the forces, is not computed
+    """Return the energies of a padded batch, (G,)."""
+    # XLA removes the forces, which are not used
+    return evaluate(model, params, graph, energy_scale).energy
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _energy_and_forces(model, energy_scale, params, graph):
+    """Return the energies (G,) and the forces (N, 3) of a padded batch."""
     out = evaluate(model, params, graph, energy_scale)
     return out.energy, out.forces

@@ -1,8 +1,9 @@
-"""A force field as a function in a file: energies and forces with JAX alone, without this package.
+"""Export of a force field as a function in a file that runs with JAX but without this package.
 
-`export_stablehlo` writes force_field.stablehlo, which holds the parameters, and force_field.json, which says what to
-hand over: sizes, units, cutoff, reference energies. A program in Python evaluates it like this; it needs NumPy, JAX and
-flatbuffers, which jax.export reads its files with:
+`export_stablehlo` writes force_field.stablehlo, which contains the parameters, and
+force_field.json, which describes the inputs: sizes, units, cutoff, reference energies. A Python
+program evaluates the function as follows; it needs NumPy, JAX and flatbuffers, which jax.export
+uses to read its files:
 
     import json
     import jax, jax.export
@@ -22,11 +23,15 @@ flatbuffers, which jax.export reads its files with:
     energies = np.asarray(out["energies"], np.float64)[:n] + np.array(about["reference_energies"])[numbers]
     energy, forces = energies.sum(), np.asarray(out["forces"])[:n]  # eV, eV/Å
 
-`rows` is one more than the atoms that it has room for: the last row is padding always. A file in float64 needs
-`jax.config.update("jax_enable_x64", True)` first. In single precision keep positions near the origin. Periodic files
-take "cell" (3, 3) and "shifts" (max_pairs, 3), with the vector of a pair `positions[j] - positions[i] + shift @ cell`
-(an atom and an image of its own are a pair, too: one of shift and -shift), and give "stress". Force fields with terms
-of long range take "long_range_pairs", all pairs within `long_range_cutoff` (null: all there are), padded likewise.
+`rows` is the maximum number of atoms plus one: the last row is always padding. A file in float64
+requires `jax.config.update("jax_enable_x64", True)` first. In single precision keep positions near
+the origin.
+
+Periodic files take "cell" (3, 3) and "shifts" (max_pairs, 3), where the vector of a pair is
+`positions[j] - positions[i] + shift @ cell`, and return "stress". An atom and its own image are a
+pair, too; include either shift or -shift. Force fields with long-range terms take
+"long_range_pairs", which are all pairs within `long_range_cutoff` (null: all pairs), padded in the
+same way.
 """
 
 from __future__ import annotations
@@ -49,30 +54,36 @@ from mlip_jax.workdir import write_json
 PROGRAM, DESCRIPTION = "force_field.stablehlo", "force_field.json"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 _VERSION = 1
-_DENSITY = 0.15  # atoms/Å³ for which there is room among the pairs: water has 0.10, diamond 0.18
+# _DENSITY: atoms/Å³ that the default number of pairs allows for: water has 0.10, diamond 0.18
+_DENSITY = 0.15
 
 
 def export_stablehlo(potential: Potential, folder: str | Path, *, max_atoms: int, max_pairs: int | None = None,
                      max_long_range_pairs: int | None = None, periodic: bool = False, dtype: str = "float32",
                      platforms: Sequence[str] = ("cpu", "cuda", "tpu")) -> Path:
-    """Write energies and forces for up to `max_atoms` atoms as StableHLO with a description; returns the folder.
+    """Write energies and forces for up to `max_atoms` atoms as StableHLO with a description.
 
-    JAX promises to read such a file for half a year of its releases at least, and to write what releases three weeks
-    old can read.
+    JAX guarantees to read such a file for at least half a year of its releases, and to write files
+    that three weeks old releases can read.
 
     Args:
-      potential: Parameters are cast to `dtype` and stand in the file.
-      folder: Made if missing; files of these names are replaced.
-      max_atoms: Of a structure. max_pairs: Of pairs within the cutoff, each counted once; None: all pairs, or what a
-        dense solid has if that is less.
-      max_long_range_pairs: The same for the long-range cutoff, where the force field has one.
-      periodic: With cell, shifts and stress.
+      potential: Force field. Its parameters are cast to `dtype` and stored in the file.
+      folder: Folder for the files, created if missing. Existing files of these names are replaced.
+      max_atoms: Maximum number of atoms of a structure.
+      max_pairs: Maximum number of pairs within the cutoff, each counted once; None: all pairs, or
+        those of a dense solid if that is less.
+      max_long_range_pairs: The same for the long-range cutoff, if the force field has one.
+      periodic: Whether the function takes a cell and shifts and returns the stress.
       dtype: "float32" or "float64".
-      platforms: Out of PLATFORMS; none of them needs to be here.
+      platforms: Subset of PLATFORMS; none of them needs to be available.
+
+    Returns:
+      The folder.
 
     Raises:
-      ValueError: A size below 1, another dtype or platform, or periodic with a long-range cutoff that is infinite.
-      OSError, WorkdirError: The folder cannot be written.
+      ValueError: If a size is below 1, dtype or a platform is unknown, or `periodic` is combined
+        with an infinite long-range cutoff.
+      OSError, WorkdirError: If the folder cannot be written.
     """
     reach = potential.long_range_cutoff
     _check(max_atoms, max_pairs, max_long_range_pairs, periodic, dtype, platforms, reach)
@@ -102,7 +113,13 @@ def export_stablehlo(potential: Potential, folder: str | Path, *, max_atoms: int
 
 
 def default_pairs(max_atoms: int, cutoff: float, periodic: bool) -> int:
-    """Room for pairs within a cutoff in Å (inf: all), each counted once, of at most `max_atoms` atoms."""
+    """Return a capacity for pairs within a cutoff, each counted once.
+
+    Args:
+      max_atoms: Maximum number of atoms.
+      cutoff: Cutoff radius (Å); inf for all pairs.
+      periodic: Whether structures are periodic.
+    """
     every = max_atoms * (max_atoms - 1) // 2
     if math.isinf(cutoff):
         return max(every, 1)
@@ -111,6 +128,7 @@ def default_pairs(max_atoms: int, cutoff: float, periodic: bool) -> int:
 
 
 def _check(max_atoms, max_pairs, max_long_range_pairs, periodic, dtype, platforms, reach) -> None:
+    """Raise ValueError if an argument of `export_stablehlo` is invalid."""
     for name, value in (("max_atoms", max_atoms), ("max_pairs", max_pairs),
                         ("max_long_range_pairs", max_long_range_pairs)):
         if value is not None and value < 1:
@@ -129,7 +147,7 @@ _UNITS = {"energy": "eV, without reference energies", "energies": "eV, without r
 
 
 def _inputs(sizes: dict[str, int], periodic: bool, dtype: str) -> dict[str, dict[str, Any]]:
-    """What the function is handed by name: shape, dtype, unit, and how it is padded."""
+    """Return shape, dtype, unit and padding of the inputs of the function, by name."""
     def one(shape, kind, unit, padding=None):
         return {"shape": list(shape), "dtype": kind, "unit": unit, **({"padding": padding} if padding else {})}
 
@@ -148,6 +166,7 @@ def _inputs(sizes: dict[str, int], periodic: bool, dtype: str) -> dict[str, dict
 
 
 def _function(potential: Potential, params, periodic: bool):
+    """Return the function that is exported."""
     def energies_and_forces(inputs):
         out = evaluate(potential.model, params, _graph(inputs), potential.energy_scale, with_stress=periodic)
         made = {"energy": out.energy[0], "energies": out.energies, "forces": out.forces}
@@ -157,12 +176,16 @@ def _function(potential: Potential, params, periodic: bool):
 
 
 def _graph(inputs: dict[str, jax.Array]) -> jraph.GraphsTuple:
-    """The structure and a padding graph as graphs/graph.py says, both directions of each pair, sorted by receiver."""
+    """Build the graph of the structure and a padding graph, in the layout of graphs/graph.py.
+
+    It contains both directions of each pair, sorted by receiver.
+    """
     rows, dtype = inputs["positions"].shape[0], inputs["positions"].dtype
     first, second = inputs["pairs"].T
     receivers, senders = jnp.concatenate([first, second]), jnp.concatenate([second, first])
     order = jnp.argsort(receivers, stable=True)
-    edges = {"pair_order": jnp.argsort(order).astype(jnp.int32)}  # where each direction of a pair has come to stand
+    # position of each direction of a pair after sorting
+    edges = {"pair_order": jnp.argsort(order).astype(jnp.int32)}
     n_node = jnp.stack([inputs["num_atoms"], rows - inputs["num_atoms"]])
     real = jnp.sum(receivers < inputs["num_atoms"], dtype=jnp.int32)
     if "shifts" in inputs:

@@ -1,12 +1,14 @@
-"""Geometries of the molecules of a data set from other places than the structure that has the property.
+"""Sources of geometries for a property data set, other than the labeled structures.
 
-What users have is seldom the geometry that a property was computed at. A source is named by a text:
+Users seldom have the geometry for which a property was computed. A source is identified by a
+string:
 
-    labels             the structure that has the property
-    STAGE, STAGE:first the last, or the first, snapshot of a subset (a stage of a relaxation) of the same record
+    labels             the structure with the property
+    STAGE, STAGE:first the last, or the first, snapshot of a subset (a stage of a relaxation) of the
+                       same record
     etkdg              RDKit's ETKDGv3 from SMILES
     etkdg:mmff         the same, relaxed with MMFF94
-    relaxed(SOURCE)    another source, relaxed by a force field in batches (relax.py)
+    relaxed(SOURCE)    another source, relaxed with a force field in batches (relax.py)
 """
 
 from __future__ import annotations
@@ -45,8 +47,10 @@ class Geometries:
     """Geometries of some samples.
 
     Attributes:
-      rows: Where they are. index: Their numbers there, (K,) int64.
-      samples: Which samples they are of, (K,) int64, ascending: a sample of which the source has none is left out.
+      rows: Structures that contain the geometries.
+      index: Indices of the geometries in `rows`, (K,) int64.
+      samples: Samples of the geometries, (K,) int64, ascending. Samples without a geometry are
+        skipped.
     """
 
     rows: Rows
@@ -56,12 +60,17 @@ class Geometries:
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """Finds and makes geometries of the structures `index` of a store.
+    """Finds or generates geometries of the structures `index` of a store.
 
     Attributes:
-      store, index: The samples. cache: Folder that keeps what was made. force_field: Loads the one that relaxes.
-      seed: Of the embedding. num_processes: That embed; None for one per core.
-      fmax, max_steps: Of relaxations, eV/Å.
+      store: Store that contains the samples.
+      index: Indices of the samples in the store.
+      cache: Folder for generated geometries.
+      force_field: Function that loads the force field for relaxations, or None.
+      seed: Seed of the embedding.
+      num_processes: Number of processes for the embedding; None for one per core.
+      fmax: Largest force of a relaxed geometry (eV/Å).
+      max_steps: Maximum number of steps per relaxation.
     """
 
     store: Store
@@ -74,11 +83,15 @@ class Sources:
     max_steps: int = 500
 
     def get(self, source: str, samples: np.ndarray) -> Geometries:
-        """The geometries of `samples` (numbers in `index`) from a source.
+        """Return the geometries of samples from a source.
+
+        Args:
+          source: Source, see the module.
+          samples: Numbers in `index`.
 
         Raises:
-          ConfigError: There is no such source, or no force field to relax by.
-          DatasetError: The data have no such stage, or no SMILES; or no sample has a geometry.
+          ConfigError: If there is no such source, or no force field for the relaxation.
+          DatasetError: If the data have no such stage or no SMILES, or if no sample has a geometry.
         """
         if source == LABELS or not len(samples):
             return Geometries(self.store, self.index[samples], samples)
@@ -97,8 +110,15 @@ class Sources:
         return found
 
     def frames(self, stages: str, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All snapshots of some stages: (first, numbers in the store); those of sample samples[s] are
-        first[s]:first[s + 1]."""
+        """Return all snapshots of some stages.
+
+        Args:
+          stages: Names of the stages, separated by commas.
+          samples: Numbers in `index`.
+
+        Returns:
+          (first, indices in the store); those of sample samples[s] are first[s]:first[s + 1].
+        """
         wanted = np.zeros(len(self.store), bool)
         for stage in stages.split(","):
             wanted |= self._of_stage(stage.strip())
@@ -113,6 +133,7 @@ class Sources:
         return first, np.concatenate(numbers) if numbers else np.zeros(0, np.int64)
 
     def _of_stage(self, stage: str) -> np.ndarray:
+        """Return whether each structure of the store belongs to a stage."""
         codes, names = self.store.texts("subset")
         if stage not in names:
             raise ConfigError(f"there is no geometry {stage!r}: the data have the stages "
@@ -121,6 +142,7 @@ class Sources:
         return codes == names.index(stage)
 
     def _snapshots(self, source: str, samples: np.ndarray) -> Geometries:
+        """Return the first or the last snapshot of a stage for each sample."""
         stage, _, which = source.partition(":")
         if which not in ("", "first", "last"):
             raise ConfigError(f"geometry {source!r}: after the stage comes first or last")
@@ -132,6 +154,7 @@ class Sources:
         return Geometries(self.store, np.array(chosen, np.int64), samples[has])
 
     def _embedded(self, source: str, samples: np.ndarray) -> Geometries:
+        """Return geometries that RDKit embeds."""
         if source not in ("etkdg", "etkdg:mmff"):
             raise ConfigError(f"geometry {source!r}: expected etkdg or etkdg:mmff")
         codes, texts = self.store.texts("smiles")
@@ -148,6 +171,7 @@ class Sources:
         return self._kept([source, self.seed, smiles], make, samples)
 
     def _relaxed(self, source: str, samples: np.ndarray) -> Geometries:
+        """Return geometries of another source, relaxed with the force field."""
         if self.force_field is None:
             raise ConfigError("geometries 'relaxed(...)' need a force field: set data.force_field to its workdir")
         start, potential = self.get(source, samples), self.force_field()
@@ -168,7 +192,7 @@ class Sources:
         return self._kept(["relaxed", potential.digest(), self.fmax, self.max_steps, content], make, start.samples)
 
     def _kept(self, identity: list, make: Callable[[], list[Atoms | None]], samples: np.ndarray) -> Geometries:
-        """What `make` gives, or gave before to the same identity."""
+        """Return cached geometries with this identity, or call `make` and cache its result."""
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         path = self.cache / f"{key}.npz"
         if not path.exists():

@@ -1,4 +1,15 @@
-"""ASE calculator of a force field: compiled once per size bucket, reference energies added in float64."""
+"""ASE calculator of a force field, compiled once per size bucket.
+
+A calculation has these steps:
+
+1. check the structure: finite positions, known elements, a complete cell (`padded._check`);
+2. center or wrap the positions, which keeps digits in float32 (`padded.centred`);
+3. build the neighbor list and choose a size bucket for the structure (`padded._pack`);
+4. copy everything into two padded flat arrays (`packing.pack`);
+5. run the compiled program, which restores the graph (`packing.unpack`) and evaluates the model;
+6. remove the padding and add the reference energies in float64 (`padded._results_of`);
+7. if a property of the domain is requested, compute the features and their distances.
+"""
 
 from __future__ import annotations
 
@@ -19,50 +30,63 @@ from mlip_jax.simulation.trust.domain import Domain
 
 
 class MLIPCalculator(PaddedCalculator):
-    """Energies, forces and stress of a `Potential` for ASE.
+    """Calculator for ASE that evaluates one `Potential`.
 
-    Units are ASE's: energy, free_energy (the same number) and energies (n_atoms,) in eV, forces (n_atoms, 3) in
-    eV/Å, stress (6,) in eV/Å³ in Voigt order xx, yy, zz, yz, xz, xy, positive under tension; stress needs all
-    three directions to be periodic. All are float64 arrays; energies hold the reference energies and add up to
-    energy. The total charge is read from `atoms.info["charge"]`, the number of unpaired electrons from
+    All results are float64 arrays in ASE's units:
+
+        energy            ()             eV, including the reference energies
+        free_energy       ()             eV, equal to energy
+        energies          (n_atoms,)     eV, including the reference energies; the sum is energy
+        forces            (n_atoms, 3)   eV/Å
+        stress            (6,)           eV/Å³, Voigt order xx, yy, zz, yz, xz, xy, positive under
+                                         tension; requires periodicity in all three directions
+        charges           (n_atoms,)     e, if the force field predicts partial charges
+        dipole            (3,)           e·Å about the mean of the positions (if neutral, about any
+                                         point); as charges, and not for periodic structures
+
+    The total charge is read from `atoms.info["charge"]` and the number of unpaired electrons from
     `atoms.info["num_unpaired_electrons"]`.
 
-    Where the force field predicts partial charges there are also charges (n_atoms,) in e and, for structures without
-    periodicity, dipole (3,) in e·Å about the mean of the positions (for a neutral molecule: about any point).
+    If the domain of the force field is known (domain.npz of a training run), three more properties
+    are available through, for example, `calc.get_property("outside_domain", atoms)`. They cost a
+    forward pass and are computed only on request:
 
-    `get_hessian` and `get_vibrations` give exact second derivatives. One calculator may be used from several threads,
-    one at a time computes; it can be copied, and pickled to other processes.
+        outside_domain          whether an atom is farther from the training atoms than nearly all
+                                validation atoms
+        domain_distance         (n_atoms,), 1 at the border
+        forces_expected_error   (n_atoms,) eV/Å
 
-    Where the domain of the force field is known (domain.npz of a training run) there are also "outside_domain", whether
-    an atom lies farther from those of training than nearly all of validation; "domain_distance" (n_atoms,), 1 at the
-    border; and "forces_expected_error" (n_atoms,) in eV/Å. `calc.get_property("outside_domain", atoms)` gives them;
-    they cost a forward pass and are computed when they are asked for.
+    `get_hessian` and `get_vibrations` return exact second derivatives. Several threads may share a
+    calculator; they compute one at a time. A calculator can be copied, and pickled to other
+    processes. Copies and unpickled calculators compile again.
 
-    Structures are padded to a few sizes, and the force field is compiled once for each: molecular dynamics of
-    one molecule compiles once, and so do molecules of similar size. The neighbour list is made anew on every
-    call. Copies and pickles compile again.
+    Structures are padded to a few sizes and the force field is compiled once per size: molecular
+    dynamics of one molecule compiles once, and so do molecules of similar size. The neighbor list
+    is rebuilt on every call.
 
     Attributes:
-      potential: The force field, parameters on the host.
-      domain: Of the force field, or None.
-      dtype: float32, or float64 for all of the calculation. Does not depend on JAX's x64 flag, nor changes it.
-      num_compiles: Programs compiled so far.
-      implemented_properties: Of this force field.
-      predictions: What the force field predicts for each atom of the last structure besides energies, (n_atoms,) each,
-        by name: "partial_charges" (e), "hirshfeld_ratios"; empty if nothing.
+      potential: The force field, with its parameters on the host.
+      domain: Domain of the force field, or None.
+      dtype: float32, or float64 for the whole calculation. Independent of JAX's x64 flag, which is
+        left unchanged.
+      num_compiles: Number of programs compiled so far.
+      implemented_properties: Names of the properties of this force field.
+      predictions: Per-atom predictions other than energies for the last structure, (n_atoms,) each,
+        by name: "partial_charges" (e), "hirshfeld_ratios"; empty if there are none.
     """
 
     def __init__(self, potential: Potential | str | Path, dtype: str = "float32", domain: Domain | None = None):
-        """
+        """Create a calculator.
+
         Args:
-          potential: A force field, or where it lies (importers.load_force_field), for programs that hand over texts
-            alone: "runs/spice", "schnetpack:painn.safetensors".
+          potential: Force field, or its location as for `importers.load_force_field`, for programs
+            that pass only text: "runs/spice", "schnetpack:painn.safetensors".
           dtype: "float32" or "float64".
-          domain: Of the force field.
+          domain: Domain of the force field.
 
         Raises:
-          ValueError: Another dtype.
-          CheckpointError, FileNotFoundError: Nothing readable is there.
+          ValueError: If dtype is neither of the two.
+          CheckpointError, FileNotFoundError: If there is no readable force field at the location.
         """
         if not isinstance(potential, Potential):
             potential = load_force_field(str(potential))
@@ -74,64 +98,74 @@ class MLIPCalculator(PaddedCalculator):
 
     @classmethod
     def from_workdir(cls, path: str | Path, dtype: str = "float32") -> MLIPCalculator:
-        """The calculator of a training run's directory, or of a checkpoint directory.
+        """Create a calculator from the directory of a training run or of a checkpoint.
 
-        The domain is known if the directory is that of a run that has come to its report.
+        The domain is known if the training run has finished its report.
 
         Raises:
-          CheckpointError: Nothing readable is there.
+          CheckpointError: If the directory contains no readable force field.
         """
         return cls(Potential.load(path), dtype, atom_domain.of_workdir(path))
 
     @classmethod
     def from_schnetpack(cls, path: str | Path, dtype: str = "float32", **options) -> MLIPCalculator:
-        """The calculator of a PaiNN or SchNet that SchNetPack 2 trained, from its saved weights.
+        """Create a calculator from the saved weights of a PaiNN or SchNet of SchNetPack 2.
 
-        Save them in SchNetPack's environment with `safetensors.torch.save_file(model.state_dict(),
-        "weights.safetensors")` or `numpy.savez("weights.npz", **{k: v.cpu().numpy() for k, v in
-        model.state_dict().items()})`, where `model` is what `torch.load("best_model", weights_only=False)` gives. The
-        file best_model itself is not opened: it is a pickle, and a pickle can run any code when it is read.
+        Save the weights in SchNetPack's environment with `safetensors.torch.save_file(
+        model.state_dict(), "weights.safetensors")` or `numpy.savez("weights.npz", **{k:
+        v.cpu().numpy() for k, v in model.state_dict().items()})`, where `model` is the result of
+        `torch.load("best_model", weights_only=False)`. The file best_model itself is not supported:
+        it is a pickle, and reading a pickle can run arbitrary code.
 
         Args:
-          path: .npz or .safetensors.
+          path: Weights file, .npz or .safetensors.
           dtype: "float32" or "float64".
-          **options: What the weights do not say, see importers/schnetpack.py: energy_unit, elements, activation, ...
+          **options: Settings that the weights do not contain, see importers/schnetpack.py:
+            energy_unit, elements, activation, ...
 
         Raises:
-          FileNotFoundError: No such file.
-          WeightsError (a ValueError): A pickle, a damaged file, or weights that have no counterpart.
+          FileNotFoundError: If the file does not exist.
+          WeightsError (a ValueError): If the file is a pickle or corrupted, or if weights have no
+            counterpart here.
         """
         return cls(schnetpack.load(path, **options), dtype)
 
     @classmethod
     def from_so3lr(cls, path: str | Path = "params.pkl", dtype: str = "float32",
                    long_range_cutoff: float | None = so3lr.LONG_RANGE_CUTOFF) -> MLIPCalculator:
-        """The calculator of SO3LR, a pretrained force field for molecules of H, C, N, O, F, P, S and Cl.
+        """Create a calculator of SO3LR, a pretrained force field for H, C, N, O, F, P, S and Cl.
 
         Args:
-          path: params.pkl of the SO3LR release, a pickle; the unpickler admits nothing but arrays.
+          path: params.pkl of the SO3LR release. The file is a pickle; the unpickler accepts only
+            arrays.
           dtype: "float32" or "float64".
-          long_range_cutoff: Å, of electrostatics and dispersion; None: all pairs, for open boundaries alone.
+          long_range_cutoff: Cutoff of electrostatics and dispersion (Å). None includes all pairs;
+            non-periodic systems only.
 
         Raises:
-          FileNotFoundError: No such file.
-          ValueError: It holds no weights, or others than SO3LR's.
+          FileNotFoundError: If the file does not exist.
+          ValueError: If the file contains no weights, or weights of another model than SO3LR.
         """
         return cls(so3lr.load(path, long_range_cutoff), dtype)
 
     def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
-        """As PaddedCalculator's; what is known of the domain is computed if it is among `properties`."""
+        """Fill `results` as `PaddedCalculator.calculate` does.
+
+        Properties of the domain are computed only if `properties` requests one of them.
+        """
         wanted = self.domain is not None and not set(properties).isdisjoint(atom_domain.properties(self.domain))
+        # the base class does not know the properties of the domain
         own = atom_domain.properties(self.domain) if wanted else ()
         super().calculate(atoms, ["energy", *(p for p in properties if p not in own)], system_changes)
         if wanted:
             self.results = self.results | atom_domain.results(self.domain, self._features(self.atoms))
 
     def _features(self, atoms: Atoms) -> np.ndarray:
-        """Invariant features of the atoms, (n_atoms, F)."""
+        """Compute the invariant features of the atoms, (n_atoms, F)."""
         bucket, packed = self._pack(atoms, centred(atoms))
         with jax.enable_x64(self.dtype == np.float64):
             features = invariant_features(self.potential.model, self.potential.params, unpack(bucket, *packed))
+            # (nodes, F) -> (n_atoms, F), without padding
             return np.asarray(features)[:len(atoms)]
 
     def _params(self):

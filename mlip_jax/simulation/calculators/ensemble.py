@@ -1,4 +1,7 @@
-"""ASE calculator of several force fields: their mean, and their standard deviation as a sign of how far to trust it."""
+"""ASE calculator of several force fields: mean and standard deviation of their predictions.
+
+The standard deviation over the members indicates how far the mean can be trusted.
+"""
 
 from __future__ import annotations
 
@@ -17,44 +20,64 @@ from mlip_jax.simulation.trust.ensemble_calibration import Calibration
 
 
 class _ArchitectureGroup(NamedTuple):
-    """Members of one architecture: one model, and parameters one upon another."""
+    """Members of one architecture.
+
+    Attributes:
+      model: Model shared by the members.
+      places: Indices of the members in the ensemble.
+    """
 
     model: nn.Module
     places: tuple[int, ...]
 
 
 class EnsembleCalculator(PaddedCalculator):
-    """Mean and spread over force fields that were trained with other seeds, on other data, or are other models.
+    """Calculator for ASE that returns mean and spread over an ensemble of force fields.
 
-    Properties and their units are those of MLIPCalculator; each is the mean over the members, and so are the Hessian
-    and what comes of it. Beside each of them but free_energy `results` has its standard deviation over the
-    members (of a sample: n - 1) in the same unit and shape, for every component by itself: energy_std (), energies_std
-    (n_atoms,), forces_std (n_atoms, 3), stress_std (6,). `calc.results["forces_std"]` or
-    `calc.get_property("forces_std", atoms)` gives them. Where all members predict partial charges there are charges,
-    dipole and their deviations.
+    The members differ in seed, training data or architecture. Properties and units are those of
+    `MLIPCalculator`; each property is the mean over the members, and so are the Hessian and all
+    quantities derived from it. If all members predict partial charges, charges and dipole are
+    available.
 
-    A standard deviation over members is not the error to expect, but grows with it. With a calibration (made by
-    configs/ensemble.py) there are also energy_expected_error (eV) and forces_expected_error (n_atoms,) in eV/Å, of each
-    component of an atom's force: standard deviations of the error of the mean, by structures held out from training.
+    For each property except free_energy, `results` also contains the sample standard deviation
+    (divisor n-1) over the members, per component, with the same unit and shape:
 
-    The members are one program: it is compiled once for each size, however many there are, and those of one
-    architecture are evaluated side by side. An element must be known to all of them.
+        energy_std     ()             eV
+        energies_std   (n_atoms,)     eV
+        forces_std     (n_atoms, 3)   eV/Å
+        stress_std     (6,)           eV/Å³
+        charges_std    (n_atoms,)     e
+        dipole_std     (3,)           e·Å
+
+    Read them with `calc.results["forces_std"]` or `calc.get_property("forces_std", atoms)`.
+
+    A standard deviation over members is not the expected error, but it grows with the error. With a
+    calibration (written by configs/ensemble.py) `results` also contains energy_expected_error (eV)
+    and forces_expected_error (n_atoms,) in eV/Å, the latter per component of the force on an atom.
+    Both are standard deviations of the error of the mean, estimated on held-out structures.
+
+    All members are evaluated in one program, which is compiled once per size. Members of one
+    architecture are batched. Only elements known to all members are supported.
 
     Attributes:
-      potentials: The members, parameters on the host. calibration: Theirs, or None.
-      dtype, num_compiles, implemented_properties, predictions: As for MLIPCalculator; predictions are means.
+      potentials: The members, with their parameters on the host.
+      calibration: Calibration of the members, or None.
+      dtype, num_compiles, implemented_properties, predictions: As for `MLIPCalculator`; predictions
+        are means.
     """
 
     def __init__(self, potentials: Iterable[Potential], dtype: str = "float32",
                  calibration: Calibration | None = None):
-        """
+        """Create an ensemble.
+
         Args:
-          potentials: Two or more, of one cutoff and one long-range cutoff.
+          potentials: Two or more force fields with the same cutoff and the same long-range cutoff.
           dtype: "float32" or "float64".
-          calibration: Of these members.
+          calibration: Calibration of these members.
 
         Raises:
-          ValueError: Fewer than two members, other cutoffs, another dtype, or a calibration of other members.
+          ValueError: If there are fewer than two members, their cutoffs differ, dtype is neither of
+            the two, or the calibration is of other members.
         """
         potentials = tuple(potentials)
         if len(potentials) < 2:
@@ -77,15 +100,17 @@ class EnsembleCalculator(PaddedCalculator):
     @classmethod
     def from_workdirs(cls, paths: Sequence[str | Path], dtype: str = "float32",
                       calibration: str | Path | None = None) -> EnsembleCalculator:
-        """The ensemble of several training runs' directories.
+        """Create an ensemble from the directories of several training runs.
 
         Args:
-          calibration: ensemble.json of these members, or the folder that holds it.
+          paths: Directories of training runs or checkpoints.
+          dtype: "float32" or "float64".
+          calibration: ensemble.json of these members, or the folder that contains it.
 
         Raises:
-          CheckpointError: Nothing readable is in one of them.
-          FileNotFoundError: The calibration is not there.
-          ValueError: See `__init__`; or one path in place of a list of them.
+          CheckpointError: If one of the directories contains no readable force field.
+          FileNotFoundError: If the calibration does not exist.
+          ValueError: As for `__init__`; or if `paths` is one path instead of a list.
         """
         if isinstance(paths, str | Path):
             raise ValueError(f"expected a list of workdirs, received one path, {str(paths)!r}")
@@ -93,7 +118,7 @@ class EnsembleCalculator(PaddedCalculator):
         return cls([Potential.load(path) for path in paths], dtype, known)
 
     def _params(self):
-        """For each group its parameters and energy scales (M,), stacked along a leading axis."""
+        """Return parameters and energy scales (M,) of each group, stacked along a leading axis."""
         stacked = []
         for group in self._groups:
             members = [self.potentials[place] for place in group.places]
@@ -102,16 +127,22 @@ class EnsembleCalculator(PaddedCalculator):
         return stacked
 
     def _over_members(self, function, params) -> list[Any]:
-        """function(model, params, energy_scale) of each group; every leaf has the group's members along axis 0."""
+        """Evaluate function(model, params, energy_scale) for all members of each group.
+
+        Returns:
+          One result per group. Axis 0 of each leaf indexes the members of the group.
+        """
         return [jax.vmap(lambda p, scale, model=group.model: function(model, p, scale))(*own)
                 for group, own in zip(self._groups, params)]
 
     def _evaluate(self, params, graph, with_stress):
         def one(model, own, scale):
             out = evaluate(model, own, graph, scale, with_stress)
+            # only predictions that all members share can be concatenated
             return out._replace(properties={name: out.properties[name] for name in self._predicted})
 
         made: list[Evaluation] = self._over_members(one, params)
+        # from the order of the groups to the order of the members
         back = np.argsort([place for group in self._groups for place in group.places])
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[back], *made)
 
@@ -138,7 +169,7 @@ class EnsembleCalculator(PaddedCalculator):
 
 
 def _grouped(potentials: Sequence[Potential]) -> tuple[_ArchitectureGroup, ...]:
-    """Members whose models and shapes of parameters are the same stand together."""
+    """Group members that have equal models and equal parameter shapes."""
     groups: list[tuple[Any, list[int]]] = []
     for place, potential in enumerate(potentials):
         kind = potential.model, jax.tree.map(np.shape, potential.params)
@@ -152,4 +183,5 @@ def _grouped(potentials: Sequence[Potential]) -> tuple[_ArchitectureGroup, ...]:
 
 
 def _plain(value):
+    """Return a scalar as a Python float, and an array unchanged."""
     return float(value) if np.ndim(value) == 0 else value

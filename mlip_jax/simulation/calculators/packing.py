@@ -1,4 +1,8 @@
-"""One padded structure as two flat arrays: every array that a compiled function is handed costs time on the host."""
+"""Packing of one padded structure into two flat arrays, one of floats and one of integers.
+
+Each array that is passed to a compiled function costs time on the host, so two are passed instead
+of one per field of the graph.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,12 @@ from mlip_jax.graphs.shapes import SizeBucket
 
 
 class _ArrayLayout(NamedTuple):
-    """What a flat array holds: (name, places, shape) of each part."""
+    """Layout of a flat array.
+
+    Attributes:
+      total: Length of the array.
+      places: (name, slice, shape) of each field.
+    """
 
     total: int
     places: tuple[tuple[str, slice, tuple[int, ...]], ...]
@@ -24,25 +33,28 @@ class _ArrayLayout(NamedTuple):
 def pack(numbers: np.ndarray, positions: np.ndarray, neighbors: Neighbors, bucket: SizeBucket, dtype, *,
          charge: float = 0.0, spin: float = 0.0, cell: np.ndarray | None = None, long_range=None
          ) -> tuple[np.ndarray, np.ndarray]:
-    """All that is floating and all integers of the padded graph that `unpack` makes of them.
+    """Pack a structure into a float and an integer array, see `unpack`.
 
     Args:
-      numbers, positions: (n_atoms,) and (n_atoms, 3) in Å.
-      neighbors: Of these positions.
-      bucket: Holds n_atoms + 1 atoms, all edges and all pairs.
-      dtype: Of all that is floating.
-      charge: e. spin: Number of unpaired electrons.
-      cell: (3, 3) in Å, if the bucket is periodic.
-      long_range: What `long_range_list` gives, if the bucket has long-range pairs.
+      numbers: Atomic numbers, (n_atoms,).
+      positions: Positions (Å), (n_atoms, 3).
+      neighbors: Neighbor list of these positions.
+      bucket: Size bucket with space for n_atoms + 1 atoms, all edges and all pairs.
+      dtype: Dtype of the float array.
+      charge: Total charge (e).
+      spin: Number of unpaired electrons.
+      cell: Lattice vectors (Å), (3, 3), if the bucket is periodic.
+      long_range: Result of `long_range_list`, if the bucket has long-range pairs.
     """
     n, e, budget = len(numbers), len(neighbors.senders), bucket.budget
     floats, ints = np.zeros(_floats(bucket).total, dtype), np.zeros(_ints(bucket).total, np.int32)
-    graph = unpack(bucket, floats, ints)  # views: what is written into them stands in the flat arrays
+    graph = unpack(bucket, floats, ints)  # views: writing to the graph writes to the flat arrays
     graph.nodes["positions"][:n] = positions
     graph.nodes["numbers"][:n] = numbers
     _pad_into(graph.senders, neighbors.senders, n)
     _pad_into(graph.receivers, neighbors.receivers, n)
-    # the reverse of the padding edge at place p of the first half stands at place p of the second
+    # padding edge p of the first half and padding edge p of the second half are reverse to each
+    # other
     half, middle, order = e // 2, budget.n_edge // 2, graph.edges["pair_order"]
     order[:half], order[middle:middle + half] = neighbors.pair_order[:half], neighbors.pair_order[half:]
     order[half:middle], order[middle + half:] = np.arange(e, budget.n_edge, 2), np.arange(e + 1, budget.n_edge, 2)
@@ -62,12 +74,16 @@ def pack(numbers: np.ndarray, positions: np.ndarray, neighbors: Neighbors, bucke
 
 
 def _pad_into(out: np.ndarray, values: np.ndarray, fill: int) -> None:
+    """Copy `values` to the beginning of `out` and fill the rest."""
     out[:len(values)] = values
     out[len(values):] = fill
 
 
 def unpack(bucket: SizeBucket, floats, ints) -> jraph.GraphsTuple:
-    """The structure and a padding graph as graphs/graph.py says; NumPy arrays (views) or traced ones."""
+    """Build the graph of the structure and a padding graph, in the layout of graphs/graph.py.
+
+    The fields are views of NumPy arrays, or traced arrays inside a compiled function.
+    """
     real, whole = _split(_floats(bucket), floats), _split(_ints(bucket), ints)
     edges = {name: whole[name] for name in ("pair_order", "shifts") if name in whole}
     if bucket.long_range:
@@ -81,12 +97,14 @@ def unpack(bucket: SizeBucket, floats, ints) -> jraph.GraphsTuple:
 
 @functools.lru_cache(maxsize=256)
 def _floats(bucket: SizeBucket) -> _ArrayLayout:
+    """Return the layout of the float array."""
     cell = {"cell": (2, 3, 3)} if bucket.periodic else {}
     return _parts({"positions": (bucket.budget.n_node, 3), "charge": (2,), "spin": (2,), **cell})
 
 
 @functools.lru_cache(maxsize=256)
 def _ints(bucket: SizeBucket) -> _ArrayLayout:
+    """Return the layout of the integer array."""
     budget = bucket.budget
     edges, pairs = budget.n_edge, budget.n_pair
     shapes = {"numbers": (budget.n_node,), "n_node": (2,), "n_edge": (2,), "senders": (edges,), "receivers": (edges,),
@@ -101,10 +119,12 @@ def _ints(bucket: SizeBucket) -> _ArrayLayout:
 
 
 def _parts(shapes: dict[str, tuple[int, ...]]) -> _ArrayLayout:
+    """Return the layout of a flat array that holds fields of the given shapes one after another."""
     ends = itertools.accumulate((math.prod(part) for part in shapes.values()), initial=0)
     slices = [slice(*pair) for pair in itertools.pairwise(ends)]
     return _ArrayLayout(slices[-1].stop, tuple(zip(shapes, slices, shapes.values())))
 
 
 def _split(parts: _ArrayLayout, flat) -> dict:
+    """Return the fields of a flat array by name, in their shapes."""
     return {name: flat[places].reshape(part) for name, places, part in parts.places}

@@ -1,4 +1,4 @@
-"""What all calculators for ASE share: padding to few sizes, one program for each, checks, state, threads, copies."""
+"""Base class of the ASE calculators: padding, compilation, checks, state, threads and copies."""
 
 from __future__ import annotations
 
@@ -32,32 +32,34 @@ from mlip_jax.potential import Evaluation, Potential, example_graph
 from mlip_jax.simulation.calculators.packing import pack, unpack
 from mlip_jax.structure import STATES, electronic_value
 
-# Columns of a Hessian times directed edges that are in work at a time; a column of an edge takes a few kilobytes.
+# _COLUMN_EDGES: maximum number of Hessian columns times directed edges of a block; a column takes a
+# few kilobytes per edge.
 _COLUMN_EDGES = 1 << 16
 
 
 class PaddedCalculator(Calculator):
-    """The part of a calculator that does not depend on how many force fields it evaluates.
+    """Base class of the calculators of one and of several force fields.
 
-    A subclass gives `_params`, `_evaluate`, `_hessian_columns` and `_results`, in which the evaluations of several
-    force fields may stand along a leading axis.
+    A subclass implements `_params`, `_evaluate`, `_hessian_columns` and `_results`. The results of
+    several force fields may be stacked along a leading axis.
 
     Attributes:
-      dtype: float32, or float64 for all of the calculation.
-      num_compiles: Programs compiled so far.
-      predictions: See MLIPCalculator.
+      dtype: float32, or float64 for the whole calculation.
+      num_compiles: Number of programs compiled so far.
+      predictions: Per-atom predictions other than energies, see `MLIPCalculator`.
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "energies", "stress"]
 
     def __init__(self, potentials: Sequence[Potential], dtype: str):
-        """
+        """Create a calculator.
+
         Args:
-          potentials: Of one cutoff.
+          potentials: Force fields with the same cutoff.
           dtype: "float32" or "float64".
 
         Raises:
-          ValueError: Another dtype.
+          ValueError: If dtype is neither of the two.
         """
         super().__init__()
         if dtype not in ("float32", "float64"):
@@ -74,39 +76,50 @@ class PaddedCalculator(Calculator):
         self._start_anew()
 
     def _predictions(self, potential: Potential) -> set[str]:
-        """Names of what a model predicts for each atom besides energies; traces it, compiles nothing."""
+        """Return the names of the per-atom predictions of a model other than energies.
+
+        The model is traced, but not compiled.
+        """
         with jax.enable_x64(self.dtype == np.float64):
             out = jax.eval_shape(potential.model.apply, potential.params, example_graph(self.dtype))
         return set(out.properties)
 
-    # --- What a subclass is ---
+    # --- Implemented by subclasses ---
 
     def _params(self) -> Any:
-        """Pytree of arrays on the host that the next two are handed."""
+        """Return the `params` of `_evaluate` and `_hessian_columns`, a pytree of host arrays."""
         raise NotImplementedError
 
     def _evaluate(self, params: Any, graph: jraph.GraphsTuple, with_stress: bool) -> Evaluation:
-        """Pure."""
+        """Evaluate the force fields. Must be pure."""
         raise NotImplementedError
 
     def _hessian_columns(self, params: Any, graph: jraph.GraphsTuple, directions: jax.Array) -> jax.Array:
-        """Pure; see potential.hessian_columns."""
+        """Compute columns of the Hessian as `potential.hessian_columns`. Must be pure."""
         raise NotImplementedError
 
     def _results(self, atoms: Atoms, positions: np.ndarray, out: np.ndarray, stress: np.ndarray | None
                  ) -> dict[str, Any]:
-        """Results from atomic energies, forces and predictions side by side, (..., n_atoms, 4 + predictions)."""
+        """Return the results.
+
+        Args:
+          out: Atomic energies, forces and predictions, concatenated, (..., n_atoms, 4 +
+            predictions).
+        """
         raise NotImplementedError
 
-    # --- What ASE calls ---
+    # --- Interface of ASE ---
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
-        """As ASE's: None where a calculation is needed but not allowed. Threads wait for each other.
+        """Return a property as in ASE, waiting for other threads.
+
+        Return None if a calculation is needed but not allowed.
 
         Raises:
-          PropertyNotImplementedError: Not a property of this force field, or not of this structure.
-          CalculatorSetupError: No atoms are given and none were before.
-          ValueError, CalculationFailed: See `calculate`.
+          PropertyNotImplementedError: If the force field does not have this property, or not for
+            this structure.
+          CalculatorSetupError: If no atoms are passed and there was no earlier calculation.
+          ValueError, CalculationFailed: As for `calculate`.
         """
         with self._lock:
             if atoms is None and self.atoms is None and name in self.implemented_properties:
@@ -115,16 +128,17 @@ class PaddedCalculator(Calculator):
             return super().get_property(name, atoms, allow_calculation)
 
     def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
-        """Fill `results` with everything that there is for `atoms`, whatever part of it is asked for.
+        """Fill `results` with all properties available for `atoms`, whichever are requested.
 
         Raises:
-          ValueError: No atoms, positions that are not finite, an element that the force field never saw, or a
-            periodic structure for a force field whose long-range terms have no cutoff.
-          PropertyNotImplementedError: Stress of a structure that is not periodic in all directions, or the dipole
-            of one that is periodic.
-          CalculationFailed: The force field gives NaN or infinite numbers.
+          ValueError: If there are no atoms, a position is not finite, the force field was not
+            trained on an element, or the structure is periodic and the force field has long-range
+            terms without a cutoff.
+          PropertyNotImplementedError: If the stress is requested for a structure that is not
+            periodic in all directions, or the dipole for a periodic one.
+          CalculationFailed: If the force field returns NaN or infinite values.
         """
-        # not through Calculator.calculate, which also looks after a directory on disk
+        # Calculator.calculate is not called: it also manages a directory on disk
         if atoms is not None:
             self.atoms = atoms.copy()
         if not system_changes and all(name in self.results for name in properties):
@@ -139,15 +153,19 @@ class PaddedCalculator(Calculator):
         self.results = self._results(atoms, positions, np.asarray(out)[..., :len(atoms), :].astype(np.float64), stress)
 
     def get_hessian(self, atoms: Atoms) -> np.ndarray:
-        """Second derivatives of the energy by the positions, exact: (3 n_atoms, 3 n_atoms) float64, eV/Å².
+        """Return the exact Hessian of the energy with respect to the positions.
 
-        Row and column 3 i + x are atom i along x. For a periodic structure the images of an atom move with it (the
-        Hessian at the zone centre). Made a block of columns at a time, forward over reverse mode, so that memory
-        does not grow with their number; compiled once for each size. The result is symmetric: it is the mean of what
-        was computed and its transpose, which differ by rounding.
+        For a periodic structure the images of an atom move with it (the Hessian at the zone
+        center). Blocks of columns are computed in forward-over-reverse mode, so the memory of a
+        block is bounded. Compiled once per size. Rounding makes the computed matrix slightly
+        asymmetric; the result is the mean of the matrix and its transpose.
+
+        Returns:
+          Hessian (eV/Å²), (3 n_atoms, 3 n_atoms), float64. Row and column 3 i + x belong to atom i
+          and direction x.
 
         Raises:
-          ValueError, CalculationFailed: See `calculate`.
+          ValueError, CalculationFailed: As for `calculate`.
         """
         with self._lock:
             self._check(atoms, ())
@@ -156,6 +174,7 @@ class PaddedCalculator(Calculator):
             with jax.enable_x64(self.dtype == np.float64):
                 for start in range(0, size, _columns_at_once(bucket)):
                     block = np.asarray(self._run_hessian(bucket, *packed, np.int32(start)))
+                    # (columns, nodes, 3) -> (columns, 3 n_atoms), without padding
                     blocks.append(block.reshape(len(block), -1)[:, :size])
         hessian = np.concatenate(blocks)[:size].astype(np.float64)
         if not np.isfinite(hessian).all():
@@ -164,14 +183,17 @@ class PaddedCalculator(Calculator):
         return 0.5 * (hessian + hessian.T)
 
     def get_vibrations(self, atoms: Atoms, indices: Sequence[int] | None = None) -> VibrationsData:
-        """ASE's vibrations of the exact Hessian: modes, frequencies, zero-point energy, see ase.vibrations.
+        """Return the vibrations of the exact Hessian: modes, frequencies and zero-point energy.
 
         Args:
-          atoms: At a minimum, if the frequencies are to mean something.
-          indices: Atoms that move; by default all that no constraint holds.
+          atoms: Structure, which must be at a minimum for meaningful frequencies.
+          indices: Indices of the mobile atoms; by default all atoms without a constraint.
+
+        Returns:
+          Vibrations, see ase.vibrations.
 
         Raises:
-          ValueError, CalculationFailed: See `calculate`.
+          ValueError, CalculationFailed: As for `calculate`.
         """
         hessian, atoms = self.get_hessian(atoms), atoms.copy()
         if indices is None:
@@ -180,24 +202,27 @@ class PaddedCalculator(Calculator):
         return VibrationsData.from_2d(atoms, hessian[np.ix_(rows, rows)], indices)
 
     def export_properties(self) -> Properties:
-        """Results that ASE has names for."""
+        """Return the results that ASE has names for."""
         return Properties({name: value for name, value in self.results.items() if name in all_outputs})
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
-        """What has changed since the last calculation, as ASE names it, "charge" and "num_unpaired_electrons".
+        """Return the names of the changes since the last calculation.
 
-        Compares exactly, whatever `tol` is: ASE's comparison costs as much as all else on the host together.
+        The names are ASE's, "charge" and "num_unpaired_electrons". The comparison is exact and
+        ignores `tol`: ASE's comparison takes as long as all other host work of a calculation
+        together.
         """
         old = self.atoms
         if old is None:
             return list(all_changes)
         arrays = {"positions": (old.positions, atoms.positions), "numbers": (old.numbers, atoms.numbers),
                   "cell": (old.cell.array, atoms.cell.array), "pbc": (old.pbc, atoms.pbc)}
-        # their bytes: NumPy's own comparison is ten times slower for small arrays
+        # compare bytes: NumPy's comparison is ten times slower for small arrays
         changed = [name for name, (a, b) in arrays.items() if a.tobytes() != b.tobytes()]
         return changed + [name for name in STATES if electronic_value(old, name) != electronic_value(atoms, name)]
 
     def _check(self, atoms, properties) -> None:
+        """Raise if the structure or the requested properties are unsupported; see `calculate`."""
         if len(atoms) == 0:
             raise ValueError("the structure has no atoms; a force field needs at least one")
         if not np.isfinite(atoms.positions).all():
@@ -220,11 +245,12 @@ class PaddedCalculator(Calculator):
         self._check_state_known(atoms, "num_unpaired_electrons", "spins", "numbers of unpaired electrons")
 
     def _check_state_known(self, atoms, key: str, statistic: str, words: str) -> None:
+        """Warn once per quantity if the force field was not trained on this value."""
         value = electronic_value(atoms, key)
         if value == 0 or key in self._warned_of:
             return
         trained_on = [m.metadata.get("statistics", {}).get(statistic, [0.0]) for m in self._members]
-        strange = [known or [0.0] for known in trained_on  # None: not known of an imported force field
+        strange = [known or [0.0] for known in trained_on  # None: unknown (imported)
                    if known is not None and value not in (known or [0.0])]
         if not strange:
             return
@@ -236,7 +262,13 @@ class PaddedCalculator(Calculator):
 
     def _results_of(self, potential: Potential, atoms, positions, out: np.ndarray, stress
                     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Results and predictions of one force field, from (n_atoms, 4 + predictions) and (1 or 2, 3, 3) or None."""
+        """Return the results and the predictions of one force field.
+
+        Args:
+          out: Atomic energies, forces and predictions, (n_atoms, 4 + predictions).
+          stress: Stress of the structure and, if padded, of the padding graph, (1 or 2, 3, 3); or
+            None.
+        """
         energies, forces = potential.reference_energies[atoms.numbers] + out[:, 0], np.array(out[:, 1:4])
         energy = float(energies.sum())
         if not np.isfinite(out).all():
@@ -253,9 +285,10 @@ class PaddedCalculator(Calculator):
                 results["dipole"] = charges @ positions
         return results, predictions
 
-    # --- Programs ---
+    # --- Compiled programs ---
 
     def _pack(self, atoms, positions) -> tuple[SizeBucket, tuple[np.ndarray, np.ndarray]]:
+        """Return the size bucket of the structure and its packed arrays."""
         pbc = atoms.pbc
         periodic = bool(pbc.any())
         box = (atoms.cell.array, pbc) if periodic else (None, None)
@@ -270,23 +303,26 @@ class PaddedCalculator(Calculator):
             spin=electronic_value(atoms, "num_unpaired_electrons"), cell=box[0], long_range=long_range)
 
     def _start_anew(self) -> None:
-        """What a copy does not share with the original."""
+        """Reset the state that a copy does not share with the original."""
         self.num_compiles = 0
         self._lock = threading.RLock()
         self._buckets = SizeBuckets(self._long_range_cutoff)
         self._programs = None
 
     def _run(self, bucket: SizeBucket, floats: np.ndarray, ints: np.ndarray, with_stress: bool):
+        """Run the compiled evaluation; compile it for a new size bucket."""
         evaluation, _, leaves = self._compiled()
         return evaluation(leaves, bucket, floats, ints, with_stress)
 
     def _run_hessian(self, bucket: SizeBucket, floats: np.ndarray, ints: np.ndarray, start: np.int32):
+        """Run the compiled block of Hessian columns from `start` on."""
         _, hessian, leaves = self._compiled()
         return hessian(leaves, bucket, floats, ints, start)
 
     def _compiled(self):
+        """Return the compiled evaluation, the compiled Hessian and the parameters on the device."""
         if self._programs is None:
-            # Parameters are an argument: as fast as constants, and not copied into each program.
+            # Parameters are an argument: as fast as constants, but not copied into each program.
             leaves, structure = jax.tree.flatten(self._params())
             evaluation, hessian = (functools.partial(f, structure) for f in (self._traced, self._traced_hessian))
             self._programs = (jax.jit(evaluation, static_argnums=(1, 4)), jax.jit(hessian, static_argnums=1),
@@ -294,19 +330,26 @@ class PaddedCalculator(Calculator):
         return self._programs
 
     def _traced(self, structure, leaves, bucket, floats, ints, with_stress):
-        """Atomic energies, forces and predictions side by side, (..., nodes, 4 + predictions), and stress or None."""
+        """Return the outputs of the evaluation, concatenated, and the stress or None.
+
+        The outputs are atomic energies, forces and predictions, (..., nodes, 4 + predictions).
+        """
         self.num_compiles += 1  # runs when JAX traces, which it does once for each program
         params, graph = jax.tree.unflatten(structure, leaves), unpack(bucket, floats, ints)
         out = self._evaluate(params, graph, with_stress)
         parts = [out.energies[..., None], out.forces, *(out.properties[name][..., None] for name in self._predicted)]
-        # the sum of the energies is made on the host, in float64
+        # the host sums the energies in float64
         return jnp.concatenate(parts, axis=-1), out.stress
 
     def _traced_hessian(self, structure, leaves, bucket, floats, ints, start):
-        """Columns of the Hessian from `start` on, (columns, nodes, 3); those of padding atoms are zero."""
+        """Return columns of the Hessian from `start` on, (columns, nodes, 3).
+
+        Columns of padding atoms are zero.
+        """
         self.num_compiles += 1
         params, graph = jax.tree.unflatten(structure, leaves), unpack(bucket, floats, ints)
         columns = start + jnp.arange(_columns_at_once(bucket))
+        # (columns, 3 nodes)
         directions = jax.nn.one_hot(columns, 3 * bucket.budget.n_node, dtype=floats.dtype)
         return self._hessian_columns(params, graph, directions.reshape(-1, bucket.budget.n_node, 3))
 
@@ -320,16 +363,21 @@ class PaddedCalculator(Calculator):
 
 
 def _cast(potential: Potential, dtype) -> Potential:
+    """Return the potential with its parameters cast to `dtype`, on the host."""
     return dataclasses.replace(potential, params=jax.tree.map(lambda leaf: np.asarray(leaf, dtype), potential.params))
 
 
 def _columns_at_once(bucket: SizeBucket) -> int:
+    """Return the number of Hessian columns of a block."""
     budget = bucket.budget
     return int(np.clip(_COLUMN_EDGES // max(budget.n_edge + budget.n_pair, 1), 1, 3 * (budget.n_node - 1)))
 
 
 def centred(atoms) -> np.ndarray:
-    """Positions close to the origin: float32 has fewer digits for a molecule that drifted away."""
+    """Return the positions, shifted or wrapped close to the origin.
+
+    float32 has fewer digits for a molecule that has drifted away from the origin.
+    """
     positions = atoms.positions
     if atoms.pbc.any():
         positions = wrap_positions(positions, atoms.cell.array, atoms.pbc, eps=0)
@@ -337,7 +385,7 @@ def centred(atoms) -> np.ndarray:
 
 
 def _check_apart(positions, neighbors) -> None:
-    """Raise CalculationFailed for two atoms in one place: an edge of length zero would pass for padding."""
+    """Raise CalculationFailed if two atoms coincide: zero-length edges count as padding."""
     same = (positions[neighbors.senders] == positions[neighbors.receivers]).all(axis=1)
     if neighbors.shifts is not None:
         same &= ~neighbors.shifts.any(axis=1)

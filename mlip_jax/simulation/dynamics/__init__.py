@@ -1,1 +1,1 @@
-"""Molecular dynamics on the device: integrators, neighbor lists, the loop, trajectories and their analysis."""
+"""Molecular dynamics on the device: integrators, neighbor lists, the loop, and trajectories."""

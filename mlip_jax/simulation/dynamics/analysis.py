@@ -1,4 +1,4 @@
-"""What trajectories say of a force field: distances between atoms, and the spectrum of their vibrations."""
+"""Analysis of trajectories: distances between atoms, and the vibrational spectrum."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ase import units
 from ase.geometry import get_distances
 
 _SPEED_OF_LIGHT = 2.99792458e-5  # cm/fs
-_SMOOTHING = 10.0  # cm⁻¹, width of the Gaussian that spectra are smoothed with
+_SMOOTHING = 10.0  # cm⁻¹, standard deviation of the Gaussian that smooths spectra
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,8 +17,11 @@ class SampledTrajectory:
     """Frames of a molecule, evenly spaced in time.
 
     Attributes:
-      positions: (K, n, 3) Å. velocities: (K, n, 3) in ASE's unit. masses: (n,) u. spacing: fs between frames.
-      cell: (3, 3) Å of one that is periodic, else None.
+      positions: Positions (Å), (K, n, 3).
+      velocities: Velocities in ASE's unit, (K, n, 3).
+      masses: Masses (amu), (n,).
+      spacing: Time between frames (fs).
+      cell: Lattice vectors (Å), (3, 3), if periodic; otherwise None.
     """
 
     positions: np.ndarray
@@ -29,10 +32,19 @@ class SampledTrajectory:
 
 
 def distances(course: SampledTrajectory, longest: float = 8.0, bins: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """Radial distribution of all pairs of atoms: (r, density), (bins,) each, r in Å.
+    """Compute the radial distribution of all pairs of atoms.
 
-    Of a molecule the density is that of the distances, 1/Å, and its integral to infinity is one. Of a periodic cell it
-    is g(r), one where atoms are independent, from the nearest images: `longest` should be less than half of the cell.
+    For a molecule the density is that of the distances (1/Å), and its integral to infinity is one.
+    For a periodic cell it is g(r), which is one for independent atoms, from nearest images;
+    `longest` should be less than half of the cell.
+
+    Args:
+      course: Trajectory.
+      longest: Largest distance (Å).
+      bins: Number of bins.
+
+    Returns:
+      Distances r (Å) and density, (bins,) each.
     """
     edges = np.linspace(0.0, longest, bins + 1)
     n, counts = course.positions.shape[1], np.zeros(bins)
@@ -51,13 +63,19 @@ def distances(course: SampledTrajectory, longest: float = 8.0, bins: int = 200) 
 
 
 def spectrum(course: SampledTrajectory, highest: float = 4000.0) -> tuple[np.ndarray, np.ndarray]:
-    """Power spectrum of the velocities, weighted with the masses (vibrational density of states).
+    """Compute the vibrational density of states, the mass-weighted power spectrum of velocities.
+
+    Args:
+      course: Trajectory.
+      highest: Highest wavenumber (cm⁻¹).
 
     Returns:
-      Wavenumbers, cm⁻¹, and the density there, (F,) each, whose integral is one; smoothed by 10 cm⁻¹.
+      Wavenumbers (cm⁻¹) and the density there, (F,) each. The integral of the density is one; it is
+      smoothed by 10 cm⁻¹.
 
     Raises:
-      ValueError: Fewer than 16 frames, or frames too far apart for the highest wavenumber.
+      ValueError: If there are fewer than 16 frames, or if they are too far apart for the highest
+        wavenumber.
     """
     frames = len(course.velocities)
     nyquist = 0.5 / (course.spacing * _SPEED_OF_LIGHT)
@@ -73,13 +91,15 @@ def spectrum(course: SampledTrajectory, highest: float = 4000.0) -> tuple[np.nda
     step = wavenumbers[1]
     reach = int(np.ceil(4 * _SMOOTHING / step))
     kernel = np.exp(-0.5 * (step * np.arange(-reach, reach + 1) / _SMOOTHING) ** 2)
-    # "full" and cut, since "same" is as long as the kernel where that is longer
+    # "full" and slice, since "same" returns the length of the kernel if that is longer
     smooth = np.convolve(power, kernel / kernel.sum(), "full")[reach:reach + len(power)][kept]
     return wavenumbers[kept], smooth / max(smooth.sum() * step, 1e-300)
 
 
 def overlap(x: np.ndarray, first: np.ndarray, other_x: np.ndarray, second: np.ndarray) -> float:
-    """How alike two distributions are, from 0 to 1: the integral of the lesser of the two, both made to have one.
+    """Return the overlap of two distributions, from 0 to 1.
+
+    The overlap is the integral of the smaller of the two, after each is normalized.
 
     >>> x = np.linspace(0.0, 1.0, 11)
     >>> round(overlap(x, np.ones(11), x, np.ones(11)), 6)
@@ -91,6 +111,9 @@ def overlap(x: np.ndarray, first: np.ndarray, other_x: np.ndarray, second: np.nd
 
 
 def temperature(course: SampledTrajectory) -> float:
-    """Mean kinetic temperature, K, with three degrees of freedom less for the centre of mass."""
+    """Return the mean kinetic temperature (K), with three degrees of freedom fewer per molecule.
+
+    The three are those of the center of mass.
+    """
     kinetic = 0.5 * (course.masses[:, None] * course.velocities ** 2).sum((1, 2)).mean()
     return float(2 * kinetic / (max(3 * len(course.masses) - 3, 1) * units.kB))

@@ -1,4 +1,4 @@
-"""What a model gets of a list with a skin: the edges within the cutoff. Pure."""
+"""Selection of the edges within the cutoff from a list with a skin. Pure."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ import jraph
 
 from mlip_jax.graphs.graph import node_graph_index, pairs
 
-# Distances that the model finds a little shorter by another order of its sums.
+# _ROUNDING: relative difference of a distance by another order of summation in the model.
 _ROUNDING = 1e-5
 
 
 def near(graph: jraph.GraphsTuple, cutoff: float, length: int) -> tuple[jraph.GraphsTuple, jax.Array]:
-    """The graph with the edges alone that are within the cutoff, in their order, and how many there are, () int32.
+    """Return the graph with only the edges within the cutoff, in order, and their number, () int32.
 
-    Nothing is lost: longer edges add nothing to a model's messages. Distances that are no numbers count as near, so
-    that they are seen. The graph is whole if there are no more than `length`.
+    The result of a model is unchanged: the messages of longer edges are zero. NaN distances count
+    as within the cutoff, so that they reach the result. The graph is complete if the number is at
+    most `length`.
 
     Args:
-      graph: As graphs/graph.py lays it out, with `pair_order`; its long-range pairs stay as they are.
-      cutoff: Å. length: Edges of the result, padding included; even.
+      graph: Graph in the layout of graphs/graph.py, with `pair_order`. Its long-range pairs are
+        kept.
+      cutoff: Cutoff radius (Å).
+      length: Number of edges of the result, including padding; even.
     """
     order = graph.edges["pair_order"]
     num_pairs, num_edges = order.shape[0] // 2, graph.receivers.shape[0]
     vectors = pairs(graph).displacements
+    # (pairs,); negated, so that NaN counts as close
     close = ~((vectors * vectors).sum(-1) > (cutoff * (1 + _ROUNDING)) ** 2)
     marked = jnp.zeros(num_edges, bool).at[order].set(jnp.concatenate([close, close]))
     place, edges = _places(marked, length)
@@ -34,7 +38,7 @@ def near(graph: jraph.GraphsTuple, cutoff: float, length: int) -> tuple[jraph.Gr
     pad = 2 * jnp.arange(length // 2)
     forward, reverse = place[order[:num_pairs][chosen]], place[order[num_pairs:][chosen]]
     new_order = jnp.concatenate([jnp.where(used[::2], forward, pad), jnp.where(used[::2], reverse, pad + 1)])
-    idle = graph.n_node[:-1].sum()  # the first padding atom, which padding edges join to itself
+    idle = graph.n_node[:-1].sum()  # the first padding atom; padding edges are self-loops on it
     receivers = jnp.where(used, graph.receivers[edges], idle)
     of = jnp.where(used, node_graph_index(graph)[receivers], graph.n_edge.shape[0] - 1)
     kept = {"pair_order": new_order.astype(jnp.int32)}
@@ -46,7 +50,7 @@ def near(graph: jraph.GraphsTuple, cutoff: float, length: int) -> tuple[jraph.Gr
 
 
 def _places(marked, length):
-    """The place of each in a list of the marked ones alone, and which stand at the `length` places of that list."""
+    """Return the rank of each item among the marked ones, and the first `length` marked items."""
     place = jnp.cumsum(marked, dtype=jnp.int32) - 1
     which = jnp.zeros(length, jnp.int32).at[jnp.where(marked, place, length)].set(
         jnp.arange(marked.shape[0], dtype=jnp.int32), mode="drop")

@@ -1,13 +1,17 @@
-"""Trajectories in HDF5, in the layout of H5MD 1.1 (de Buyl, Colberg, Höfling, Comput. Phys. Commun. 185, 1546, 2014).
+"""Trajectories in HDF5, in the layout of H5MD 1.1.
 
-    particles/all/position, velocity    value (K, n, 3) float32 in Å and Å/fs, step (K,), time (K,) in fs
-    particles/all/box/edges             value (K, 3, 3) in Å, of cells alone
+de Buyl, Colberg, Höfling, Comput. Phys. Commun. 185, 1546, 2014.
+
+    particles/all/position, velocity    value (K, n, 3) float32 in Å and Å/fs, step (K,), time (K,)
+                                        in fs
+    particles/all/box/edges             value (K, 3, 3) in Å, only for cells
     particles/all/species, mass         atomic numbers (n,), amu (n,)
     observables/all/potential_energy    value (K,) in eV
 
-Units stand in the attribute "unit". Files are appended to in HDF5's way for one writer and many readers (SWMR), which
-orders what it writes so that the file can be read wherever the writer is killed. Such a file is still marked as open
-for writing: `read` does not mind, other programs may ask for `h5clear -s FILE`, and `cut` takes the mark away.
+The attribute "unit" contains the unit. Files are appended to in HDF5's mode for a single writer and
+multiple readers (SWMR), which orders the writes so that the file remains readable wherever the
+writer is killed. Such a file is still marked as open for writing: `read` ignores the mark, other
+programs may require `h5clear -s FILE`, and `cut` removes it.
 """
 
 from __future__ import annotations
@@ -29,20 +33,21 @@ _ATOMS = "particles/all"
 _POSITION, _VELOCITY, _EDGES = f"{_ATOMS}/position", f"{_ATOMS}/velocity", f"{_ATOMS}/box/edges"
 _ENERGY = "observables/all/potential_energy"
 _UNITS = {_POSITION: "Angstrom", _VELOCITY: "Angstrom fs-1", _EDGES: "Angstrom", _ENERGY: "eV"}
-_LIBRARY = "v110"  # HDF5 1.10 is the first that knows SWMR, and all later ones read its files
-_CHUNK_BYTES = 1 << 14
+_LIBRARY = "v110"  # HDF5 1.10 is the first version with SWMR, and all later ones read its files
+_CHUNK_BYTES = 1 << 14  # approximate size of a chunk
 _BLOCK = 256  # frames that are copied at a time
 
 
 def append(path: Path, frames: Sequence[Atoms]) -> None:
-    """Add frames of one molecule, with energies, momenta, info["step"] and info["time_fs"], at the end.
+    """Append frames of one molecule with energies, momenta, info["step"] and info["time_fs"].
 
-    The file is made if it is missing; the rest of the info of its first frame becomes attributes.
+    The file is created if it is missing; the other entries of the info of its first frame become
+    attributes.
 
     Raises:
-      OSError: It cannot be written.
+      OSError: If the file cannot be written.
     """
-    if not path.exists():  # whole or not at all: the first bytes of a file are in no safe order
+    if not path.exists():  # atomic: the first writes to a file are in no safe order
         with atomic_path(path) as temporary:
             _create(temporary, frames[0])
     with _appending(path) as file:
@@ -54,11 +59,17 @@ def append(path: Path, frames: Sequence[Atoms]) -> None:
 
 
 def read(path: Path, frames: slice = slice(None)) -> list[Atoms]:
-    """Frames as they were appended, positions and momenta rounded to float32; also of a file that is being written.
+    """Read frames as they were appended, also from a file that is being written.
+
+    Positions and momenta are rounded to float32.
+
+    Args:
+      path: File to read.
+      frames: Slice of the frames.
 
     Raises:
-      OSError: The file is missing or damaged.
-      ValueError: It holds something else.
+      OSError: If the file is missing or corrupted.
+      ValueError: If the file contains something else.
     """
     with _reading(path) as file:
         chosen = range(_count(file))[frames]
@@ -73,10 +84,11 @@ def read(path: Path, frames: slice = slice(None)) -> list[Atoms]:
 
 
 def size(path: Path) -> int:
-    """Frames in the file, all of which are on disk then; 0 where there is none.
+    """Sync the file and return its number of frames; 0 if it does not exist.
 
     Raises:
-      OSError: It is damaged. ValueError: It holds something else.
+      OSError: If the file is corrupted.
+      ValueError: If the file contains something else.
     """
     if not path.exists():
         return 0
@@ -86,10 +98,11 @@ def size(path: Path) -> int:
 
 
 def cut(path: Path, count: int) -> None:
-    """Leave the first `count` frames, whole or not at all, in a file that nothing marks as open.
+    """Keep only the first `count` frames, atomically, in a file that is not marked as open.
 
     Raises:
-      OSError: The file is damaged or cannot be written. ValueError: It holds something else.
+      OSError: If the file is corrupted or cannot be written.
+      ValueError: If the file contains something else.
     """
     if not count:
         path.unlink(missing_ok=True)
@@ -101,11 +114,13 @@ def cut(path: Path, count: int) -> None:
 
 
 def _sync(path: Path) -> None:
+    """Write the file's data to disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 def _is_closed(path: Path) -> bool:
+    """Return whether the file is not marked as open for writing."""
     try:
         h5py.File(path, "r", locking=False).close()
     except OSError:
@@ -114,7 +129,7 @@ def _is_closed(path: Path) -> bool:
 
 
 def _create(path: Path, atoms: Atoms) -> None:
-    """A file without frames."""
+    """Create a file without frames."""
     with h5py.File(path, "w", libver=(_LIBRARY, _LIBRARY), locking=False) as file:
         file.create_group("h5md").attrs["version"] = [1, 1]
         file["h5md"].create_group("author").attrs["name"] = ""
@@ -136,12 +151,12 @@ def _create(path: Path, atoms: Atoms) -> None:
                 data.attrs["unit"] = _UNITS[name.removesuffix("/value")]
         file[f"{_POSITION}/time"].attrs["unit"] = "fs"
         for name in (_VELOCITY, _EDGES, _ENERGY):
-            if name in file:  # all have the same steps
+            if name in file:  # hard links: all data sets have the same steps
                 file[f"{name}/step"], file[f"{name}/time"] = file[f"{_POSITION}/step"], file[f"{_POSITION}/time"]
 
 
 def _columns(frames: Sequence[Atoms]) -> dict[str, np.ndarray]:
-    """What the data sets hold of the frames, a row for each."""
+    """Return the values of the data sets by name, one row per frame."""
     found = {
         f"{_POSITION}/value": np.array([a.positions for a in frames], np.float32),
         f"{_VELOCITY}/value": np.array([a.get_velocities() * units.fs for a in frames], np.float32),
@@ -154,18 +169,21 @@ def _columns(frames: Sequence[Atoms]) -> dict[str, np.ndarray]:
 
 
 def _names(file: h5py.File) -> list[str]:
-    """Of the data sets that have a row for each frame."""
+    """Return the names of the data sets with one row per frame."""
     values = [_POSITION, _VELOCITY, _ENERGY] + ([_EDGES] if _EDGES in file else [])
     return [*(f"{name}/value" for name in values), f"{_POSITION}/time", f"{_POSITION}/step"]
 
 
 def _count(file: h5py.File) -> int:
-    """Whole frames: a writer that was killed may have left some of the data sets longer than others."""
+    """Return the number of complete frames.
+
+    A writer that was killed may have left some data sets longer than others.
+    """
     return min(len(file[name]) for name in _names(file))
 
 
 def _atoms(atoms: Atoms, about: Mapping[str, object], row: Mapping[str, np.ndarray]) -> Atoms:
-    """The frame of a row, from atoms that are nowhere yet."""
+    """Return the frame of a row. `atoms` is modified; its positions are not set."""
     atoms.positions = row[f"{_POSITION}/value"]
     atoms.set_velocities(row[f"{_VELOCITY}/value"].astype(np.float64) / units.fs)
     if f"{_EDGES}/value" in row:
@@ -178,7 +196,8 @@ def _atoms(atoms: Atoms, about: Mapping[str, object], row: Mapping[str, np.ndarr
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[h5py.File]:
-    # no locks: one that looks on must not stop a run
+    """Open a file for reading while it may be written. Raise ValueError if it has no trajectory."""
+    # no locks: a reader must not stop a run
     with _damage_told(path), h5py.File(path, "r", libver="latest", swmr=True, locking=False) as file:
         if any(name not in file for name in (_POSITION, _VELOCITY, _ENERGY)):
             raise ValueError(f"{path}: holds no trajectory; expected {_POSITION}, {_VELOCITY} and {_ENERGY}")
@@ -187,7 +206,10 @@ def _reading(path: Path) -> Iterator[h5py.File]:
 
 @contextlib.contextmanager
 def _appending(path: Path) -> Iterator[h5py.File]:
-    """The file open for SWMR at once: between opening and a later switch, a kill would leave it closed to all."""
+    """Open a file for appending directly in SWMR mode.
+
+    If the mode were switched later, a kill in between would leave the file closed to all readers.
+    """
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
     access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
@@ -199,7 +221,7 @@ def _appending(path: Path) -> Iterator[h5py.File]:
 
 @contextlib.contextmanager
 def _damage_told(path: Path) -> Iterator[None]:
-    """Raise OSError also for what h5py has other names for: parts of the file that say nonsense or are not there."""
+    """Raise OSError for the exceptions with which h5py reports corrupted or missing parts."""
     try:
         yield
     except (RuntimeError, KeyError) as error:

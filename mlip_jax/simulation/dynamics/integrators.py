@@ -1,9 +1,11 @@
-"""Steps of molecular dynamics of many molecules at once: velocity Verlet, thermostats and a barostat. Pure.
+"""Integrators of batched molecular dynamics: velocity Verlet, thermostats and a barostat. Pure.
 
-    M   molecules       N   atoms of all of them       units: Å, eV, amu, and what time is in these (ase.units)
+    M   molecules       N   atoms of all molecules
+    units: Å, eV, amu, and the resulting unit of time (ase.units)
 
-A step is `begin` (up to the new positions), an evaluation of the forces, and `end` (up to the new velocities). With a
-time step of zero nothing changes. Random numbers depend on seed, step, molecule and atom, and on nothing else.
+A step consists of `begin` (up to the new positions), an evaluation of the forces, and `end` (up to
+the new velocities). With a time step of zero nothing changes. Random numbers depend only on seed,
+step, molecule and atom.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ from mlip_jax.simulation.dynamics.system import Particles
 
 
 class Motion(NamedTuple):
-    """Where the atoms are and go.
+    """Positions, velocities and cells.
 
     Attributes:
-      positions: (N, 3) Å. low: What rounding has left out of them, (N, 3) Å.
-      velocities: (N, 3). cell: (M, 3, 3) Å or None. heat: Kinetic energy that a thermostat gave in this step, eV, (M,).
+      positions: Positions (Å), (N, 3).
+      low: Rounding error of the positions that the next step adds (Å), (N, 3).
+      velocities: Velocities in ASE's unit, (N, 3).
+      cell: Lattice vectors (Å), (M, 3, 3), or None.
+      heat: Kinetic energy that the thermostat added in this step (eV), (M,).
     """
 
     positions: jax.Array
@@ -34,41 +39,44 @@ class Motion(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Verlet:
-    """Constant energy (NVE): velocity Verlet (Swope, Andersen, Berens, Wilson, J. Chem. Phys. 76, 637, 1982).
+    """Constant energy (NVE): velocity Verlet.
+
+    Swope, Andersen, Berens, Wilson, J. Chem. Phys. 76, 637, 1982.
 
     Attributes:
-      fix_com: Take out the motion of the centre of mass at each step, which rounding else lets grow.
+      fix_com: Whether to remove the motion of the center of mass at each step, which grows by
+        rounding otherwise.
     """
 
     fix_com: bool = True
     needs_stress = False
 
     def begin(self, motion: Motion, forces, virial, particles: Particles, dt, key) -> Motion:
-        """Half a kick, and the drift."""
+        """Apply the first half of the kick, and drift."""
         return drifted(kicked(motion, forces, particles, 0.5 * dt), dt)
 
     def end(self, motion: Motion, forces, particles: Particles, dt, key) -> Motion:
-        """The other half of the kick."""
+        """Apply the second half of the kick."""
         motion = kicked(motion, forces, particles, 0.5 * dt)
         return without_com(motion, particles) if self.fix_com else motion
 
 
 @dataclasses.dataclass(frozen=True)
 class Langevin(Verlet):
-    """Constant temperature (NVT) by friction and noise: BAOAB (Leimkuhler and Matthews, Appl. Math. Res. Express 2013,
-    34).
+    """Constant temperature (NVT) by friction and noise: BAOAB.
 
-    With fix_com the noise is projected on motions that leave the centre of mass where it is, which samples the
-    canonical distribution of those.
+    Leimkuhler and Matthews, Appl. Math. Res. Express 2013, 34. With fix_com the noise is projected
+    onto motions that keep the center of mass in place, which samples the canonical distribution of
+    these motions.
 
     Attributes:
-      friction: In units of 1 / time.
+      friction: Friction coefficient (1 / ASE's unit of time).
     """
 
     friction: float = 0.0
 
     def begin(self, motion: Motion, forces, virial, particles: Particles, dt, key) -> Motion:
-        """B, A, O, A: half a kick, and the thermostat in the middle of the drift."""
+        """Apply B, A, O, A: half a kick, and the thermostat in the middle of the drift."""
         motion = drifted(kicked(motion, forces, particles, 0.5 * dt), 0.5 * dt)
         before = kinetic_energies(motion.velocities, particles)
         kept, lost = jnp.exp(-self.friction * dt), -jnp.expm1(-2 * self.friction * dt)
@@ -82,17 +90,19 @@ class Langevin(Verlet):
 
 @dataclasses.dataclass(frozen=True)
 class Rescaling(Verlet):
-    """Constant temperature (NVT) by stochastic velocity rescaling (Bussi, Donadio, Parrinello, J. Chem. Phys. 126,
-    014101, 2007): all velocities of a molecule times one random factor, so that its kinetic energy is canonical.
+    """Constant temperature (NVT) by stochastic velocity rescaling.
+
+    Bussi, Donadio, Parrinello, J. Chem. Phys. 126, 014101, 2007. All velocities of a molecule are
+    multiplied by one random factor, such that its kinetic energy is canonical.
 
     Attributes:
-      time: Of the thermostat, in which the kinetic energy forgets what it was.
+      time: Relaxation time of the kinetic energy (ASE's unit of time).
     """
 
     time: float = 1.0
 
     def end(self, motion: Motion, forces, particles: Particles, dt, key) -> Motion:
-        """The other half of the kick, and the thermostat."""
+        """Apply the second half of the kick and the thermostat."""
         motion = super().end(motion, forces, particles, dt, key)
         before = kinetic_energies(motion.velocities, particles)
         factors = rescaling_factors(key, before, particles, dt / self.time)
@@ -102,12 +112,16 @@ class Rescaling(Verlet):
 
 @dataclasses.dataclass(frozen=True)
 class CellRescaling(Rescaling):
-    """Constant pressure and temperature (NPT): stochastic cell rescaling of the volume (Bernetti and Bussi, J. Chem.
-    Phys. 153, 114107, 2020) with the thermostat above. The cell keeps its shape.
+    """Constant pressure and temperature (NPT) by stochastic cell rescaling of the volume.
+
+    Bernetti and Bussi, J. Chem. Phys. 153, 114107, 2020, with the thermostat of `Rescaling`. The
+    cell keeps its shape.
 
     Attributes:
-      pressure: eV/Å³. barostat_time: In which the volume follows. compressibility: Å³/eV, of which an estimate is
-        enough: it changes how fast the volume follows, not what it is.
+      pressure: Target pressure (eV/Å³).
+      barostat_time: Relaxation time of the volume (ASE's unit of time).
+      compressibility: Compressibility (Å³/eV). An estimate is sufficient: it changes how fast the
+        volume follows, not its mean.
     """
 
     pressure: float = 0.0
@@ -116,10 +130,10 @@ class CellRescaling(Rescaling):
     needs_stress = True
 
     def begin(self, motion: Motion, forces, virial, particles: Particles, dt, key) -> Motion:
-        """Half a kick, a change of the volume, and the drift.
+        """Apply half a kick, change the volume, and drift.
 
-        d log V = β/τ (P - P₀) dt + sqrt(2 kT β / (V τ)) dW, equation 7 of the paper; positions go with the cell,
-        velocities against it, so that volume in phase space is kept.
+        d log V = β/τ (P - P₀) dt + sqrt(2 kT β / (V τ)) dW, equation 7 of the paper. Positions
+        scale with the cell and velocities inversely, which preserves the phase space volume.
         """
         inner = self.inner_pressure(motion, forces, virial, particles, dt)
         motion = kicked(motion, forces, particles, 0.5 * dt)
@@ -128,6 +142,7 @@ class CellRescaling(Rescaling):
         noise = molecule_normal(jax.random.fold_in(key, 1), particles, volume.dtype)
         strain = rate * (inner - self.pressure) * dt + jnp.sqrt(
             2 * particles.target * rate * dt / volume) * noise
+        # scale of a length, (M,)
         scale = jnp.exp(strain / 3)
         of_atoms = jnp.append(scale, 1.0)[particles.molecule, None]
         return drifted(motion._replace(
@@ -135,10 +150,11 @@ class CellRescaling(Rescaling):
             velocities=motion.velocities / of_atoms), dt)
 
     def inner_pressure(self, motion: Motion, forces, virial, particles: Particles, dt) -> jax.Array:
-        """The pressure that a step from here changes the volume by, eV/Å³, (M,): with velocities half a step on.
+        """Return the pressure that changes the volume in the next step (eV/Å³), (M,).
 
-        Its mean is the pressure that was asked for. With velocities of the full step it is lower by what the step is
-        too long for stiff bonds, as the mean kinetic energy is.
+        The velocities are those half a step later, and the mean of this pressure is the target
+        pressure. With velocities of the full step it would be lower by the time step error of stiff
+        bonds, as the mean kinetic energy is.
         """
         halfway = kicked(motion, forces, particles, 0.5 * dt)
         volume = jnp.abs(jnp.linalg.det(motion.cell))
@@ -146,15 +162,15 @@ class CellRescaling(Rescaling):
 
 
 def kicked(motion: Motion, forces, particles: Particles, dt) -> Motion:
-    """Velocities after forces have acted for a time."""
+    """Return the motion after forces have acted on the velocities for a time."""
     return motion._replace(velocities=motion.velocities + dt * forces / particles.masses[:, None])
 
 
 def drifted(motion: Motion, dt) -> Motion:
-    """Positions after a time, by compensated summation (Kahan, Commun. ACM 8, 40, 1965).
+    """Return the motion after a drift, by compensated summation (Kahan, Commun. ACM 8, 40, 1965).
 
-    A step moves an atom by about 0.01 Å, of which a float32 that counts in 10 Å keeps four digits; what it drops goes
-    into the next step, so that the positions are as good as if they had twice the digits.
+    A step moves an atom by about 0.01 Å. A float32 position of about 10 Å keeps four digits of it.
+    The rest is added in the next step, so positions are as accurate as with twice the digits.
     """
     change = motion.velocities * dt + motion.low
     positions = motion.positions + change
@@ -162,7 +178,7 @@ def drifted(motion: Motion, dt) -> Motion:
 
 
 def without_com(motion: Motion, particles: Particles) -> Motion:
-    """Velocities less that of the centre of mass."""
+    """Return the motion without the velocity of the center of mass of each molecule."""
     momenta = _per_molecule(particles.masses[:, None] * motion.velocities, particles)
     masses = _per_molecule(particles.masses, particles)
     mean = jnp.append(momenta / masses[:, None], jnp.zeros((1, 3), momenta.dtype), axis=0)
@@ -170,39 +186,53 @@ def without_com(motion: Motion, particles: Particles) -> Motion:
 
 
 def kinetic_energies(velocities: jax.Array, particles: Particles) -> jax.Array:
-    """eV, (M,)."""
+    """Return the kinetic energy of each molecule (eV), (M,)."""
     return _per_molecule(0.5 * particles.masses * (velocities * velocities).sum(-1), particles)
 
 
 def pressure(kinetic: jax.Array, virial: jax.Array, volume: jax.Array) -> jax.Array:
-    """eV/Å³, (M,), from kinetic energies (eV), the trace of the stress (eV/Å³, ASE's sign) and volumes (Å³)."""
+    """Return the pressure (eV/Å³), (M,).
+
+    Args:
+      kinetic: Kinetic energies (eV), (M,).
+      virial: Traces of the stress, with ASE's sign (eV/Å³), (M,).
+      volume: Volumes (Å³), (M,).
+    """
     return 2 * kinetic / (3 * volume) - virial / 3
 
 
 def rescaling_factors(key, kinetic: jax.Array, particles: Particles, steps) -> jax.Array:
-    """Factors of the velocities, (M,): the exact solution over a time, equations A7 and A8 of Bussi et al.
+    """Draw the factors of the velocities, (M,), from the exact solution over a time.
+
+    Equations A7 and A8 of Bussi et al.
 
     Args:
-      kinetic: eV, (M,). steps: The time in units of that of the thermostat.
+      key: Random key of the step.
+      kinetic: Kinetic energies (eV), (M,).
+      particles: Atoms.
+      steps: Time in units of the thermostat's relaxation time.
     """
     kept, lost = jnp.exp(-steps), -jnp.expm1(-steps)
     first = molecule_normal(key, particles, kinetic.dtype)
-    # the sum of the squares of dof - 1 normal numbers
+    # sum of the squares of dof - 1 normal numbers
     shape = 0.5 * (particles.dof - 1)
     others = 2 * jax.vmap(lambda s, a: jax.random.gamma(
         jax.random.fold_in(jax.random.fold_in(key, 2), s), jnp.where(a > 0, a, 1.0), dtype=kinetic.dtype))(
             particles.stream, shape)
     others = jnp.where(shape > 0, others, 0.0)
-    share = 0.5 * particles.target / jnp.where(kinetic > 0, kinetic, 1.0)  # of the mean energy of a degree of freedom
+    share = 0.5 * particles.target / jnp.where(kinetic > 0, kinetic, 1.0)  # kT/2 over the kinetic energy
     squared = kept + lost * share * (first * first + others) + 2 * first * jnp.sqrt(kept * lost * share)
     turns = first * jnp.sqrt(lost * share) + jnp.sqrt(kept) < 0
     sign = jnp.where(turns, -1.0, 1.0)
-    # without any motion there is nothing to scale
+    # without motion there is nothing to scale
     return jnp.where(kinetic > 0, sign * jnp.sqrt(jnp.maximum(squared, 0.0)), 1.0)
 
 
 def normal(key, particles: Particles, dtype) -> jax.Array:
-    """Normal numbers for each atom, (N, 3), that depend on key, molecule and the number of the atom there."""
+    """Draw normal numbers for each atom, (N, 3).
+
+    They depend only on key, molecule and the number of the atom in its molecule.
+    """
     streams = jnp.append(particles.stream, -1)[particles.molecule]
 
     def of_atom(stream, number):
@@ -212,10 +242,11 @@ def normal(key, particles: Particles, dtype) -> jax.Array:
 
 
 def molecule_normal(key, particles: Particles, dtype) -> jax.Array:
-    """A normal number for each molecule, (M,)."""
+    """Draw a normal number for each molecule, (M,)."""
     return jax.vmap(lambda s: jax.random.normal(jax.random.fold_in(key, s), (), dtype))(particles.stream)
 
 
 def _per_molecule(values, particles: Particles) -> jax.Array:
+    """Sum values of atoms (N, ...) over each molecule, (M, ...)."""
     num = particles.dof.shape[0]
     return jax.ops.segment_sum(values, particles.molecule, num + 1, indices_are_sorted=True)[:num]

@@ -1,4 +1,4 @@
-"""Molecular dynamics of many molecules at once on the device: `MolecularDynamics`."""
+"""Batched molecular dynamics on the device: `MolecularDynamics`."""
 
 from __future__ import annotations
 
@@ -22,23 +22,26 @@ from mlip_jax.simulation.dynamics.results import Breakage, DispatchFrames, Therm
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.state import NEW, RUNNING, DynamicsState, Records, filled
 
-# Seconds of a call to the device, after which the host looks what has come of it.
+# _TURN: duration of a dispatch in seconds, after which the host reads the results.
 _TURN = 1.0
-# Rows of a dispatch, and numbers that its frames hold.
+# _RECORDS, _FRAMES: maximum number of rows and frames of a dispatch. _FRAME_NUMBERS: maximum number
+# of values in its frames.
 _RECORDS, _FRAME_NUMBERS, _FRAMES = 1024, 1 << 22, 256
 
 
 class MolecularDynamics:
-    """Dynamics of molecules or cells side by side, each as if it were alone.
+    """Molecular dynamics of molecules or cells in batches, each independent of the others.
 
-    All molecules of a run make their steps together, in one compiled program that makes many steps before the host
-    looks at them. The neighbour list has a skin and is made anew on the device; where more neighbours come than there
-    is capacity for, the step is not made until the capacity has grown. In cells, lists of the device need
-    lattice planes that stand more than twice the cutoff and skin apart; for smaller cells, and for more than some 5000
-    atoms, the host makes the lists, which the device waits for.
+    All molecules of a run step together in one compiled program, which makes many steps before the
+    host reads the results. The neighbor list has a skin and is rebuilt on the device. If the list
+    exceeds its capacity, the step waits until the capacity has been enlarged. In cells, lists of
+    the device require lattice planes that are more than twice the cutoff plus skin apart. For
+    smaller cells, and above about 5000 atoms, the host builds the lists and the device waits for
+    them.
 
-    A molecule that breaks (a bond leaves its range, it gets too hot, numbers are not finite, an atom moves too far in
-    one step) stands still from then on and is told of in `broken`; the others go on.
+    A molecule that breaks (a bond leaves its range, it gets too hot, values are not finite, an atom
+    moves too far in one step) is frozen from then on and reported in `broken`; the other molecules
+    continue.
 
     >>> from ase.build import molecule
     >>> dynamics = MolecularDynamics(molecule("CH3OH"), "runs/spice", replicas=8, temperature=300)  # doctest: +SKIP
@@ -46,22 +49,29 @@ class MolecularDynamics:
     >>> trajectories[0].frames[-1].get_potential_energy(), trajectories[0].thermo.temperature  # doctest: +SKIP
 
     Attributes:
-      potential: The force field. settings: See `Settings`. num_compiles: Programs compiled so far.
-      molecules: As they were at the start, with momenta; replicas of a molecule follow each other.
+      potential: The force field.
+      settings: Settings of the run, see `Settings`.
+      num_compiles: Number of programs compiled so far.
+      molecules: Initial molecules, with momenta; replicas of a molecule are adjacent.
     """
 
     def __init__(self, molecules: Atoms | Sequence[Atoms], force_field: Potential | str | Path, *, replicas: int = 1,
                  temperatures: Sequence[float] | None = None, device: jax.Device | None = None, **settings: Any):
-        """
+        """Prepare a run.
+
         Args:
-          force_field: Or the workdir of a training run.
-          replicas: Copies of each molecule, which differ in their momenta and their noise.
-          temperatures: K of each molecule (replicas counted), in place of the one for all.
+          molecules: One molecule or a sequence of molecules, or cells.
+          force_field: Force field, or a location as for `load_force_field`, such as the workdir of
+            a training run.
+          replicas: Copies of each molecule, which differ in momenta and noise.
+          temperatures: Temperature of each molecule, including replicas (K); None uses that of the
+            settings.
+          device: Device that runs the program; None for the default device.
           **settings: Fields of `Settings`: ensemble, timestep, temperature, ...
 
         Raises:
-          ValueError: A setting that makes no sense, or a molecule that cannot be simulated.
-          CheckpointError: No force field is in that place.
+          ValueError: If a setting is invalid, or if a molecule cannot be simulated.
+          CheckpointError: If there is no force field at this location.
         """
         self.settings = Settings(**settings)
         if int(replicas) != replicas or replicas < 1:
@@ -88,52 +98,61 @@ class MolecularDynamics:
 
     @property
     def molecules(self) -> tuple[Atoms, ...]:
+        """Return the initial molecules."""
         return self._system.molecules
 
     @property
     def num_compiles(self) -> int:
+        """Return the number of programs compiled so far."""
         return self._compiled_before + self._program.num_compiles
 
     @property
     def step(self) -> int:
-        """Steps made."""
+        """Return the number of steps made."""
         return max(int(self._state.step), 0)
 
     @property
     def steps_per_second(self) -> float:
-        """Over all dispatches that compiled nothing; NaN if there was none."""
+        """Return the speed over all dispatches that did not compile; NaN if there was none."""
         return self._steps_timed / self._seconds_timed if self._steps_timed else float("nan")
 
     @property
     def lists_made(self) -> int:
-        """Neighbour lists made since the start."""
+        """Return the number of neighbor lists built since the start."""
         return int(self._state.lists)
 
     @property
     def lists_by(self) -> str:
-        """Who makes them: "device" or "host"."""
+        """Return where neighbor lists are built: "device" or "host"."""
         return "device" if self._on_device else "host"
 
     @property
     def broken(self) -> dict[int, Breakage]:
-        """When and why molecules broke, by their numbers."""
+        """Return when and why molecules broke, by their numbers."""
         return breakages(self._state, self._system, self.settings, self._hottest)
 
     def run(self, steps: int) -> list[Trajectory]:
-        """Make steps, and keep all frames and energies of them; a trajectory for each molecule.
+        """Make steps and return one trajectory per molecule, with all frames and energies.
 
-        The first run begins with the start itself, later ones after the last step of the one before.
+        The first run includes the start itself; later runs begin after the last step of the
+        previous run.
+
+        Args:
+          steps: Number of steps.
         """
         segments = list(self.stream(steps))
         return joined(segments, self._system, self.broken)
 
     def stream(self, steps: int) -> Iterator[tuple[Thermo, DispatchFrames]]:
-        """Make steps; energies and frames as they come, about once in a second.
+        """Make steps and yield energies and frames about once per second.
 
-        Between two of them `snapshot` tells all that is needed to go on from there.
+        Between two of them `snapshot` returns everything needed to resume from there.
+
+        Args:
+          steps: Number of steps.
 
         Raises:
-          ValueError: Less than no steps.
+          ValueError: If `steps` is negative or not a whole number.
         """
         if int(steps) != steps or steps < 0:
             raise ValueError(f"steps must be a whole number of at least 0, received {steps}")
@@ -145,7 +164,7 @@ class MolecularDynamics:
             yield self._told(records)
 
     def _dispatch(self, until: int) -> Records:
-        """A call of the device, and what it wants of the host afterwards."""
+        """Run one dispatch on the device and then serve the request of the device."""
         before, compiles, begin = int(self._state.step), self.num_compiles, time.perf_counter()
         turn = int(np.clip(_TURN / self._seconds_of_step, 1, 10 ** 6)) if self._seconds_of_step else 8
         with self._precision():
@@ -161,14 +180,14 @@ class MolecularDynamics:
         return records
 
     def _serve(self) -> None:
-        """Make the capacity, or the list, that a step waits for."""
+        """Enlarge the capacity, or build the list, that the next step requires."""
         wanted = np.asarray(self._state.wanted)
         if not self._capacity.holds(wanted):
             self._capacity = neighbors.enlarge_capacity(self._capacity, self._system, wanted)
             self._state = self._state._replace(graph=self._list(*self._listed()))
         if not bool(self._state.stale):
             return
-        if self._on_device:  # the cell has become too small for the nearest images
+        if self._on_device:  # the cell has become too small for nearest images
             self._on_device = False
             self._compiled_before += self._program.num_compiles
             self._program = self._make_program()
@@ -181,7 +200,7 @@ class MolecularDynamics:
                                            lists=self._state.lists + 1)
 
     def _list(self, positions, cell):
-        """The graph of positions, with as large a capacity as it needs."""
+        """Return the neighbor list of positions; a list of the host may enlarge the capacity."""
         if self._on_device:
             return self._program.list(self._capacity, positions, cell)
         wanted = neighbors.needed(self._system, positions, cell, self._cutoffs)
@@ -191,12 +210,13 @@ class MolecularDynamics:
         return jax.device_put(graph, self._device)
 
     def _listed(self):
-        """Positions and cells that the list in use was made of."""
+        """Return the positions and cells from which the current list was built."""
         graph = self._state.graph
         cell = graph.globals["cell"][:-1] if "cell" in graph.globals else None
         return jax.device_get((graph.nodes["positions"], cell))
 
     def _make_program(self) -> CompiledDynamics:
+        """Create the program for the current place of the neighbor lists."""
         s, p = self.settings, self.potential
         frames = int(np.clip(_FRAME_NUMBERS // (9 * self._system.nodes), 1, _FRAMES))
         loop = DynamicsLoop(p.model, p.energy_scale, self._cutoffs, s.integrator(), self._on_device,
@@ -208,10 +228,11 @@ class MolecularDynamics:
             self._dtype, self._dof, kt, units.kB * self._hottest, s.watch_bonds), s.timestep * units.fs, self._device)
 
     def _positions(self) -> np.ndarray:
+        """Return the initial positions, (N, 3)."""
         return self._system.padded("positions", self._dtype)
 
     def _begin(self) -> DynamicsState:
-        """The state before the first evaluation."""
+        """Return the state before the first evaluation."""
         atoms, num = self._positions(), len(self.molecules)
         cell = None if self._system.cell is None else self._system.cell.astype(self._dtype)
         real, whole = np.zeros(num, self._dtype), np.zeros(num, np.int32)
@@ -225,11 +246,11 @@ class MolecularDynamics:
         return jax.device_put(state, self._device)
 
     def _begin_momenta(self) -> np.ndarray:
-        """Draw momenta for molecules that have none; degrees of freedom of each, (M,)."""
+        """Draw momenta for molecules without any and return the degrees of freedom, (M,)."""
         s, dof = self.settings, []
         for m, atoms in enumerate(self.molecules):
             has_momenta = atoms.has("momenta") and atoms.get_momenta().any()
-            # a Langevin thermostat sets rotations going again, and of given momenta nobody knows
+            # a Langevin thermostat excites rotations again, and given momenta may contain them
             fix_rotation = s.fix_rotation and s.ensemble != "langevin" and not has_momenta
             dof.append(velocities.degrees_of_freedom(atoms, s.fix_com, fix_rotation))
             if not has_momenta:
@@ -240,6 +261,7 @@ class MolecularDynamics:
         return np.array(dof, np.float64)
 
     def _checked_temperatures(self, given) -> np.ndarray:
+        """Return the temperature of each molecule (K), (M,). Raise ValueError if one is invalid."""
         num = len(self._system.molecules)
         values = np.full(num, self.settings.temperature) if given is None else np.asarray(given, np.float64)
         if values.shape != (num,) or not (np.isfinite(values) & (values >= 0)).all():
@@ -248,6 +270,7 @@ class MolecularDynamics:
         return values
 
     def _check_cells(self) -> None:
+        """Raise ValueError if the ensemble requires cells and a molecule is not fully periodic."""
         if self.settings.ensemble != "npt":
             return
         for m, atoms in enumerate(self.molecules):
@@ -256,14 +279,16 @@ class MolecularDynamics:
                                  f"pbc={atoms.pbc.tolist()}")
 
     def _precision(self):
+        """Return a context manager that sets the precision of the run."""
         stack = contextlib.ExitStack()
         stack.enter_context(jax.enable_x64(self._dtype == np.float64))
-        # some devices else multiply float32 as bfloat16 or TF32, which no energy is conserved in
+        # by default some devices multiply float32 as bfloat16 or TF32, which does not conserve the
+        # energy
         stack.enter_context(jax.default_matmul_precision("float32"))
         return stack
 
     def _told(self, records: Records) -> tuple[Thermo, DispatchFrames]:
-        """Records with reference energies, in the units of people."""
+        """Convert records to energies and frames, with reference energies and in external units."""
         start = [float(np.asarray(e, np.float64).sum()) for e in self._system.split(np.asarray(self._state.energies))]
         offset = np.array(start) + [self.potential.reference_energies[a.numbers].sum() for a in self.molecules]
         broken = self.broken
@@ -271,7 +296,7 @@ class MolecularDynamics:
         return thermo, DispatchFrames(records, offset, self._system, broken)
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """All that a run of the same molecules and settings needs to go on to the bit, see `restore`."""
+        """Return everything that the same run needs to resume bit-exactly with `restore`."""
         state = jax.device_get(self._state)
         positions, cell = self._listed()
         found = {name: np.asarray(value) for name, value in state._asdict().items()
@@ -281,10 +306,10 @@ class MolecularDynamics:
         return found if cell is None else found | {"cell": state.cell, "listed_cell": cell}
 
     def restore(self, snapshot: Mapping[str, np.ndarray]) -> None:
-        """Go on from a snapshot.
+        """Resume from a snapshot.
 
         Raises:
-          ValueError: It is of other molecules or of another precision.
+          ValueError: If the snapshot is of other molecules or of another precision.
         """
         for name, value in self.snapshot().items():
             there = snapshot.get(name)

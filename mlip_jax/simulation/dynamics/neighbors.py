@@ -1,12 +1,12 @@
-"""Neighbour lists with a skin, for atoms that move: made by the device or by the host, always complete.
+"""Neighbor lists with a skin for moving atoms, built by the device or by the host; always complete.
 
-A list holds all pairs closer than the cutoff and a skin. It serves until an atom has moved by half the skin, since no
-pair outside of it can have come within the cutoff before. Pairs in the skin add nothing: a model's messages end at its
-cutoff.
+A list contains all pairs closer than the cutoff plus a skin. It is valid until an atom has moved by
+half the skin: before that, no pair outside the list can be within the cutoff. Pairs in the skin
+contribute nothing, since the messages of a model vanish at its cutoff.
 
-The device looks at all pairs of atoms of a molecule. In a cell it takes the nearest image of each, so that its lattice
-planes must stand more than twice the cutoff and skin apart; smaller cells, and structures of very many atoms, have
-lists from the host.
+The device examines all pairs of atoms of a molecule. In a cell it takes the nearest image of each
+pair, so the lattice planes must be more than twice the cutoff plus skin apart. The host builds the
+lists of smaller cells and of structures with very many atoms.
 """
 
 from __future__ import annotations
@@ -27,18 +27,21 @@ from mlip_jax.graphs.slots import Box
 from mlip_jax.simulation.dynamics.system import Particles, System
 from mlip_jax.structure import Structure, electronic_value
 
-# Places of all matrices of distances together, above which the host's k-d tree is the better way.
+# _MOST_PLACES: total number of entries of the distance matrices above which the host's k-d tree is
+# faster. _LONGEST_MOVE: maximum displacement of an atom in one step, Å.
 _MOST_PLACES = 1 << 25
 _LONGEST_MOVE = 0.4
-# Ratio of a new capacity to what is needed. The model works on padding, too, so the first capacity has less slack. A
-# list that outgrows it may grow further, and each time costs a compilation.
+# _SLACK: ratio of an enlarged capacity to the required one. Padding costs time, so the first
+# capacity has less slack. A list that outgrows it may grow further, and each enlargement costs a
+# compilation.
 _SLACK = 1.15
-# Of a list's edges: if more than that may be within the cutoff, choosing them costs what the model saves.
+# _WORTHWHILE: largest fraction of a list's edges within the cutoff for which selecting them saves
+# time.
 _WORTHWHILE = 0.92
 
 
 class Cutoffs(NamedTuple):
-    """Cutoffs of a neighbour list, Å.
+    """Cutoffs of a neighbor list (Å).
 
     Attributes:
       cutoff: Cutoff of edges.
@@ -52,12 +55,12 @@ class Cutoffs(NamedTuple):
 
 
 class NeighborCapacity(NamedTuple):
-    """Static shapes of a neighbour list.
+    """Static shapes of a neighbor list.
 
     Attributes:
       budget: Shape of the graph that is the list, including pairs of the skin.
-      near: Number of edges that the model gets: those of the list that are within the cutoff at the step. 0: it gets
-        the whole list, which is not much longer.
+      near: Number of edges that the model receives: those within the cutoff at the current step. If
+        0, the model receives the whole list, which is not much longer.
     """
 
     budget: PaddingBudget
@@ -70,7 +73,7 @@ class NeighborCapacity(NamedTuple):
 
 
 def suits_device(system: System, cutoffs: Cutoffs) -> bool:
-    """Whether the device can make complete lists of the system."""
+    """Return whether the device can build complete lists of the system."""
     sizes = [len(a) for a in system.molecules]
     if len(sizes) * max(sizes) ** 2 > _MOST_PLACES:
         return False
@@ -78,28 +81,31 @@ def suits_device(system: System, cutoffs: Cutoffs) -> bool:
 
 
 def longest_move(on_device: bool, cutoffs: Cutoffs) -> float:
-    """How far an atom may move in one step, Å. Half a bond of hydrogen is a wreck already; see DynamicsLoop.
+    """Return the maximum displacement of an atom in one step (Å), see `DynamicsLoop`.
 
-    A step from where a list of the host was made must not ask for another list, or it would be asked for for ever.
+    A longer one is half a bond of hydrogen and breaks the molecule anyway. A step from a list that
+    the host has just built must not trigger another rebuild; otherwise rebuilding would never end.
     """
     return _LONGEST_MOVE if on_device else min(_LONGEST_MOVE, 0.45 * cutoffs.skin)
 
 
 def longest(cutoffs: Cutoffs) -> float:
-    """Length of the longest pairs that a list has where cells are concerned, Å."""
+    """Return the length of the longest pairs of a list in a cell (Å)."""
     return max(cutoffs.cutoff, cutoffs.long_range or 0.0) + cutoffs.skin
 
 
 def wide_enough(cell: np.ndarray, periodic: np.ndarray, cutoffs: Cutoffs) -> bool:
-    """Whether every pair within the cutoffs and the skin is one of an atom and the nearest image of another."""
+    """Return whether all pairs within cutoffs and skin are between nearest images."""
     return bool((slot_graphs.heights(np.asarray(cell, np.float64), periodic) > 2 * longest(cutoffs)).all())
 
 
 def on_device(particles: Particles, positions: jax.Array, cell: jax.Array | None, budget: PaddingBudget,
               cutoffs: Cutoffs) -> tuple[jraph.GraphsTuple, jax.Array]:
-    """The graph of positions (N, 3) with all pairs within cutoff and skin, and the numbers of edges and pairs, (2,).
+    """Build the graph of positions (N, 3) with all pairs within cutoff and skin. Pure.
 
-    Pure. The list is complete if the numbers are within the budget.
+    Returns:
+      The graph and the numbers of edges and pairs, (2,). The list is complete if the numbers are
+      within the budget.
     """
     box = None if cell is None else Box(cell, particles.periodic)
     far = None if cutoffs.long_range is None else cutoffs.long_range + cutoffs.skin
@@ -110,7 +116,7 @@ def on_device(particles: Particles, positions: jax.Array, cell: jax.Array | None
 
 def on_host(system: System, positions: np.ndarray, cell: np.ndarray | None, budget: PaddingBudget,
             cutoffs: Cutoffs) -> jraph.GraphsTuple:
-    """The same by the host, of NumPy arrays; the budget must hold it, see `needed`."""
+    """Build the same graph on the host from NumPy arrays. It must fit the budget, see `needed`."""
     dtype = positions.dtype
     columns = Columns.from_structures(
         Structure(a.numbers, x.astype(np.float64), charge=electronic_value(a, "charge"),
@@ -125,7 +131,7 @@ def on_host(system: System, positions: np.ndarray, cell: np.ndarray | None, budg
 
 
 def needed(system: System, positions: np.ndarray, cell: np.ndarray | None, cutoffs: Cutoffs) -> np.ndarray:
-    """Edges and pairs of the list of positions (N, 3), and edges within the cutoff, (3,)."""
+    """Count edges and pairs of the list of positions (N, 3), and edges within the cutoff, (3,)."""
     edges = pairs = close = 0
     for m, (atoms, x) in enumerate(zip(system.molecules, system.split(positions))):
         box = (None, None) if cell is None else (cell[m], atoms.pbc)
@@ -137,7 +143,7 @@ def needed(system: System, positions: np.ndarray, cell: np.ndarray | None, cutof
 
 
 def enlarge_capacity(capacity: NeighborCapacity, system: System, wanted: np.ndarray) -> NeighborCapacity:
-    """Return a capacity for `wanted` edges, pairs and edges within the cutoff, (3,), with slack for later changes.
+    """Return a capacity for `wanted` edges, pairs and edges within the cutoff, (3,), with slack.
 
     Numbers that are large enough are kept. A capacity without edges is the first one.
     """
@@ -163,10 +169,11 @@ def enlarge_capacity(capacity: NeighborCapacity, system: System, wanted: np.ndar
 
 def has_moved(graph: jraph.GraphsTuple, particles: Particles, positions: jax.Array, cell: jax.Array | None,
               cutoffs: Cutoffs) -> jax.Array:
-    """Whether the list of `graph` may lack a pair that is within the cutoff at these positions, () bool.
+    """Return whether the list of `graph` may lack a pair within the cutoff, () bool.
 
-    A cell has been scaled by s since the list was made. Seen at the scale of the list, pairs within the cutoff are
-    within cutoff / s, and two atoms must not have come closer by more than what is left to cutoff + skin.
+    A cell may have been scaled by s since the list was built. At the scale of the list, pairs
+    within the cutoff are within cutoff / s, and two atoms must not have come closer by more than
+    the difference to cutoff + skin.
     """
     before = graph.nodes["positions"]
     if cell is None:
@@ -175,10 +182,10 @@ def has_moved(graph: jraph.GraphsTuple, particles: Particles, positions: jax.Arr
         old = graph.globals["cell"][:-1]
         ratio = jnp.cbrt(jnp.abs(jnp.linalg.det(cell) / jnp.linalg.det(old)))
         ratio = jnp.append(ratio, 1.0)[particles.molecule]
-        # where the cell has grown the short cutoff is the stricter one, where it has shrunk the long one
+        # the short cutoff is stricter if the cell has grown, the long one if it has shrunk
         limits = [cutoff + cutoffs.skin - cutoff / ratio
                   for cutoff in {cutoffs.cutoff, cutoffs.long_range or cutoffs.cutoff}]
         limit, scale = jnp.min(jnp.stack(limits), axis=0) / 2, ratio[:, None]
     moved = positions / scale - before
-    # rounding may make a distance a little longer; a thousandth of the skin is far more than that
+    # a thousandth of the skin is far more than rounding changes a distance by
     return ~((moved * moved).sum(-1) <= jnp.square(jnp.maximum(0.999 * limit, 0.0))).all()

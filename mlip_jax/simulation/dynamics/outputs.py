@@ -1,11 +1,13 @@
-"""Files that dynamics write as they go, and the restart file that ties them to a step.
+"""Output files of molecular dynamics, and the restart file that ties them to a step.
 
-    thermo.csv                  a line for each recorded step of each molecule
-    trajectories/NUMBER.xyz     frames of a molecule in extended XYZ: energy (eV), forces (eV/Å), momenta (ASE's)
+    thermo.csv                  one line per recorded step and molecule
+    trajectories/NUMBER.xyz     frames of a molecule in extended XYZ: energy (eV), forces (eV/Å),
+                                momenta (ASE's unit)
     trajectories/NUMBER.h5      or in HDF5, see h5md.py: energy, positions, velocities
-    restart.npz                 all that is needed to go on, and how long the files above were then
+    restart.npz                 everything needed to resume, and the sizes of the files above
 
-The restart file is replaced as a whole, after the others are on disk; on going on, what they have beyond it is cut off.
+The restart file is replaced atomically after the other files have been synced. On resuming, the
+other files are truncated to the sizes it contains.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from mlip_jax.workdir import atomic_open
 THERMO, TRAJECTORIES, RESTART = "thermo.csv", "trajectories", "restart.npz"
 COLUMNS = ("step", "time_fs", "molecule", "potential_ev", "kinetic_ev", "total_ev", "temperature_k", "conserved_ev",
            "volume_ang3", "pressure_bar")
-_ABOUT = "about_files"  # of the restart file, in JSON; no name of a part of a snapshot
+# _ABOUT: key of JSON metadata in the restart file; not the name of an array of a snapshot
+_ABOUT = "about_files"
 
 
 class OutputError(RuntimeError):
@@ -35,36 +38,41 @@ class OutputError(RuntimeError):
 
 
 class DynamicsOutputs:
-    """The files of a run."""
+    """Output files of a run."""
 
     def __init__(self, workdir: str | Path, names: Sequence[str], trajectory_format: str = EXTXYZ):
-        """
+        """Create the outputs without touching any file.
+
         Args:
-          names: Of the molecules, for their frames; "" for none.
+          workdir: Folder for the files.
+          names: Names of the molecules, which their frames contain; "" for none.
           trajectory_format: One of trajectories.FORMS.
         """
         self._workdir, self._names, self._form = Path(workdir), names, FORMS[trajectory_format]
 
     def name(self, molecule: int) -> str:
-        """Of a molecule, "" for none."""
+        """Return the name of a molecule, "" for none."""
         return self._names[molecule]
 
     def trajectory(self, molecule: int) -> Path:
-        """The file of the frames of a molecule."""
+        """Return the trajectory file of a molecule."""
         number = f"{molecule:0{len(str(len(self._names) - 1))}d}"
         return self._workdir / TRAJECTORIES / f"{number}{self._form.suffix}"
 
     @property
     def _files(self) -> list[tuple[Path, TrajectoryFormat]]:
-        """All that grow, and how their sizes are counted: the table as text, too."""
+        """Return all files that grow, with the format that measures their size.
+
+        The table is measured like text.
+        """
         trajectories = (self.trajectory(m) for m in range(len(self._names)))
         return [(self._workdir / THERMO, FORMS[EXTXYZ]), *((path, self._form) for path in trajectories)]
 
     def begin(self) -> None:
-        """Start the files anew.
+        """Remove earlier files and start an empty table.
 
         Raises:
-          OutputError: They cannot be written.
+          OutputError: If the files cannot be written.
         """
         try:
             (self._workdir / TRAJECTORIES).mkdir(parents=True, exist_ok=True)
@@ -75,10 +83,15 @@ class DynamicsOutputs:
             raise OutputError(f"{self._workdir}: cannot be written: {error}") from error
 
     def write(self, thermo: Thermo, frames: DispatchFrames, timestep: float) -> None:
-        """Append energies and frames; timestep in fs.
+        """Append energies and frames.
+
+        Args:
+          thermo: Energies and temperatures.
+          frames: Frames.
+          timestep: Time step (fs).
 
         Raises:
-          OutputError: They cannot be written.
+          OutputError: If the files cannot be written.
         """
         made: dict[int, list[Atoms]] = {}
         for step, m, atoms in frames:
@@ -94,10 +107,14 @@ class DynamicsOutputs:
                               f"from {RESTART}.") from error
 
     def save(self, snapshot: Mapping[str, np.ndarray], seconds: float) -> None:
-        """Write the restart file; seconds: that the run has taken.
+        """Write the restart file.
+
+        Args:
+          snapshot: Snapshot of the dynamics.
+          seconds: Duration of the run so far.
 
         Raises:
-          OutputError: It cannot be written; the one before is still there.
+          OutputError: If the file cannot be written; the previous one still exists.
         """
         path = self._workdir / RESTART
         try:
@@ -109,11 +126,14 @@ class DynamicsOutputs:
             raise OutputError(f"{path}: cannot be written: {error}") from error
 
     def load(self) -> tuple[dict[str, np.ndarray], float] | None:
-        """The snapshot of the restart file and the seconds until then, the other files cut off where they were then;
-        None if there is none.
+        """Read the restart file, and truncate the other files to their sizes at that time.
+
+        Returns:
+          The snapshot and the duration of the run until then (seconds); None if there is no restart
+          file.
 
         Raises:
-          OutputError: It is damaged, or one of the files is shorter than it was.
+          OutputError: If the restart file is corrupted, or one of the other files is too short.
         """
         path = self._workdir / RESTART
         if not path.exists():
@@ -135,7 +155,7 @@ class DynamicsOutputs:
 
     @staticmethod
     def _cut(file: Path, form: TrajectoryFormat, size: int) -> None:
-        """Leave what was there when the restart file was written."""
+        """Truncate a file to its size when the restart file was written."""
         mend = f"Put it back, or remove {RESTART} to begin anew."
         try:
             there = form.size(file)
@@ -148,15 +168,16 @@ class DynamicsOutputs:
 
 
 def _rows(thermo: Thermo):
+    """Yield the rows of the table."""
     columns = (thermo.potential, thermo.kinetic, thermo.total, thermo.temperature, thermo.conserved, thermo.volume,
                thermo.pressure)
     for k, (step, time) in enumerate(zip(thermo.step.tolist(), thermo.time.tolist())):
         for m, values in enumerate(zip(*(column[k].tolist() for column in columns))):
-            if values[0] == values[0]:  # not of one that broke before
+            if values[0] == values[0]:  # skip molecules that broke earlier
                 yield [step, time, m, *("" if v != v else v for v in values)]
 
 
 def _told(atoms: Atoms, about: Mapping[str, object]) -> Atoms:
-    """The frame with what is known of it in its info."""
+    """Return the frame with `about` in its info."""
     atoms.info = {k: v for k, v in about.items() if v != ""} | electronic_state(atoms)
     return atoms

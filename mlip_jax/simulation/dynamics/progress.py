@@ -1,4 +1,4 @@
-"""The live line of dynamics: temperature, energy and speed on a terminal, else in the log now and then."""
+"""Progress of molecular dynamics: a bar on a terminal, otherwise a log line from time to time."""
 
 from __future__ import annotations
 
@@ -18,17 +18,25 @@ _SECONDS_OF_DAY = 86_400
 
 
 def nanoseconds_per_day(steps_per_second: float, timestep: float) -> float:
-    """Of each molecule; timestep in fs."""
+    """Return the simulated time of each molecule per day (ns).
+
+    Args:
+      steps_per_second: Speed.
+      timestep: Time step (fs).
+    """
     return steps_per_second * timestep * 1e-6 * _SECONDS_OF_DAY
 
 
 class DynamicsProgressBar:
-    """Context manager around the bar of the steps."""
+    """Context manager that shows a progress bar of the steps."""
 
     def __init__(self, total: int, step: int, timestep: float):
-        """
+        """Create a progress bar.
+
         Args:
-          total: Steps in all. step: Those of earlier starts. timestep: fs.
+          total: Total number of steps.
+          step: Number of steps of earlier starts.
+          timestep: Time step (fs).
         """
         self._total, self._timestep = total, timestep
         self._text, self._step, self._logged = "", step, time.monotonic()
@@ -47,9 +55,15 @@ class DynamicsProgressBar:
         self._bar.stop()
 
     def show(self, step: int, thermo: Thermo, num_broken: int) -> None:
-        """So many steps are made; thermo: what has come since the last call."""
+        """Update the bar after a dispatch.
+
+        Args:
+          step: Number of steps made.
+          thermo: Energies and temperatures since the last call.
+          num_broken: Number of broken molecules.
+        """
         now = time.monotonic()
-        if self._before is None:  # the first call has compiled
+        if self._before is None:  # the first dispatch includes compilation
             self._before, self._begin = step, now
         elif now > self._begin:
             speed = (step - self._before) / (now - self._begin)
@@ -61,7 +75,7 @@ class DynamicsProgressBar:
             log.info("step %d of %d  %s", step, self._total, self._text)
 
     def _last(self, thermo: Thermo) -> str:
-        """Temperature and energy of the last recorded step, means over the molecules that go on."""
+        """Return mean temperature and energy of the running molecules in the last recorded step."""
         if not len(thermo.step) or np.isnan(thermo.potential[-1]).all():
             return self._text.split("  ")[0] if self._text else ""
         return f"{np.nanmean(thermo.temperature[-1]):.0f} K, {np.nanmean(thermo.total[-1]):.3f} eV"

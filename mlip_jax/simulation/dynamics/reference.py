@@ -1,4 +1,4 @@
-"""Trajectories of the reference method itself, to compare those of a force field with."""
+"""Trajectories of the reference method, for comparison with those of a force field."""
 
 from __future__ import annotations
 
@@ -25,7 +25,16 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How long and how: temperature in K, timestep in fs, friction in 1/fs, a frame each `every` steps."""
+    """Settings of the reference dynamics.
+
+    Attributes:
+      temperature: Temperature (K).
+      timestep: Time step (fs).
+      friction: Friction coefficient (1/fs).
+      num_steps: Number of steps.
+      every: Steps between frames.
+      seed: Seed of the first molecule; each later one has the next seed.
+    """
 
     temperature: float
     timestep: float
@@ -37,9 +46,17 @@ class Plan:
 
 def courses(method: Method, molecules: Sequence[Atoms], plan: Plan, folder: Path, num_processes: int | None
             ) -> list[SampledTrajectory | None]:
-    """Langevin dynamics of each molecule with `method`; what `folder` has of an earlier start is not made again.
+    """Run Langevin dynamics of each molecule with `method`.
 
-    None stands for a molecule at which the method failed; the log says why.
+    Trajectories that `folder` contains from an earlier start are loaded. A molecule at which the
+    method failed has None; the log states the reason.
+
+    Args:
+      method: Reference method.
+      molecules: Initial geometries.
+      plan: Settings of the dynamics.
+      folder: Folder for the trajectories.
+      num_processes: Number of worker processes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{m}.npz" for m in range(len(molecules))]
@@ -56,14 +73,18 @@ def courses(method: Method, molecules: Sequence[Atoms], plan: Plan, folder: Path
 
 
 def _simulate(job) -> tuple[np.ndarray, np.ndarray, str]:
-    """Positions and velocities (K, n, 3) of the frames, the start included, and "" or what went wrong."""
+    """Return positions and velocities of the frames, (K, n, 3) each, and an error message or "".
+
+    The frames include the start.
+    """
     method, molecule, plan = job
     rng, atoms = np.random.default_rng(plan.seed), molecule.copy()
     atoms.calc = method.calculator(atoms)
     atoms.set_momenta(maxwell_boltzmann(atoms.get_masses(), plan.temperature, rng))
     Stationary(atoms)
     if not atoms.pbc.any():
-        with np.errstate(invalid="ignore", divide="ignore"):  # of linear molecules; what is not finite is not used
+        # linear molecules give values that are not finite and not used
+        with np.errstate(invalid="ignore", divide="ignore"):
             ZeroRotation(atoms)
     atoms.set_constraint(FixCom())
     dynamics = Langevin(atoms, plan.timestep * units.fs, temperature_K=plan.temperature,
@@ -77,12 +98,13 @@ def _simulate(job) -> tuple[np.ndarray, np.ndarray, str]:
     dynamics.attach(keep, plan.every)
     try:
         dynamics.run(plan.num_steps)
-    except Exception as error:  # of any calculator: what it raises is its own
+    except Exception as error:  # calculators raise anything
         return np.zeros((0, len(atoms), 3)), np.zeros((0, len(atoms), 3)), f"{type(error).__name__}: {error}"
     return np.array(positions), np.array(velocities), ""
 
 
 def _load(path: Path, atoms: Atoms, plan: Plan) -> SampledTrajectory:
+    """Load a trajectory from an npz file."""
     with np.load(path, allow_pickle=False) as file:
         return SampledTrajectory(file["positions"].astype(np.float64), file["velocities"].astype(np.float64),
                                  atoms.get_masses(), plan.every * plan.timestep,

@@ -1,4 +1,4 @@
-"""What dynamics give: energies and temperatures as they went, frames, and which molecules broke when and why."""
+"""Results of molecular dynamics: energies, temperatures, frames, and broken molecules."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ from mlip_jax.simulation.dynamics.system import System
 
 @dataclasses.dataclass(frozen=True)
 class Breakage:
-    """At which step a molecule broke, and why."""
+    """Step at which a molecule broke, and the reason."""
 
     step: int
     reason: str
 
 
 def breakages(state: DynamicsState, system: System, settings: Settings, hottest: np.ndarray) -> dict[int, Breakage]:
-    """The molecules that broke, by their numbers; hottest: K that each may have, (M,)."""
+    """Return the molecules that broke, by their numbers.
+
+    Args:
+      state: State of the simulation.
+      system: Molecules.
+      settings: Settings of the run.
+      hottest: Maximum temperature of each molecule (K), (M,).
+    """
     codes, steps, culprits = (np.asarray(x) for x in (state.code, state.broken_at, state.culprit))
     bonds = None
     found = {}
@@ -53,13 +60,17 @@ class Thermo:
     """Energies and temperatures of K steps of M molecules; NaN after a molecule broke.
 
     Attributes:
-      step: (K,). time: fs, (K,).
-      potential, kinetic: eV, (K, M), reference energies included. temperature: K, (K, M), of the motion that is free.
-      conserved: What exact dynamics would keep, eV, (K, M): potential and kinetic energy less what the thermostat gave;
-        NaN for "npt", whose barostat is not accounted for.
-      volume: Å³, (K, M); NaN for open molecules.
-      pressure: bar, (K, M); NaN but for "npt". The one that the barostat controls, of velocities half a step after the
-        others: the mean of that is the pressure that was asked for.
+      step: Step numbers, (K,).
+      time: Times (fs), (K,).
+      potential: Potential energies (eV), (K, M), including reference energies.
+      kinetic: Kinetic energies (eV), (K, M).
+      temperature: Temperatures (K) of the free degrees of freedom, (K, M).
+      conserved: Quantity that exact dynamics conserve (eV), (K, M): potential and kinetic energy
+        minus the energy that the thermostat added. NaN for "npt", whose barostat is not included.
+      volume: Volumes (Å³), (K, M); NaN for open molecules.
+      pressure: Pressures (bar), (K, M); NaN except for "npt". This is the pressure that the
+        barostat controls, with velocities half a step later than the rest; its mean is the target
+        pressure.
     """
 
     step: np.ndarray
@@ -73,13 +84,21 @@ class Thermo:
 
     @property
     def total(self) -> np.ndarray:
-        """Potential and kinetic energy, eV, (K, M)."""
+        """Return the sum of potential and kinetic energy (eV), (K, M)."""
         return self.potential + self.kinetic
 
     @classmethod
     def of(cls, records: Records, offset: np.ndarray, dof: np.ndarray, settings: Settings,
            broken: Mapping[int, Breakage]) -> Thermo:
-        """From the records of a dispatch; offset: energies at the start, eV, (M,)."""
+        """Create the energies and temperatures from the records of a dispatch.
+
+        Args:
+          records: Records of the dispatch.
+          offset: Initial energies (eV), (M,).
+          dof: Degrees of freedom with kinetic energy, (M,).
+          settings: Settings of the run.
+          broken: Molecules that broke.
+        """
         count = int(records.num_records)
         step = records.step[:count].astype(np.int64)
         change, kinetic, heat, volume, pressure = (np.asarray(x[:count], np.float64) for x in (
@@ -96,18 +115,21 @@ class Thermo:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Thermo]) -> Thermo:
-        """Parts one after another; at least one."""
+        """Concatenate at least one part along the steps."""
         return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(cls)))
 
     def of_molecule(self, m: int) -> Thermo:
-        """The columns of one molecule, (K,) each."""
+        """Return the columns of one molecule, (K,) each."""
         return Thermo(*(v if v.ndim == 1 else v[:, m] for v in (getattr(self, f.name) for f in
                                                                 dataclasses.fields(self))))
 
 
 class DispatchFrames:
-    """Frames of a dispatch; iterating gives (step, molecule, Atoms) with energy, forces and momenta. A molecule that
-    broke has none after its break. Positions of cells are not wrapped."""
+    """Frames of a dispatch, as an iterable of (step, molecule, Atoms).
+
+    The Atoms have energy, forces and momenta. A molecule that broke has no frames after its break.
+    Positions in cells are not wrapped.
+    """
 
     def __init__(self, records: Records, offset: np.ndarray, system: System, broken: Mapping[int, Breakage]):
         self._records, self._offset, self._system, self._broken = records, offset, system, broken
@@ -135,11 +157,13 @@ class DispatchFrames:
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """What a molecule did.
+    """Trajectory of one molecule.
 
     Attributes:
-      frames: With energy, forces and momenta. steps: Of the frames.
-      thermo: Energies and temperatures, (K,) each. broken: When and why it broke, or None.
+      frames: Frames with energy, forces and momenta.
+      steps: Step numbers of the frames.
+      thermo: Energies and temperatures, (K,) each.
+      broken: When and why the molecule broke, or None.
     """
 
     frames: list[Atoms]
@@ -150,7 +174,7 @@ class Trajectory:
 
 def joined(segments: Sequence[tuple[Thermo, DispatchFrames]], system: System,
            broken: Mapping[int, Breakage]) -> list[Trajectory]:
-    """Trajectories of all molecules."""
+    """Return the trajectories of all molecules from the results of several dispatches."""
     num = len(system.molecules)
     empty = Thermo(np.zeros(0, np.int64), np.zeros(0), *[np.zeros((0, num))] * 6)
     thermo = Thermo.concatenate([empty, *(t for t, _ in segments)])

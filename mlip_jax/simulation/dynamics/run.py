@@ -1,4 +1,4 @@
-"""Dynamics that write files as they go and go on from them."""
+"""Molecular dynamics with output files and restarts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ log = logging.getLogger(__name__)
 
 
 def carry_out(dynamics: MolecularDynamics, outputs: DynamicsOutputs, num_steps: int, restart_seconds: float) -> float:
-    """Make steps up to `num_steps`, from where a restart file says or from the start; the seconds that all took.
+    """Run dynamics up to `num_steps`, from the restart file if there is one.
 
     Args:
-      dynamics: At the start.
-      restart_seconds: Between restart files; one is written at the end in any case.
+      dynamics: Dynamics at the start.
+      outputs: Output files.
+      num_steps: Number of steps, including those of earlier starts.
+      restart_seconds: Time between restart files; one is written at the end in any case.
+
+    Returns:
+      Duration of all starts (seconds).
 
     Raises:
-      OutputError: Files cannot be written or read, or are of something else.
+      OutputError: If files cannot be written or read, or are of another run.
     """
     before = _go_on(dynamics, outputs)
     left = num_steps - dynamics.step
@@ -50,7 +55,7 @@ def carry_out(dynamics: MolecularDynamics, outputs: DynamicsOutputs, num_steps: 
 
 
 def _go_on(dynamics: MolecularDynamics, outputs: DynamicsOutputs) -> float:
-    """Where a restart file says, or from the start; the seconds until then."""
+    """Resume from the restart file, or start; return the duration until then (seconds)."""
     found = outputs.load()
     if found is None:
         outputs.begin()

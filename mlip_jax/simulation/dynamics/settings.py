@@ -1,4 +1,4 @@
-"""What dynamics are made of: ensemble, time step, thermostat, what is kept, and when a molecule counts as broken."""
+"""Settings of molecular dynamics: ensemble, time step, thermostat, records and limits."""
 
 from __future__ import annotations
 
@@ -15,25 +15,36 @@ BAR = 1e5 * units.Pascal  # in eV/Å³
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Times are in fs, temperatures in K, lengths in Å.
+    """Settings of a run. Times are in fs, temperatures in K, lengths in Å.
 
     Attributes:
-      ensemble: "nve": constant energy. "langevin": constant temperature by friction and noise (BAOAB). "rescaling":
-        constant temperature by stochastic velocity rescaling, which disturbs the motion least. "npt": constant pressure
-        and temperature by stochastic cell rescaling, for cells that are periodic in all directions.
-      timestep: fs; 0.5 where hydrogens move freely.
-      temperature: Of the thermostat and of the start.
-      initial_temperature: Of the start, if another. Molecules that come with momenta keep them.
-      friction: 1/fs, of "langevin".
-      thermostat_time: Of "rescaling" and "npt". barostat_time: Of "npt".
-      pressure: bar. compressibility: 1/bar, an estimate (that of water), which the mean volume does not depend on.
-      fix_com: Take out the motion of the centre of mass. fix_rotation: That of open molecules as a whole, at the start.
-      record_every: Steps between rows of energies and temperatures. frame_every: Between frames; 0: none.
-      skin: Neighbours are listed so far beyond the cutoff; lists are made anew when an atom has moved by half of it.
-      watch_bonds: Stop molecules of which a bond breaks. bond_range: How long the pairs that are bonded at the start
-        may become, in terms of the sum of their covalent radii.
-      max_temperature: Above it a molecule counts as broken; None: ten times the temperature, 5000 at least.
-      dtype: "float32" or "float64". seed: Of the momenta at the start, and of noise.
+      ensemble: "nve": constant energy. "langevin": constant temperature by friction and noise
+        (BAOAB). "rescaling": constant temperature by stochastic velocity rescaling, which disturbs
+        the motion least. "npt": constant pressure and temperature by stochastic cell rescaling, for
+        cells that are periodic in all directions.
+      timestep: Time step (fs); 0.5 if hydrogens move freely.
+      temperature: Temperature of the thermostat and of the start (K).
+      initial_temperature: Temperature of the start (K), if different. Molecules with momenta keep
+        them.
+      friction: Friction coefficient of "langevin" (1/fs).
+      thermostat_time: Relaxation time of the thermostat of "rescaling" and "npt" (fs).
+      pressure: Target pressure of "npt" (bar).
+      barostat_time: Relaxation time of the barostat of "npt" (fs).
+      compressibility: Estimate of the compressibility (1/bar), by default that of water. The mean
+        volume does not depend on it.
+      fix_com: Whether to remove the motion of the center of mass.
+      fix_rotation: Whether to remove the rotation of open molecules at the start.
+      record_every: Steps between rows of energies and temperatures.
+      frame_every: Steps between frames; 0 records none.
+      skin: Distance by which neighbor lists exceed the cutoff (Å). Lists are rebuilt when an atom
+        has moved by half of it.
+      watch_bonds: Whether to stop a molecule when one of its bonds breaks.
+      bond_range: Range of the lengths of initially bonded pairs, relative to the sum of their
+        covalent radii.
+      max_temperature: Temperature above which a molecule counts as broken (K); None: ten times the
+        temperature, at least 5000.
+      dtype: "float32" or "float64".
+      seed: Seed of the initial momenta and of the noise.
     """
 
     ensemble: str = "langevin"
@@ -57,9 +68,10 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        """
+        """Check the values.
+
         Raises:
-          ValueError: A value that makes no sense.
+          ValueError: If a value is invalid.
         """
         if self.ensemble not in _INTEGRATORS:
             raise ValueError(f"ensemble must be one of {', '.join(_INTEGRATORS)}, received {self.ensemble!r}")
@@ -84,15 +96,20 @@ class Settings:
 
     @staticmethod
     def _check(name, value, least, open_end=False):
+        """Raise ValueError if a value is not finite or below its minimum."""
         if not np.isfinite(value) or value < least or open_end and value == least:
             raise ValueError(f"{name} must be {'more than' if open_end else 'at least'} {least}, received {value}")
 
     def integrator(self) -> integrators.Verlet:
-        """The steps of this ensemble, in ASE's units."""
+        """Return the integrator of the ensemble, in ASE's units."""
         return _INTEGRATORS[self.ensemble](self)
 
     def broken_above(self, temperature: float) -> float:
-        """K, for a molecule whose thermostat has this temperature."""
+        """Return the temperature above which a molecule counts as broken (K).
+
+        Args:
+          temperature: Temperature of its thermostat (K).
+        """
         warmest = max(temperature, self.initial_temperature or 0.0)
         return max(10 * warmest, 5000.0) if self.max_temperature is None else self.max_temperature
 

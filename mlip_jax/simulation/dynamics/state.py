@@ -1,6 +1,7 @@
-"""What a simulation is at, what is ahead of it, and what is kept of it: the arrays of the loop.
+"""Arrays of the loop of molecular dynamics: state, pending half step and records.
 
-    M   molecules       N   atoms of all of them, padding included       R   records       F   frames
+    M   molecules       N   atoms of all molecules, including padding
+    R   records         F   frames
 """
 
 from __future__ import annotations
@@ -13,27 +14,33 @@ import numpy as np
 
 from mlip_jax.simulation.dynamics.integrators import Motion
 
-# What has become of a molecule.
+# Status codes of a molecule.
 RUNNING, NOT_FINITE, TOO_FAST, STRETCHED, COLLAPSED, TOO_HOT = range(6)
 NEW = -1  # the step before the first evaluation
 
 
 class DynamicsState(NamedTuple):
-    """All that a simulation is at.
+    """State of a simulation.
 
     Attributes:
-      step: Steps made, () int32; NEW before forces are known.
-      positions, low: See `Motion`, (N, 3) Å. velocities: (N, 3). forces: eV/Å, (N, 3).
-      virial: Trace of the stress, eV/Å³, (M,); zero where it is not needed. cell: (M, 3, 3) Å or None.
-      energies: Of the atoms at the start, eV, (N,). energy: Of the molecules less that at the start, eV, (M,).
-      heat, heat_low: What thermostats have given so far, eV, (M,), and what rounding left out of it.
-      code: What has become of each molecule, (M,) int32. broken_at: Step of that, (M,) int32.
-      culprit: Number of the bond that broke, (M,) int32.
-      graph: List of neighbours, with the positions that it was made of.
-      wanted: Edges and long-range pairs of the last list, and edges within the cutoff at the last step, (3,) int32. If
-        they are more than there is room for, there has to be more.
-      lists: How many lists were made since the start, () int32.
-      stale: The host must make a list, () bool.
+      step: Number of steps made, () int32; NEW before the first evaluation.
+      positions, low: Positions and their rounding errors (Å), (N, 3), see `Motion`.
+      velocities: Velocities in ASE's unit, (N, 3).
+      forces: Forces (eV/Å), (N, 3).
+      virial: Trace of the stress (eV/Å³), (M,); zero if the integrator does not need it.
+      cell: Lattice vectors (Å), (M, 3, 3), or None.
+      energies: Initial energies of the atoms (eV), (N,).
+      energy: Energies of the molecules minus their initial energies (eV), (M,).
+      heat, heat_low: Kinetic energy added by the thermostat so far (eV), (M,), and its rounding
+        error.
+      code: Status code of each molecule, (M,) int32.
+      broken_at: Step at which the molecule broke, (M,) int32.
+      culprit: Number of the broken bond, (M,) int32.
+      graph: Neighbor list, with the positions from which it was built.
+      wanted: Edges and long-range pairs of the last list, and edges within the cutoff at the last
+        step, (3,) int32. The capacity must be enlarged if they exceed it.
+      lists: Number of lists built since the start, () int32.
+      stale: Whether the host must build a list, () bool.
     """
 
     step: jax.Array
@@ -57,12 +64,14 @@ class DynamicsState(NamedTuple):
 
 
 class HalfStep(NamedTuple):
-    """The first half of the step after a state, up to where forces are needed.
+    """First half of the step after a state, up to the evaluation of the forces.
 
     Attributes:
-      motion: Where it brings the molecules. code: What becomes of them on the way, (M,) int32.
-      empty: Nothing has been begun, () bool. moved: The list may lack pairs there, () bool.
-      narrow: The cell has become too small for the device's lists, () bool.
+      motion: Positions and velocities after the half step.
+      code: Status codes after the half step, (M,) int32.
+      empty: Whether no step has been started, () bool.
+      moved: Whether the list may lack pairs at the new positions, () bool.
+      narrow: Whether the cell has become too small for lists of the device, () bool.
     """
 
     motion: Motion
@@ -73,11 +82,20 @@ class HalfStep(NamedTuple):
 
 
 class Records(NamedTuple):
-    """What is kept of the steps of a dispatch: the first `num_records` rows and `num_frames` frames.
+    """Recorded steps of a dispatch: the first `num_records` rows and `num_frames` frames.
 
     Attributes:
-      step: (R,). energy, kinetic, heat, volume, pressure: (R, M), eV, Å³, eV/Å³.
-      frame_step: (F,). positions, velocities, forces: (F, N, 3). frame_energy: (F, M). cell: (F, M, 3, 3) or None.
+      num_records: Number of rows, () int32.
+      step: Steps of the rows, (R,).
+      energy, kinetic, heat: Energies as in `DynamicsState`, kinetic energies, and heat (eV), (R,
+        M).
+      volume: Volumes (Å³), (R, M).
+      pressure: Pressures (eV/Å³), (R, M).
+      num_frames: Number of frames, () int32.
+      frame_step: Steps of the frames, (F,).
+      frame_energy: Energies of the frames (eV), (F, M).
+      positions, velocities, forces: As in `DynamicsState`, (F, N, 3).
+      cell: Lattice vectors (Å), (F, M, 3, 3), or None.
     """
 
     num_records: jax.Array
@@ -97,7 +115,7 @@ class Records(NamedTuple):
 
 
 def filled(records: Records) -> Records:
-    """Copies of the rows and frames that there are, on the host: whoever keeps them keeps no empty room."""
+    """Return host copies of only the filled rows and frames, which frees the rest of the memory."""
     frames = ("frame_step", "frame_energy", "positions", "velocities", "forces", "cell")
     rows = ("step", "energy", "kinetic", "heat", "volume", "pressure")
     kept = {name: np.array(getattr(records, name)[:int(count)]) for names, count in (

@@ -1,7 +1,9 @@
-"""What is simulated: molecules or cells side by side, as arrays that stay the same while the atoms move.
+"""System of a simulation: molecules or cells as arrays that are constant during the dynamics.
 
-    M   molecules (or cells), each a simulation of its own       N   atoms of all of them, padding included
-    n   atoms of the largest                                     B   bonds that are watched
+    M   molecules (or cells), each an independent simulation
+    N   atoms of all molecules, including padding
+    n   atoms of the largest molecule
+    B   monitored bonds
 """
 
 from __future__ import annotations
@@ -24,18 +26,24 @@ from mlip_jax.structure import STATES, electronic_value
 
 
 class Particles(NamedTuple):
-    """What the loop on the device knows of the atoms. Padding atoms belong to molecule M and weigh 1 amu.
+    """Constant properties of the atoms on the device.
+
+    Padding atoms belong to molecule M and have a mass of 1 amu.
 
     Attributes:
-      slots: Numbers, counts, charge and spin, a molecule in each slot.
-      places: Atom of each place of a slot, (M, n) int32; where a slot is not full, any.
-      masses: amu, (N,). molecule: (N,) int32. number: Of the atom within its molecule, (N,) int32.
-      dof: Degrees of freedom that hold kinetic energy, (M,). target: k T of the thermostat, eV, (M,).
-      stream: Number of the stream of random numbers of each molecule, (M,) int32.
-      hottest: Temperature above which a molecule counts as broken, as k T in eV, (M,).
-      bonds: Atoms, (B, 2) int32. bond_length: Sum of the covalent radii, Å, (B,). bond_shifts: Translations of the
-        second atom, (B, 3) int32, or None.
-      periodic: (M, 3) bool, or None where all are open.
+      slots: Atomic numbers, number of atoms, charge and spin; one molecule per slot.
+      places: Atom of each place of a slot, (M, n) int32; arbitrary for unused places.
+      masses: Masses (amu), (N,).
+      molecule: Molecule of each atom, (N,) int32.
+      number: Number of the atom within its molecule, (N,) int32.
+      dof: Degrees of freedom with kinetic energy, (M,).
+      target: k T of the thermostat (eV), (M,).
+      stream: Number of the random stream of each molecule, (M,) int32.
+      hottest: Temperature above which a molecule counts as broken, as k T (eV), (M,).
+      bonds: Atoms of the bonds, (B, 2) int32.
+      bond_length: Sum of the covalent radii (Å), (B,).
+      bond_shifts: Lattice translations of the second atom, (B, 3) int32, or None.
+      periodic: Periodicity along each lattice vector, (M, 3) bool, or None if all are open.
     """
 
     slots: Slots
@@ -55,11 +63,11 @@ class Particles(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """The molecules on the host.
+    """Molecules of a simulation, on the host.
 
     Attributes:
-      molecules: Copies of what was given, open ones about the origin; their momenta are those of the start.
-      origin: Where their centres of mass were, (M, 3) Å; zero for cells.
+      molecules: Copies of the input with initial momenta; open ones are centered at the origin.
+      origin: Initial centers of mass (Å), (M, 3); zero for cells.
     """
 
     molecules: tuple[Atoms, ...]
@@ -67,43 +75,49 @@ class System:
 
     @property
     def begin(self) -> np.ndarray:
-        """First atom of each, and how many there are, (M + 1,)."""
+        """Return the first atom of each molecule, followed by the number of atoms, (M + 1,)."""
         return np.concatenate([[0], np.cumsum([len(a) for a in self.molecules])])
 
     @property
     def nodes(self) -> int:
-        """N."""
+        """Return the number of atoms including padding (N)."""
         return round_up(int(self.begin[-1]) + 1, NODE_MULTIPLE)
 
     @property
     def is_periodic(self) -> bool:
-        """Whether they are cells and not open molecules."""
+        """Return whether the molecules are cells."""
         return bool(self.molecules[0].pbc.any())
 
     @property
     def cell(self) -> np.ndarray | None:
-        """(M, 3, 3) Å; where a direction is not periodic, a vector that spans space with the others."""
+        """Return the lattice vectors (Å), (M, 3, 3), or None.
+
+        Directions without periodicity have a vector that completes the basis.
+        """
         return np.stack([a.cell.complete().array for a in self.molecules]) if self.is_periodic else None
 
     @property
     def periodic(self) -> np.ndarray | None:
-        """(M, 3) bool."""
+        """Return the periodicity along each lattice vector, (M, 3) bool, or None."""
         return np.stack([a.pbc for a in self.molecules]) if self.is_periodic else None
 
     def padded(self, name: str, dtype) -> np.ndarray:
-        """An array of the atoms of all molecules, (N, ...), zero where there is no atom."""
+        """Return an array of the atoms of all molecules, (N, ...), zero for padding atoms."""
         values = np.concatenate([a.arrays[name] if name in a.arrays else np.zeros((len(a), 3))
                                  for a in self.molecules])
         return np.concatenate([values, np.zeros((self.nodes - len(values), *values.shape[1:]))]).astype(dtype)
 
     def split(self, values: np.ndarray) -> list[np.ndarray]:
-        """Values of atoms (N, ...) by molecule."""
+        """Split values of atoms (N, ...) by molecule."""
         begin = self.begin
         return [values[a:b] for a, b in zip(begin, begin[1:])]
 
     def particles(self, dtype, dof: np.ndarray, target: np.ndarray, hottest: np.ndarray,
                   watch_bonds: bool) -> Particles:
-        """See `Particles`; NumPy arrays. Streams of random numbers are those of the places in the list."""
+        """Return the `Particles` of the system, as NumPy arrays.
+
+        The random stream of a molecule is its index.
+        """
         counts = np.array([len(a) for a in self.molecules], np.int32)
         num, size, begin = len(counts), int(counts.max()), self.begin
         local, rows = np.arange(size), np.zeros((num, size), np.int32)
@@ -124,7 +138,7 @@ class System:
             hottest.astype(dtype), bonds, lengths.astype(dtype), shifts if self.is_periodic else None, self.periodic)
 
     def bonds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Atoms, sums of covalent radii and translations of the pairs that are bonded at the start."""
+        """Return atoms, sums of covalent radii and translations of the initially bonded pairs."""
         found = [_no_bonds()]
         for atoms, first in zip(self.molecules, self.begin):
             radii = covalent_radii[atoms.numbers]
@@ -141,14 +155,16 @@ class System:
 
 
 def _no_bonds():
+    """Return the arrays of `System.bonds` without any bond."""
     return np.zeros((0, 2), np.int32), np.zeros(0), np.zeros((0, 3), np.int32)
 
 
 def make(molecules: Sequence[Atoms], potential: Potential) -> System:
-    """The system of molecules that can be simulated side by side.
+    """Create the system of molecules that are simulated in one batch.
 
     Raises:
-      ValueError: One of them cannot be simulated, or some are open and some periodic; it says which and why.
+      ValueError: If a molecule cannot be simulated, with the reason, or if some are open and some
+        periodic.
     """
     molecules = list(molecules)
     if not molecules:
@@ -171,7 +187,7 @@ def make(molecules: Sequence[Atoms], potential: Potential) -> System:
 
 
 def _obstacle(atoms: Atoms, potential: Potential) -> str:
-    """Why a molecule cannot be simulated, or ""."""
+    """Return the reason why a molecule cannot be simulated, or ""."""
     if len(atoms) == 0:
         return "it has no atoms"
     for name, values in (("positions", atoms.positions), ("momenta", atoms.get_momenta())):

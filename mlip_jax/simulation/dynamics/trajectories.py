@@ -1,4 +1,4 @@
-"""The forms that trajectories have on disk: extended XYZ and HDF5. `read_trajectory` reads both."""
+"""File formats of trajectories: extended XYZ and HDF5. `read_trajectory` reads both."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from mlip_jax.simulation.dynamics import h5md
 
 @dataclasses.dataclass(frozen=True)
 class TrajectoryFormat:
-    """How the frames of a molecule are kept in a file of its own.
+    """Format of the frames of one molecule in one file.
 
     Attributes:
-      suffix: Of the file. unit: In which its size is counted.
-      append: Add frames at the end, (path, frames); see h5md.append.
-      size: How much there is, all of it on disk then; 0 without a file.
-      cut: Leave so much, (path, size).
-      read: Some of the frames, (path, slice).
+      suffix: Suffix of the file.
+      unit: Unit of its size.
+      append: Function (path, frames) that appends frames, see h5md.append.
+      size: Function (path) that syncs the file and returns its size; 0 without a file.
+      cut: Function (path, size) that truncates the file.
+      read: Function (path, slice) that returns some of the frames.
     """
 
     suffix: str
@@ -36,17 +37,19 @@ class TrajectoryFormat:
 
 
 def read_trajectory(path: str | Path, frames: slice = slice(None)) -> list[Atoms]:
-    """Frames of a file of the task `md`, .xyz or .h5, with energies (eV) and momenta; of .xyz also forces (eV/Å).
+    """Read frames of a file of the task `md`, .xyz or .h5.
 
-    `atoms.info` has "step", "time_fs", "molecule" and, where they are known, "name", "charge" (e) and
-    "num_unpaired_electrons". Positions are in Å.
+    Frames have positions (Å), energies (eV) and momenta; those of .xyz also have forces (eV/Å).
+    `atoms.info` contains "step", "time_fs", "molecule" and, if known, "name", "charge" (e) and
+    "num_unpaired_electrons".
 
     Args:
-      frames: Which of them; slice(-1, None) is the last.
+      path: File to read.
+      frames: Slice of the frames; slice(-1, None) is the last one.
 
     Raises:
-      OSError: The file is missing or damaged.
-      ValueError: It is of another kind.
+      OSError: If the file is missing or corrupted.
+      ValueError: If the file has another format.
     """
     path = Path(path)
     form = next((form for form in FORMS.values() if form.suffix == path.suffix), None)
@@ -56,6 +59,7 @@ def read_trajectory(path: str | Path, frames: slice = slice(None)) -> list[Atoms
 
 
 def _append_text(path: Path, frames: Sequence[Atoms]) -> None:
+    """Append frames to a file of extended XYZ."""
     with open(path, "a", encoding="utf-8") as file:
         for atoms in frames:
             buffer = io.StringIO()
@@ -64,6 +68,7 @@ def _append_text(path: Path, frames: Sequence[Atoms]) -> None:
 
 
 def _size_of_text(path: Path) -> int:
+    """Sync a text file and return its size in bytes, 0 if it does not exist."""
     if not path.exists():
         return 0
     with open(path, "rb") as file:
@@ -72,11 +77,13 @@ def _size_of_text(path: Path) -> int:
 
 
 def _cut_text(path: Path, size: int) -> None:
+    """Truncate a text file to `size` bytes."""
     if path.exists() and path.stat().st_size > size:
         os.truncate(path, size)
 
 
 def _read_text(path: Path, frames: slice) -> list[Atoms]:
+    """Read frames from a file of extended XYZ."""
     return read(path, frames, format="extxyz")
 
 

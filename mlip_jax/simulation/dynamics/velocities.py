@@ -1,20 +1,22 @@
-"""Velocities at the start of dynamics, and the degrees of freedom that hold kinetic energy."""
+"""Initial velocities of dynamics, and the degrees of freedom with kinetic energy."""
 
 from __future__ import annotations
 
 import numpy as np
 from ase import Atoms, units
 
-_FLAT = 1e-6  # moments of inertia below this share of the largest are none
+_FLAT = 1e-6  # moments of inertia below this fraction of the largest count as zero
 
 
 def maxwell_boltzmann(masses: np.ndarray, temperature: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw momenta (n, 3) of the Maxwell-Boltzmann distribution, in units of ASE.
+    """Draw momenta (n, 3) from the Maxwell-Boltzmann distribution, in ASE's units.
 
-    ASE has renamed its own function within the versions that are supported here.
+    This function exists because ASE renamed its own among the supported versions.
 
     Args:
-      masses: Masses (n,) in u. temperature: Temperature in K.
+      masses: Masses (amu), (n,).
+      temperature: Temperature (K).
+      rng: Random generator.
     """
     width = np.sqrt(masses * units.kB * temperature)
     return width[:, None] * rng.standard_normal((len(masses), 3))
@@ -22,11 +24,15 @@ def maxwell_boltzmann(masses: np.ndarray, temperature: float, rng: np.random.Gen
 
 def draw(atoms: Atoms, temperature: float, rng: np.random.Generator, dof: int, fix_com: bool,
          fix_rotation: bool) -> None:
-    """Give atoms momenta of the Maxwell-Boltzmann distribution, scaled to exactly this temperature (K).
+    """Draw momenta from the Maxwell-Boltzmann distribution, scaled to exactly `temperature`.
 
     Args:
-      dof: Of `degrees_of_freedom`, that of the start.
-      fix_com: Without motion of the centre of mass. fix_rotation: Without rotation, if open.
+      atoms: Molecule, which receives the momenta.
+      temperature: Temperature (K).
+      rng: Random generator.
+      dof: Degrees of freedom of the start, see `degrees_of_freedom`.
+      fix_com: Whether to remove the motion of the center of mass.
+      fix_rotation: Whether to remove the rotation, if the molecule is open.
     """
     atoms.set_momenta(maxwell_boltzmann(atoms.get_masses(), temperature, rng))
     if fix_com:
@@ -39,13 +45,13 @@ def draw(atoms: Atoms, temperature: float, rng: np.random.Generator, dof: int, f
 
 
 def stop_centre_of_mass(atoms: Atoms) -> None:
-    """Take out the motion of the centre of mass."""
+    """Remove the motion of the center of mass."""
     masses, momenta = atoms.get_masses(), atoms.get_momenta()
     atoms.set_momenta(momenta - masses[:, None] * (momenta.sum(0) / masses.sum()))
 
 
 def stop_rotation(atoms: Atoms) -> None:
-    """Take out the rotation about the centre of mass; atoms in a line have none about that line."""
+    """Remove the rotation about the center of mass. Linear molecules have none about their axis."""
     masses, arms = atoms.get_masses(), atoms.positions - atoms.get_center_of_mass()
     inertia = np.einsum("i,ixy->xy", masses, (arms * arms).sum(1)[:, None, None] * np.eye(3)
                         - arms[:, :, None] * arms[:, None, :])
@@ -54,14 +60,17 @@ def stop_rotation(atoms: Atoms) -> None:
 
 
 def degrees_of_freedom(atoms: Atoms, fix_com: bool, fix_rotation: bool) -> int:
-    """Of the kinetic energy: 3 for each atom, less 3 for the centre of mass and the rotations that there are."""
+    """Return the degrees of freedom with kinetic energy.
+
+    These are 3 per atom, minus 3 for a fixed center of mass and minus the fixed rotations.
+    """
     if fix_com and len(atoms) == 1:
         return 0
     return 3 * len(atoms) - 3 * fix_com - (rotations(atoms) if fix_rotation and not atoms.pbc.any() else 0)
 
 
 def rotations(atoms: Atoms) -> int:
-    """3, 2 for atoms in a line, 0 for a single one."""
+    """Return the number of rotations: 3, 2 for a linear molecule, 0 for a single atom."""
     if len(atoms) < 2:
         return 0
     moments = atoms.get_moments_of_inertia()

@@ -1,7 +1,8 @@
-"""The reference method that judges a force field: energies, forces and minima of many molecules in worker processes.
+"""Reference method (oracle): energies, forces and minima of many molecules in worker processes.
 
-GFN2-xTB (Bannwarth, Ehlert, Grimme, J. Chem. Theory Comput. 15, 1652 (2019)) and GFN1-xTB through tblite, or any ASE
-calculator. Each worker has one thread; results are kept on disk as they come, so that nothing is computed twice.
+GFN2-xTB (Bannwarth, Ehlert, Grimme, J. Chem. Theory Comput. 15, 1652 (2019)) and GFN1-xTB through
+tblite, or any ASE calculator. Each worker has one thread. Results are cached on disk as they
+arrive, so nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -31,20 +32,21 @@ TBLITE = ("GFN2-xTB", "GFN1-xTB", "IPEA1-xTB")
 
 
 class OracleError(RuntimeError):
-    """The reference method cannot be used at all."""
+    """The reference method is unusable."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A reference method.
+    """Reference method.
 
     Attributes:
-      name: One of TBLITE, or "package.module:Class" of an ASE calculator. That module is imported and run: name only
-        code that you trust.
-      options: Keyword arguments of its class, ready for JSON.
+      name: One of TBLITE, or "package.module:Class" of an ASE calculator. That module is imported
+        and executed; only use code that you trust.
+      options: Keyword arguments of the calculator class, serializable as JSON.
 
     Raises:
-      ConfigError: No such method or class. ImportError: Its package is missing.
+      ConfigError: If there is no such method or class.
+      ImportError: If its package is missing.
     """
 
     name: str = "GFN2-xTB"
@@ -54,7 +56,7 @@ class Method:
         self.calculator_class()
 
     def calculator_class(self) -> type[Calculator]:
-        """The class of the ASE calculator."""
+        """Return the class of the ASE calculator."""
         if ":" not in self.name:
             if self.name not in TBLITE:
                 raise ConfigError(unknown_name("reference method", self.name, TBLITE)
@@ -73,10 +75,11 @@ class Method:
         return found
 
     def calculator(self, atoms: Atoms) -> Calculator:
-        """A calculator for a molecule.
+        """Create a calculator for a molecule.
 
-        A molecule that is charged, or has unpaired electrons (`info["num_unpaired_electrons"]`, else one where the
-        number of electrons is odd), hands them to the class as `charge` and `multiplicity`.
+        The class receives `charge` if the molecule is charged and `multiplicity` if it has unpaired
+        electrons. Their number is `info["num_unpaired_electrons"]`; by default 1 if the number of
+        electrons is odd, otherwise 0.
         """
         charge, unpaired = _state(atoms)
         given = {"charge": charge} if charge else {}
@@ -86,7 +89,7 @@ class Method:
         return self.calculator_class()(**{**given, **self.options})
 
     def settings(self) -> dict[str, Any]:
-        """What results depend on, ready for JSON."""
+        """Return everything that results depend on, serializable as JSON."""
         package = self.name.split(":")[0].split(".")[0] if ":" in self.name else "tblite"
         try:
             version = importlib.metadata.version(package)
@@ -97,7 +100,13 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceEvaluation:
-    """energy in eV and forces (n_atoms, 3) in eV/Å; NaN and None, and an error, where the method failed."""
+    """Energy and forces of the reference method for one molecule.
+
+    Attributes:
+      energy: Energy (eV); NaN if the method failed.
+      forces: Forces (eV/Å), (n_atoms, 3); None if the method failed.
+      error: Error message if the method failed; otherwise "".
+    """
 
     energy: float
     forces: np.ndarray | None
@@ -105,14 +114,19 @@ class ReferenceEvaluation:
 
     @property
     def fmax(self) -> float:
-        """Largest force on an atom, eV/Å; NaN without forces."""
+        """Return the largest force on an atom (eV/Å); NaN without forces."""
         return np.nan if self.forces is None else float(np.linalg.norm(self.forces, axis=1).max())
 
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceRelaxation(ReferenceEvaluation):
-    """The end of a relaxation with the method itself. positions: (n_atoms, 3) in Å, None where it failed; converged:
-    whether the largest force is below the threshold; steps: that it took."""
+    """Last geometry of a relaxation with the reference method.
+
+    Attributes:
+      positions: Positions (Å), (n_atoms, 3); None if the method failed.
+      converged: Whether the largest force is below the threshold.
+      steps: Number of steps.
+    """
 
     positions: np.ndarray | None = None
     converged: bool = False
@@ -120,13 +134,14 @@ class ReferenceRelaxation(ReferenceEvaluation):
 
 
 class Oracle:
-    """A reference method with a cache on disk.
+    """Reference method with a cache on disk.
 
     Args:
-      method: Of the energies and forces.
-      cache: What has been computed before.
-      num_processes: Worker processes, fresh interpreters of one thread each; None: one for each core; 1: this process.
-      progress: Show a progress bar.
+      method: Reference method.
+      cache: Cache of earlier results.
+      num_processes: Number of worker processes, which are new interpreters with one thread each;
+        None: one per core; 1: this process.
+      progress: Whether to show a progress bar.
     """
 
     def __init__(self, method: Method, cache: ResultCache, *, num_processes: int | None = None, progress: bool = True):
@@ -134,24 +149,31 @@ class Oracle:
         self._num_processes, self._progress = num_processes, progress
 
     def evaluate(self, molecules: Mapping[str, Atoms], label: str = "energies") -> dict[str, ReferenceEvaluation]:
-        """Energy and forces of each molecule by its name; `label` is of the progress bar.
+        """Compute the energy and forces of each molecule, by name.
+
+        Args:
+          molecules: Molecules by name.
+          label: Label of the progress bar.
 
         Raises:
-          OracleError: The method fails at every molecule for other reasons than the molecules.
+          OracleError: If the method fails at every molecule for reasons other than the molecules.
         """
         found = self._compute(molecules, {"job": "evaluate"}, label)
         return {name: ReferenceEvaluation(r["energy"], _array(r["forces"]), r["error"]) for name, r in found.items()}
 
     def minimize(self, molecules: Mapping[str, Atoms], *, fmax: float = 0.05, max_steps: int = 500,
                  maxstep: float = 0.2, label: str = "minima") -> dict[str, ReferenceRelaxation]:
-        """The minimum that ASE's BFGS reaches from each molecule, by its name.
+        """Compute the minimum that ASE's BFGS reaches from each molecule, by name.
 
         Args:
-          fmax: Largest force on an atom at the end, eV/Å. max_steps: That are taken at most. maxstep: Å, largest step
-            of an atom.
+          molecules: Molecules by name.
+          fmax: Largest force on an atom at the end (eV/Å).
+          max_steps: Maximum number of steps.
+          maxstep: Longest step of an atom (Å).
+          label: Label of the progress bar.
 
         Raises:
-          OracleError: As `evaluate`.
+          OracleError: As for `evaluate`.
         """
         settings = {"job": "minimize", "fmax": fmax, "max_steps": max_steps, "maxstep": maxstep}
         found = self._compute(molecules, settings, label)
@@ -159,9 +181,10 @@ class Oracle:
                                           r["converged"], r["steps"]) for name, r in found.items()}
 
     def _compute(self, molecules, settings, label) -> dict[str, dict[str, Any]]:
+        """Return the result of each molecule, by name, from the cache or the workers."""
         keys = {name: key_of(settings | self.method.settings(), atoms) for name, atoms in molecules.items()}
         results = {name: self._cache[key] for name, key in keys.items() if key in self._cache}
-        # the longest first, so that no process is left alone with one at the end
+        # largest first, so that no process is left with a long job at the end
         waiting = sorted((n for n in molecules if n not in results), key=lambda name: -len(molecules[name]))
         jobs = ((self.method, settings, _bare(molecules[name])) for name in waiting)
         problems = []
@@ -181,7 +204,12 @@ class Oracle:
 
 
 def _work(job) -> tuple[dict[str, Any], bool]:
-    """The result of a job, ready for JSON, and whether it is one of the molecule, and not of the circumstances."""
+    """Run a job.
+
+    Returns:
+      The result, serializable as JSON, and whether it is a property of the molecule and not of the
+      circumstances. Only the former is cached.
+    """
     method, settings, atoms = job
     try:
         if not np.isfinite(atoms.positions).all():
@@ -194,15 +222,17 @@ def _work(job) -> tuple[dict[str, Any], bool]:
         return {"error": "", "energy": energy, "forces": forces.tolist(), **told}, True
     except CalculationFailed as error:
         return _FAILURE | {"error": _one_line(error)}, True
-    except Exception as error:  # of any calculator; one molecule must not end the others
+    except Exception as error:  # calculators raise anything; one molecule must not stop the others
         return _FAILURE | {"error": f"{type(error).__name__}: {_one_line(error)}"}, False
 
 
 def _died(job) -> tuple[dict[str, Any], bool]:
+    """Return the result of a job whose worker died."""
     return _FAILURE | {"error": "its worker process died (out of memory, or a crash of the method's library)"}, False
 
 
 def _minimize(atoms, settings) -> dict[str, Any]:
+    """Relax the atoms in place, and return the fields that `ReferenceRelaxation` adds."""
     from ase.optimize import BFGS
 
     optimizer = BFGS(atoms, logfile=None, maxstep=settings["maxstep"])
@@ -211,26 +241,30 @@ def _minimize(atoms, settings) -> dict[str, Any]:
 
 
 def _state(atoms) -> tuple[int, int]:
+    """Return the charge and the number of unpaired electrons."""
     charge = round(electronic_value(atoms, "charge"))
     unpaired = atoms.info.get("num_unpaired_electrons")
     return charge, int((atoms.numbers.sum() - charge) % 2 if unpaired is None else unpaired)
 
 
 def _bare(atoms: Atoms) -> Atoms:
-    """The atoms without calculator, constraints and arrays that no method asks for."""
+    """Return the atoms without calculator, constraints and arrays that no method uses."""
     return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=electronic_state(atoms))
 
 
 def _array(values) -> np.ndarray | None:
+    """Return nested lists as an array (n_atoms, 3), and None as None."""
     return None if values is None else np.array(values, np.float64).reshape(-1, 3)
 
 
 def _one_line(error: Exception) -> str:
+    """Return the message of an exception on one line, or its type if there is none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextlib.contextmanager
 def _bar(label: str, total: int, done: int, shown) -> Iterator[Any]:
+    """Show a progress bar and yield the function that advances it by one."""
     bar = Progress(TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
                    disable=not shown)
     with bar:

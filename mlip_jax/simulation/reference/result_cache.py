@@ -1,7 +1,8 @@
-"""Results that took long, kept by key in one file that grows: what is in it is not computed again.
+"""Cache of expensive results by key, in one append-only file.
 
-Each line is a CRC-32 in hexadecimal, a space, and JSON [key, result]. A line is written at once and brought to disk, so
-that a process that is killed loses the result at hand alone; lines that are cut off or damaged are not read.
+Each line is a CRC-32 in hexadecimal, a space, and JSON [key, result]. A line is written and synced
+immediately, so a killed process loses only its current result. Truncated or corrupted lines are
+ignored.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ log = logging.getLogger(__name__)
 
 
 def key_of(settings: Mapping[str, Any], atoms: Atoms) -> str:
-    """A hash of the settings (ready for JSON) and of all that a result can depend on: elements, positions to the last
-    bit, cell, `atoms.info["charge"]` and `atoms.info["num_unpaired_electrons"]`."""
-    # an invalid charge gets a key as well: it is an error of this one molecule, raised when it is evaluated
+    """Return a hash of everything that a result can depend on.
+
+    This is the settings (serializable as JSON), elements, exact positions, cell,
+    `atoms.info["charge"]` and `atoms.info["num_unpaired_electrons"]`.
+    """
+    # An invalid charge gets a key as well. Evaluating the molecule raises the error, for it only.
     state = [settings, float(atoms.info.get("charge", 0.0)), atoms.info.get("num_unpaired_electrons"),
              atoms.pbc.tolist(), atoms.cell.tolist() if atoms.pbc.any() else None]
     digest = hashlib.sha256(json.dumps(state, sort_keys=True, default=float).encode())
@@ -35,12 +39,13 @@ def key_of(settings: Mapping[str, Any], atoms: Atoms) -> str:
 
 
 class ResultCache:
-    """Results by key: dictionaries of numbers, texts, None and lists of them (NaN is allowed).
+    """Results by key: dictionaries of numbers (including NaN), strings, None, and lists of them.
 
-    Several processes may add to one file; each knows what was there when it opened it, and what it adds itself.
+    Several processes may add to one file. Each knows the results that the file contained on opening
+    and those that it adds itself.
 
     Raises:
-      OSError: The file cannot be read or written.
+      OSError: If the file cannot be read or written.
     """
 
     def __init__(self, path: str | Path):
@@ -61,13 +66,14 @@ class ResultCache:
         return _parse(os.pread(self._file.fileno(), length, start))[1]
 
     def add(self, key: str, result: Mapping[str, Any]) -> None:
-        """Keep a result; it is on disk when this returns."""
+        """Store a result. It is on disk when the method returns."""
         text = json.dumps([key, dict(result)], separators=(",", ":")).encode()
         line = b"%08x %s\n" % (zlib.crc32(text), text)
         fcntl.flock(self._file, fcntl.LOCK_EX)
         try:
             end = self._file.seek(0, os.SEEK_END)
-            if end and os.pread(self._file.fileno(), 1, end - 1) != b"\n":  # a writer was killed within its line
+            # the last line is incomplete: a writer was killed
+            if end and os.pread(self._file.fileno(), 1, end - 1) != b"\n":
                 self._file.write(b"\n")
                 end += 1
             self._file.write(line)
@@ -78,6 +84,7 @@ class ResultCache:
         self._places[key] = end, len(line)
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def __enter__(self) -> ResultCache:
@@ -87,6 +94,7 @@ class ResultCache:
         self.close()
 
     def _read(self) -> None:
+        """Index the valid lines of the file."""
         self._file.seek(0)
         start = damaged = 0
         for line in self._file:
@@ -102,6 +110,7 @@ class ResultCache:
 
 
 def _parse(line: bytes) -> tuple[str, dict[str, Any]] | None:
+    """Return the key and the result of a line, or None if it is truncated or corrupted."""
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
         return None

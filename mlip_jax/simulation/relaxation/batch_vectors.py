@@ -1,11 +1,12 @@
-"""Vectors of many molecules at once: (M, D), with D three times the atoms of the largest one."""
+"""Operations on vectors of many molecules: (M, D), with D three times the atoms of the largest one.
+"""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-# A smaller step (Å) carries no information about the curvature, as in ASE.
+# MIN_CHANGE: a smaller step (Å) carries no information about the curvature, as in ASE.
 MIN_CHANGE = 1e-7
 
 

@@ -1,13 +1,14 @@
-"""Results of relaxations on disk, appended as they come; what is there survives the end of the process at any byte.
+"""Journal of relaxations on disk: results are appended and survive a crash at any byte.
 
 Each process of a run writes files of its own into one folder:
 
-    part-0.csv             one line a molecule: the columns of the result, seconds, and offset and length of its pieces
-    part-0.xyz, part-0.sdf the pieces: frames and mol blocks, one after another
+    part-0.csv             one line per molecule: the columns of the result, seconds, and offset and
+                           length of its pieces
+    part-0.xyz, part-0.sdf the pieces (frames and mol blocks), one after another
 
-Pieces are written before their line, and a line counts when it is whole: its last byte is the line break, and its
-pieces follow those of the line before. On opening, all after the last sound line is cut off. merge.py puts the parts
-together.
+Pieces are written before their line. A line is valid if its last byte is the line break and its
+pieces follow those of the line before. On opening, everything after the last valid line is
+truncated. merge.py merges the parts.
 """
 
 from __future__ import annotations
@@ -26,27 +27,38 @@ from typing import Any, NamedTuple
 import numpy as np
 
 FLUSH_SECONDS = 1.0
-_MOST_WAITING = 16 * 2**20  # bytes of results that wait to be written
+_MOST_WAITING = 16 * 2**20  # maximum number of bytes of results that wait to be written
 
 
 class JournalError(RuntimeError):
-    """Results cannot be written or read. What was recorded before is still there."""
+    """Results cannot be written or read. Earlier results are still recorded."""
 
 
 class Layout(NamedTuple):
-    """What a journal holds: the columns of a result, the first of them "index", and the kinds of its pieces."""
+    """Layout of a journal.
+
+    Attributes:
+      columns: Columns of a result; the first one is "index".
+      kinds: Kinds of the pieces.
+    """
 
     columns: tuple[str, ...]
     kinds: tuple[str, ...]
 
     @property
     def header(self) -> tuple[str, ...]:
-        """Columns of a part's CSV file."""
+        """Return the columns of a part's CSV file."""
         return (*self.columns, "seconds", *(f"{kind}_{what}" for kind in self.kinds for what in ("offset", "length")))
 
 
 class JournalLine(NamedTuple):
-    """A sound line of a part: where it is in the file, its cells, and for each kind (offset, length) of its piece."""
+    """Valid line of a part.
+
+    Attributes:
+      start, stop: Position in the file (bytes).
+      cells: Cells of the line.
+      pieces: (offset, length) of the piece of each kind.
+    """
 
     start: int
     stop: int
@@ -55,18 +67,18 @@ class JournalLine(NamedTuple):
 
     @property
     def index(self) -> int:
-        """Of the molecule."""
+        """Return the index of the molecule."""
         return int(self.cells[0])
 
 
 class Indices:
-    """A set of whole numbers, a byte for each up to the largest."""
+    """Set of non-negative integers that uses one byte per integer up to the largest."""
 
     def __init__(self) -> None:
         self._there, self._count = bytearray(), 0
 
     def add(self, index: int) -> None:
-        """Put a number in."""
+        """Add an integer."""
         if index >= len(self._there):
             self._there.extend(bytes(max(index + 1 - len(self._there), len(self._there) // 4, 1024)))
         self._count += not self._there[index]
@@ -80,10 +92,12 @@ class Indices:
 
 
 def finished(folder: Path, layout: Layout) -> Indices:
-    """Indices of all molecules that any part has a result of; reads alone, also beside processes that write.
+    """Return the indices of all molecules with a result in any part.
+
+    The parts are only read, so other processes may write at the same time.
 
     Raises:
-      JournalError: A part has other columns, or cannot be read.
+      JournalError: If a part has other columns or cannot be read.
     """
     found = Indices()
     for _, path in parts_of(folder):
@@ -93,17 +107,18 @@ def finished(folder: Path, layout: Layout) -> Indices:
 
 
 def read_part(path: Path, layout: Layout) -> Iterator[JournalLine]:
-    """The sound lines of a part, up to the first that is not.
+    """Yield the valid lines of a part, up to the first invalid one.
 
     Raises:
-      JournalError: It is of another layout, or cannot be read.
+      JournalError: If the part has another layout or cannot be read.
     """
     try:
         sizes = [_size(piece_file(path, kind)) for kind in layout.kinds]
         with open(path, "rb") as file:
             header = file.readline()
             expected = encode_line(layout.header)
-            if header != expected and expected.startswith(header.rstrip(b"\n")):  # ended when it was begun
+            # a process stopped while writing the header
+            if header != expected and expected.startswith(header.rstrip(b"\n")):
                 return
             if header != expected:
                 raise JournalError(f"{path}: has the columns {header[:200]!r}, expected {','.join(layout.header)}; it "
@@ -120,7 +135,7 @@ def read_part(path: Path, layout: Layout) -> Iterator[JournalLine]:
 
 
 def _parse(text: bytes, start: int, width: int, ends: list[int], sizes: list[int]) -> JournalLine | None:
-    """A line of the right number of cells, whose pieces begin at `ends` and are there; None for others."""
+    """Return a line with all cells whose pieces start at `ends` and are complete, or None."""
     if not text.endswith(b"\n"):
         return None
     try:
@@ -137,41 +152,50 @@ def _parse(text: bytes, start: int, width: int, ends: list[int], sizes: list[int
 
 
 def encode_line(cells: Sequence[Any]) -> bytes:
-    """A line of a CSV file."""
+    """Return a line of a CSV file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(cells)
     return text.getvalue().encode()
 
 
 def parts_of(folder: Path) -> list[tuple[int, Path]]:
-    """Number and CSV file of each part, by number."""
+    """Return the number and the CSV file of each part, sorted by number."""
     found = ((p.stem.removeprefix("part-"), p) for p in Path(folder).glob("part-*.csv"))
     return sorted((int(number), path) for number, path in found if number.isdecimal())
 
 
 def piece_file(path: Path, kind: str) -> Path:
-    """The file of the pieces of a part."""
+    """Return the file that contains the pieces of a part."""
     return path.with_suffix(f".{kind}")
 
 
 def _size(path: Path) -> int:
+    """Return the size of a file in bytes, 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 
 class Journal:
     """The part of one process, open for appending; a context manager. Threads may share it.
 
-    Results are written and synced every FLUSH_SECONDS, in a thread of its own.
+    A background thread writes and syncs the results every FLUSH_SECONDS.
 
     Attributes:
-      count: Results in the part.
+      path: CSV file of the part.
+      layout: Layout of the journal.
+      count: Number of results in the part.
     """
 
     def __init__(self, folder: str | Path, part: int, layout: Layout):
-        """Go on after the last sound result of the part.
+        """Open a part, and continue after its last valid result.
+
+        Args:
+          folder: Folder of the parts.
+          part: Number of the part.
+          layout: Layout of the journal.
 
         Raises:
-          JournalError: It is of another layout, in use by another process, or cannot be written.
+          JournalError: If the part has another layout, is in use by another process, or cannot be
+            written.
         """
         self.path, self.layout = Path(folder) / f"part-{part}.csv", layout
         self._lock = threading.Lock()
@@ -190,6 +214,7 @@ class Journal:
         self._thread.start()
 
     def _open(self) -> None:
+        """Open and lock the files, and truncate them after the last valid line."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             for path in (self.path, *(piece_file(self.path, kind) for kind in self.layout.kinds)):
@@ -211,10 +236,15 @@ class Journal:
             raise JournalError(f"{self.path}: cannot be written: {error}") from error
 
     def add(self, cells: Sequence[Any], pieces: Mapping[str, bytes] = {}) -> None:
-        """Record a result: the values of layout.columns, and its pieces by kind.
+        """Record a result.
+
+        Args:
+          cells: Values of layout.columns.
+          pieces: Pieces by kind.
 
         Raises:
-          JournalError: This or an earlier result cannot be written. Those before it are recorded.
+          JournalError: If this or an earlier result cannot be written. The results before it are
+            recorded.
         """
         with self._lock:
             if self._error is not None:
@@ -229,14 +259,14 @@ class Journal:
                 self._flush()
 
     def start_clock(self) -> None:
-        """What passes from now on counts as the time of the next result."""
+        """Restart the clock that measures the time of the next result."""
         self._last = time.monotonic()
 
     def close(self) -> None:
-        """Write what waits.
+        """Write the waiting results and close the files.
 
         Raises:
-          JournalError: It cannot be written.
+          JournalError: If they cannot be written.
         """
         self._closed.set()
         with self._lock:
@@ -250,18 +280,19 @@ class Journal:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        # the error that is on its way says more than a second one would
+        # the first error says more than a second one would
         with contextlib.suppress(JournalError) if error is not None else contextlib.nullcontext():
             self.close()
 
     def _flush_now_and_then(self) -> None:
+        """Write the waiting results every FLUSH_SECONDS until the journal is closed."""
         while not self._closed.wait(FLUSH_SECONDS):
             with self._lock, contextlib.suppress(JournalError):  # `add` raises it
                 if self._files:
                     self._flush()
 
     def _flush(self) -> None:
-        """Write what waits; ended by an exception at any place, it may simply be called again."""
+        """Write the waiting results. After an exception at any point it may be called again."""
         if not self._waiting:
             return
         ends, lines, blocks = list(self._ends), [], [[] for _ in self.layout.kinds]
@@ -274,7 +305,7 @@ class Journal:
         try:
             for file, block, end in zip(self._files[1:], blocks, self._ends[1:]):
                 if _write(file, b"".join(block), end):
-                    os.fsync(file)  # the disk, too, must have the piece before its line
+                    os.fsync(file)  # the piece must be on disk before its line
             ends[0] += _write(self._files[0], b"".join(lines), self._ends[0])
             os.fsync(self._files[0])
         except OSError as error:
@@ -285,12 +316,13 @@ class Journal:
         self._ends, self._waiting, self._waiting_bytes, self._error = ends, [], 0, None
 
     def _close_files(self) -> None:
+        """Close all files, which releases the lock."""
         while self._files:
             os.close(self._files.pop())
 
 
 def _write(file: int, data: bytes, offset: int) -> int:
-    """Write all of it; the number of bytes."""
+    """Write all of `data` at `offset` and return the number of bytes."""
     view = memoryview(data)
     while len(view):
         written = os.pwrite(file, view, offset)
@@ -299,7 +331,7 @@ def _write(file: int, data: bytes, offset: int) -> int:
 
 
 def _cell(value: Any) -> str:
-    """As text on one line: numbers with all their digits, empty where not known."""
+    """Return a value as text on one line: numbers with all digits, empty if unknown."""
     if value is None or isinstance(value, float) and value != value:
         return ""
     if isinstance(value, float | np.floating):

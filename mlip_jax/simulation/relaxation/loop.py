@@ -1,10 +1,17 @@
-"""The loop of batched relaxation: one compiled program in which molecules come, are relaxed, and leave. Pure.
+"""Loop of the batched relaxation: one compiled program that fills, relaxes and empties slots. Pure.
 
-    M   slots of molecules that are relaxed side by side       n   atoms that a slot holds
-    Q   molecules that wait in the queue
+    M   slots, which hold the molecules of a batch       n   atoms per slot
+    Q   molecules in the queue
 
-An iteration fills free slots from the queue, evaluates the force field on all slots that there is room for, hands out
-molecules that are done, and moves the others by a step of the minimiser. Nothing of it goes through the host.
+An iteration has these steps, none of which involves the host:
+
+1. fill free slots from the queue (`_filled`);
+2. build the neighbor lists and evaluate the force field on all slots that fit the padding budget
+   (`RelaxationLoop._evaluated`);
+3. classify each molecule as running, converged, at its step limit or diverged
+   (`RelaxationLoop._judged`);
+4. move the running molecules by one step of the minimizer (`RelaxationLoop._stepped`);
+5. copy finished molecules to the outcomes and free their slots (`_handed_out`).
 """
 
 from __future__ import annotations
@@ -24,19 +31,21 @@ from mlip_jax.graphs.slots import Slots
 from mlip_jax.potential import evaluate
 from mlip_jax.simulation.relaxation.minimizers import Minimizer
 
-# What has become of a molecule.
+# Status codes of a molecule.
 RUNNING, CONVERGED, STEP_LIMIT, NOT_FINITE, FUSED, FLOWN_APART = range(6)
 FREE = -1  # the key of a slot without a molecule
-# No bond is shorter than that of H2, 0.74 Å.
+# SHORTEST: distance (Å) below which two atoms overlap; the shortest bond, that of H2, is 0.74 Å.
 SHORTEST = 0.4
 
 
 class MoleculeBatch(NamedTuple):
-    """Molecules before they are relaxed, K of them.
+    """Molecules before their relaxation, K of them.
 
     Attributes:
-      key: Number given by the caller, (K,) int32. slots: What they are made of.
-      positions: (K, n, 3) Å. mobile: (K, n) bool, false for fixed atoms.
+      key: Number assigned by the caller, (K,) int32.
+      slots: Atomic numbers, number of atoms, charge and spin of the molecules.
+      positions: Positions (Å), (K, n, 3).
+      mobile: Whether an atom may move, (K, n) bool.
     """
 
     key: jax.Array
@@ -46,14 +55,19 @@ class MoleculeBatch(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Molecules as they were last evaluated.
+    """Last evaluation of K molecules.
 
     Attributes:
-      key: (K,). code: What has become of them, (K,) int32. steps: Taken, (K,) int32.
-      positions, forces: (K, n, 3), Å and eV/Å. energy: eV less the reference energies, (K,).
-      fmax: Largest norm of the force on a mobile atom, eV/Å, (K,).
-      energy_start, fmax_start: Of the first evaluation, (K,). nearest: Closest two atoms, Å, (K,).
-      evaluated: Whether there was room for it, (K,) bool.
+      key: Number assigned by the caller, (K,).
+      code: Status code, (K,) int32.
+      steps: Number of steps, (K,) int32.
+      positions: Positions (Å), (K, n, 3).
+      forces: Forces (eV/Å), (K, n, 3).
+      energy: Energy minus the reference energies (eV), (K,).
+      fmax: Largest norm of the force on a mobile atom (eV/Å), (K,).
+      energy_start, fmax_start: Values of the first evaluation, (K,).
+      nearest: Distance of the closest two atoms (Å), (K,).
+      evaluated: Whether the molecule fitted into the padding budget, (K,) bool.
     """
 
     key: jax.Array
@@ -70,14 +84,18 @@ class Outcome(NamedTuple):
 
 
 class RelaxationState(NamedTuple):
-    """All that a relaxation is at, on the device.
+    """State of a relaxation on the device.
 
     Attributes:
-      now: Molecules in the slots (M). moved: Steps taken, (M,) int32.
-      energy_start, fmax_start: (M,). neighboured: Whether each atom had another within the cutoff at the start, (M,).
-      minimizer: State of the minimiser.
-      largest: Edges and pairs of the largest slots, (2,) int32; above the budget: it has to be enlarged.
-      iterations, evaluated: Since the start, and molecules evaluated in them, () int32.
+      now: Molecules in the slots (M).
+      moved: Number of steps, (M,) int32.
+      energy_start, fmax_start: Values of the first evaluation, (M,).
+      neighboured: Whether each atom had another one within the cutoff at the start, (M,).
+      minimizer: State of the minimizer.
+      largest: Edges and pairs of the largest slots, (2,) int32. The padding budget must be enlarged
+        if they exceed it.
+      iterations: Number of iterations since the start, () int32.
+      evaluated: Number of molecules evaluated since the start, () int32.
     """
 
     now: MoleculeBatch
@@ -92,7 +110,7 @@ class RelaxationState(NamedTuple):
 
 
 class FinishedMolecules(NamedTuple):
-    """Molecules that have left: the first `count` of `outcome` (Q + M)."""
+    """Finished molecules: the first `count` entries of `outcome` (Q + M)."""
 
     outcome: Outcome
     count: jax.Array
@@ -100,12 +118,19 @@ class FinishedMolecules(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RelaxationLoop:
-    """What is compiled into the program; everything here is static.
+    """Configuration of the compiled program; everything here is static.
 
     Attributes:
-      model: On the contract of mlip_jax.models. energy_scale: eV per unit of its output. cutoff, long_range_cutoff: Å.
-      minimizer: See minimizers/. fmax: eV/Å. max_steps: Of a molecule. size: Atoms of a slot, n. num: Slots, M.
-      dtype: Of positions, forces and the minimiser's state.
+      model: Model with the interface of mlip_jax.models.
+      energy_scale: Energy per unit of the model's output (eV).
+      cutoff: Cutoff radius (Å).
+      long_range_cutoff: Cutoff radius of the long-range pairs (Å), or None.
+      minimizer: Minimizer, see minimizers/.
+      fmax: Largest force of a converged molecule (eV/Å).
+      max_steps: Maximum number of steps per molecule.
+      size: Atoms per slot (n).
+      num: Number of slots (M).
+      dtype: Dtype of positions, forces and minimizer state.
     """
 
     model: nn.Module
@@ -120,7 +145,7 @@ class RelaxationLoop:
     dtype: Any
 
     def init(self) -> RelaxationState:
-        """The state without any molecule."""
+        """Return the state without any molecule."""
         num, size = self.num, self.size
         zeros = jnp.zeros(num, self.dtype)
         now = MoleculeBatch(
@@ -134,16 +159,22 @@ class RelaxationLoop:
     def run(self, budget: PaddingBudget, capacity: int, params, state: RelaxationState, queue: MoleculeBatch,
             waiting: jax.Array, most: jax.Array, few: jax.Array
             ) -> tuple[RelaxationState, FinishedMolecules, jax.Array, Outcome]:
-        """Iterate until no molecule is left, or the host is wanted.
+        """Iterate until all molecules are done or the host has to step in.
 
         Args:
-          budget: Static shape of the graph. capacity: Static: Q.
-          queue: Of which the first `waiting` wait.
-          most: Iterations. few: Come back when no molecule waits and at most so many are left; -1: when one of the
-            slots is free and none waits.
+          budget: Padding budget of the graph. Static.
+          capacity: Capacity of the queue (Q). Static.
+          params: Parameters of the model.
+          state: State to continue from.
+          queue: Queue; only its first `waiting` entries are molecules.
+          waiting: Number of molecules in the queue.
+          most: Maximum number of iterations.
+          few: Stop when the queue is empty and at most `few` molecules are left; -1: stop when the
+            queue is empty and a slot is free.
 
         Returns:
-          The state, molecules that have left, how many of the queue were taken, and the last evaluation of all slots.
+          The state, the finished molecules, the number of molecules taken from the queue, and the
+          last evaluation of all slots.
         """
         done = FinishedMolecules(_empty_outcome(capacity + self.num, self.size, self.dtype), jnp.int32(0))
         last = _empty_outcome(self.num, self.size, self.dtype)
@@ -167,7 +198,7 @@ class RelaxationLoop:
         return jax.lax.while_loop(wanted, iterate, (state, done, jnp.int32(0), last))
 
     def _stepped(self, budget, params, state) -> tuple[RelaxationState, Outcome]:
-        """One evaluation, and one step of those that are not done."""
+        """Evaluate all slots and move the molecules that are not done by one step."""
         now, evaluated = state.now, self._evaluated(budget, params, state)
         first = evaluated.takes_part & (state.moved == 0)
         energy_start = jnp.where(first, evaluated.energy, state.energy_start)
@@ -177,6 +208,7 @@ class RelaxationLoop:
         outcome = Outcome(now.key, code, state.moved, now.positions, evaluated.forces, evaluated.energy,
                           evaluated.fmax, energy_start, fmax_start, evaluated.nearest, evaluated.takes_part)
         moves = evaluated.takes_part & (code == RUNNING)
+        # The minimizers work on (M, 3 n). Fixed atoms have no force, so no minimizer moves them.
         flat = (self.num, 3 * self.size)
         forces = jnp.where(now.mobile[:, :, None], evaluated.forces, 0.0)
         positions, minimizer = self.minimizer.step(
@@ -187,27 +219,41 @@ class RelaxationLoop:
             state.evaluated + evaluated.takes_part.sum(dtype=jnp.int32)), outcome
 
     def _evaluated(self, budget, params, state) -> _SlotEvaluation:
+        """Evaluate the force field on all slots that fit the padding budget."""
         now = state.now
         batch = slot_graphs.build(now.slots, now.positions, budget, self.cutoff, self.long_range_cutoff)
         out = evaluate(self.model, params, batch.graph, self.energy_scale)
+        # (nodes, 3) -> (M, n, 3)
         forces = slot_graphs.to_slots(batch, out.forces, self.size)
         norms = jnp.where(now.mobile, jnp.sqrt((forces * forces).sum(-1)), 0.0)
         return _SlotEvaluation(batch.takes_part, out.energy[:-1], forces, norms.max(1), batch.nearest, batch.loneliest,
                                jnp.stack([batch.n_edge.max(), batch.n_pair.max()]).astype(jnp.int32))
 
     def _judged(self, evaluated, steps, neighboured):
-        """Code of each slot; RUNNING also for those that took no part."""
+        """Return the status code of each slot, (M,); RUNNING if it was not evaluated."""
         finite = jnp.isfinite(evaluated.energy) & jnp.isfinite(evaluated.forces).all((1, 2))
         codes = ((~finite, NOT_FINITE), (evaluated.nearest < SHORTEST, FUSED),
                  (neighboured & (evaluated.loneliest >= self.cutoff), FLOWN_APART),
                  (evaluated.fmax < self.fmax, CONVERGED), (steps >= self.max_steps, STEP_LIMIT))
         code = jnp.full(self.num, RUNNING, jnp.int32)
+        # the first condition that holds determines the code
         for holds, value in reversed(codes):
             code = jnp.where(holds, value, code)
         return jnp.where(evaluated.takes_part, code, RUNNING)
 
 
 class _SlotEvaluation(NamedTuple):
+    """Evaluation of all slots.
+
+    Attributes:
+      takes_part: Whether the slot fitted into the padding budget, (M,) bool.
+      energy: Energy minus the reference energies (eV), (M,).
+      forces: Forces (eV/Å), (M, n, 3).
+      fmax: Largest norm of the force on a mobile atom (eV/Å), (M,).
+      nearest: Distance of the closest two atoms (Å), (M,).
+      loneliest: Largest distance of an atom to its nearest neighbor (Å), (M,).
+      largest: Edges and pairs of the largest slots, (2,) int32.
+    """
     takes_part: jax.Array
     energy: jax.Array
     forces: jax.Array
@@ -218,8 +264,9 @@ class _SlotEvaluation(NamedTuple):
 
 
 def _filled(state: RelaxationState, queue: MoleculeBatch, waiting, taken) -> tuple[RelaxationState, jax.Array]:
-    """Free slots get the next molecules of the queue."""
+    """Fill free slots with the next molecules of the queue."""
     free = state.now.key == FREE
+    # index in the queue of the molecule for each free slot, (M,)
     place = taken + jnp.cumsum(free) - 1
     new = free & (place < waiting)
     place = jnp.clip(place, 0, queue.key.shape[0] - 1)
@@ -233,10 +280,11 @@ def _filled(state: RelaxationState, queue: MoleculeBatch, waiting, taken) -> tup
 
 def _handed_out(done: FinishedMolecules, now: MoleculeBatch, outcome: Outcome
                 ) -> tuple[FinishedMolecules, MoleculeBatch]:
-    """What is done goes to the list of outcomes, and its slot is free."""
+    """Append finished molecules to the outcomes and free their slots."""
     leaves = (outcome.code != RUNNING) & (now.key != FREE)
 
     def write():
+        # an index beyond the end drops the slots that are not finished
         place = jnp.where(leaves, done.count + jnp.cumsum(leaves) - 1, done.outcome.key.shape[0])
         kept = jax.tree.map(lambda into, x: into.at[place].set(x, mode="drop"), done.outcome, outcome)
         slots = now.slots._replace(count=jnp.where(leaves, 0, now.slots.count))
@@ -247,13 +295,14 @@ def _handed_out(done: FinishedMolecules, now: MoleculeBatch, outcome: Outcome
 
 
 def _empty_outcome(num, size, dtype) -> Outcome:
+    """Return an outcome of `num` molecules filled with zeros."""
     whole, real = jnp.zeros(num, jnp.int32), jnp.zeros(num, dtype)
     atoms = jnp.zeros((num, size, 3), dtype)
     return Outcome(whole, whole, whole, atoms, atoms, real, real, real, real, real, jnp.zeros(num, bool))
 
 
 def empty_molecules(num: int, size: int, dtype) -> MoleculeBatch:
-    """Room for molecules on the host, as NumPy arrays to be written into."""
+    """Return an empty batch with `num` slots, as NumPy arrays on the host to write into."""
     return MoleculeBatch(
         np.full(num, FREE, np.int32),
         Slots(np.zeros((num, size), np.int32), np.zeros(num, np.int32), np.zeros(num, dtype), np.zeros(num, dtype)),
@@ -261,10 +310,10 @@ def empty_molecules(num: int, size: int, dtype) -> MoleculeBatch:
 
 
 class CompiledRelaxation:
-    """`RelaxationLoop.run`, compiled once for each budget; parameters are kept on the device.
+    """`RelaxationLoop.run`, compiled once per padding budget, with the parameters on the device.
 
     Attributes:
-      num_compiles: Programs compiled so far.
+      num_compiles: Number of programs compiled so far.
     """
 
     def __init__(self, loop: RelaxationLoop, params, device=None):
@@ -274,17 +323,17 @@ class CompiledRelaxation:
         self._run = jax.jit(self._traced, static_argnums=(0, 1), donate_argnums=(3,))
 
     def init(self) -> RelaxationState:
-        """The state without any molecule, on the device."""
-        # copies: what is handed over to be reused must not share its memory
+        """Return the state without any molecule, on the device."""
+        # copies: donated buffers must not share memory
         return jax.tree.map(lambda x: jax.device_put(np.array(x), self._device), self.loop.init())
 
     def put(self, molecules: MoleculeBatch) -> MoleculeBatch:
-        """Molecules on the device."""
+        """Copy molecules to the device."""
         return jax.device_put(molecules, self._device)
 
     def run(self, budget: PaddingBudget, state: RelaxationState, queue: MoleculeBatch, waiting: int, most: int,
             few: int):
-        """See `RelaxationLoop.run`; the state that is given is used up."""
+        """Run `RelaxationLoop.run`. The buffers of `state` are donated."""
         return self._run(budget, queue.key.shape[0], self._params, state, queue, np.int32(waiting), np.int32(most),
                          np.int32(few))
 

@@ -1,4 +1,4 @@
-"""The parts of a relaxation's journal, put together in the order of the molecules."""
+"""Merging of the parts of a relaxation's journal, in the order of the molecules."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ from mlip_jax.simulation.relaxation.journal import (
 )
 from mlip_jax.workdir import atomic_open
 
-# Molecules that get their further columns at a time. What is compiled for them depends on their sizes.
+# _BLOCK: molecules whose derived columns are computed at a time. Compiled shapes depend on it.
 _BLOCK = 16_384
 
 
 class DerivedColumns(NamedTuple):
-    """Columns that the journal does not have, made of what it keeps of each molecule.
+    """Columns that are computed from the pieces in a journal.
 
     Attributes:
-      columns: Their names. kind: Of the pieces that they are made of.
-      cells: Of pieces, b"" for a molecule that has none, the values of the columns for each.
+      columns: Names of the columns.
+      kind: Kind of the pieces from which the columns are computed.
+      cells: Function that maps pieces, b"" for a molecule without one, to the values of the columns
+        per molecule.
     """
 
     columns: tuple[str, ...]
@@ -41,20 +43,21 @@ class DerivedColumns(NamedTuple):
 
 def merge(folder: Path, layout: Layout, results: Path, pieces: Mapping[str, Path], stop: int | None = None,
           added: DerivedColumns | None = None) -> float:
-    """Write the results of all parts in the order of their indices, each file at once or not at all.
+    """Write the results of all parts in the order of their indices; replace each file atomically.
 
     Args:
-      folder: Of the parts.
-      results: CSV file of layout.columns.
-      pieces: A file for each kind that is wanted.
-      stop: Indices from here on are left out; None for none.
+      folder: Folder of the parts.
+      layout: Layout of the journal.
+      results: CSV file to write, with layout.columns.
+      pieces: File to write for each requested kind of pieces.
+      stop: Skip molecules with this index or a larger one; None skips none.
       added: Further columns of the CSV file.
 
     Returns:
-      Seconds that the part with most of them has taken.
+      Largest time among the parts (seconds).
 
     Raises:
-      JournalError: Something cannot be read or written.
+      JournalError: If a file cannot be read or written.
     """
     paths = [path for _, path in parts_of(folder)]
     places, seconds = _in_order(paths, layout, stop)
@@ -74,7 +77,7 @@ def merge(folder: Path, layout: Layout, results: Path, pieces: Mapping[str, Path
 
 
 def _write_block(places: np.ndarray, layout: Layout, sources, outputs, added: DerivedColumns | None) -> None:
-    """Write the lines of some molecules, and their pieces."""
+    """Write the lines of some molecules and their pieces."""
     lines = []
     for part, start, length in places.tolist():
         cells, = csv.reader([os.pread(sources["csv"][part].fileno(), length, start).decode()])
@@ -93,7 +96,9 @@ def _write_block(places: np.ndarray, layout: Layout, sources, outputs, added: De
 
 
 def _in_order(paths: list[Path], layout: Layout, stop: int | None) -> tuple[np.ndarray, float]:
-    """(part, start, length) of the lines by index, each index once, (M, 3) int64; and the seconds of the longest part.
+    """Return the places of the lines by index, and the largest time among the parts (seconds).
+
+    The places (part, start, length) are (M, 3) int64. An index that occurs twice is returned once.
     """
     numbers, seconds = array.array("q"), [0.0]
     place = layout.header.index("seconds")
@@ -109,7 +114,7 @@ def _in_order(paths: list[Path], layout: Layout, stop: int | None) -> tuple[np.n
 
 
 def read_pieces(folder: Path, layout: Layout, kind: str, indices: Sequence[int]) -> dict[int, bytes]:
-    """The pieces of one kind of some molecules, those that there are."""
+    """Read the pieces of one kind for some molecules; molecules without one are missing."""
     wanted, found = set(indices), {}
     place = layout.kinds.index(kind)
     for _, path in parts_of(folder):

@@ -1,23 +1,28 @@
-"""How well a force field relaxes molecules, in the eyes of a reference method (the oracle).
+"""Metrics of the relaxations of a force field, measured with a reference method (the oracle).
 
-A force field relaxes the geometry s_0 of a molecule to s. With the oracle's energies E, and s_opt the minimum that the
-oracle itself reaches from s_0 (or a reference geometry of the data):
+A force field relaxes the geometry s_0 of a molecule to s. E are energies of the oracle, and s_opt
+is the minimum that the oracle itself reaches from s_0 (or a reference geometry of the data):
 
-    energy minimisation percentage   pct(s) = 100 (E(s_0) - E(s)) / (E(s_0) - E(s_opt))
+    energy minimization percentage   pct(s) = 100 (E(s_0) - E(s)) / (E(s_0) - E(s_opt))
     residual energy                  E_res(s) = E(s) - E(s_opt)
-    divergence                       pct(s) < 0, or the oracle fails at s, or the relaxation diverged or failed
+    divergence                       pct(s) < 0, or the oracle fails at s, or the relaxation
+                                     diverged or failed
     mean percentage                  mean of pct over the molecules that did not diverge
-    success rate                     share of molecules with E_res < 1 kcal/mol (chemical accuracy), or below E(s_opt)
-    divergence rate                  share of molecules that diverged
-    force convergence rate           share of molecules with max_i |F_i(s)| < 0.05 eV/Å, F the oracle's forces
+    success rate                     fraction of molecules with E_res < 1 kcal/mol (chemical
+                                     accuracy), including those below E(s_opt)
+    divergence rate                  fraction of molecules that diverged
+    force convergence rate           fraction of molecules with max_i |F_i(s)| < 0.05 eV/Å, where
+                                     F are forces of the oracle
 
-The measures of Tsypin et al. (GOLF, ICLR 2024, arXiv:2311.06295), as Force2Geo (Fu et al., arXiv:2507.00407, equations
-10 to 14) is judged by them. All rates are of the molecules that can be judged: those at which the oracle has energies
-of s_0 and s_opt. A relaxation that diverged or failed is neither a success nor converged, whatever the oracle says.
+The metrics are those of Tsypin et al. (GOLF, ICLR 2024, arXiv:2311.06295), which Force2Geo (Fu et
+al., arXiv:2507.00407, equations 10 to 14) is evaluated with. All rates are over the evaluable
+molecules, for which the oracle has energies of s_0 and s_opt. A relaxation that diverged or failed
+is neither a success nor converged, whatever the oracle says.
 
-A rise of less than 1e-5 eV is no divergence: energies are not more exact after positions were rounded to float32. The
-percentage says nothing where E(s_0) - E(s_opt) is about zero or negative, below `min_gap`: it is NaN there and left
-out of means of it. Such a molecule has diverged if E(s) - E(s_0) exceeds `min_gap`; all rates count it.
+A rise of less than 1e-5 eV is not a divergence: energies are not more accurate after positions were
+rounded to float32. The percentage is meaningless if E(s_0) - E(s_opt) is below `min_gap`, i.e.
+close to zero or negative; it is NaN then and excluded from means of the percentage. Such a molecule
+has diverged if E(s) - E(s_0) exceeds `min_gap`; all rates include it.
 """
 
 from __future__ import annotations
@@ -30,18 +35,18 @@ from ase import units
 KCAL_PER_MOL = units.kcal / units.mol  # eV
 MEASURES = ("mean_percentage", "mean_percentage_of_all", "success_rate", "divergence_rate", "force_convergence_rate",
             "mean_residual", "median_residual")
-_ROUNDING = 1e-5  # eV
-_BLOCK = 4_000_000  # counts of a resampling at a time
+_ROUNDING = 1e-5  # rise of an energy that rounding can explain, eV
+_BLOCK = 4_000_000  # maximum number of bootstrap counts in memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Where success and convergence begin.
+    """Thresholds of success and convergence.
 
     Attributes:
-      chemical_accuracy: Residual energy of a success, kcal/mol.
-      fmax: Largest force on an atom of a converged geometry, eV/Å.
-      min_gap: Smallest E(s_0) - E(s_opt) of which a percentage is told, eV.
+      chemical_accuracy: Largest residual energy of a success (kcal/mol).
+      fmax: Largest force on an atom of a converged geometry (eV/Å).
+      min_gap: Smallest E(s_0) - E(s_opt) for which the percentage is defined (eV).
     """
 
     chemical_accuracy: float = 1.0
@@ -51,15 +56,16 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Outcomes:
-    """What became of M molecules; all energies and forces are the oracle's.
+    """Energies and forces of the oracle for M relaxations.
 
     Attributes:
-      energy_start, energy_relaxed, energy_opt: (M,) eV; NaN where the oracle failed or was not asked.
-      fmax: (M,) eV/Å, largest force on an atom at the relaxed geometry; NaN as above.
-      failed: (M,) bool, the relaxation diverged, or gave no geometry.
+      energy_start, energy_relaxed, energy_opt: Energies (eV), (M,); NaN if the oracle failed or was
+        not run.
+      fmax: Largest force on an atom at the relaxed geometry (eV/Å), (M,); NaN as above.
+      failed: Whether the relaxation diverged or gave no geometry, (M,) bool.
 
     Raises:
-      ValueError: The shapes differ.
+      ValueError: If the shapes differ.
     """
 
     energy_start: np.ndarray
@@ -78,14 +84,14 @@ class Outcomes:
 
 
 def judged(outcomes: Outcomes) -> np.ndarray:
-    """Whether the oracle has energies of the start and of its minimum, (M,) bool."""
+    """Return whether the oracle has energies of the start and of its minimum, (M,) bool."""
     return np.isfinite(outcomes.energy_start) & np.isfinite(outcomes.energy_opt)
 
 
 def percentage(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
-    """pct = 100 (E_start - E_relaxed) / (E_start - E_opt), (M,), not clipped.
+    """Return pct = 100 (E_start - E_relaxed) / (E_start - E_opt), (M,), not clipped.
 
-    NaN where an energy is, and where E_start - E_opt is below `limits.min_gap`.
+    NaN if an energy is NaN or if E_start - E_opt is below `limits.min_gap`.
 
     >>> one, low = np.array([0.0]), np.array([-2.0])
     >>> percentage(Outcomes(one, 0.75 * low, low, one, np.array([False])))
@@ -97,12 +103,16 @@ def percentage(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
 
 
 def residual_energy(outcomes: Outcomes) -> np.ndarray:
-    """E_res = E_relaxed - E_opt in kcal/mol, (M,); NaN where an energy is."""
+    """Return E_res = E_relaxed - E_opt in kcal/mol, (M,); NaN if an energy is NaN."""
     return (outcomes.energy_relaxed - outcomes.energy_opt) / KCAL_PER_MOL
 
 
 def diverged(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
-    """Whether a molecule that can be judged diverged, (M,) bool: pct < 0, no energy, or the relaxation's own word."""
+    """Return whether an evaluable molecule diverged, (M,) bool.
+
+    It diverged if the energy rose (pct < 0), the oracle has no energy, or the relaxation diverged
+    or failed.
+    """
     no_gap = outcomes.energy_start - outcomes.energy_opt < limits.min_gap
     rise = outcomes.energy_relaxed - outcomes.energy_start
     risen = rise > np.where(no_gap, limits.min_gap, _ROUNDING)
@@ -110,19 +120,28 @@ def diverged(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
 
 
 def succeeded(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
-    """Whether E_relaxed - E_opt < 1 kcal/mol, or negative, (M,) bool; a start that is so good makes it easy."""
+    """Return whether E_relaxed - E_opt is negative or below 1 kcal/mol, (M,) bool.
+
+    A start that fulfills this already makes success easy.
+    """
     return judged(outcomes) & ~outcomes.failed & (residual_energy(outcomes) < limits.chemical_accuracy)
 
 
 def force_converged(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
-    """Whether the oracle's largest force at the relaxed geometry is below 0.05 eV/Å, (M,) bool."""
+    """Return whether the oracle's largest force after relaxation is below 0.05 eV/Å, (M,)."""
     return judged(outcomes) & ~outcomes.failed & (outcomes.fmax < limits.fmax)
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over molecules. stderr: bootstrap standard error; low, high: bootstrap 95 % interval; count: of the
-    molecules that are averaged. NaN where nothing is averaged."""
+    """Mean over molecules with its uncertainty; NaN if there is nothing to average.
+
+    Attributes:
+      value: The mean.
+      stderr: Bootstrap standard error.
+      low, high: Bootstrap 95 % interval.
+      count: Number of molecules in the mean.
+    """
 
     value: float
     stderr: float
@@ -133,15 +152,17 @@ class Estimate:
 
 def summarize(outcomes: Outcomes, limits: Limits = Limits(), *, num_bootstrap: int = 1000,
               seed: int = 0) -> dict[str, Estimate]:
-    """Every measure of MEASURES, with bootstrap errors over molecules.
+    """Compute every metric of MEASURES, with bootstrap errors over molecules.
 
-    The percentages are averaged over molecules that did not diverge, and ("of_all") over all of which the oracle has an
-    energy, diverged ones included; rates (in %) are of all that can be judged; residuals (kcal/mol) are of all that
-    did not diverge.
+    Mean percentages are over the molecules that did not diverge and ("of_all") over all molecules
+    for which the oracle has an energy, including diverged ones. Rates (in %) are over all evaluable
+    molecules. Residuals (kcal/mol) are over the molecules that did not diverge.
 
     Args:
-      num_bootstrap: Resamplings of the molecules with replacement.
-      seed: Of the resamplings; outcomes of the same molecules are resampled alike.
+      outcomes: Results of the oracle.
+      limits: Thresholds.
+      num_bootstrap: Number of resamplings of the molecules with replacement.
+      seed: Seed of the resamplings. Outcomes of the same molecules are resampled identically.
     """
     can, bad = judged(outcomes), diverged(outcomes, limits)
     pct, residual = percentage(outcomes, limits), residual_energy(outcomes)
@@ -159,10 +180,17 @@ def summarize(outcomes: Outcomes, limits: Limits = Limits(), *, num_bootstrap: i
 
 def bootstrap_means(measures: dict[str, tuple[np.ndarray, np.ndarray]], num_bootstrap: int = 1000,
                     seed: int = 0) -> dict[str, Estimate]:
-    """Means of values (M,) where a mask (M,) holds. All measures are resampled by the same draws of the M molecules.
+    """Compute means of values (M,) over the molecules of a mask (M,).
+
+    All metrics are resampled with the same draws of the M molecules.
+
+    Args:
+      measures: Values and mask of each metric by name.
+      num_bootstrap: Number of resamplings.
+      seed: Seed of the resamplings.
 
     Raises:
-      ValueError: num_bootstrap is below 2.
+      ValueError: If num_bootstrap is below 2.
     """
     if num_bootstrap < 2:
         raise ValueError(f"num_bootstrap must be at least 2, received {num_bootstrap}")
@@ -180,7 +208,7 @@ def bootstrap_means(measures: dict[str, tuple[np.ndarray, np.ndarray]], num_boot
 
 
 def bootstrap_median(values: np.ndarray, num_bootstrap: int = 1000, seed: int = 0) -> Estimate:
-    """The median of values (K,), with the same fields as a mean."""
+    """Compute the median of values (K,), with the same fields as a mean."""
     rng = np.random.default_rng(seed)
     if not len(values):
         return _estimate(values, np.nan, np.full(1, np.nan))
@@ -189,7 +217,9 @@ def bootstrap_median(values: np.ndarray, num_bootstrap: int = 1000, seed: int = 
 
 
 def _estimate(values, value, resampled) -> Estimate:
-    resampled = resampled[np.isfinite(resampled)]  # a draw without any molecule that counts has no mean
+    """Return `value` with the errors of its resampled values, for `values` that enter it."""
+    # a draw without a molecule of the mask has no mean
+    resampled = resampled[np.isfinite(resampled)]
     if not len(values) or len(resampled) < 2:
         return Estimate(float(value), np.nan, np.nan, np.nan, len(values))
     low, high = np.quantile(resampled, [0.025, 0.975])

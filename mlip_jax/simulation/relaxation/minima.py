@@ -1,10 +1,15 @@
-"""Search for the minima of molecules: embedded geometries and frames of hot dynamics, relaxed, each minimum once.
+"""Search for the minima of molecules by embedding, relaxation and hot dynamics.
 
-All molecules go through it side by side. Starting geometries (RDKit's ETKDG for a SMILES) are relaxed in batches; in
-each round that follows, dynamics at a high temperature begin from the lowest minima found so far and their frames are
-relaxed. A molecule for which a round finds nothing new is done. Minima are the same where their energies and, over the
-symmetries of the molecule, their heavy atoms are; mirror images are told apart. A minimum with other bonds than the
-start is a product of a reaction, and is left out.
+All molecules are searched in batches:
+
+1. relax the starting geometries (RDKit's ETKDG for a SMILES);
+2. start dynamics at a high temperature from the lowest minima found so far;
+3. relax frames of the dynamics and add the new minima;
+4. repeat 2 and 3; a molecule is done when a round finds no new minimum.
+
+Two minima are the same if their energies agree and their heavy atoms agree over the symmetries of
+the molecule; mirror images are distinct. A minimum with other bonds than the start is a reaction
+product and is rejected.
 """
 
 from __future__ import annotations
@@ -32,18 +37,25 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class SearchOptions:
-    """How to search. Energies are in eV, lengths in Å, temperatures in K.
+    """Options of the search. Energies are in eV, lengths in Å, temperatures in K.
 
     Attributes:
-      rounds: Of dynamics, after the starting geometries; 0: none.
-      replicas: Dynamics of a molecule in a round. temperature, picoseconds: Of each. frames: That are relaxed of each.
-      window: Minima so far above the lowest one are kept, and begin dynamics.
-      fmax, max_steps: Of the relaxations: eV/Å, and steps.
-      same_energy, same_rmsd: Minima closer than both are one.
-      timestep: fs. dtype: "float32" or "float64". seed: Of the dynamics.
+      rounds: Number of rounds of dynamics after the starting geometries; 0 runs none.
+      replicas: Number of trajectories per molecule and round.
+      temperature: Temperature of the dynamics (K).
+      picoseconds: Length of a trajectory (ps).
+      frames: Number of frames per trajectory that are relaxed.
+      window: Largest energy of a minimum above the lowest one (eV). Higher minima are dropped and
+        start no dynamics.
+      fmax: Largest force of a relaxed geometry (eV/Å).
+      max_steps: Maximum number of steps per relaxation.
+      same_energy, same_rmsd: Minima closer than both (eV and Å) are one.
+      timestep: Time step of the dynamics (fs).
+      dtype: "float32" or "float64".
+      seed: Seed of the dynamics.
 
     Raises:
-      ValueError: A value that makes no sense.
+      ValueError: If a value is invalid.
     """
 
     rounds: int = 2
@@ -71,10 +83,12 @@ class SearchOptions:
 
 @dataclasses.dataclass
 class Minimum:
-    """A minimum.
+    """Minimum of a molecule.
 
     Attributes:
-      atoms: With energy and forces. energy: eV. round: That found it first, 0 that of the starting geometries.
+      atoms: Geometry with energy and forces.
+      energy: Energy (eV).
+      round: Round that found it first; 0 is that of the starting geometries.
       times: How often it was found.
     """
 
@@ -86,11 +100,13 @@ class Minimum:
 
 @dataclasses.dataclass
 class MinimaResult:
-    """What a search found of a molecule.
+    """Result of the search for one molecule.
 
     Attributes:
-      minima: By energy, the lowest first. relaxed, new: Geometries that were relaxed, and minima found, in each round.
-      left_out: Reasons of relaxed geometries that are no minimum of the molecule, and how many there were.
+      minima: Minima by energy, the lowest first.
+      relaxed: Number of relaxed geometries per round.
+      new: Number of new minima per round.
+      left_out: Number of rejected geometries by reason.
     """
 
     minima: list[Minimum]
@@ -101,7 +117,7 @@ class MinimaResult:
 
 def find_minima(starts: Sequence[Sequence[Atoms]], force_field: Potential | str | Path,
                 **options) -> list[MinimaResult]:
-    """The minima of molecules, from one or more geometries of each; a result for each molecule.
+    """Find the minima of molecules from one or more geometries each.
 
     >>> from mlip_jax import from_smiles
     >>> found, = find_minima([[from_smiles("CCCCO")]], "runs/spice", temperature=800)  # doctest: +SKIP
@@ -109,12 +125,16 @@ def find_minima(starts: Sequence[Sequence[Atoms]], force_field: Potential | str 
 
     Args:
       starts: Geometries of each molecule, with their atoms in one order.
-      force_field: Or the workdir of a training run, or what else `load_force_field` reads.
+      force_field: Force field, or a location as for `load_force_field`, such as the workdir of a
+        training run.
       **options: Fields of `SearchOptions`.
 
+    Returns:
+      One result per molecule.
+
     Raises:
-      ValueError: An option that makes no sense, or a molecule without a geometry.
-      CheckpointError: No force field is in that place.
+      ValueError: If an option is invalid, or if a molecule has no geometry.
+      CheckpointError: If there is no force field at this location.
     """
     search = SearchOptions(**options)
     potential = force_field if isinstance(force_field, Potential) else load_force_field(str(force_field))
@@ -131,7 +151,10 @@ def find_minima(starts: Sequence[Sequence[Atoms]], force_field: Potential | str 
 
 
 def _symmetries(starts: Sequence[Sequence[Atoms]]) -> Iterator[np.ndarray | None]:
-    """Orders of the heavy atoms of each molecule that are the same, (Q, n); None where RDKit can make nothing of it."""
+    """Yield the equivalent orders of the heavy atoms of each molecule, (Q, n).
+
+    None if RDKit cannot interpret the molecule.
+    """
     for geometries in starts:
         if not geometries:
             raise ValueError("each molecule needs one geometry to start from")
@@ -140,18 +163,22 @@ def _symmetries(starts: Sequence[Sequence[Atoms]]) -> Iterator[np.ndarray | None
 
 
 def _relax(relaxer: Relaxer, pools: list[_MinimumPool], geometries: list[tuple[int, Atoms]], number: int) -> None:
-    """Relax geometries of molecules and put what comes out into their pools."""
+    """Relax geometries of molecules and add the results to their pools."""
     for pool in pools:
         pool.relaxed.append(0)
         pool.new.append(0)
     done = dict(relaxer.stream((place, atoms) for place, (_, atoms) in enumerate(geometries)))
-    for place, (m, _) in enumerate(geometries):  # in their order, so that results do not depend on who was done first
+    # add in the order of the input: results must not depend on the order of completion
+    for place, (m, _) in enumerate(geometries):
         pools[m].add(done[place], number)
 
 
 def _hot_frames(potential: Potential, pools: list[_MinimumPool], active: list[int], search: SearchOptions, number: int
                 ) -> Iterator[tuple[int, Atoms]]:
-    """(molecule, geometry): frames of dynamics from the lowest minima of the molecules `active`."""
+    """Yield (molecule, geometry) for the frames of hot dynamics of the molecules `active`.
+
+    The dynamics start from the lowest minima of each molecule.
+    """
     begin = [(m, atoms) for m in active for atoms in pools[m].lowest(search.replicas)]
     steps = max(round(1000 * search.picoseconds / search.timestep), search.frames)
     dynamics = MolecularDynamics(
@@ -168,7 +195,14 @@ def _hot_frames(potential: Potential, pools: list[_MinimumPool], active: list[in
 
 
 class _MinimumPool:
-    """Minima of one molecule."""
+    """Minima of one molecule.
+
+    Attributes:
+      minima: Minima so far, including those above the window.
+      relaxed: Number of relaxed geometries per round.
+      new: Number of new minima per round.
+      left_out: Number of rejected geometries by reason.
+    """
 
     def __init__(self, geometries: Sequence[Atoms], search: SearchOptions, permutations: np.ndarray | None):
         first = geometries[0]
@@ -182,7 +216,7 @@ class _MinimumPool:
         self.left_out: collections.Counter = collections.Counter()
 
     def add(self, result, number: int) -> None:
-        """A relaxation of this molecule."""
+        """Add the result of a relaxation of this molecule."""
         self.relaxed[-1] += 1
         if not result.converged:
             self.left_out[result.reason or result.status] += 1
@@ -192,6 +226,7 @@ class _MinimumPool:
             self._keep(Minimum(result.atoms, result.energy, number))
 
     def _keep(self, new: Minimum) -> None:
+        """Add a minimum, or count it as a known one and keep the lower energy."""
         near = [old for old in self.minima if abs(old.energy - new.energy) < self._search.same_energy]
         distances = cross_rmsd(Conformers(
             new.atoms.positions[None, self._atoms], np.array([m.atoms.positions[self._atoms] for m in near]),
@@ -206,27 +241,29 @@ class _MinimumPool:
             self.new[-1] += 1
 
     def lowest(self, count: int) -> list[Atoms]:
-        """So many geometries: of the lowest minima within the window, and again from the first where there are few."""
+        """Return `count` geometries of the lowest minima within the window, with repetition."""
         minima = self._within()
         return [_bare(minima[k % len(minima)].atoms) for k in range(count)]
 
     def found(self) -> MinimaResult:
+        """Return the result of the search."""
         kept = self._within()
         if len(kept) < len(self.minima):
             self.left_out["above the window"] += len(self.minima) - len(kept)
         return MinimaResult(kept, self.relaxed, self.new, self.left_out)
 
     def _within(self) -> list[Minimum]:
+        """Return the minima within the window, the lowest first."""
         by_energy = sorted(self.minima, key=lambda m: m.energy)
         return [m for m in by_energy if m.energy <= by_energy[0].energy + self._search.window]
 
 
 def _bonded(atoms: Atoms) -> np.ndarray:
-    """Which atoms are bonded, (n, n)."""
+    """Return which atoms are bonded, (n, n) bool."""
     numbers = atoms.numbers
     return atoms.get_all_distances(mic=bool(atoms.pbc.any())) < bond_limit(numbers[:, None], numbers[None])
 
 
 def _bare(atoms: Atoms) -> Atoms:
-    """Without momenta, which dynamics would go on with, and without results."""
+    """Return the atoms without results and without momenta, from which dynamics would start."""
     return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=electronic_state(atoms))

@@ -1,4 +1,4 @@
-"""What is kept of the relaxation of a molecule: a line of numbers, a frame, a mol block, and its trajectory."""
+"""Output of a relaxation: a row of numbers, a frame, a mol block and the trajectory."""
 
 from __future__ import annotations
 
@@ -27,23 +27,25 @@ FAILED = "failed"
 # Energies in eV, forces in eV/Å (the largest norm on an atom), distances in Å, charges in e.
 COLUMNS = ("index", "name", "smiles", "status", "reason", "n_atoms", "charge", "geometry", "steps", "energy_start_ev",
            "energy_ev", "fmax_start_ev_per_ang", "fmax_ev_per_ang", "rmsd_ang")
-# Of the relaxed geometry, found when all is done: the farthest atom, 1 at the border, and 1 where it is beyond, else 0.
+# DOMAIN_COLUMNS: distance of the farthest atom of the relaxed geometry (1 at the border), and 1 if
+# it is outside the domain, otherwise 0; computed after all relaxations.
 DOMAIN_COLUMNS = ("domain_distance", "outside_domain")
 FRAME, MOL_BLOCK, TRAJECTORY = "xyz", "sdf", "trajectory.xyz"
 LAYOUT = Layout(COLUMNS, (FRAME, MOL_BLOCK, TRAJECTORY))
-# A whole number that ASE reads back as it stands; other numbers, truth values and lists would come back changed.
+# _WHOLE: integers that ASE reads back as text unchanged; other numbers, booleans and lists change.
 _WHOLE = re.compile(r"-?[1-9][0-9]{0,17}|0")
-_MOL_BLOCK_REACH = 9999.0  # Å; a coordinate has ten places, four of them after the point
+# _MOL_BLOCK_REACH: largest coordinate (Å) in ten characters, four of them after the decimal point
+_MOL_BLOCK_REACH = 9999.0
 _TRUTH = {"T", "F", "true", "false", "True", "False", "TRUE", "FALSE"}
 
 
 def failure_cells(record: MoleculeRecord) -> list[Any]:
-    """The values of COLUMNS of a molecule that could not be made."""
+    """Return the values of COLUMNS for a molecule that could not be built."""
     return [record.index, record.name, record.smiles, FAILED, record.failure, *[None] * 9]
 
 
 def result_cells(record: MoleculeRecord, result: Relaxation) -> list[Any]:
-    """The values of COLUMNS of a relaxation."""
+    """Return the values of COLUMNS for a relaxation."""
     atoms = record.atoms
     distance = math.nan if result.status == FAILED else rmsd(atoms, result.atoms)
     return [record.index, record.name, record.smiles, result.status, result.reason, len(atoms), atoms.info["charge"],
@@ -51,7 +53,13 @@ def result_cells(record: MoleculeRecord, result: Relaxation) -> list[Any]:
 
 
 def domain_cells(potential: Potential, domain: Domain, frames: Sequence[bytes]) -> list[tuple[Any, Any]]:
-    """The values of DOMAIN_COLUMNS of molecules by their pieces FRAME, b"" where there is none. In batches."""
+    """Return the values of DOMAIN_COLUMNS for molecules. Computed in batches.
+
+    Args:
+      potential: The force field.
+      domain: Domain of the force field.
+      frames: The piece FRAME of each molecule, b"" if there is none.
+    """
     from ase.io import read
 
     cells: list[tuple[Any, Any]] = [("", "")] * len(frames)
@@ -61,14 +69,17 @@ def domain_cells(potential: Potential, domain: Domain, frames: Sequence[bytes]) 
     distances = atom_domain.farthest(potential, domain, Columns.from_structures(
         from_ase(read(io.StringIO(frames[i].decode()), format="extxyz")) for i in known))
     for i, distance in zip(known, distances.tolist()):
-        # what is not even a number lies outside, too
+        # treat NaN as outside the domain
         cells[i] = (repr(distance) if math.isfinite(distance) else "", int(not distance <= 1))
     return cells
 
 
 def rmsd(start: Atoms, end: Atoms) -> float:
-    """Root mean square distance in Å of atoms of the same order: the smallest over translations and rotations, or over
-    translations alone where there is a cell. NaN where positions are not finite."""
+    """Return the root mean square distance of atoms in the same order (Å).
+
+    The distance is minimized over translations and rotations, or over translations only if there is
+    a cell. NaN if positions are not finite.
+    """
     a, b = end.positions - end.positions.mean(0), start.positions - start.positions.mean(0)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return math.nan
@@ -78,8 +89,11 @@ def rmsd(start: Atoms, end: Atoms) -> float:
 
 
 def pieces(record: MoleculeRecord, result: Relaxation, mol_blocks: bool) -> dict[str, bytes]:
-    """What LAYOUT keeps of a relaxation; nothing of one that has failed or whose positions are not finite, no mol block
-    where bonds are not known or positions have no place in one."""
+    """Return the pieces of LAYOUT for a relaxation.
+
+    There are no pieces if the relaxation failed or positions are not finite, and no mol block if
+    bonds are unknown or coordinates do not fit into one.
+    """
     if result.status == FAILED or not np.isfinite(result.atoms.positions).all():
         return {}
     about = {"index": record.index, "name": record.name, "smiles": record.smiles}
@@ -95,7 +109,10 @@ def pieces(record: MoleculeRecord, result: Relaxation, mol_blocks: bool) -> dict
 
 
 def frame(atoms: Atoms, about: Mapping[str, Any], energy: float, forces: np.ndarray | None = None) -> bytes:
-    """A frame of extended XYZ (Å, eV, eV/Å) with further keys; ASE reads texts back as they were, but whole numbers."""
+    """Return a frame of extended XYZ (Å, eV, eV/Å) with further keys.
+
+    ASE reads strings back unchanged, except integers.
+    """
     from ase.io import write
 
     numbers = {k: v for k, v in about.items() if not isinstance(v, str)}
@@ -111,8 +128,11 @@ def frame(atoms: Atoms, about: Mapping[str, Any], energy: float, forces: np.ndar
 
 
 def _quoted(text: str) -> str:
-    """A value of extended XYZ. ASE itself writes backslashes as they are, but reads them as escapes, and takes what
-    looks like numbers or truth values for such."""
+    """Return a string as a value of extended XYZ.
+
+    ASE writes backslashes unchanged but reads them as escapes, and it reads strings that look like
+    numbers or booleans as such.
+    """
     text = _line(text)
     words = re.findall(r"[^\s,]+", text)
     if not _WHOLE.fullmatch(text) and (
@@ -122,6 +142,7 @@ def _quoted(text: str) -> str:
 
 
 def _is_number(text: str) -> bool:
+    """Return whether `float` accepts the text."""
     try:
         float(text)
     except ValueError:
@@ -130,7 +151,7 @@ def _is_number(text: str) -> bool:
 
 
 def _mol_block(record: MoleculeRecord, result: Relaxation) -> bytes:
-    """An entry of an SDF file."""
+    """Return an entry of an SDF file."""
     from rdkit import Chem
     from rdkit.Geometry import Point3D
 
@@ -148,4 +169,5 @@ def _mol_block(record: MoleculeRecord, result: Relaxation) -> bytes:
 
 
 def _line(text: str) -> str:
+    """Return the text on one line, with single spaces and without unprintable characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

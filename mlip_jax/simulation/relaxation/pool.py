@@ -1,4 +1,4 @@
-"""Molecules of one class of size on one device: those that wait, those in the slots, and the programs they share."""
+"""Molecules of one size class on one device: the queue, the slots and their compiled programs."""
 
 from __future__ import annotations
 
@@ -22,25 +22,37 @@ from mlip_jax.simulation.relaxation.loop import (
     empty_molecules,
 )
 
+# _SMALLEST: atoms of the smallest slots.
 _SMALLEST = 16
-# Molecules that wait, for each slot; as many determine the first budget.
+# _AHEAD: waiting molecules per slot; the same molecules determine the first budget.
 _AHEAD = 4
-# _EDGE_SLACK: ratio of edges of a budget to those of its first molecules; edges come and go while atoms move.
+# _EDGE_SLACK: edges of a budget over those of its first molecules; the number changes as atoms
+# move.
 _EDGE_SLACK = 1.05
-# _SLACK: the same of atoms and pairs, larger so that edges fill up first.
+# _SLACK: the same for atoms and pairs, larger so that edges fill up first.
 _SLACK = 1.06
-# _ONE_SLACK: the same of edges and pairs for the largest molecule, which has to fit alone.
+# _ONE_SLACK: the same for edges and pairs of the largest molecule, which must fit.
 _ONE_SLACK = 1.15
-# _EDGE_MULTIPLE: edges or pairs; coarser than EDGE_MULTIPLE, since a budget serves a whole batch.
+# _EDGE_MULTIPLE: multiple for edges and pairs, coarser than EDGE_MULTIPLE since a budget serves a
+# whole batch.
 _EDGE_MULTIPLE = 128
-# The last molecules get a program of this fraction of the budget, if that is worth a compilation.
+# _TAIL: inverse fraction of the budget for the last molecules, if that is worth a compilation.
 _TAIL = 4
-# Seconds of a call to the device, after which the host looks what has come of it.
+# _TURN: duration of a dispatch in seconds, after which the host reads the results.
 _TURN = 1.0
 
 
 class QueuedMolecule(NamedTuple):
-    """A molecule on the host: number, atomic numbers (n,), positions (n, 3) in Å, mobile (n,), charge and spin."""
+    """Molecule that waits on the host.
+
+    Attributes:
+      number: Number of the molecule.
+      numbers: Atomic numbers, (n,).
+      positions: Positions (Å), (n, 3).
+      mobile: Whether an atom may move, (n,) bool.
+      charge: Total charge (e).
+      spin: Number of unpaired electrons.
+    """
 
     number: int
     numbers: np.ndarray
@@ -51,24 +63,31 @@ class QueuedMolecule(NamedTuple):
 
 
 def slot_size(num_atoms: int) -> int:
-    """Atoms of the slots that hold a molecule: 16, 32, 64, ..."""
+    """Return the number of atoms of the slots for a molecule: 16, 32, 64, ..."""
     return max(_SMALLEST, 1 << (num_atoms - 1).bit_length())
 
 
 class SlotPool:
-    """See the module.
+    """Molecules of one size class on one device, with the program that relaxes them.
 
     Attributes:
-      iterations: Evaluations of a batch. evaluated: Molecules in them. num_compiles: Programs.
+      iterations: Number of evaluations of a batch.
+      evaluated: Number of molecules in these evaluations.
+      num_compiles: Number of programs compiled so far.
     """
 
     def __init__(self, potential: Potential, params: Any, options: Mapping[str, Any], size: int, dtype,
                  batch_atoms: int, device):
-        """
+        """Create an empty pool.
+
         Args:
-          potential: The force field. params: Its parameters in `dtype`.
+          potential: The force field.
+          params: Parameters of the force field in `dtype`.
           options: minimizer, fmax and max_steps of `RelaxationLoop`.
-          size: Atoms that a slot holds. batch_atoms: Atoms of an evaluation.
+          size: Atoms per slot.
+          dtype: Dtype of the relaxation.
+          batch_atoms: Atoms per evaluation.
+          device: Device that runs the program.
         """
         self._potential, self._params, self._options, self._device = potential, params, options, device
         self._size, self._dtype, self._batch_atoms = size, dtype, batch_atoms
@@ -82,35 +101,35 @@ class SlotPool:
 
     @property
     def num_compiles(self) -> int:
-        """Programs compiled so far."""
+        """Return the number of programs compiled so far."""
         return self._program.num_compiles if self._program else 0
 
     @property
     def num_waiting(self) -> int:
-        """Molecules that have no slot yet."""
+        """Return the number of molecules without a slot."""
         return len(self._waiting)
 
     @property
     def num_atoms(self) -> int:
-        """Atoms of the molecules that have no slot yet."""
+        """Return the number of atoms of the molecules without a slot."""
         return sum(len(w.numbers) for w in self._waiting)
 
     @property
     def num_left(self) -> int:
-        """Molecules that are not done."""
+        """Return the number of molecules that are not done."""
         return len(self._waiting) + self._in_slots
 
     def is_full(self) -> bool:
-        """Whether enough molecules wait."""
+        """Return whether enough molecules wait."""
         slots = self._program.loop.num if self._program else self._batch_atoms // (self._size // 2) + 1
         return len(self._waiting) >= _AHEAD * slots
 
     def add(self, molecule: QueuedMolecule) -> None:
-        """One more."""
+        """Append a molecule to the waiting ones."""
         self._waiting.append(molecule)
 
     def give_all(self, other: SlotPool) -> None:
-        """The molecules that wait go to another pool, whose slots hold them too."""
+        """Move the waiting molecules to another pool, whose slots must be at least as large."""
         other._waiting.extend(self._waiting)
         self._waiting.clear()
 
@@ -118,12 +137,13 @@ class SlotPool:
         """Relax for about a second.
 
         Args:
-          no_more: No molecule will be added: the last ones are not held up for want of others.
-          most: Iterations; None: as many as that time takes.
+          no_more: Whether no further molecules will be added. If so, the last molecules do not wait
+            for others.
+          most: Maximum number of iterations; None: as many as fit into a second.
 
         Returns:
-          What has become of those that are done and, if `most` is given, the last evaluation of all slots; on the
-          host.
+          The outcomes of the finished molecules and, if `most` is given, the last evaluation of all
+          slots, otherwise None; on the host.
         """
         with jax.enable_x64(self._dtype == np.float64):
             if self._program is None:
@@ -150,7 +170,7 @@ class SlotPool:
         return left, jax.device_get(last) if most else None
 
     def _start(self) -> None:
-        """Slots and budgets, from the molecules that wait first."""
+        """Choose the number of slots and the budgets for the waiting molecules."""
         p, sizes = self._potential, np.array([len(w.numbers) for w in self._waiting])
         edges = np.array([count_edges(w.positions, p.cutoff) for w in self._waiting])
         num = int(np.clip(np.ceil(self._batch_atoms / sizes.mean()), 1, len(sizes))) if len(sizes) else 1
@@ -160,10 +180,12 @@ class SlotPool:
         self._state = self._program.init()
         whole = self._padding_budget(num, sizes, edges)
         tail = self._padding_budget(num / _TAIL, sizes, edges)
-        refilled = len(sizes) > num  # else all begin at once, and compiling takes as long as the tail would save
+        # without refills all molecules start at once, and compiling takes as long as the tail saves
+        refilled = len(sizes) > num
         self._budgets = [tail, whole] if refilled and tail.n_edge <= 0.6 * whole.n_edge else [whole]
 
     def _padding_budget(self, num: float, sizes, edges) -> PaddingBudget:
+        """Return the padding budget of `num` average molecules; the largest one fits, too."""
         most_edges = max(_EDGE_SLACK * num * edges.mean(), _ONE_SLACK * edges.max(), 2)
         nodes = max(_SLACK * num * sizes.mean(), self._size) + 1
         pairs = 0
@@ -175,10 +197,11 @@ class SlotPool:
 
     @property
     def _slots(self) -> int:
+        """Return the number of slots."""
         return self._program.loop.num
 
     def _choose(self, no_more: bool) -> tuple[PaddingBudget, int]:
-        """The budget, and with how many molecules left to come back (`RelaxationLoop.run`)."""
+        """Return the padding budget and the argument `few` of `RelaxationLoop.run`."""
         if not no_more:
             return self._budgets[-1], -1
         if len(self._budgets) == 1:
@@ -187,6 +210,7 @@ class SlotPool:
         return (self._budgets[0], 0) if self.num_left <= few else (self._budgets[1], few)
 
     def _turn(self) -> int:
+        """Return the number of iterations of a dispatch of about a second."""
         if not self._per_iteration:
             return 4
         return int(np.clip(_TURN / self._per_iteration, 1, 1000))
@@ -201,7 +225,7 @@ class SlotPool:
         self._budgets = list(dict.fromkeys(self._budgets))
 
     def _queue(self) -> MoleculeBatch:
-        """The first of the waiting molecules, padded to a fixed number."""
+        """Return the first waiting molecules, padded to a fixed number."""
         capacity = _AHEAD * self._slots
         queue = empty_molecules(capacity, self._size, self._dtype)
         for place, w in zip(range(capacity), self._waiting):

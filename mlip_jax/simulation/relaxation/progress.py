@@ -1,4 +1,4 @@
-"""What a run shows while it relaxes: a bar on a terminal, else a line in the log now and then."""
+"""Progress of a relaxation: a bar on a terminal, otherwise a log line from time to time."""
 
 from __future__ import annotations
 
@@ -17,13 +17,22 @@ _SHOW_SECONDS, _LOG_SECONDS = 0.2, 15.0
 
 
 class RelaxationProgressBar:
-    """Context manager around the bar of the molecules of this process, of which the leader alone shows one.
+    """Context manager that shows a progress bar for the molecules of this process.
+
+    Only the leader shows a bar.
 
     Attributes:
-      done: Molecules so far, those of earlier starts among them.
+      done: Number of molecules so far, including those of earlier starts.
     """
 
     def __init__(self, total: int, done: int, verb: str = "relaxing"):
+        """Create a progress bar.
+
+        Args:
+          total: Total number of molecules.
+          done: Number of molecules of earlier starts.
+          verb: Label of the bar.
+        """
         self.done, self._total, self._failed, self._before = done, total, 0, done
         self._lock = threading.Lock()
         self._begin = self._shown = self._logged = time.monotonic()
@@ -44,7 +53,7 @@ class RelaxationProgressBar:
         self._bar.stop()
 
     def add(self, status: str) -> None:
-        """One more molecule has come to its end. Threads may share it."""
+        """Count a finished molecule. Threads may share the bar."""
         with self._lock:
             self.done += 1
             self._failed += status in ("failed", "diverged")
@@ -57,8 +66,10 @@ class RelaxationProgressBar:
             log.info("%d of %d molecules  %s", self.done, self._total, self._text())
 
     def _show(self) -> None:
+        """Redraw the bar."""
         self._bar.update(self._task, completed=self.done, text=self._text())
 
     def _text(self) -> str:
+        """Return speed and number of failures as text."""
         speed = (self.done - self._before) / max(time.monotonic() - self._begin, 1e-9)
         return f"{speed:.3g} molecules/s  {self._failed} failed or diverged"

@@ -1,4 +1,4 @@
-"""Relaxation of many molecules at once: `relax(molecules, force_field)`, and `Relaxer` for streams of them."""
+"""Batched relaxation of lists (`relax`) and streams (`Relaxer`) of molecules."""
 
 from __future__ import annotations
 
@@ -25,26 +25,31 @@ _REASONS = {
     loop.NOT_FINITE: ("diverged", "energy or forces are not finite"),
     loop.FUSED: ("diverged", "two atoms came within {nearest:.2f} Å of each other"),
     loop.FLOWN_APART: ("diverged", "an atom flew away from all others, beyond the cutoff")}
-# A minimiser that ends higher than it began, by more than rounding makes of it, eV.
+# _RISE: maximum rise of the energy between start and end that rounding can explain, eV.
 _RISE = 1e-3
-# Atoms of one evaluation: what a core's caches like, and what fills a GPU.
+# _BATCH_ATOMS: atoms per evaluation by platform, such that the data fit the caches of a core or the
+# work fills a GPU.
 _BATCH_ATOMS = {"cpu": 320, "gpu": 16_384, "tpu": 16_384}
 
 
 @dataclasses.dataclass(frozen=True)
 class Relaxation:
-    """What has become of a molecule.
+    """Result of relaxing one molecule.
 
     Attributes:
-      atoms: Relaxed, with energy and forces as ASE gives them; as it was given where the status is "failed".
-      status: "converged": the largest force is below fmax. "step limit": after max_steps it was not. "diverged":
-        numbers that are not finite, atoms that fused or flew away, or an end higher in energy than the start.
-        "failed": it could not be begun with.
-      reason: Of "diverged" and "failed" in words, else "".
-      steps: Moves of the minimiser.
-      energy_start, energy: Of the first and the last geometry, eV, reference energies included; NaN if never known.
-      fmax_start, fmax: Largest norm of the force on an atom that may move, eV/Å.
-      frames: With trajectory_every, every so many steps and the last, with energies and forces; else None.
+      atoms: Relaxed molecule, with a calculator that holds energy and forces; the input if the
+        status is "failed".
+      status: "converged": the largest force is below fmax. "step limit": it was not after
+        max_steps. "diverged": a value is not finite, atoms overlap or flew away, or the energy
+        rose. "failed": the relaxation could not be started; see `reason`.
+      reason: Reason for "diverged" or "failed"; otherwise "".
+      steps: Number of minimizer steps.
+      energy_start, energy: Energy of the first and the last geometry (eV), including the reference
+        energies; NaN if unknown.
+      fmax_start, fmax: Largest norm of the force on a mobile atom in the first and the last
+        geometry (eV/Å).
+      frames: With trajectory_every, every `trajectory_every`-th step and the last one, with
+        energies and forces; otherwise None.
     """
 
     atoms: Atoms
@@ -59,27 +64,30 @@ class Relaxation:
 
     @property
     def converged(self) -> bool:
-        """Whether the status is "converged"."""
+        """Return whether the status is "converged"."""
         return self.status == "converged"
 
 
 def relax(molecules: Sequence[Atoms], force_field: Potential | str | Path, *, optimizer: str = "bfgs",
           fmax: float = 0.05, max_steps: int = 500, maxstep: float = 0.2, dtype: str = "float32",
           trajectory_every: int = 0, progress: bool = False) -> list[Relaxation]:
-    """Relax molecules in batches on the device; one result for each, in their order.
+    """Relax molecules in batches on the device and return one result per molecule, in order.
 
-    A molecule that cannot be relaxed has a result that says why, and stops no other. See `Relaxer` for the arguments.
+    A molecule that cannot be relaxed has a result that states the reason; the others are relaxed.
 
     >>> from ase.build import molecule
     >>> results = relax([molecule("CH3OH")], "runs/spice")  # doctest: +SKIP
     >>> results[0].status, results[0].atoms.get_potential_energy()  # doctest: +SKIP
 
     Args:
-      progress: Show a progress bar.
+      molecules: Molecules to relax.
+      force_field: Force field, or the workdir of a training run.
+      progress: Whether to show a progress bar.
+      optimizer, fmax, max_steps, maxstep, dtype, trajectory_every: See `Relaxer`.
 
     Raises:
-      ValueError: An argument makes no sense.
-      CheckpointError: No force field is in that place.
+      ValueError: If an argument is invalid.
+      CheckpointError: If there is no force field at this location.
     """
     relaxer = Relaxer(force_field, optimizer=optimizer, fmax=fmax, max_steps=max_steps, maxstep=maxstep, dtype=dtype,
                       trajectory_every=trajectory_every)
@@ -94,34 +102,39 @@ def relax(molecules: Sequence[Atoms], force_field: Potential | str | Path, *, op
 
 
 class Relaxer:
-    """Relaxes molecules side by side, each as if it were alone.
+    """Relaxation of many molecules in batches, each independent of the others.
 
-    Molecules of up to 16, 32, 64, ... atoms share a compiled program. Those that are done leave and others take their
-    places without a look at the host. Neighbours are found anew at each step. Results do not depend on which
-    molecules are beside each other, but for rounding.
+    Molecules of up to 16, 32, 64, ... atoms share a compiled program. Finished molecules are
+    replaced by waiting ones on the device, without a round trip to the host. The neighbor list is
+    rebuilt at each step. Except for rounding, results do not depend on the other molecules of a
+    batch.
 
     Attributes:
-      potential: The force field. num_compiles: Programs compiled so far.
+      potential: The force field.
+      num_compiles: Number of programs compiled so far.
     """
 
     def __init__(self, force_field: Potential | str | Path, *, optimizer: str = "bfgs", fmax: float = 0.05,
                  max_steps: int = 500, maxstep: float = 0.2, dtype: str = "float32", batch_atoms: int | None = None,
                  trajectory_every: int = 0, devices: Sequence[jax.Device] | None = None):
-        """
+        """Create a relaxer.
+
         Args:
-          force_field: Or the workdir of a training run.
-          optimizer: "bfgs" (ASE's, steps and all), "lbfgs" (for hundreds of atoms), or "fire".
-          fmax: Largest force of a relaxed molecule, eV/Å: the norm for an atom, as in ASE.
-          max_steps: Of a molecule.
-          maxstep: Longest step of an atom (FIRE: of all atoms together), Å.
-          dtype: "float32", or "float64" for force field and minimiser. Does not depend on JAX's x64 flag.
-          batch_atoms: Atoms of an evaluation; None: by the kind of device.
-          trajectory_every: Keep a frame of every so many steps; 0: none. With frames the host is asked at every step.
-          devices: None for all of this process.
+          force_field: Force field, or the workdir of a training run.
+          optimizer: "bfgs" (same steps as in ASE), "lbfgs" (for hundreds of atoms), or "fire".
+          fmax: Largest force of a relaxed molecule (eV/Å): the norm per atom, as in ASE.
+          max_steps: Maximum number of steps per molecule.
+          maxstep: Longest step of an atom (FIRE: of all atoms together) (Å).
+          dtype: "float32" or "float64", for force field and minimizer. Independent of JAX's x64
+            flag.
+          batch_atoms: Atoms per evaluation; None or 0 chooses by the kind of device.
+          trajectory_every: Steps between the frames that are kept; 0 keeps none. Keeping frames
+            costs a round trip to the host at every step.
+          devices: Devices to use; None uses all devices of this process.
 
         Raises:
-          ValueError: An argument makes no sense.
-          CheckpointError: No force field is in that place.
+          ValueError: If an argument is invalid.
+          CheckpointError: If there is no force field at this location.
         """
         if not (np.isfinite(fmax) and fmax > 0):
             raise ValueError(f"fmax must be positive (eV/Å), received {fmax}")
@@ -143,19 +156,23 @@ class Relaxer:
 
     @property
     def num_compiles(self) -> int:
-        """Programs compiled so far."""
+        """Return the number of programs compiled so far."""
         return sum(pool.num_compiles for pool in self._pools.values())
 
     def statistics(self) -> dict[str, int]:
-        """What was done so far: "iterations" (evaluations of a batch), "evaluated" (molecules in them), "compiles"."""
+        """Return counters of the work so far.
+
+        The counters are "iterations" (evaluations of a batch), "evaluated" (molecules in them) and
+        "compiles".
+        """
         pools = list(self._pools.values())
         return {"iterations": sum(p.iterations for p in pools), "evaluated": sum(p.evaluated for p in pools),
                 "compiles": self.num_compiles}
 
     def stream(self, molecules: Iterable[tuple[Hashable, Atoms]]) -> Iterator[tuple[Hashable, Relaxation]]:
-        """(key, result) of each (key, molecule), in the order in which they are done.
+        """Yield (key, result) for each (key, molecule), in the order of completion.
 
-        Molecules are taken as places get free, so that there may be any number of them.
+        `molecules` is read as slots become free, so it may be arbitrarily long.
         """
         shared = _Shared(molecules)
         if len(self._devices) == 1:
@@ -179,21 +196,23 @@ class Relaxer:
                     yield item
         finally:
             stop.set()
-            while any(thread.is_alive() for thread in threads):  # one may wait for room
+            while any(thread.is_alive() for thread in threads):  # a thread may wait for space in the queue
                 with contextlib.suppress(queue.Empty):
                     results.get(timeout=0.1)
 
     def _feed(self, device, shared, results, stop):
+        """Relax on one device and put the results into a queue."""
         try:
             for item in self._on_device(device, shared):
                 results.put(("item", item))
                 if stop.is_set():
                     return
             results.put(("end", None))
-        except BaseException as error:  # to be raised where the results are asked for
+        except BaseException as error:  # raised again in `stream`
             results.put(("error", error))
 
     def _on_device(self, device: int, shared: _Shared) -> Iterator[tuple[Hashable, Relaxation]]:
+        """Yield the results of the molecules that one device takes from `shared`."""
         mine: dict[int, SlotPool] = {}
         numbers = iter(range(2 ** 31 - 1))
         held: dict[int, tuple[Hashable, Atoms, list[Atoms]]] = {}
@@ -225,6 +244,7 @@ class Relaxer:
                 yield key, self._result(atoms, outcome, frames if self._every else None)
 
     def _pool(self, device: int, size: int) -> SlotPool:
+        """Return the pool for slots of `size` atoms on a device; create it if necessary."""
         if (device, size) not in self._pools:
             self._pools[device, size] = SlotPool(
                 self.potential, self._params, self._options, size, self._dtype, self._batch_atoms,
@@ -232,7 +252,10 @@ class Relaxer:
         return self._pools[device, size]
 
     def _join_the_few(self, pools: dict[int, SlotPool]) -> None:
-        """Molecules of all sizes that fit one evaluation share slots: compiling would take longer than they do."""
+        """Merge waiting molecules into the largest slots if one evaluation fits them all.
+
+        Compiling a program per size would take longer than relaxing these molecules.
+        """
         waiting = [pool for _, pool in sorted(pools.items()) if pool.num_waiting]
         if sum(pool.num_atoms for pool in waiting) > self._batch_atoms:
             return
@@ -241,7 +264,7 @@ class Relaxer:
                 pool.give_all(waiting[-1])
 
     def _turn(self, pool: SlotPool, no_more: bool, held) -> list[loop.Outcome]:
-        """Run a pool for about a second, or, where frames are wanted, for one step."""
+        """Run a pool for about a second, or for one step if frames are kept."""
         done, last = pool.run(no_more, 1 if self._every else None)
         if self._every:
             for m in np.flatnonzero(last.evaluated & (last.key != loop.FREE)):
@@ -251,6 +274,7 @@ class Relaxer:
         return done
 
     def _result(self, atoms: Atoms, outcome: loop.Outcome, frames) -> Relaxation:
+        """Build the result of one molecule from its last evaluation."""
         status, reason = _REASONS[int(outcome.code)]
         reference = self.potential.reference_energies[atoms.numbers].sum()
         start, end = (float(reference + np.float64(e)) for e in (outcome.energy_start, outcome.energy))
@@ -260,17 +284,19 @@ class Relaxer:
                           int(outcome.steps), start, end, float(outcome.fmax_start), float(outcome.fmax), frames)
 
     def _frame(self, atoms: Atoms, outcome: loop.Outcome) -> Atoms:
+        """Return the atoms with positions, energy and forces of an evaluation."""
         n = len(atoms)
         frame = atoms.copy()
         frame.set_positions(outcome.positions[:n].astype(np.float64) + atoms.positions.mean(0), apply_constraint=False)
         fixed = _fixed(atoms)
-        frame.positions[fixed] = atoms.positions[fixed]  # to the last bit
+        # exactly, without the rounding to the dtype
+        frame.positions[fixed] = atoms.positions[fixed]
         energy = self.potential.reference_energies[atoms.numbers].sum() + np.float64(outcome.energy)
         frame.calc = SinglePointCalculator(frame, energy=float(energy), forces=outcome.forces[:n].astype(np.float64))
         return frame
 
     def _obstacle(self, atoms: Atoms) -> str:
-        """Why a molecule cannot be relaxed, or ""."""
+        """Return the reason why a molecule cannot be relaxed, or ""."""
         if len(atoms) == 0:
             return "it has no atoms"
         if not np.isfinite(atoms.positions).all():
@@ -292,12 +318,13 @@ class Relaxer:
 
 
 class _Shared:
-    """The molecules that are still to come, for several threads."""
+    """Thread-safe iterator over the molecules that no device has taken."""
 
     def __init__(self, molecules):
         self._molecules, self._lock, self.is_empty = iter(molecules), threading.Lock(), False
 
     def next(self):
+        """Return the next molecule, or None if there is none left."""
         with self._lock:
             if self.is_empty:
                 return None
@@ -307,6 +334,7 @@ class _Shared:
 
 
 def _overlap(positions: np.ndarray) -> str:
+    """Return a message about the closest two atoms if they overlap, or ""."""
     if len(positions) < 2:
         return ""
     from scipy.spatial import cKDTree
@@ -319,14 +347,15 @@ def _overlap(positions: np.ndarray) -> str:
 
 
 def _fixed(atoms: Atoms) -> np.ndarray:
-    """Numbers of the fixed atoms."""
+    """Return the sorted indices of the fixed atoms."""
     parts = [constraint.get_indices() for constraint in atoms.constraints]
     return np.unique(np.concatenate(parts)).astype(int) if parts else np.zeros(0, int)
 
 
 def _waiting(number: int, atoms: Atoms, dtype) -> QueuedMolecule:
+    """Convert a molecule to an entry of the queue."""
     mobile = np.ones(len(atoms), bool)
     mobile[_fixed(atoms)] = False
-    # close to the origin: float32 has fewer digits far from it
+    # centered at the origin: float32 has fewer digits far from it
     return QueuedMolecule(number, atoms.numbers, (atoms.positions - atoms.positions.mean(0)).astype(dtype), mobile,
                           *(electronic_value(atoms, name) for name in STATES))

@@ -1,1 +1,1 @@
-"""When to trust a force field: its domain, and the calibrated spread of an ensemble."""
+"""Reliability of a force field: its domain, and the calibrated spread of an ensemble."""

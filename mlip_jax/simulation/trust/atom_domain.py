@@ -1,4 +1,4 @@
-"""The domain of a force field: how far the atoms of a structure lie from those of its training structures."""
+"""Domain of a force field: distance of the atoms of a structure from the training atoms."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mlip_jax.simulation.energies import atom_features
 from mlip_jax.simulation.trust.domain import FILE, Domain
 
 FORCES = "forces"
-_OF_AN_ELEMENT = 1024  # training atoms that are kept, at most
+_OF_AN_ELEMENT = 1024  # maximum number of training atoms kept per element
 
 
 @dataclasses.dataclass(frozen=True)
 class DomainEvaluation:
-    """Structures with their distance from the training structures, and what was wrong there; S of them.
+    """Distances and errors of S structures.
 
     Attributes:
-      distance: Of the atom that lies farthest away, (S,), in units of the border.
-      force_error: Mean |error| of the force components, (S,) eV/Å; NaN without a label.
-      energy_error: |error| of the total energy over the number of atoms, (S,) eV; NaN without a label.
+      distance: Distance of the farthest atom from the training atoms, in units of the border, (S,).
+      force_error: Mean |error| of the force components (eV/Å), (S,); NaN without a label.
+      energy_error: |error| of the total energy per atom (eV), (S,); NaN without a label.
     """
 
     distance: np.ndarray
@@ -33,15 +33,18 @@ class DomainEvaluation:
 
 
 def fit(potential: Potential, train: Columns, valid: Columns, force_errors: np.ndarray, seed: int = 0) -> Domain:
-    """The domain of a force field.
+    """Fit the domain of a force field.
 
     Args:
-      train: Training structures, of whose atoms up to about a thousand for each element are kept.
+      potential: The force field.
+      train: Training structures. At most about a thousand of their atoms per element are kept.
       valid: Validation structures with A atoms.
-      force_errors: Predicted less reference forces there, (A, 3) eV/Å; NaN where there is no label.
+      force_errors: Predicted minus reference forces of the validation structures (eV/Å), (A, 3);
+        NaN without a label.
+      seed: Seed of the choice of training atoms.
 
     Raises:
-      ValueError: There are no structures, or elements that the force field was not trained on.
+      ValueError: If there are no structures, or elements that the force field was not trained on.
     """
     if not len(train) or not len(valid):
         raise ValueError("a domain needs training and validation structures")
@@ -52,7 +55,15 @@ def fit(potential: Potential, train: Columns, valid: Columns, force_errors: np.n
 
 def judge(potential: Potential, domain: Domain, columns: Columns, energy_errors: np.ndarray,
           force_errors: np.ndarray) -> DomainEvaluation:
-    """Distances of structures beside their errors: energies (S,) in eV, forces (A, 3) in eV/Å."""
+    """Compute the distances of structures from training, along with their errors.
+
+    Args:
+      potential: The force field.
+      domain: Domain of the force field.
+      columns: S structures with A atoms.
+      energy_errors: Errors of the total energies (eV), (S,).
+      force_errors: Errors of the forces (eV/Å), (A, 3).
+    """
     starts, atoms = columns.offsets[:-1], columns.n_atoms
     return DomainEvaluation(farthest(potential, domain, columns),
                             np.add.reduceat(np.abs(force_errors).mean(1), starts) / atoms,
@@ -60,29 +71,34 @@ def judge(potential: Potential, domain: Domain, columns: Columns, energy_errors:
 
 
 def farthest(potential: Potential, domain: Domain, columns: Columns) -> np.ndarray:
-    """Distance of the atom of each structure that lies farthest from training, (S,), in units of the border: beyond 1
-    the structure lies outside. In batches."""
+    """Compute the distance from training of the farthest atom of each structure, (S,). In batches.
+
+    Distances are in units of the border: beyond 1 the structure is outside the domain.
+    """
     return np.maximum.reduceat(domain.distance(atom_features(potential, columns)), columns.offsets[:-1]) / domain.border
 
 
 def of_workdir(path: str | Path) -> Domain | None:
-    """The domain of the force field of a training run; None where the run has come to none, or it is no workdir."""
+    """Load the domain of the force field of a training run.
+
+    None if the run has not written one yet, or if `path` is not a workdir.
+    """
     file = Path(path) / FILE
     return Domain.load(file) if file.is_file() else None
 
 
 def properties(domain: Domain) -> tuple[str, ...]:
-    """Names of what `results` gives."""
+    """Return the names of the results of `results`."""
     return ("domain_distance", "outside_domain", *(["forces_expected_error"] if FORCES in domain.errors else []))
 
 
 def results(domain: Domain, features: np.ndarray) -> dict[str, Any]:
-    """What a calculator tells of one structure from the features (n_atoms, F) of its atoms.
+    """Return the properties of the domain for one structure from its features (n_atoms, F).
 
     Returns:
-      domain_distance, (n_atoms,), where 1 is the border; outside_domain, whether an atom lies beyond it; and, where
-      validation had forces, forces_expected_error, (n_atoms,) eV/Å: the mean |error| of the force components of
-      validation atoms as far away.
+      domain_distance, (n_atoms,), where 1 is the border; outside_domain, whether an atom is beyond
+      it; and, if the validation structures had forces, forces_expected_error, (n_atoms,) eV/Å: the
+      mean |error| of the force components of validation atoms at the same distance.
     """
     distance = domain.distance(features)
     made = {"domain_distance": distance / domain.border, "outside_domain": bool(domain.outside(distance).any())}
@@ -92,7 +108,10 @@ def results(domain: Domain, features: np.ndarray) -> dict[str, Any]:
 
 
 def _kept(numbers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rows of atoms, of each element at most so many, drawn at random: common ones must not crowd out rare ones."""
+    """Return the rows of at most `_OF_AN_ELEMENT` random atoms per element.
+
+    Without the limit common elements would crowd out rare ones.
+    """
     kept = []
     for element in np.unique(numbers):
         rows = np.flatnonzero(numbers == element)

@@ -1,8 +1,9 @@
-"""How far a molecule, or an atom in it, lies from what a model was trained on, and what error to expect there.
+"""Domain of a model: distance of a molecule or atom from the training data, and the expected error.
 
-The distance is that of the model's own features (PropertyModel.embed for molecules, the features themselves for atoms)
-to the nearest ones of training, in units of their spread. What it means is learned on the validation part: what lies
-farther away than nearly all of that is outside of the domain, and the expected error is that of validation as far away.
+The distance is from the model's own features (PropertyModel.embed for molecules, the features
+themselves for atoms) to the nearest ones of training, in units of their spread. It is calibrated on
+the validation split: a sample is outside the domain if it is farther away than nearly all of
+validation, and its expected error is that of validation samples at the same distance.
 """
 
 from __future__ import annotations
@@ -16,22 +17,25 @@ from mlip_jax.checkpoint import CheckpointError
 from mlip_jax.workdir import atomic_open
 
 FILE = "domain.npz"  # in the workdir of a predictor or a force field
+# _NEIGHBORS: nearest training samples in the mean distance. _BINS: bins of the expected error.
 _NEIGHBORS = 5
 _BINS = 5
-# Of the validation molecules those that lie farther away than the rest are taken for the border.
+# _BORDER: quantile of the distances of the validation samples that is the border.
 _BORDER = 0.99
 _ROWS = 512  # molecules whose distances are computed at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Domain:
-    """Where training molecules, or their atoms, lie.
+    """Training molecules, or their atoms, in the space of features.
 
     Attributes:
-      points: (M, F) features of training molecules or atoms less `center` (F,), over `spread` (F,).
-      border: Distance beyond which one is outside.
-      edges, errors: Expected |error| of each property by name in bins of the distance: (B - 1,) inner edges, and (B,)
-        that never fall.
+      points: Features of M training molecules or atoms minus `center`, over `spread`, (M, F).
+      center: Mean of the features, (F,).
+      spread: Standard deviation of the features, (F,).
+      border: Distance beyond which a sample is outside.
+      edges: Inner edges of the bins of the distance, (B - 1,).
+      errors: Expected |error| by property in the bins, (B,) each, non-decreasing.
     """
 
     points: np.ndarray
@@ -44,14 +48,17 @@ class Domain:
     @classmethod
     def fit(cls, train: np.ndarray, valid: np.ndarray, errors: dict[str, np.ndarray],
             offsets: np.ndarray | None = None) -> Domain:
-        """Of features of training (M, F) and validation (V, F), and the latter's |error| (V,) by property.
+        """Fit a domain from features and validation errors.
 
         Args:
-          offsets: (S + 1,) for atoms: those of validation structure s are offsets[s] to offsets[s + 1], and the border
-            is such that nearly all structures have no atom outside.
+          train: Features of training, (M, F).
+          valid: Features of validation, (V, F).
+          errors: |error| of validation by property, (V,) each.
+          offsets: (S + 1,) for atoms: those of validation structure s are offsets[s] to offsets[s +
+            1]. The border is then chosen such that nearly all structures have no atom outside.
 
         Raises:
-          ValueError: There is no training or no validation.
+          ValueError: If there are no training or no validation samples.
         """
         if not len(train) or not len(valid):
             raise ValueError("a domain needs training and validation molecules")
@@ -66,36 +73,41 @@ class Domain:
         return dataclasses.replace(made, border=float(np.quantile(farthest, _BORDER)), edges=edges, errors=expected)
 
     def distance(self, features: np.ndarray) -> np.ndarray:
-        """Mean distance to the nearest ones of training, (S,)."""
-        # At 5,000 points of 64 to 128 features scipy's cKDTree takes 2 to 5 times the CPU time of these products.
+        """Compute the mean distance to the nearest training samples, (S,)."""
+        # For 5,000 points with 64 to 128 features SciPy's cKDTree takes 2 to 5 times as long (CPU
+        # time) as these matrix products.
         neighbors, own = min(_NEIGHBORS, len(self.points)), ((features - self.center) / self.spread).astype(np.float32)
         squares, found = (self.points ** 2).sum(1), np.zeros(len(own))
         for start in range(0, len(own), _ROWS):
             rows = own[start:start + _ROWS]
+            # |a - b|² = |a|² + |b|² - 2 a·b, (rows, M); rounding can make it negative
             d2 = np.maximum((rows ** 2).sum(1)[:, None] + squares - 2.0 * rows @ self.points.T, 0.0)
             found[start:start + _ROWS] = np.sqrt(np.partition(d2, neighbors - 1, axis=1)[:, :neighbors]).mean(1)
         return found
 
     def outside(self, distance: np.ndarray) -> np.ndarray:
-        """Whether molecules at these distances (S,) are outside."""
+        """Return whether samples at these distances (S,) are outside."""
         return distance > self.border
 
     def expected_error(self, name: str, distance: np.ndarray) -> np.ndarray:
-        """|error| of validation molecules that lie as far away, (S,), in the unit of the property."""
+        """Return the mean |error| of validation samples at these distances, (S,).
+
+        The unit is that of the property.
+        """
         return self.errors[name][np.digitize(distance, self.edges)]
 
     def save(self, path: Path) -> None:
-        """Write an npz file."""
+        """Write the domain to an npz file."""
         with atomic_open(path) as file:
             np.savez_compressed(file, points=self.points, center=self.center, spread=self.spread, border=self.border,
                                 edges=self.edges, **{f"error_{name}": e for name, e in self.errors.items()})
 
     @classmethod
     def load(cls, path: Path) -> Domain:
-        """What `save` wrote.
+        """Load a domain that `save` wrote.
 
         Raises:
-          CheckpointError: There is none, or it is damaged.
+          CheckpointError: If the file does not exist or is corrupted.
         """
         if not path.is_file():
             raise CheckpointError(f"{path}: is missing; it is written at the end of a run of the tasks 'train' and "
@@ -104,11 +116,12 @@ class Domain:
             with np.load(path, allow_pickle=False) as kept:
                 errors = {k.removeprefix("error_"): kept[k] for k in kept.files if k.startswith("error_")}
                 return cls(kept["points"], kept["center"], kept["spread"], float(kept["border"]), kept["edges"], errors)
-        except Exception as error:  # NumPy's reading of damaged bytes raises nearly anything
+        except Exception as error:  # corrupted bytes make NumPy raise nearly any exception
             raise CheckpointError(f"{path}: is damaged ({error}). Remove it to go on without a domain, or train anew "
                                   "to have one.") from error
 
 
 def _mean(values: np.ndarray) -> float:
+    """Return the mean of the finite values, 0 if there are none."""
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else 0.0

@@ -1,15 +1,18 @@
-"""What error to expect of an ensemble: the spread of its members, scaled to the errors of structures held out.
+"""Expected error of an ensemble: spread of its members, scaled to errors on held-out structures.
 
-Members that were trained on the same data err together, and their spread is too small by a factor that is much the
-same everywhere. If errors are Gaussian with standard deviation factor * spread, the most likely factor is the root of
-the mean of (error / spread)² (Laves et al., MIDL 2020: σ scaling). There is one for energies and one for forces:
+Members that were trained on the same data make correlated errors, so their spread is too small by a
+factor that is similar everywhere. If errors are Gaussian with standard deviation factor * spread,
+the most likely factor is the root of the mean of (error / spread)² (Laves et al., MIDL 2020: σ
+scaling). There is one factor for energies and one for forces:
 
-    energies   of structures, error and spread over the number of atoms. The factor is that of total energies, too, for
-               both are divided alike; the floor below is what needs a unit that large and small molecules share
-    forces     of atoms: the spread is the root mean square over the three components, each of which is an error
+    energies   of structures, with error and spread per atom. The factor also holds for total
+               energies, since both are divided by the same number; the floor below needs a unit
+               that large and small molecules share
+    forces     of atoms: the spread is the root mean square over the three components, each of
+               which is an error
 
-A few members can agree by chance, which says nothing, but would weigh without limit in that mean: the spread counts as
-no less than what a tenth of the structures (or atoms) have.
+A few members can agree by chance. This carries no information but would have unlimited weight in
+the mean, so each spread counts at least as the 10 % quantile of the spreads.
 """
 
 from __future__ import annotations
@@ -33,22 +36,31 @@ from mlip_jax.workdir import write_json
 log = logging.getLogger(__name__)
 
 FILE = "ensemble.json"
-_FLOOR = 0.1  # share of the spreads that count as the one above them
+_FLOOR = 0.1  # quantile of the spreads that is the floor
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """factor: Of the spread. floor: What the spread counts at least, in its unit."""
+    """Scale from a spread to the expected error.
+
+    Attributes:
+      factor: Expected error over spread.
+      floor: Smallest spread that is used, in the unit of the spread.
+    """
 
     factor: float
     floor: float
 
     @classmethod
     def fit(cls, errors: np.ndarray, spread: np.ndarray) -> Scale | None:
-        """Of errors (N,) or, of several components, (N, C), NaN where not known, and spreads (N,); None of no errors.
+        """Fit a scale; None if no error is known.
+
+        Args:
+          errors: Errors, (N,) or, for several components, (N, C); NaN if unknown.
+          spread: Spreads, (N,).
 
         Raises:
-          ValueError: The members agree nearly everywhere.
+          ValueError: If the members agree nearly everywhere.
         """
         errors = errors.reshape(len(spread), -1)
         known = np.isfinite(errors).all(axis=1)
@@ -61,19 +73,21 @@ class Scale:
         return cls(float(np.sqrt(np.mean(z**2))), floor)
 
     def expected(self, spread: np.ndarray) -> np.ndarray:
-        """Standard deviation of the error to expect where the members spread so, in the unit of `spread`."""
+        """Return the standard deviation of the error to expect, in the unit of `spread`."""
         return self.factor * np.maximum(spread, self.floor)
 
 
 @dataclasses.dataclass(frozen=True)
 class EnsembleErrors:
-    """The mean of the members, and their spread, on S structures with A atoms.
+    """Errors of the mean of the members, and their spread, for S structures with A atoms.
 
     Attributes:
-      n_atoms: (S,).
-      energy_error, energy_spread: Mean less reference (NaN without a label), and standard deviation over the members
-        (of a sample), (S,) eV/atom.
-      force_error, force_spread: The same of force components, (A, 3) eV/Å, and of their root mean square, (A,).
+      n_atoms: Number of atoms, (S,).
+      energy_error: Mean minus reference energy (eV/atom), (S,); NaN without a label.
+      energy_spread: Sample standard deviation of the energy over the members (eV/atom), (S,).
+      force_error: Mean minus reference forces (eV/Å), (A, 3); NaN without a label.
+      force_spread: Root mean square over the components of the sample standard deviations (eV/Å),
+        (A,).
     """
 
     n_atoms: np.ndarray
@@ -88,12 +102,13 @@ class EnsembleErrors:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """From the spread of certain members to the error to expect.
+    """Calibration from the spread of certain members to the expected error.
 
     Attributes:
       members: Digests of the force fields.
-      energy, forces: Scales of eV/atom and eV/Å; None where there were no labels.
-      num_structures: That it was made by.
+      energy: Scale of the energies (eV/atom); None without labels.
+      forces: Scale of the forces (eV/Å); None without labels.
+      num_structures: Number of structures of the calibration.
     """
 
     members: tuple[str, ...]
@@ -103,10 +118,10 @@ class Calibration:
 
     @classmethod
     def fit(cls, potentials: Sequence[Potential], evaluated: EnsembleErrors) -> Calibration:
-        """By errors on structures that none of the members was trained on.
+        """Fit a calibration to errors on structures that no member was trained on.
 
         Raises:
-          ValueError: There are no labels, or the members agree nearly everywhere.
+          ValueError: If there are no labels, or if the members agree nearly everywhere.
         """
         made = cls(tuple(p.digest() for p in potentials), Scale.fit(evaluated.energy_error, evaluated.energy_spread),
                    Scale.fit(evaluated.force_error, evaluated.force_spread), len(evaluated))
@@ -115,17 +130,21 @@ class Calibration:
         return made
 
     def save(self, path: str | Path, **more: Any) -> None:
-        """Write JSON; `more` is kept beside it, for people to read."""
+        """Write the calibration as JSON. `more` is stored along with it for human readers."""
         scales = {name: None if scale is None else dataclasses.asdict(scale)
                   for name, scale in (("energy", self.energy), ("forces", self.forces))}
         write_json(Path(path), {"members": list(self.members), **scales, "num_structures": self.num_structures} | more)
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
-        """What `save` wrote, from the file or the folder that holds ensemble.json.
+        """Load a calibration that `save` wrote.
+
+        Args:
+          path: The file, or the folder that contains ensemble.json.
 
         Raises:
-          FileNotFoundError: There is none. ValueError: It is damaged.
+          FileNotFoundError: If there is none.
+          ValueError: If it is corrupted.
         """
         path = Path(path) / FILE if Path(path).is_dir() else Path(path)
         if not path.is_file():
@@ -141,22 +160,27 @@ class Calibration:
                              "configs/ensemble.py") from error
 
     def check(self, potentials: Sequence[Potential]) -> None:
-        """Raise ValueError where the members are not those that it was made for, in whatever order."""
+        """Raise ValueError if the calibration is of other members. The order does not matter."""
         own = [p.digest() for p in potentials]
         if sorted(own) != sorted(self.members):
             raise ValueError(f"the calibration is of other members: {', '.join(self.members)}; those of this ensemble "
                              f"are {', '.join(own)}. Make one for them with configs/ensemble.py")
 
     def properties(self) -> tuple[str, ...]:
-        """Names of what `results` gives."""
+        """Return the names of the results of `results`."""
         return tuple(f"{name}_expected_error" for name in ("energy", "forces") if getattr(self, name) is not None)
 
     def results(self, energy_std: float, forces_std: np.ndarray) -> dict[str, Any]:
-        """What a calculator tells beside its standard deviations of the energy, eV, and of the forces, (n_atoms, 3).
+        """Return the expected errors for one structure.
+
+        Args:
+          energy_std: Standard deviation of the energy (eV).
+          forces_std: Standard deviations of the forces (eV/Å), (n_atoms, 3).
 
         Returns:
-          energy_expected_error, eV, and forces_expected_error, (n_atoms,) eV/Å, of each component: standard deviations
-          of the errors to expect. The mean |error| of a Gaussian is 0.8 of it.
+          energy_expected_error (eV), and forces_expected_error (eV/Å), (n_atoms,), per component.
+          Both are standard deviations of the errors to expect. The mean |error| of a Gaussian is
+          0.8 of it.
         """
         made: dict[str, Any] = {}
         if self.energy is not None:
@@ -167,10 +191,16 @@ class Calibration:
 
 
 def evaluate(potentials: Sequence[Potential], store: Store, indices: np.ndarray) -> EnsembleErrors:
-    """The ensemble on structures of a store.
+    """Evaluate an ensemble on structures of a store.
+
+    Args:
+      potentials: Members of the ensemble.
+      store: Structures with labels.
+      indices: Structures of the store to evaluate.
 
     Raises:
-      ValueError: Fewer than two members, the same one twice, or elements that one of them was not trained on.
+      ValueError: If there are fewer than two members, one occurs twice, or one was not trained on
+        an element.
     """
     digests = [p.digest() for p in potentials]
     if len(set(digests)) < max(2, len(digests)):
@@ -185,18 +215,26 @@ def evaluate(potentials: Sequence[Potential], store: Store, indices: np.ndarray)
 
 
 def _over_components(forces_std: np.ndarray) -> np.ndarray:
+    """Return the root mean square over the components, (A, 3) -> (A,)."""
     return np.sqrt(np.mean(forces_std**2, axis=1))
 
 
 def held_out(workdirs: Sequence[str | Path], potentials: Sequence[Potential], part: str, most: int, seed: int = 0
              ) -> tuple[Store, np.ndarray, list[str]]:
-    """(store, structures there, notes) of a part of the first member's data that no member was trained on.
+    """Return structures of a split of the first member's data that no member was trained on.
 
     Args:
-      workdirs, potentials: Of the members. part: "valid" or "test". most: Structures; more are drawn by `seed`.
+      workdirs: Workdirs of the members.
+      potentials: The members.
+      part: Split, "valid" or "test".
+      most: Maximum number of structures; more are subsampled at random.
+      seed: Seed of the subsampling.
+
+    Returns:
+      The store, the indices of the structures in it, and notes for the user.
 
     Raises:
-      DatasetError: The data of the first member are gone, or nothing is left.
+      DatasetError: If the data of the first member are missing, or if no structure is left.
     """
     own, notes = RunData.load(workdirs[0]), []
     chosen = _not_trained_on(own, part, workdirs[1:], notes)
@@ -216,10 +254,10 @@ def held_out(workdirs: Sequence[str | Path], potentials: Sequence[Potential], pa
 
 
 def _not_trained_on(own: RunData, part: str, others: Sequence[str | Path], notes: list[str]) -> np.ndarray:
-    """Structures of a part of the first member's data that the others were not trained on."""
+    """Return structures of a split of the first member that no other member was trained on."""
     whole = chosen = np.asarray(own.parts.get(part, []), np.int64)
-    # Whole molecules, which training knows from other conformers; but where the first member's own training does so (a
-    # random split), the structures themselves.
+    # Exclude whole molecules, since training on other conformers counts as knowing a molecule. If
+    # the first member's own split is not by molecule (a random split), exclude structures.
     unit = np.asarray(own.store.index("molecule"))
     if np.isin(unit[chosen], unit[own.parts["train"]]).any():
         unit = np.arange(len(own.store))
@@ -237,7 +275,7 @@ def _not_trained_on(own: RunData, part: str, others: Sequence[str | Path], notes
 
 
 def _trained_on(workdir: str | Path, store: Store) -> np.ndarray | None:
-    """Structures of `store` that a run was trained on; None where that cannot be told."""
+    """Return the structures of `store` that a run was trained on; None if they are unknown."""
     try:
         data = RunData.load(workdir)
     except DatasetError as error:

@@ -1,4 +1,4 @@
-"""Molecules in the space of what a trained force field learned of them, by which data.selection "embedding" chooses."""
+"""Molecular features of a trained force field for data.selection "embedding"."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ log = logging.getLogger(__name__)
 
 
 def of(options: Any) -> Callable[[Store, np.ndarray], np.ndarray] | None:
-    """What source.split asks for features, for config.data; None where its selection needs none.
+    """Return the function that computes the features for `source.split`; None if not needed.
+
+    Args:
+      options: config.data.
 
     Raises:
-      ConfigError: data.selection_force_field is missing. CheckpointError: Nothing readable is there.
+      ConfigError: If data.selection_force_field is missing.
+      CheckpointError: If it contains no readable force field.
     """
     if options.selection != "embedding" or not options.num_molecules:
         return None
@@ -41,12 +45,18 @@ def of(options: Any) -> Callable[[Store, np.ndarray], np.ndarray] | None:
 
 
 def features(potential: Potential, store: Store, indices: np.ndarray) -> np.ndarray:
-    """Means over the atoms of their invariant features, of the structures `indices`, (I, F) float32.
+    """Compute the mean invariant features of the atoms of each structure, (I, F) float32.
 
-    They are computed once for each force field and choice of structures, and kept in the store's folder features/.
+    They are computed once per force field and choice of structures, and cached in the store's
+    folder features/.
+
+    Args:
+      potential: The force field.
+      store: Structures.
+      indices: Indices of the I structures in the store.
 
     Raises:
-      ValueError: There are elements that the force field was not trained on.
+      ValueError: If there are elements that the force field was not trained on.
     """
     chosen = hashlib.sha256(np.ascontiguousarray(indices, np.int64).tobytes()).hexdigest()[:12]
 

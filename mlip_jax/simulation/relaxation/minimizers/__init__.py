@@ -1,11 +1,12 @@
-"""Minimizers of many molecules at once: one file each, found by its name. All are pure functions of an explicit state.
+"""Batched minimizers, one file each, found by name. All are pure functions of an explicit state.
 
     M   molecules        D   3 times the atoms of the largest one
 
-`mlip_jax/simulation/relaxation/minimizers/<name>.py` holds one class that fulfills `Minimizer` and has a name that is
-<name> in any case. Positions and forces are (M, D). Padding and fixed atoms have no force, so they never move.
-Molecules that are not `active` in a step keep positions and state to the last bit. A molecule that is `fresh` starts
-from the initial state, whatever its state holds.
+`mlip_jax/simulation/relaxation/minimizers/<name>.py` contains one class that implements
+`Minimizer`; its name is <name> in upper case. Positions and forces are (M, D). Padding and fixed
+atoms have no force, so they never move. Molecules that are not `active` in a step keep positions
+and state exactly. A molecule that is `fresh` starts from the initial state, whatever its state
+contains.
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ class Minimizer(Protocol):
         """Return the next positions (M, D) and state.
 
         Args:
-          positions, forces: (M, D) in Å and eV/Å.
-          fresh, active: Molecules that start, and molecules that move, (M,), bool.
+          state: State of the minimizer.
+          positions: Positions (Å), (M, D).
+          forces: Forces (eV/Å), (M, D).
+          fresh: Whether a molecule starts with this step, (M,), bool.
+          active: Whether a molecule moves in this step, (M,), bool.
         """
 
 
@@ -45,10 +49,11 @@ def create(name: str, maxstep: float = 0.2) -> Minimizer:
     """Return the minimizer `name` ("bfgs", "lbfgs", "fire") with ASE's parameters.
 
     Args:
-      maxstep: Longest step, Å.
+      name: Name of the minimizer.
+      maxstep: Longest step (Å).
 
     Raises:
-      ValueError: No such name, or a step that is not positive.
+      ValueError: If there is no such minimizer, or if maxstep is not positive.
     """
     if name not in names():
         raise ValueError(unknown_name("optimizer", name, names()))

@@ -1,4 +1,4 @@
-"""BFGS of many molecules at once; see `Minimizer` for the shapes."""
+"""Batched BFGS; see `Minimizer` for the shapes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class BFGSState(NamedTuple):
     """State of BFGS.
 
     Attributes:
-      inverse: Approximate inverse of the Hessian, (M, D, D), Å²/eV.
-      product: inverse @ forces of the step before, before the inverse was made better, (M, D).
-      positions, forces: Of the step before, (M, D).
-      negative: Negative eigenvalues of the inverse, (M,), int32.
+      inverse: Approximate inverse of the Hessian (Å²/eV), (M, D, D).
+      product: inverse @ forces of the previous step, with the inverse before its update, (M, D).
+      positions, forces: Positions and forces of the previous step, (M, D).
+      negative: Number of negative eigenvalues of the inverse, (M,), int32.
     """
 
     inverse: jax.Array
@@ -30,31 +30,36 @@ class BFGSState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BFGS:
-    """BFGS of ase.optimize: the same steps, but for rounding.
+    """BFGS with the same steps as in ase.optimize, except for rounding.
 
-    ASE keeps the Hessian H and diagonalises it for each step, V |w|^-1 V^T F. Here its inverse is kept and updated
-    (Nocedal and Wright, eq. 6.17), so that a step is a product. Where H has negative eigenvalues, whose absolute
-    values ASE takes, the inverse of that one molecule is diagonalised. How many it has needs no look: the update takes
-    out the direction s of the last step and puts another in, so that their number falls by one if s H s < 0 and grows
-    by one if s y < 0 (s: change of the positions, y: of the gradient). s H s has the sign of F H^-1 F of the step
-    before.
+    ASE stores the Hessian H and diagonalizes it at each step, V |w|^-1 V^T F. This class stores and
+    updates the inverse instead (Nocedal and Wright, eq. 6.17), so a step is a matrix-vector
+    product. ASE takes the absolute values of negative eigenvalues; if a molecule has any, its
+    inverse is diagonalized. The number of negative eigenvalues follows from the update, which
+    removes the direction s of the last step and inserts another one: the number decreases by one if
+    s H s < 0 and increases by one if s y < 0 (s: change of the positions, y: change of the
+    gradient). s H s has the sign of F H^-1 F of the previous step.
 
     Attributes:
-      maxstep: Longest step of an atom, Å. alpha: First guess of the curvature, eV/Å².
+      maxstep: Longest step of an atom (Å).
+      alpha: Initial curvature (eV/Å²).
     """
 
     maxstep: float = 0.2
     alpha: float = 70.0
 
     def init(self, num: int, size: int, dtype=jnp.float32) -> BFGSState:
+        """Return the initial state of `num` molecules with `size` coordinates each."""
         zeros = jnp.zeros((num, size), dtype)
         return BFGSState(jnp.zeros((num, size, size), dtype), zeros, zeros, zeros, jnp.zeros(num, jnp.int32))
 
     def step(self, state, positions, forces, fresh, active):
+        """Return the next positions (M, D) and state, see `Minimizer.step`."""
         s, y = positions - state.positions, state.forces - forces
         sy = dot(s, y)
         learns = active & ~fresh & (jnp.abs(s).max(1) >= MIN_CHANGE) & (sy != 0)
-        # first the inverse as it was, times the new forces; a fresh one is 1 / alpha
+        # product of the inverse before its update with the new forces; the initial inverse is 1 /
+        # alpha
         before = jnp.where(fresh[:, None], forces / self.alpha, _matvec(state.inverse, forces))
         u = state.product - before  # inverse @ y
         s, u = (jnp.where(learns[:, None], x, 0.0) for x in (s, u))
@@ -65,7 +70,7 @@ class BFGS:
             over * dot(s, forces))[:, None]
         gone = dot(state.forces, state.product) < 0
         negative = jnp.where(learns, state.negative - gone + (sy < 0), jnp.where(fresh, 0, state.negative))
-        # rounding can hide a negative eigenvalue from the count, but not from the step
+        # rounding can hide a negative eigenvalue from the count, but not from the sign of the step
         odd = active & ((negative != 0) | (dot(product, forces) < 0))
         direction, negative = jax.lax.cond(
             odd.any(), lambda: _by_eigenvectors(inverse, forces, product, negative, odd), lambda: (product, negative))
@@ -75,6 +80,7 @@ class BFGS:
         return moved, kept
 
     def _updated(self, inverse, s, u, over, both, anew):
+        """Return the updated inverse Hessians, (M, D, D); reset those of molecules that start."""
         eye = jnp.eye(inverse.shape[-1], dtype=inverse.dtype) / self.alpha
         start = jnp.where(anew[:, None, None], eye, inverse)
         half = 0.5 * both[:, None] * s - over[:, None] * u
@@ -82,7 +88,10 @@ class BFGS:
 
 
 def _by_eigenvectors(inverse, forces, product, negative, which):
-    """Directions |inverse| @ forces of the molecules `which`, one after another, and their negative eigenvalues."""
+    """Return directions |inverse| @ forces and numbers of negative eigenvalues.
+
+    Only the molecules `which` are diagonalized, one after another.
+    """
 
     def one(carry):
         left, direction, negative = carry
@@ -97,4 +106,5 @@ def _by_eigenvectors(inverse, forces, product, negative, which):
 
 
 def _matvec(matrix, vector):
+    """Return the product of a matrix and a vector per molecule, (M, D, D) and (M, D) -> (M, D)."""
     return jnp.einsum("mij,mj->mi", matrix, vector, precision=jax.lax.Precision.HIGHEST)

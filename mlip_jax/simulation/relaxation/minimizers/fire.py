@@ -1,4 +1,4 @@
-"""FIRE of many molecules at once; see `Minimizer` for the shapes."""
+"""Batched FIRE; see `Minimizer` for the shapes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from mlip_jax.simulation.relaxation.batch_vectors import dot, where
 
 
 class FIREState(NamedTuple):
-    """State of FIRE: velocity (M, D), time step, mixing and steps downhill (M,)."""
+    """State of FIRE.
+
+    Attributes:
+      velocity: Velocities, (M, D).
+      dt: Time step, (M,).
+      mixing: Mixing parameter, (M,).
+      downhill: Number of consecutive downhill steps, (M,), int32.
+    """
 
     velocity: jax.Array
     dt: jax.Array
@@ -22,7 +29,7 @@ class FIREState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FIRE:
-    """FIRE (Bitzek et al., PRL 97, 170201, 2006) as in ase.optimize; attributes are those of ASE."""
+    """FIRE (Bitzek et al., PRL 97, 170201, 2006) as in ase.optimize, with ASE's attributes."""
 
     maxstep: float = 0.2
     dt: float = 0.1
@@ -34,10 +41,12 @@ class FIRE:
     fa: float = 0.99
 
     def init(self, num: int, size: int, dtype=jnp.float32) -> FIREState:
+        """Return the initial state of `num` molecules with `size` coordinates each."""
         return FIREState(jnp.zeros((num, size), dtype), jnp.full(num, self.dt, dtype),
                          jnp.full(num, self.astart, dtype), jnp.zeros(num, jnp.int32))
 
     def step(self, state, positions, forces, fresh, active):
+        """Return the next positions (M, D) and state, see `Minimizer.step`."""
         old = FIREState(*(where(fresh, new, kept) for new, kept in zip(
             self.init(*forces.shape, forces.dtype), state)))
         v, power = old.velocity, dot(forces, old.velocity)
@@ -52,7 +61,7 @@ class FIRE:
         mixing = jnp.where(faster, old.mixing * self.fa, jnp.where(slower, self.astart, old.mixing))
         velocity = jnp.where(good[:, None], mixed, 0.0) + dt[:, None] * forces
         change = dt[:, None] * velocity
-        length = jnp.sqrt(dot(change, change))  # of all atoms together, as in ASE
+        length = jnp.sqrt(dot(change, change))  # over all atoms, as in ASE
         change *= jnp.where(length > self.maxstep, self.maxstep / jnp.where(length > 0, length, 1.0), 1.0)[:, None]
         new = FIREState(velocity, dt, mixing, jnp.where(good, old.downhill + 1, 0))
         return where(active, positions + change, positions), FIREState(

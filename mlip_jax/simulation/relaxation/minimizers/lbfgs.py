@@ -1,4 +1,4 @@
-"""L-BFGS of many molecules at once; see `Minimizer` for the shapes."""
+"""Batched L-BFGS; see `Minimizer` for the shapes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class LBFGSState(NamedTuple):
     """State of L-BFGS.
 
     Attributes:
-      s, y: Latest changes of positions and gradient, newest last, (M, memory, D). over: 1 / (s y), 0 where there is
-        none, (M, memory).
-      positions, forces: Of the step before, (M, D).
+      s, y: Latest changes of positions and gradient, newest last, (M, memory, D).
+      over: 1 / (s y), 0 if there is no change, (M, memory).
+      positions, forces: Positions and forces of the previous step, (M, D).
     """
 
     s: jax.Array
@@ -29,12 +29,15 @@ class LBFGSState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LBFGS:
-    """L-BFGS (Nocedal and Wright, algorithm 7.4): memory linear in the atoms.
+    """L-BFGS (Nocedal and Wright, algorithm 7.4). Memory is linear in the number of atoms.
 
-    As ASE's, but that steps along which the curvature is negative are forgotten, which keeps each step a descent.
+    Unlike ASE's, it ignores steps along which the curvature is negative, which makes each step a
+    descent.
 
     Attributes:
-      maxstep: Longest step of an atom, Å. alpha: First guess of the curvature, eV/Å². memory: Steps remembered.
+      maxstep: Longest step of an atom (Å).
+      alpha: Initial curvature (eV/Å²).
+      memory: Number of steps in the history.
     """
 
     maxstep: float = 0.2
@@ -42,16 +45,19 @@ class LBFGS:
     memory: int = 24
 
     def init(self, num: int, size: int, dtype=jnp.float32) -> LBFGSState:
+        """Return the initial state of `num` molecules with `size` coordinates each."""
         zeros, history = jnp.zeros((num, size), dtype), jnp.zeros((num, self.memory, size), dtype)
         return LBFGSState(history, history, jnp.zeros((num, self.memory), dtype), zeros, zeros)
 
     def step(self, state, positions, forces, fresh, active):
+        """Return the next positions (M, D) and state, see `Minimizer.step`."""
         s, y = positions - state.positions, state.forces - forces
         sy = dot(s, y)
         learns = active & ~fresh & (sy > 0) & (jnp.abs(s).max(1) >= MIN_CHANGE)
         over = jnp.where(learns, 1.0 / jnp.where(learns, sy, 1.0), 0.0)
 
         def pushed(history, new):
+            # a molecule that starts forgets the history of its predecessor in the slot
             history = where(active & fresh, jnp.zeros_like(history), history)
             return where(learns, jnp.concatenate([history[:, 1:], new[:, None]], 1), history)
 
@@ -61,7 +67,8 @@ class LBFGS:
         return where(active, positions + limit_step(direction, self.maxstep), positions), state
 
     def _direction(self, state, forces):
-        """Inverse Hessian times forces, by the two loops."""
+        """Return the inverse Hessian times the forces by the two-loop recursion, (M, D)."""
+        # memory becomes axis 0 for the scans: (M, memory, ...) -> (memory, M, ...)
         history = tuple(jnp.moveaxis(x, 1, 0) for x in (state.s, state.y, state.over))
 
         def back(q, item):
