@@ -254,9 +254,9 @@ def active_terms(potential: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the options of each energy term that is switched on: {name: options}.
 
     Args:
-      potential: Section "potential" of the config. For each term it has the fields `name` (whether
-        the term is on) and `name_options`. Its field long_range_cutoff (Å, inf for all pairs) is
-        the cutoff of the long-range terms whose options give no other.
+      potential: Section "potential" of the config. For each term it has the fields `name`
+        (whether the term is on) and `name_options`. Its field long_range_cutoff
+        (Å, inf for all pairs) is the cutoff of the long-range terms whose options give no other.
 
     Raises:
       ValueError: Unknown term, or a cutoff that is not positive.

@@ -2,9 +2,9 @@
 
 Every atom has scalars s (N, F) and vectors v (N, 3, F). Attention without softmax sums over the
 neighbors and the atom itself; filters that depend only on the distance weight keys and values.
-Filters are equal for i -> j and j -> i and are computed once for each pair, in separate arrays (P,
-F) that are never concatenated or split. Messages of an atom to itself are computed on atoms. The
-model agrees with TorchMD-Net 3.1.0 if the options are the same (importers/torchmdnet.py).
+Filters are equal for i -> j and j -> i and are computed once for each pair, in separate arrays
+(P, F) that are never concatenated or split. Messages of an atom to itself are computed on atoms.
+The model agrees with TorchMD-Net 3.1.0 if the options are the same (importers/torchmdnet.py).
 
 Two of the defaults here differ from those of TorchMD-Net, with which the energy is not smooth:
 
@@ -327,7 +327,7 @@ class TransformerLayer(nn.Module):
         parts = ("query", "key", *value_names(v is not None))
         init = packed_xavier((2 * width, width), ((len(parts) - 2) * width, 3 * width))
         projected = Dense(len(parts) * width, kernel_init=init, name="projections")(layer_norm(s, "norm"))
-        # everything that an atom sends, or asks for: (N, F) each, "vectors" (N, 3, F)
+        # query and everything that an atom sends: (N, F) each, "vectors" (N, 3, F)
         sent = dict(zip(parts, jnp.split(projected, len(parts), axis=-1)))
         if v is not None:
             sent["vectors"] = sent.pop("along_vectors")[:, None, :] * v

@@ -172,8 +172,8 @@ class Model(nn.Module):
         """Compute the radial parts of the filters of every layer.
 
         Returns:
-          For each layer, the filters of the feature branch and of the Euclidean branch, shape (P,
-          F) each.
+          For each layer, the filters of the feature branch and of the Euclidean branch, shape
+          (P, F) each.
         """
         widths = (self.num_features, self.num_features)
         basis = radial_basis(self.radial_basis)

@@ -128,8 +128,8 @@ def gaussian_basis(d, num, cutoff, centers=None, widths=None):
 def bessel_basis(d, num, cutoff, wave_numbers=None):
     """Compute the spherical Bessel functions of DimeNet, sin(k_n d) / d times sqrt(2 / cutoff).
 
-    Unless they are given, the wave numbers are k_n = n pi / cutoff. The shape (E,) becomes (E,
-    num).
+    Unless they are given, the wave numbers are k_n = n pi / cutoff. The shape (E,) becomes
+    (E, num).
     """
     k = _constants("wave numbers", wave_numbers, np.arange(1, num + 1) * np.pi / cutoff)
     scale = jnp.asarray(np.sqrt(2.0 / cutoff) * k, d.dtype)

@@ -32,8 +32,8 @@ class Readout(nn.Module):
       kind: One of KINDS. A "vector" is the dipole of charges at the atoms, plus vectors of the
         atoms if the backbone has features of degree 1 (PaiNN's dipole, arXiv:2102.03150 eq. 12). An
         "atom_vector" requires such features.
-      pooling: Reduction of atoms to a "scalar": "mean" or "attention" for intensive properties (an
-        orbital energy), "sum" for extensive ones.
+      pooling: Reduction of atoms to a "scalar": "mean" or "attention" for intensive properties
+        (an orbital energy), "sum" for extensive ones.
       width: Width of the hidden layer; None: half of the number of features.
       act: Activation of the hidden layer (layers.ACTIVATIONS).
     """
