@@ -81,9 +81,9 @@ def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_sca
         gradient, (energies, properties) = jax.grad(total, has_aux=True)(positions, None)
         stress = None
     else:
+        # stress = d energy / d strain / volume; graphs without a cell are divided by 1, not by 0
         strain = jnp.zeros((num, 3, 3), positions.dtype)
         (gradient, by_strain), (energies, properties) = jax.grad(total, (0, 1), has_aux=True)(positions, strain)
-        # graphs without a cell have volume 0; dividing by 1 instead avoids NaN
         volume = jnp.abs(jnp.linalg.det(graph.globals["cell"]))
         by_strain = 0.5 * (by_strain + by_strain.transpose(0, 2, 1))
         stress = by_strain / jnp.where(volume > 0, volume, 1.0)[:, None, None]
