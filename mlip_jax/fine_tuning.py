@@ -87,7 +87,7 @@ def reference_energies(begin: Potential, train: Split, elements: np.ndarray, see
                                                                                    for z in strange))
     taken = train.sample(_FITTED, seed)
     columns = taken.columns(labels_only=True)
-    # `begin` must accept the new elements too; the fit corrects their energies
+    # `begin` must accept the new elements; the fit corrects their energies
     everything = dataclasses.replace(begin, elements=tuple(sorted({*begin.elements, *elements.tolist()})))
     fit = ElementFit()
     fit.add(columns, columns.energy - energies(everything, columns, np.arange(len(columns))))

@@ -177,7 +177,7 @@ def _budgets(sizes: Sizes, bucket_edges: BucketEdges) -> tuple[PaddingBudget, ..
 def _budget_with_edges(sizes: Sizes, edges: int, count: float) -> PaddingBudget:
     """Return a budget with `edges` edges that fits about `count` average structures.
 
-    Every single structure fits, too.
+    It also fits every single structure.
     """
     # the mean over `count` structures fluctuates by 1 / sqrt(count)
     slack = 1 + 1.5 / np.sqrt(count)

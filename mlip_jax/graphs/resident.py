@@ -197,8 +197,7 @@ def _joined(pieces: list[dict[str, np.ndarray]]) -> DeviceDataset:
 
 
 def _compact(arrays: Iterable[np.ndarray]) -> np.ndarray:
-    """Concatenate indices of atoms or edges in the smallest integer type that can represent them.
-    """
+    """Concatenate indices of atoms or edges in the smallest sufficient integer type."""
     joined = np.concatenate(list(arrays))
     return joined.astype(_smallest(joined.max(initial=0)))
 

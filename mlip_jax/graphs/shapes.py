@@ -37,7 +37,8 @@ EDGE_MULTIPLE = 64
 EDGE_SLACK = 1.1
 # MAX_BUCKET_WASTE: ratio of a bucket to a structure above which the structure gets its own bucket.
 MAX_BUCKET_WASTE = 3
-# CALL_SLACK: growth of a `GrowingBudget`, ratio; fewer compilations for calls of slowly increasing size.
+# CALL_SLACK: growth ratio of a `GrowingBudget`; calls of slowly increasing size need fewer
+# compilations.
 CALL_SLACK = 1.2
 # CALL_MULTIPLE: granularity of every number of a `GrowingBudget`.
 CALL_MULTIPLE = 16

@@ -92,7 +92,8 @@ class SlotBatch(NamedTuple):
         0 for fewer than two atoms.
       begin: Index of the first atom of each slot in the graph, shape (M,).
       n_edge: Number of edges of each slot, whether it takes part or not, shape (M,). A slot that
-        exceeds the budget by itself never takes part: it needs a larger budget.
+        exceeds the budget by itself never takes part, and neither do the slots after it: it needs a
+        larger budget.
       n_pair: Number of long-range pairs of each slot, likewise, shape (M,).
     """
 

@@ -57,7 +57,7 @@ class Model(nn.Module):
       cutoff_lower: Distance below which pairs do not interact (Å).
       cutoff_fn: Envelope of the messages (layers.CUTOFFS); it must be "cosine" if there is a
         `cutoff_lower`. With "phys" and "exponential" second derivatives are continuous at the
-        cutoff, too.
+        cutoff.
       radial_basis: Functions of the distance: "expnorm" or "gaussian".
       num_radial: Number of radial basis functions.
       trainable_rbf: Whether centers and widths of the functions are parameters.
@@ -73,7 +73,7 @@ class Model(nn.Module):
         "keys", "values", "both" or "none".
       neighbor_embedding: Whether the initial features combine the elements of the atom and of its
         neighbors.
-      vector_cutoff: Whether messages to the vectors go to zero at the cutoff, too.
+      vector_cutoff: Whether messages to the vectors go to zero at the cutoff.
       epsilon: Constant added under the square root of the vectors' norms in the gated head; take
         1e-4 or more if second derivatives at symmetric geometries matter.
       head: Energy head: "gated", two gated equivariant blocks on scalars and vectors, or "scalar",

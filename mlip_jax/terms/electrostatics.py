@@ -15,8 +15,8 @@ from mlip_jax.models.layers.basic import Dense, activation, gather, safe_norm, s
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.terms.layers.pairwise import positive, share_among_atoms, switch_off
 
-# _SWITCH_START: fraction of the cutoff at which V - V(cutoff) starts to be replaced by the form
-# whose force is zero at the cutoff, too.
+# _SWITCH_START: fraction of the cutoff from which V - V(cutoff) is gradually replaced by the form
+# whose force is zero at the cutoff as well.
 _SWITCH_START = 0.45
 
 

@@ -212,7 +212,7 @@ def _sum(values, graph, mean: bool = False):
 def _softmax(logits, mask, graph):
     """Compute weights of the atoms that add up to one in each structure, shape (N,).
 
-    Padding atoms get weights, too, so that nothing is NaN.
+    Padding atoms get weights so that nothing is NaN.
     """
     of, num = node_graph_index(graph), graph.n_node.shape[0]
     logits = jnp.where(mask, logits, 0.0)
