@@ -33,7 +33,7 @@ _FITTED = 2_000  # maximum number of structures in the fit of reference energies
 def begin_from(config: ml_collections.ConfigDict) -> Potential | None:
     """Load the force field of config.init.workdir, or return None if that field is empty.
 
-    If model.name is empty, the section "model" of `config` is filled in from the force field, in
+    If model.name is empty, the part "model" of `config` is filled in from the force field, in
     place.
 
     Raises:

@@ -240,8 +240,8 @@ def create_model(model: Mapping[str, Any], potential: Mapping[str, Any] | None =
     """Create the model of a config, with the further energy terms that the config switches on.
 
     Args:
-      model: Section "model" of the config: name and options.
-      potential: Section "potential" of the config, see `active_terms`; None for no terms.
+      model: Part "model" of the config: name and options.
+      potential: Part "potential" of the config, see `active_terms`; None for no terms.
 
     Raises:
       ValueError: Unknown model, term or option; the message lists the known ones.
@@ -254,7 +254,7 @@ def active_terms(potential: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the options of each energy term that is switched on: {name: options}.
 
     Args:
-      potential: Section "potential" of the config. For each term it has the fields `name`
+      potential: Part "potential" of the config. For each term it has the fields `name`
         (whether the term is on) and `name_options`. Its field long_range_cutoff
         (Å, inf for all pairs) is the cutoff of the long-range terms whose options give no other.
 

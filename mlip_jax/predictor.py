@@ -167,7 +167,7 @@ def pretrained(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray],
     """Read the model, parameters and metadata of a workdir to initialize another predictor.
 
     Returns:
-      Section "model" of the config; arrays of the parameters by path, "backbone/..." and, for a
+      Part "model" of the config; arrays of the parameters by path, "backbone/..." and, for a
       predictor, "head_NAME/..."; metadata of the checkpoint.
 
     Raises:
