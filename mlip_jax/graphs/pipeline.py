@@ -46,6 +46,7 @@ class _Flatten(grain.experimental.FlatMapTransform):
     max_fan_out = sys.maxsize
 
     def flat_map(self, element):
+        """Return the groups of a window."""
         return element
 
 

@@ -1,7 +1,7 @@
 """SO3LR, a pretrained force field for molecules.
 
-Source: Kabylda et al., J. Am. Chem. Soc. 147, 33723, 2025. It consists of So3krates with embeddings
-of charge and spin, trainable repulsion, electrostatics of predicted charges and dispersion of
+SO3LR (Kabylda et al., J. Am. Chem. Soc. 147, 33723, 2025) consists of So3krates with embeddings of
+charge and spin, trainable repulsion, electrostatics of predicted charges and dispersion of
 predicted Hirshfeld ratios. It was trained on forces, dipoles and Hirshfeld ratios: only energy
 differences between structures of the same atoms are meaningful. The training structures include
 ions of both signs but none with unpaired electrons, so the embedding of spin has its initial

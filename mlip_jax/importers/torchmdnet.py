@@ -203,8 +203,7 @@ def _shown(weights: StateDict) -> dict[str, Any]:
 
 
 def _check_hparams(hparams, shown) -> None:
-    """Raise ValueError if hyperparameters are missing, unsupported or in conflict with the weights.
-    """
+    """Raise ValueError if hyperparameters are missing, unsupported or contradict the weights."""
     for name, allowed in _SUPPORTED.items():
         if name in hparams and hparams[name] not in allowed:
             raise ValueError(f"hyper-parameter {name} must be {' or '.join(map(repr, allowed))}, received "
@@ -379,8 +378,7 @@ def _check_box(weights: StateDict) -> None:
 
 
 def _elements(given, references, rows) -> tuple[int, ...]:
-    """Return the atomic numbers of `elements`, or infer them from the reference energies if None.
-    """
+    """Return the atomic numbers of `elements`; None infers them from reference energies."""
     if given is None:
         found = tuple(np.flatnonzero(references).tolist())
         if not found:

@@ -74,8 +74,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safetensors.safe_open(path, framework="np") as data:
             arrays = {name: data.get_tensor(name) for name in data.keys()}
-            # safetensors.torch.save_model stores a shared parameter once, and lists its other names
-            # here
+            # save_model stores a shared parameter once and lists its other names in the metadata
             others = data.metadata() or {}
     except (safetensors.SafetensorError, OSError, TypeError, KeyError) as error:
         raise WeightsError(f"{path}: not a whole .safetensors file of NumPy's types: {error}. {HOW_TO_SAVE}") from error

@@ -146,6 +146,7 @@ class PropertyModel(nn.Module):
         return getattr(self.backbone, "long_range_cutoff", None)
 
     def setup(self):
+        """Create the readouts."""
         for name, options in self.heads:
             setattr(self, f"head_{name}", Readout(**dict(options)))
 
