@@ -68,9 +68,10 @@ def parameters(begin: Potential) -> Any:
 def reference_energies(begin: Potential, train: Split, elements: np.ndarray, seed: int) -> np.ndarray:
     """Fit reference energies (eV), shape (119,), such that `begin` agrees with the training data.
 
-    The fit uses at most 2,000 structures. Their energies minus the predictions of `begin` are
-    fitted by least squares, with one value per element, and the result is added to the reference
-    energies of `begin`.
+    The fit uses at most 2,000 random structures; elements that none of them contains keep the
+    reference energies of `begin`. The energies of these structures minus the predictions of `begin`
+    are fitted by least squares, with one value per element, and the result is added to the
+    reference energies of `begin`.
 
     Args:
       begin: Force field that training is initialized from.
@@ -79,7 +80,7 @@ def reference_energies(begin: Potential, train: Split, elements: np.ndarray, see
       seed: Seed that selects the structures.
 
     Raises:
-      ValueError: The training split has no known energy.
+      ValueError: No structure in the fit has a known energy.
     """
     strange = sorted(set(elements.tolist()) - set(begin.elements))
     if strange:
