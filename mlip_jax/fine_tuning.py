@@ -1,8 +1,9 @@
-"""What a force field begins from when it is not at random: another one, which it fine-tunes on its own data.
+"""Fine-tuning: initialize training from another force field.
 
-Parameters and the scale of the energies are the other's. Reference energies are made anew, so that data of another
-method, or of another zero of energy, begin where the other force field leaves off: the least squares are of what it
-leaves of the energies, by element.
+The parameters and the energy scale are copied. Reference energies are refitted: the energies that
+the other force field leaves unexplained are fitted by least squares, with one value per element. So
+data of another reference method, or with another zero of energy, do not change where training
+starts.
 """
 
 from __future__ import annotations
@@ -26,17 +27,19 @@ from mlip_jax.training.data import Split
 
 log = logging.getLogger(__name__)
 
-_FITTED = 2_000  # structures that tell the reference energies
+_FITTED = 2_000  # maximum number of structures in the fit of reference energies
 
 
 def begin_from(config: ml_collections.ConfigDict) -> Potential | None:
-    """The force field of config.init.workdir; None where that is empty.
+    """Load the force field of config.init.workdir, or return None if that field is empty.
 
-    The part "model" of `config` becomes its own where model.name is empty.
+    If model.name is empty, the part "model" of `config` is filled in from the force field, in
+    place.
 
     Raises:
-      CheckpointError, ValueError, FileNotFoundError: There is no force field that can be read.
-      ConfigError: `config` has another model or other energy terms; or no model, and nothing to take it from.
+      CheckpointError, ValueError, FileNotFoundError: There is no readable force field.
+      ConfigError: `config` has a different model or different energy terms, or it has neither a
+        model nor an init.workdir to take it from.
     """
     if not config.init.workdir:
         if not config.model.name:
@@ -57,21 +60,27 @@ def begin_from(config: ml_collections.ConfigDict) -> Potential | None:
 
 
 def parameters(begin: Potential) -> Any:
-    """Those of `begin`, in the precision that its model is initialised in."""
+    """Return the parameters of `begin`, cast to the dtypes in which its model initializes them."""
     shapes = jax.eval_shape(begin.model.init, jax.random.key(0), example_graph())
     return jax.tree.map(lambda shape, leaf: np.asarray(leaf, shape.dtype), shapes, begin.params)
 
 
 def reference_energies(begin: Potential, train: Split, elements: np.ndarray, seed: int) -> np.ndarray:
-    """Reference energies (119,) in eV with which `begin` fits the training data best, by least squares.
+    """Fit reference energies (eV), shape (119,), such that `begin` agrees with the training data.
 
-    Those of some thousand structures: what its own reference energies and its model leave is fitted by element.
+    The fit uses at most 2,000 random structures; elements that none of them contains keep the
+    reference energies of `begin`. The energies of these structures minus the predictions of `begin`
+    are fitted by least squares, with one value per element, and the result is added to the
+    reference energies of `begin`.
 
     Args:
-      train: The training part. elements: Atomic numbers that occur there. seed: Of the structures that are taken.
+      begin: Force field that training is initialized from.
+      train: Training split.
+      elements: Atomic numbers that occur in the training split.
+      seed: Seed that selects the structures.
 
     Raises:
-      ValueError: No energy is known in the training set.
+      ValueError: No structure in the fit has a known energy.
     """
     strange = sorted(set(elements.tolist()) - set(begin.elements))
     if strange:
@@ -79,6 +88,7 @@ def reference_energies(begin: Potential, train: Split, elements: np.ndarray, see
                                                                                    for z in strange))
     taken = train.sample(_FITTED, seed)
     columns = taken.columns(labels_only=True)
+    # `begin` must accept the new elements; the fit corrects their energies
     everything = dataclasses.replace(begin, elements=tuple(sorted({*begin.elements, *elements.tolist()})))
     fit = ElementFit()
     fit.add(columns, columns.energy - energies(everything, columns, np.arange(len(columns))))

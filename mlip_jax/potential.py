@@ -1,4 +1,7 @@
-"""Potential: model, parameters and reference energies make a force field. The only place that differentiates."""
+"""Force fields: a `Potential` combines a model, its parameters and reference energies.
+
+This is the only module that differentiates, energies as well as losses.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,14 @@ BEST = "best"
 
 
 class Evaluation(NamedTuple):
-    """Energies and forces of a padded batch; reference energies are not in them.
+    """Energies and forces of a padded batch, without reference energies.
 
     Attributes:
-      energy: (G,) eV, zero for padding graphs.
-      forces: (N, 3) eV/Å, zero for padding atoms.
-      energies: (N,) atomic energies in eV, zero for padding atoms.
-      stress: (G, 3, 3) eV/Å³ or None.
-      properties: Predictions for each atom by name, (N, ...) each, zero for padding atoms.
+      energy: Energy of each graph (eV), shape (G,); zero for padding graphs.
+      forces: Forces (eV/Å), shape (N, 3); zero for padding atoms.
+      energies: Atomic energies (eV), shape (N,); zero for padding atoms.
+      stress: Stress (eV/Å³), shape (G, 3, 3), or None.
+      properties: Per-atom predictions by name, shape (N, ...) each; zero for padding atoms.
     """
 
     energy: jax.Array
@@ -43,16 +46,21 @@ class Evaluation(NamedTuple):
 
 def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_scale: float,
              with_stress: bool = False, with_forces: bool = True) -> Evaluation:
-    """Energies, with those of further terms, and forces as minus the gradient. Pure; call it under jit.
+    """Compute energies, forces and, optionally, stress of a padded batch.
+
+    Energies include those of further terms. Forces are minus the gradient. The function is pure;
+    call it under jit.
 
     Args:
-      model, params: On the contract of mlip_jax.models.
-      graph: Padded, laid out as graphs/graph.py says.
-      energy_scale: eV per unit of the model's output.
-      with_stress: Also the derivative by strain over the volume; needs globals["cell"].
-      with_forces: Without, nothing is differentiated and forces are zero.
+      model: Model that follows the contract of mlip_jax.models.
+      params: Parameters of the model.
+      graph: Padded batch in the layout of graphs/graph.py.
+      energy_scale: Energy per unit of the model's output (eV).
+      with_stress: Also compute the stress, the strain derivative of the energy divided by the
+        volume. It requires globals["cell"].
+      with_forces: If False and there is no stress, nothing is differentiated and forces are zero.
     """
-    params, graph = jax.tree.map(jnp.asarray, (params, graph))  # NumPy arrays cannot be indexed by traced ones
+    params, graph = jax.tree.map(jnp.asarray, (params, graph))  # a traced index fails on NumPy arrays
     node_graph = node_graph_index(graph)
     node_mask = jraph.get_node_padding_mask(graph)
     num = graph.n_node.shape[0]
@@ -73,6 +81,7 @@ def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_sca
         gradient, (energies, properties) = jax.grad(total, has_aux=True)(positions, None)
         stress = None
     else:
+        # stress = d energy / d strain / volume; graphs without a cell are divided by 1, not by 0
         strain = jnp.zeros((num, 3, 3), positions.dtype)
         (gradient, by_strain), (energies, properties) = jax.grad(total, (0, 1), has_aux=True)(positions, strain)
         volume = jnp.abs(jnp.linalg.det(graph.globals["cell"]))
@@ -85,14 +94,18 @@ def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_sca
 
 def hessian_columns(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_scale: float,
                     directions: jax.Array) -> jax.Array:
-    """Derivatives of the energy's gradient along displacements of the atoms, (C, N, 3) eV/Å². Pure.
+    """Compute derivatives of the energy's gradient along displacements of the atoms (eV/Å²).
 
-    With unit vectors for directions these are columns of the Hessian. Forward over reverse mode: the gradient is
-    differentiated once, what it needs is kept, and each direction costs about one evaluation.
+    With unit vectors as directions these are columns of the Hessian. The function is pure. It uses
+    forward-over-reverse mode: the gradient is linearized once, its intermediate values are kept,
+    and each direction costs about one evaluation.
 
     Args:
-      model, params, graph, energy_scale: As for `evaluate`.
-      directions: (C, N, 3).
+      model, params, graph, energy_scale: See `evaluate`.
+      directions: Displacements of all atoms, shape (C, N, 3).
+
+    Returns:
+      Derivatives, shape (C, N, 3).
     """
     params, graph = jax.tree.map(jnp.asarray, (params, graph))
 
@@ -105,18 +118,26 @@ def hessian_columns(model: nn.Module, params: Any, graph: jraph.GraphsTuple, ene
 
 
 def _moved(graph, positions, strain, node_graph):
-    """The graph with other positions and, with a strain (G, 3, 3), positions and cell deformed by it."""
+    """Replace the positions; a strain (G, 3, 3), if given, deforms positions and cell."""
     if strain is None:
         return graph._replace(nodes={**graph.nodes, "positions": positions})
     deformation = jnp.eye(3, dtype=positions.dtype) + 0.5 * (strain + strain.transpose(0, 2, 1))
-    exact = jax.lax.Precision.HIGHEST  # float32 is not cut to bfloat16 or TF32
+    exact = jax.lax.Precision.HIGHEST  # no rounding to bfloat16 or TF32
     cell = jnp.einsum("gcx,gxy->gcy", graph.globals["cell"], deformation, precision=exact)
     positions = jnp.einsum("nx,nxy->ny", positions, deformation[node_graph], precision=exact)
     return graph._replace(nodes={**graph.nodes, "positions": positions}, globals={**graph.globals, "cell": cell})
 
 
 def gradient(loss: Callable[[Any], tuple[jax.Array, Any]], params: Any) -> tuple[jax.Array, Any, Any]:
-    """(loss, auxiliary output, gradient by the parameters) of a loss of `Evaluation`s."""
+    """Differentiate a loss of `Evaluation`s with respect to the parameters.
+
+    Args:
+      loss: Function of the parameters that returns the loss and an auxiliary output.
+      params: Parameters.
+
+    Returns:
+      (loss, auxiliary output, gradient with respect to the parameters).
+    """
     (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
     return value, aux, grads
 
@@ -126,12 +147,14 @@ class Potential:
     """A force field.
 
     Attributes:
-      model: On the contract of mlip_jax.models. params: Its parameters.
-      cutoff: Å.
-      reference_energies: (119,) float64 eV, added on the host.
-      energy_scale: eV per unit of the model's output.
-      elements: Atomic numbers that the training set held.
-      metadata: Config, statistics, versions and label origin, as the checkpoint has them.
+      model: Model that follows the contract of mlip_jax.models.
+      params: Parameters of the model.
+      cutoff: Cutoff radius (Å).
+      reference_energies: Reference energy of each element (eV), shape (119,), float64; added on the
+        host.
+      energy_scale: Energy per unit of the model's output (eV).
+      elements: Atomic numbers that occur in the training split.
+      metadata: Config, statistics, versions and label origin, as stored in the checkpoint.
     """
 
     model: nn.Module
@@ -144,10 +167,10 @@ class Potential:
 
     @classmethod
     def load(cls, path: str | Path) -> Potential:
-        """The force field of a workdir (its best checkpoint) or of a checkpoint directory.
+        """Load the force field of a workdir (its best checkpoint) or of a checkpoint directory.
 
         Raises:
-          CheckpointError: Nothing readable is there, or it is no force field.
+          CheckpointError: There is no readable checkpoint, or it is not that of a force field.
         """
         restored = read_checkpoint(path)
         if "reference_energies" not in restored.metadata["statistics"]:
@@ -157,7 +180,12 @@ class Potential:
 
     @classmethod
     def from_checkpoint(cls, arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> Potential:
-        """The force field of the arrays under "params/" and the metadata of a checkpoint."""
+        """Create the force field from the contents of a checkpoint.
+
+        Args:
+          arrays: Arrays of the checkpoint; the parameters have names that begin with "params/".
+          metadata: Metadata of the checkpoint.
+        """
         statistics, config = metadata["statistics"], metadata["config"]
         model = create_model(config["model"], config.get("potential"))
         template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
@@ -169,18 +197,21 @@ class Potential:
 
     @property
     def long_range_cutoff(self) -> float | None:
-        """See the function of this name."""
+        """Cutoff of long-range pairs (Å); see the function `long_range_cutoff`."""
         return long_range_cutoff(self.model)
 
     def digest(self) -> str:
-        """A short digest of model, parameters and reference energies: which force field this is."""
+        """Return a short digest of model, parameters and reference energies.
+
+        It identifies the force field.
+        """
         found = hashlib.sha256(repr((self.model, self.cutoff, self.energy_scale)).encode())
         for leaf in [*jax.tree.leaves(self.params), self.reference_energies]:
             found.update(np.ascontiguousarray(leaf).tobytes())
         return found.hexdigest()[:16]
 
     def check_elements(self, numbers: np.ndarray) -> None:
-        """Raise ValueError naming the elements that the force field never saw."""
+        """Raise ValueError that lists the elements that are missing from the training split."""
         unknown = sorted(set(np.asarray(numbers).tolist()) - set(self.elements))
         if unknown:
             raise ValueError(
@@ -189,10 +220,10 @@ class Potential:
 
 
 def read_checkpoint(path: str | Path) -> Restored:
-    """The best checkpoint of a workdir, or the newest of a checkpoint directory.
+    """Read the best checkpoint of a workdir, or the newest one of a checkpoint directory.
 
     Raises:
-      CheckpointError: Nothing readable is there.
+      CheckpointError: There is no readable checkpoint.
     """
     path = Path(path)
     if not path.is_dir():
@@ -206,28 +237,29 @@ def read_checkpoint(path: str | Path) -> Restored:
 
 
 def create_model(model: Mapping[str, Any], potential: Mapping[str, Any] | None = None) -> nn.Module:
-    """The model of a config, and the further energy terms that are switched on in it.
+    """Create the model of a config, with the further energy terms that the config switches on.
 
     Args:
-      model: The part "model": name and options.
-      potential: The part "potential", see `active_terms`; None for no terms.
+      model: Part "model" of the config: name and options.
+      potential: Part "potential" of the config, see `active_terms`; None for no terms.
 
     Raises:
-      ValueError: No such model, term or option; the message says which there are.
+      ValueError: Unknown model, term or option; the message lists the known ones.
     """
     made = models.create(model["name"], **_options(model["options"]))
     return terms.with_terms(made, active_terms(potential or {}))
 
 
 def active_terms(potential: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Options of each energy term that is on: {name: options}.
+    """Return the options of each energy term that is switched on: {name: options}.
 
     Args:
-      potential: For a term `name` the fields `name` (is it on?) and `name_options`, and long_range_cutoff in Å, inf
-        for all pairs: the cutoff of the terms of long range whose options give no other.
+      potential: Part "potential" of the config. For each term it has the fields `name`
+        (whether the term is on) and `name_options`. Its field long_range_cutoff
+        (Å, inf for all pairs) is the cutoff of the long-range terms whose options give no other.
 
     Raises:
-      ValueError: No such term; a cutoff that is not positive.
+      ValueError: Unknown term, or a cutoff that is not positive.
     """
     cutoff = float(potential.get("long_range_cutoff", math.inf))
     if not cutoff > 0:
@@ -245,17 +277,23 @@ def active_terms(potential: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def long_range_cutoff(model: nn.Module) -> float | None:
-    """Å that a graph's long-range pairs must reach for a model: inf for all pairs, None if it uses none."""
+    """Return the distance (Å) up to which a model needs long-range pairs.
+
+    It is inf if the model needs all pairs and None if it needs none.
+    """
     return getattr(model, "long_range_cutoff", None)
 
 
 def _options(options: Mapping[str, Any]) -> dict[str, Any]:
-    # JSON has no tuples, flax modules want hashable fields
+    """Replace lists by tuples: JSON has no tuples, and flax modules need hashable fields."""
     return {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in options.items()}
 
 
 def example_graph(dtype=np.float32) -> jraph.GraphsTuple:
-    """A small padded graph (a pair of atoms and padding), enough to initialise any model with any terms."""
+    """Return a small padded graph, a pair of atoms and padding.
+
+    It is sufficient to initialize any model with any terms.
+    """
     return jraph.GraphsTuple(
         nodes={"positions": np.array([[0, 0, 0], [0, 0, 1], [0, 0, 0]], dtype),
                "numbers": np.array([6, 1, 0], np.int32)},

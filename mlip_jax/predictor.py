@@ -1,4 +1,4 @@
-"""Predictor: model, parameters and targets make properties of geometries."""
+"""Predictors of properties: a `Predictor` combines a model, its parameters and targets."""
 
 from __future__ import annotations
 
@@ -32,12 +32,15 @@ EMBEDDING = "embedding"
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """What a run of the task "property" has learned.
+    """Result of a training run of the task "property".
 
     Attributes:
-      model: See readouts.PropertyModel. params: Its parameters. targets: What it predicts.
-      cutoff: Å. elements: Atomic numbers of the training part.
-      metadata: Config, statistics and versions, as the checkpoint has them.
+      model: Backbone with readouts, see readouts.PropertyModel.
+      params: Parameters of the model.
+      targets: Predicted properties.
+      cutoff: Cutoff radius (Å).
+      elements: Atomic numbers that occur in the training split.
+      metadata: Config, statistics and versions, as stored in the checkpoint.
     """
 
     model: PropertyModel
@@ -49,10 +52,10 @@ class Predictor:
 
     @classmethod
     def load(cls, path: str | Path) -> Predictor:
-        """The predictor of a workdir (its best checkpoint) or of a checkpoint directory.
+        """Load the predictor of a workdir (its best checkpoint) or of a checkpoint directory.
 
         Raises:
-          CheckpointError: Nothing readable is there, or a force field.
+          CheckpointError: There is no readable checkpoint, or it is that of a force field.
         """
         restored = read_checkpoint(path)
         if restored.metadata["config"].get("task") != TASK:
@@ -62,7 +65,12 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(cls, arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> Predictor:
-        """Of the arrays under "params/" and the metadata of a checkpoint."""
+        """Create the predictor from the contents of a checkpoint.
+
+        Args:
+          arrays: Arrays of the checkpoint; the parameters have names that begin with "params/".
+          metadata: Metadata of the checkpoint.
+        """
         statistics = metadata["statistics"]
         targets = tuple(Target.from_json(t) for t in statistics["targets"])
         model = with_heads(backbone_of(metadata["config"]), statistics["heads"])
@@ -72,18 +80,22 @@ class Predictor:
 
     def predict(self, structures: Columns | Sequence[Atoms], batch_size: int = 64, budget: GrowingBudget | None = None
                 ) -> dict[str, np.ndarray]:
-        """Properties of structures.
+        """Predict the properties of structures.
 
         Args:
-          batch_size: Average structures that are predicted at a time.
-          budget: Padding budget of consecutive calls, so that they share a compiled program.
+          structures: Structures, S of them with A atoms in total.
+          batch_size: Average number of structures per batch.
+          budget: Padding budget that consecutive calls share, so that they use the same compiled
+            program.
 
         Returns:
-          Each property by name: (S,), (S, 3), or of atoms (A,), float64, in its unit. And "embedding", (S, F): where
-          the structures lie in what the model knows (PropertyModel.embed).
+          Each property by name, float64 in its unit: shape (S,) or (S, 3), or (A,) for properties
+          of atoms. In addition "embedding", shape (S, F), the position of each structure in the
+          model's feature space (PropertyModel.embed).
 
         Raises:
-          ValueError: No structures, or one holds an element that the training part did not.
+          ValueError: There are no structures, or one has an element that is missing from the
+            training split.
         """
         columns = structures if isinstance(structures, Columns) else Columns.from_structures(map(from_ase, structures))
         self.check_elements(columns.numbers)
@@ -92,7 +104,7 @@ class Predictor:
             EMBEDDING: outputs[EMBEDDING].astype(np.float64)}
 
     def check_elements(self, numbers: np.ndarray) -> None:
-        """Raise ValueError naming the elements that the training part did not hold."""
+        """Raise ValueError that lists the elements that are missing from the training split."""
         unknown = sorted(set(np.asarray(numbers).tolist()) - set(self.elements))
         if unknown:
             raise ValueError(
@@ -100,6 +112,7 @@ class Predictor:
                 f"{', '.join(chemical_symbols[z] for z in self.elements)}")
 
     def _outputs(self, columns: Columns, batch_size: int, growing: GrowingBudget) -> dict[str, np.ndarray]:
+        """Compute the outputs in batches; return them in the order of the structures."""
         if not len(columns):
             raise ValueError("there are no structures to predict")
         sizes = graph_sizes(columns, self.cutoff, self.model.long_range_cutoff)
@@ -109,10 +122,11 @@ class Predictor:
             graph = build_batch(columns.take(places), budget, self.cutoff,
                                 long_range_cutoff=self.model.long_range_cutoff)
             made = jax.device_get(_apply(self.model, self.params, graph))
-            rows = len(columns.atoms_of(places))
+            rows = len(columns.atoms_of(places))  # without padding
             parts.append({name: values[:rows if name in self._of_atoms else len(places)]
                           for name, values in made.items()})
             order.append(places)
+        # undo the order of the batches: for rows of structures and for rows of atoms
         order = np.concatenate(order)
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         back = {False: np.argsort(order), True: np.argsort(columns.atoms_of(order))}
@@ -120,11 +134,15 @@ class Predictor:
 
     @property
     def _of_atoms(self) -> set[str]:
+        """Names of the properties that have one row per atom."""
         return {name for name, options in self.model.heads if dict(options).get("kind", "").startswith("atom")}
 
 
     def digest(self) -> str:
-        """A short digest of model, parameters and targets: which predictor this is."""
+        """Return a short digest of model, parameters and targets.
+
+        It identifies the predictor.
+        """
         found = hashlib.sha256(repr((self.model, self.cutoff, [t.to_json() for t in self.targets])).encode())
         for leaf in jax.tree.leaves(self.params):
             found.update(np.ascontiguousarray(leaf).tobytes())
@@ -138,19 +156,22 @@ def _apply(model, params, graph):
 
 
 def backbone_of(config: Mapping[str, Any]) -> Any:
-    """The model of a config without energy terms: those add to an energy, and features know nothing of them."""
+    """Create the model of a config without its energy terms.
+
+    Terms contribute only to the energy; the features do not depend on them.
+    """
     return create_model(config["model"])
 
 
 def pretrained(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
-    """What a workdir gives to begin with.
+    """Read the model, parameters and metadata of a workdir to initialize another predictor.
 
     Returns:
-      The part "model" of its config; arrays of parameters by path, "backbone/..." and, of a predictor, "head_NAME/...";
-      and the metadata of the checkpoint.
+      Part "model" of the config; arrays of the parameters by path, "backbone/..." and, for a
+      predictor, "head_NAME/..."; metadata of the checkpoint.
 
     Raises:
-      CheckpointError: Nothing readable is there.
+      CheckpointError: There is no readable checkpoint.
     """
     restored = read_checkpoint(path)
     prefix = "params/params/"
@@ -164,12 +185,20 @@ def pretrained(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray],
 
 
 def begin_from(params: Any, arrays: Mapping[str, np.ndarray], source: str) -> tuple[Any, list[str]]:
-    """`params` of a PropertyModel, the backbone and heads of which are those of `arrays` (`pretrained`), as far as
-    there are any; and the names of the heads that start anew.
+    """Replace parameters of a PropertyModel by those of a pretrained model.
+
+    Args:
+      params: Initial parameters of the PropertyModel.
+      arrays: Arrays of the pretrained model, see `pretrained`.
+      source: Origin of the arrays, for error messages.
+
+    Returns:
+      `params` with the backbone and the heads that `arrays` contains, and the names of the heads
+      that keep their initial values.
 
     Raises:
-      CheckpointError: The backbone, or a head of the same name, is not the same: parameters that are missing, left
-        over or of another shape are named.
+      CheckpointError: The backbone, or a head of the same name, differs. The message lists
+        parameters that are missing, left over or have another shape.
     """
     parts, fresh = dict(params["params"]), []
     for name, own in parts.items():

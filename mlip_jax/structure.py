@@ -1,6 +1,7 @@
-"""Structure: one conformation of one molecule or crystal, with its labels. The word of all host-side rooms.
+"""Structure: one conformation of a molecule or crystal, with its labels.
 
-Units are eV, Å and elementary charges. A label that is missing is NaN, never zero.
+All host-side modules exchange structures in this form. Units are eV, Å and elementary charges. A
+missing label is NaN, never zero.
 """
 
 from __future__ import annotations
@@ -18,20 +19,22 @@ class Structure:
 
     Attributes:
       numbers: Atomic numbers, shape (n_atoms,), int.
-      positions: Cartesian positions in Å, shape (n_atoms, 3), float64.
-      energy: Total energy in eV; NaN where unknown.
-      forces: Forces (minus the gradient) in eV/Å, shape (n_atoms, 3); None or NaN where unknown.
-      charge: Total charge in elementary charges.
-      cell: Lattice vectors as rows in Å, shape (3, 3), or None.
+      positions: Cartesian positions (Å), shape (n_atoms, 3), float64.
+      energy: Total energy (eV); NaN if unknown.
+      forces: Forces, minus the gradient (eV/Å), shape (n_atoms, 3); None or NaN if unknown.
+      charge: Total charge (elementary charges).
+      cell: Lattice vectors as rows (Å), shape (3, 3), or None.
       pbc: Periodicity along each lattice vector, shape (3,), or None for no periodicity.
-      molecule: Identity of the molecule: equal for all its conformations, different for other molecules.
-      smiles: Of the molecule, where the source knows it.
+      molecule: Identity of the molecule: equal for all its conformations, different for other
+        molecules.
+      smiles: SMILES of the molecule; empty if the source does not provide it.
       conformer: Index of the conformation within its source record.
-      record: Number of the record in its file.
-      subset: The part of the data set that it comes from.
-      source: File and record, for messages.
-      properties: Further labels of the whole structure by name: numbers or arrays of one shape.
-      atom_properties: Further labels of the atoms by name, each of shape (n_atoms, ...).
+      record: Index of the record in its file.
+      subset: Name of the subset of the data set that the structure belongs to.
+      source: File and record, for error messages.
+      properties: Further labels of the whole structure by name: numbers or arrays of the same shape
+        in all structures.
+      atom_properties: Further labels of the atoms by name, shape (n_atoms, ...) each.
     """
 
     numbers: np.ndarray
@@ -64,14 +67,14 @@ class Structure:
         return len(self.numbers)
 
 
-STATES = ("charge", "num_unpaired_electrons")  # names in the info of an `ase.Atoms` object
+STATES = ("charge", "num_unpaired_electrons")  # keys of `ase.Atoms.info`
 
 
 def electronic_value(atoms, name: str) -> float:
-    """Return `atoms.info[name]` of STATES as a number, 0 if it is missing.
+    """Return the field `name` of `atoms.info` (one of STATES) as a number, 0 if it is missing.
 
     Raises:
-      ValueError: It is not a finite number.
+      ValueError: The value is not a finite number.
     """
     given = atoms.info.get(name, 0.0)
     try:
@@ -84,12 +87,15 @@ def electronic_value(atoms, name: str) -> float:
 
 
 def electronic_state(atoms) -> dict[str, Any]:
-    """What the info of an `ase.Atoms` object says of charge (e) and "num_unpaired_electrons", where it says so."""
+    """Return the fields of STATES that the info of an `ase.Atoms` object contains.
+
+    These are the charge (elementary charges) and the number of unpaired electrons.
+    """
     return {name: atoms.info[name] for name in STATES if name in atoms.info}
 
 
 def from_ase(atoms, **labels) -> Structure:
-    """Structure of an `ase.Atoms` object; `labels` are further fields of Structure."""
+    """Convert an `ase.Atoms` object; `labels` are further fields of Structure."""
     periodic = bool(np.any(atoms.pbc))
     return Structure(
         numbers=np.asarray(atoms.numbers, np.int32),

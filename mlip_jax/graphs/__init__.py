@@ -1,1 +1,1 @@
-"""Structures to graphs to padded batches."""
+"""Graphs of structures: neighbor lists, padding budgets, packing plans and padded batches."""

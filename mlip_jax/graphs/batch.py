@@ -23,20 +23,25 @@ from mlip_jax.graphs.shapes import PaddingBudget
 def build_batch(columns: Columns, budget: PaddingBudget, cutoff: float, reference: np.ndarray | None = None,
                 dtype=np.float32, long_range_cutoff: float | None = None, properties: Sequence[str] = ()
                 ) -> jraph.GraphsTuple:
-    """Build one padded batch (NumPy arrays) of all structures of `columns`, laid out as graphs/graph.py describes.
+    """Build one padded batch of all structures of `columns`.
+
+    The arrays are NumPy arrays in the layout of graphs/graph.py.
 
     Args:
       columns: Structures of the batch.
       budget: Static shape of the batch.
-      cutoff: Å.
-      reference: Reference energy of every element, shape (119,), eV; subtracted in float64.
+      cutoff: Cutoff radius (Å).
+      reference: Reference energy of each element (eV), shape (119,); subtracted in float64.
       dtype: Floating-point type of the arrays.
-      long_range_cutoff: Å, inf for all pairs; None for a batch without the list of long-range pairs.
-      properties: Names of labels besides energies and forces: globals["properties"] has those of structures, (G, ...),
-        nodes["properties"] those of atoms, (N, ...); NaN where the structures have none.
+      long_range_cutoff: Cutoff of long-range pairs (Å), inf for all pairs; None for a batch without
+        a list of long-range pairs.
+      properties: Names of labels other than energies and forces. globals["properties"] has those of
+        structures, (G, ...), and nodes["properties"] those of atoms, (N, ...); NaN if a structure
+        has no such label.
 
     Raises:
-      ValueError: The structures do not fit into the budget, or a periodic structure has an infinite cutoff.
+      ValueError: The structures do not fit into the budget, or the long-range cutoff is infinite
+        and a structure is periodic.
     """
     n_node = columns.n_atoms
     neighbors = [neighbor_list(positions, cutoff, *box) for positions, *box in each_geometry(columns)]
@@ -82,7 +87,7 @@ def subtract_references(columns: Columns, reference: np.ndarray | None) -> np.nd
 
 
 def each_geometry(columns: Columns) -> Iterator[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]]:
-    """Yield (positions, cell, pbc) of each structure, the latter two None for open boundaries."""
+    """Yield (positions, cell, pbc) of each structure; cell and pbc are None for open boundaries."""
     for s in range(len(columns)):
         atoms = slice(columns.offsets[s], columns.offsets[s + 1])
         periodic = columns.pbc is not None and columns.pbc[s].any()
@@ -90,7 +95,7 @@ def each_geometry(columns: Columns) -> Iterator[tuple[np.ndarray, np.ndarray | N
 
 
 def _long_range(columns, cutoff, budget) -> dict[str, np.ndarray]:
-    """Concatenate long-range pairs; padding pairs join the first padding atom to itself."""
+    """Concatenate long-range pairs; padding pairs connect the first padding atom to itself."""
     lists = [long_range_list(positions, cutoff, *box) for positions, *box in each_geometry(columns)]
     n_pair = sum(len(pairs[0]) for pairs in lists)
     if n_pair > budget.n_pair:
@@ -106,20 +111,22 @@ def _long_range(columns, cutoff, budget) -> dict[str, np.ndarray]:
 
 
 def _pad(array: np.ndarray, length: int) -> np.ndarray:
+    """Append zero rows up to `length`."""
     return np.concatenate([array, np.zeros((length - len(array), *array.shape[1:]), array.dtype)])
 
 
 def _concatenate_edges(neighbors, n_node, n_edge, budget, periodic) -> dict[str, np.ndarray | None]:
-    """Concatenate edges; padding edges join the first padding atom to itself, in pairs."""
+    """Concatenate edges; padding edges connect the first padding atom to itself, in pairs."""
     first_atom = np.concatenate([[0], np.cumsum(n_node)]).astype(np.int32)
     first_edge = np.concatenate([[0], np.cumsum(n_edge)]).astype(np.int32)
     total, atom = int(first_edge[-1]), first_atom[-1]
     padding = np.full(budget.n_edge - total, atom, np.int32)
-    idle = np.arange(total, budget.n_edge, dtype=np.int32)
+    idle = np.arange(total, budget.n_edge, dtype=np.int32)  # indices of padding edges
 
     def joined(name, add):
         return [getattr(nb, name) + a for nb, a in zip(neighbors, add)]
 
+    # pair_order lists the forward edges of all structures first, then their reverse edges
     halves = [np.split(o, 2) for o in joined("pair_order", first_edge)]
     shifts = None
     if periodic:

@@ -1,7 +1,8 @@
-"""Candidates for the edges of size buckets, given the edges of the structures; `padding.choose_budgets` tries them.
+"""Candidates for the edges of size buckets; `padding.choose_budgets` tries them.
 
-If batches hold few structures, or a few structures are much larger than the others, one static shape is mostly padding
-or holds more structures than requested. Several shapes avoid both.
+If batches contain few structures, or a few structures are much larger than the others, a single
+static shape is mostly padding or contains more structures than requested. Several shapes avoid
+both.
 
     >>> next(candidates(np.array([20, 20, 30, 90]), batch_size=1, num=2))
     BucketEdges(n_edge=(30, 90), single=True)
@@ -14,17 +15,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-# _FACTORS: ratios of a single bucket to `batch_size` average structures; one of them meets sums of few discrete sizes.
+# _FACTORS: ratios of a single bucket to `batch_size` average structures. With few distinct sizes,
+# one of them is close to a sum of sizes.
 _FACTORS = (1.0, 1.02, 1.05, 1.08, 1.12, 1.17, 0.97, 0.94, 0.9)
-# _FIRST_FACTORS: the same for the smallest of several buckets, which makes up for the larger ones.
+# _FIRST_FACTORS: the same for the smallest of several buckets; it compensates for larger ones.
 _FIRST_FACTORS = np.linspace(1.2, 0.4, 33)
-# _NEAR: log of the ratio of batch sizes up to which an estimated batch size counts as met.
+# _NEAR: tolerance of the estimated batch size: log of its ratio to the requested one.
 _NEAR = np.log(1.1)
-# _TRIALS: candidates of this kind at most; each is planned, which takes most of the time.
+# _TRIALS: maximum number of candidates of `_with_larger`; planning each takes most of the time.
 _TRIALS = 4
-# _GROUPS: distinct sizes at most; `partition` takes time and memory quadratic in them.
+# _GROUPS: maximum number of distinct sizes; time and memory of `partition` are quadratic in it.
 _GROUPS = 128
-# _DRAWS: random sums of sizes; enough for the quantiles that four buckets need.
+# _DRAWS: number of random sums of sizes; sufficient for the quantiles that four buckets need.
 _DRAWS = 2048
 
 
@@ -33,7 +35,7 @@ class BucketEdges(NamedTuple):
 
     Attributes:
       n_edge: Directed edges of a batch of each bucket, in ascending order.
-      single: Whether no batch holds more than one structure.
+      single: Whether every batch contains a single structure.
     """
 
     n_edge: tuple[int, ...]
@@ -41,10 +43,10 @@ class BucketEdges(NamedTuple):
 
 
 def candidates(n_edge: np.ndarray, batch_size: float, num: int) -> Iterator[BucketEdges]:
-    """Yield candidates of at most `num` buckets that together fit all structures, about `batch_size` per batch.
+    """Yield candidates with at most `num` buckets that together fit all structures.
 
     Args:
-      n_edge: Directed edges of each structure, (S,), some of them not zero.
+      n_edge: Directed edges of each structure, shape (S,), not all zero.
       batch_size: Average number of structures per batch, at least 1.
       num: Maximum number of buckets.
     """
@@ -61,9 +63,10 @@ def candidates(n_edge: np.ndarray, batch_size: float, num: int) -> Iterator[Buck
 
 
 def _with_larger(n_edge: np.ndarray, batch_size: float, num: int) -> Iterator[BucketEdges]:
-    """Yield a first bucket for most structures with num - 1 for those that do not fit into it.
+    """Yield a first bucket for most structures, with num - 1 buckets for those that exceed it.
 
-    Batches of larger buckets hold more structures; the size of the first one that makes up for it is estimated.
+    Batches of larger buckets contain more structures. The first bucket is chosen such that the
+    estimated average batch size is still as requested.
     """
     found = []
     for factor in _FIRST_FACTORS:
@@ -71,7 +74,7 @@ def _with_larger(n_edge: np.ndarray, batch_size: float, num: int) -> Iterator[Bu
         large = n_edge[n_edge > first]
         if len(large):
             ends = partition(*_grouped(large), num - 1)
-            # Each large structure begins a batch; small ones fill the rest of it.
+            # Each large structure starts a batch; small ones fill the remaining space.
             held = ends[np.searchsorted(ends, large)].sum()
             batches = len(large) + max(n_edge.sum() - held, 0) / first
             found.append((abs(np.log(len(n_edge) / batches / batch_size)), -factor, (first, *_ends(ends))))
@@ -81,24 +84,31 @@ def _with_larger(n_edge: np.ndarray, batch_size: float, num: int) -> Iterator[Bu
 
 
 def _by_sums(n_edge: np.ndarray, count: int, num: int) -> BucketEdges:
-    """Return the buckets that `count` random structures fill best; for few or lopsided sizes."""
+    """Return the buckets that `count` random structures fill best.
+
+    This candidate is best if there are few distinct sizes or their distribution is skewed.
+    """
     sums = np.random.default_rng(0).choice(n_edge, (_DRAWS, count)).sum(axis=1)
     ends = partition(*_grouped(sums), num)
     return BucketEdges(_ends(np.maximum(ends, np.where(ends == ends[-1], n_edge.max(), 0))))
 
 
 def partition(values: np.ndarray, counts: np.ndarray, num: int) -> np.ndarray:
-    """Return the upper ends of at most `num` ranges of values that minimize the sum of count * upper end.
+    """Partition values into ranges that minimize the sum of count * upper end.
 
     Args:
-      values: In ascending order, (V,).
-      counts: Number of occurrences of each value, (V,).
+      values: Values in ascending order, shape (V,).
+      counts: Number of occurrences of each value, shape (V,).
       num: Maximum number of ranges, at least 1.
+
+    Returns:
+      Upper ends of at most `num` ranges, in ascending order.
     """
+    # dynamic programming: cost[j] is the minimum for values[:j + 1] with the ranges so far
     before = np.concatenate([[0], np.cumsum(counts)])
     cost, previous = values * before[1:].astype(float), []
     for _ in range(min(num, len(values)) - 1):
-        # [j, i]: the range ends at value j, the one before it at i
+        # costs[j, i]: the last range ends at value j, the one before it at value i
         costs = cost[None, :] + values[:, None] * (before[1:, None] - before[None, 1:])
         costs[np.triu_indices(len(values))] = np.inf
         previous.append(costs.argmin(axis=1))
@@ -110,7 +120,8 @@ def partition(values: np.ndarray, counts: np.ndarray, num: int) -> np.ndarray:
 
 
 def _grouped(n_edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return ascending sizes and their counts; many sizes are rounded up to quantiles."""
+    """Return distinct sizes, ascending, and their counts; many sizes are rounded up to quantiles.
+    """
     values, counts = np.unique(n_edge, return_counts=True)
     if len(values) <= _GROUPS:
         return values, counts

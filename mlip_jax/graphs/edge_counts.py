@@ -1,4 +1,5 @@
-"""Edges of every structure of a store within a cutoff: counted once, kept beside the store."""
+"""Numbers of edges of all structures of a store: counted once per cutoff and stored with the store.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +14,14 @@ from mlip_jax.datasets.store.array_cache import array_beside
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.graphs.neighbors import count_edges, infinite_pairs
 
+# _PER_JOB: structures that one job of a process counts.
 _PER_JOB = 16_384
+# _WORTH_PROCESSES: structures; starting processes takes longer than counting fewer of them.
 _WORTH_PROCESSES = 8 * _PER_JOB
 
 
 def count_all(columns: Columns, cutoff: float) -> np.ndarray:
-    """Directed edges of every structure, (S,) int32."""
+    """Count the directed edges of every structure, shape (S,), int32."""
     counts = np.zeros(len(columns), np.int32)
     for s in range(len(columns)):
         atoms = slice(columns.offsets[s], columns.offsets[s + 1])
@@ -29,10 +32,12 @@ def count_all(columns: Columns, cutoff: float) -> np.ndarray:
 
 
 def count_all_pairs(columns: Columns, cutoff: float) -> np.ndarray:
-    """Long-range pairs of every structure, (S,) int64; those of an infinite cutoff without looking at positions.
+    """Count the long-range pairs of every structure, shape (S,), int64.
+
+    With an infinite cutoff they follow from the number of atoms; no positions are read.
 
     Raises:
-      ValueError: An infinite cutoff, and a structure is periodic.
+      ValueError: The cutoff is infinite and a structure is periodic.
     """
     if not np.isinf(cutoff):
         return count_all(columns, cutoff).astype(np.int64) // 2
@@ -42,10 +47,15 @@ def count_all_pairs(columns: Columns, cutoff: float) -> np.ndarray:
 
 
 def pair_counts(store: Store, cutoff: float, **options) -> np.ndarray:
-    """Long-range pairs of every structure of a store, (S,) int64; options and what is kept: see `edge_counts`.
+    """Return the number of long-range pairs of every structure of a store, shape (S,), int64.
+
+    Args:
+      store: Store.
+      cutoff: Cutoff of long-range pairs (Å), inf for all pairs.
+      **options: See `edge_counts`, which also describes what is stored.
 
     Raises:
-      ValueError: An infinite cutoff for a store with periodic structures.
+      ValueError: The cutoff is infinite and the store has periodic structures.
     """
     if np.isinf(cutoff):
         if store.manifest["periodic"]:
@@ -55,16 +65,25 @@ def pair_counts(store: Store, cutoff: float, **options) -> np.ndarray:
 
 
 def all_pairs_of(n_atoms: np.ndarray) -> np.ndarray:
-    """n (n - 1) / 2, int64."""
+    """Return the number of pairs of n atoms, n (n - 1) / 2, int64."""
     n = np.asarray(n_atoms, np.int64)
     return n * (n - 1) // 2
 
 
 def edge_counts(store: Store, cutoff: float, *, num_processes: int | None = None, progress: bool = True) -> np.ndarray:
-    """Directed edges of every structure of a store, (S,) int32, memory-mapped.
+    """Return the number of directed edges of every structure of a store.
 
-    They are counted at the first call for a cutoff and kept in the store's folder edges/. Where that cannot be
-    written they are held in memory, with a warning; a file there that is damaged is made anew.
+    The first call for a cutoff counts them and writes them to the folder edges/ of the store. If
+    that fails they are kept in memory, with a warning. A corrupted file is recomputed.
+
+    Args:
+      store: Store.
+      cutoff: Cutoff radius (Å).
+      num_processes: Number of processes that count; None for one per core.
+      progress: Whether to show a progress bar.
+
+    Returns:
+      Numbers of edges, shape (S,), int32, memory-mapped.
     """
     path = store.path / "edges" / f"{float(cutoff)!r}-{store.digest()}.npy"
     return array_beside(path, np.int32, len(store), lambda: _count(store, cutoff, num_processes, progress),
@@ -87,6 +106,7 @@ def _count(store: Store, cutoff: float, num_processes, progress: bool) -> np.nda
 
 
 def _count_part(job: tuple[Path, int, int, float]) -> np.ndarray:
+    """Count the edges of the structures of one job, (path of the store, start, stop, cutoff)."""
     path, start, stop, cutoff = job
     return np.concatenate([count_all(columns, cutoff)
                            for _, columns in Store(path).chunks(np.arange(start, stop), labels_only=True)])

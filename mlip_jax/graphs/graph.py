@@ -1,14 +1,17 @@
-"""jraph.GraphsTuple of structures: what the fields hold, and how displacements come of them.
+"""Layout of structures as jraph.GraphsTuple, and displacement vectors of their edges.
 
     nodes   {"positions": (N, 3) Å, "numbers": (N,) int32, "forces": (N, 3) eV/Å or absent}
-    edges   {"pair_order": (E,) int32, "shifts": (E, 3) or absent, "long_range": see below, or absent}
+    edges   {"pair_order": (E,) int32, "shifts": (E, 3) or absent,
+             "long_range": see below, or absent}
     globals {"energy": (G,) eV or absent, "charge": (G,) e, "cell": (G, 3, 3) Å or absent,
              "spin": (G,) number of unpaired electrons, or absent for 0}
 
-    edges["long_range"] {"receivers": (P,) int32, "senders": (P,) int32, "shifts": (P, 3) int32 or absent}
+    edges["long_range"] {"receivers": (P,) int32, "senders": (P,) int32,
+                         "shifts": (P, 3) int32 or absent}
 
-N, E, G and P count padding too. Energies on the device are remainders after the reference energies. The long-range
-list holds every pair once, whatever its order; its padding pairs join the first padding atom to itself.
+N, E, G and P include padding. Energies on the device are total energies minus reference energies.
+The long-range list contains every pair once, in either direction; its padding pairs connect the
+first padding atom to itself.
 """
 
 from __future__ import annotations
@@ -19,19 +22,20 @@ import jax
 import jax.numpy as jnp
 import jraph
 
-# Å, beyond every cutoff; its square is still a number in float32 (and in bfloat16).
+# _FAR: distance (Å) beyond every cutoff; its square is finite in float32 and in bfloat16.
 _FAR = 1e4
 
 
 class Pairs(NamedTuple):
-    """The edges that a model works on.
+    """Edges that a model works on.
 
     Attributes:
-      receivers, senders: Shape (P,), atoms i and j.
-      displacements: positions[senders] - positions[receivers] + shifts @ cell, shape (P, 3), Å; of padding edges, which
-        join an atom to itself, beyond every cutoff.
-      undirected: True: each pair stands here once and what flows along it flows both ways (P = E / 2).
-        False: the list is directed and messages go to the receivers alone (P = E).
+      receivers: Index of atom i of each edge, shape (P,).
+      senders: Index of atom j of each edge, shape (P,).
+      displacements: positions[senders] - positions[receivers] + shifts @ cell (Å), shape (P, 3).
+        Padding edges, which connect an atom to itself, are longer than every cutoff.
+      undirected: If True, each pair appears once and sends messages both ways (P = E / 2). If
+        False, the list is directed and only the receivers get messages (P = E).
     """
 
     receivers: jax.Array
@@ -41,14 +45,22 @@ class Pairs(NamedTuple):
 
 
 def node_graph_index(graph: jraph.GraphsTuple) -> jax.Array:
-    """Index of the graph of each node, shape (N,)."""
+    """Return the index of the graph of each node, shape (N,)."""
     n_graph = graph.n_node.shape[0]
     n = jax.tree.leaves(graph.nodes)[0].shape[0]
     return jnp.repeat(jnp.arange(n_graph), graph.n_node, total_repeat_length=n)
 
 
 def displacements(graph: jraph.GraphsTuple, edges: jax.Array | None = None) -> jax.Array:
-    """positions[senders] - positions[receivers] + shifts @ cell, shape (E, 3) or (len(edges), 3), Å."""
+    """Compute positions[senders] - positions[receivers] + shifts @ cell (Å).
+
+    Args:
+      graph: Graph.
+      edges: Indices of edges; None for all.
+
+    Returns:
+      Displacements, shape (E, 3) or (len(edges), 3).
+    """
     senders, receivers, shifts = graph.senders, graph.receivers, graph.edges.get("shifts")
     if edges is not None:
         senders, receivers = senders[edges], receivers[edges]
@@ -60,35 +72,40 @@ def _vectors(graph, receivers, senders, shifts):
     positions = graph.nodes["positions"]
     vectors = positions[senders] - positions[receivers]
     if shifts is not None:
-        cell = graph.globals["cell"][node_graph_index(graph)[receivers]]
+        cell = graph.globals["cell"][node_graph_index(graph)[receivers]]  # (E, 3, 3)
         vectors = vectors + _translations(shifts, cell)
     return vectors
 
 
 def _translations(shifts, cell):
-    # a product in bfloat16 or TF32, as some devices have it, would be off by hundredths of an Å
+    # the default precision of some devices, bfloat16 or TF32, would be wrong by hundredths of an Å
     return jnp.einsum("ec,ecx->ex", shifts.astype(cell.dtype), cell, precision=jax.lax.Precision.HIGHEST)
 
 
 def pairs(graph: jraph.GraphsTuple, undirected: bool = True) -> Pairs:
-    """The edges as pairs, each once if the graph knows its `pair_order` and `undirected` is asked for."""
+    """Return the edges of the graph as `Pairs`.
+
+    Each pair appears once if `undirected` is True and the graph has a `pair_order`; otherwise the
+    list is directed.
+    """
     order = graph.edges.get("pair_order") if undirected else None
     if order is None:
         receivers, senders, vectors = graph.receivers, graph.senders, displacements(graph)
     else:
-        forward = order[:order.shape[0] // 2]
+        forward = order[:order.shape[0] // 2]  # one edge of each pair, (E / 2,)
         receivers, senders, vectors = graph.receivers[forward], graph.senders[forward], displacements(graph, forward)
-    # thousands of padding edges at one atom would add up there, layer upon layer, to what is no number any more
+    # Messages of thousands of padding edges to a single atom would add up to infinity after a few
+    # layers, so padding edges get a length beyond the cutoff.
     padding = (receivers == senders) & (vectors == 0).all(axis=-1)
     vectors = jnp.where(padding[:, None], jnp.asarray([_FAR, 0.0, 0.0], vectors.dtype), vectors)
     return Pairs(receivers, senders, vectors, order is not None)
 
 
 def long_range_pairs(graph: jraph.GraphsTuple) -> Pairs:
-    """The pairs of the long-range list, each once.
+    """Return the pairs of the long-range list, each once.
 
     Raises:
-      ValueError: The graph has none.
+      ValueError: The graph has no long-range list.
     """
     listed = graph.edges.get("long_range")
     if listed is None:

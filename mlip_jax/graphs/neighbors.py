@@ -1,8 +1,9 @@
-"""Neighbour lists on the host: all pairs within a cutoff, open or periodic boundaries, never truncated.
+"""Neighbor lists on the host: all pairs within a cutoff, for open or periodic boundaries.
 
-A list is directed (each pair stands in it twice), sorted by receiver, and comes with `pair_order`: a
-permutation of the edges whose first half names one edge of every pair and whose second half the reverse of
-each. What is the same for i -> j and j -> i is computed once, on the first half. Long-range lists have every pair once.
+A list is never truncated. It is directed (each pair appears twice), sorted by receiver, and comes
+with `pair_order`: a permutation of the edges whose first half has one edge of every pair and whose
+second half has the reverse of each. Quantities that are equal for i -> j and j -> i are computed
+once, on the first half. Long-range lists contain every pair once.
 """
 
 from __future__ import annotations
@@ -13,22 +14,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Above this many atoms a k-d tree beats the dense distance matrix.
+# _DENSE_LIMIT: number of atoms above which a k-d tree is faster than the dense distance matrix.
 _DENSE_LIMIT = 160
-_TREE_LIMIT = 4000  # the same for long-range lists, where most pairs are close
-# Rows times columns of the distance matrix that long-range lists look at in one piece.
+# _TREE_LIMIT: the same for long-range lists, in which most pairs are close.
+_TREE_LIMIT = 4000
+# _BLOCK: size (rows times columns) of the blocks of the distance matrix for long-range lists.
 _BLOCK = 1 << 18
 
 
 class Neighbors(NamedTuple):
     """Directed edges of one structure, sorted by receiver.
 
+    `positions[senders] - positions[receivers] + shifts @ cell` is shorter than the cutoff.
+
     Attributes:
-      receivers, senders: Shape (n_edge,), int32. `displacement = positions[senders] - positions[receivers]
-        + shifts @ cell` is shorter than the cutoff.
-      shifts: Lattice translations of the sender, shape (n_edge, 3), int32; None without periodicity.
-      pair_order: Shape (n_edge,), int32: edge ids, pair_order[p] and pair_order[n_edge // 2 + p] are each
-        other's reverse.
+      receivers: Index of the receiving atom of each edge, shape (n_edge,), int32.
+      senders: Index of the sending atom of each edge, shape (n_edge,), int32.
+      shifts: Lattice translations of the sender, shape (n_edge, 3), int32; None for open
+        boundaries.
+      pair_order: Indices of edges, shape (n_edge,), int32. The edges pair_order[p] and
+        pair_order[n_edge // 2 + p] are each other's reverse.
     """
 
     receivers: np.ndarray
@@ -39,13 +44,13 @@ class Neighbors(NamedTuple):
 
 def neighbor_list(positions: np.ndarray, cutoff: float, cell: np.ndarray | None = None,
                   pbc: np.ndarray | None = None) -> Neighbors:
-    """All directed pairs closer than `cutoff`.
+    """Find all directed pairs closer than `cutoff`.
 
     Args:
-      positions: Shape (n_atoms, 3), Å.
-      cutoff: Å.
-      cell: Lattice vectors as rows, shape (3, 3), Å; needed where `pbc` is true.
-      pbc: Shape (3,), bool, or None.
+      positions: Positions (Å), shape (n_atoms, 3).
+      cutoff: Cutoff radius (Å).
+      cell: Lattice vectors as rows (Å), shape (3, 3); required if a direction is periodic.
+      pbc: Periodicity along each lattice vector, shape (3,), bool; None for open boundaries.
 
     Raises:
       ValueError: Positions or cell are not finite, or a periodic direction has no lattice vector.
@@ -61,7 +66,10 @@ def neighbor_list(positions: np.ndarray, cutoff: float, cell: np.ndarray | None 
 
 
 def count_edges(positions: np.ndarray, cutoff: float, cell=None, pbc=None) -> int:
-    """Number of directed edges within `cutoff`, cheaper than the list itself for small open structures."""
+    """Count the directed edges within `cutoff`.
+
+    For small open structures this is faster than building the list.
+    """
     if (pbc is not None and np.any(pbc)) or len(positions) > _DENSE_LIMIT:
         return len(neighbor_list(positions, cutoff, cell, pbc).senders)
     return int((_squared_distances(np.asarray(positions, np.float64)) < cutoff * cutoff).sum()) - len(positions)
@@ -69,17 +77,19 @@ def count_edges(positions: np.ndarray, cutoff: float, cell=None, pbc=None) -> in
 
 def long_range_list(positions: np.ndarray, cutoff: float, cell: np.ndarray | None = None,
                     pbc: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Every pair closer than `cutoff` once, an atom and its own image included: (receivers, senders, shifts).
-
-    Receivers and senders have shape (n_pair,), int32, receivers ascending; shifts (n_pair, 3), int32, or None
-    without periodicity, as in `Neighbors`. Callers must not write into them.
+    """Find every pair closer than `cutoff` once, including pairs of an atom and its own image.
 
     Args:
-      positions, cell, pbc: As for `neighbor_list`.
-      cutoff: Å; inf for all pairs of an open structure.
+      positions, cell, pbc: See `neighbor_list`.
+      cutoff: Cutoff radius (Å); inf for all pairs of an open structure.
+
+    Returns:
+      (receivers, senders, shifts). Receivers and senders have shape (n_pair,), int32, with
+      receivers ascending. Shifts have shape (n_pair, 3), int32, or are None for open boundaries, as
+      in `Neighbors`. The arrays may be cached: callers must not modify them.
 
     Raises:
-      ValueError: As `neighbor_list`; or an infinite cutoff for a periodic structure.
+      ValueError: See `neighbor_list`; or the cutoff is infinite and the structure is periodic.
     """
     positions = np.asarray(positions, np.float64)
     if not np.isfinite(positions).all():
@@ -98,20 +108,20 @@ def long_range_list(positions: np.ndarray, cutoff: float, cell: np.ndarray | Non
 
 
 def infinite_pairs(pbc) -> ValueError:
-    """The error of an infinite long-range cutoff for a periodic structure."""
+    """Return the error for an infinite long-range cutoff of a periodic structure."""
     return ValueError(f"a periodic structure (pbc={np.asarray(pbc).tolist()}) has pairs without end: its long-range "
                       "cutoff must be finite, received inf. Give the terms of long range a cutoff.")
 
 
 def _all_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Receivers and senders of all i < j, int32."""
+    """Return receivers and senders of all pairs i < j, int32."""
     return _kept_pairs(n) if n <= _DENSE_LIMIT else _new_pairs(n)
 
 
 def _new_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
     receivers = np.repeat(np.arange(n, dtype=np.int32), np.arange(n - 1, -1, -1)[:n])
     senders = np.arange(len(receivers), dtype=np.int32)
-    # row i begins at place i * (2 n - i - 1) / 2 with the column i + 1
+    # row i starts at index i * (2 n - i - 1) / 2 with column i + 1
     row = np.arange(n, dtype=np.int64)
     first = row * (2 * n - row - 1) // 2
     return receivers, (senders - (first - row - 1)[receivers]).astype(np.int32)
@@ -119,6 +129,7 @@ def _new_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.lru_cache(maxsize=64)
 def _kept_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cached, read-only result of `_new_pairs`."""
     pairs = _new_pairs(n)
     for array in pairs:
         array.flags.writeable = False
@@ -126,6 +137,7 @@ def _kept_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _close_of_all(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the close pairs of a small open structure."""
     i, j = _kept_pairs(len(positions))
     x = np.ascontiguousarray(positions.T)
     close = _squares(x.take(i, axis=1) - x.take(j, axis=1)) < cutoff * cutoff
@@ -133,6 +145,7 @@ def _close_of_all(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.
 
 
 def _dense_half(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the close pairs of an open structure by distance matrices in blocks of rows."""
     n, x = len(positions), np.ascontiguousarray(positions.T)
     receivers, senders, start = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], 0
     while start < n - 1:
@@ -147,7 +160,10 @@ def _dense_half(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.nd
 
 
 def _squares(d: np.ndarray) -> np.ndarray:
-    """d[0]² + d[1]² + d[2]², in d's own memory; added in this order everywhere, so that all lists and counts agree."""
+    """Compute d[0]² + d[1]² + d[2]² in the memory of d.
+
+    The order of the sum is the same everywhere, so all lists and counts agree to the last bit.
+    """
     d *= d
     total = d[0]
     total += d[1]
@@ -156,14 +172,14 @@ def _squares(d: np.ndarray) -> np.ndarray:
 
 
 def _squared_distances(positions: np.ndarray) -> np.ndarray:
-    # Differences, not the Gram matrix: |a|²+|b|²-2ab loses digits right at the cutoff.
+    # Differences instead of the Gram matrix: |a|²+|b|²-2ab loses digits right at the cutoff.
     x = np.ascontiguousarray(positions.T)
     return _squares(x[:, :, None] - x[:, None, :])
 
 
 @functools.lru_cache(maxsize=64)
 def _pairs_of(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, column and mirrored place of every place in an (n, n) matrix, int32."""
+    """Return row, column and transposed index of every element of an (n, n) matrix, int32."""
     place = np.arange(n * n, dtype=np.int32)
     row, column = np.divmod(place, np.int32(max(n, 1)))
     return row, column, column * np.int32(n) + row
@@ -172,7 +188,7 @@ def _pairs_of(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _dense(positions: np.ndarray, cutoff: float) -> Neighbors:
     n = len(positions)
     close = _squared_distances(positions) < cutoff * cutoff
-    close.ravel()[::n + 1] = False
+    close.ravel()[::n + 1] = False  # an atom is not its own neighbor
     places = np.flatnonzero(close)
     row, column, mirrored = _pairs_of(n)
     receivers, senders = row[places], column[places]
@@ -196,10 +212,10 @@ def _tree_half(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.nda
 
 
 def _close_pairs(positions, cutoff):
-    """Pairs i < j by a k-d tree, in any order."""
+    """Return the pairs i < j within the cutoff in any order, found with a k-d tree."""
     from scipy.spatial import cKDTree
     i, j = cKDTree(positions).query_pairs(cutoff, output_type="ndarray").T
-    # query_pairs includes the cutoff itself
+    # query_pairs includes pairs exactly at the cutoff
     close = _squares((positions[i] - positions[j]).T) < cutoff * cutoff
     return i[close], j[close]
 
@@ -212,7 +228,10 @@ def _pair_order_open(receivers: np.ndarray, senders: np.ndarray, n: int) -> np.n
 
 
 def _periodic(positions, cutoff, cell, pbc) -> Neighbors:
-    """Both directions of each pair of the half list: sorted apart, rounding at the cutoff might keep but one."""
+    """Return both directions of each pair of the half list.
+
+    If each direction were found on its own, rounding at the cutoff could keep only one of them.
+    """
     i, j, shifts = _periodic_half(positions, cutoff, cell, pbc)
     receivers, senders = np.concatenate([i, j]), np.concatenate([j, i])
     shifts = np.concatenate([shifts, -shifts])
@@ -223,7 +242,7 @@ def _periodic(positions, cutoff, cell, pbc) -> Neighbors:
 
 
 def _periodic_half(positions, cutoff, cell, pbc) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Receivers <= senders and shifts, sorted."""
+    """Return receivers, senders and shifts of pairs with receivers <= senders, sorted."""
     if cell.shape != (3, 3) or not np.isfinite(cell).all():
         raise ValueError(f"a periodic structure needs a finite cell of shape (3, 3), received {cell!r}")
     if (np.linalg.norm(cell, axis=1)[pbc] < 1e-9).any():
@@ -234,12 +253,13 @@ def _periodic_half(positions, cutoff, cell, pbc) -> tuple[np.ndarray, np.ndarray
     inverse = np.linalg.inv(full)
     offset = np.where(pbc, np.floor(positions @ inverse), 0.0)
     wrapped = positions - offset @ full
-    # How far the images must reach: the planes of the lattice stand 1/|reciprocal vector| apart.
+    # number of images in each direction; lattice planes are 1/|reciprocal vector| apart
     reach = np.where(pbc, np.ceil(cutoff * np.linalg.norm(inverse, axis=0)), 0).astype(int)
     images = np.array(list(itertools.product(*(range(-r, r + 1) for r in reach))), np.int64)
-    # Of the images s and -s one is enough: they come in the order of their shifts, the structure itself in the middle.
+    # One of the images s and -s is sufficient. They are sorted, with the structure itself in the
+    # middle, so the first half including the middle is used.
     receivers, senders, shifts = _image_pairs(wrapped, images[:len(images) // 2 + 1], full, cutoff)
-    # from the wrapped atoms' images to those of the atoms as given
+    # convert shifts of wrapped atoms to shifts of the given atoms
     shifts = shifts - (offset[senders] - offset[receivers]).astype(np.int64)
     turned = receivers > senders
     receivers, senders = np.where(turned, senders, receivers), np.where(turned, receivers, senders)
@@ -249,7 +269,10 @@ def _periodic_half(positions, cutoff, cell, pbc) -> tuple[np.ndarray, np.ndarray
 
 
 def _image_pairs(wrapped, images, full, cutoff):
-    """Atoms and the images (the last of them the structure itself) of other atoms that are close, each pair once."""
+    """Find atoms and images of other atoms that are close, each pair once.
+
+    The last of the images is the structure itself.
+    """
     from scipy.spatial import cKDTree
     n = len(wrapped)
     ghosts = (wrapped[None] + (images @ full)[:, None]).reshape(-1, 3)
@@ -264,7 +287,7 @@ def _image_pairs(wrapped, images, full, cutoff):
 
 
 def _completed_cell(cell, pbc):
-    """The cell with orthonormal vectors in place of the directions that are not periodic."""
+    """Return the cell with orthonormal vectors in the directions that are not periodic."""
     full = np.array(cell)
     if not pbc.all():
         _, _, basis = np.linalg.svd(full[pbc])

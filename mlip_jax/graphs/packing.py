@@ -1,7 +1,15 @@
 """Packing plans: the structures of each padded batch, within one or several padding budgets.
 
-A plan is a pure function of the order of the structures, their sizes and the budgets: the same on every run and every
-host.
+A plan is a pure function of the order of the structures, their sizes and the budgets, so it is
+identical in every run and on every host. `plan_buckets` plans one batch at a time:
+
+1. Refill the pool of candidates with the next structures, up to `_WINDOW` of them.
+2. Take the smallest bucket that fits the first structure of the pool.
+3. Select structures in order while they fit, then the largest ones that fit into the remaining
+   space (`_fill_batch`).
+4. If the batch is not full (`_FULL`), repeat 3 with buckets up to `_NEAR` times as large and keep
+   the fullest batch.
+5. Remove the selected structures from the pool.
 
     >>> sizes = Sizes(n_node=np.array([3, 5, 4, 2]), n_edge=np.array([6, 20, 12, 2]))
     >>> budget = PaddingBudget(n_node=9, n_edge=24, n_graph=4)
@@ -18,12 +26,12 @@ import numpy as np
 
 from mlip_jax.graphs.shapes import PaddingBudget, Sizes
 
-# _WINDOW: structures; those that compete for the space that the next ones in order leave in a batch. The largest one
-# that fits is close to the space among 256, and the order stays random beyond them.
+# _WINDOW: structures that compete for the space that is left in a batch. Of 256, the largest one
+# that fits nearly fills it, and the order stays random beyond them.
 _WINDOW = 256
-# _FULL: fraction of edges that are real; a batch below it is tried in larger buckets.
+# _FULL: fraction of real edges; a batch below it is also tried in larger buckets.
 _FULL = 0.95
-# _NEAR: ratio of edges; larger buckets are tried up to it, since others hold many more structures.
+# _NEAR: maximum ratio of edges of those buckets; larger ones would hold many more structures.
 _NEAR = 1.5
 
 
@@ -36,8 +44,9 @@ def plan_batches(order: np.ndarray, sizes: Sizes, budget: PaddingBudget) -> list
       budget: Budget of one batch.
 
     Returns:
-      Indices of the structures of each batch. Together they hold every structure of `order` once: in that order,
-      except that later structures fill the space that a batch has left.
+      Indices of the structures of each batch. Together the batches contain every structure of
+      `order` once, in that order, except that later structures fill the space that a batch has
+      left.
 
     Raises:
       ValueError: A structure does not fit into an empty batch.
@@ -48,20 +57,22 @@ def plan_batches(order: np.ndarray, sizes: Sizes, budget: PaddingBudget) -> list
 def plan_buckets(order: np.ndarray, sizes: Sizes, budgets: Sequence[PaddingBudget]) -> list[tuple[int, np.ndarray]]:
     """Plan batches within several budgets, the size buckets.
 
-    A batch begins with the first remaining structure, in the smallest bucket that fits it or, if that would not get
-    full, in a slightly larger one. So batches of all buckets are mixed as the structures are. The other structures
-    of a batch may be large or small.
+    A batch starts with the first remaining structure, in the smallest bucket that fits it. If that
+    bucket would not get full, a slightly larger one is used. So batches of all buckets are mixed in
+    the same way as the structures. The other structures of a batch may be large or small.
 
     Args:
       order: Indices of structures, shape (W,).
       sizes: Sizes of all structures in the data set.
-      budgets: In ascending order: each is at least as large as the one before in every number.
+      budgets: Budgets in ascending order: each is at least as large as the one before in every
+        number.
 
     Returns:
       (index of the bucket, indices of the structures) of each batch.
 
     Raises:
-      ValueError: A structure does not fit into an empty batch of the last budget, or budgets do not ascend.
+      ValueError: A structure does not fit into an empty batch of the last budget, or the budgets
+        are not in ascending order.
     """
     if not budgets or any(a > b for low, high in zip(budgets, budgets[1:]) for a, b in zip(low, high)):
         raise ValueError(f"expected one or more budgets, each at least as large as the one before, received {budgets}")
@@ -71,9 +82,11 @@ def plan_buckets(order: np.ndarray, sizes: Sizes, budgets: Sequence[PaddingBudge
     limits = [np.array([b.n_node - 1, b.n_edge, b.n_pair]) for b in budgets]
     nearby = [[k for k in range(first, len(budgets)) if k == first
                or budgets[k].n_edge <= _NEAR * budgets[first].n_edge] for first in range(len(budgets))]
-    smallest = np.argmax([(needs <= limit[:, None]).all(axis=0) for limit in limits], axis=0)  # bucket of each, (W,)
+    # smallest bucket that fits each structure
+    smallest = np.argmax([(needs <= limit[:, None]).all(axis=0) for limit in limits], axis=0)  # (W,)
     batches, pool, position = [], np.zeros(0, np.int64), 0
     while position < len(order) or len(pool):
+        # `pool` contains indices into `order`; see the steps in the module docstring
         fresh = np.arange(position, min(position + _WINDOW - len(pool), len(order)))
         position += len(fresh)
         pool = np.concatenate([pool, fresh])
@@ -92,14 +105,15 @@ def plan_buckets(order: np.ndarray, sizes: Sizes, budgets: Sequence[PaddingBudge
 
 
 def _fill_batch(needs: np.ndarray, limit: np.ndarray, max_structures: int) -> np.ndarray:
-    """Select structures of the pool for one batch: in order while they fit, then the largest that fit into the rest.
+    """Select structures of the pool for one batch.
 
-    The last one in order competes for the rest like all others: with few structures per batch this keeps the rest
-    small.
+    Structures are taken in order while they fit, then the largest ones that fit into the rest. The
+    last structure that fits in order has to compete for its space with all others: with few
+    structures per batch this leaves less space empty.
 
     Args:
-      needs: Atoms, edges and pairs of each structure in the pool, (3, W).
-      limit: Atoms, edges and pairs of the batch, (3,).
+      needs: Atoms, edges and pairs of each structure in the pool, shape (3, W).
+      limit: Atoms, edges and pairs of the batch, shape (3,).
       max_structures: Maximum number of structures.
 
     Returns:
@@ -109,7 +123,7 @@ def _fill_batch(needs: np.ndarray, limit: np.ndarray, max_structures: int) -> np
     count = len(fits) if fits.all() else max(int(np.argmin(fits)) - 1, 1)
     count = min(count, max_structures)
     free = np.ones(len(fits), bool)
-    free[:count] = False
+    free[:count] = False  # the first `count` are selected
     limit = limit - needs[:, :count].sum(axis=1)
     chosen = list(range(count))
     while len(chosen) < max_structures:
@@ -138,10 +152,10 @@ def check_sizes(sizes: Sizes, budget: PaddingBudget, name: Callable[[int], str] 
 
 def fill_fraction(plan: list[tuple[int, np.ndarray]], sizes: Sizes, budgets: Sequence[PaddingBudget]
                   ) -> dict[str, float]:
-    """Return the fraction of each number of the budgets that is not padding, over all batches of a plan.
+    """Compute the fractions of the budgets that are not padding, over all batches of a plan.
 
     Returns:
-      By field of `PaddingBudget`; "n_pair" only if the budgets have pairs.
+      Fractions by field of `PaddingBudget`; "n_pair" only if the budgets have pairs.
     """
     chosen = np.concatenate([indices for _, indices in plan])
     used = {"n_node": sizes.n_node[chosen].sum(), "n_edge": sizes.n_edge[chosen].sum(), "n_graph": len(chosen),
@@ -151,4 +165,5 @@ def fill_fraction(plan: list[tuple[int, np.ndarray]], sizes: Sizes, budgets: Seq
 
 
 def _pairs_or_zero(sizes: Sizes) -> np.ndarray:
+    """Return the numbers of long-range pairs, zeros if there are none."""
     return np.zeros(len(sizes.n_node), np.int64) if sizes.n_pair is None else sizes.n_pair

@@ -1,7 +1,7 @@
-"""Choice of padding budgets: static shapes that hold every structure of a data set with little padding.
+"""Choice of padding budgets: static shapes that fit every structure with little padding.
 
-Edges are the cost of a batch, so budgets are chosen such that edges fill up first; atoms, graphs and long-range pairs
-get some slack.
+Edges dominate the cost of a batch, so budgets are chosen such that edges fill up first. Atoms,
+graphs and long-range pairs get some slack.
 
     >>> sizes = Sizes(n_node=np.full(100, 9), n_edge=np.full(100, 72))  # 100 molecules with 9 atoms
     >>> choose_budget(sizes, batch_size=10)
@@ -20,23 +20,27 @@ from mlip_jax.graphs.edge_counts import count_all, count_all_pairs
 from mlip_jax.graphs.packing import fill_fraction, plan_buckets
 from mlip_jax.graphs.shapes import NODE_MULTIPLE, PaddingBudget, Sizes, round_up
 
-# _NODE_SLACK, _GRAPH_SLACK: largest ratio of atoms and graphs to those of average structures; less in large batches.
+# _NODE_SLACK, _GRAPH_SLACK: maximum ratio of atoms and graphs to those of average structures; large
+# batches need less.
 _NODE_SLACK, _GRAPH_SLACK = 1.1, 1.5
-# _PAIR_SLACK: the same of long-range pairs, whose number is quadratic in atoms, so batches of equal edges differ.
+# _PAIR_SLACK: the same for long-range pairs. Their number is quadratic in the number of atoms, so
+# it varies between batches with equal edges.
 _PAIR_SLACK = 1.25
-# _FINE: edges or pairs; granularity of budgets, which are compiled once per run, hence finer than size buckets.
+# _FINE: granularity of edges and pairs. Budgets are compiled once per run, so it is finer than
+# that of size buckets.
 _FINE = 16
-# _SMALL: edges; below it budgets are even numbers, since a step of _FINE would be several percent.
+# _SMALL: number of edges below which budgets are any even number; _FINE would be several percent.
 _SMALL = 512
-# _SAMPLE: structures that budgets are chosen by; the distribution of sizes is known well enough, in a second.
+# _SAMPLE: structures from which budgets are chosen; they represent the distribution of sizes well
+# enough and take about a second.
 _SAMPLE = 20_000
-# _TRIAL, _TRIAL_BATCHES: at least as many structures and batches are planned to judge candidates.
+# _TRIAL, _TRIAL_BATCHES: minimum numbers of structures and batches that are planned per candidate.
 _TRIAL, _TRIAL_BATCHES = 768, 48
-# _WORTH: decrease of the score that an additional budget must bring, since it is compiled once more.
+# _WORTH: decrease of the score that justifies compiling one more budget.
 _WORTH = 0.01
-# _MARGIN: fraction of the allowed waste that the sample may show; other orders are somewhat worse.
+# _MARGIN: fraction of the allowed waste that the sample may have; other orders are somewhat worse.
 _MARGIN = 0.85
-# _NEAR_BATCH_SIZE: log of the ratio of batch sizes up to which a batch size counts as met.
+# _NEAR_BATCH_SIZE: tolerance of the batch size: log of its ratio to the requested one.
 _NEAR_BATCH_SIZE = np.log(1.1)
 
 
@@ -45,18 +49,19 @@ def graph_sizes(columns: Columns, cutoff: float, long_range_cutoff: float | None
 
     Args:
       columns: Structures.
-      cutoff: Å.
-      long_range_cutoff: Å, inf for all pairs, None for models without them.
+      cutoff: Cutoff radius (Å).
+      long_range_cutoff: Cutoff of long-range pairs (Å), inf for all pairs; None for models without
+        them.
 
     Raises:
-      ValueError: An infinite cutoff for a periodic structure.
+      ValueError: The long-range cutoff is infinite and a structure is periodic.
     """
     n_pair = None if long_range_cutoff is None else count_all_pairs(columns, long_range_cutoff)
     return Sizes(columns.n_atoms.astype(np.int64), count_all(columns, cutoff).astype(np.int64), n_pair)
 
 
 def choose_budget(sizes: Sizes, batch_size: float) -> PaddingBudget:
-    """Choose a budget that holds every structure, and about `batch_size` average structures with little padding.
+    """Choose a budget that fits every structure and about `batch_size` average ones.
 
     Raises:
       ValueError: There are no structures.
@@ -68,11 +73,13 @@ def choose_budget(sizes: Sizes, batch_size: float) -> PaddingBudget:
 
 def choose_budgets(sizes: Sizes, batch_size: float, *, max_budgets: int = 4, waste: float = 0.05
                    ) -> tuple[PaddingBudget, ...]:
-    """Choose size buckets for `plan_buckets`, in ascending order. The last one fits every structure.
+    """Choose size buckets for `plan_buckets`, in ascending order.
 
-    One, if batches of it hold `batch_size` structures on average, within a tenth, and at most the fraction `waste` of
-    their edges is padding. Otherwise as few as reach that, or those of at most `max_budgets` that come closest. The
-    result is found by planning a fixed sample, so it is a function of the arguments.
+    The last bucket fits every structure. A single bucket is chosen if its batches contain
+    `batch_size` structures on average, within a tenth, and at most the fraction `waste` of their
+    edges is padding. Otherwise the smallest number of buckets that achieves this is chosen, or the
+    buckets that come closest, at most `max_budgets`. The result is found by planning a fixed
+    sample, so it depends only on the arguments.
 
     Args:
       sizes: Sizes of all structures in the data set.
@@ -93,7 +100,7 @@ def choose_budgets(sizes: Sizes, batch_size: float, *, max_budgets: int = 4, was
     rng = np.random.default_rng(0)
     sample = _draw_sample(sizes, rng)
     trial = max(_TRIAL, int(_TRIAL_BATCHES * batch_size))
-    # Few structures are planned several times: the score must not depend on how full the last batch of an epoch is.
+    # Small data sets are repeated, so that the score does not depend on how full the last batch is.
     order = np.concatenate([rng.permutation(len(sample.n_edge)) for _ in range(8)])[:trial]
     best, best_score = None, np.inf
     for num in range(1, max_budgets + 1):
@@ -108,7 +115,7 @@ def choose_budgets(sizes: Sizes, batch_size: float, *, max_budgets: int = 4, was
 
 
 def grow_to_fit(budget: PaddingBudget, sizes: Sizes) -> PaddingBudget:
-    """Return the budget, enlarged as far as a single structure requires it."""
+    """Return the budget, enlarged such that each single structure fits into it."""
     if not len(sizes.n_node):
         return budget
     n_pair = budget.n_pair if sizes.n_pair is None else max(budget.n_pair, int(sizes.n_pair.max()))
@@ -127,11 +134,14 @@ def _draw_sample(sizes: Sizes, rng: np.random.Generator) -> Sizes:
 
 def _score(bucket_edges: BucketEdges, sizes: Sizes, order: np.ndarray, batch_size: float, waste: float,
            ) -> Iterator[tuple[BucketEdges, float]]:
-    """Yield the buckets, then the same reduced to what the plan used, each with a score; 0 meets all wishes."""
+    """Yield the buckets, then the buckets reduced to the edges that the plan used, with scores.
+
+    A score of 0 meets both the requested batch size and the allowed waste.
+    """
     for _ in range(2):
         budgets = _budgets(sizes, bucket_edges)
         plan = plan_buckets(order, sizes, budgets)
-        plan = plan[:-1] or plan
+        plan = plan[:-1] or plan  # the last batch is rarely full
         used = np.zeros(len(budgets), np.int64)
         for bucket, indices in plan:
             used[bucket] = max(used[bucket], sizes.n_edge[indices].sum())
@@ -165,8 +175,11 @@ def _budgets(sizes: Sizes, bucket_edges: BucketEdges) -> tuple[PaddingBudget, ..
 
 
 def _budget_with_edges(sizes: Sizes, edges: int, count: float) -> PaddingBudget:
-    """Return a budget with `edges` edges that fits about `count` average structures, and every single one."""
-    # the mean over `count` structures scatters by 1 / sqrt(count)
+    """Return a budget with `edges` edges that fits about `count` average structures.
+
+    It also fits every single structure.
+    """
+    # the mean over `count` structures fluctuates by 1 / sqrt(count)
     slack = 1 + 1.5 / np.sqrt(count)
     nodes = max(int(np.ceil(count * sizes.n_node.mean() * min(slack, _NODE_SLACK))), int(sizes.n_node.max())) + 1
     graphs = max(int(np.ceil(count * min(slack, _GRAPH_SLACK))), 1) + 1

@@ -1,7 +1,7 @@
-"""Batches to the devices through Grain: planned window by window, built ahead in threads, resumable at any batch.
+"""Input pipeline on Grain: batches are planned per window, built ahead in threads and resumable.
 
-A window is a few thousand structures of the global shuffle; it is planned when it is reached, so that neither memory
-nor the time to the first batch grow with the data set.
+A window is a few thousand structures of the global shuffle. It is planned when the stream reaches
+it, so neither memory nor the time to the first batch grows with the data set.
 """
 
 from __future__ import annotations
@@ -16,28 +16,37 @@ import numpy as np
 
 
 def stack(batches: Sequence[Any]) -> Any:
-    """Batches of the same shape -> one with a leading axis of devices."""
+    """Stack batches of the same shape along a new leading axis of devices."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 
 class Shuffle:
-    """The global shuffle of n structures: a new permutation for every epoch, in no memory."""
+    """Global shuffle of n structures: a new permutation for every epoch.
+
+    Permutations are computed element by element and need no memory.
+
+    Args:
+      n: Number of structures.
+      seed: Random seed.
+    """
 
     def __init__(self, n: int, seed: int):
         self._order = grain.MapDataset.range(n).shuffle(seed=seed % 2**32)
         self._n = n
 
     def window(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """Places start:stop of the permutation of an epoch, int64."""
+        """Return elements start:stop of the permutation of an epoch, int64."""
         first = epoch * self._n
-        # The seed of Grain's shuffle goes up by one with each epoch.
+        # Grain increases the seed of its shuffle by one with each epoch.
         return np.array([self._order[first + i] for i in range(start, min(stop, self._n))], np.int64)
 
 
 class _Flatten(grain.experimental.FlatMapTransform):
+    """Turn the lists of groups of all windows into one sequence of groups."""
     max_fan_out = sys.maxsize
 
     def flat_map(self, element):
+        """Return the groups of a window."""
         return element
 
 
@@ -45,11 +54,12 @@ class Stream:
     """Iterator over (group, build(group)) for the groups of all windows in order.
 
     Args:
-      window: Number of a window -> its groups.
-      count: Of windows; None for no end.
-      build: Makes the batch of a group; runs ahead in a thread.
-      depth: Batches that wait ready.
-      state: Of an earlier Stream with the same windows: goes on after the batch that was last taken from it.
+      window: Function that returns the groups of a window, given its index.
+      count: Number of windows; None for an endless stream.
+      build: Function that builds the batch of a group; runs ahead in a thread.
+      depth: Maximum number of batches that are built ahead.
+      state: State of an earlier Stream with the same windows. The new stream resumes after the last
+        batch that was taken from the earlier one.
     """
 
     def __init__(self, window: Callable[[int], list[Any]], count: int | None, build: Callable[[Any], Any], *,
@@ -70,7 +80,10 @@ class Stream:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Where the stream stands, ready for JSON: what was built ahead and not taken does not count."""
+        """Position of the stream as a JSON-serializable dict.
+
+        Batches that were built ahead but not taken are not counted.
+        """
         return self._iterator.get_state()
 
     def close(self) -> None:
@@ -79,7 +92,10 @@ class Stream:
 
 
 def _unstoppable(function):
-    """The function, but that StopIteration inside it does not end the stream in silence."""
+    """Wrap the function so that it raises RuntimeError in place of StopIteration.
+
+    StopIteration would end the stream without an error.
+    """
 
     def call(argument):
         try:

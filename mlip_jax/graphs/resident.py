@@ -1,7 +1,8 @@
-"""Structures that stay on the device with their edges, and padded batches made of them there.
+"""Data sets that stay on the device with their edges, and padded batches that are built there.
 
-`gather` makes of the places of some structures the very arrays that `batch.build_batch` makes on the host. What a
-step is then sent is a few integers, and the neighbours of a structure are found once in a run.
+`collect` finds the neighbors of every structure once per run. `gather` builds, from indices of
+structures, the same arrays that `batch.build_batch` builds on the host. So each training step only
+transfers a few integers to the device.
 """
 
 from __future__ import annotations
@@ -19,25 +20,38 @@ from mlip_jax.graphs.batch import each_geometry, subtract_references
 from mlip_jax.graphs.neighbors import long_range_list, neighbor_list
 from mlip_jax.graphs.shapes import PaddingBudget, Sizes
 
-# Rows that int32 can number, which is what devices index with.
+# _MOST: largest number of rows that int32 can index; devices use int32 indices.
 _MOST = np.iinfo(np.int32).max
-# Structures of a piece, where they come as one.
+# _PIECE: structures per piece if `collect` gets all of them at once.
 _PIECE = 4096
 
 
 class DeviceDataset(NamedTuple):
-    """Structures end to end: s owns the atoms first_atom[s]:first_atom[s + 1], and its edges and pairs likewise.
+    """Concatenated structures with their edges.
 
-    Atoms and edges are numbered from 0 in each structure, in the smallest type of integer that holds them.
+    Structure s owns the atoms first_atom[s]:first_atom[s + 1], and its edges and pairs likewise.
+    Atoms and edges are numbered from 0 in each structure, in the smallest integer type that can
+    represent them.
 
     Attributes:
-      positions, forces: (A, 3), Å and eV/Å. numbers: (A,) uint8.
-      energy, charge: (S,), eV (less the reference energies) and e.
-      first_atom, first_edge: (S + 1,) int32.
-      receivers, senders, pair_order: (E,), see graphs/neighbors.py.
-      cell: (S, 3, 3) Å. shifts: (E, 3). Both None where nothing is periodic.
-      first_pair: (S + 1,) int32. pair_receivers, pair_senders: (P,). pair_shifts: (P, 3). The long-range pairs;
-        None where there are none, pair_shifts also where nothing is periodic.
+      positions: Positions (Å), shape (A, 3).
+      numbers: Atomic numbers, shape (A,), uint8.
+      forces: Forces (eV/Å), shape (A, 3).
+      energy: Total energies minus reference energies (eV), shape (S,).
+      charge: Total charges (e), shape (S,).
+      first_atom: Index of the first atom of each structure, then A; shape (S + 1,), int32.
+      first_edge: Index of the first edge of each structure, then E; shape (S + 1,), int32.
+      receivers: Receiving atoms of edges, shape (E,), see graphs/neighbors.py.
+      senders: Sending atoms of edges, shape (E,).
+      pair_order: Edges in the order of pairs, shape (E,).
+      cell: Lattice vectors (Å), shape (S, 3, 3); None if no structure is periodic.
+      shifts: Lattice translations of edges, shape (E, 3); None if no structure is periodic.
+      first_pair: Index of the first long-range pair of each structure, then P; shape (S + 1,),
+        int32. None without long-range pairs.
+      pair_receivers: Receiving atoms of long-range pairs, shape (P,); None without such pairs.
+      pair_senders: Sending atoms of long-range pairs, shape (P,); None without such pairs.
+      pair_shifts: Lattice translations of long-range pairs, shape (P, 3); None without such pairs
+        or if no structure is periodic.
     """
 
     positions: np.ndarray | jax.Array
@@ -59,19 +73,24 @@ class DeviceDataset(NamedTuple):
 
 
 def num_structures(resident: DeviceDataset) -> int:
-    """Structures that it holds."""
+    """Return the number of structures."""
     return resident.energy.shape[0]
 
 
 def nbytes(resident: DeviceDataset) -> int:
-    """Bytes of all its arrays."""
+    """Return the size of all arrays in bytes."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(resident))
 
 
 def estimate_bytes(sizes: Sizes, periodic: bool = False, dtype=np.float32) -> int:
-    """`nbytes` of what `collect` makes of structures of these sizes, before it is made.
+    """Return the `nbytes` of the data set that `collect` would build from these sizes.
 
-    Exact, if no shift along a lattice vector is beyond 127 of them.
+    The result is exact if no shift exceeds 127 lattice vectors.
+
+    Args:
+      sizes: Sizes of the structures.
+      periodic: Whether there are cells and shifts.
+      dtype: Floating-point type of the arrays.
     """
     item, atoms, edges, num = np.dtype(dtype).itemsize, _total(sizes.n_node), _total(sizes.n_edge), len(sizes.n_node)
     index = _smallest(sizes.n_node.max(initial=1) - 1).itemsize
@@ -84,21 +103,28 @@ def estimate_bytes(sizes: Sizes, periodic: bool = False, dtype=np.float32) -> in
 
 
 def indexable(sizes: Sizes) -> bool:
-    """Whether atoms, edges and pairs are few enough to be numbered by int32, which `collect` asks for."""
+    """Return whether int32 can index all atoms, edges and pairs.
+
+    `collect` raises ValueError otherwise.
+    """
     return all(_total(size) <= _MOST for size in sizes if size is not None)
 
 
 def collect(columns: Columns | Iterable[Columns], cutoff: float, reference: np.ndarray | None = None,
             long_range_cutoff: float | None = None, dtype=np.float32) -> DeviceDataset:
-    """Structures, in order, with their neighbours: NumPy arrays, ready for jax.device_put.
+    """Concatenate structures, in order, with their neighbors.
 
     Args:
-      columns: All structures, or the pieces of them; no more than a piece is held beside the result.
-      cutoff, reference, long_range_cutoff, dtype: As for `build_batch`.
+      columns: All structures, or an iterable of pieces. Only one piece is kept in memory in
+        addition to the result.
+      cutoff, reference, long_range_cutoff, dtype: See `build_batch`.
+
+    Returns:
+      Data set of NumPy arrays, ready for jax.device_put.
 
     Raises:
-      ValueError: No structures; more atoms, edges or pairs than int32 can number; positions that are not finite, or an
-        infinite long-range cutoff for a periodic structure.
+      ValueError: There are no structures, more atoms, edges or pairs than int32 can index,
+        positions that are not finite, or an infinite long-range cutoff for a periodic structure.
     """
     pieces, totals = [], np.zeros(3, np.int64)
     for piece in _pieces(columns):
@@ -115,6 +141,7 @@ def collect(columns: Columns | Iterable[Columns], cutoff: float, reference: np.n
 
 
 def _pieces(columns: Columns | Iterable[Columns]) -> Iterator[Columns]:
+    """Yield the structures in pieces that are not empty."""
     if isinstance(columns, Columns):
         for start in range(0, len(columns), _PIECE):
             yield columns.take(np.arange(start, min(start + _PIECE, len(columns))))
@@ -123,7 +150,10 @@ def _pieces(columns: Columns | Iterable[Columns]) -> Iterator[Columns]:
 
 
 def _collected(columns: Columns, cutoff, reference, long_range_cutoff, dtype) -> dict[str, np.ndarray]:
-    """The fields of a piece, with counts instead of where structures begin; without those of no use to it."""
+    """Return the fields of a piece, with counts in place of first indices.
+
+    Fields that the piece does not need are omitted.
+    """
     geometry = list(each_geometry(columns))
     found = [neighbor_list(positions, cutoff, *box) for positions, *box in geometry]
     made = {"positions": columns.positions.astype(dtype), "numbers": columns.numbers.astype(np.uint8),
@@ -145,7 +175,7 @@ def _collected(columns: Columns, cutoff, reference, long_range_cutoff, dtype) ->
 
 
 def _joined(pieces: list[dict[str, np.ndarray]]) -> DeviceDataset:
-    """The pieces as one; each field of theirs is let go when it is joined."""
+    """Concatenate the pieces; each of their fields is freed when it is concatenated."""
     def first(name):
         counts = np.concatenate([piece[name] for piece in pieces])
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
@@ -154,7 +184,7 @@ def _joined(pieces: list[dict[str, np.ndarray]]) -> DeviceDataset:
     names = {name for piece in pieces for name in piece}
     if "pair_receivers" in names:
         starts["first_pair"] = first("n_pair")
-    # What is periodic in one piece is there, and zero, in all others.
+    # if one piece is periodic, all others get cells and shifts of zero
     for name, rows, tail in (("cell", "energy", (3, 3)), ("shifts", "receivers", (3,)),
                              ("pair_shifts", "pair_receivers", (3,))):
         for piece in pieces if name in names else ():
@@ -167,18 +197,20 @@ def _joined(pieces: list[dict[str, np.ndarray]]) -> DeviceDataset:
 
 
 def _compact(arrays: Iterable[np.ndarray]) -> np.ndarray:
-    """Numbers of atoms or edges end to end."""
+    """Concatenate indices of atoms or edges in the smallest sufficient integer type."""
     joined = np.concatenate(list(arrays))
     return joined.astype(_smallest(joined.max(initial=0)))
 
 
 def _compact_shifts(arrays: Iterable[np.ndarray | None], counts: np.ndarray) -> np.ndarray:
+    """Concatenate shifts, zeros for None, in the smallest signed integer type."""
     joined = np.concatenate([np.zeros((n, 3), np.int32) if a is None else a for a, n in zip(arrays, counts)])
     return joined.astype(np.result_type(np.int8, np.min_scalar_type(joined.min(initial=0)),
                                         np.min_scalar_type(-joined.max(initial=0) - 1)))
 
 
 def _smallest(largest: int) -> np.dtype:
+    """Return the smallest integer type that can represent `largest`."""
     return np.min_scalar_type(int(largest))
 
 
@@ -187,24 +219,24 @@ def _total(counts: np.ndarray) -> int:
 
 
 def gather(resident: DeviceDataset, places: jax.Array, budget: PaddingBudget) -> jraph.GraphsTuple:
-    """The padded batch of some structures, array for array what `build_batch` makes of them. Pure; call it under jit.
+    """Build the padded batch of some structures, with arrays equal to those of `build_batch`.
 
-    Positions are NaN if the structures do not fit into the budget, so that this is not overlooked: what is given has
-    to be planned.
+    The function is pure; call it under jit. If the structures do not fit into the budget all
+    positions are NaN, since an error cannot be raised under jit. Plan batches so that they fit.
 
     Args:
-      resident: On the device. With long-range pairs, the batch has them too.
-      places: Of the structures, (budget.n_graph - 1,) int32; after the last of them -1.
+      resident: Data set on the device. If it has long-range pairs, so has the batch.
+      places: Indices of the structures, shape (budget.n_graph - 1,), int32; -1 after the last one.
       budget: Static shape of the batch.
 
     Raises:
-      ValueError: Another number of places.
+      ValueError: `places` has another shape.
     """
     if places.shape != (budget.n_graph - 1,):
         raise ValueError(f"expected the places of {budget.n_graph - 1} structures for {budget}, -1 after the last, "
                          f"received shape {places.shape}")
     resident = jax.tree.map(jnp.asarray, resident)
-    real = places >= 0
+    real = places >= 0  # (G - 1,)
     place = jnp.clip(places, 0, num_structures(resident) - 1).astype(jnp.int32)
     atoms = _rows(resident.first_atom, place, real, budget.n_node)
     edges = _rows(resident.first_edge, place, real, budget.n_edge)
@@ -224,17 +256,20 @@ def gather(resident: DeviceDataset, places: jax.Array, budget: PaddingBudget) ->
     nodes["positions"] = jnp.where(fit, nodes["positions"], jnp.nan)
     globals_ = {name: _of_graphs(getattr(resident, name), place, real) for name in ("energy", "charge", "cell")
                 if getattr(resident, name) is not None}
+    # n_node and n_edge assign all padding rows to the first padding graph
     return jraph.GraphsTuple(
         nodes=nodes, edges=listed, globals=globals_, n_node=atoms.per_graph(real), n_edge=edges.per_graph(real),
         senders=edges.take_atoms(resident.senders, atoms), receivers=edges.take_atoms(resident.receivers, atoms))
 
 
 class _RowIndex(NamedTuple):
-    """The atoms, edges or pairs of a batch of G graphs.
+    """Index of the atoms, edges or pairs of a batch of G graphs.
 
     Attributes:
-      count, begin: Of each graph but the last, which is padding, and in the batch, (G - 1,).
-      graph: Of each row, (N,); G - 1 in padding. source: In the resident array, (N,); 0 in padding.
+      count: Number of rows of each graph except the last one, which is padding; shape (G - 1,).
+      begin: First row of each graph in the batch, shape (G - 1,).
+      graph: Graph of each row, shape (N,); G - 1 in padding.
+      source: Row in the resident array, shape (N,); 0 in padding.
     """
 
     count: jax.Array
@@ -244,25 +279,33 @@ class _RowIndex(NamedTuple):
 
     @property
     def total(self) -> jax.Array:
+        """Number of rows without padding."""
         return self.begin[-1] + self.count[-1]
 
     def take(self, array: jax.Array) -> jax.Array:
-        """The rows of a resident array, zero in padding."""
+        """Return the rows of a resident array, zero in padding."""
         taken = _at(array, self.source)
         used = self.graph < len(self.count)
         return jnp.where(used.reshape(-1, *[1] * (array.ndim - 1)), taken, jnp.zeros((), array.dtype))
 
     def take_atoms(self, array: jax.Array, atoms: _RowIndex) -> jax.Array:
-        """Numbers of atoms in the batch; in padding that of the first padding atom."""
+        """Convert atom indices of structures to atom indices of the batch.
+
+        In padding the result is the index of the first padding atom.
+        """
         return self.take(array).astype(jnp.int32) + _at(jnp.append(atoms.begin, atoms.total), self.graph)
 
     def per_graph(self, real: jax.Array) -> jax.Array:
-        """Rows of each graph, (G,): the first one that is padding has all that are left."""
+        """Return the number of rows of each graph, shape (G,).
+
+        The first padding graph has all remaining rows.
+        """
         left = len(self.graph) - self.total
         return jnp.where(jnp.arange(len(real) + 1) == real.sum(), left, jnp.append(self.count, 0))
 
 
 def _rows(first: jax.Array, place: jax.Array, real: jax.Array, length: int) -> _RowIndex:
+    """Compute the index of the rows of a batch, given the first row of each structure."""
     start = first[place]
     count = jnp.where(real, first[place + 1] - start, 0)
     end = jnp.cumsum(count)
@@ -272,12 +315,15 @@ def _rows(first: jax.Array, place: jax.Array, real: jax.Array, length: int) -> _
 
 
 def _graph_of(end: jax.Array, row: jax.Array) -> jax.Array:
-    """The graph of each row, given where the rows of each end."""
+    """Return the graph of each row, given the end of the rows of each graph."""
     return jnp.searchsorted(end, row, side="right", method="compare_all").astype(jnp.int32)
 
 
 def _pair_order(resident: DeviceDataset, edges: _RowIndex, place, real, length: int) -> jax.Array:
-    """Every other edge of the padding is the reverse of the one before it."""
+    """Build the pair order of a batch.
+
+    In padding, every other edge is the reverse of the one before it.
+    """
     row = jnp.arange(-(-length // 2), dtype=jnp.int32)
     half, end = edges.count // 2, (edges.begin + edges.count) // 2
     graph = _graph_of(end, row)
@@ -292,13 +338,13 @@ def _pair_order(resident: DeviceDataset, edges: _RowIndex, place, real, length: 
 
 
 def _of_graphs(array: jax.Array, place: jax.Array, real: jax.Array) -> jax.Array:
-    """Of each graph, (G, ...), zero for those that are padding."""
+    """Return one row per graph, shape (G, ...), zero for padding graphs."""
     taken = jnp.where(real.reshape(-1, *[1] * (array.ndim - 1)), array[place], jnp.zeros((), array.dtype))
     return jnp.concatenate([taken, jnp.zeros((1, *array.shape[1:]), array.dtype)])
 
 
 def _at(array: jax.Array, index: jax.Array) -> jax.Array:
-    """array[index] without a look at the bounds, which the callers keep."""
+    """Return array[index] without bounds checks; callers ensure that indices are valid."""
     if not array.shape[0]:  # no structure has an edge
         return jnp.zeros((*index.shape, *array.shape[1:]), array.dtype)
     return array.at[index].get(mode="promise_in_bounds")

@@ -24,17 +24,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-# BUCKET_GROWTH: ratio of consecutive sizes; about a fifth is padding at most, and 100 to 10,000 atoms take 21 buckets.
+# BUCKET_GROWTH: ratio of consecutive sizes; at most about a fifth is padding, and 100 to 10,000
+# atoms need 21 buckets.
 BUCKET_GROWTH = 1.25
 # NODE_MULTIPLE: atoms; molecules of up to eight consecutive sizes share a bucket.
 NODE_MULTIPLE = 8
-# EDGE_MULTIPLE: edges or pairs; keeps edges even (every edge has its reverse) and the number of small buckets low.
+# EDGE_MULTIPLE: edges or pairs; keeps the number of edges even (every edge has its reverse) and the
+# number of small buckets low.
 EDGE_MULTIPLE = 64
-# EDGE_SLACK: ratio of edges in a new bucket to those of its first structure; edges come and go while atoms move.
+# EDGE_SLACK: ratio of edges in a new bucket to those of its first structure; the number of edges
+# changes while atoms move.
 EDGE_SLACK = 1.1
-# MAX_BUCKET_WASTE: ratio of a bucket to a structure above which the structure gets a bucket of its own.
+# MAX_BUCKET_WASTE: ratio of a bucket to a structure above which the structure gets its own bucket.
 MAX_BUCKET_WASTE = 3
-# CALL_SLACK: growth of a `GrowingBudget`, ratio; fewer compilations for calls of slowly increasing size.
+# CALL_SLACK: growth ratio of a `GrowingBudget`; calls of slowly increasing size need fewer
+# compilations.
 CALL_SLACK = 1.2
 # CALL_MULTIPLE: granularity of every number of a `GrowingBudget`.
 CALL_MULTIPLE = 16
@@ -44,9 +48,9 @@ class Sizes(NamedTuple):
     """Numbers of atoms, directed edges and long-range pairs of each structure.
 
     Attributes:
-      n_node: Atoms, shape (S,), int64.
-      n_edge: Directed edges, shape (S,), int64.
-      n_pair: Long-range pairs, shape (S,), int64; None for models without them.
+      n_node: Numbers of atoms, shape (S,), int64.
+      n_edge: Numbers of directed edges, shape (S,), int64.
+      n_pair: Numbers of long-range pairs, shape (S,), int64; None for models without them.
     """
 
     n_node: np.ndarray
@@ -62,10 +66,10 @@ class PaddingBudget(NamedTuple):
     """Static shape of a padded batch.
 
     Attributes:
-      n_node: Atoms, including at least one padding atom.
-      n_edge: Directed edges.
-      n_graph: Structures, including at least one padding graph.
-      n_pair: Long-range pairs; 0 for models without them.
+      n_node: Number of atoms, including at least one padding atom.
+      n_edge: Number of directed edges.
+      n_graph: Number of structures, including at least one padding graph.
+      n_pair: Number of long-range pairs; 0 for models without them.
     """
 
     n_node: int
@@ -80,7 +84,10 @@ def round_up(size: float, multiple: int) -> int:
 
 
 def bucket_size(size: int, multiple: int) -> int:
-    """Return the smallest bucket size of at least `size`; bucket sizes are multiples that grow by about 1.25."""
+    """Return the smallest bucket size of at least `size`.
+
+    Bucket sizes are multiples of `multiple` that grow by about 1.25.
+    """
     bucket = multiple
     while bucket < size:
         bucket = round_up(max(int(bucket * BUCKET_GROWTH), bucket + 1), multiple)
@@ -88,11 +95,13 @@ def bucket_size(size: int, multiple: int) -> int:
 
 
 class GrowingBudget:
-    """Padding budget for consecutive calls, which share a compiled program: it grows and never shrinks.
+    """Padding budget for consecutive calls that share a compiled program.
+
+    It grows and never shrinks.
 
     Args:
-      slack: Ratio of the new budget to the one that is needed, when it has to grow.
-      multiple: The numbers of a new budget are multiples of it.
+      slack: Ratio of a new budget to the required one.
+      multiple: Granularity of the numbers of a new budget.
     """
 
     def __init__(self, slack: float = CALL_SLACK, multiple: int = CALL_MULTIPLE):
@@ -100,7 +109,7 @@ class GrowingBudget:
         self._budget: PaddingBudget | None = None
 
     def fit(self, needed: PaddingBudget) -> PaddingBudget:
-        """Return a budget of at least the size of `needed`; the last one if that is large enough."""
+        """Return a budget of at least the size of `needed`: the last one if it is large enough."""
         if self._budget is None or any(a > b for a, b in zip(needed, self._budget)):
             grown = PaddingBudget(*(math.ceil(self._slack * n / self._multiple) * self._multiple for n in needed))
             self._budget = grown if self._budget is None else PaddingBudget(*map(max, zip(grown, self._budget)))
@@ -111,7 +120,7 @@ class SizeBucket(NamedTuple):
     """Static shape of a single padded structure.
 
     Attributes:
-      budget: Of the structure and a padding graph; its number of edges is even.
+      budget: Budget of the structure and a padding graph; its number of edges is even.
       periodic: Whether there are a cell and shifts.
       long_range: Whether there is a list of long-range pairs.
     """
@@ -125,7 +134,8 @@ class SizeBuckets:
     """Size buckets in use. Each is compiled once and serves all structures that fit into it.
 
     Args:
-      long_range_cutoff: Å, inf for all pairs, None for a force field without long-range pairs.
+      long_range_cutoff: Cutoff of long-range pairs (Å), inf for all pairs; None for a force field
+        without them.
     """
 
     def __init__(self, long_range_cutoff: float | None):
@@ -133,12 +143,14 @@ class SizeBuckets:
         self._buckets: set[SizeBucket] = set()
 
     def choose(self, n_node: int, n_edge: int, n_pair: int | None, periodic: bool) -> SizeBucket:
-        """Return the tightest bucket in use that fits the structure and is not much too large, or else a new one.
+        """Return the tightest bucket that fits the structure and is not much too large.
+
+        If there is none in use, a new bucket is created.
 
         Args:
-          n_node: Atoms, without padding.
-          n_edge: Directed edges.
-          n_pair: Long-range pairs, None if there is no list of them.
+          n_node: Number of atoms, without padding.
+          n_edge: Number of directed edges.
+          n_pair: Number of long-range pairs; None if there is no list of them.
           periodic: Whether the structure has a cell.
         """
         fitting = [b for b in self._buckets if _suits(b, n_node + 1, n_edge, n_pair, periodic)]
@@ -154,6 +166,7 @@ class SizeBuckets:
         return bucket
 
     def _pair_capacity(self, n_node: int, nodes: int, n_pair: int, periodic: bool) -> int:
+        """Return the number of long-range pairs of a new bucket."""
         if np.isinf(self._long_range_cutoff):
             pairs = (nodes - 1) * (nodes - 2) // 2  # all pairs of any structure with at most nodes - 1 atoms
         else:
@@ -163,7 +176,7 @@ class SizeBuckets:
 
 
 def _suits(bucket: SizeBucket, nodes: int, n_edge: int, n_pair: int | None, periodic: bool) -> bool:
-    """Return whether a structure with `nodes` atoms, including padding, fits without too much waste."""
+    """Return whether a structure with `nodes` atoms, including padding, fits with little waste."""
     has = bucket.budget
     return (bucket.periodic == periodic and nodes <= has.n_node <= MAX_BUCKET_WASTE * nodes
             and n_edge <= has.n_edge <= MAX_BUCKET_WASTE * n_edge

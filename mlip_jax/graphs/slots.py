@@ -1,10 +1,11 @@
-"""Padded graphs made on the device from molecules that lie in slots of equal size.
+"""Padded graphs that are built on the device from molecules in slots of equal size.
 
-    M   slots            n   atoms that a slot holds
+    M   number of slots            n   atoms per slot
 
-Atoms move and molecules come and go between two evaluations, and the shape of the graph stays the same: the neighbours
-are found anew each time, and slots take part in their order as long as there is room for their atoms, edges and
-pairs. The others wait for a later evaluation, so that no neighbour is ever left out.
+Between two evaluations atoms move and molecules are added or removed, but the shape of the graph
+stays the same. Neighbors are found again at each evaluation. Slots take part in their order as long
+as their atoms, edges and pairs fit into the budget. The others wait for a later evaluation, so no
+neighbor is ever omitted.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ class Slots(NamedTuple):
     """Open molecules in slots.
 
     Attributes:
-      numbers: (M, n) int32. count: Atoms, (M,) int32; 0: nothing is there.
-      charge, spin: (M,), e and number of unpaired electrons.
+      numbers: Atomic numbers, shape (M, n), int32.
+      count: Number of atoms per slot, shape (M,), int32; 0 for an empty slot.
+      charge: Total charges (e), shape (M,).
+      spin: Numbers of unpaired electrons, shape (M,).
     """
 
     numbers: jax.Array
@@ -34,41 +37,64 @@ class Slots(NamedTuple):
 
 
 class Box(NamedTuple):
-    """Periodic boundaries of slots, of which each pair of atoms has one image within the cutoffs: the nearest.
+    """Periodic boundaries of slots with the minimum-image convention.
 
-    It is that if the planes of the lattice stand more than twice the longest cutoff apart, see `heights`.
+    Each pair of atoms interacts through its nearest image only. This is exact if the lattice planes
+    are more than twice the longest cutoff apart, see `heights`.
 
     Attributes:
-      cell: Lattice vectors as rows, Å, with vectors that span space where a direction is not periodic, (M, 3, 3).
-      periodic: (M, 3) bool.
+      cell: Lattice vectors as rows (Å), shape (M, 3, 3). Directions that are not periodic have a
+        vector that completes the basis.
+      periodic: Whether each direction is periodic, shape (M, 3), bool.
     """
 
     cell: jax.Array
     periodic: jax.Array
 
     def translations(self, vectors: jax.Array, slot: jax.Array) -> jax.Array:
-        """Lattice translations (..., 3) that make vectors (..., 3) in slots (...) as short as can be, whole numbers."""
+        """Return the lattice translations that make vectors as short as possible.
+
+        Args:
+          vectors: Vectors between atoms (Å), shape (..., 3).
+          slot: Slot of each vector, shape (...).
+
+        Returns:
+          Translations in lattice vectors, whole numbers, shape (..., 3).
+        """
         fractions = jnp.einsum("...x,...xc->...c", vectors, jnp.linalg.inv(self.cell)[slot],
                                precision=jax.lax.Precision.HIGHEST)
         return jnp.where(self.periodic[slot], -jnp.round(fractions), 0.0)
 
 
 def heights(cell: np.ndarray, periodic: np.ndarray) -> np.ndarray:
-    """Distances between the planes of lattices (..., 3, 3), Å, (..., 3); inf where not periodic."""
+    """Return the distances between the lattice planes (Å), inf for directions without periodicity.
+
+    Args:
+      cell: Lattice vectors as rows (Å), shape (..., 3, 3).
+      periodic: Whether each direction is periodic, shape (..., 3).
+
+    Returns:
+      Distances, shape (..., 3).
+    """
     return np.where(periodic, 1 / np.linalg.norm(np.linalg.inv(cell), axis=-2), np.inf)
 
 
 class SlotBatch(NamedTuple):
-    """A padded graph of the slots that take part.
+    """Padded graph of the slots that take part.
 
     Attributes:
-      graph: Laid out as graphs/graph.py says; graph m is slot m, without atoms if it does not take part.
-      takes_part: (M,) bool.
-      nearest: Distance of the closest two atoms of each slot, Å, (M,); inf below two atoms.
-      loneliest: Distance from its nearest atom of the atom that is farthest from its nearest, Å, (M,); 0 below two.
-      begin: First atom of each slot in the graph, (M,).
-      n_edge, n_pair: Edges and long-range pairs of each slot, whether it takes part or not, (M,). A slot that alone
-        has more than there is room for never takes part: it needs a larger budget.
+      graph: Graph in the layout of graphs/graph.py. Graph m is slot m, without atoms if it does not
+        take part.
+      takes_part: Whether each slot takes part, shape (M,), bool.
+      nearest: Smallest distance between two atoms of each slot (Å), shape (M,); inf for fewer than
+        two atoms.
+      loneliest: Largest distance from an atom to its nearest neighbor in each slot (Å), shape (M,);
+        0 for fewer than two atoms.
+      begin: Index of the first atom of each slot in the graph, shape (M,).
+      n_edge: Number of edges of each slot, whether it takes part or not, shape (M,). A slot that
+        exceeds the budget by itself never takes part, and neither do the slots after it: it needs a
+        larger budget.
+      n_pair: Number of long-range pairs of each slot, likewise, shape (M,).
     """
 
     graph: jraph.GraphsTuple
@@ -82,27 +108,35 @@ class SlotBatch(NamedTuple):
 
 def build(slots: Slots, positions: jax.Array, budget: PaddingBudget, cutoff: float,
           long_range_cutoff: float | None = None, box: Box | None = None) -> SlotBatch:
-    """The padded graph of the slots, with all pairs closer than the cutoffs. Pure; call it under jit.
+    """Build the padded graph of the slots, with all pairs closer than the cutoffs.
+
+    The function is pure; call it under jit.
 
     Args:
-      positions: (M, n, 3) Å.
-      budget: Static shape: more than n atoms, and an even number of edges.
-      long_range_cutoff: Of the list of pairs, inf for all; None for no list.
-      box: Of periodic structures; the graph has shifts and cells then. None: all are open.
+      slots: Molecules.
+      positions: Positions (Å), shape (M, n, 3).
+      budget: Static shape of the graph: more than n atoms and an even number of edges.
+      cutoff: Cutoff radius (Å).
+      long_range_cutoff: Cutoff of long-range pairs (Å), inf for all pairs; None for no list of
+        them.
+      box: Cells of periodic structures, for which the graph gets shifts and cells; None for open
+        boundaries.
 
     Raises:
-      ValueError: Such a budget cannot be filled.
+      ValueError: The budget has too few atoms or an odd number of edges.
     """
     size = slots.numbers.shape[1]
     if budget.n_node <= size or budget.n_edge % 2:
         raise ValueError(f"a graph of slots with {size} atoms needs room for more than {size} atoms and an even number "
                          f"of edges, received {budget}")
-    here = jnp.arange(size) < slots.count[:, None]
+    here = jnp.arange(size) < slots.count[:, None]  # (M, n)
     both = here[:, :, None] & here[:, None, :] & ~jnp.eye(size, dtype=bool)
+    # squared distances of pairs of real atoms, inf for others, (M, n, n)
     squared = jnp.where(both, _squared_distances(positions, box), jnp.inf)
     close = squared < cutoff * cutoff
     upper = jnp.triu(jnp.ones((size, size), bool), 1)
     n_edge, n_pair = close.sum((1, 2)), jnp.zeros_like(slots.count)
+    # slots take part in their order while their atoms, edges and pairs fit into the budget
     fits = (jnp.cumsum(slots.count) < budget.n_node) & (jnp.cumsum(n_edge) <= budget.n_edge)
     if long_range_cutoff is not None:
         far = both & upper & (squared < long_range_cutoff * long_range_cutoff)
@@ -135,7 +169,11 @@ def build(slots: Slots, positions: jax.Array, budget: PaddingBudget, cutoff: flo
 
 
 def to_slots(batch: SlotBatch, values: jax.Array, size: int) -> jax.Array:
-    """Values of atoms of the graph (N, ...) as (M, n, ...), zero where a slot has no atom or takes no part."""
+    """Convert values of the atoms of the graph, shape (N, ...), to slots.
+
+    Returns:
+      Values, shape (M, n, ...); zero if a slot does not take part or has no such atom.
+    """
     count = batch.graph.n_node[:-1, None]
     place = jnp.arange(size)
     index = jnp.where(place < count, batch.begin[:, None] + place, 0)
@@ -145,7 +183,8 @@ def to_slots(batch: SlotBatch, values: jax.Array, size: int) -> jax.Array:
 
 
 def _squared_distances(positions, box):
-    # Differences, not the Gram matrix: |a|²+|b|²-2ab loses digits right at the cutoff.
+    """Return the squared distances of all pairs in each slot, nearest images, shape (M, n, n)."""
+    # Differences instead of the Gram matrix: |a|²+|b|²-2ab loses digits right at the cutoff.
     d = [positions[:, :, None, x] - positions[:, None, :, x] for x in range(3)]
     if box is not None:
         vectors, slot = jnp.stack(d, -1), jnp.arange(len(positions))[:, None, None]
@@ -156,6 +195,7 @@ def _squared_distances(positions, box):
 
 
 def _nodes(slots, positions, count, begin, length):
+    """Return positions and atomic numbers of the atoms of the graph, zero in padding."""
     end = begin + count
     row = jnp.arange(length, dtype=jnp.int32)
     slot = jnp.searchsorted(end, row, side="right", method="compare_all")
@@ -167,19 +207,19 @@ def _nodes(slots, positions, count, begin, length):
 
 
 def _shifts(box, positions, receivers, senders, end):
-    """Translations of the senders; padding edges, which join an atom to itself, have none."""
+    """Return translations of the senders; padding edges connect an atom to itself and have none."""
     slot = jnp.searchsorted(end, receivers, side="right", method="compare_all").clip(max=len(end) - 1)
     return box.translations(positions[senders] - positions[receivers], slot).astype(jnp.int32)
 
 
 def _places(mask, length):
-    """Places in the flat mask of its first `length` true values, and how many values are true."""
+    """Return flat indices of the first `length` true values, and the number of true values."""
     places = jnp.nonzero(mask.ravel(), size=length, fill_value=0)[0].astype(jnp.int32)
     return places, mask.sum()
 
 
 def _edges(close, begin, num_atoms, length):
-    """Receivers, senders and pair order; padding edges join the first padding atom to itself."""
+    """Return receivers, senders and pair order; padding joins the first padding atom to itself."""
     num, size, _ = close.shape
     places, total = _places(close, length)
     row, column = places // size, places % size
@@ -187,17 +227,18 @@ def _edges(close, begin, num_atoms, length):
     used = jnp.arange(length) < total
     receivers = jnp.where(used, begin[slot] + row % size, num_atoms).astype(jnp.int32)
     senders = jnp.where(used, begin[slot] + column, num_atoms).astype(jnp.int32)
-    # an edge and its reverse have the same place in its list as their marks among those set
+    # the index of an edge is its rank among the true values of `close`, which finds its reverse
     rank = jnp.cumsum(close.ravel()) - 1
     forward, _ = _places(receivers < senders, length // 2)
     reverse = rank[(slot[forward] * size + column[forward]) * size + row[forward] % size]
-    pad = 2 * jnp.arange(length // 2)  # the number of edges is even, so that what is left is pairs
+    pad = 2 * jnp.arange(length // 2)  # padding edges form pairs, since the number of edges is even
     real = pad < total
     order = jnp.concatenate([jnp.where(real, forward, pad), jnp.where(real, reverse, pad + 1)])
     return receivers, senders, order.astype(jnp.int32)
 
 
 def _long_range(far, begin, num_atoms, length):
+    """Return receivers and senders of long-range pairs, padded like edges."""
     size = far.shape[1]
     places, total = _places(far, length)
     row, column = places // size, places % size
@@ -208,8 +249,10 @@ def _long_range(far, begin, num_atoms, length):
 
 
 def _padded(values):
+    """Append zero for the padding graph."""
     return jnp.append(values, jnp.zeros((), values.dtype))
 
 
 def _with_rest(counts, total):
+    """Append the rest of the budget as the count of the padding graph."""
     return jnp.append(counts, total - counts.sum()).astype(jnp.int32)

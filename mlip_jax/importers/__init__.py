@@ -1,8 +1,9 @@
-"""Force fields that were trained elsewhere, read from weights in open formats: one file for each program.
+"""Importers of force fields that other programs have trained: one file per program.
 
-Each has functions that map a flat dict of weights to the options and parameters of one of mlip_jax.models, and
-`load(path, ...)`, which gives a `Potential`. Constants that the program keeps (in single precision, most often) are
-taken over as they are, so that the numbers agree to rounding.
+They read weights in open formats. Each importer has functions that convert a flat dict of weights
+to the options and parameters of one of mlip_jax.models, and `load(path, ...)`, which returns a
+`Potential`. Constants that the program stores (usually in single precision) are copied unchanged,
+so that the predictions agree to rounding.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ def names() -> list[str]:
 
 
 def load_force_field(text: str) -> Potential:
-    """Load the force field of a workdir, or of a file by the name of its importer: "schnetpack:painn.safetensors".
+    """Load the force field of a workdir, or of a file with the name of its importer.
+
+    Args:
+      text: Path of a workdir or checkpoint directory, or "IMPORTER:FILE", for example
+        "schnetpack:painn.safetensors".
 
     Raises:
-      CheckpointError, ValueError, FileNotFoundError: There is nothing that can be read, or the file alone does not
-        describe a force field.
+      CheckpointError, ValueError, FileNotFoundError: There is no readable force field, or the file
+        does not describe it completely.
     """
     importer, colon, path = text.partition(":")
     if not colon or importer not in names():

@@ -1,6 +1,6 @@
-"""So3krates as mlff v1.0 (sparse form) trains it, with the energy terms of SO3LR: weights and hyper-parameters.
+"""Weights and hyperparameters of mlff v1.0: So3krates (sparse form) with the terms of SO3LR.
 
-Units are those of the training, which hyperparameters.yaml names; only eV and Å are taken.
+Units are those of the training, as given in hyperparameters.yaml; only eV and Å are supported.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.potential import Potential
 from mlip_jax.terms import with_terms
 
-_MAX_DEPTH = 12  # of nested dicts
-_MAX_ENTRIES = 100_000  # of all dicts together; SO3LR has some 300
+_MAX_DEPTH = 12  # maximum depth of nested dicts
+_MAX_ENTRIES = 100_000  # maximum number of entries of all dicts; SO3LR has about 300
 
 
 class Weights:
-    """Weights by their names in mlff, which remembers which were taken.
+    """Weights by their names in mlff; it records which of them have been used.
 
     Args:
-      tree: Nested dicts or flat names with "/", with or without "params" at the top; leaves are arrays.
+      tree: Nested dicts or flat names with "/", with or without "params" at the top; leaves are
+        arrays.
 
     Raises:
-      WeightsError: A leaf is not an array of floating numbers, or there are far more than any model has.
+      WeightsError: A leaf is not an array of floating-point numbers, or there are far more leaves
+        than in any model.
     """
 
     def __init__(self, tree: Mapping[str, Any]):
@@ -39,7 +41,11 @@ class Weights:
         self._taken: set[str] = set()
 
     def __call__(self, name: str) -> np.ndarray:
-        """The array of that name; WeightsError where there is none."""
+        """Return the array `name`.
+
+        Raises:
+          WeightsError: There is no such array.
+        """
         if name not in self._arrays:
             raise WeightsError(f"the weights hold no {name!r}; the hyper-parameters do not belong to them, or they are "
                                f"not of mlff v1.0. There are {', '.join(sorted(self._arrays)[:8])}, ...")
@@ -47,12 +53,17 @@ class Weights:
         return self._arrays[name]
 
     def dense(self, name: str) -> dict[str, np.ndarray]:
-        """Kernel, and bias if there is one."""
+        """Return the kernel of a dense layer, and its bias if there is one."""
         found = {"kernel": self(f"{name}/kernel")}
         return found | ({"bias": self(f"{name}/bias")} if f"{name}/bias" in self._arrays else {})
 
     def elements(self, name: str, *rest: int | None) -> np.ndarray:
-        """A table by atomic number, (<= 119, *rest), filled up with zeros to 119 rows; None stands for any width."""
+        """Return a table by atomic number, padded with zeros to 119 rows.
+
+        Args:
+          name: Name of the table, which has at most 119 rows.
+          *rest: Expected shape of a row; None accepts any width.
+        """
         table, rows = self(name), MAX_ATOMIC_NUMBER + 1
         fits = table.ndim == 1 + len(rest) and all(want in (None, has) for want, has in zip(rest, table.shape[1:]))
         if not fits or len(table) > rows:
@@ -62,21 +73,24 @@ class Weights:
         return np.concatenate([table, np.zeros((rows - len(table), *table.shape[1:]), table.dtype)])
 
     def number(self, name: str) -> np.ndarray:
-        """A weight that is one number, (1,)."""
+        """Return a weight that is a single number, shape (1,)."""
         value = self(name)
         if value.shape != (1,):
             raise WeightsError(f"weight {name} has shape {value.shape}, expected one number, (1,)")
         return value
 
     def ending(self, end: str) -> str:
-        """What stands before `end` in the one name that ends so, "/" included."""
+        """Return the prefix, including "/", of the only name that ends with `end`."""
         found = [name for name in self._arrays if name.endswith(f"/{end}")]
         if len(found) != 1:
             raise WeightsError(f"expected one weight whose name ends with {end!r}, found {len(found)}: {found}")
         return found[0].removesuffix(end)
 
     def check_all_taken(self) -> None:
-        """Raise WeightsError if a weight was never asked for: the model would not be the one that was trained."""
+        """Raise WeightsError if a weight was not used.
+
+        Otherwise the model would silently differ from the trained one.
+        """
         left = sorted(set(self._arrays) - self._taken)
         if left:
             raise WeightsError(f"{len(left)} weights have no place in the model that the hyper-parameters describe: "
@@ -84,7 +98,10 @@ class Weights:
 
 
 def _flat(tree):
-    """(name, array) of all leaves. A dict can stand in others, and in itself, many times: every visit is counted."""
+    """Yield (name, array) of all leaves.
+
+    The same dict can appear in several others, and in itself, so every visit is counted.
+    """
     waiting, visits = [("", 0, tree)], 0
     while waiting:
         prefix, depth, entries = waiting.pop()
@@ -106,17 +123,17 @@ def _flat(tree):
 def load(path: str | Path, hyperparameters: Mapping[str, Any] | str | Path, elements: Iterable[int],
          long_range_cutoff: float | None = None, dispersion_switch_width: float = 2.0,
          reference_energies: np.ndarray | None = None) -> Potential:
-    """The force field of saved weights.
+    """Load a force field from saved weights.
 
     Args:
-      path: .npz or .safetensors with names that hold "/", or mlff's own .pkl, a pickle of NumPy arrays, which is read
-        by an unpickler that admits nothing else.
-      hyperparameters: As mlff's constructor takes them, or a hyperparameters.yaml.
+      path: .npz or .safetensors file with names that contain "/", or mlff's own .pkl, a pickle of
+        NumPy arrays. An unpickler that accepts nothing but arrays reads it.
+      hyperparameters: Arguments of mlff's constructor, or the path of a hyperparameters.yaml.
       elements, long_range_cutoff, dispersion_switch_width, reference_energies: See `potential`.
 
     Raises:
       FileNotFoundError: No such file.
-      ValueError: It holds no weights, or others than the hyper-parameters describe.
+      ValueError: The file contains no weights, or they do not match the hyperparameters.
     """
     if not isinstance(hyperparameters, Mapping):
         hyperparameters = read_hyperparameters(hyperparameters)
@@ -125,7 +142,7 @@ def load(path: str | Path, hyperparameters: Mapping[str, Any] | str | Path, elem
 
 
 def read(path: str | Path) -> Mapping[str, Any]:
-    """The weights of a file, see `load`."""
+    """Read the weights of a file; for formats and errors see `load`."""
     path = Path(path)
     if path.suffix != ".pkl":
         return weight_files.read(path)
@@ -139,7 +156,11 @@ def read(path: str | Path) -> Mapping[str, Any]:
 
 
 def read_hyperparameters(path: str | Path) -> dict[str, Any]:
-    """A hyperparameters.yaml as mlff writes it; WeightsError if it is none."""
+    """Read a hyperparameters.yaml of mlff.
+
+    Raises:
+      WeightsError: The file is not valid YAML or has no entry "model".
+    """
     import yaml
     try:
         found = yaml.safe_load(Path(path).read_text())
@@ -153,19 +174,23 @@ def read_hyperparameters(path: str | Path) -> dict[str, Any]:
 def potential(tree: Mapping[str, Any], hyperparameters: Mapping[str, Any], elements: Iterable[int],
               long_range_cutoff: float | None = None, dispersion_switch_width: float = 2.0,
               reference_energies: np.ndarray | None = None, metadata: Mapping[str, Any] | None = None) -> Potential:
-    """The force field of mlff's weights.
+    """Convert weights of mlff to a force field.
 
     Args:
-      tree: See `Weights`.
-      hyperparameters: As mlff's constructor takes them, or the whole of its hyperparameters.yaml.
-      elements: Atomic numbers that it was trained on.
-      long_range_cutoff: Å; None: all pairs, for open boundaries.
-      dispersion_switch_width: Å.
-      reference_energies: (119,) eV; None: zeros. mlff subtracts the shifts of its hyper-parameters before training.
-      metadata: Of the potential.
+      tree: Weights, see `Weights`.
+      hyperparameters: Arguments of mlff's constructor, or the whole content of its
+        hyperparameters.yaml.
+      elements: Atomic numbers that the force field was trained on.
+      long_range_cutoff: Cutoff of long-range pairs (Å); None for all pairs, which requires open
+        boundaries.
+      dispersion_switch_width: Width of the interval before the cutoff in which dispersion goes to
+        zero (Å).
+      reference_energies: Reference energy of each element (eV), shape (119,); None for zeros. mlff
+        subtracts the shifts of its hyperparameters before training.
+      metadata: Metadata of the force field.
 
     Raises:
-      WeightsError: Weights and hyper-parameters do not belong together, or ask for what is not supported.
+      WeightsError: Weights and hyperparameters do not match, or they use an unsupported feature.
     """
     weights, settings = Weights(tree), model_settings(hyperparameters)
     model = models.create("so3krates", **model_options(settings))
@@ -183,7 +208,14 @@ def potential(tree: Mapping[str, Any], hyperparameters: Mapping[str, Any], eleme
 
 
 def model_settings(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments, `avg_num_neighbors` among them, of either form of the hyper-parameters."""
+    """Return the arguments of mlff's constructor, including `avg_num_neighbors`.
+
+    Args:
+      hyperparameters: The arguments themselves, or the content of a hyperparameters.yaml.
+
+    Raises:
+      WeightsError: Units other than eV and Å.
+    """
     if "model" not in hyperparameters:
         return dict(hyperparameters)
     data = hyperparameters.get("data", {})
@@ -200,7 +232,7 @@ def model_settings(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model_options(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of our So3krates.
+    """Convert settings of mlff to options of models/so3krates.py.
 
     Raises:
       WeightsError: A setting is missing or not supported.
@@ -230,6 +262,7 @@ def model_options(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_supported(settings) -> None:
+    """Raise WeightsError if settings use an unsupported activation or energy head."""
     act, width = settings.get("activation_fn", "silu"), settings.get("energy_regression_dim")
     if act != "silu":
         raise WeightsError(f"hyper-parameter activation_fn must be 'silu', received {act!r}; filters and residual "
@@ -240,6 +273,7 @@ def _check_supported(settings) -> None:
 
 
 def _check_values(settings) -> None:
+    """Raise WeightsError if a setting has an invalid value."""
     def whole(value):
         return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
@@ -263,7 +297,7 @@ def _check_values(settings) -> None:
 
 
 def model_params(weights: Weights, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of our So3krates."""
+    """Convert weights to parameters of models/so3krates.py."""
     params = {"embedding": weights.elements("feature_embeddings_0/Embed_0/embedding", None)}
     states = [name for name in ("charge", "spin") if settings.get(f"use_{name}_embed")]
     for n, name in enumerate(states, 1):
@@ -309,7 +343,7 @@ def _two_layers(weights, name):
 
 def term_options(settings: Mapping[str, Any], long_range_cutoff: float | None = None,
                  dispersion_switch_width: float = 2.0) -> dict[str, dict[str, Any]]:
-    """{name: options} of the energy terms that the settings switch on."""
+    """Return {name: options} of the energy terms that the settings switch on."""
     width = settings.get("energy_regression_dim")
     act = settings.get("energy_activation_fn", "identity")
     terms: dict[str, dict[str, Any]] = {}
@@ -325,7 +359,10 @@ def term_options(settings: Mapping[str, Any], long_range_cutoff: float | None = 
 
 
 def zbl_params(weights: Weights) -> dict[str, np.ndarray]:
-    """Parameters of terms/zbl.py; softplus⁻¹ of the value in both."""
+    """Convert weights to parameters of terms/zbl.py.
+
+    Both programs store softplus⁻¹ of the values.
+    """
     def stored(*names):
         return np.concatenate([weights.number(f"observables_0/zbl_repulsion/{name}") for name in names])
 
@@ -334,7 +371,7 @@ def zbl_params(weights: Weights) -> dict[str, np.ndarray]:
 
 
 def electrostatics_params(weights: Weights) -> dict[str, Any]:
-    """Parameters of terms/electrostatics.py."""
+    """Convert weights to parameters of terms/electrostatics.py."""
     name = weights.ending("charge_dense_final_vec/kernel")
     return {"bias": weights.elements(f"{name}Embed_0/embedding", 1)[:, 0],
             "hidden": weights.dense(f"{name}charge_dense_regression_vec"),
@@ -342,7 +379,7 @@ def electrostatics_params(weights: Weights) -> dict[str, Any]:
 
 
 def dispersion_params(weights: Weights) -> dict[str, Any]:
-    """Parameters of terms/dispersion.py."""
+    """Convert weights to parameters of terms/dispersion.py."""
     name = weights.ending("hirshfeld_ratios_dense_final/kernel")
     return {"shift": weights.elements(f"{name}Embed_0/embedding", 1)[:, 0],
             "queries": weights.elements(f"{name}Embed_1/embedding", None),

@@ -1,9 +1,12 @@
-"""A force field as two open files: parameters in safetensors, what they belong to in JSON.
+"""Force fields as two files in open formats: parameters in safetensors, their description in JSON.
 
-    parameters.safetensors   the arrays of the model under "params/...", and "reference_energies" (119,) float64, eV
-    parameters.json          architecture with its options, energy terms, cutoff, energy scale, elements, metadata
+    parameters.safetensors   the arrays of the model under "params/...", and "reference_energies"
+                             (119,) float64, eV
+    parameters.json          architecture with its options, energy terms, cutoff, energy scale,
+                             elements, metadata
 
-Nothing in them is code, and any language reads them. `save` writes what `load` reads, to the last bit.
+The files contain no code and can be read from any language. `load` restores the result of `save` to
+the last bit.
 """
 
 from __future__ import annotations
@@ -32,7 +35,10 @@ _REFERENCE = "reference_energies"
 
 
 def save(potential: Potential, folder: str | Path) -> Path:
-    """Write both files; files of these names that are there are replaced. Returns the folder.
+    """Write both files; existing files with these names are replaced.
+
+    Returns:
+      Path of the folder.
 
     Raises:
       ValueError: An option of the model cannot be written as JSON.
@@ -48,14 +54,17 @@ def save(potential: Potential, folder: str | Path) -> Path:
         "elements": [int(z) for z in potential.elements], "sha256": hashlib.sha256(content).hexdigest(),
         "units": {"length": "Angstrom", "energy": "eV", "energy_scale": "eV per unit of the model's output"},
         "metadata": potential.metadata}
-    # the description last: with the checksum in it, it says that the weights are whole
+    # The description is written last. Its checksum confirms that the weights are complete.
     (folder / WEIGHTS).write_bytes(content)
     write_json(folder / DESCRIPTION, description)
     return folder
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """{"model": {"name", "options"}, "terms": {name: options}} of what `potential.create_model` makes, for JSON.
+    """Describe a model of `potential.create_model` for JSON.
+
+    Returns:
+      {"model": {"name", "options"}, "terms": {name: options}}.
 
     Raises:
       ValueError: An option cannot be written as JSON.
@@ -76,11 +85,12 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 
 def load(folder: str | Path) -> Potential:
-    """The force field of a folder that `save` wrote.
+    """Load a force field from a folder that `save` wrote.
 
     Raises:
       FileNotFoundError: One of the files is missing.
-      WeightsError (a ValueError): A file is damaged, of a newer version, or does not belong to the other.
+      WeightsError (a ValueError): A file is corrupted, has an unsupported version, or does not
+        match the other one.
     """
     folder = Path(folder)
     description = _read_description(folder / DESCRIPTION)
@@ -103,6 +113,7 @@ def load(folder: str | Path) -> Potential:
 
 
 def _read_description(path: Path) -> dict[str, Any]:
+    """Read and check parameters.json."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a folder that mlip_jax.importers.parameters.save wrote is "
                                 "expected")

@@ -1,8 +1,9 @@
-"""PaiNN and SchNet of SchNetPack 2 from their saved weights.
+"""PaiNN and SchNet of SchNetPack 2, from saved weights.
 
-The state dict of a `NeuralNetworkPotential` (also under a prefix, as in "model." of a Lightning task) says which of the
-two it is, its widths, depth, basis and cutoff. What it does not say are arguments here, with SchNetPack's defaults.
-Weights that have no counterpart (electronic embeddings, several outputs, other representations) are an error.
+The state dict of a `NeuralNetworkPotential` (possibly under a prefix, such as "model." of a
+Lightning task) determines the architecture, its widths, depth, basis and cutoff. Everything else is
+an argument here, with SchNetPack's default. Weights without a counterpart (electronic embeddings,
+several outputs, other representations) are an error.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ _INTERACTIONS = "representation.interactions"
 
 
 class Converted(NamedTuple):
-    """A force field in the terms of this package, energies in the units of its training.
+    """Result of converting a force field; energies are in the units of its training.
 
     Attributes:
-      name, options, params: Of the model: `models.create(name, **options)` with these parameters.
-      offsets: Energy of each element that is to be added; element z stands in row z. There is a row for each element
-        that the embedding, and the atomic references if there are any, know.
+      name: Name of the model, for `models.create(name, **options)`.
+      options: Options of the model.
+      params: Parameters of the model.
+      offsets: Energy to add for each element; row z belongs to element z. There are rows for all
+        elements that the embedding and the atomic references, if any, contain.
     """
 
     name: str
@@ -43,19 +46,20 @@ class Converted(NamedTuple):
 def load(path: str | Path, *, activation: str | None = None, energy_act: str = "silu", epsilon: float = 1e-8,
          do_postprocessing: bool = True, energy_unit: float = 1.0,
          elements: Sequence[int | str] | None = None) -> Potential:
-    """The force field of a file that holds the state dict of a SchNetPack model.
+    """Load a force field from a file with the state dict of a SchNetPack model.
 
     Args:
-      path: .npz or .safetensors, see importers/formats/weights.py.
-      activation, energy_act, epsilon, do_postprocessing: As for `convert`.
-      energy_unit: eV in the unit of energy that the model was trained in, such as
-        `ase.units.kcal / ase.units.mol`. Lengths are Å.
-      elements: Symbols or atomic numbers that it was trained on; others are refused later. None: all in its table,
-        which in SchNetPack has 99 elements whatever the data held.
+      path: .npz or .safetensors file, see importers/formats/weights.py.
+      activation, energy_act, epsilon, do_postprocessing: See `convert`.
+      energy_unit: Energy unit that the model was trained in (eV), such as `ase.units.kcal /
+        ase.units.mol`. Lengths are in Å.
+      elements: Symbols or atomic numbers that the model was trained on; others are rejected later.
+        None for all elements in its table, which in SchNetPack has 99 elements regardless of the
+        data.
 
     Raises:
-      FileNotFoundError, WeightsError: As for `weights.read` and `convert`.
-      ValueError: `elements` holds some that the weights have no row for, or an energy that is not finite.
+      FileNotFoundError, WeightsError: See `weights.read` and `convert`.
+      ValueError: `elements` has an element without weights or with an energy that is not finite.
     """
     weights = read(path)
     try:
@@ -75,7 +79,10 @@ def load(path: str | Path, *, activation: str | None = None, energy_act: str = "
 
 
 def _elements(path, elements, offsets) -> tuple[int, ...]:
-    """Atomic numbers of `elements`, of all that have a row in `offsets` if None, once they are checked."""
+    """Return the atomic numbers of `elements` after checking them.
+
+    If `elements` is None all elements with a row in `offsets` are returned.
+    """
     if elements is None:
         known = tuple(range(1, len(offsets)))
     else:
@@ -92,19 +99,21 @@ def _elements(path, elements, offsets) -> tuple[int, ...]:
 
 def convert(weights: Mapping[str, np.ndarray], activation: str | None = None, energy_act: str = "silu",
             epsilon: float = 1e-8, do_postprocessing: bool = True) -> Converted:
-    """Options and parameters from the state dict of a PaiNN or SchNet with one `Atomwise` output, the energy.
+    """Convert the state dict of a PaiNN or SchNet with one `Atomwise` output, the energy.
 
     Args:
-      weights: The state dict as arrays.
-      activation: Of the representation (layers.ACTIVATIONS); None: silu in PaiNN, shifted_softplus in SchNet. PaiNN has
-        no other here.
-      energy_act: Of the output module, whose contributions are summed over the atoms (`aggregation_mode="sum"`).
-      epsilon: PaiNN's. Not used by SchNet.
-      do_postprocessing: As in SchNetPack: add the mean and the atomic references of the postprocessor `AddOffsets`,
-        which is taken to be for the energy, with `is_extensive`.
+      weights: State dict as arrays.
+      activation: Activation of the representation (layers.ACTIVATIONS); None for silu in PaiNN and
+        shifted_softplus in SchNet. PaiNN supports only silu here.
+      energy_act: Activation of the output module, whose contributions are summed over the atoms
+        (`aggregation_mode="sum"`).
+      epsilon: Option of PaiNN; not used for SchNet.
+      do_postprocessing: Whether to add the mean and the atomic references of the postprocessor
+        `AddOffsets`, as in SchNetPack. It is assumed to act on the energy, with `is_extensive`.
 
     Raises:
-      WeightsError: Weights are missing, of an unexpected shape, or have no counterpart; all of these are named.
+      WeightsError: Weights are missing, have an unexpected shape, or have no counterpart; the
+        message lists them.
       ValueError: Unknown activation.
     """
     state = _RemainingWeights(weights)
@@ -125,7 +134,10 @@ def convert(weights: Mapping[str, np.ndarray], activation: str | None = None, en
 
 
 class _RemainingWeights:
-    """Weights that are taken out one by one, so that those without a counterpart are left over."""
+    """Weights that have not been converted yet.
+
+    Each conversion removes its weights, so those without a counterpart remain.
+    """
 
     def __init__(self, weights: Mapping[str, np.ndarray]):
         found = [name for name in weights if name.endswith(_EMBEDDING)]
@@ -141,7 +153,12 @@ class _RemainingWeights:
         return name in self.left
 
     def take(self, name: str, *shape: int | None) -> np.ndarray:
-        """The weight, in float32 or float64; None stands for any size, and no shape at all for any."""
+        """Remove a weight and return it in float32 or float64.
+
+        Args:
+          name: Name of the weight.
+          *shape: Expected shape; None accepts any size, and no shape accepts every shape.
+        """
         if name not in self.left:
             raise WeightsError(f"weight {name!r} is missing; there are {_list(self.left)}")
         array = np.asarray(self.left.pop(name))
@@ -151,24 +168,24 @@ class _RemainingWeights:
         return array if array.dtype == np.float64 else array.astype(np.float32)
 
     def dense(self, name: str, num_in: int, num_out: int | None, use_bias: bool = True) -> dict[str, np.ndarray]:
-        """A linear layer."""
+        """Remove a linear layer and return its kernel and bias."""
         kernel = self.take(f"{name}.weight", num_out, num_in).T
         return {"kernel": kernel} | ({"bias": self.take(f"{name}.bias", kernel.shape[1])} if use_bias else {})
 
     def number(self, name: str) -> float:
-        """The single number that a weight of any shape holds."""
+        """Remove a weight of any shape that contains a single number and return it."""
         array = self.take(name)
         if array.size != 1:
             raise WeightsError(f"weight {name!r}: expected one number, received shape {array.shape}")
         return float(array.reshape(()))
 
     def numbers(self, pattern: str) -> list[int]:
-        """Sorted numbers that the group of `pattern` finds at the start of names."""
+        """Return the sorted integers that the group of `pattern` matches at the start of names."""
         found = (re.match(pattern, name) for name in self.left)
         return sorted({int(match[1]) for match in found if match})
 
     def count(self, name: str) -> int:
-        """How many blocks `name.0`, `name.1`, ... there are."""
+        """Return the number of blocks `name.0`, `name.1`, ..."""
         numbers = self.numbers(rf"{re.escape(name)}\.(\d+)\.")
         if numbers != list(range(len(numbers))) or not numbers:
             raise WeightsError(f"expected the blocks {name}.0, {name}.1, ... without gaps, received {numbers}; "
@@ -176,7 +193,7 @@ class _RemainingWeights:
         return len(numbers)
 
     def finish(self) -> None:
-        """Refuse what is left over."""
+        """Raise WeightsError if weights remain."""
         if self.left:
             raise WeightsError(
                 f"these weights have no counterpart here: {_list(self.left, 20)}. PaiNN and SchNet with one Atomwise "
@@ -185,11 +202,13 @@ class _RemainingWeights:
 
 
 def _list(names: Iterable[str], most: int = 8) -> str:
+    """Format sorted names for a message, at most `most` of them."""
     names = sorted(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _kind(state: _RemainingWeights) -> str:
+    """Return the architecture: "painn" or "schnet"."""
     for kind, mark in (("painn", "representation.filter_net.weight"), ("schnet", f"{_INTERACTIONS}.0.in2f.weight")):
         if mark in state:
             return kind
@@ -197,10 +216,13 @@ def _kind(state: _RemainingWeights) -> str:
 
 
 def _cutoff_and_basis(state: _RemainingWeights) -> tuple[float, dict[str, Any]]:
-    """The cutoff, and the options for cutoff and basis with the constants as they are stored."""
+    """Return the cutoff (Å) and the options of cutoff and basis.
+
+    Constants of the basis are kept as they are stored.
+    """
     cutoff = state.number("representation.cutoff_fn.cutoff")
     options: dict[str, Any] = {"cutoff": cutoff, "cutoff_fn": "cosine"}
-    if "representation.cutoff_fn.eps" in state:  # MollifierCutoff; eps only keeps it from dividing by zero
+    if "representation.cutoff_fn.eps" in state:  # MollifierCutoff; eps only avoids a division by zero
         state.number("representation.cutoff_fn.eps")
         options["cutoff_fn"] = "exponential"
     basis = "representation.radial_basis"
@@ -217,9 +239,9 @@ def _cutoff_and_basis(state: _RemainingWeights) -> tuple[float, dict[str, Any]]:
 
 def _of_radial_basis(state: _RemainingWeights, name: str, cutoff: float, options, num_out: int | None
                      ) -> dict[str, np.ndarray]:
-    """The linear layer that takes the radial basis."""
+    """Remove the linear layer that is applied to the radial basis and return it."""
     layer = state.dense(name, options["num_radial"], num_out)
-    if options["radial_basis"] == "bessel":  # without DimeNet's factor in SchNetPack
+    if options["radial_basis"] == "bessel":  # SchNetPack omits the factor of DimeNet
         layer["kernel"] = layer["kernel"].astype(np.float64) / np.sqrt(2.0 / cutoff)
     return layer
 
@@ -264,7 +286,7 @@ def _schnet(state, width, cutoff, options, activation, epsilon):
 
 
 def _energy(state: _RemainingWeights, width: int) -> tuple[dict[str, Any], int]:
-    """Parameters of the energy head and its hidden width."""
+    """Return the parameters of the energy head and its hidden width."""
     modules = state.numbers(r"output_modules\.(\d+)\.outnet\.")
     if len(modules) != 1:
         raise WeightsError(
@@ -281,7 +303,7 @@ def _energy(state: _RemainingWeights, width: int) -> tuple[dict[str, Any], int]:
 
 
 def _offsets(state: _RemainingWeights, rows: int, do_postprocessing: bool) -> np.ndarray:
-    """What the postprocessors add for each element, (rows,) or shorter."""
+    """Return the energies that the postprocessors add per element, shape (rows,) or shorter."""
     offsets = np.zeros(rows)
     for name in [name for name in state.left if name.startswith("postprocessors.")]:
         if not do_postprocessing:

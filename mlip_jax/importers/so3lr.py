@@ -1,9 +1,11 @@
-"""SO3LR, a pretrained force field for molecules (Kabylda et al., J. Am. Chem. Soc. 147, 33723, 2025).
+"""SO3LR, a pretrained force field for molecules.
 
-So3krates with embeddings of charge and spin, trainable repulsion, electrostatics of predicted charges and dispersion
-of predicted Hirshfeld ratios. It was trained on forces, dipoles and Hirshfeld ratios: only differences of its energies
-between structures of the same atoms mean anything. Ions of both signs were among the structures, but none with
-unpaired electrons: the embedding of spin kept its initial values.
+SO3LR (Kabylda et al., J. Am. Chem. Soc. 147, 33723, 2025) consists of So3krates with embeddings of
+charge and spin, trainable repulsion, electrostatics of predicted charges and dispersion of
+predicted Hirshfeld ratios. It was trained on forces, dipoles and Hirshfeld ratios: only energy
+differences between structures of the same atoms are meaningful. The training structures include
+ions of both signs but none with unpaired electrons, so the embedding of spin has its initial
+values.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ from typing import Any
 from mlip_jax.importers import mlff
 from mlip_jax.potential import Potential
 
-# The elements of its training set: those whose rows in the tables of its parameters are no longer the initial ones.
+# ELEMENTS: atomic numbers in the training set, inferred from the rows of its parameter tables that
+# differ from their initial values.
 ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17)
-LONG_RANGE_CUTOFF = 12.0
-DISPERSION_SWITCH_WIDTH = 2.0
+LONG_RANGE_CUTOFF = 12.0  # Å
+DISPERSION_SWITCH_WIDTH = 2.0  # Å
 HYPERPARAMETERS: Mapping[str, Any] = {
     "num_layers": 3, "num_features": 128, "num_heads": 4, "degrees": (1, 2, 3, 4), "cutoff": 4.5, "cutoff_fn": "phys",
     "radial_basis_fn": "bernstein", "num_radial_basis_fn": 32, "activation_fn": "silu", "qk_non_linearity": "identity",
@@ -32,17 +35,20 @@ HYPERPARAMETERS: Mapping[str, Any] = {
 
 def load(path: str | Path = "params.pkl", long_range_cutoff: float | None = LONG_RANGE_CUTOFF,
          hyperparameters: str | Path | None = None) -> Potential:
-    """The force field of SO3LR's parameter file.
+    """Load SO3LR from its parameter file.
 
     Args:
-      path: params.pkl of the SO3LR release, a pickle of NumPy arrays. It is read by an unpickler that admits nothing
-        else. Or the same weights as .npz or .safetensors.
-      long_range_cutoff: Å, of electrostatics and dispersion; None: all pairs, which needs open boundaries.
-      hyperparameters: hyperparameters.yaml that belongs to the file; None: those of the release.
+      path: params.pkl of the SO3LR release, a pickle of NumPy arrays, or the same weights as .npz
+        or .safetensors. An unpickler that accepts nothing but arrays reads the pickle.
+      long_range_cutoff: Cutoff of electrostatics and dispersion (Å); None for all pairs, which
+        requires open boundaries.
+      hyperparameters: Path of the hyperparameters.yaml that belongs to the file; None for those of
+        the release.
 
     Raises:
       FileNotFoundError: No such file.
-      ValueError: It holds no weights, asks for more than arrays, or holds other parameters than SO3LR's.
+      ValueError: The file contains no weights, objects other than arrays, or parameters other than
+        those of SO3LR.
     """
     path = Path(path)
     if not path.is_file():

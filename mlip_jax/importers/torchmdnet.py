@@ -1,10 +1,11 @@
-"""TorchMD-Net's equivariant transformer (checked against 3.1.0): state dict and hyper-parameters.
+"""TorchMD-Net's equivariant transformer (checked against 3.1.0): state dict and hyperparameters.
 
-A state dict does not say everything: heads, cutoffs, activations and priors stand in the hyper-parameters that
-torchmd-train writes to hparams.yaml. Lengths are Å; in what unit the energies are is not written anywhere.
+A state dict is incomplete: heads, cutoffs, activations and priors are among the hyperparameters
+that torchmd-train writes to hparams.yaml. Lengths are in Å. The unit of energies is not stored.
 
-Published behaviour is kept: a model that was trained without `vector_cutoff` (TorchMD-Net's default) has an energy that
-jumps where a pair comes within the cutoff, here as there (models/equivariant_transformer.py).
+The published behavior is kept: the energy of a model that was trained without `vector_cutoff`
+(TorchMD-Net's default) jumps when a pair comes within the cutoff, as it does in TorchMD-Net
+(models/equivariant_transformer.py).
 """
 
 from __future__ import annotations
@@ -34,19 +35,21 @@ _MODEL, _HEAD = "representation_model.", "output_model.output_network."
 
 def load(path: str | Path, hparams: Mapping[str, Any] | str | Path | None = None,
          elements: Sequence[int | str] | None = None, energy_unit: float = 1.0) -> Potential:
-    """The force field of saved weights.
+    """Load a force field from saved weights.
 
     Args:
-      path: .npz or .safetensors file of the model's state dict.
-      hparams: What TorchMD-Net's create_model takes, or the YAML file of it; None: hparams.yaml beside the weights.
-      elements: Those that it was trained on, symbols or atomic numbers; None: those with a reference energy that is not
-        zero, if it has the prior "Atomref".
-      energy_unit: eV per unit of the network's energies (ase.units.Hartree, ase.units.kcal / ase.units.mol, ...).
+      path: .npz or .safetensors file with the state dict of the model.
+      hparams: Arguments of TorchMD-Net's create_model, or the path of a YAML file with them; None
+        for hparams.yaml in the folder of the weights.
+      elements: Symbols or atomic numbers that the model was trained on; None for the elements with
+        a nonzero reference energy, which requires the prior "Atomref".
+      energy_unit: Energy per unit of the network's energies (eV), for example ase.units.Hartree or
+        ase.units.kcal / ase.units.mol.
 
     Raises:
       FileNotFoundError: No such file.
-      ValueError: What is there is no equivariant transformer for energies, or weights and hyper-parameters do not
-        belong together.
+      ValueError: The weights are not those of an equivariant transformer for energies, or they do
+        not match the hyperparameters.
     """
     path = Path(path)
     if hparams is None:
@@ -59,7 +62,11 @@ def load(path: str | Path, hparams: Mapping[str, Any] | str | Path | None = None
 
 
 def read_hparams(path: str | Path) -> dict[str, Any]:
-    """The hyper-parameters of hparams.yaml or input.yaml; ValueError if it holds no plain mapping."""
+    """Read the hyperparameters of an hparams.yaml or input.yaml.
+
+    Raises:
+      ValueError: The file is not a plain mapping.
+    """
     import yaml
     try:
         found = yaml.safe_load(Path(path).read_text())
@@ -73,7 +80,7 @@ def read_hparams(path: str | Path) -> dict[str, Any]:
 def potential(state: Mapping[str, np.ndarray], hparams: Mapping[str, Any],
               elements: Sequence[int | str] | None = None, energy_unit: float = 1.0,
               metadata: Mapping[str, Any] | None = None) -> Potential:
-    """The force field of a state dict; arguments and errors as of `load`."""
+    """Convert a state dict to a force field; for arguments and errors see `load`."""
     weights = StateDict(state)
     options = model_options(weights, hparams)
     model = models.create("equivariant_transformer", **options)
@@ -88,9 +95,10 @@ def potential(state: Mapping[str, np.ndarray], hparams: Mapping[str, Any],
 
 
 class StateDict:
-    """The arrays of a state dict by their names in TorchMD-Net 3.1.0, which remembers which were taken.
+    """Arrays of a state dict by their names in TorchMD-Net 3.1.0; it records which have been used.
 
-    Names of older versions and those with "model." before them, as a training run saves them, are understood.
+    It also accepts names of older versions and names with the prefix "model.", as saved by a
+    training run.
     """
 
     def __init__(self, state: Mapping[str, np.ndarray]):
@@ -105,7 +113,11 @@ class StateDict:
         return name in self._arrays
 
     def __call__(self, name: str) -> np.ndarray:
-        """The array of that name; WeightsError where there is none."""
+        """Return the array `name`.
+
+        Raises:
+          WeightsError: There is no such array.
+        """
         if name not in self._arrays:
             raise WeightsError(f"the state dict holds no {name!r}; it is not that of an equivariant transformer with "
                                f"output model 'Scalar', or not whole. There are {', '.join(sorted(self._arrays)[:8])}, "
@@ -114,7 +126,11 @@ class StateDict:
         return self._arrays[name]
 
     def linear(self, name: str, inputs: int, outputs: int, bias: bool = True) -> dict[str, np.ndarray]:
-        """Kernel (inputs, outputs) and bias; WeightsError where they are of another shape."""
+        """Return the kernel (inputs, outputs) and the bias of a linear layer.
+
+        Raises:
+          WeightsError: An array is missing, or the kernel has another shape.
+        """
         if self(f"{name}.weight").shape != (outputs, inputs):
             raise WeightsError(f"{name}.weight must have shape ({outputs}, {inputs}) in this model, received "
                                f"{self(f'{name}.weight').shape}")
@@ -122,19 +138,22 @@ class StateDict:
         return found | ({"bias": self(f"{name}.bias")} if bias else {})
 
     def norm(self, name: str) -> dict[str, np.ndarray]:
-        """Scale and bias of a layer norm."""
+        """Return the scale and bias of a layer norm."""
         return {"scale": self(f"{name}.weight"), "bias": self(f"{name}.bias")}
 
     def names(self, pattern: str) -> list[str]:
-        """Names that `pattern` matches from their start, in order."""
+        """Return the names that `pattern` matches from their start, sorted."""
         return sorted(name for name in self._arrays if re.match(pattern, name))
 
     def drop(self, *names: str) -> None:
-        """Counts arrays as taken that no energy depends on."""
+        """Mark arrays that do not affect the energy as used."""
         self._taken.update(names)
 
     def check_all_taken(self) -> None:
-        """Raise WeightsError if an array was never asked for: the model would not be the one that was trained."""
+        """Raise WeightsError if an array was not used.
+
+        Otherwise the model would silently differ from the trained one.
+        """
         left = sorted(set(self._arrays) - self._taken)
         if left:
             raise WeightsError(f"{len(left)} arrays of the state dict have no place in an equivariant transformer with "
@@ -142,10 +161,10 @@ class StateDict:
 
 
 def model_options(weights: StateDict, hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of models/equivariant_transformer.py.
+    """Return the options of models/equivariant_transformer.py.
 
     Raises:
-      ValueError: A hyper-parameter is missing, not supported, or not what the weights show.
+      ValueError: A hyperparameter is missing, not supported, or in conflict with the weights.
     """
     shown = _shown(weights)
     _check_hparams(hparams, shown)
@@ -165,7 +184,7 @@ def model_options(weights: StateDict, hparams: Mapping[str, Any]) -> dict[str, A
 
 
 def _shown(weights: StateDict) -> dict[str, Any]:
-    """The hyper-parameters that the state dict shows."""
+    """Infer hyperparameters from the state dict."""
     first = f"{_MODEL}attention_layers.0."
     influence = (f"{first}dk_proj.weight" in weights, f"{first}dv_proj.weight" in weights)
     layers = {name.split(".")[2] for name in weights.names(re.escape(f"{_MODEL}attention_layers."))}
@@ -184,6 +203,7 @@ def _shown(weights: StateDict) -> dict[str, Any]:
 
 
 def _check_hparams(hparams, shown) -> None:
+    """Raise ValueError if hyperparameters are missing, unsupported or contradict the weights."""
     for name, allowed in _SUPPORTED.items():
         if name in hparams and hparams[name] not in allowed:
             raise ValueError(f"hyper-parameter {name} must be {' or '.join(map(repr, allowed))}, received "
@@ -202,6 +222,7 @@ def _check_hparams(hparams, shown) -> None:
 
 
 def _radial_constants(weights: StateDict, basis: str):
+    """Return centers and widths of the radial basis."""
     name = f"{_MODEL}distance_expansion."
     if basis == "expnorm":
         centers, widths = weights(f"{name}means"), weights(f"{name}betas")
@@ -212,10 +233,10 @@ def _radial_constants(weights: StateDict, basis: str):
 
 
 def model_params(weights: StateDict, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of models/equivariant_transformer.py.
+    """Convert weights to parameters of models/equivariant_transformer.py.
 
-    Left out is what TorchMD-Net has and no energy depends on: the first layer's maps of the vectors, which are zero
-    there, and the vector output of the last block of the head.
+    Arrays that do not affect the energy are dropped: the projections of the vectors in the first
+    layer, where the vectors are zero, and the vector output of the last block of the head.
     """
     params: dict[str, Any] = {"embedding": _elements_table(weights(f"{_MODEL}embedding.weight"))}
     if options["trainable_rbf"]:
@@ -233,7 +254,7 @@ def model_params(weights: StateDict, options: Mapping[str, Any]) -> dict[str, An
 
 
 def _elements_table(table):
-    """A table by atomic number, (max_z, F), cut or filled up with zeros to 119 rows."""
+    """Truncate a table by atomic number, (max_z, F), to 119 rows, or pad it with zeros."""
     missing = max(MAX_ATOMIC_NUMBER + 1 - len(table), 0)
     return np.concatenate([table[:MAX_ATOMIC_NUMBER + 1], np.zeros((missing, *table.shape[1:]), table.dtype)])
 
@@ -267,7 +288,10 @@ def _filters(weights, options, n, parts):
 
 
 def _by_value(linear, heads):
-    """The three values of a linear layer with columns by head, value, channel; each with columns by head, channel."""
+    """Split a linear layer with columns by head, value, channel into its three values.
+
+    The columns of each result are ordered by head, channel.
+    """
     def value(array, k):
         return array.reshape(*array.shape[:-1], heads, 3, -1)[..., k, :].reshape(*array.shape[:-1], -1)
 
@@ -276,6 +300,7 @@ def _by_value(linear, heads):
 
 
 def _side_by_side(linears):
+    """Concatenate the outputs of linear layers."""
     return {name: np.concatenate([linear[name] for linear in linears], axis=-1) for name in linears[0]}
 
 
@@ -294,11 +319,11 @@ def _head(weights, width):
 
 
 def energy_scale(weights: StateDict) -> float:
-    """The standard deviation that the network's energies are multiplied by.
+    """Return the standard deviation that scales the energies of the network.
 
     Raises:
-      WeightsError: The mean is not zero. TorchMD-Net adds it once to each structure, whatever its size: energies that
-        are sums over atoms have no place for it.
+      WeightsError: The mean is not zero. TorchMD-Net adds it once per structure, regardless of its
+        size, which a sum of atomic energies cannot represent.
     """
     mean, std = float(weights("mean")), float(weights("std"))
     if mean != 0:
@@ -309,10 +334,12 @@ def energy_scale(weights: StateDict) -> float:
 
 
 def reference_energies(weights: StateDict, hparams: Mapping[str, Any]) -> np.ndarray:
-    """Energies of the elements from the prior "Atomref", (119,) float64; zeros without it or where it is switched off.
+    """Return the energy of each element from the prior "Atomref", shape (119,), float64.
+
+    It is zero if there is no such prior or it is switched off.
 
     Raises:
-      ValueError: There is another prior, or the weights and the hyper-parameters do not name the same ones.
+      ValueError: There is another prior, or weights and hyperparameters have different priors.
     """
     total, found = np.zeros(MAX_ATOMIC_NUMBER + 1), weights.names(r"prior_model\.(\d+\.)?atomref\.weight$")
     priors = _priors(hparams)
@@ -330,7 +357,7 @@ def reference_energies(weights: StateDict, hparams: Mapping[str, Any]) -> np.nda
 
 
 def _priors(hparams):
-    """(name, arguments) of each prior, of any of the forms that TorchMD-Net takes."""
+    """Return (name, arguments) of each prior, for all forms that TorchMD-Net accepts."""
     given = hparams.get("prior_model") or []
     named = []
     for prior in given if isinstance(given, list | tuple) else [given]:
@@ -343,6 +370,7 @@ def _priors(hparams):
 
 
 def _check_box(weights: StateDict) -> None:
+    """Raise WeightsError if the state dict contains a fixed periodic box."""
     name = f"{_MODEL}distance.box"
     if name in weights and weights(name).any():
         raise WeightsError(f"the state dict holds a fixed periodic box, {weights(name).tolist()}; here a structure has "
@@ -350,6 +378,7 @@ def _check_box(weights: StateDict) -> None:
 
 
 def _elements(given, references, rows) -> tuple[int, ...]:
+    """Return the atomic numbers of `elements`; None infers them from reference energies."""
     if given is None:
         found = tuple(np.flatnonzero(references).tolist())
         if not found:

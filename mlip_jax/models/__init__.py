@@ -1,7 +1,8 @@
-"""Architectures: one file each, found by its name.
+"""Architectures: one file each, found by name.
 
-`mlip_jax/models/<name>.py` holds one class `Model`, a flax.linen module: `Model(**options)(graph)` gives
-`AtomOutputs`. A model knows nothing of data, losses or configs. The building blocks that models share are in `layers/`.
+`mlip_jax/models/<name>.py` contains one class `Model`, a flax.linen module:
+`Model(**options)(graph)` returns `AtomOutputs`. A model does not depend on data, losses or configs.
+Building blocks that several models share are in `layers/`.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ import pkgutil
 
 
 def names() -> list[str]:
-    """Names of the architectures that there are."""
+    """Return the names of all architectures."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
 
 
 def find(name: str) -> type:
-    """The class `Model` of the architecture `name`.
+    """Return the class `Model` of the architecture `name`.
 
     Raises:
-      ValueError: No model has that name; the message says which there are.
+      ValueError: Unknown model; the message lists the known ones.
     """
     from mlip_jax.config import unknown_name
     if name not in names():
@@ -28,10 +29,10 @@ def find(name: str) -> type:
 
 
 def create(name: str, **options):
-    """The model `name` with `options`, the fields of its class.
+    """Create the model `name` with `options`, the fields of its class.
 
     Raises:
-      ValueError: No model has that name, or it has no such option; the message says which there are.
+      ValueError: Unknown model or option; the message lists the known ones.
     """
     from mlip_jax.config import unknown_name
     model = find(name)

@@ -1,16 +1,18 @@
 """Equivariant transformer of TorchMD-Net (Thölke, De Fabritiis, ICLR 2022, arXiv:2202.02541).
 
-Every atom carries scalars s (N, F) and vectors v (N, 3, F). Attention without softmax sums over the neighbours and
-the atom itself; filters of the distance alone weigh keys and values. They are the same for i -> j and j -> i and
-are computed once for each pair, in arrays (P, F) that are neither joined nor cut; what an atom sends to itself is
-computed on atoms. Agrees with TorchMD-Net 3.1.0
-where the options say the same (importers/torchmdnet.py).
+Every atom has scalars s (N, F) and vectors v (N, 3, F). Attention without softmax sums over the
+neighbors and the atom itself; filters that depend only on the distance weight keys and values.
+Filters are equal for i -> j and j -> i and are computed once for each pair, in separate arrays
+(P, F) that are never concatenated or split. Messages of an atom to itself are computed on atoms.
+The model agrees with TorchMD-Net 3.1.0 if the options are the same (importers/torchmdnet.py).
 
-Two of this file's defaults are not those of TorchMD-Net, since the energy is not smooth with them:
-- `vector_cutoff=False` lets messages to the vectors end abruptly at the cutoff (and begin so at `cutoff_lower`):
-  without a filter on the values, or with one whose bias is not zero, they are not zero there, and the energy jumps.
-- `epsilon=0` takes plain norms of vectors in the gated head. These have a kink where the vectors of an atom vanish:
-  with a neighbourhood that is symmetric by inversion, forces jump.
+Two of the defaults here differ from those of TorchMD-Net, with which the energy is not smooth:
+
+- `vector_cutoff=False` does not apply the cutoff to the messages to the vectors. Without a filter
+  on the values, or with one whose bias is not zero, these messages end abruptly at the cutoff (and
+  start abruptly at `cutoff_lower`), and the energy jumps.
+- `epsilon=0` uses plain norms of vectors in the gated head. They have a kink where the vectors of
+  an atom vanish, so forces jump at a neighborhood with inversion symmetry.
 """
 
 from __future__ import annotations
@@ -43,29 +45,45 @@ CHOICES = {"radial_basis": ("expnorm", "gaussian"), "distance_influence": ("both
 
 
 class Model(nn.Module):
-    """Equivariant transformer; the defaults are the published ones but for `vector_cutoff` and `epsilon`.
+    """Equivariant transformer.
+
+    The defaults are the published ones except `vector_cutoff` and `epsilon`.
 
     Attributes:
-      num_features: F, even and divisible by num_heads. num_layers: Attention layers.
-      num_heads: Heads of the attention.
-      cutoff, cutoff_lower: Å; pairs closer than `cutoff_lower` do not interact.
-      cutoff_fn: Envelope of the messages (layers.CUTOFFS); "cosine" alone with a `cutoff_lower`. With "phys" and
-        "exponential" second derivatives are continuous through the cutoff, too.
-      radial_basis, num_radial: "expnorm" or "gaussian" functions of the distance, and their number.
-      trainable_rbf: Centers and widths of the functions are parameters.
-      radial_centers, radial_widths: Their values, or at the start where they are trainable; None: the published ones.
-        Of "gaussian" num_radial centers and one width for all (Å); of "expnorm" num_radial means and betas.
-      activation: In the filters and in the head. attn_activation: On the attention.
-      distance_influence: What the distance weighs besides the cutoff: "keys", "values", "both", "none".
-      neighbor_embedding: The start is mixed from the atom's and its neighbours' elements.
-      vector_cutoff: Messages to the vectors go to zero at the cutoff too.
-      epsilon: Added under the square root of the vectors' norms in the gated head; 1e-4 or more where second
-        derivatives at symmetric geometries matter.
-      head: "gated": two gated equivariant blocks on scalars and vectors; "scalar": heads.AtomicEnergy on the scalars.
-      zero_init: Last kernel of the head starts at zero.
-      radial_filter: "exact", or "spline": the filters are evaluated on `num_knots` knots and interpolated by cubic
-        B-splines (twice continuously differentiable).
-      undirected: False computes filters for both directions of each pair; the plain form, for tests.
+      num_features: Number of features F, even and divisible by num_heads.
+      num_layers: Number of attention layers.
+      num_heads: Number of attention heads.
+      cutoff: Cutoff radius (Å).
+      cutoff_lower: Distance below which pairs do not interact (Å).
+      cutoff_fn: Envelope of the messages (layers.CUTOFFS); it must be "cosine" if there is a
+        `cutoff_lower`. With "phys" and "exponential" second derivatives are continuous at the
+        cutoff.
+      radial_basis: Functions of the distance: "expnorm" or "gaussian".
+      num_radial: Number of radial basis functions.
+      trainable_rbf: Whether centers and widths of the functions are parameters.
+      radial_centers: Centers of the functions, or their initial values if they are trainable,
+        num_radial of them; None: the published ones. These are centers (Å) for "gaussian" and means
+        for "expnorm".
+      radial_widths: Widths of the functions, or their initial values if they are trainable; None:
+        the published ones. These are a single width (Å) for "gaussian" and num_radial betas for
+        "expnorm".
+      activation: Activation in the filters and in the head (layers.ACTIVATIONS).
+      attn_activation: Activation of the attention (layers.ACTIVATIONS).
+      distance_influence: Quantities that filters of the distance weight, in addition to the cutoff:
+        "keys", "values", "both" or "none".
+      neighbor_embedding: Whether the initial features combine the elements of the atom and of its
+        neighbors.
+      vector_cutoff: Whether messages to the vectors go to zero at the cutoff.
+      epsilon: Constant added under the square root of the vectors' norms in the gated head; take
+        1e-4 or more if second derivatives at symmetric geometries matter.
+      head: Energy head: "gated", two gated equivariant blocks on scalars and vectors, or "scalar",
+        heads.AtomicEnergy on the scalars.
+      zero_init: Whether the last kernel of the head starts at zero.
+      radial_filter: Evaluation of the filters: "exact", or "spline", on `num_knots` knots with
+        interpolation by cubic B-splines (twice continuously differentiable).
+      num_knots: Number of knots of the splines.
+      undirected: False computes filters for both directions of each pair; this plain form is for
+        tests.
     """
 
     num_features: int = 128
@@ -107,20 +125,25 @@ class Model(nn.Module):
     def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:
         self._check_options()
         width, numbers = self.num_features, graph.nodes["numbers"]
+        # edge geometry: distances (P,), directions (P, 3)
         edge = pairs(graph, self.undirected)
         distances = safe_norm(edge.displacements)
         direction = unit_vectors(edge.displacements, distances)
         basis = RadialBasis(self.radial_basis, self.num_radial, self.cutoff_lower, self.cutoff, self.trainable_rbf,
                             self.radial_centers, self.radial_widths, name="radial_basis")
+        # initial features: s (N, F), v None for zero
         s, v = embed_elements(self, numbers, width, direction.dtype), None
         envelope = cutoff_envelope(distances, self.cutoff_fn, self.cutoff_lower, self.cutoff)[:, None]
         if self.neighbor_embedding:
             s = NeighborEmbedding(name="neighbors")(s, numbers, basis(distances), envelope, edge)
+        # filters of all layers, of pairs and of an atom with itself
         cuts, own_cuts = self._cuts(distances, envelope)
         filters, own_filters = self._filters(basis, distances, cuts["vector_cut"])
+        # attention layers
         for n in range(self.num_layers):
             s, v = TransformerLayer(self.num_heads, self.attn_activation, name=f"layer_{n}")(
                 s, v, filters[n] | cuts, own_filters[n] | own_cuts, direction, edge)
+        # atomic energies (N,) and features (N, 1, 4, F), degrees 0 and 1
         s = layer_norm(s, "norm")
         if self.head == "gated":
             energies = GatedEnergy(self.activation, self.epsilon, self.zero_init, name="energy")(s, v)
@@ -130,8 +153,14 @@ class Model(nn.Module):
         return AtomOutputs(energies, jnp.concatenate([s[:, None, None, :], v[:, None]], axis=2))
 
     def _filters(self, basis, distances, vector_cut):
-        """What of the messages depends on the distance, layer by layer: of pairs (P, F) and of an atom with itself
-        (1, F), by name; a name that is not there is 1. That along vectors has their cutoff in it."""
+        """Compute the distance-dependent factors of the messages of every layer.
+
+        A missing name is a factor of 1. The factor "along_vectors" includes the cutoff of the
+        vectors.
+
+        Returns:
+          For each layer {name: factor} of pairs, (P, F), and of an atom with itself, (1, F).
+        """
         names = [filter_names(self.distance_influence, n > 0) for n in range(self.num_layers)]
         networks = [FilterNetwork(parts, self.num_features, self.activation, name=f"layer_{n}_filters")
                     for n, parts in enumerate(names)]
@@ -148,7 +177,12 @@ class Model(nn.Module):
                  for part, values in network(rbf).items()} for network in networks], own
 
     def _cuts(self, distances, envelope):
-        """Cutoffs of the messages to scalars and to vectors: of pairs (P, 1) and of an atom with itself."""
+        """Compute the cutoffs of the messages to scalars and to vectors.
+
+        Returns:
+          {name: cutoff} of pairs, (P, 1), and of an atom with itself.
+        """
+        # an atom is at distance 0 from itself, below any `cutoff_lower`
         own = 0.0 if self.cutoff_lower > 0 else 1.0
         if self.vector_cutoff:
             return {"scalar_cut": envelope, "vector_cut": envelope}, {"scalar_cut": own, "vector_cut": own}
@@ -158,31 +192,47 @@ class Model(nn.Module):
 
 
 def value_names(has_vectors: bool) -> tuple[str, ...]:
-    """The values of a layer: to scalars, to vectors along vectors of the sender (not in the first layer, where these
-    are zero), and to vectors along the pair's direction."""
+    """Return the names of the values of a layer.
+
+    They are sent to the scalars, to the vectors along the sender's vectors (except in the first
+    layer, where these are zero), and to the vectors along the direction of the pair.
+    """
     return ("to_scalars", "along_vectors", "along_pairs") if has_vectors else ("to_scalars", "along_pairs")
 
 
 def filter_names(distance_influence: str, has_vectors: bool) -> tuple[str, ...]:
-    """What a layer has filters for."""
+    """Return the names of the filters of a layer."""
     keys = ("key",) if distance_influence in ("both", "keys") else ()
     return keys + (value_names(has_vectors) if distance_influence in ("both", "values") else ())
 
 
 def cutoff_envelope(d, name: str, lower: float, upper: float):
-    """From 1 at distance 0 to 0 at `upper`; with a `lower` cutoff, a cosine from 0 there to 1 midway and back to 0."""
+    """Compute the envelope of the messages, 1 at distance 0 and 0 at `upper`.
+
+    With a `lower` cutoff it is a cosine that goes from 0 there to 1 midway and back to 0.
+    """
     if lower == 0:
         return cutoff_function(name)(d, upper)
     return 0.5 * (1.0 - jnp.cos(2.0 * jnp.pi * (jnp.clip(d, lower, upper) - lower) / (upper - lower)))
 
 
 def with_cut(filters: dict, vector_cut) -> dict:
-    """The filters with the cutoff of the vectors, (P, 1), in those along vectors."""
+    """Multiply the filter "along_vectors" by the cutoff of the vectors, shape (P, 1)."""
     return {part: x * vector_cut if part == "along_vectors" else x for part, x in filters.items()}
 
 
 class RadialBasis(nn.Module):
-    """Radial functions of distances (P,) -> (P, num); the options are those of `Model`."""
+    """Radial functions of distances: (P,) -> (P, num).
+
+    Attributes:
+      kind: Option `radial_basis` of `Model`.
+      num: Option `num_radial` of `Model`.
+      lower: Option `cutoff_lower` of `Model` (Å).
+      upper: Option `cutoff` of `Model` (Å).
+      trainable: Option `trainable_rbf` of `Model`.
+      centers: Option `radial_centers` of `Model`.
+      widths: Option `radial_widths` of `Model`.
+    """
 
     kind: str
     num: int
@@ -207,6 +257,7 @@ class RadialBasis(nn.Module):
         return cosine_cutoff(d, self.upper)[:, None] * jnp.exp(-widths * shifted * shifted)
 
     def _constants(self):
+        """Return centers and widths: the given ones or the published ones."""
         if self.kind == "gaussian":
             centers = np.linspace(self.lower, self.upper, self.num)
             widths = np.array([(self.upper - self.lower) / (self.num - 1)])
@@ -223,7 +274,13 @@ class RadialBasis(nn.Module):
 
 
 class FilterNetwork(nn.Module):
-    """Dense -> activation for each of the filters `parts`: (P, num_radial) -> {part: (P, F)}."""
+    """Filters `parts` of a layer, each Dense -> activation: (P, num_radial) -> {part: (P, F)}.
+
+    Attributes:
+      parts: Names of the filters.
+      width: Number of features F.
+      act: Activation.
+    """
 
     parts: tuple[str, ...]
     width: int
@@ -237,7 +294,10 @@ class FilterNetwork(nn.Module):
 
 
 class NeighborEmbedding(nn.Module):
-    """Mixes into s (N, F) the elements of the neighbours, weighed by a filter of the distance (eq. 3)."""
+    """Initial features that combine s (N, F) with the elements of the neighbors (eq. 3).
+
+    A filter of the distance weights the neighbors.
+    """
 
     @nn.compact
     def __call__(self, s, numbers, rbf, envelope, edge: Pairs):
@@ -251,7 +311,12 @@ class NeighborEmbedding(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """One attention layer (eqs. 4 to 10): s (N, F), v (N, 3, F) or None for zero -> the same, updated."""
+    """One attention layer (eqs. 4 to 10): it updates s (N, F) and v (N, 3, F), or None for zero.
+
+    Attributes:
+      num_heads: Number of attention heads.
+      attn_activation: Activation of the attention.
+    """
 
     num_heads: int
     attn_activation: str
@@ -262,6 +327,7 @@ class TransformerLayer(nn.Module):
         parts = ("query", "key", *value_names(v is not None))
         init = packed_xavier((2 * width, width), ((len(parts) - 2) * width, 3 * width))
         projected = Dense(len(parts) * width, kernel_init=init, name="projections")(layer_norm(s, "norm"))
+        # query and everything that an atom sends: (N, F) each, "vectors" (N, 3, F)
         sent = dict(zip(parts, jnp.split(projected, len(parts), axis=-1)))
         if v is not None:
             sent["vectors"] = sent.pop("along_vectors")[:, None, :] * v
@@ -274,7 +340,7 @@ class TransformerLayer(nn.Module):
         return s + o_2 * jnp.sum(v_1 * v_2, axis=1) + o_3, v + dv + o_1[:, None, :] * v_3
 
     def _attention(self, query, sent, weights):
-        """Values to the scalars times attention: (P, F)."""
+        """Return the values to the scalars times attention, shape (P, F)."""
         def heads(x):
             return x.reshape(len(x), self.num_heads, -1)
 
@@ -284,7 +350,7 @@ class TransformerLayer(nn.Module):
         return (attention[:, :, None] * heads(values)).reshape(values.shape)
 
     def _aggregate(self, sent, weights, own_weights, direction, edge: Pairs):
-        """Sums over the neighbours and the atom itself: (N, F), (N, 3, F)."""
+        """Sum messages of the neighbors and of the atom itself: (N, F), (N, 3, F)."""
         num, vectors = len(sent["query"]), None
         if "vectors" in sent:
             vectors = [sent["vectors"][:, x] for x in range(3)]
@@ -294,7 +360,7 @@ class TransformerLayer(nn.Module):
             arrived = {name: gather(sent[name], source) for name in ("key", "to_scalars", "along_pairs")}
             ds = segment_sum(self._attention(gather(sent["query"], target), arrived, weights), target, num)
             along_pairs, dv = arrived["along_pairs"] * weights.get("along_pairs", 1.0), []
-            for x in range(3):
+            for x in range(3):  # one Cartesian component at a time: (P, F)
                 message = along_pairs * unit[:, x, None]
                 if vectors is not None:
                     message = message + along_vectors * gather(vectors[x], source)
@@ -313,7 +379,13 @@ class TransformerLayer(nn.Module):
 
 
 class GatedEnergy(nn.Module):
-    """Two gated equivariant blocks (Schütt et al. 2021, fig. 3) down to one number: (N, F), (N, 3, F) -> (N,)."""
+    """Two gated equivariant blocks (Schütt et al. 2021, fig. 3): (N, F), (N, 3, F) -> (N,).
+
+    Attributes:
+      act: Activation.
+      epsilon: Constant added under the square root of the vectors' norms.
+      zero_init: Whether the last kernel starts at zero.
+    """
 
     act: str
     epsilon: float
@@ -336,6 +408,7 @@ class GatedEnergy(nn.Module):
         return Dense(1, kernel_init=kernel_init, name="final")(hidden)[:, 0]
 
     def _norms(self, v):
+        """Return the lengths of vectors: (N, 3, F) -> (N, F)."""
         if self.epsilon == 0:
             return safe_norm(v.swapaxes(1, 2))
         return jnp.sqrt(jnp.sum(v * v, axis=1) + self.epsilon)
@@ -345,7 +418,11 @@ xavier = nn.initializers.xavier_uniform()
 
 
 def packed_xavier(*blocks: tuple[int, int]):
-    """Kernel initialiser of several linear layers in one: (columns, fan-out that they count as) of each."""
+    """Create the kernel initializer of several linear layers that share one kernel.
+
+    Args:
+      *blocks: (number of columns, fan-out for the limit) of each layer.
+    """
     def init(key, shape, dtype=jnp.float32):
         limits = np.concatenate([np.full(columns, np.sqrt(6.0 / (shape[0] + fan_out))) for columns, fan_out in blocks])
         return jnp.asarray(limits, dtype) * jax.random.uniform(key, shape, dtype, -1.0, 1.0)
@@ -353,5 +430,9 @@ def packed_xavier(*blocks: tuple[int, int]):
 
 
 def layer_norm(x, name: str):
-    """Layer norm with the published epsilon; the variance is that of the differences, for its last digits."""
+    """Apply a layer norm with the published epsilon.
+
+    The variance is computed from differences to the mean, so the last digits agree with
+    TorchMD-Net.
+    """
     return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=x.dtype, name=name)(x)

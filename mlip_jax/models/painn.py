@@ -1,8 +1,9 @@
-"""PaiNN: polarizable atom interaction network (Schütt, Unke, Gastegger, ICML 2021, arXiv:2102.03150).
+"""PaiNN: polarizable atom interaction network (Schütt et al., ICML 2021, arXiv:2102.03150).
 
-Every atom carries scalars s (N, F) and vectors v (N, 3, F). Filters come from the distance alone, from one linear
-layer for all interactions, and are computed once for each pair. What belongs to edges is kept in arrays (P, F) that
-are neither joined nor cut: on a CPU the derivatives of a concatenation of edges cost more than the messages.
+Every atom has scalars s (N, F) and vectors v (N, 3, F). Filters depend only on the distance. One
+linear layer computes them for all interactions, once for each pair. Quantities of edges are kept in
+separate arrays (P, F) that are never concatenated or split: on a CPU the derivatives of a
+concatenation of edges cost more than the messages.
 """
 
 from __future__ import annotations
@@ -26,25 +27,37 @@ from mlip_jax.models.layers.basic import (
 )
 from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, embed_elements
 
-_ENCODED = 0.1  # of encoded forces: about the size of the vectors after a layer
+_ENCODED = 0.1  # scale of encoded forces: about the size of the vectors after one layer
 
 
 class Model(nn.Module):
     """PaiNN; the defaults are the published ones.
 
     Attributes:
-      num_features: F. num_layers: Message and update blocks.
-      cutoff: Å.
-      radial_basis, num_radial: Basis of the distance (layers.RADIAL_BASES) and its size.
-      radial_centers, radial_widths: Its constants, where they are not to be computed (layers.radial_basis).
+      num_features: Number of features F.
+      num_layers: Number of message and update blocks.
+      cutoff: Cutoff radius (Å).
+      radial_basis: Name of the radial basis (layers.RADIAL_BASES).
+      num_radial: Number of radial basis functions.
+      radial_centers: Centers of "gaussian" (Å) or wave numbers of "bessel" (1/Å), num_radial of
+        them; None: computed (layers.radial_basis).
+      radial_widths: Widths of "gaussian" (Å), num_radial of them; None: computed
+        (layers.radial_basis).
       cutoff_fn: Envelope of the filters (layers.CUTOFFS).
-      epsilon: Added under the square root of the vectors' norms. The published value is so small that forces all but
-        jump where the vectors of an atom vanish, as in methane; take 1e-4 or more for smooth second derivatives.
-      energy_width, energy_act, zero_init, learned_scale, learned_shift: Of the energy head (heads.AtomicEnergy).
-      undirected: False computes filters for both directions of each pair; the plain form, for tests.
-      force_encoding: Vectors begin as a multiple of nodes["encoded_forces"] (N, 3), of which the length l becomes
-        0.1 ln(1 + l), and as zero where a graph has none: what DeNS tells of structures that it displaces
-        (training/dens.py).
+      epsilon: Constant added under the square root of the vectors' norms. The published value is so
+        small that forces nearly jump at geometries where the vectors of an atom vanish, as in
+        methane; take 1e-4 or more for smooth second derivatives.
+      energy_width: Hidden width of the energy head (heads.AtomicEnergy); None: half of
+        num_features.
+      energy_act: Activation of the energy head (layers.ACTIVATIONS).
+      zero_init: Whether the last kernel of the energy head starts at zero.
+      learned_scale: Whether the energy head learns a scale per element.
+      learned_shift: Whether the energy head learns a shift per element.
+      undirected: False computes filters for both directions of each pair; this plain form is for
+        tests.
+      force_encoding: Whether vectors start from nodes["encoded_forces"] (N, 3), zero if a graph has
+        none. A force of length l gets the length 0.1 ln(1 + l). DeNS uses this to encode the forces
+        of structures that it displaces (training/dens.py).
     """
 
     num_features: int = 128
@@ -67,13 +80,16 @@ class Model(nn.Module):
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:
         width, numbers = self.num_features, graph.nodes["numbers"]
+        # edge geometry: distances (P,), directions (P, 3)
         edge = pairs(graph, self.undirected)
         distances = safe_norm(edge.displacements)
         direction = unit_vectors(edge.displacements, distances)
+        # filters of all layers: 3 * num_layers arrays (P, F)
         envelope = cutoff_function(self.cutoff_fn)(distances, self.cutoff)
         rbf = radial_basis(self.radial_basis, self.radial_centers, self.radial_widths)(
             distances, self.num_radial, self.cutoff)
         filters = LinearFilters(3 * self.num_layers, width, name="filters")(rbf, envelope)
+        # message passing: s (N, F), v (N, 3, F), None for zero
         s = embed_elements(self, numbers, width, direction.dtype)
         v = self._encoded_forces(graph)
         for n in range(self.num_layers):
@@ -82,50 +98,61 @@ class Model(nn.Module):
             ds, dv = messages(phi, v, filters[3 * n:3 * n + 3], direction, edge)
             s, v = s + ds, dv if v is None else v + dv
             s, v = Update(self.epsilon, name=f"update_{n}")(s, v)
+        # atomic energies (N,) and features (N, 1, 4, F), degrees 0 and 1
         energies = AtomicEnergy(
             self.energy_width or width // 2, self.energy_act, self.zero_init, self.learned_scale, self.learned_shift,
             name="energy")(s, numbers)
         return AtomOutputs(energies, jnp.concatenate([s[:, None, None, :], v[:, None]], axis=2))
 
     def _encoded_forces(self, graph):
-        """Vectors to begin with, (N, 3, F); None for zero."""
+        """Return the initial vectors, shape (N, 3, F), or None for zero."""
         if not self.force_encoding:
             return None
         forces = graph.nodes.get("encoded_forces", jnp.zeros_like(graph.nodes["positions"]))
-        # each layer makes the cube of its vectors, so that large forces would be infinite after a few
+        # each layer is cubic in its vectors, so large forces would overflow after a few layers
         length = jnp.sqrt((forces * forces).sum(-1, keepdims=True) + 1e-12)
         forces = _ENCODED * forces * (jnp.log1p(length) / length)
         return Dense(self.num_features, use_bias=False, name="encode_forces")(forces[..., None])
 
 
 class LinearFilters(nn.Module):
-    """(rbf @ kernel + bias) * envelope, cut into `num` filters of `width` features before it is computed."""
+    """Linear filters of pairs: (rbf @ kernel + bias) * envelope.
+
+    The parameters are split into `num` filters before the product, so no array of edges is split.
+
+    Attributes:
+      num: Number of filters.
+      width: Number of features of each filter.
+    """
 
     num: int
     width: int
 
     @nn.compact
     def __call__(self, rbf, envelope):
-        """(P, K), (P,) -> list of (P, width)."""
+        """Compute the filters: (P, K), (P,) -> list of (P, width)."""
         shape = (rbf.shape[-1], self.num * self.width)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, shape[1:])
-        # with the envelope inside the basis no product of the size of the filters is left
+        # the envelope multiplies the basis (P, K + 1), which is smaller than the filters (P, F)
         table = jnp.concatenate([kernel, bias[None]]).astype(rbf.dtype)
         enveloped = jnp.concatenate([rbf, jnp.ones_like(rbf[:, :1])], axis=-1) * envelope[:, None]
         return [enveloped @ part for part in jnp.split(table, self.num, axis=-1)]
 
 
 def messages(phi, v, weights, direction, edge: Pairs):
-    """Messages of the neighbours (eqs. 7 and 8).
+    """Sum the messages of the neighbors (eqs. 7 and 8).
 
     Args:
-      phi: (N, 3F). v: (N, 3, F), or None for zero.
-      weights: Filters of the scalars, of the radial vectors and of the neighbours' vectors, each (P, F).
-      direction: (P, 3).
+      phi: Features for messages, shape (N, 3F).
+      v: Vectors, shape (N, 3, F), or None for zero.
+      weights: Filters of the scalars, of the radial vectors and of the neighbors' vectors, shape
+        (P, F) each.
+      direction: Unit vectors of the pairs, shape (P, 3).
+      edge: Pairs.
 
     Returns:
-      Changes of s (N, F) and of v (N, 3, F).
+      Changes of s, shape (N, F), and of v, shape (N, 3, F).
     """
     num = len(phi)
     to_scalar, to_radial, to_vector = jnp.split(phi, 3, axis=-1)
@@ -135,6 +162,7 @@ def messages(phi, v, weights, direction, edge: Pairs):
         ds = segment_sum(weights[0] * gather(to_scalar, source), target, num)
         radial, dv = weights[1] * gather(to_radial, source), []
         for x in range(3):
+            # one Cartesian component at a time: (P, F)
             message = radial * unit[:, x, None]
             if vectors is not None:
                 message = message + weights[2] * gather(vectors[x], source)
@@ -149,12 +177,17 @@ def messages(phi, v, weights, direction, edge: Pairs):
 
 
 class Update(nn.Module):
-    """Mixing of scalars and vectors of one atom (eqs. 9 and 10)."""
+    """Mixing of scalars and vectors of one atom (eqs. 9 and 10).
+
+    Attributes:
+      epsilon: Constant added under the square root of the vectors' norms.
+    """
 
     epsilon: float
 
     @nn.compact
     def __call__(self, s, v):
+        """Update s, shape (N, F), and v, shape (N, 3, F)."""
         width = s.shape[-1]
         u, w = jnp.split(Dense(2 * width, use_bias=False, name="mix")(v), 2, axis=-1)
         norm = jnp.sqrt(jnp.sum(u * u, axis=1) + self.epsilon)

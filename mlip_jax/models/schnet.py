@@ -1,8 +1,8 @@
 """SchNet: continuous-filter convolutions (Schütt et al., J. Chem. Phys. 148, 241722, 2018).
 
-Every atom carries features x (N, F). An interaction multiplies the features of the neighbours, brought to the width of
-the filters, with a filter that a network makes of the distance alone; filters are computed once for each pair. Agrees
-with SchNetPack 2.1.1 where the options say the same.
+Every atom has features x (N, F). An interaction projects the features of the neighbors to the width
+of the filters and multiplies them with a filter, the output of a network of the distance. Filters
+are computed once for each pair. The model agrees with SchNetPack 2.1.1 if the options are the same.
 """
 
 from __future__ import annotations
@@ -26,18 +26,29 @@ from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, embed_elemen
 
 
 class Model(nn.Module):
-    """SchNet; the defaults are SchNetPack's, with the paper's activation in the energy head.
+    """SchNet; the defaults are those of SchNetPack, with the paper's activation in the energy head.
 
     Attributes:
-      num_features: F. num_layers: Interaction blocks.
+      num_features: Number of features F.
+      num_layers: Number of interaction blocks.
       num_filters: Width of the filters; None: num_features.
-      cutoff: Å.
-      radial_basis, num_radial: Basis of the distance (layers.RADIAL_BASES) and its size.
-      radial_centers, radial_widths: Its constants, where they are not to be computed (layers.radial_basis).
+      cutoff: Cutoff radius (Å).
+      radial_basis: Name of the radial basis (layers.RADIAL_BASES).
+      num_radial: Number of radial basis functions.
+      radial_centers: Centers of "gaussian" (Å) or wave numbers of "bessel" (1/Å), num_radial of
+        them; None: computed (layers.radial_basis).
+      radial_widths: Widths of "gaussian" (Å), num_radial of them; None: computed
+        (layers.radial_basis).
       cutoff_fn: Envelope of the filters (layers.CUTOFFS); the paper has none.
-      activation: In the filter networks and after the convolutions (layers.ACTIVATIONS).
-      energy_width, energy_act, zero_init, learned_scale, learned_shift: Of the energy head (heads.AtomicEnergy).
-      undirected: False computes filters for both directions of each pair; the plain form, for tests.
+      activation: Activation in the filter networks and after the convolutions (layers.ACTIVATIONS).
+      energy_width: Hidden width of the energy head (heads.AtomicEnergy); None: half of
+        num_features.
+      energy_act: Activation of the energy head (layers.ACTIVATIONS).
+      zero_init: Whether the last kernel of the energy head starts at zero.
+      learned_scale: Whether the energy head learns a scale per element.
+      learned_shift: Whether the energy head learns a shift per element.
+      undirected: False computes filters for both directions of each pair; this plain form is for
+        tests.
     """
 
     num_features: int = 128
@@ -60,11 +71,13 @@ class Model(nn.Module):
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:
         width, numbers = self.num_features, graph.nodes["numbers"]
+        # edge geometry: distances (P,), radial basis (P, num_radial)
         edge = pairs(graph, self.undirected)
         distances = safe_norm(edge.displacements)
         envelope = cutoff_function(self.cutoff_fn)(distances, self.cutoff)[:, None]
         rbf = radial_basis(self.radial_basis, self.radial_centers, self.radial_widths)(
             distances, self.num_radial, self.cutoff)
+        # interactions: x (N, F)
         x = embed_elements(self, numbers, width, distances.dtype)
         for n in range(self.num_layers):
             filters = TwoLayers((self.num_filters or width,) * 2, self.activation, name=f"filter_{n}")(rbf) * envelope
@@ -77,7 +90,7 @@ class Model(nn.Module):
 
 
 def convolution(values, filters, edge: Pairs):
-    """Sum over the neighbours of values times filter: (N, W), (P, W) -> (N, W)."""
+    """Sum values times filter over the neighbors: (N, W), (P, W) -> (N, W)."""
     total = segment_sum(gather(values, edge.senders) * filters, edge.receivers, len(values))
     if edge.undirected:
         total = total + segment_sum(gather(values, edge.receivers) * filters, edge.senders, len(values))

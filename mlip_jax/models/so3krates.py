@@ -1,13 +1,15 @@
 """So3krates: the Euclidean transformer of Frank et al. (Nature Communications 15, 6539, 2024).
 
-Every atom carries features f, shape (N, F), and Euclidean variables x, shape (N, D) with D the sum of 2l + 1
-over the degrees. Both are updated by attention without softmax; a filter of the distance and of the per-degree
-invariants of x_j - x_i weighs queries against keys. Filters are the same for i -> j and j -> i and are computed
-once for each pair. Agrees with mlff v1.0 (sparse form) where the options say the same.
+Every atom has features f, shape (N, F), and Euclidean variables x, shape (N, D), with D the sum of
+2l + 1 over the degrees. Both are updated by attention without softmax. A filter of the distance and
+of the per-degree invariants of x_j - x_i weights the products of queries and keys. Filters are
+equal for i -> j and j -> i and are computed once for each pair. The model agrees with mlff v1.0
+(sparse form) if the options are the same.
 
-Without softmax or norms a layer is of third order in its features, so that they grow faster with each: at the start
-their root mean square after 1, 2, ... 6 layers is 1.2, 1.8, 2.5, 4.3, 1e3, infinite (ethanol, published defaults).
-More than four layers need layer_norm_1 or layer_norm_2, with which it stays between 1 and 1.4.
+Without softmax or norms a layer is cubic in its features, so their growth accelerates with each
+layer: before training, their root mean square after 1, 2, ... 6 layers is 1.2, 1.8, 2.5, 4.3, 1e3,
+infinite (ethanol, published defaults). More than four layers need layer_norm_1 or layer_norm_2,
+which keep it between 1 and 1.4.
 """
 
 from __future__ import annotations
@@ -47,28 +49,43 @@ class Model(nn.Module):
     """So3krates; the defaults are the published ones.
 
     Attributes:
-      num_features: F, divisible by num_heads and by the number of degrees.
-      num_layers: Attention and exchange blocks.
+      num_features: Number of features F, divisible by num_heads and by the number of degrees.
+      num_layers: Number of attention and exchange blocks.
       degrees: Degrees l of the Euclidean variables.
-      num_heads: Heads of the feature branch; the Euclidean branch has one head for each degree.
-      cutoff: Å.
-      radial_basis, num_radial: Basis of the distance (layers.RADIAL_BASES) and its size.
+      num_heads: Number of heads of the feature branch; the Euclidean branch has one head per
+        degree.
+      cutoff: Cutoff radius (Å).
+      radial_basis: Name of the radial basis (layers.RADIAL_BASES).
+      num_radial: Number of radial basis functions.
       cutoff_fn: Envelope of the attention (layers.CUTOFFS).
-      qk_activation: On queries and keys.
-      message_normalization: Attention is divided by 1, by the square root of the channels of a head, or by
-        `avg_num_neighbors`.
-      layer_norm_1, residual_mlp_1: After attention. residual_mlp_2, layer_norm_2: after the exchange block. More than
-        four layers need a layer norm.
-      ev_init: "zeros", or "neighborhood": the cutoff-weighted mean of the neighbours' harmonics (eq. 4, where the
-        divisor is the sum of the weights; here one is added to it, since without it the energy jumps when the last
-        neighbour of an atom leaves the cutoff).
-      charge_embedding, spin_embedding: The total charge and the number of unpaired electrons (graph.globals "charge"
-        and "spin", which is 0 where it is absent) are embedded too (embeddings.StateEmbedding); the embeddings are
-        added and divided by the square root of their number.
-      energy_width, energy_act, zero_init, learned_scale, learned_shift: Of the energy head (heads.AtomicEnergy).
-      radial_filter: "exact", or "spline": the radial filter networks are evaluated on `num_knots` knots and
-        interpolated by cubic B-splines (twice continuously differentiable), which costs a third.
-      undirected: False computes filters for both directions of each pair; the plain form, for tests.
+      qk_activation: Activation of queries and keys (layers.ACTIVATIONS).
+      message_normalization: Divisor of the attention: 1 ("identity"), the square root of the
+        channels of a head ("sqrt_num_features") or `avg_num_neighbors` ("avg_num_neighbors").
+      avg_num_neighbors: Average number of neighbors, for `message_normalization`.
+      layer_norm_1: Whether there is a layer norm after attention. More than four layers need a
+        layer norm, this one or layer_norm_2.
+      residual_mlp_1: Whether there is a residual MLP after attention.
+      residual_mlp_2: Whether there is a residual MLP after the exchange block.
+      layer_norm_2: Whether there is a layer norm after the exchange block.
+      ev_init: Initial Euclidean variables: "zeros", or "neighborhood", the cutoff-weighted mean of
+        the neighbors' harmonics. In eq. 4 the divisor is the sum of the weights; here one is added
+        to it, since otherwise the energy jumps when the last neighbor of an atom leaves the cutoff.
+      charge_embedding: Whether the total charge, graph.globals["charge"], is embedded
+        (embeddings.StateEmbedding). Embeddings are added and divided by the square root of their
+        number.
+      spin_embedding: Whether the number of unpaired electrons, graph.globals["spin"], is embedded
+        likewise; 0 if it is absent.
+      energy_width: Hidden width of the energy head (heads.AtomicEnergy); None: num_features.
+      energy_act: Activation of the energy head (layers.ACTIVATIONS).
+      zero_init: Whether the last kernel of the energy head starts at zero.
+      learned_scale: Whether the energy head learns a scale per element.
+      learned_shift: Whether the energy head learns a shift per element.
+      radial_filter: Evaluation of the radial filter networks: "exact", or "spline", on `num_knots`
+        knots with interpolation by cubic B-splines (twice continuously differentiable), which costs
+        a third.
+      num_knots: Number of knots of the splines.
+      undirected: False computes filters for both directions of each pair; this plain form is for
+        tests.
     """
 
     num_features: int = 132
@@ -112,11 +129,13 @@ class Model(nn.Module):
         self._check_options()
         degrees = tuple(self.degrees)
         options = LayerOptions(**{name: getattr(self, name) for name in LayerOptions._fields})
+        # edge geometry: distances (P,), harmonics (P, D), envelope (P,)
         edge = pairs(graph, self.undirected)
         distances = safe_norm(edge.displacements)
         harmonics = spherical_harmonics(unit_vectors(edge.displacements, distances), degrees)
         envelope = cutoff_function(self.cutoff_fn)(distances, self.cutoff)
         numbers = graph.nodes["numbers"]
+        # initial features f (N, F) and Euclidean variables x (N, D)
         f = self._embed(graph, edge.displacements.dtype)
         x = self._initial_ev(edge, harmonics, envelope, len(numbers), degrees)
         filters = self._radial_filters(distances)
@@ -129,6 +148,7 @@ class Model(nn.Module):
         return AtomOutputs(energies, f[:, None, None, :])
 
     def _embed(self, graph, dtype):
+        """Return the initial features, shape (N, F)."""
         numbers = graph.nodes["numbers"]
         parts = [embed_elements(self, numbers, self.num_features, dtype)]
         for name, wanted in (("charge", self.charge_embedding), ("spin", self.spin_embedding)):
@@ -139,6 +159,7 @@ class Model(nn.Module):
         return sum(parts) / float(np.sqrt(len(parts))) if len(parts) > 1 else parts[0]
 
     def _initial_ev(self, edge: Pairs, harmonics, envelope, num, degrees):
+        """Return the initial Euclidean variables, shape (N, D)."""
         zeros = jnp.zeros((num, harmonics.shape[-1]), harmonics.dtype)
         if self.ev_init == "zeros":
             return zeros
@@ -148,7 +169,12 @@ class Model(nn.Module):
         return total / (1.0 + norm)[:, None]
 
     def _radial_filters(self, distances):
-        """Radial parts of the two filters of every layer: list of pairs of (P, F)."""
+        """Compute the radial parts of the filters of every layer.
+
+        Returns:
+          For each layer, the filters of the feature branch and of the Euclidean branch, shape
+          (P, F) each.
+        """
         widths = (self.num_features, self.num_features)
         basis = radial_basis(self.radial_basis)
         networks = [[TwoLayers(widths, name=f"layer_{n}_radial_{b}") for b in ("features", "ev")]
@@ -163,7 +189,7 @@ class Model(nn.Module):
 
 
 class LayerOptions(NamedTuple):
-    """The options of Model that its layers need."""
+    """Options of `Model` that its layers need."""
 
     num_heads: int
     qk_activation: str
@@ -176,21 +202,41 @@ class LayerOptions(NamedTuple):
 
 
 class So3kratesLayer(nn.Module):
-    """One attention block and one exchange block."""
+    """One attention block and one exchange block.
+
+    Attributes:
+      options: Options of the model.
+      degrees: Degrees l of the Euclidean variables.
+    """
 
     options: LayerOptions
     degrees: tuple[int, ...]
 
     @nn.compact
     def __call__(self, f, x, edge: Pairs, harmonics, envelope, radial, ev_is_zero: bool):
-        """f (N, F), x (N, D) -> the same, updated."""
+        """Update features and Euclidean variables.
+
+        Args:
+          f: Features, shape (N, F).
+          x: Euclidean variables, shape (N, D).
+          edge: Pairs.
+          harmonics: Spherical harmonics of the pairs, shape (P, D).
+          envelope: Cutoff envelope of the pairs, shape (P,).
+          radial: Radial parts of the two filters, shape (P, F) each.
+          ev_is_zero: Whether x is known to be zero.
+
+        Returns:
+          Updated f and x.
+        """
         o = self.options
         num, width = f.shape
+        # filters of the two branches: (P, F)
         invariants = degree_invariants(
             jnp.zeros_like(x[:1]) if ev_is_zero else gather(x, edge.senders) - gather(x, edge.receivers), self.degrees)
         spherical_widths = (width // 4, width)
         filter_f = radial[0] + TwoLayers(spherical_widths, name="spherical_features")(invariants)
         filter_x = radial[1] + TwoLayers(spherical_widths, name="spherical_ev")(invariants)
+        # attention block
         q1, k1, q2, k2 = self._queries_and_keys(f)
         v1 = PerHead(o.num_heads, name="v_features")(f)
         attention_f = self._attention(q1, k1, filter_f, edge, envelope, o.num_heads)
@@ -201,6 +247,7 @@ class So3kratesLayer(nn.Module):
             f = nn.LayerNorm(dtype=f.dtype, name="layer_norm_1")(f)
         if o.residual_mlp_1:
             f = ResidualMLP(name="residual_mlp_1")(f)
+        # exchange block: features and invariants of x update each other
         exchanged = Dense(width + len(self.degrees), name="exchange")(
             jnp.concatenate([f, degree_invariants(x, self.degrees)], axis=-1))
         f = f + exchanged[:, :width]
@@ -212,13 +259,18 @@ class So3kratesLayer(nn.Module):
         return f, x
 
     def _queries_and_keys(self, f):
+        """Return q and k of the feature branch, then of the Euclidean branch, shape (N, F) each."""
         act = activation(self.options.qk_activation)
         heads, degrees = self.options.num_heads, len(self.degrees)
         return (act(PerHead(heads, name="q_features")(f)), act(PerHead(heads, name="k_features")(f)),
                 act(PerHead(degrees, name="q_ev")(f)), act(PerHead(degrees, name="k_ev")(f)))
 
     def _attention(self, q, k, weights, edge: Pairs, envelope, heads):
-        """Attention of the receivers and, for undirected pairs, of the senders: each (P, heads)."""
+        """Compute the attention of the receivers and, for undirected pairs, of the senders.
+
+        Returns:
+          Two arrays, shape (P, heads) each; the second is None for directed edges.
+        """
         o = self.options
         divisor = {"identity": 1.0, "sqrt_num_features": float(np.sqrt(q.shape[-1] // heads)),
                    "avg_num_neighbors": o.avg_num_neighbors}[o.message_normalization]
@@ -235,7 +287,11 @@ class So3kratesLayer(nn.Module):
 
 
 class PerHead(nn.Module):
-    """One square matrix for each head, no bias: (N, F) -> (N, F)."""
+    """One square matrix per head, without bias: (N, F) -> (N, F).
+
+    Attributes:
+      heads: Number of heads.
+    """
 
     heads: int
 
@@ -249,7 +305,10 @@ class PerHead(nn.Module):
 
 
 def degree_invariants(x: jax.Array, degrees: tuple[int, ...]) -> jax.Array:
-    """Squared norm of each degree over sqrt(2l + 1): (..., D) -> (..., number of degrees)."""
+    """Compute the squared norm of each degree over sqrt(2l + 1).
+
+    The shape (..., D) becomes (..., number of degrees).
+    """
     squares, start, out = x * x, 0, []
     for l in degrees:
         out.append(squares[..., start:start + 2 * l + 1].sum(-1) / float(np.sqrt(2 * l + 1)))
@@ -258,24 +317,33 @@ def degree_invariants(x: jax.Array, degrees: tuple[int, ...]) -> jax.Array:
 
 
 def repeat_degrees(values: jax.Array, degrees: tuple[int, ...]) -> jax.Array:
-    """One value for each degree -> one for each component: (..., number of degrees) -> (..., D)."""
+    """Repeat the value of each degree for each of its components.
+
+    The shape (..., number of degrees) becomes (..., D).
+    """
     index = np.repeat(np.arange(len(degrees)), [2 * l + 1 for l in degrees])
     return values[..., index]
 
 
 def parity(degrees: tuple[int, ...], dtype) -> jax.Array:
-    """(-1)^l for each component: the harmonics of -r are this times those of r. Shape (D,)."""
+    """Return (-1)^l for each component, shape (D,).
+
+    The harmonics of -r are those of r times this parity.
+    """
     return jnp.asarray(np.repeat([(-1.0) ** l for l in degrees], [2 * l + 1 for l in degrees]), dtype)
 
 
 def scatter_pairs(to_receivers, to_senders, edge: Pairs, num: int) -> jax.Array:
-    """Sum of what pairs send to their receivers and, if undirected, to their senders: (P, ...) -> (num, ...)."""
+    """Sum the messages of pairs per atom: (P, ...) -> (num, ...).
+
+    Messages to the senders count only if the pairs are undirected.
+    """
     total = segment_sum(to_receivers, edge.receivers, num)
     return total + segment_sum(to_senders, edge.senders, num) if edge.undirected else total
 
 
 def aggregate_features(attention, values, edge: Pairs, num: int) -> jax.Array:
-    """Sum over neighbours of attention times value: (P, H), (N, F) -> (N, F)."""
+    """Sum attention times value over the neighbors: (P, H), (N, F) -> (N, F)."""
 
     def message(weights, v):
         heads = weights.shape[-1]
@@ -288,7 +356,8 @@ def aggregate_features(attention, values, edge: Pairs, num: int) -> jax.Array:
 
 
 def aggregate_ev(attention, harmonics, edge: Pairs, num: int, degrees) -> jax.Array:
-    """Sum over neighbours of attention times harmonics: (P, number of degrees), (P, D) -> (N, D)."""
+    """Sum attention times harmonics over the neighbors: (P, number of degrees), (P, D) -> (N, D).
+    """
     at_receiver, at_sender = attention
     to_receivers = repeat_degrees(at_receiver, degrees) * harmonics
     to_senders = (None if at_sender is None else

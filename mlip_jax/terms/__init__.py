@@ -1,8 +1,9 @@
-"""Energy terms that can be added to any model: one file each, found by its name.
+"""Energy terms that can be added to any model: one file each, found by name.
 
-`mlip_jax/terms/<name>.py` holds one class `Term`, a flax.linen module: `Term(**options)(graph, features)` gives
-energies (N,) in eV and a dict of predictions for each atom, from the invariant features (N, F) of a model. Its class
-attribute `long_range` says whether it works on the graph's long-range pairs; if so it has a field `cutoff`, Å or None.
+`mlip_jax/terms/<name>.py` contains one class `Term`, a flax.linen module:
+`Term(**options)(graph, features)` returns energies (N,) in eV and a dict of per-atom predictions,
+computed from the invariant features (N, F) of a model. Its class attribute `long_range` indicates
+whether it uses the graph's long-range pairs. If so it has a field `cutoff`, in Å or None.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from mlip_jax.models.layers.heads import AtomOutputs
 
 
 def names() -> list[str]:
-    """Names of the terms that there are."""
+    """Return the names of all terms."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
 
 
 def create(name: str, **options) -> nn.Module:
-    """The term `name` with `options`, the fields of its class.
+    """Create the term `name` with `options`, the fields of its class.
 
     Raises:
-      ValueError: No term has that name, or it has no such option; the message says which there are.
+      ValueError: Unknown term or option; the message lists the known ones.
     """
     term = _module(name).Term
     known = [f for f in term.__dataclass_fields__ if f not in ("parent", "name")]
@@ -41,10 +42,10 @@ def create(name: str, **options) -> nn.Module:
 
 
 def check_elements(terms: Iterable[str], numbers: Iterable[int]) -> None:
-    """Raise ValueError where a term has no values for an element.
+    """Raise ValueError if a term has no parameters for an element.
 
     Args:
-      terms: Their names.
+      terms: Names of terms.
       numbers: Atomic numbers.
     """
     numbers = list(numbers)
@@ -55,16 +56,19 @@ def check_elements(terms: Iterable[str], numbers: Iterable[int]) -> None:
 
 
 def with_terms(model: nn.Module, terms: Mapping[str, Mapping[str, Any]]) -> nn.Module:
-    """The model with terms added: itself if there are none, else a `WithTerms`.
+    """Add energy terms to a model.
 
     Args:
-      model: On the contract of mlip_jax.models.
-      terms: {name: options}. A term of short range has the model's cutoff unless its options say another; an infinite
-        cutoff of a term of long range is the same as None.
+      model: Model that follows the contract of mlip_jax.models.
+      terms: {name: options}. A short-range term has the cutoff of the model unless its options give
+        another one. For a long-range term an infinite cutoff is equivalent to None.
+
+    Returns:
+      A `WithTerms`, or the model itself if there are no terms.
 
     Raises:
-      ValueError: Unknown name or option, a cutoff that is not a positive number, or a term of short range with a
-        larger cutoff than the model's.
+      ValueError: Unknown name or option, a cutoff that is not a positive number, or a short-range
+        term with a larger cutoff than the model.
     """
     if not terms:
         return model
@@ -78,6 +82,7 @@ def with_terms(model: nn.Module, terms: Mapping[str, Mapping[str, Any]]) -> nn.M
 
 
 def _cutoff(name, cutoff, long_range, model_cutoff):
+    """Return the cutoff of a term (Å), None for all pairs, after checking it."""
     if long_range and (cutoff is None or cutoff == math.inf):
         return None
     if not isinstance(cutoff, Real) or not cutoff > 0:
@@ -90,10 +95,12 @@ def _cutoff(name, cutoff, long_range, model_cutoff):
 
 
 class WithTerms(nn.Module):
-    """A model and further energy terms. Parameters: "model", and one entry for each term by its name.
+    """Model with further energy terms.
+
+    The parameters are "model" and one entry per term under its name.
 
     Attributes:
-      model: On the contract of mlip_jax.models.
+      model: Model that follows the contract of mlip_jax.models.
       terms: ((name, ((option, value), ...)), ...), see `with_terms`.
     """
 
@@ -102,12 +109,15 @@ class WithTerms(nn.Module):
 
     @property
     def cutoff(self) -> float:
-        """The model's, Å."""
+        """Cutoff radius of the model (Å)."""
         return self.model.cutoff
 
     @property
     def long_range_cutoff(self) -> float | None:
-        """Å that the list of long-range pairs must reach; infinity: all pairs; None: no list is wanted."""
+        """Distance up to which the terms need long-range pairs (Å).
+
+        It is inf if a term needs all pairs and None if no term needs any.
+        """
         terms = [create(name, **dict(options)) for name, options in self.terms]
         cutoffs = [float("inf") if term.cutoff is None else float(term.cutoff) for term in terms if term.long_range]
         return max(cutoffs, default=None)
@@ -125,6 +135,7 @@ class WithTerms(nn.Module):
 
 
 def _module(name: str):
+    """Return the module of a term."""
     if name not in names():
         raise ValueError(unknown_name("energy term", name, names()))
     return importlib.import_module(f"{__name__}.{name}")

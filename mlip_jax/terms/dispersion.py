@@ -1,8 +1,8 @@
-"""Dispersion of atoms in molecules: polarisabilities scaled by predicted Hirshfeld ratios, pairwise, damped.
+"""Pairwise damped dispersion, with polarizabilities scaled by predicted Hirshfeld ratios.
 
-A pair of atoms is a pair of quantum Drude oscillators (vdW-QDO; Khabibrakhmanov, Fedorov and Tkatchenko, J. Chem.
-Theory Comput. 19, 7895, 2023), which gives C8 and C10 from C6 and the polarisability; as in SO3LR (Kabylda et al., J.
-Am. Chem. Soc. 147, 33723, 2025).
+Each pair of atoms is modeled as a pair of quantum Drude oscillators (vdW-QDO; Khabibrakhmanov,
+Fedorov and Tkatchenko, J. Chem. Theory Comput. 19, 7895, 2023), which determines C8 and C10 from C6
+and the polarizability, as in SO3LR (Kabylda et al., J. Am. Chem. Soc. 147, 33723, 2025).
 """
 
 from __future__ import annotations
@@ -24,27 +24,34 @@ from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.terms.layers.free_atoms import C6_COEFFICIENTS, POLARIZABILITIES
 from mlip_jax.terms.layers.pairwise import positive, share_among_atoms, switch_off
 
-# Width of the oscillators as a cubic polynomial of the van der Waals radius, both in bohr.
+# _WIDTH: coefficients of the width of the oscillators, a cubic polynomial of the van der Waals
+# radius (both in bohr).
 _WIDTH = (-0.00433008, 0.24428889, 0.04125273, -0.00078893)
 _RADIUS = float(FINE_STRUCTURE ** (-4 / 21))
 _DAMPING_RADIUS = 2.54
-# bohr³; below it, which no atom is, the seventh root would have an infinite slope
+# _SMALLEST_POLARIZABILITY: lower bound (bohr³), below the value of any atom; the slope of the
+# seventh root at zero is infinite.
 _SMALLEST_POLARIZABILITY = 1e-6
-# bohr; beyond it the energy of a pair is below any rounding, and float32 has no tenth power
+# _FARTHEST: distance (bohr) beyond which the energy of a pair is negligible; the tenth power of
+# much larger distances overflows in float32.
 _FARTHEST = 1e3
 
 
 class Term(nn.Module):
-    """Hirshfeld ratios from the features, and damped C6, C8 and C10 terms over long-range pairs.
+    """Damped C6, C8 and C10 terms over long-range pairs, with Hirshfeld ratios from the features.
 
-    With a cutoff, each pair is switched off before it; without one the sum is over all pairs of the list.
-    Properties: "hirshfeld_ratios" (N,), volume of the atom over that of the free atom.
+    With a cutoff, the energy of each pair is switched off before it. Without a cutoff the sum is
+    over all pairs of the list. The term predicts the property "hirshfeld_ratios" (N,), the volume
+    of an atom divided by that of the free atom.
 
     Attributes:
-      cutoff: Å, or None. switch_width: Å; the energy goes to zero over so much before the cutoff.
+      cutoff: Cutoff radius (Å), or None.
+      switch_width: Width of the interval before the cutoff in which the energy goes to zero (Å).
       scale: Factor of the damping radius.
-      width: Hidden width of the ratios' head; None: half that of the features. act: Its activation.
-      zero_init: The last kernel starts at zero, so that all ratios start at 1.
+      width: Hidden width of the head of the ratios; None: half of the number of features.
+      act: Activation of the head (layers.ACTIVATIONS).
+      zero_init: Whether the last kernel of the head starts at zero, so that all ratios are
+        initially 1.
     """
 
     cutoff: float | None = 12.0
@@ -58,7 +65,17 @@ class Term(nn.Module):
 
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple, features: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """graph, (N, F) -> energies (N,) in eV, properties. Atoms of an element without free-atom values get NaN."""
+        """Compute the dispersion energy of each atom.
+
+        Atoms of an element without free-atom values get NaN.
+
+        Args:
+          graph: Graph with long-range pairs.
+          features: Invariant features, shape (N, F).
+
+        Returns:
+          Energies (eV), shape (N,), and properties by name.
+        """
         if self.cutoff is not None and not self.switch_width > 0:
             raise ValueError(f"the dispersion term's switch_width must be positive (Å), received {self.switch_width}")
         numbers = graph.nodes["numbers"]
@@ -70,12 +87,13 @@ class Term(nn.Module):
             return gather(values, edge.receivers), gather(values, edge.senders)
 
         (h_i, h_j), (a_i, a_j), (c_i, c_j) = both(ratios), both(alpha), both(c6)
-        # 2 C_i C_j A_i A_j / (A_i² C_j + A_j² C_i) with A = a h and C = c h², and h cancelled where it can be
+        # 2 C_i C_j A_i A_j / (A_i² C_j + A_j² C_i) with A = a h and C = c h², after canceling h
         c6_pair = 2 * c_i * c_j * a_i * a_j / (a_i * a_i * c_j + a_j * a_j * c_i) * h_i * h_j
         energies = self._pair_energies(safe_norm(edge.displacements), 0.5 * (a_i * h_i + a_j * h_j), c6_pair)
         return share_among_atoms(energies, edge, len(numbers)), {"hirshfeld_ratios": ratios}
 
     def _ratios(self, numbers, features):
+        """Return the Hirshfeld ratios, shape (N,)."""
         dtype, size = features.dtype, max(features.shape[-1] // 2, 1)
         kernel_init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         shift = self.param("shift", nn.initializers.ones, (MAX_ATOMIC_NUMBER + 1,)).astype(dtype)
@@ -85,7 +103,13 @@ class Term(nn.Module):
         return jnp.abs(shift[numbers] + (queries[numbers] * keys).sum(-1) / float(np.sqrt(size)))
 
     def _pair_energies(self, distances, alpha, c6):
-        """Å, bohr³, hartree bohr⁶ -> eV, all (P,)."""
+        """Compute the energies of pairs (eV), shape (P,).
+
+        Args:
+          distances: Distances (Å), shape (P,).
+          alpha: Polarizabilities (bohr³), shape (P,).
+          c6: C6 coefficients (hartree bohr⁶), shape (P,).
+        """
         r, zero = positive(distances)
         r = jnp.minimum(r / Bohr, _FARTHEST)
         root = jnp.maximum(alpha, _SMALLEST_POLARIZABILITY) ** (1 / 7)
@@ -103,7 +127,10 @@ class Term(nn.Module):
 
 
 def _table(values) -> np.ndarray:
-    """(119,); padding atoms (number 0) get 1, elements that are not in the table NaN, which nothing can overlook."""
+    """Return a table by atomic number, shape (119,).
+
+    Padding atoms (number 0) get 1. Elements without a value get NaN, so they cannot go unnoticed.
+    """
     table = np.full(MAX_ATOMIC_NUMBER + 1, np.nan)
     table[:len(values) + 1] = [1.0, *values]
     return table
@@ -113,7 +140,7 @@ _TABLES = _table(POLARIZABILITIES), _table(C6_COEFFICIENTS)
 
 
 def check_elements(numbers: Iterable[int]) -> None:
-    """Raise ValueError where an element has no free-atom values."""
+    """Raise ValueError if an element has no free-atom values."""
     last = len(POLARIZABILITIES)
     unknown = sorted({int(z) for z in numbers if z > last})
     if unknown:

@@ -1,4 +1,4 @@
-"""Screened repulsion of nuclei that come close: Ziegler, Biersack and Littmark (1985), with trainable parameters."""
+"""Screened nuclear repulsion of Ziegler, Biersack and Littmark (1985) with trainable parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mlip_jax.models.layers.basic import cutoff_function, gather, safe_norm
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.terms.layers.pairwise import positive, share_among_atoms, switch_off
 
-# The universal screening function: sum of c exp(-a d / l), l = 0.8854 bohr / (Z_i^0.23 + Z_j^0.23)
+# universal screening function: sum of c exp(-a d / l) with l = 0.8854 bohr / (Z_i^0.23 + Z_j^0.23)
 UNIVERSAL_EXPONENTS = (3.19980, 0.94229, 0.40290, 0.20162)
 UNIVERSAL_COEFFICIENTS = (0.18175, 0.50986, 0.28022, 0.02817)
 UNIVERSAL_POWER = 0.23
@@ -23,13 +23,16 @@ _LOG_Z = np.log(np.maximum(np.arange(MAX_ATOMIC_NUMBER + 1), 1))
 
 
 class Term(nn.Module):
-    """Z_i Z_j / d times a screening function that starts as the universal one, for distances below `end`.
+    """Repulsion Z_i Z_j / d times a screening function, for distances below `end`.
 
-    Every parameter p is stored as softplus⁻¹(p), so that it stays positive; coefficients are divided by their sum.
+    The screening function is initially the universal one. Every parameter p is stored as
+    softplus⁻¹(p), so it stays positive. Coefficients are divided by their sum.
 
     Attributes:
-      cutoff: Å, no more than the model's. cutoff_fn: Envelope (layers.CUTOFFS).
-      start, end: Å; between them the repulsion is switched off.
+      cutoff: Cutoff radius (Å), at most that of the model.
+      cutoff_fn: Envelope (layers.CUTOFFS).
+      start: Distance at which the repulsion starts to be switched off (Å).
+      end: Distance from which the repulsion is zero (Å).
     """
 
     cutoff: float = 5.0
@@ -41,7 +44,15 @@ class Term(nn.Module):
 
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple, features: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """graph, (N, F) -> energies (N,) in eV, no properties. The features are not used."""
+        """Compute the repulsion energy of each atom.
+
+        Args:
+          graph: Graph with edges.
+          features: Not used.
+
+        Returns:
+          Energies (eV), shape (N,), and no properties.
+        """
         if not self.start < self.end:
             raise ValueError(f"the zbl term's start must be below its end (Å), received start={self.start}, "
                              f"end={self.end}")
@@ -53,6 +64,7 @@ class Term(nn.Module):
         power = self._positive("power", UNIVERSAL_POWER, dtype)
         inverse_length = self._positive("inverse_length", 1 / UNIVERSAL_LENGTH, dtype)
 
+        # Z^power of each atom, (N,), and the distance d / l, (P,)
         size = jnp.exp(power * jnp.asarray(_LOG_Z, dtype)[numbers])
         reduced = distances * inverse_length * (gather(size, edge.receivers) + gather(size, edge.senders))
         screening = jnp.exp(-exponents * reduced[:, None]) @ (coefficients / coefficients.sum())
@@ -63,5 +75,6 @@ class Term(nn.Module):
         return share_among_atoms(energies, edge, len(numbers)), {}
 
     def _positive(self, name, value, dtype):
+        """Return a trainable positive parameter with the initial value `value`."""
         stored = np.log(np.expm1(np.asarray(value)))
         return jax.nn.softplus(self.param(name, lambda _: jnp.asarray(stored, jnp.float32)).astype(dtype))

@@ -1,4 +1,4 @@
-"""Weights by name from files that hold nothing but arrays, and whether they fit a model."""
+"""Readers for files that contain only arrays, and a check that weights fit a model."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ HOW_TO_SAVE = (
 
 
 class WeightsError(ValueError):
-    """A file holds no weights that can be read, or weights that do not fit what they are to become."""
+    """Error for a file without readable weights, or for weights that do not fit the model."""
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-    """All arrays of a .npz or .safetensors file by name; parameters shared under several names have all of them.
+    """Read all arrays of a .npz or .safetensors file by name.
+
+    Parameters that share their memory are returned under each of their names.
 
     Raises:
       FileNotFoundError: No such file.
-      WeightsError: Another format (pickles such as .pt are not opened, since reading one runs what stands in it), a
-        damaged file, or an array that is not numbers.
+      WeightsError: The file has another format or is corrupted, or an array does not contain
+        numbers. Pickles such as .pt are not opened, since reading one executes the code in it.
     """
     path = Path(path)
     if path.suffix not in (".npz", ".safetensors"):
@@ -55,6 +57,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _numbers(path, name, data) -> np.ndarray:
+    """Return an array of an .npz file; raise WeightsError if it does not contain real numbers."""
     try:
         array = data[name]
     except ValueError as error:
@@ -71,7 +74,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safetensors.safe_open(path, framework="np") as data:
             arrays = {name: data.get_tensor(name) for name in data.keys()}
-            # safetensors.torch.save_model keeps a shared parameter once, and here the names that it left out
+            # save_model stores a shared parameter once and lists its other names in the metadata
             others = data.metadata() or {}
     except (safetensors.SafetensorError, OSError, TypeError, KeyError) as error:
         raise WeightsError(f"{path}: not a whole .safetensors file of NumPy's types: {error}. {HOW_TO_SAVE}") from error
@@ -79,7 +82,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def check_shapes(model, params) -> None:
-    """Raise WeightsError where the parameters are not of the shapes that the model has."""
+    """Raise WeightsError if the shapes of the parameters are not those of the model."""
     template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
     expected = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(template)}
     found = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}

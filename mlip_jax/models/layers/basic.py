@@ -1,7 +1,7 @@
-"""Parts that several architectures share: radial bases, cutoffs, safe norms, activations.
+"""Building blocks of several architectures: radial bases, cutoffs, safe norms, activations, layers.
 
-Every function of a distance is smooth where it must be and has no NaN in any derivative, at zero distance
-(padding edges) and beyond the cutoff alike.
+Functions of a distance are smooth where required and have no NaN in any derivative, neither at zero
+distance (padding edges) nor beyond the cutoff.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from scipy.special import gammaln
 
 
 def safe_norm(vectors: jax.Array) -> jax.Array:
-    """Length of vectors (..., 3) -> (...); its derivative at zero length is zero instead of NaN."""
+    """Compute the length of vectors: (..., 3) -> (...).
+
+    The derivative at zero length is zero instead of NaN.
+    """
     squared = jnp.sum(vectors * vectors, axis=-1)
     zero = squared == 0
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squared)))
 
 
 def unit_vectors(vectors: jax.Array, distances: jax.Array) -> jax.Array:
-    """vectors / distances, zero where the distance is."""
+    """Compute vectors / distances, zero for zero distance."""
     zero = distances == 0
     return jnp.where(zero[:, None], 0.0, vectors / jnp.where(zero, 1.0, distances)[:, None])
 
@@ -38,29 +41,35 @@ ACTIVATIONS: dict[str, Callable] = {
     "sigmoid": jax.nn.sigmoid,
     "mish": jax.nn.mish,
     "shifted_softplus": lambda x: jax.nn.softplus(x) - float(np.log(2.0)),
-    # ln 2 rounded as TorchMD-Net keeps it: the last digits matter for imported force fields
+    # TorchMD-Net rounds ln 2 to float32; imported force fields must reproduce the last digits
     "shifted_softplus_float32": lambda x: jax.nn.softplus(x) - float(np.log(np.float32(2.0))),
 }
 
 
 def activation(name: str) -> Callable:
-    """Activation function by name."""
+    """Return the activation function `name`."""
     return _lookup(ACTIVATIONS, "activation", name)
 
 
 def cosine_cutoff(d, cutoff):
-    """(cos(pi d / cutoff) + 1) / 2 inside, 0 outside."""
+    """Compute (cos(pi d / cutoff) + 1) / 2 inside the cutoff, 0 outside."""
     return jnp.where(d < cutoff, 0.5 * (jnp.cos(jnp.pi * jnp.minimum(d, cutoff) / cutoff) + 1.0), 0.0)
 
 
 def phys_cutoff(d, cutoff):
-    """1 - 6 u^5 + 15 u^4 - 10 u^3 with u = d / cutoff (twice continuously differentiable), 0 outside."""
+    """Compute 1 - 6 u^5 + 15 u^4 - 10 u^3 with u = d / cutoff inside the cutoff, 0 outside.
+
+    It is twice continuously differentiable.
+    """
     u = jnp.minimum(d / cutoff, 1.0)
     return 1.0 - u * u * u * (10.0 + u * (6.0 * u - 15.0))
 
 
 def exponential_cutoff(d, cutoff):
-    """exp(-d² / ((cutoff - d)(cutoff + d))) inside, 0 outside; infinitely differentiable."""
+    """Compute exp(-d² / ((cutoff - d)(cutoff + d))) inside the cutoff, 0 outside.
+
+    It is infinitely differentiable.
+    """
     return e3x.nn.smooth_cutoff(d, cutoff)
 
 
@@ -69,28 +78,36 @@ CUTOFFS: dict[str, Callable] = {
 
 
 def cutoff_function(name: str) -> Callable:
-    """`(d, cutoff) -> [0, 1]` by name."""
+    """Return the cutoff function `name`, (d, cutoff) -> [0, 1]."""
     return _lookup(CUTOFFS, "cutoff function", name)
 
 
 def physnet_basis(d, num, cutoff):
-    """exp(-b (exp(-d) - c_k)²), c_k evenly spaced from exp(-cutoff) to 1 (PhysNet, eq. 7). (E,) -> (E, num)."""
+    """Compute exp(-b (exp(-d) - c_k)²), the radial basis of PhysNet (eq. 7).
+
+    The centers c_k are evenly spaced from exp(-cutoff) to 1. The shape (E,) becomes (E, num).
+    """
     low = float(np.exp(-cutoff))
     centers = jnp.asarray(np.linspace(low, 1.0, num), d.dtype)
     width = (2.0 / num * (1.0 - low)) ** -2
     return jnp.exp(-width * (jnp.exp(-d)[:, None] - centers) ** 2)
 
 
-# 0.5 / bohr in 1/Å, rounded to float32 as mlff keeps it: the last digits matter for imported force fields.
+# 0.5 / bohr in 1/Å, rounded to float32 as in mlff; imported force fields must reproduce the last
+# digits.
 _BERNSTEIN_GAMMA = float(np.float32(0.9448630629184640))
 
 
 def bernstein_basis(d, num, cutoff, gamma=_BERNSTEIN_GAMMA):
-    """Bernstein polynomials of degree num - 1 in exp(-gamma d) (SpookyNet, eq. 12). (E,) -> (E, num)."""
+    """Compute Bernstein polynomials of degree num - 1 in exp(-gamma d) (SpookyNet, eq. 12).
+
+    The shape (E,) becomes (E, num).
+    """
     k = np.arange(num)
     log_binomial = jnp.asarray(gammaln(num) - gammaln(k + 1) - gammaln(num - k), d.dtype)
     x = -gamma * d[:, None]
-    # log(1 - exp(x)) at d = 0 is -inf; only k = num - 1 is not zero there, with a factor of 0 before it
+    # At d = 0, log(1 - exp(x)) is -inf. Only the function k = num - 1 is not zero there, and the
+    # logarithm has a factor of 0 in it.
     zero = x == 0
     log_rest = jnp.log(-jnp.expm1(jnp.where(zero, -1.0, x)))
     inside = jnp.exp(log_binomial + k * x + (num - 1 - k) * log_rest)
@@ -98,22 +115,29 @@ def bernstein_basis(d, num, cutoff, gamma=_BERNSTEIN_GAMMA):
 
 
 def gaussian_basis(d, num, cutoff, centers=None, widths=None):
-    """exp(-(d - c_k)² / (2 w_k²)); unless given, c_k evenly spaced from 0 to the cutoff, w_k their distance.
-    (E,) -> (E, num)."""
+    """Compute Gaussians exp(-(d - c_k)² / (2 w_k²)) of the distance.
+
+    Unless they are given, the c_k are evenly spaced from 0 to the cutoff and the w_k equal their
+    spacing. The shape (E,) becomes (E, num).
+    """
     centers = _constants("centers", centers, np.linspace(0.0, cutoff, num))
     widths = _constants("widths", widths, np.full(num, cutoff / (num - 1)))
     return jnp.exp(jnp.asarray(-0.5 / widths ** 2, d.dtype) * (d[:, None] - jnp.asarray(centers, d.dtype)) ** 2)
 
 
 def bessel_basis(d, num, cutoff, wave_numbers=None):
-    """sin(k_n d) / d times sqrt(2 / cutoff), k_n = n pi / cutoff unless given: the spherical Bessel functions of
-    DimeNet. (E,) -> (E, num)."""
+    """Compute the spherical Bessel functions of DimeNet, sin(k_n d) / d times sqrt(2 / cutoff).
+
+    Unless they are given, the wave numbers are k_n = n pi / cutoff. The shape (E,) becomes
+    (E, num).
+    """
     k = _constants("wave numbers", wave_numbers, np.arange(1, num + 1) * np.pi / cutoff)
     scale = jnp.asarray(np.sqrt(2.0 / cutoff) * k, d.dtype)
     return scale * jnp.sinc(jnp.asarray(k / np.pi, d.dtype) * d[:, None])
 
 
 def _constants(what, given, computed):
+    """Return the given constants, checked, or the computed ones."""
     if given is None:
         return computed
     if len(given) != len(computed):
@@ -126,12 +150,13 @@ RADIAL_BASES: dict[str, Callable] = {
 
 
 def radial_basis(name: str, centers: Sequence[float] | None = None, widths: Sequence[float] | None = None) -> Callable:
-    """`(d, num, cutoff) -> (E, num)` by name.
+    """Return the radial basis `name`, a function (d, num, cutoff) -> (E, num).
 
     Args:
-      name: A key of RADIAL_BASES.
-      centers, widths: Constants in the place of those computed, as another program has rounded them: centers and
-        widths of "gaussian" (Å), the wave numbers of "bessel" (1/Å) as centers.
+      name: Key of RADIAL_BASES.
+      centers: Centers of "gaussian" (Å) or wave numbers of "bessel" (1/Å), to use in place of the
+        computed ones, for example as another program has rounded them.
+      widths: Widths of "gaussian" (Å), likewise.
     """
     basis = _lookup(RADIAL_BASES, "radial basis", name)
     if centers is None and widths is None:
@@ -145,40 +170,54 @@ def radial_basis(name: str, centers: Sequence[float] | None = None, widths: Sequ
 
 
 def spherical_harmonics(unit: jax.Array, degrees: tuple[int, ...]) -> jax.Array:
-    """Orthonormal real spherical harmonics of `degrees`, end to end: (E, 3) -> (E, sum of 2l + 1)."""
+    """Compute orthonormal real spherical harmonics of `degrees`, concatenated.
+
+    The shape (E, 3) becomes (E, D), with D the sum of 2l + 1 over the degrees.
+    """
     values = e3x.so3.spherical_harmonics(unit, max(degrees), r_is_normalized=True, normalization="orthonormal")
-    values = values.astype(unit.dtype)  # e3x takes float32 to float64 where x64 is on
+    values = values.astype(unit.dtype)  # with x64, e3x converts float32 to float64
     if tuple(degrees) == tuple(range(degrees[0], degrees[-1] + 1)):
         return values[:, degrees[0] ** 2:]
     return jnp.concatenate([values[:, l * l:(l + 1) ** 2] for l in degrees], axis=-1)
 
 
 def segment_sum(values: jax.Array, index: jax.Array, num: int) -> jax.Array:
-    """Sum of the rows of `values` by `index`: (E, ...) -> (num, ...)."""
+    """Sum the rows of `values` by `index`: (E, ...) -> (num, ...)."""
     return jax.ops.segment_sum(values, index, num, mode="promise_in_bounds")
 
 
 def gather(values: jax.Array, index: jax.Array) -> jax.Array:
-    """Rows of `values`, without the bounds check that XLA would add."""
+    """Return the rows `index` of `values`.
+
+    Bounds are not checked, unlike with the default mode of XLA.
+    """
     return values.at[index].get(mode="promise_in_bounds")
 
 
 def to_first_dtype(first, *others, dtype=None, inexact=True):
-    """All arrays in the dtype of the first; None stays None. In the place of flax's promotion to the widest."""
+    """Cast all arrays to the dtype of the first one; None stays None.
+
+    This replaces the type promotion of flax, which would select the widest dtype.
+    """
     return [None if x is None else jnp.asarray(x, first.dtype) for x in (first, *others)]
 
 
 class Dense(nn.Dense):
-    """flax's Dense; computes in the dtype of its input, whatever that of its parameters."""
+    """Dense layer of flax that computes in the dtype of its input, not of its parameters."""
 
     promote_dtype: Callable = to_first_dtype
 
 
 class SplitDense(nn.Module):
-    """Dense of which the output comes in `parts` of equal width: (P, K) -> `parts` times (P, width).
+    """Dense layer with its output in `parts` of equal width: (P, K) -> `parts` times (P, width).
 
-    For edges: each part is a product of its own, since to cut an array of edges, and to join the parts of its
-    derivative, costs a CPU more than the product.
+    It is meant for edges: each part is a separate product, since on a CPU splitting an array of
+    edges, and concatenating the parts of its derivative, costs more than the product.
+
+    Attributes:
+      parts: Number of parts.
+      width: Number of features of each part.
+      kernel_init: Initializer of the kernel of all parts.
     """
 
     parts: int
@@ -194,7 +233,12 @@ class SplitDense(nn.Module):
 
 
 class TwoLayers(nn.Module):
-    """Dense -> activation -> Dense, widths as given."""
+    """Dense -> activation -> Dense.
+
+    Attributes:
+      widths: Widths of the two layers.
+      act: Activation.
+    """
 
     widths: tuple[int, int]
     act: str = "silu"
@@ -206,7 +250,12 @@ class TwoLayers(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """x + W2 act(W1 act(x)), shape kept."""
+    """Residual block x + W2 act(W1 act(x)) that keeps the shape.
+
+    Attributes:
+      act: Activation.
+      use_bias: Whether both layers have a bias.
+    """
 
     act: str = "silu"
     use_bias: bool = True

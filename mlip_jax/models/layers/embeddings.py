@@ -1,4 +1,4 @@
-"""Embeddings of what belongs to a whole structure: its total charge, its unpaired electrons."""
+"""Embeddings of properties of a whole structure: its total charge or its unpaired electrons."""
 
 from __future__ import annotations
 
@@ -14,19 +14,27 @@ from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 class StateEmbedding(nn.Module):
     """Attention of the atoms to one number of the structure (SpookyNet, eqs. 10 to 13).
 
-    The number psi is shared out among the atoms by the softplus of query times key, and what an atom gets scales a
-    value vector that goes through a residual MLP. There is one key and one value for psi >= 0 and another for psi < 0;
-    psi = 0 gives zero. It is a smooth function of the elements alone.
+    The number psi is distributed over the atoms in proportion to the softplus of query times key.
+    The share of an atom scales a value vector that passes through a residual MLP. There is one key
+    and one value for psi >= 0 and another one for psi < 0; psi = 0 gives zero. The embedding
+    depends on the elements but not on the positions.
 
     Attributes:
-      width: Features F.
+      width: Number of features F.
     """
 
     width: int
 
     @nn.compact
     def __call__(self, psi: jax.Array, numbers: jax.Array, node_graph: jax.Array, dtype) -> jax.Array:
-        """psi (G,), numbers (N,), graph of each atom (N,) -> (N, F)."""
+        """Compute the embedding of each atom, shape (N, F).
+
+        Args:
+          psi: Number of each structure, shape (G,).
+          numbers: Atomic numbers, shape (N,).
+          node_graph: Index of the graph of each atom, shape (N,).
+          dtype: Floating-point type of the result.
+        """
         normal = nn.initializers.normal(1.0)
         queries = self.param("queries", normal, (MAX_ATOMIC_NUMBER + 1, self.width)).astype(dtype)[numbers]
         keys = self.param("keys", normal, (2, self.width)).astype(dtype)

@@ -1,4 +1,4 @@
-"""What a model gives for each atom, and the head that makes an energy of it."""
+"""Per-atom outputs of models, and the energy head."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ class AtomOutputs(NamedTuple):
     """Per-atom outputs of a model.
 
     Attributes:
-      energies: Atomic energies, shape (N,), in units of the potential's energy scale.
+      energies: Atomic energies in units of the potential's energy scale, shape (N,).
       features: Equivariant features in e3x's layout, shape (N, 1 or 2, (max_degree + 1)**2, F).
-      terms: Atomic energies of further terms (mlip_jax/terms) by name, shape (N,) each, in eV.
-      properties: Predictions for each atom by name, shape (N,) each: "partial_charges" (e), "hirshfeld_ratios".
+      terms: Atomic energies (eV) of further terms (mlip_jax/terms) by name, shape (N,) each.
+      properties: Per-atom predictions by name, shape (N,) each: "partial_charges" (e),
+        "hirshfeld_ratios".
     """
 
     energies: jax.Array
@@ -30,13 +31,15 @@ class AtomOutputs(NamedTuple):
 
 
 class AtomicEnergy(nn.Module):
-    """Dense -> activation -> Dense(1), times scale[Z] plus shift[Z].
+    """Energy head: Dense -> activation -> Dense(1), times scale[Z] plus shift[Z].
 
     Attributes:
-      width: Hidden width.
+      width: Width of the hidden layer.
       act: Activation between the two layers.
-      zero_init: Last kernel starts at zero, so that an untrained model gives the shifts alone.
-      learned_scale, learned_shift: Per-element scale (starts at 1) and shift (starts at 0) are parameters.
+      zero_init: Whether the last kernel starts at zero, so that an untrained model predicts only
+        the shifts.
+      learned_scale: Whether there is a trainable scale per element, initially 1.
+      learned_shift: Whether there is a trainable shift per element, initially 0.
     """
 
     width: int
@@ -47,7 +50,7 @@ class AtomicEnergy(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array, numbers: jax.Array) -> jax.Array:
-        """(N, F), (N,) -> (N,)."""
+        """Compute atomic energies: features (N, F), numbers (N,) -> (N,)."""
         kernel_init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         hidden = activation(self.act)(Dense(self.width, name="hidden")(features))
         energies = Dense(1, kernel_init=kernel_init, name="final")(hidden)[:, 0]
@@ -60,6 +63,9 @@ class AtomicEnergy(nn.Module):
 
 
 def embed_elements(module: nn.Module, numbers: jax.Array, features: int, dtype) -> jax.Array:
-    """One learned vector per element: (N,) -> (N, features)."""
+    """Return a trainable vector per element for each atom: (N,) -> (N, features).
+
+    The table is the parameter "embedding" of `module`.
+    """
     table = module.param("embedding", nn.initializers.normal(1.0), (MAX_ATOMIC_NUMBER + 1, features))
     return jnp.asarray(table, dtype)[numbers]

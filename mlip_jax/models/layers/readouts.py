@@ -1,7 +1,7 @@
 """Properties of structures and atoms, read from the features of any model.
 
-A readout is a small network on the features of a backbone. Its outputs are in units of the data's own spread: what
-scales and shifts them to physical units is known to predictor.py.
+A readout is a small network on the features of a backbone. Its outputs are in units of the spread
+of the data; predictor.py converts them to physical units.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ from mlip_jax.graphs.graph import node_graph_index
 from mlip_jax.models.layers.basic import Dense, activation
 from mlip_jax.models.layers.heads import AtomOutputs
 
-# One number for a structure; a vector for it (about the mean of its positions); one number, or one vector, an atom.
+# KINDS: a number or a vector per structure, and a number or a vector per atom.
 KINDS = ("scalar", "vector", "atom", "atom_vector")
 POOLINGS = ("mean", "sum", "attention")
 BACKBONE = "backbone"
 
 
 class Readout(nn.Module):
-    """One property.
+    """Readout of one property.
 
     Attributes:
-      kind: One of KINDS. A "vector" is that of charges at the atoms, as a dipole is, and with the vectors of atoms
-        where the backbone has such features (PaiNN's dipole, arXiv:2102.03150 eq. 12). An "atom_vector" needs them.
-      pooling: How atoms make up a "scalar": "mean" and "attention" for what does not grow with the size (an orbital
-        energy), "sum" for what does.
-      width: Of the hidden layer; None: half of the features. act: Its activation.
+      kind: One of KINDS. A "vector" is the dipole of charges at the atoms, plus vectors of the
+        atoms if the backbone has features of degree 1 (PaiNN's dipole, arXiv:2102.03150 eq. 12). An
+        "atom_vector" requires such features.
+      pooling: Reduction of atoms to a "scalar": "mean" or "attention" for intensive properties
+        (an orbital energy), "sum" for extensive ones.
+      width: Width of the hidden layer; None: half of the number of features.
+      act: Activation of the hidden layer (layers.ACTIVATIONS).
     """
 
     kind: str = "scalar"
@@ -43,10 +45,17 @@ class Readout(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array, graph: jraph.GraphsTuple) -> jax.Array:
-        """Features (N, 1 or 2, (max_degree + 1)**2, F) -> (G,), (G, 3), (N,) or (N, 3); zero in padding.
+        """Compute the property; it is zero in padding.
+
+        Args:
+          features: Features, shape (N, 1 or 2, (max_degree + 1)**2, F).
+          graph: Graph with positions.
+
+        Returns:
+          Property, shape (G,), (G, 3), (N,) or (N, 3).
 
         Raises:
-          ValueError: Vectors of atoms are asked for, and the features have none.
+          ValueError: The kind is "atom_vector" and the features have no degree 1.
         """
         scalars, mask = features[:, 0, 0, :], jraph.get_node_padding_mask(graph)
         if self.kind == "scalar":
@@ -62,10 +71,12 @@ class Readout(nn.Module):
         return jnp.where(mask[:, None], GatedVectors(self.act, name="vectors")(scalars, vectors), 0.0)
 
     def _of_atoms(self, scalars):
+        """Return one number per atom: (N, F) -> (N,)."""
         hidden = activation(self.act)(Dense(self.width or scalars.shape[-1] // 2, name="hidden")(scalars))
         return Dense(1, kernel_init=nn.initializers.zeros, name="final")(hidden)[:, 0]
 
     def _pooled(self, scalars, mask, graph):
+        """Return one number per structure: (N, F) -> (G,)."""
         values = self._of_atoms(scalars)
         if self.pooling == "attention":
             hidden = activation(self.act)(Dense(self.width or scalars.shape[-1] // 2, name="attention_hidden")(scalars))
@@ -74,9 +85,10 @@ class Readout(nn.Module):
         return _sum(jnp.where(mask, values, 0.0), graph, mean=self.pooling == "mean")
 
     def _vector(self, features, mask, graph):
+        """Return one vector per structure about the mean of its positions, shape (G, 3)."""
         scalars, positions, of = features[:, 0, 0, :], graph.nodes["positions"], node_graph_index(graph)
         charges = jnp.where(mask, self._of_atoms(scalars), 0.0)
-        # no charge is left, so that the vector is the same about any point
+        # the total charge is zero, so the vector does not depend on the origin
         charges = jnp.where(mask, charges - _sum(charges, graph, mean=True)[of], 0.0)
         total = charges[:, None] * (positions - _sum(positions, graph, mean=True)[of])
         vectors = vectors_of(features)
@@ -86,7 +98,14 @@ class Readout(nn.Module):
 
 
 class GatedVectors(nn.Module):
-    """One vector an atom by a gated equivariant block (Schütt et al. 2021, fig. 3): (N, F), (N, 3, F) -> (N, 3)."""
+    """One vector per atom from a gated equivariant block (Schütt et al. 2021, fig. 3).
+
+    It maps scalars (N, F) and vectors (N, 3, F) to (N, 3).
+
+    Attributes:
+      act: Activation.
+      epsilon: Constant added under the square root of the vectors' norms.
+    """
 
     act: str = "silu"
     epsilon: float = 1e-8
@@ -102,12 +121,14 @@ class GatedVectors(nn.Module):
 
 
 class PropertyModel(nn.Module):
-    """A backbone and readouts. Parameters: "backbone", as a force field of that model has them, and "head_NAME".
+    """Backbone with readouts.
+
+    The parameters are "backbone", as in a force field with that model, and "head_NAME" per readout.
 
     Attributes:
-      backbone: On the contract of mlip_jax.models; its energy goes nowhere.
-      heads: ((name, ((option, value), ...)), ...): options of Readout. See `with_heads`.
-      frozen: No derivative by the backbone's parameters is computed.
+      backbone: Model that follows the contract of mlip_jax.models; its energy is not used.
+      heads: ((name, ((option, value), ...)), ...) with options of Readout. See `with_heads`.
+      frozen: Whether the backbone is not differentiated with respect to its parameters.
     """
 
     backbone: nn.Module
@@ -116,20 +137,21 @@ class PropertyModel(nn.Module):
 
     @property
     def cutoff(self) -> float:
-        """The backbone's, Å."""
+        """Cutoff radius of the backbone (Å)."""
         return self.backbone.cutoff
 
     @property
     def long_range_cutoff(self) -> float | None:
-        """The backbone's, see potential.long_range_cutoff."""
+        """Cutoff of long-range pairs of the backbone (Å); see potential.long_range_cutoff."""
         return getattr(self.backbone, "long_range_cutoff", None)
 
     def setup(self):
+        """Create the readouts."""
         for name, options in self.heads:
             setattr(self, f"head_{name}", Readout(**dict(options)))
 
     def __call__(self, graph: jraph.GraphsTuple) -> dict[str, jax.Array]:
-        """Each property by name; shapes as `Readout` gives them."""
+        """Compute each property by name; for shapes see `Readout`."""
         features = self.backbone(graph).features
         if self.frozen:
             features = jax.lax.stop_gradient(features)
@@ -139,21 +161,29 @@ class PropertyModel(nn.Module):
         return {name: getattr(self, f"head_{name}")(features, graph) for name, _ in self.heads}
 
     def with_energies(self, graph: jraph.GraphsTuple) -> AtomOutputs:
-        """What the backbone gives as a force field, with the heads as its properties."""
+        """Return the backbone's outputs as a force field, with the properties of the heads."""
         outputs = self.backbone(graph)
         return outputs._replace(properties=self._of(outputs.features, graph))
 
     def embed(self, graph: jraph.GraphsTuple) -> jax.Array:
-        """Mean over the atoms of the invariant features, (G, F): where a structure lies in what the model knows."""
+        """Compute the mean over the atoms of the invariant features, shape (G, F).
+
+        It is the position of a structure in the feature space of the backbone.
+        """
         features = self.backbone(graph).features[:, 0, 0, :]
         return _sum(jnp.where(jraph.get_node_padding_mask(graph)[:, None], features, 0.0), graph, mean=True)
 
 
 def with_heads(backbone: nn.Module, heads: Mapping[str, Mapping[str, Any]], frozen: bool = False) -> PropertyModel:
-    """The backbone with readouts {name: options of Readout}.
+    """Add readouts to a backbone.
+
+    Args:
+      backbone: Model that follows the contract of mlip_jax.models.
+      heads: {name: options of Readout}.
+      frozen: See `PropertyModel`.
 
     Raises:
-      ValueError: An option that does not exist, or a kind or pooling that does not; the message says which there are.
+      ValueError: Unknown option, kind or pooling; the message lists the known ones.
     """
     known = [f for f in Readout.__dataclass_fields__ if f not in ("parent", "name")]
     for name, options in heads.items():
@@ -167,11 +197,12 @@ def with_heads(backbone: nn.Module, heads: Mapping[str, Mapping[str, Any]], froz
 
 
 def vectors_of(features: jax.Array) -> jax.Array | None:
-    """Features of degree 1, (N, 3, F), x, y, z; None where there are none."""
+    """Return the features of degree 1 (x, y, z), shape (N, 3, F), or None if there are none."""
     return features[:, 0, 1:4, :] if features.shape[2] >= 4 else None
 
 
 def _sum(values, graph, mean: bool = False):
+    """Sum, or average, the values of atoms per structure: (N, ...) -> (G, ...)."""
     num = graph.n_node.shape[0]
     total = jax.ops.segment_sum(values, node_graph_index(graph), num, indices_are_sorted=True)
     if not mean:
@@ -180,7 +211,10 @@ def _sum(values, graph, mean: bool = False):
 
 
 def _softmax(logits, mask, graph):
-    """Weights of the atoms of each structure, which add up to one; of padding too, so that nothing is NaN."""
+    """Compute weights of the atoms that add up to one in each structure, shape (N,).
+
+    Padding atoms get weights so that nothing is NaN.
+    """
     of, num = node_graph_index(graph), graph.n_node.shape[0]
     logits = jnp.where(mask, logits, 0.0)
     highest = jax.ops.segment_max(jax.lax.stop_gradient(logits), of, num, indices_are_sorted=True)

@@ -1,7 +1,7 @@
 """Functions of the distance on a grid of knots: cubic B-splines, twice continuously differentiable.
 
-A filter network depends on the distance alone. Evaluating it on some tens of knots and interpolating costs one
-thin matrix product per edge in place of two wide ones and an activation.
+A filter network depends only on the distance. Evaluating it on a few dozen knots and interpolating
+costs one thin matrix product per edge instead of two wide ones and an activation.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import numpy as np
 
 
 class SplineGrid:
-    """Knots evenly spaced in exp(-d) from the cutoff to zero distance, where radial bases have their detail too.
+    """Grid of knots, evenly spaced in exp(-d) from the cutoff to zero distance.
+
+    Radial bases have their finest details at short distances, where these knots are dense.
 
     Attributes:
       num: Number of knots, at least 5.
-      cutoff: Å; beyond it the interpolant is held at its value there.
+      cutoff: Cutoff radius (Å); beyond it the interpolant keeps its value at the cutoff.
     """
 
     def __init__(self, num: int, cutoff: float):
@@ -26,25 +28,42 @@ class SplineGrid:
         self._low = float(np.exp(-cutoff))
 
     def distances(self, dtype) -> jax.Array:
-        """Distances of the knots in Å, shape (num,), descending from the cutoff to 0."""
+        """Return the distances of the knots (Å), shape (num,), from the cutoff down to 0."""
         return jnp.asarray(-np.log(np.linspace(self._low, 1.0, self.num)), dtype)
 
     def interpolate(self, table: jax.Array, distances: jax.Array) -> jax.Array:
-        """The functions with values `table` (num, F) on the knots, at `distances` (P,): shape (P, F)."""
+        """Interpolate functions that are tabulated on the knots.
+
+        Args:
+          table: Values on the knots, shape (num, F).
+          distances: Distances (Å), shape (P,).
+
+        Returns:
+          Values at the distances, shape (P, F).
+        """
         return self.basis(distances) @ self.coefficients(table)
 
     def coefficients(self, table: jax.Array) -> jax.Array:
-        """What the B-splines of `basis` are multiplied with, for the values `table` (num, F): shape (num + 2, F)."""
+        """Compute coefficients of the B-splines of `basis` from values on the knots.
+
+        The shape (num, F) becomes (num + 2, F).
+        """
         return jnp.asarray(self._inverse(), table.dtype) @ table
 
     def basis(self, distances: jax.Array) -> jax.Array:
-        """The cubic B-splines at `distances` (P,): shape (P, num + 2), at most four of a row not zero."""
+        """Compute the cubic B-splines at distances: (P,) -> (P, num + 2).
+
+        At most four values per row are not zero.
+        """
         low = jnp.asarray(self._low, distances.dtype)
         position = (jnp.maximum(jnp.exp(-distances), low) - low) * ((self.num - 1) / (1.0 - self._low))
         return _cubic(position[:, None] - jnp.arange(-1, self.num + 1, dtype=distances.dtype))
 
     def _inverse(self) -> np.ndarray:
-        """Matrix (num + 2, num) from values on the knots to coefficients; the ends are not-a-knot."""
+        """Return the matrix from values on the knots to coefficients, shape (num + 2, num).
+
+        The end conditions are not-a-knot.
+        """
         n = self.num
         matrix = np.zeros((n + 2, n + 2))
         for k in range(n):
@@ -55,7 +74,7 @@ class SplineGrid:
 
 
 def _cubic(t):
-    """Cubic B-spline of unit knots, centred at zero; zero where |t| >= 2."""
+    """Compute the cubic B-spline of unit knots centered at zero; it is zero for |t| >= 2."""
     a = jnp.abs(t)
     outer = jnp.maximum(2.0 - a, 0.0)
     inner = jnp.maximum(1.0 - a, 0.0)

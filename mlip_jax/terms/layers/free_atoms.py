@@ -1,11 +1,12 @@
-"""Polarisabilities and C6 coefficients of free atoms.
+"""Polarizabilities and C6 coefficients of free atoms.
 
-The values of the Tkatchenko-Scheffler method (Phys. Rev. Lett. 102, 073005, 2009; light elements from Chu and Dalgarno,
-J. Chem. Phys. 121, 4083, 2004) with its later extension to heavier elements, as the force field SO3LR holds them.
-Elements 1 (H) to 102 (No), in atomic units.
+The values are those of the Tkatchenko-Scheffler method (Phys. Rev. Lett. 102, 073005, 2009; light
+elements from Chu and Dalgarno, J. Chem. Phys. 121, 4083, 2004) with its later extension to heavier
+elements, as included in the force field SO3LR. They cover elements 1 (H) to 102 (No), in atomic
+units.
 """
 
-# bohr³
+# POLARIZABILITIES: values of elements 1, 2, ... (bohr³).
 POLARIZABILITIES = (
     4.5, 1.38, 164.2, 38, 21, 12, 7.4, 5.4, 3.8, 2.67, 162.7, 71, 60, 37, 25, 19.6, 15, 11.1, 292.9, 160, 120, 98, 84,
     78, 63, 56, 50, 48, 42, 40, 60, 41, 29, 25, 20, 16.8, 319.2, 199, 126.74, 119.97, 101.6, 88.42, 80.08, 65.89, 56.1,
@@ -14,7 +15,7 @@ POLARIZABILITIES = (
     36.5, 33.9, 69.92, 61.8, 49.02, 45.01, 38.93, 33.54, 317.8, 246.2, 203.3, 217, 154.4, 127.8, 150.5, 132.2, 131.2,
     143.6, 125.3, 121.5, 117.5, 113.4, 109.4, 105.4,)
 
-# hartree bohr⁶
+# C6_COEFFICIENTS: values of elements 1, 2, ... (hartree bohr⁶).
 C6_COEFFICIENTS = (
     6.5, 1.46, 1387, 214, 99.5, 46.6, 24.2, 15.6, 9.52, 6.38, 1556, 627, 528, 305, 185, 134, 94.6, 64.3, 3897, 2221,
     1383, 1044, 832, 602, 552, 482, 408, 373, 253, 284, 498, 354, 246, 210, 162, 129.6, 4691, 3170, 1968.58, 1677.91,

@@ -1,4 +1,4 @@
-"""What terms that are sums over pairs of atoms share."""
+"""Building blocks of terms that are sums over pairs of atoms."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import jax.numpy as jnp
 from mlip_jax.graphs.graph import Pairs
 from mlip_jax.models.layers.basic import segment_sum
 
-# Nearer to either end the switch is 0 or 1 to within exp(-99), and its derivatives would overflow in float32.
+# _END: distance from either end, as a fraction, within which the switch is set to 1 or 0. It
+# differs by at most exp(-99) there, and its derivatives would overflow in float32.
 _END = 0.01
 
 
 def switch_off(distances: jax.Array, start: float, end: float) -> jax.Array:
-    """1 up to `start`, 0 from `end` on, and infinitely differentiable between them and at both ends.
+    """Compute a switch that is 1 up to `start` and 0 from `end`.
 
-    With c from 0 at `start` to 1 at `end` it is f(1 - c) / (f(1 - c) + f(c)), f(x) = exp(-1 / x).
+    It is infinitely differentiable everywhere. With c from 0 at `start` to 1 at `end` it is
+    f(1 - c) / (f(1 - c) + f(c)), f(x) = exp(-1 / x).
     """
     c = (distances - start) / (end - start)
     between = (c > _END) & (c < 1 - _END)
@@ -24,14 +26,18 @@ def switch_off(distances: jax.Array, start: float, end: float) -> jax.Array:
 
 
 def share_among_atoms(energies: jax.Array, edge: Pairs, num: int) -> jax.Array:
-    """Half of each pair's energy for each of its atoms: (P,) -> (num,)."""
+    """Assign half of the energy of each pair to each of its atoms: (P,) -> (num,)."""
     half = 0.5 * energies
     total = segment_sum(half, edge.receivers, num)
-    # a directed list holds each pair twice, and receivers take their half from each
+    # a directed list contains each pair twice, so each receiver gets its half
     return total + segment_sum(half, edge.senders, num) if edge.undirected else total
 
 
 def positive(distances: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Distances with 1 in place of 0, and which they were: padding pairs have length zero."""
+    """Replace distances of 0 by 1; padding pairs have distance zero.
+
+    Returns:
+      The new distances, and whether each of them was zero.
+    """
     zero = distances == 0
     return jnp.where(zero, 1.0, distances), zero
