@@ -221,7 +221,9 @@ BETA_SCHEDULES = ("geometric", "linear", "step")
 
 def beta_schedule(start: float, end: float, begin: float, num_steps: int, kind: str = "geometric"
                   ) -> Callable[[jax.Array | int], jax.Array | float]:
-    """Return the schedule `step -> beta`: `start` for a fraction `begin` of the steps, then to `end`.
+    """Return the schedule `step -> beta`.
+
+    Beta is `start` for the fraction `begin` of the steps, and then changes to `end`:
 
         geometric   geometric in 1 - beta (linear if either end is 1), `end` at the last step
         linear      linear, `end` at the last step

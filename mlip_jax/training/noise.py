@@ -59,7 +59,7 @@ class CoordinateNoise:
 
     def __call__(self, columns: Columns, samples: np.ndarray, epoch: int, budget: PaddingBudget | None = None
                  ) -> Columns:
-        """Return the samples at other positions, with their displacements (A, 3) as an atom property.
+        """Return the displaced samples, with their displacements (A, 3) as an atom property.
 
         Args:
           columns: Samples at their reference geometries.
