@@ -46,7 +46,7 @@ def learning_rate(config: Mapping[str, Any], num_steps: int, steps_per_epoch: fl
         plateau, constant     no decay; for "plateau", `Plateau` computes an additional factor
 
     Args:
-      config: Section "optimizer" of the config.
+      config: Options of the optimizer, config.optimizer.
       num_steps: Number of steps of the run.
       steps_per_epoch: Number of steps per epoch, which "step" uses.
 
@@ -101,7 +101,7 @@ def create(config: Mapping[str, Any], num_steps: int, steps_per_epoch: float = 1
                     first matching pattern applies. Without a match the factor is 1.
 
     Args:
-      config: Section "optimizer" of the config.
+      config: Options of the optimizer, config.optimizer.
       num_steps: Number of steps of the run.
       steps_per_epoch: Number of steps per epoch.
 
@@ -243,7 +243,7 @@ def plateau_options(config: Mapping[str, Any]) -> dict[str, float] | None:
     """Return the options of `Plateau.update`, or None if the schedule is not "plateau".
 
     Args:
-      config: Section "optimizer" of the config.
+      config: Options of the optimizer, config.optimizer.
     """
     if config["schedule"] != "plateau":
         return None

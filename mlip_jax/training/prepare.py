@@ -51,7 +51,7 @@ def make_batches(config, splits, model, reference, restored, **options) -> tuple
     A resumed run keeps the number of micro-batches of its first start.
 
     Args:
-      config: Config, whose section "train" is used.
+      config: Config of the task. Only config.train is used.
       splits: Splits by name, including "train".
       model: Model, which determines the cutoff radii.
       reference: Reference energy of each element (eV), (119,).
