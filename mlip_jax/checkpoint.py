@@ -84,8 +84,8 @@ class CheckpointStore:
     used by a single thread.
 
     Close a store (`contextlib.closing`) before the interpreter exits. At its exit, the interpreter
-    shuts down the thread pools that orbax writes in. A save in progress then fails, and the error is
-    logged.
+    shuts down the thread pools that orbax writes in. A save in progress then fails, and the error
+    is logged.
 
     Args:
       directory: Directory of the checkpoints. It is created if missing, unless `read_only` is set.
@@ -124,6 +124,7 @@ class CheckpointStore:
         return self._steps()
 
     def _steps(self) -> list[int]:
+        """Return the steps of the complete checkpoints, including those that are being replaced."""
         names = {p.name.removesuffix(_REPLACED) for p in self.directory.iterdir() if p.is_dir()}
         return sorted(int(name) for name in names if name.isdecimal())
 

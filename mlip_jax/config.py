@@ -1,4 +1,4 @@
-"""Operations on configs: completion by defaults, checks, identity of a run, differences and JSON."""
+"""Operations on configs: completion by defaults, checks, identity, differences and JSON."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
 SINGLE_THREADED = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-_JOBS_AHEAD = 8  # per process
+_JOBS_AHEAD = 8  # default maximum number of waiting or running jobs per process
 
 
 def available_cores() -> int:
@@ -99,6 +99,8 @@ def stream(function: Callable[[Any], Any], jobs: Iterable[Any], num_processes: i
             except BrokenProcessPool:
                 if on_death is None:
                     raise
+                # Any running job may have killed the worker. Run this one in isolation and submit
+                # the unfinished ones again.
                 executor.kill()
                 result = _run_isolated(function, job, on_death)
                 executor = _Executor(num_processes)

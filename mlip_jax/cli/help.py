@@ -40,7 +40,7 @@ def help_text(path: str, width: int | None = None) -> str:
     try:
         inspect.signature(module.get_config).bind(*given)
     except TypeError as error:
-        if not colon:  # get_config requires an argument
+        if not colon:  # get_config requires an argument, so its fields are unknown
             return "\n\n".join([*parts, f"The fields are shown with the argument: --config={path}:ARGUMENT --help"])
         raise ConfigError(f"{path}: get_config: {error}") from error
     config = module.get_config(*given)

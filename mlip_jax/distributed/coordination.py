@@ -116,9 +116,11 @@ class Coordination:
             thread.join()
 
     def _put(self, key: str, value: bytes) -> None:
+        """Store a value. Raises RuntimeError if the key exists or process 0 has died."""
         self._client.key_value_set_bytes(f"mlip_jax/{key}", value)
 
     def _get(self, key: str, milliseconds: int = _FOREVER) -> bytes:
+        """Wait for a key and return its value."""
         return self._client.blocking_key_value_get_bytes(f"mlip_jax/{key}", milliseconds)
 
     def _take(self, k: int, name: str, timeout: float | None) -> bytes:
@@ -186,6 +188,7 @@ class Coordination:
                     return
 
     def _lose_leader(self) -> None:
+        """Handle the death of process 0, unless the run is ending anyway."""
         # Do not call the client: it would wait for process 0 or for the thread that aborts this
         # process.
         if not self._parting.is_set() and self._over.acquire(blocking=False):
@@ -193,6 +196,7 @@ class Coordination:
 
 
 def _thread(function: Callable, *args) -> threading.Thread:
+    """Start a daemon thread that calls `function`."""
     thread = threading.Thread(target=function, args=args, name=function.__name__, daemon=True)
     thread.start()
     return thread

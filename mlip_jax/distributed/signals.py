@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 log = logging.getLogger(__name__)
 
-# sysexits.h: a temporary failure; try again later
+# Exit code of a run that should be requeued: EX_TEMPFAIL of sysexits.h, a temporary failure.
 EXIT_REQUEUE = 75
 # Time after which a lost signal is sent again (s). The garbage collection that lost it must be over
 # by then, also on a busy machine.
@@ -113,6 +113,7 @@ class StopSignal:
         self._before = {}
 
     def _receive(self, number: int, frame) -> None:
+        """Record a signal. Its second occurrence interrupts or ends the process."""
         self._counts[number] = self._counts.get(number, 0) + 1
         name = signal.Signals(number).name
         if self.received is None:

@@ -121,10 +121,12 @@ class Batches:
 
     @property
     def _all_devices(self) -> int:
+        """Number of devices of all processes."""
         return self.num_devices * self.num_hosts
 
     @property
     def _of_an_update(self) -> int:
+        """Number of micro-batches per step over all devices."""
         return self.micro_batches or self._all_devices
 
     def training(self, split: Split, seed: int, state: dict[str, Any] | None = None) -> Stream:
@@ -185,6 +187,7 @@ class Batches:
         return [group.places[i] if i < len(group.places) else np.zeros(0, np.int64) for i in mine]
 
     def _window_size(self, split: Split, wanted: int) -> int:
+        """Return the number of structures that are planned together."""
         return max(_WINDOW, _WINDOW_STEPS * wanted * (self.budgets[0].n_graph - 1))
 
     def _plan(self, split: Split, places: np.ndarray, wanted: int) -> list[StepPlan]:
@@ -202,6 +205,7 @@ class Batches:
         return groups + [StepPlan(rest, 0, bucket=bucket) for bucket, rest in enumerate(waiting) if rest]
 
     def _batch(self, split: Split, places: np.ndarray, bucket: int, epoch: int | None = None):
+        """Build the padded graph of a micro-batch, displaced if it is for training in `epoch`."""
         columns, budget = split.columns(places, labels_only=True), self.budgets[bucket]
         if epoch is not None and self.displace is not None and len(places):
             columns = self.displace(columns, split.indices[places], epoch, budget)
@@ -209,13 +213,16 @@ class Batches:
                            properties=self.properties)
 
     def _training_builder(self, split: Split):
+        """Return the function that builds the batch of a step, with leading axes (D, 1, K)."""
+
         def one(places, bucket, epoch):
             if not self.resident:
                 return self._batch(split, places, bucket, epoch)
-            unused = self.budgets[bucket].n_graph - 1 - len(places)
-            return np.concatenate([places, np.full(unused, -1)]).astype(np.int32)
+            unused = self.budgets[bucket].n_graph - 1 - len(places)  # the last graph is padding
+            return np.concatenate([places, np.full(unused, -1)]).astype(np.int32)  # (graphs - 1,)
 
         def build(group: StepPlan):
+            # (D * K, ...) -> (D, 1, K, ...); a dispatch concatenates its steps along axis 1
             made = stack([one(places, group.bucket, group.epoch) for places in self._share(group, self.per_device)])
             shape = (self.num_devices, 1, self.per_device)
             return self.put(jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), made))

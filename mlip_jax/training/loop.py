@@ -212,6 +212,7 @@ class TrainingLoop:
         return state
 
     def _stopped(self, step: int) -> distributed.Stopped:
+        """Return the exception of a run that was stopped at `step`."""
         return distributed.Stopped(f"stopped by {self._signal.received or 'another process'} at step {step}, and "
                                    "saved; the same command goes on from there")
 
@@ -240,6 +241,7 @@ class TrainingLoop:
             return [taken[0][0]], inputs[0]
         # the number of batches is static, so the last one fills up the steps that are not done
         inputs += inputs[-1:] * (self.steps_per_call - len(inputs))
+        # S arrays (D, 1, K, ...) -> (D, S, K, ...)
         return [g for g, _ in taken], self.trainer.put(jax.tree.map(lambda *x: np.concatenate(x, 1), *inputs))
 
     def _settle(self, ahead: int, state: TrainState, position: TrainingProgress, stream) -> TrainState:
@@ -252,7 +254,7 @@ class TrainingLoop:
             call = self._calls.popleft()
             result = self.trainer.single(call.result)
             self._stop |= bool(result.stop[0])
-            finite = result.finite[:len(call.groups)]
+            finite = result.finite[:len(call.groups)]  # (S,) -> the steps that were performed
             self.meter.add(call.groups, result.sums, finite)
             if not finite.all():
                 first = call.step - len(call.groups) + 1
@@ -269,7 +271,7 @@ class TrainingLoop:
         The stream of batches is not rolled back, so the batch with the non-finite loss does not
         come again.
         """
-        while self._calls:
+        while self._calls:  # wait for the dispatches in progress and discard their results
             self.trainer.single(self._calls.popleft().result)
         self._outputs.wait()
         state, before = self._start(restore(self.workdir))

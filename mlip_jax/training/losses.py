@@ -45,6 +45,7 @@ class LossSums(NamedTuple):
 
 
 def _absolute(error, delta):
+    """Compute |error|, with a gradient of zero at zero."""
     return jnp.where(error == 0, 0.0, jnp.abs(error))  # the gradient of jnp.abs at zero is one
 
 
@@ -88,7 +89,7 @@ def _norm(f: Forces):
 
     An atom with an unknown component is not counted.
     """
-    whole = f.known.all(-1)
+    whole = f.known.all(-1)  # (N,)
     return _root(jnp.where(whole, (f.error * f.error).sum(-1), 0.0)).sum(), whole.sum()
 
 
@@ -98,7 +99,7 @@ def _relative(f: Forces):
     The direction of a small force counts as much as that of a large one. An atom with an unknown
     component is not counted.
     """
-    whole = f.known.all(-1)
+    whole = f.known.all(-1)  # (N,)
     share = (f.error * f.error).sum(-1) / ((f.label * f.label).sum(-1) + f.floor * f.floor)
     return jnp.where(whole, share, 0.0).sum(), whole.sum()
 
@@ -165,8 +166,8 @@ def sums(evaluation: Evaluation, graph: jraph.GraphsTuple, *, penalty: str = "ms
     # masked before the difference as well: NaN times zero is NaN in the gradient
     error_e = jnp.where(known_e, evaluation.energy - jnp.where(known_e, label_e, 0.0), 0.0)
     label_f = jnp.where(known_f, label_f, 0.0)
-    error_f = jnp.where(known_f, evaluation.forces - label_f, 0.0)
-    per_atom = error_e / jnp.maximum(graph.n_node, 1).astype(error_e.dtype)
+    error_f = jnp.where(known_f, evaluation.forces - label_f, 0.0)  # (N, 3)
+    per_atom = error_e / jnp.maximum(graph.n_node, 1).astype(error_e.dtype)  # (G,)
     energy_loss = PENALTIES[penalty](per_atom if energy_per_atom else error_e, huber_delta).sum()
     force_loss, force_terms = FORCE_PENALTIES[force_penalty or penalty](
         Forces(error_f, known_f, label_f, graph, huber_delta, force_floor))
@@ -249,7 +250,7 @@ def beta_schedule(start: float, end: float, begin: float, num_steps: int, kind: 
         if kind == "step":
             return jnp.where(step >= jump, end, start)
         progress = jnp.clip((step / num_steps - begin) / max(1.0 - begin, 1e-9), 0.0, 1.0)
-        if kind == "linear" or max(start, end) == 1.0:  # 1 - beta is zero there
+        if kind == "linear" or max(start, end) == 1.0:  # the ratio of 1 - beta is zero or infinite
             return start + (end - start) * progress
         return 1.0 - (1.0 - start) * ((1.0 - end) / (1.0 - start)) ** progress
 

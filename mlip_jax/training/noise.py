@@ -97,6 +97,7 @@ class CoordinateNoise:
         """Return one draw of the displaced samples."""
         positions, displacement = np.array(columns.positions), np.zeros_like(columns.positions)
         for s, sample in enumerate(samples.tolist()):
+            # epoch + 1, because the seed must not be negative and validations use the epoch -1
             rng = np.random.default_rng([self.seed, epoch + 1, sample, attempt])
             atoms = slice(columns.offsets[s], columns.offsets[s + 1])
             reference = columns.positions[atoms]

@@ -73,6 +73,7 @@ def learning_rate(config: Mapping[str, Any], num_steps: int, steps_per_epoch: fl
 
 
 def _staircase(peak, end, factor, period, warmup):
+    """Return the schedule of "step", a function of the number of steps since the warm-up."""
     # integer division, so that rounding errors cannot shift a decay by a step
     return lambda since_warmup: jnp.maximum(peak * factor ** ((since_warmup + warmup) // period), end)
 
@@ -139,6 +140,7 @@ def create(config: Mapping[str, Any], num_steps: int, steps_per_epoch: float = 1
 
 
 def _muon(rate, weight_decay: float, moments: Mapping[str, float]) -> optax.GradientTransformation:
+    """Create Muon for matrices and Adam for the other parameters."""
     return optax.contrib.muon(
         rate, weight_decay=weight_decay, adam_b1=moments["b1"], adam_b2=moments["b2"], eps=moments["eps"],
         muon_weight_dimension_numbers=_of_matrices, consistent_rms=0.2)
@@ -199,6 +201,7 @@ def _check_matches(field: str, pattern: str, paths: Sequence[str]) -> None:
 
 
 def _matrices(params):
+    """Return a tree like `params` with True for each parameter that decays in AdamW."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 

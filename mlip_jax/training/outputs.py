@@ -109,6 +109,7 @@ class TrainingOutputs:
                 self._close_recorder()
 
     def _close_recorder(self) -> None:
+        """Close the recorder of metrics, if there is one."""
         if self._recorder is not None:
             self._recorder.close()
             self._recorder = None

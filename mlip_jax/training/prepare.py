@@ -118,6 +118,7 @@ def update_flops(trainer, batches, train, params) -> float | None:
 
 
 def _version(package: str) -> str:
+    """Return the version of an installed package, or "unknown"."""
     if package == "mlip_jax":  # the name of its distribution is different
         return __version__
     try:

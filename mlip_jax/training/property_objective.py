@@ -151,10 +151,11 @@ def _labels(target: Target, graph: jraph.GraphsTuple):
         return graph.nodes["properties"][target.name], jraph.get_node_padding_mask(graph)
     labels = graph.globals["properties"][target.name]
     mask = jraph.get_graph_padding_mask(graph)
-    return labels, mask.reshape(-1, *[1] * (labels.ndim - 1))
+    return labels, mask.reshape(-1, *[1] * (labels.ndim - 1))  # (G, 1, ...), broadcast to labels
 
 
 def _mean(total: float, count: float) -> float:
+    """Return total / count, or NaN if there are no labels."""
     return total / count if count else float("nan")
 
 

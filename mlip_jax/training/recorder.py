@@ -101,6 +101,7 @@ class _Board:
             self._flush()
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one event per value, and flush the file from time to time."""
         with writing(self._directory):
             for name, value in values.items():
                 tag = _NOT_IN_TAGS.sub("_", name)
@@ -116,6 +117,7 @@ class _Board:
         self._flushed = time.monotonic()
 
     def close(self) -> None:
+        """Flush and close the file."""
         with writing(self._directory):
             self._flush()
             self._file.close()

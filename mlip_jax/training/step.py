@@ -102,7 +102,7 @@ class Trainer:
         build = build or (lambda data, graph, bucket: graph)
 
         def train(state, data, inputs, count, stop, bucket):
-            self._traces += 1
+            self._traces += 1  # this function runs only when pmap traces it
             update = _update(objective, optimizer, ema_decay)
             stop = jax.lax.psum(stop, _AXIS)
             return _updates(lambda state, micro: update(state, lambda k: build(data, _at(micro, k), bucket),
@@ -114,6 +114,7 @@ class Trainer:
             return predicted, jax.lax.psum(sums, _AXIS)
 
         def of_a_batch(params, graph):
+            """Compute the gradient of one micro-batch, for `flops`."""
             return gradient(lambda p: (objective.combine(local := objective.sums(p, graph), local, 0), None), params)[2]
 
         self._of_a_batch = jax.jit(of_a_batch)
@@ -217,6 +218,7 @@ class Trainer:
 
 
 def _at(tree, index):
+    """Return a tree with the element `index` of the leading axis of each leaf."""
     return jax.tree.map(lambda x: x[index], tree)
 
 
@@ -269,7 +271,7 @@ def _update(objective, optimizer, ema_decay):
 
 def _gradient(objective, params, step, micro_batch, number):
     """Return the sums over all micro-batches of all devices, and the gradient of their loss."""
-    if number == 1:
+    if number == 1:  # the sums contain the counts, so one evaluation of the model is enough
         graph = micro_batch(0)
 
         def loss(params):
@@ -287,6 +289,7 @@ def _gradient(objective, params, step, micro_batch, number):
     parts = jax.lax.map(lambda k: objective.counts(micro_batch(k)), jnp.arange(number))
     known = jax.lax.psum(jax.tree.map(lambda x: x.sum(0), parts), _AXIS)
 
+    # scan, so that only the activations of one micro-batch are in memory at a time
     def body(carry, k):
         graph = micro_batch(k)
 

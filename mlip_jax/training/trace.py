@@ -37,6 +37,7 @@ class Trace:
             self._stop()
 
     def _stop(self) -> None:
+        """Write the trace and log where it is."""
         jax.profiler.stop_trace()
         calls, self._calls = self._calls - _WARM_UP, _WARM_UP + self._steps + 1
         log.info("a trace of %d calls to the devices is in %s: tensorboard --logdir or ui.perfetto.dev show it",
