@@ -105,7 +105,7 @@ class TrainingLoop:
       meter: Meter of throughput and time.
       plateau: Options of `Plateau.update`, or None for no reduction on a plateau.
       steps_per_call: Maximum number of steps per dispatch.
-      """
+    """
 
     trainer: Trainer
     batches: Batches
@@ -201,7 +201,7 @@ class TrainingLoop:
         to_stop = self._stop and self._held is None
         if to_stop:
             state = self._settle(0, state, position, stream)
-        if position.step < step:  # rolled back to a checkpoint, where nothing is due
+        if position.step < step:  # rolled back to a checkpoint, where everything due is done
             return state
         if to_validate:
             state = self._validate(state, position)
@@ -266,10 +266,10 @@ class TrainingLoop:
         return state
 
     def _roll_back(self, position: TrainingProgress, stream) -> TrainState:
-        """Return the state of the last checkpoint.
+        """Return the state of the last checkpoint, or the initial one if there is none.
 
-        The stream of batches is not rolled back, so the batch with the non-finite loss does not
-        come again.
+        The stream of batches is not rolled back, so the batch with the non-finite loss is not
+        repeated.
         """
         while self._calls:  # wait for the dispatches in progress and discard their results
             self.trainer.single(self._calls.popleft().result)
@@ -289,7 +289,10 @@ class TrainingLoop:
         return bool(self._calls) and not self._calls[-1].result.finite.is_ready()
 
     def _due(self, step: int, every: int) -> bool:
-        """Whether an action of every `every` steps is due at `step`. All are at the last step."""
+        """Return whether an action with the period `every` is due at `step`.
+
+        Every action is due at the last step.
+        """
         return step % every == 0 or step == self.num_steps
 
     def _log(self, call: Dispatch, position: TrainingProgress) -> None:
