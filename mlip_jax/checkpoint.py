@@ -130,7 +130,7 @@ class CheckpointStore:
 
     @property
     def busy(self) -> bool:
-        """Whether a save in the background is in progress."""
+        """Return whether a save in the background is in progress."""
         return self._pending is not None and not self._pending.done()
 
     def save(self, step: int, tree: Any, metadata: dict[str, Any]) -> None:

@@ -65,7 +65,7 @@ class Field:
 
     @property
     def is_free(self) -> bool:
-        """Whether this is a free part, in which any field may be set."""
+        """Return whether this is a free part, in which any field may be set."""
         return isinstance(self.default, Mapping)
 
     def build(self) -> Any:

@@ -151,7 +151,7 @@ def _part(error: SystemExit | None) -> None:
 
 
 def leader() -> bool:
-    """Whether this is process 0."""
+    """Return whether this is process 0."""
     return index() == 0
 
 

@@ -50,7 +50,7 @@ class Coordination:
 
     @property
     def failed(self) -> bool:
-        """Whether this process or another has failed."""
+        """Return whether this process or another has failed."""
         return self._over.locked()
 
     def barrier(self, name: str, timeout: float | None = None) -> None:

@@ -53,7 +53,7 @@ class Split:
 
     @property
     def periodic(self) -> bool:
-        """Whether any structure of the rows is periodic."""
+        """Return whether any structure of the rows is periodic."""
         rows = self.rows.take(self.indices[:1]) if len(self) else None
         return rows is not None and rows.pbc is not None
 

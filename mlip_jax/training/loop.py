@@ -285,7 +285,7 @@ class TrainingLoop:
         return state
 
     def _busy(self) -> bool:
-        """Whether the devices are still computing the last dispatch."""
+        """Return whether the devices are still computing the last dispatch."""
         return bool(self._calls) and not self._calls[-1].result.finite.is_ready()
 
     def _due(self, step: int, every: int) -> bool:

@@ -124,7 +124,7 @@ class Trainer:
 
     @property
     def crowded(self) -> bool:
-        """Whether there are more CPU devices than cores.
+        """Return whether there are more CPU devices than cores.
 
         An all-reduce of one step can then starve that of another. A step must therefore finish
         before the next one is dispatched.
