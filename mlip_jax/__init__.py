@@ -1,10 +1,11 @@
-"""Machine-learning interatomic potentials in JAX: train them, and use them for relaxation and dynamics."""
+"""Machine-learning interatomic potentials in JAX: training, relaxation and molecular dynamics."""
 
 import importlib
 
 __version__ = "0.1.0"
 
-# Loaded at first use: importing the package alone must not start JAX.
+# Public names and their modules, which are imported at first use: `import mlip_jax` must not import
+# JAX.
 _EXPORTS = {
     "EnsembleCalculator": "mlip_jax.simulation.calculators.ensemble",
     "MLIPCalculator": "mlip_jax.simulation.calculators.calculator",

@@ -1,4 +1,7 @@
-"""Checkpoints: arrays and JSON metadata, written atomically by orbax; a damaged one gives way to the one before."""
+"""Checkpoints of arrays and JSON metadata, written atomically by orbax.
+
+If a checkpoint is corrupted, the previous one is restored.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,21 @@ log = logging.getLogger(__name__)
 
 _REPLACED = ".replaced"
 _UNFINISHED = ocp.utils.TMP_DIR_SUFFIX  # orbax writes <step><suffix> and renames it to <step>
-_WRITING = threading.Lock()  # orbax numbers its saves in one counter of the process: one at a time
+_WRITING = threading.Lock()  # one save at a time: orbax numbers saves in one counter of the process
 
 
 class CheckpointError(RuntimeError):
-    """No checkpoint can be read or written, or it does not fit what it is to be loaded into."""
+    """A checkpoint cannot be read or written, or does not fit the model."""
 
 
 class Restored(NamedTuple):
-    """What a checkpoint holds: the arrays by path, and the metadata."""
+    """Content of a checkpoint.
+
+    Attributes:
+      step: Step of the checkpoint.
+      arrays: Arrays by path in the pytree.
+      metadata: Metadata, as read from JSON.
+    """
 
     step: int
     arrays: dict[str, np.ndarray]
@@ -37,16 +46,17 @@ class Restored(NamedTuple):
 
 
 def to_arrays(tree: Any) -> dict[str, np.ndarray]:
-    """Leaves of a pytree by their path, on the host."""
+    """Return the leaves of a pytree by path, on the host."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(tree))
     return {_path(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def from_arrays(template: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
-    """A pytree like `template` with the leaves that stand under `prefix` in `arrays`.
+    """Return a pytree like `template` with the leaves under `prefix` in `arrays`.
 
     Raises:
-      CheckpointError: Leaves are missing, left over, or of another shape; all of them are named.
+      CheckpointError: Leaves are missing, left over, or have another shape. The message lists all
+        of them.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(template)
     found = {k[len(prefix):]: v for k, v in arrays.items() if k.startswith(prefix)}
@@ -61,25 +71,34 @@ def from_arrays(template: Any, arrays: dict[str, np.ndarray], prefix: str = "") 
 
 
 def _path(path) -> str:
+    """Format a path of jax.tree_util: "params/embedding/kernel"."""
     return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
 
 
 class CheckpointStore:
-    """The checkpoints of one kind in one directory, the newest `keep` of them.
+    """Directory of checkpoints of one kind, of which the newest are kept.
 
-    A checkpoint is a folder named by its step, complete as soon as it has that name. An older one is removed only
-    after the newer one is on the disk (fsync). With several processes, process 0 alone writes; each process may
-    read for itself. Nothing here waits for another process. Methods are for one thread, the caller's.
+    A checkpoint is a folder named by its step, and is complete once it has that name. An older one
+    is removed only after the newer one is on disk (fsync). With several processes, only process 0
+    writes. Every process may read on its own. No method waits for another process. A store must be
+    used by a single thread.
 
-    Close a store (`contextlib.closing`) before the interpreter exits, which shuts down the thread pools that orbax
-    writes in: a save in the background that is still under way then fails, and the error is logged.
+    Close a store (`contextlib.closing`) before the interpreter exits. At its exit, the interpreter
+    shuts down the thread pools that orbax writes in. A save in progress then fails, and the error
+    is logged.
+
+    Args:
+      directory: Directory of the checkpoints. It is created if missing, unless `read_only` is set.
+      keep: Maximum number of checkpoints to keep.
+      read_only: Whether the store is only for reading.
 
     Attributes:
-      directory: Made if it is missing, unless `read_only`.
-      keep: How many stay. Those found damaged by `restore` go before whole ones.
+      directory: Absolute path of the directory.
+      keep: Maximum number of checkpoints. Those that `restore` found corrupted are removed first.
 
     Raises:
-      CheckpointError: `read_only` and there is no such directory; or another process than 0 would write.
+      CheckpointError: `read_only` is set and the directory does not exist, or `read_only` is not
+        set and this is not process 0.
     """
 
     def __init__(self, directory: str | Path, keep: int = 2, read_only: bool = False):
@@ -97,63 +116,70 @@ class CheckpointStore:
         if not read_only:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._recover()
-            self._worker.submit(int)  # starts the thread, which would hold up the first save
+            self._worker.submit(int)  # starts the thread, which would delay the first save
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending; a save that is under way is waited for."""
+        """Return the steps of the complete checkpoints, ascending. Waits for a save in progress."""
         self._settle()
         return self._steps()
 
     def _steps(self) -> list[int]:
+        """Return the steps of the complete checkpoints, including those that are being replaced."""
         names = {p.name.removesuffix(_REPLACED) for p in self.directory.iterdir() if p.is_dir()}
         return sorted(int(name) for name in names if name.isdecimal())
 
     @property
     def busy(self) -> bool:
-        """Whether a save in the background is still under way."""
+        """Return whether a save in the background is in progress."""
         return self._pending is not None and not self._pending.done()
 
     def save(self, step: int, tree: Any, metadata: dict[str, Any]) -> None:
-        """Write a checkpoint; one of the same step is replaced. On return it is on the disk.
+        """Write a checkpoint, replacing one of the same step. On return it is on disk.
 
         Args:
+          step: Step of the checkpoint.
           tree: Pytree of arrays, on the host or on devices of this process.
-          metadata: What JSON can hold.
+          metadata: Metadata that JSON can represent.
 
         Raises:
-          CheckpointError: It cannot be written (disk full, no permission), and older ones are untouched; or the save
-            in the background before it could not be, in which case this one is not begun.
+          CheckpointError: The checkpoint cannot be written (disk full, no permission); older ones
+            are unchanged. Or an earlier save in the background failed, and this one is not started.
         """
         self._before_saving()
         self._write(int(step), tree, _as_json(metadata))
 
     def save_in_background(self, step: int, tree: Any, metadata: dict[str, Any]) -> None:
-        """As `save`, but returns at once; the arrays are waited for, fetched and written by the store's thread.
+        """Write a checkpoint like `save`, but in the background.
 
-        One save at a time: one that is still under way is waited for first.
+        The thread of the store waits for the arrays, fetches them and writes them. If another save
+        is in progress, this method first waits for it.
 
         Args:
-          tree: As for `save`. It is not copied: nobody may change its arrays, or donate them, before `wait`.
-          metadata: Copied before this returns.
+          step: Step of the checkpoint.
+          tree: Pytree as for `save`. It is not copied: its arrays must not be changed or donated
+            before `wait`.
+          metadata: Metadata that JSON can represent. It is copied before this method returns.
 
         Raises:
-          CheckpointError: The save in the background before this one failed; this one is not begun. What befalls
-            this one is raised by the next call of `save`, `save_in_background`, `wait` or `close`, once.
+          CheckpointError: The previous save in the background failed, and this one is not started.
+            An error of this save is raised once, by the next call of `save`, `save_in_background`,
+            `wait` or `close`.
         """
         self._before_saving()
         self._pending = self._worker.submit(self._write, int(step), tree, _as_json(metadata))
         _unfinished_stores.add(self)
 
     def _before_saving(self) -> None:
+        """Check that the store is writable, and wait for a save in progress."""
         if self._read_only:
             raise CheckpointError(f"{self.directory}: opened with read_only=True; open it without to save")
         self.wait()
 
     def wait(self) -> None:
-        """Block until what was begun in the background is on the disk.
+        """Block until the save in the background is on disk.
 
         Raises:
-          CheckpointError: It could not be written; older checkpoints are untouched.
+          CheckpointError: It could not be written. Older checkpoints are unchanged.
         """
         if self._pending is None:
             return
@@ -164,11 +190,12 @@ class CheckpointStore:
             raise error
 
     def _settle(self) -> None:
-        """Wait, and leave an error for the call that raises it."""
+        """Wait for the save in the background. Its error is left for a later call to raise."""
         if self._pending is not None:
             wait([self._pending])
 
     def _write(self, step: int, tree: Any, metadata: dict[str, Any]) -> None:
+        """Write a checkpoint to disk and remove old ones. On an error, restore the replaced one."""
         aside, written = None, False
         try:
             arrays = to_arrays(tree)
@@ -181,7 +208,7 @@ class CheckpointStore:
                     arrays=ocp.args.StandardSave(arrays), metadata=ocp.args.JsonSave(metadata)))
             _sync(self.directory / str(step))
             written = True
-        except Exception as error:  # a full disk comes as any of several types, and devices may fail as well
+        except Exception as error:  # a full disk raises various types, and devices may fail as well
             raise CheckpointError(
                 f"{self.directory}: checkpoint of step {step} cannot be written: {_short(error)}. Older checkpoints "
                 "are untouched; free some space, or mend what is named here, and start again.") from error
@@ -192,33 +219,41 @@ class CheckpointStore:
         self._remove_old(step, aside)
 
     def _put_aside(self, step: int) -> Path | None:
-        """Another name for the checkpoint of `step`, if there is one, until its successor is written."""
+        """Rename an existing checkpoint of `step` until its successor is written.
+
+        Returns the new path, or None if there is no such checkpoint.
+        """
         place, aside = self.directory / str(step), self.directory / f"{step}{_REPLACED}"
         if not place.exists():
             return None
-        if aside.exists():  # could not be removed when it had been replaced
+        if aside.exists():  # it had been replaced, but could not be removed
             shutil.rmtree(aside)
         return place.rename(aside)
 
     @staticmethod
     def _put_back(aside: Path | None) -> None:
+        """Undo `_put_aside`."""
         if aside is not None:
             place = aside.with_name(aside.name.removesuffix(_REPLACED))
             shutil.rmtree(place, ignore_errors=True)
             aside.rename(place)
 
     def _recover(self) -> None:
-        """Finish what a run left that ended while replacing a checkpoint."""
+        """Clean up after a run that ended while replacing a checkpoint."""
         for aside in self.directory.glob(f"*{_REPLACED}"):
             place = aside.with_name(aside.name.removesuffix(_REPLACED))
             shutil.rmtree(aside) if place.exists() else aside.rename(place)
 
     def _remove_unfinished(self) -> None:
+        """Remove the temporary folders of saves that did not finish."""
         for folder in self.directory.glob(f"*{_UNFINISHED}"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _remove_old(self, step: int, aside: Path | None) -> None:
-        """Remove all but the newest; those known to be damaged first, `step` (just written) never."""
+        """Remove all checkpoints but the newest `keep`, those known to be corrupted first.
+
+        The one of `step`, which was just written, is always kept.
+        """
         self._damaged.discard(step)
         ranked = sorted(self._steps(), key=lambda s: (s == step, s not in self._damaged, s))
         old = [self.directory / str(s) for s in ranked[:-self.keep]] + ([] if aside is None else [aside])
@@ -229,16 +264,18 @@ class CheckpointStore:
                 log.warning("%s: the old checkpoint cannot be removed (%s); it takes up space", folder, error)
 
     def restore(self) -> Restored | None:
-        """The newest checkpoint that is whole; None if there is none at all. A save that is under way is waited for.
+        """Return the newest intact checkpoint, or None if there are no checkpoints.
+
+        Waits for a save in progress. Corrupted checkpoints are skipped with a warning.
 
         Raises:
-          CheckpointError: There are checkpoints but every one is damaged.
+          CheckpointError: There are checkpoints, but all are corrupted.
         """
         steps = self.steps()
         for step in reversed(steps):
             try:
                 return self._read(step)
-            except Exception as error:  # whatever orbax meets in a damaged file
+            except Exception as error:  # orbax raises various types for a corrupted file
                 self._damaged.add(step)
                 log.warning("checkpoint %s/%d is damaged (%s: %s); trying the one before it",
                             self.directory, step, type(error).__name__, str(error)[:200])
@@ -247,8 +284,9 @@ class CheckpointStore:
         return None
 
     def _read(self, step: int) -> Restored:
+        """Read a checkpoint and verify its checksum."""
         folder = self.directory / str(step)
-        if not folder.exists():  # a run ended while replacing it, or is at it
+        if not folder.exists():  # a run is replacing it, or ended while replacing it
             folder = self.directory / f"{step}{_REPLACED}"
         restored = self._orbax.restore(folder, args=ocp.args.Composite(
             arrays=ocp.args.StandardRestore(), metadata=ocp.args.JsonRestore()))
@@ -259,10 +297,10 @@ class CheckpointStore:
         return Restored(step, arrays, metadata)
 
     def close(self) -> None:
-        """Wait for the save under way, and release the thread and orbax's resources.
+        """Wait for a save in progress, and release the thread and the resources of orbax.
 
         Raises:
-          CheckpointError: As `wait`.
+          CheckpointError: The save in the background failed, as for `wait`.
         """
         try:
             self.wait()
@@ -272,13 +310,14 @@ class CheckpointStore:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    """Orbax for this process alone: it waits for no other, though there be some."""
+    """Return a checkpointer for this process only, which never waits for other processes."""
     own = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
     handler = ocp.CompositeCheckpointHandler(
         composite_options=ocp.CompositeOptions(
             multiprocessing_options=alone,
-            # else folders that cannot be made keep threads waiting for ten minutes, and the process from its end
+            # Otherwise, if a folder cannot be created, threads wait for ten minutes and the process
+            # cannot end.
             async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False)),
         arrays=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
         metadata=ocp.JsonCheckpointHandler(multiprocessing_options=alone))
@@ -286,7 +325,7 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def _sync(folder: Path) -> None:
-    """Have `folder`, all that is in it and its name on the disk. Orbax does so for arrays alone, not for metadata."""
+    """Flush a folder, its content and its name to disk (fsync). Orbax flushes only the arrays."""
     for path in [*folder.rglob("*"), folder, folder.parent]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -296,19 +335,21 @@ def _sync(folder: Path) -> None:
 
 
 def _as_json(metadata: dict[str, Any]) -> dict[str, Any]:
-    """A copy as it will be read back (tuples are lists)."""
+    """Return a copy as it will be read back, with lists for tuples."""
     return json.loads(json.dumps(metadata))
 
 
 def _short(error: BaseException) -> str:
-    """What tensorstore says, without the page of its settings."""
+    """Return the message of an error of tensorstore, without the page of its settings."""
     return str(error).partition(" [tensorstore_spec")[0]
 
 
 def _checksum(arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> int:
+    """Compute the CRC-32 of the metadata and the arrays."""
     total = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
     for key in sorted(arrays):
-        # as bytes, because not every type (bfloat16) has a buffer; a copy would keep other threads from running
+        # A view of bytes, because some dtypes (bfloat16) have no buffer interface. A copy would
+        # keep other threads from running.
         content = np.ascontiguousarray(arrays[key]).reshape(-1).view(np.uint8)
         total = zlib.crc32(content, zlib.crc32(key.encode(), total))
     return total
@@ -319,7 +360,7 @@ _unfinished_stores: set[CheckpointStore] = set()
 
 @atexit.register
 def _log_lost_saves() -> None:
-    """Log the saves in the background that failed and that nobody waited for."""
+    """Log the errors of saves in the background that no call has raised."""
     for store in list(_unfinished_stores):
         try:
             store.wait()

@@ -1,4 +1,4 @@
-"""Configs: defaults for missing fields, checks with helpful errors, identity of a run, differences, and JSON."""
+"""Operations on configs: completion by defaults, checks, identity, differences and JSON."""
 
 from __future__ import annotations
 
@@ -17,33 +17,34 @@ __all__ = ["TERMS", "ConfigError", "complete", "differences", "find_file", "iden
            "unknown_name"]
 
 
-# Dotted names of free parts: the classes that take their options check them.
+# Dotted names of free parts, whose fields are checked by the classes that they are options of.
 FREE_FIELDS = frozenset(name for task in TASKS.values() for name, field in task.fields() if field.is_free)
 
 
-# mlip_jax/configs of an installed package, configs/ of a checkout.
+# Shipped configs: mlip_jax/configs in an installed package, configs/ in a checkout.
 _SHIPPED = Path(configs.__path__[0])
 
 
 def shipped_names() -> list[str]:
-    """Return the names of the configs that are part of the package, in alphabetical order."""
+    """Return the names of the configs shipped with the package, in alphabetical order."""
     return sorted(path.stem for path in _SHIPPED.glob("*.py") if path.stem != "__init__")
 
 
 def find_file(path: str) -> str:
-    """Find a config file: an existing file, or else a shipped config.
+    """Find a config file: an existing file, or otherwise a shipped config.
 
-    In any folder, "spice" and "configs/spice.py" are the shipped config of that name, unless the current folder has a
-    file with the given path.
+    In any folder, "spice" and "configs/spice.py" refer to the shipped config of that name, unless a
+    file with the given path exists.
 
     Args:
       path: "FILE" or "NAME", each with ":ARGUMENT" if the config takes an argument.
 
     Returns:
-      The path of the file, with the argument. A path that is neither is returned as it is.
+      The path of the file, with the argument. A path that is neither is returned unchanged.
 
     Raises:
-      ConfigError: There is no shipped config of that name; the message has the nearest one and all there are.
+      ConfigError: There is no shipped config of that name. The message lists the nearest name and
+        all names.
     """
     file, colon, argument = path.partition(":")
     given = Path(file)
@@ -59,11 +60,12 @@ def find_file(path: str) -> str:
 
 
 def complete(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Return `defaults` with the values of `config`, after a check of every value.
+    """Return `defaults` with the values of `config`, and check every value.
 
     Raises:
-      ConfigError: A field of `config` is unknown (the nearest name is suggested), has a value of another type, or has
-        a value outside its choices or bounds (all such fields are listed).
+      ConfigError: A field of `config` is unknown (the message suggests the nearest name), has a
+        value of another type, or has a value outside its choices or bounds (the message lists all
+        such fields).
     """
     merged = defaults.copy_and_resolve_references()
     merged.unlock()
@@ -75,13 +77,14 @@ def complete(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigD
 
 
 def _merge(target, given, path):
+    """Copy the values of `given` to `target`, whose fields have the prefix `path`."""
     for key in given:
         where = f"{path}{key}"
         if key not in target:
             raise ConfigError(unknown_name("config field", where, [f"{path}{k}" for k in target]))
         try:
             value = given.get_ref(key).get() if hasattr(given, "get_ref") else given[key]
-        except ValueError as error:  # a field that is not declared as optional is None
+        except ValueError as error:  # None for a field that is not declared as optional
             raise ConfigError(f"config field {where!r} must have a value, received None") from error
         if where in FREE_FIELDS:
             target[key] = value
@@ -97,7 +100,7 @@ def _merge(target, given, path):
 
 
 def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Plain nested dictionaries and lists, ready for JSON."""
+    """Convert a config to plain nested dictionaries and lists, ready for JSON."""
 
     def plain(value):
         if isinstance(value, ml_collections.ConfigDict | Mapping):
@@ -108,19 +111,22 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Return the plain config without the fields that do not change results. A workdir belongs to one identity."""
+    """Return the plain config without the fields that do not change results.
+
+    A workdir belongs to one identity.
+    """
     plain = to_dict(config)
     task = TASKS.get(plain.get("task"))
     return plain if task is None else task.identity(plain)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
-    """Lines `field: old -> new` for all that differs between two plain configs."""
+    """Return a line `field: old -> new` for each difference between two plain configs."""
     lines = []
     for key in sorted(set(old) | set(new)):
         a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             lines += differences(a, b, f"{path}{key}.")
-        elif a != b and not (a != a and b != b):  # NaN, which says "any" of a filter, is the same as NaN
+        elif a != b and not (a != a and b != b):  # NaN, the "any" of a filter, equals itself here
             lines.append(f"{path}{key}: {a!r} -> {b!r}")
     return lines

@@ -18,16 +18,20 @@ log = logging.getLogger(__name__)
 
 
 def command() -> None:
-    """Run the command in a process of its own, which may be replaced by one with a tuned allocator."""
+    """Entry point of the command. It may first restart the process with a tuned allocator."""
     process.exit_on_signals()
     process.tune_allocator()
-    if os.getcwd() not in sys.path:  # `python -m` has it there, for modules of the user beside a config
+    # as with `python -m`, so that a config can import the user's modules in the current folder
+    if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     main()
 
 
 def main() -> None:
-    """Parse the flags and run. An error that the user can correct ends the process with a message, not a traceback."""
+    """Parse the flags and run the task.
+
+    An error that the user can correct ends the process with a message instead of a traceback.
+    """
     from absl import app
 
     from mlip_jax.cli import flags
@@ -36,6 +40,7 @@ def main() -> None:
 
 
 def _main(arguments: list[str]) -> None:
+    """Run the task and convert its errors to messages and exit codes."""
     from absl.flags import FLAGS
 
     from mlip_jax import distributed
@@ -45,7 +50,7 @@ def _main(arguments: list[str]) -> None:
         _dispatch(arguments)
     except distributed.InterruptedTwice:
         sys.exit("interrupted; the same command continues from the last checkpoint")
-    except KeyboardInterrupt:  # outside of the training steps: while data is read or the report is written
+    except KeyboardInterrupt:  # outside of the training loop, which handles interrupts itself
         log.warning("interrupted; the same command continues from what is saved")
         sys.exit(distributed.EXIT_REQUEUE)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
@@ -55,6 +60,7 @@ def _main(arguments: list[str]) -> None:
 
 
 def _dispatch(arguments: list[str]) -> None:
+    """Run the sweep or the task of the config that the flags select."""
     from absl.flags import FLAGS
     from ml_collections import config_flags
 
@@ -62,7 +68,7 @@ def _dispatch(arguments: list[str]) -> None:
     from mlip_jax.cli import flags
     flags.check(arguments[1:])
     config = flags.overridden(FLAGS.config)
-    if FLAGS.sweep:  # before anything claims a device or a port, which the variants need
+    if FLAGS.sweep:  # first, because the variants need the devices and ports
         from mlip_jax.sweeps import runner
         sys.exit(runner.run(
             config_flags.get_config_filename(FLAGS["config"]), config, FLAGS.workdir, sys.argv[1:],
@@ -78,10 +84,10 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def run(config, workdir: str) -> None:
-    """Pass `config` to the task that it names.
+    """Run the task of a config in a workdir.
 
     Raises:
-      ConfigError: There is no such task.
+      ConfigError: The task is unknown.
     """
     from mlip_jax import tasks
     from mlip_jax.config import ConfigError, unknown_name

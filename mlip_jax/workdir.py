@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time, of one config; and files that appear whole or not at all."""
+"""Directory of a run, which is locked and belongs to one config, and atomic writing of files."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from mlip_jax.config import differences
 
 
 class WorkdirError(RuntimeError):
-    """The folder belongs to another run, or cannot be used."""
+    """The workdir belongs to another run, or cannot be used."""
 
 
 @contextlib.contextmanager
 def claimed(workdir: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
-    """The workdir, made if missing, locked for this process, and of this config (plain dictionaries).
+    """Lock a workdir for this process and yield its path. It is created if it is missing.
 
-    The lock goes with the process, however it ends.
+    The lock is released when the process ends, even if it is killed.
+
+    Args:
+      workdir: Directory of the run.
+      config: Identity of the run, as plain dictionaries.
 
     Raises:
-      WorkdirError: Another process runs there, another config has run there (the differences are shown), or the
-        folder cannot be written.
+      WorkdirError: Another process is using the workdir, it belongs to another config (the message
+        lists the differences), or it cannot be written.
     """
     workdir = Path(workdir)
     try:
@@ -49,18 +53,20 @@ def claimed(workdir: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
         try:
             yield workdir
         except Exception:
-            # A run that came to nothing, by a mistyped path for instance, leaves the folder to the corrected one.
+            # If the run failed before it wrote results (for example because of a mistyped path),
+            # release the workdir for the corrected run.
             if fresh and all(p.name in (".lock", "config.json") or _is_log(p) for p in workdir.iterdir()):
                 (workdir / "config.json").unlink(missing_ok=True)
             raise
 
 
 def _is_log(path: Path) -> bool:
-    """Whether a launcher keeps the output of a process there."""
+    """Return whether a file is the log of a process that a launcher started."""
     return path.name.startswith("process_") and path.suffix == ".log"
 
 
 def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Write config.json, or raise WorkdirError if the existing one differs from `config`."""
     path = workdir / "config.json"
     if not path.exists():
         write_json(path, config)
@@ -69,7 +75,7 @@ def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:
         old = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise WorkdirError(f"{path}: is not valid JSON ({error}); give another --workdir") from error
-    # as JSON sees it: tuples are lists there
+    # convert tuples to lists, as in the file
     changed = differences(old, json.loads(json.dumps(config)))
     if changed:
         raise WorkdirError(f"{workdir} holds a run of another config:\n  " + "\n  ".join(changed)
@@ -77,13 +83,16 @@ def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:
 
 
 def check_origin(path: Path, origin: Mapping[str, Any], what: str) -> None:
-    """Write down what a run is begun with, or compare it with what the run was begun with.
+    """Store the origin of a run when it starts, or compare it with the stored one when it resumes.
 
     Args:
-      path: Of the file. origin: Plain. what: Of the results, for the message: "relaxations of other molecules".
+      path: JSON file of the origin.
+      origin: Input of the run, as plain dictionaries.
+      what: Description of the results in the workdir, for the message: "relaxations of other
+        molecules".
 
     Raises:
-      WorkdirError: It is something else now, or the file is damaged.
+      WorkdirError: The origin has changed, or the file is corrupted.
     """
     if not path.exists():
         write_json(path, origin)
@@ -111,17 +120,20 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, content: str, *, shared: bool = False) -> None:
-    """Write a text as UTF-8, atomically; see `atomic_path`."""
+    """Write text as UTF-8, atomically; see `atomic_path`."""
     with atomic_open(path, "w", shared=shared, encoding="utf-8") as file:
         file.write(content)
 
 
 @contextlib.contextmanager
 def atomic_open(path: Path, mode: str = "wb", *, shared: bool = False, **options: Any) -> Iterator[IO]:
-    """Open a file whose content replaces `path` when the block ends without an error; see `atomic_path`.
+    """Open a file whose content replaces `path` when the block ends without an error.
 
     Args:
-      mode, options: Passed to `open`.
+      path: File to replace.
+      mode: Mode of `open`.
+      shared: Whether several processes may write `path` at the same time; see `atomic_path`.
+      **options: Further arguments of `open`.
     """
     with atomic_path(path, shared=shared) as temporary, open(temporary, mode, **options) as file:
         yield file
@@ -129,18 +141,22 @@ def atomic_open(path: Path, mode: str = "wb", *, shared: bool = False, **options
 
 @contextlib.contextmanager
 def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; the file written there replaces `path` when the block succeeds.
+    """Yield a temporary path, whose file replaces `path` when the block ends without an error.
 
-    The content reaches the disk before it replaces `path`: a crash leaves the old file or the new one.
+    The temporary file is in the same folder. Its content is flushed to disk before it replaces
+    `path`, so a crash leaves either the old file or the new one.
 
     Args:
-      shared: Whether several processes may write `path` at the same time. The name of the temporary file is then
-        unique. Otherwise it is fixed, so killed processes leave at most one such file, and the next one replaces it.
+      path: File to replace.
+      shared: Whether several processes may write `path` at the same time. The name of the temporary
+        file is then unique. Otherwise it is fixed, so killed processes leave at most one such file,
+        which the next process replaces.
 
     Raises:
-      OSError: The file cannot be written. The old one is unchanged and the temporary one is removed.
+      OSError: The file cannot be written. The old one is unchanged, and the temporary one is
+        removed.
     """
-    # the machine's name, because several machines may share the folder
+    # with the name of the machine, because several machines may share the folder
     writer = f".{socket.gethostname()}.{os.getpid()}" if shared else ""
     temporary = path.with_name(f".{path.name}{writer}.tmp")
     try:
@@ -149,7 +165,7 @@ def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        # a read-only file system refuses even the removal of a file that is not there
+        # on a read-only file system, even the removal of a missing file raises
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise

@@ -1,8 +1,9 @@
-"""Parallel jobs on several cores, in worker processes that end with their parent, however it ends.
+"""Parallel jobs on several cores, in worker processes that end with their parent.
 
-The workers are those of the standard library, with what it lacks: loky's do not end when their parent is killed in the
-middle of a job, and a job that kills its worker breaks its pool just the same. Pebble isolates such a job, but it is
-under the LGPL.
+The workers extend those of the standard library: they also end if their parent is killed, and a job
+that kills its worker can be isolated. The workers of loky do not end if their parent is killed in
+the middle of a job, and such a job breaks its pool as well. Pebble isolates such a job, but its
+license is the LGPL.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
 SINGLE_THREADED = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-_JOBS_AHEAD = 8  # per process
+_JOBS_AHEAD = 8  # default maximum number of waiting or running jobs per process
 
 
 def available_cores() -> int:
@@ -31,16 +32,20 @@ def available_cores() -> int:
 
 def run(function: Callable[[Any], Any], jobs: Sequence[Any], num_processes: int | None = None, *,
         initializer: Callable[[], None] | None = None, one_stays_here: bool = True) -> Iterator[tuple[int, Any]]:
-    """Yield (index of the job, function(job)) in the order in which jobs finish.
+    """Yield (index of the job, function(job)) in the order in which the jobs finish.
 
-    Worker processes are fresh interpreters with single-threaded libraries: `function`, its argument and its result must
-    pickle, and a script that calls this needs the usual `if __name__ == "__main__":`. The workers end after their
-    current job if the caller leaves the iterator, on an error, and on Ctrl-C.
+    Worker processes are fresh interpreters with single-threaded libraries. Therefore `function`,
+    its argument and its result must be picklable, and a calling script needs the usual
+    `if __name__ == "__main__":`. The workers end after their current job if the caller leaves the
+    iterator, on an error, and on Ctrl-C.
 
     Args:
-      num_processes: Number of workers, None for one per core.
+      function: Function of one job.
+      jobs: Jobs.
+      num_processes: Number of workers. None: one per core.
       initializer: Function that each worker (not this process) calls before its first job.
-      one_stays_here: With one process, run the jobs in this process and in order.
+      one_stays_here: Whether to run the jobs in this process and in order instead of in a single
+        worker.
     """
     num_processes = min(available_cores() if num_processes is None else num_processes, len(jobs))
     if not jobs:
@@ -60,20 +65,21 @@ def run(function: Callable[[Any], Any], jobs: Sequence[Any], num_processes: int 
 
 def stream(function: Callable[[Any], Any], jobs: Iterable[Any], num_processes: int | None = None, *,
            ahead: int | None = None, on_death: Callable[[Any], Any] | None = None) -> Iterator[Any]:
-    """Yield function(job) for each of any number of jobs, in order, computed a bounded number of jobs ahead.
+    """Yield function(job) for each job, in order, computing a bounded number of jobs ahead.
 
-    Worker processes are those of `run`. If the caller leaves the iterator, they end at once, in the middle of a job.
-    One process means this one, which computes nothing ahead.
+    The worker processes are those of `run`. If the caller leaves the iterator, they end at once, in
+    the middle of a job. With one process, the jobs run in this process, one at a time.
 
     Args:
-      jobs: Jobs, of which at most `ahead` are taken before their results are.
-      num_processes: Number of workers, None for one per core.
-      ahead: Maximum number of jobs that wait or run; None for 8 per process.
-      on_death: Function that returns the result of a job that kills its worker. Retrying each suspect in a process of
-        its own tells that job from the innocent ones. None: such a job is an error.
+      function: Function of one job.
+      jobs: Jobs. At most `ahead` of them are taken before their results.
+      num_processes: Number of workers. None: one per core.
+      ahead: Maximum number of jobs that are waiting or running. None: 8 per process.
+      on_death: Function that returns the result of a job that kills its worker. To identify that
+        job, each suspect is run again in its own process. None: such a job is an error.
 
     Raises:
-      BrokenProcessPool (a RuntimeError): A worker process died, and there is no `on_death`.
+      BrokenProcessPool (a RuntimeError): A worker process died, and `on_death` is None.
     """
     num_processes = available_cores() if num_processes is None else num_processes
     if num_processes == 1:
@@ -93,6 +99,8 @@ def stream(function: Callable[[Any], Any], jobs: Iterable[Any], num_processes: i
             except BrokenProcessPool:
                 if on_death is None:
                     raise
+                # Any running job may have killed the worker. Run this one in isolation and submit
+                # the unfinished ones again.
                 executor.kill()
                 result = _run_isolated(function, job, on_death)
                 executor = _Executor(num_processes)
@@ -103,7 +111,7 @@ def stream(function: Callable[[Any], Any], jobs: Iterable[Any], num_processes: i
 
 
 def _submit(executor: _Executor, function: Callable[[Any], Any], job: Any) -> Future:
-    """Submit a job; if the executor turns out to be broken, return a future that raises when its turn comes."""
+    """Submit a job. If the executor is broken, return a future that raises the error later."""
     try:
         return executor.submit(function, job)
     except BrokenProcessPool as error:
@@ -113,12 +121,12 @@ def _submit(executor: _Executor, function: Callable[[Any], Any], job: Any) -> Fu
 
 
 def _succeeded(future: Future) -> bool:
-    """Return whether a future had its result before its executor broke."""
+    """Return whether a future got its result before its executor broke."""
     return future.done() and future.exception() is None
 
 
 def _run_isolated(function: Callable[[Any], Any], job: Any, on_death: Callable[[Any], Any]) -> Any:
-    """Run a job in a process of its own; return on_death(job) if that process dies."""
+    """Run a job in its own process. Return on_death(job) if that process dies."""
     executor = _Executor(1)
     try:
         return executor.submit(function, job).result()
@@ -131,7 +139,8 @@ def _run_isolated(function: Callable[[Any], Any], job: Any, on_death: Callable[[
 class _Executor(ProcessPoolExecutor):
     """Executor of single-threaded workers that can be killed in the middle of a job.
 
-    Its context starts the workers and so knows them; from Python 3.14 on executors have kill_workers().
+    Its context starts the workers and therefore has a list of them. Since Python 3.14, executors
+    have kill_workers().
     """
 
     def __init__(self, num_processes: int, initializer: Callable[[], None] | None = None):
@@ -147,7 +156,7 @@ class _Executor(ProcessPoolExecutor):
 
 
 class _RecordingContext(SpawnContext):
-    """Context that keeps the processes that it makes."""
+    """Context that keeps a list of the processes that it creates."""
 
     def __init__(self):
         self.processes: list[SpawnProcess] = []
@@ -158,14 +167,18 @@ class _RecordingContext(SpawnContext):
 
 
 class _SingleThreadedProcess(SpawnProcess):
+    """Process whose numerical libraries use a single thread."""
+
     def start(self) -> None:
-        # in the environment, because libraries read it when they load, which is before any code of ours runs
+        # Set the variables before the start: libraries read them when they are loaded, which
+        # happens before any code of this package runs.
         with _environment(SINGLE_THREADED):
             super().start()
 
 
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables during the body."""
     previous = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -179,8 +192,8 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _initialize(initializer: Callable[[], None] | None) -> None:
-    """Prepare a worker: leave requests to stop to the parent, and end with the parent, even if that is killed."""
-    for number in (signal.SIGINT, signal.SIGUSR1):  # not SIGTERM, with which the executor ends its workers
+    """Prepare a worker: ignore stop requests, which the parent handles, and end with the parent."""
+    for number in (signal.SIGINT, signal.SIGUSR1):  # not SIGTERM: the executor ends workers with it
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     if initializer:
@@ -188,5 +201,6 @@ def _initialize(initializer: Callable[[], None] | None) -> None:
 
 
 def _exit_with_parent() -> None:
+    """Exit when the parent process ends, even if it is killed."""
     multiprocessing.parent_process().join()
     os._exit(1)

@@ -1,8 +1,9 @@
 """Compiler settings of the tests.
 
-Most programs of the tests run a few times only, so that compiling takes far longer than running. The suite therefore
-compiles without optimization and, where XLA still has them, with the old emitters (a fifth of the time together).
-`MLIP_JAX_TEST_COMPILATION=optimized` runs the tests with the settings that users have, which `make test-slow` does.
+Most programs of the tests run only a few times, so compiling them takes far longer than running
+them. The suite therefore compiles without optimization and, if XLA still has them, with the old
+emitters. Together this takes a fifth of the time. `MLIP_JAX_TEST_COMPILATION=optimized` runs the
+tests with the default settings of users, as `make test-slow` does.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import jax
 
 VARIABLE = "MLIP_JAX_TEST_COMPILATION"
-# JAX 0.11 removed these emitters, and ends the process at a flag that it does not know.
+# JAX 0.11 removed these emitters, and ends the process if a flag is unknown.
 _QUICK_FLAGS = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
 _OPTION = "jax_disable_most_optimizations"
 
@@ -26,13 +27,16 @@ def is_quick() -> bool:
 
 
 def xla_flags(*flags: str) -> str:
-    """Return XLA_FLAGS of a child process: `flags`, and those of this suite."""
+    """Return XLA_FLAGS for a child process: those of this suite and `flags`."""
     quick = is_quick() and jax.__version_info__ < (0, 11)
     return " ".join([*(_QUICK_FLAGS if quick else ()), *flags])
 
 
 def configure() -> None:
-    """Set up this process and, by their environment, its children. Call it before JAX compiles anything."""
+    """Configure this process and, through the environment, its children.
+
+    It must be called before JAX compiles anything.
+    """
     if not is_quick():
         return
     os.environ["XLA_FLAGS"] = " ".join(filter(None, [os.environ.get("XLA_FLAGS", ""), xla_flags()]))

@@ -1,9 +1,10 @@
-"""How tests compile and compute."""
+"""Configuration of the tests: threads, compilation, signals and precision."""
 
 import os
 import signal
 
-# Before NumPy is imported. With a worker of pytest-xdist on each core, threads of BLAS would only spin.
+# Set before NumPy is imported. With a pytest-xdist worker on each core, more threads of BLAS would
+# only spin.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
@@ -14,7 +15,8 @@ from tests import compilation
 
 compilation.configure()
 
-# Programs that tests start and interrupt inherit what is ignored, as in a shell's background.
+# Tests start and interrupt programs, which inherit ignored signals. The background jobs of a shell
+# ignore signals, so restore their handlers.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
@@ -22,7 +24,7 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 
 @pytest.fixture
 def optimized_compilation():
-    """Compile with optimization: for tests whose programs run long."""
+    """Compile with optimization, for tests whose programs run for a long time."""
     before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
     yield

@@ -1,6 +1,7 @@
-"""Python processes that begin where another has imported what they need: an import of JAX takes 0.8 CPU-seconds.
+"""Forks of a Python process that has imported the modules they need, to save time.
 
-They end as any Python process does: first their threads, then the functions of atexit.
+An import of JAX takes 0.8 CPU-seconds. The forks end like any Python process: first their threads,
+then the functions of atexit.
 """
 
 import contextlib
@@ -45,11 +46,11 @@ exec(compile(request["script"], "script", "exec"), {"__name__": "__main__"})
 
 
 class Forks:
-    """A process that has imported `modules`, and its forks.
+    """Process that has imported modules and can be forked.
 
     Args:
-      modules: Names of modules; those of the repository can be among them.
-      environment: Variables that are read when the modules are imported.
+      *modules: Names of the modules, which may be modules of the repository.
+      **environment: Environment variables that the modules read when they are imported.
     """
 
     def __init__(self, *modules: str, **environment: str):
@@ -68,7 +69,16 @@ class Forks:
         self._process.wait()
 
     def start(self, script, *arguments, stdin=subprocess.DEVNULL, stdout, stderr=None, **environment):
-        """Start `script` with arguments and environment variables; stdin and the others are open files."""
+        """Start a script in a fork.
+
+        Args:
+          script: Source code of the script.
+          *arguments: Command line arguments of the script.
+          stdin: Open file, by default an empty one.
+          stdout: Open file.
+          stderr: Open file, by default that of stdout.
+          **environment: Environment variables of the script.
+        """
         request = {"script": script, "arguments": list(map(str, arguments)), "environment": environment}
         with contextlib.ExitStack() as stack:
             if stdin == subprocess.DEVNULL:
@@ -78,23 +88,25 @@ class Forks:
         return Fork(self, json.loads(self._link.recv(100)))
 
     def exit_code(self, pid):
-        """Return the exit code of a fork, or None if it runs. A code is returned once."""
+        """Return the exit code of a fork, or None if it is running. A code is returned once."""
         self._link.send(json.dumps({"wait": pid}).encode())
         return json.loads(self._link.recv(100))
 
 
 class Fork:
-    """A started process, with those methods of subprocess.Popen that tests use."""
+    """Started process with the methods of subprocess.Popen that tests use."""
 
     def __init__(self, forks, pid):
         self._forks, self.pid, self.returncode = forks, pid, None
 
     def poll(self):
+        """Return the exit code, or None if the process is running."""
         if self.returncode is None:
             self.returncode = self._forks.exit_code(self.pid)
         return self.returncode
 
     def wait(self, timeout=60):
+        """Wait for the end of the process and return its exit code."""
         deadline = time.monotonic() + timeout
         while self.poll() is None:
             assert time.monotonic() < deadline, f"process {self.pid} has not ended within {timeout} s"
@@ -102,5 +114,6 @@ class Fork:
         return self.returncode
 
     def kill(self):
+        """Kill the process if it is running."""
         if self.poll() is None:
             os.kill(self.pid, signal.SIGKILL)

@@ -1,1 +1,1 @@
-"""The command line: the start of its process, its flags, and its log on the console."""
+"""Command line: start of the process, flags, help and console log."""

@@ -1,4 +1,4 @@
-"""The log on the console: lines of this package, without the noise of the libraries below it."""
+"""Console log with the messages of this package, without those of its libraries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import sys
 
 
 def log_to_console() -> None:
-    """Send the log to the console, with times; silence JAX's details and absl, which orbax logs through."""
+    """Send the log to the console, with times.
+
+    Messages of JAX below the level of a warning are hidden, and so are those of absl, which orbax
+    logs through.
+    """
     from absl import logging as absl_logging
     from rich.logging import RichHandler
     absl_logging.use_absl_handler()
@@ -15,13 +19,16 @@ def log_to_console() -> None:
     root.handlers = [RichHandler(show_path=False, omit_repeated_times=False, log_time_format="%H:%M:%S")]
     root.setLevel(logging.INFO)
     logging.getLogger("jax").setLevel(logging.WARNING)
-    # orbax logs every file it opens, and every error with its traceback, which it also raises
+    # orbax logs every file that it opens, and the traceback of every error, which it raises anyway
     absl_logging.set_verbosity(absl_logging.FATAL)
     _hide_closed_loops()
 
 
 def _hide_closed_loops() -> None:
-    """Hide "Event loop is closed" of orbax's threads, which follows a failed write that was reported already."""
+    """Hide "Event loop is closed" errors of orbax's threads.
+
+    They follow a failed write, which is reported separately.
+    """
 
     def closed_loop(error):
         return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"

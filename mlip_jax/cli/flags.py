@@ -1,4 +1,4 @@
-"""The flags of the command: their definitions, parsing with helpful errors, and --help."""
+"""Flags of the command: definitions, parsing with helpful errors, and --help."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OF_SWEEPS = ("sweep_index", "sweep_list", "sweep_collect")
 
 
 def define() -> None:
-    """Define the flags; their values are the attributes of `absl.flags.FLAGS` once `parse` was called."""
+    """Define the flags. After `parse`, their values are attributes of `absl.flags.FLAGS`."""
     config_flags.DEFINE_config_file(
         "config", None, "A file with get_config(), or the name of a shipped config: spice. An argument for "
         "get_config() follows a colon: spice:painn.")
@@ -42,11 +42,11 @@ def define() -> None:
 
 
 def parse(args: Sequence[str], about: str) -> list[str]:
-    """Parse a command line like absl; an error, such as an unknown config field, ends the process with a message.
+    """Parse a command line like absl. An error such as an unknown field exits with a message.
 
     Args:
-      args: The command line, the program first.
-      about: What --help prints above the flags.
+      args: Command line, beginning with the program.
+      about: Text that --help prints above the flags.
 
     Returns:
       The program and the arguments that are not flags.
@@ -63,7 +63,7 @@ def parse(args: Sequence[str], about: str) -> list[str]:
         if any(a.lstrip("-").startswith("config.data.reader_options.") for a in args):
             sys.exit("error: options of a reader are given together: "
                      '--config.data.reader_options="NAME=VALUE; NAME=VALUE"')
-        # the text of a KeyError is the repr of its argument, of ml_collections' twice over
+        # the text of a KeyError is the repr of its argument, with ml_collections even twice
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         sys.exit("error: " + text.strip("'\"").replace("\\n", "\n").replace("\\'", "'"))
     except flags.Error as error:
@@ -71,13 +71,13 @@ def parse(args: Sequence[str], about: str) -> list[str]:
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Check that there are only flags, and that they go together.
+    """Check that all arguments are flags, and that the flags are consistent.
 
     Args:
-      arguments: The arguments that are not flags.
+      arguments: Arguments that are not flags.
 
     Raises:
-      ConfigError: There are such arguments, or a flag is of sweeps and there is none.
+      ConfigError: There are such arguments, or a flag for sweeps is given without --sweep.
     """
     if arguments:
         raise ConfigError(f"unknown arguments: {' '.join(arguments)}")
@@ -87,7 +87,7 @@ def check(arguments: Sequence[str]) -> None:
 
 
 def overridden(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Return the config with the values of --overrides."""
+    """Return the config with the values of --overrides applied."""
     from mlip_jax.sweeps.overrides import override, parse
     for text in flags.FLAGS.overrides or ():
         config = override(config, parse(text))
@@ -95,10 +95,10 @@ def overridden(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def set_profile(config: ml_collections.ConfigDict) -> None:
-    """Set the field of --profile, if that flag is given.
+    """Set train.profile_steps to the value of --profile, if that flag is given.
 
     Raises:
-      ConfigError: The task of the config is not training.
+      ConfigError: The task of the config is not "train".
     """
     if flags.FLAGS.profile is None:
         return
@@ -108,10 +108,10 @@ def set_profile(config: ml_collections.ConfigDict) -> None:
 
 
 def with_found_config(args: Sequence[str]) -> list[str]:
-    """Return the arguments with the path of the config file in place of what `find_file` takes.
+    """Return the arguments with the value of --config replaced by the path of the config file.
 
     Raises:
-      ConfigError: There is no such config.
+      ConfigError: The config does not exist.
     """
     found = list(args)
     for i, argument in enumerate(args):
@@ -125,6 +125,7 @@ def with_found_config(args: Sequence[str]) -> list[str]:
 
 
 def _existing(config_file: str) -> str:
+    """Return the path of a config file, with its argument, or raise ConfigError."""
     path = find_file(config_file)
     file = Path(path.partition(":")[0])
     if not file.is_file():
@@ -134,7 +135,10 @@ def _existing(config_file: str) -> str:
 
 
 def _show_help(args: Sequence[str], about: str) -> None:
-    """Print what --help asks for, if it is among the arguments, and exit: with --config the help of that config."""
+    """Print the help and exit, if --help is among the arguments.
+
+    With --config this is the help of that config, otherwise that of the command.
+    """
     if not _HELP & set(args):
         return
     given = [value for name, value in zip(args, args[1:]) if name in ("--config", "-config")]
@@ -144,7 +148,8 @@ def _show_help(args: Sequence[str], about: str) -> None:
         print(help_text(given[0]))
         print("\nFlags of every config: --help without --config.")
     else:
-        flag_texts = flags.FLAGS.module_help(__name__).strip().partition("\n")[2]  # below the name of this module
+        # the first line is the name of this module
+        flag_texts = flags.FLAGS.module_help(__name__).strip().partition("\n")[2]
         configs = textwrap.fill(", ".join(shipped_names()), 80, initial_indent="  ", subsequent_indent="  ")
         print(f"{about.strip()}\n\nShipped configs:\n{configs}\n\nFlags:\n{flag_texts}")
     sys.exit(0)

@@ -1,4 +1,4 @@
-"""Text of `--config=FILE --help`: the purpose of a config, and its fields with their values and meaning."""
+"""Text of `--config=FILE --help`: purpose of a config, and its fields with values and meanings."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from mlip_jax.defaults import TASKS
 from mlip_jax.defaults.errors import ConfigError
 from mlip_jax.defaults.field import Part
 
-_NAMES = 46  # width in columns of a field and its value, with its meaning to the right
+_NAMES = 46  # width of a field and its value (columns); the meaning is to the right
 
 
 def help_text(path: str, width: int | None = None) -> str:
-    """Return the docstring of a config file, and its fields with their values.
+    """Return the docstring of a config file, and its fields with values and meanings.
 
     Args:
       path: "FILE" or "FILE:ARGUMENT".
-      width: Width in columns; by default that of the terminal.
+      width: Width of the text (columns). By default, that of the terminal.
 
     Raises:
       FileNotFoundError: The file does not exist.
-      ConfigError: Its get_config does not take that argument.
+      ConfigError: Its get_config does not accept that argument.
     """
     width = max(width or shutil.get_terminal_size((120, 40)).columns, 80)
     file, colon, argument = find_file(path).partition(":")
@@ -40,7 +40,7 @@ def help_text(path: str, width: int | None = None) -> str:
     try:
         inspect.signature(module.get_config).bind(*given)
     except TypeError as error:
-        if not colon:  # get_config requires an argument
+        if not colon:  # get_config requires an argument, so its fields are unknown
             return "\n\n".join([*parts, f"The fields are shown with the argument: --config={path}:ARGUMENT --help"])
         raise ConfigError(f"{path}: get_config: {error}") from error
     config = module.get_config(*given)
@@ -51,7 +51,7 @@ def help_text(path: str, width: int | None = None) -> str:
 
 
 def fields(config: ml_collections.ConfigDict, path: str = "") -> Iterator[tuple[str, object]]:
-    """Yield (dotted name, value) of all fields; an empty part counts as a field (model.options)."""
+    """Yield (dotted name, value) of all fields. An empty part such as model.options is a field."""
     for name in config:
         value = config.get_ref(name).get() if not isinstance(config[name], ml_collections.ConfigDict) else config[name]
         if isinstance(value, ml_collections.ConfigDict) and len(value):
@@ -61,6 +61,7 @@ def fields(config: ml_collections.ConfigDict, path: str = "") -> Iterator[tuple[
 
 
 def _load(file: str) -> ModuleType:
+    """Import a config file as a module."""
     if not Path(file).is_file():
         raise FileNotFoundError(f"there is no config file {file}")
     spec = importlib.util.spec_from_file_location("config_of_help", file)
@@ -70,11 +71,13 @@ def _load(file: str) -> ModuleType:
 
 
 def _lines(config: ml_collections.ConfigDict, width: int) -> list[str]:
+    """Return the lines of the help for all fields, part by part."""
     declared = TASKS.get(config.get("task"), Part(""))
     meanings = {name: field.explain() for name, field in declared.fields()}
     lines, part = [], ""
     values = _in_order(dict(fields(config)), declared)
-    for name, value in sorted(values.items(), key=lambda field: "." in field[0]):  # those outside of parts first
+    # fields outside of parts come first
+    for name, value in sorted(values.items(), key=lambda field: "." in field[0]):
         if name == "task":
             continue
         if "." in name and name.partition(".")[0] != part:
@@ -87,15 +90,20 @@ def _lines(config: ml_collections.ConfigDict, width: int) -> list[str]:
 
 
 def _in_order(given: dict[str, object], declared: Part) -> dict[str, object]:
-    """Return the given values and the defaults of fields that are not given, in the order of their declaration."""
+    """Return the values of all fields in the order of their declaration.
+
+    A field that is not given has its default. Given fields that are not declared are last.
+    """
     ordered = {}
     for name, field in declared.fields():
-        options = {key: value for key, value in given.items() if key.startswith(f"{name}.")}  # of a free part
+        # fields of a free part, which are not declared one by one
+        options = {key: value for key, value in given.items() if key.startswith(f"{name}.")}
         ordered |= options or {name: given.get(name, field.default)}
     return ordered | given
 
 
 def _line(name: str, value: object, meaning: str, width: int) -> list[str]:
+    """Return the lines of the help for one field, with its meaning wrapped to the right."""
     shown = "unset" if value is None else repr(dict(value) if isinstance(value, ml_collections.ConfigDict) else value)
     left = f"  {name} = {shown}"
     beside = textwrap.wrap(meaning, width - _NAMES, break_on_hyphens=False)
@@ -106,7 +114,7 @@ def _line(name: str, value: object, meaning: str, width: int) -> list[str]:
 
 
 def _model_options(config: ml_collections.ConfigDict, width: int) -> list[str]:
-    """Return the options of the model that the config names, with their defaults, and the docstring of the model."""
+    """Return the options of the config's model with their defaults, and the model's docstring."""
     name = config.get("model", {}).get("name") if "model" in config else None
     if not name:
         return []

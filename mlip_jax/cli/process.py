@@ -1,6 +1,7 @@
-"""The process of the command: signals before the run, the memory allocator, and the cache of compiled programs.
+"""Process of the command: signals before the run, memory allocator and compilation cache.
 
-Imports only the standard library, so that the first two functions run within milliseconds of the start.
+The module imports only the standard library, so that the first two functions run within
+milliseconds of the start.
 """
 
 from __future__ import annotations
@@ -11,26 +12,27 @@ import signal
 import sys
 from pathlib import Path
 
-# glibc returns every large buffer to the system and requests it again. Without these settings half of the time of a
-# training step on a CPU goes into page faults.
+# ALLOCATOR: settings that keep glibc from returning every large buffer to the system and requesting
+# it again. Without them, page faults take half of the time of a training step on a CPU.
 ALLOCATOR = ("glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368:"
              "glibc.malloc.top_pad=67108864:glibc.malloc.arena_max=1")
-EXIT_REQUEUE = 75  # distributed.EXIT_REQUEUE, whose import would take too long here
+EXIT_REQUEUE = 75  # distributed.EXIT_REQUEUE, whose import would take too long
 
 
 def exit_on_signals() -> None:
-    """Exit with EXIT_REQUEUE on SIGTERM and SIGUSR1, until the run installs its own handlers.
+    """Exit with EXIT_REQUEUE on SIGTERM and SIGUSR1 until the run installs its own handlers.
 
-    The run has written nothing yet, so there is nothing to save.
+    Before that, the run has nothing to save.
     """
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: os._exit(EXIT_REQUEUE))
 
 
 def tune_allocator() -> None:
-    """Replace this process by the same command with ALLOCATOR in GLIBC_TUNABLES, which glibc reads at the start.
+    """Replace this process by the same command with ALLOCATOR in GLIBC_TUNABLES.
 
-    Does nothing if GLIBC_TUNABLES is set; an empty value turns the tuning off.
+    A restart is necessary because glibc reads the variable only at the start of a process. This
+    does nothing if GLIBC_TUNABLES is set, so an empty value turns the tuning off.
     """
     if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = ALLOCATOR
@@ -38,9 +40,10 @@ def tune_allocator() -> None:
 
 
 def keep_compiled_programs() -> None:
-    """Keep XLA's compiled programs for later runs, in the user's cache or in JAX_COMPILATION_CACHE_DIR (empty: off).
+    """Keep XLA's compiled programs for later runs, in the user's cache folder.
 
-    A program compiled for a CPU runs only on CPUs of the same kind, so each kind has its own folder.
+    JAX_COMPILATION_CACHE_DIR selects another folder; an empty value turns the cache off. A program
+    compiled for a CPU runs only on CPUs of the same kind, so each kind has its own folder.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return

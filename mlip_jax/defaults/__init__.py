@@ -1,7 +1,8 @@
-"""Fields of the configs: declarations by task, and functions that return a config with the default of every field.
+"""Config fields: declarations by task, and functions that return the default config of a task.
 
-A field is declared once, in the file of its subject, with its default, meaning, unit and allowed values. The defaults,
-the checks of a config, its --help, the config reference and the identity of a run all come from that declaration.
+A field is declared once, in the file of its subject, with its default, meaning, unit and allowed
+values. The defaults, the checks of a config, its --help, the config reference and the identity of a
+run all use that declaration.
 """
 
 from __future__ import annotations

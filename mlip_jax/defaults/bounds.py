@@ -1,4 +1,4 @@
-"""Intervals that the value of a config field must lie in."""
+"""Intervals of valid values of config fields."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """An interval of real numbers, written as in mathematics: "[" and "]" include an end, "(" and ")" exclude it.
+    """Interval of real numbers: "[" and "]" include the end, "(" and ")" exclude it.
 
     >>> 1.0 in Bounds("[0, 1)"), math.inf in Bounds("(0, inf]"), math.nan in Bounds("(-inf, inf)")
     (False, True, False)

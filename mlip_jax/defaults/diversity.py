@@ -1,4 +1,7 @@
-"""Config fields of the tasks "diversity" and "diversity_report": is it more molecules or more conformers that help?"""
+"""Config fields of the tasks "diversity" and "diversity_report".
+
+They compare the benefits of more molecules and of more conformers.
+"""
 
 from __future__ import annotations
 

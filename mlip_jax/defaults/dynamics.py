@@ -13,7 +13,7 @@ TRAJECTORY_FORMAT = Field("extxyz", "Format of the frames.", choices=("extxyz", 
 RESTART_SECONDS = Field(60.0, "Time between restart files.", unit="s", bounds=Bounds("[0, inf]"),
                         changes_results=False)
 
-# Fields of all dynamics.
+# Fields that all tasks with molecular dynamics share.
 COMMON = Part(
     "Integration.",
     timestep=Field(0.5, "Time step.", unit="fs", bounds=POSITIVE),

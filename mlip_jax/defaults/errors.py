@@ -1,4 +1,4 @@
-"""Error of an invalid config, and its message for a name that does not exist."""
+"""Error of an invalid config, and the message for an unknown name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class ConfigError(ValueError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return the message for an unknown name: the nearest known name, and all known names."""
+    """Return the message for an unknown name, with the nearest known name and all known names."""
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""

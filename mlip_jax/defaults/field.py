@@ -1,4 +1,6 @@
-"""Declarations of config fields, which defaults, checks, help, documentation and the identity of a run are made from.
+"""Declarations of config fields.
+
+Defaults, checks, help, documentation and the identity of a run are derived from them.
 
 A part of a config is a `Part` of named fields and further parts. Its `build` returns the ConfigDict of the defaults:
 
@@ -28,19 +30,23 @@ _NONE = object()
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field of a config.
+    """Declaration of a config field.
 
     Attributes:
-      default: Default value. A dictionary declares a free part, of which any field may be set.
-      description: Noun phrase that is understood without its surroundings, and ends with a period.
-      unit: Unit of the value, as in "eV/Å".
-      choices: Allowed values, for a list those of its elements; as a mapping, with the meaning of each.
-      free_mark: Text that marks a value outside of `choices` as valid: ":" in "package.module:Class".
-      bounds: Interval of the value, for a list that of its elements.
-      changes_results: Whether a run with another value is another run, which needs a workdir of its own.
-      only_with: Dotted names of fields. The field has no effect if all of them are unset, zero or empty.
-      legacy_value: Value that runs from before the field existed have. It is no part of the identity of a run.
-      type: Type of the values of a field that may be unset on the command line, see `optional`.
+      default: Default value. A dictionary declares a free part, in which any field may be set.
+      description: Noun phrase that is clear without context and ends with a period.
+      unit: Unit of the value, such as "eV/Å".
+      choices: Allowed values, of the elements if the value is a list. A mapping also gives the
+        meaning of each.
+      free_mark: Text that marks a value outside of `choices` as valid: ":" in
+        "package.module:Class".
+      bounds: Interval of valid values, of the elements if the value is a list.
+      changes_results: Whether a run with another value is another run, with its own workdir.
+      only_with: Dotted names of fields. If all of them are unset, zero or empty, this field has no
+        effect.
+      legacy_value: Value in effect in runs that are older than the field. This value is not part of
+        the identity of a run.
+      type: Type of a field that may be unset on the command line; see `optional`.
       unset: Meaning of an unset field, if None is valid.
     """
 
@@ -59,11 +65,11 @@ class Field:
 
     @property
     def is_free(self) -> bool:
-        """Whether any field may be set below it."""
+        """Return whether this is a free part, in which any field may be set."""
         return isinstance(self.default, Mapping)
 
     def build(self) -> Any:
-        """Return the value for a ConfigDict: the default, or a placeholder that keeps the type of an unset field."""
+        """Return the default for a ConfigDict, or a placeholder with the type of an unset field."""
         if self.is_free:
             return ml_collections.ConfigDict(dict(self.default))
         if self.type is None:
@@ -73,7 +79,7 @@ class Field:
         return reference
 
     def problem(self, name: str, value: Any) -> str | None:
-        """Return what is wrong with `value` for the field of that dotted name, or None."""
+        """Return a message if `value` is invalid for the field with this dotted name, or None."""
         if self.is_free or value is None and self.unset:
             return None
         values = value if isinstance(value, list | tuple) else [value]
@@ -87,7 +93,7 @@ class Field:
         return None
 
     def explain(self) -> str:
-        """Return the description, after unit and bounds in parentheses, with choices and the meaning of unset."""
+        """Return the text for the help: unit and bounds, description, choices, meaning of unset."""
         domain = ", ".join(str(x) for x in (self.unit, self.bounds) if x)
         parts = [f"({domain}) {self.description}" if domain else self.description]
         if self.choices:
@@ -100,17 +106,18 @@ class Field:
 
 
 def optional(type: type, description: str, *, unset: str, default: Any = None, **options) -> Field:
-    """Return a field of that type that may be unset, as it is by default."""
+    """Return a field of this type that may be unset. By default it is unset."""
     return Field(default, description, type=type, unset=unset, **options)
 
 
 class Part:
-    """A part of a config, or a whole one.
+    """Part of a config, or a whole config.
 
     Attributes:
       description: Noun phrase that ends with a period.
-      members: Fields and parts by name: those of `parts`, then its own.
-      only_with: Dotted names of fields. The part has no effect if all of them are unset, zero or empty.
+      members: Fields and parts by name, beginning with those of the argument `parts`.
+      only_with: Dotted names of fields. If all of them are unset, zero or empty, this part has no
+        effect.
     """
 
     def __init__(self, description: str, /, *parts: Part, only_with: Sequence[str] = (), **members: Field | Part):
@@ -118,7 +125,7 @@ class Part:
         self.members = {name: member for part in parts for name, member in part.members.items()} | members
 
     def replace(self, **changes: Any) -> Part:
-        """Return a copy with other defaults; a Field or Part as value replaces the member of that name."""
+        """Return a copy with other defaults. A Field or Part as value replaces a whole member."""
         members = dict(self.members)
         for name, value in changes.items():
             is_member = isinstance(value, Field | Part)
@@ -126,7 +133,7 @@ class Part:
         return Part(self.description, only_with=self.only_with, **members)
 
     def build(self) -> ml_collections.ConfigDict:
-        """Return the defaults."""
+        """Return a config with the default of every field."""
         config = ml_collections.ConfigDict()
         for name, member in self.members.items():
             config[name] = member.build()
@@ -141,7 +148,12 @@ class Part:
                 yield f"{prefix}{name}", member
 
     def problems(self, plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-        """Yield what is wrong with the values of a plain config, whose dotted names begin with `prefix`."""
+        """Yield a message for each invalid value of a plain config.
+
+        Args:
+          plain: Values of this part.
+          prefix: Prefix of the dotted names of its fields.
+        """
         for name, member in self.members.items():
             if name not in plain:
                 continue
@@ -151,11 +163,11 @@ class Part:
                 yield problem
 
     def identity(self, plain: Mapping[str, Any], whole: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return a plain config without the fields that do not change the results of its run.
+        """Return a plain config without the fields that do not change the results of a run.
 
         Args:
-          plain: Values of this part, with any fields besides.
-          whole: Whole config, which `only_with` refers to; `plain` itself by default.
+          plain: Values of this part. Unknown fields are kept.
+          whole: Whole config, which `only_with` refers to. By default, `plain` itself.
         """
         whole = plain if whole is None else whole
         kept = {}
@@ -170,12 +182,12 @@ class Part:
 
 
 def task(name: str, description: str, /, *parts: Part, **members: Field | Part) -> Part:
-    """Return the whole config of a task, a part whose first field is "task"."""
+    """Return the config of a task: a part whose first field is "task"."""
     return Part(description, Part("", task=Field(name, "Name of the task.")), *parts, **members)
 
 
 def _value(plain: Mapping[str, Any], name: str) -> Any:
-    """Return the value of the field of that dotted name, or None if there is none."""
+    """Return the value of the field with this dotted name, or None if it does not exist."""
     for key in name.split("."):
         plain = plain.get(key) if isinstance(plain, Mapping) else None
     return plain

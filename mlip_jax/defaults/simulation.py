@@ -19,7 +19,7 @@ MOLECULES = Part(
                    unset="all molecules"),
     mmff=Field(False, "Relaxation with MMFF94 of geometries that are embedded from SMILES."),
 )
-# Each molecule has a result of its own, so a rerun with another limit keeps the finished ones.
+# Each molecule has its own result, so a rerun with another limit keeps the finished ones.
 SEPARATE_MOLECULES = MOLECULES.replace(limit=dataclasses.replace(MOLECULES.members["limit"], changes_results=False))
 
 FORCE_FIELD = Part("Force field.", force_field=Field(

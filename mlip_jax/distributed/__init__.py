@@ -1,13 +1,16 @@
-"""Runs of several processes, on one machine or many.
+"""Runs of several processes, on one or more machines.
 
     environment = from_environment()
     with session(environment):      # does nothing for a single process
         ...
 
-Every process runs the same program. Process 0 is the leader: it alone writes, and it tells the others what they cannot
-know. All that is here works with a single process as well, without touching JAX's devices. When a process fails, the
-others end within a second, and within 12 when it was killed, with exit code 76 (EXIT_PEER_FAILED) and a line on which
-one it was: what they wait for on their devices may never come.
+Every process runs the same program. Process 0 is the leader: only the leader writes files, and it
+broadcasts to the others what they cannot know. All functions also work with a single process,
+without touching JAX's devices.
+
+When a process fails, the others end within a second, or within 12 seconds if it was killed. They
+exit with code 76 (EXIT_PEER_FAILED) and report which process failed, because a collective that they
+wait for on their devices may never finish.
 """
 
 from __future__ import annotations
@@ -37,17 +40,18 @@ __all__ = ["EXIT_PEER_FAILED", "EXIT_REQUEUE", "Environment", "InterruptedTwice"
 
 log = logging.getLogger(__name__)
 
-# This process was sound, another one of its run was not.
+# Exit code of a process that ends because another process of its run has failed.
 EXIT_PEER_FAILED = 76
 
-# From the first process that is stopped to the last; the leader may be writing a checkpoint.
+# Maximum time between the stop of the first process and that of the last. The leader may be writing
+# a checkpoint.
 _STOP_SECONDS = 60
-# Within which a failed collective is followed by the message of which process has ended: JAX takes 11 to find out.
+# Maximum time after a failed collective until it is known which process has ended. JAX takes 11 s.
 _WORD_SECONDS = 13.0
-# The most that the key-value store carries at once; with megabytes it takes seconds.
+# Maximum size of a message in the key-value store, which takes seconds for megabytes.
 _SMALL_BYTES = 65_536
 _MESSAGE = "The same command goes on from the last checkpoint."
-# What collectives and the coordination service say when a process at the other end is gone.
+# Error messages of collectives and of the coordination service if another process has died.
 _PEER_ERRORS = re.compile(
     r"gloo.{0,80}(failed|timed? ?out)|connect(ing|ion)?.{0,40}gloo|coordination.?service|heartbeat timeout"
     r"|tasks? (is|are) unhealthy|preempted/died|ncclRemoteError"
@@ -58,14 +62,17 @@ _coordination: Coordination | None = None
 
 
 def initialize(environment: Environment | None, timeout: float = 300.0) -> None:
-    """Meet the other processes and start JAX with the devices of all; before anything else touches JAX's devices.
+    """Connect to the other processes and start JAX with the devices of all of them.
+
+    It must be called before anything else touches JAX's devices.
 
     Args:
-      environment: Of `from_environment`; None does nothing.
-      timeout: Seconds to wait for the other processes.
+      environment: Result of `from_environment`. None: do nothing.
+      timeout: Time to wait for the other processes (s).
 
     Raises:
-      RuntimeError: Not all processes have come, they do not fit together, or JAX cannot start. What to check is said.
+      RuntimeError: Not all processes have connected, they do not match, or JAX cannot start. The
+        message says what to check.
     """
     global _coordination
     if environment is None:
@@ -73,9 +80,9 @@ def initialize(environment: Environment | None, timeout: float = 300.0) -> None:
     if _coordination is not None:
         raise RuntimeError("this process has joined a run already; initialize is called once")
     import jax
-    # its handler would swallow every SIGTERM
+    # the handler of that service would swallow every SIGTERM
     jax.config.update("jax_enable_preemption_service", False)
-    # otherwise JAX aborts all others when one has died, without a word on which one it was
+    # otherwise, JAX aborts all other processes when one has died, and does not report which one
     jax.config.update("jax_enable_recoverability", True)
     if jax.config.jax_cpu_collectives_implementation != "mpi":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -85,8 +92,8 @@ def initialize(environment: Environment | None, timeout: float = 300.0) -> None:
         _coordination = Coordination(state.client, state.coordinator_address, state.process_id, state.num_processes,
                                      _end_process)
         _coordination.barrier(f"start of a run of {state.num_processes} processes")
-        # all tell each other what devices they have: one that came to it later, behind something that it waits for
-        # from another process, would keep both waiting
+        # The processes exchange their devices here. If one did so later, while it waits for a
+        # message of another that is still in this exchange, both would wait forever.
         jax.devices()
     except BaseException as error:
         if _coordination is None:
@@ -96,10 +103,11 @@ def initialize(environment: Environment | None, timeout: float = 300.0) -> None:
 
 
 def shutdown(timeout: float | None = None) -> None:
-    """Wait until all processes are here, and part; does nothing for a single process.
+    """Wait for all processes and disconnect. Does nothing for a single process.
 
     Raises:
-      RuntimeError: One has not come within `timeout` seconds, or is at another place of the program.
+      RuntimeError: A process has not called this within `timeout` seconds, or is waiting in another
+        part of the program.
     """
     global _coordination
     if _coordination is None:
@@ -110,10 +118,11 @@ def shutdown(timeout: float | None = None) -> None:
 
 @contextlib.contextmanager
 def session(environment: Environment | None, timeout: float = 300.0) -> Iterator[None]:
-    """`initialize`, then the body, then `shutdown`; an exception in the body ends the other processes.
+    """Run the body between `initialize` and `shutdown`. An exception ends the other processes.
 
-    SystemExit with 0 or EXIT_REQUEUE is an end that all come to, any other is a failure. After a failure the process
-    leaves with the exit code of the exception (1, or that of SystemExit) without waiting for the others.
+    SystemExit with code 0 or EXIT_REQUEUE is a normal end, which all processes reach. Any other
+    exception is a failure: the process exits without waiting for the others, with the code of
+    SystemExit or 1.
     """
     initialize(environment, timeout)
     try:
@@ -128,7 +137,7 @@ def session(environment: Environment | None, timeout: float = 300.0) -> Iterator
 
 
 def _part(error: SystemExit | None) -> None:
-    """`shutdown`; a stop that the others know nothing of becomes a failure."""
+    """Shut down. If this process was stopped and the others do not stop, report a failure."""
     if _coordination is None or _coordination.failed:
         return
     stopped = error is not None and error.code == EXIT_REQUEUE
@@ -142,27 +151,30 @@ def _part(error: SystemExit | None) -> None:
 
 
 def leader() -> bool:
-    """Whether this is process 0."""
+    """Return whether this is process 0."""
     return index() == 0
 
 
 def index() -> int:
-    """Which process this is, from 0."""
+    """Return the index of this process, from 0."""
     return 0 if _coordination is None else _coordination.index
 
 
 def count() -> int:
-    """How many processes the run has."""
+    """Return the number of processes of the run."""
     return 1 if _coordination is None else _coordination.count
 
 
 def broadcast(value: Any) -> Any:
-    """The leader's `value`, on all processes: numbers, text, lists, dictionaries with text as keys, NumPy arrays.
+    """Return the leader's `value` on all processes.
 
-    What others give is not looked at. Tuples come back as lists, with a single process as well.
+    Args:
+      value: Value of numbers, text, lists, dictionaries with text as keys, and NumPy arrays. The
+        values of the other processes are ignored. Tuples are returned as lists, also with a single
+        process.
 
     Raises:
-      TypeError: There is something else in the value of the leader; the others end.
+      TypeError: The leader's value contains another type. The other processes end.
     """
     data = b""
     if leader():
@@ -175,7 +187,7 @@ def broadcast(value: Any) -> Any:
 
 
 def _share(data: bytes) -> bytes:
-    """Return the leader's `data` on all processes; large data are carried by the devices, which are quicker."""
+    """Return the leader's `data` on all processes. Large data use the devices, which are faster."""
     if leader():
         size, small = len(data), data if len(data) <= _SMALL_BYTES else b""
         _coordination.announce("broadcast", size.to_bytes(8, "big") + small)
@@ -186,13 +198,16 @@ def _share(data: bytes) -> bytes:
     if len(small) == size:
         return small
     from jax.experimental import multihost_utils
-    # JAX adds up the numbers of the leader and the zeros of the others
+    # JAX broadcasts by a sum; the other processes contribute zeros
     numbers = np.frombuffer(data + bytes(-size % 4), np.uint32)
     return np.asarray(multihost_utils.broadcast_one_to_all(numbers)).tobytes()[:size]
 
 
 def total(array: np.ndarray) -> np.ndarray:
-    """The sum of the arrays of all processes, which are of one shape, float32 or smaller; all call it."""
+    """Return the sum of the arrays of all processes; every process must call it.
+
+    The arrays have the same shape, and a dtype of at most 32 bits.
+    """
     if count() == 1:
         return array
     from jax.experimental import multihost_utils
@@ -200,10 +215,10 @@ def total(array: np.ndarray) -> np.ndarray:
 
 
 def barrier(name: str) -> None:
-    """Wait until all processes have come here, however long it takes.
+    """Wait until all processes have reached this barrier, without a time limit.
 
     Raises:
-      RuntimeError: Another process waits at another place.
+      RuntimeError: Another process is waiting in another part of the program.
     """
     if _coordination is not None:
         _coordination.barrier(f"barrier {name}")
@@ -211,7 +226,10 @@ def barrier(name: str) -> None:
 
 @contextlib.contextmanager
 def leader_first(name: str) -> Iterator[None]:
-    """The leader runs the body first, then all others at the same time. If the leader fails in it, all end."""
+    """Run the body on the leader first, then on all others in parallel.
+
+    If the body fails on the leader, all processes end.
+    """
     if not leader():
         _coordination.await_leader(f"leader first {name}")
     try:
@@ -225,28 +243,32 @@ def leader_first(name: str) -> Iterator[None]:
 
 
 def failed_peer_message(error: BaseException) -> str | None:
-    """What to tell the user if `error` is what JAX raises when another process has died; None for other errors."""
+    """Return a message for the user if `error` means that another process has died, or None."""
     if isinstance(error, OSError) or not _PEER_ERRORS.search(str(error)):
         return None
     return f"another process of this run has died; see its log. {_MESSAGE}"
 
 
 def _abandon(error: BaseException) -> None:
-    """Tell the others that this process has failed, and see to it that it ends without waiting for them."""
+    """Report to the others that this process has failed, and do not wait for them at its exit."""
     if _coordination is None:
         return
     if failed_peer_message(error):
-        time.sleep(_WORD_SECONDS)  # the message of which process it was ends this one
+        time.sleep(_WORD_SECONDS)  # until `_end_process` ends this process with the cause
     _coordination.fail(_describe(error))
     _leave_at_exit(error)
 
 
 def _leave_at_exit(error: BaseException) -> None:
-    """When the interpreter ends, JAX waits for the others. What is registered last is called first."""
+    """Exit at the end of the interpreter, before JAX's own exit function waits for the others.
+
+    Functions of `atexit` are called in reverse order of their registration.
+    """
     atexit.register(_leave, _exit_code(error))
 
 
 def _leave(code: int) -> None:
+    """Exit with this code, once the logs are written and the others have read of the failure."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -258,6 +280,7 @@ def _leave(code: int) -> None:
 
 
 def _exit_code(error: BaseException) -> int:
+    """Return the exit code for an exception; an interrupt may be requeued."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     if isinstance(error, KeyboardInterrupt) and not isinstance(error, InterruptedTwice):
@@ -266,6 +289,7 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _describe(error: BaseException) -> str:
+    """Describe an exception in a few words, for the logs of the other processes."""
     if isinstance(error, KeyboardInterrupt):
         return "it was interrupted"
     if isinstance(error, SystemExit):
@@ -274,9 +298,12 @@ def _describe(error: BaseException) -> str:
 
 
 def _end_process(reason: str) -> None:
-    """End at once: the main thread may wait for a device for ever, and JAX would end it with pages of its own."""
+    """End this process at once, because another one has failed.
+
+    The main thread may wait for a device forever, and JAX would abort it with pages of output.
+    """
     text = f"\nprocess {index()} ends because {reason}\nSee the log of that process. {_MESSAGE}\n"
-    # not by way of the logs or of sys.stderr, which the main thread may hold
+    # not through the log or sys.stderr, whose locks the main thread may hold
     with contextlib.suppress(OSError):
         os.write(2, text.encode())
     os._exit(EXIT_PEER_FAILED)

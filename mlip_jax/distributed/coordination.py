@@ -1,8 +1,8 @@
-"""Messages between the processes of a run outside of their devices, in the key-value store that JAX keeps.
+"""Messages between the processes of a run, in JAX's key-value store, without their devices.
 
-JAX's coordination service runs in process 0, and knows after eleven seconds at most that another process has died. The
-others notice the death of process 0 by a call at its port, the only connection that is opened here: JAX itself would
-abort them, and it takes no callback from Python.
+JAX's coordination service runs in process 0 and detects within eleven seconds that another process
+has died. The others detect the death of process 0 by connecting to its port, the only connection
+that this module opens. JAX itself would abort them and does not accept a Python callback.
 """
 
 from __future__ import annotations
@@ -20,41 +20,48 @@ _FOREVER = 2**40  # milliseconds
 _END = "end of the run"
 _DIED = "process {} of this run has died (killed, out of memory, or its machine is gone)"
 _MAX_TEXT = 2_000
-# Between two calls at the port of process 0, and for an answer.
+# Interval between two connections to the port of process 0, and timeout of a connection.
 _CALL_SECONDS, _ANSWER_SECONDS = 1.0, 8.0
-# For which process 0 waits until the others have read of a failure, or have left: the store ends with it.
+# Time that process 0 waits at its end (s), until the others have read of a failure or have
+# disconnected. The store ends with process 0.
 _LAST_SECONDS = 3.0
 
 
 class Coordination:
-    """The place of a process in a run, and the store that all processes share.
+    """Connection of a process to the others of its run.
 
     Args:
       client: JAX's client of its coordination service, connected.
       address: "host:port" of that service, in process 0.
-      index, count: Number of this process, from 0, and of all processes.
-      on_failure: Called at most once, in a thread of its own, with a sentence on which other process failed and how.
+      index: Index of this process, from 0.
+      count: Number of processes.
+      on_failure: Function that is called at most once, in another thread, when another process has
+        failed. Its argument is a sentence that says which one and how.
     """
 
     def __init__(self, client: Any, address: str, index: int, count: int, on_failure: Callable[[str], None]):
         self.index, self.count = index, count
         self._client, self._on_failure = client, on_failure
-        self._turn = 0  # messages of the leader so far
-        self._over = threading.Lock()  # taken for good by the first failure
+        self._turn = 0  # number of messages of the leader so far
+        self._over = threading.Lock()  # acquired by the first failure and never released
         self._parting = threading.Event()
         self._watches = [_thread(self._await_failure), *([_thread(self._await_silence, address)] if index else ())]
         self._deaths = [] if index else [_thread(self._await_death, k) for k in range(1, count)]
 
     @property
     def failed(self) -> bool:
-        """Whether this process or another has failed."""
+        """Return whether this process or another has failed."""
         return self._over.locked()
 
     def barrier(self, name: str, timeout: float | None = None) -> None:
-        """Wait until all processes have come to the barrier of this name, `timeout` seconds for each or for ever.
+        """Wait until all processes have reached the barrier of this name.
+
+        Args:
+          name: Name of the barrier.
+          timeout: Maximum time to wait for each process (s). None: forever.
 
         Raises:
-          RuntimeError: One has not come in time, or is at another place of the program.
+          RuntimeError: A process has not arrived in time, or is in another part of the program.
         """
         if self.index:
             self._put(f"turn/{self._turn}/{self.index}", name.encode())
@@ -65,23 +72,26 @@ class Coordination:
         self.announce(name)
 
     def announce(self, name: str, body: bytes = b"") -> None:
-        """Leader: send all others a message of 100 kB at most, which they take with `await_leader`."""
+        """Send a message of at most 100 kB to all others, which receive it by `await_leader`.
+
+        Only for the leader.
+        """
         self._put(f"turn/{self._turn}/0", name.encode() + b"\0" + body)
         self._turn += 1
 
     def await_leader(self, name: str, timeout: float | None = None) -> bytes:
-        """Others: wait for the message that the leader announces by this name."""
+        """Wait for the message of the leader with this name and return it. Not for the leader."""
         body = self._take(0, name, timeout)
         self._turn += 1
         return body
 
     def fail(self, text: str) -> None:
-        """Tell all others that this process has failed; from here on nothing that they do matters."""
+        """Report to all others that this process has failed. Later failures are ignored."""
         if self._over.acquire(blocking=False):
             self._report(self.index, f"process {self.index} of this run has failed: {text}")
 
     def await_hearers(self) -> None:
-        """Leader, after a failure: wait until the others have read of it."""
+        """Wait until the others have read of a failure, if this process is the leader."""
         deadline = time.monotonic() + _LAST_SECONDS
         while self.index == 0 and time.monotonic() < deadline:
             if len(self._client.key_value_dir_get_bytes("mlip_jax/heard")) == self.count:
@@ -89,7 +99,7 @@ class Coordination:
             time.sleep(0.02)
 
     def close(self, timeout: float | None = None) -> None:
-        """Wait until all are here, and part; the leader is the last."""
+        """Wait for all processes and disconnect. The leader is the last to disconnect."""
         import jax
         self.barrier(_END, timeout)
         if self.index:
@@ -97,7 +107,7 @@ class Coordination:
         self._parting.set()
         for k, thread in enumerate(self._deaths, 1):
             thread.join()
-            with contextlib.suppress(RuntimeError):  # it died after its work
+            with contextlib.suppress(RuntimeError):  # it died after its work was done
                 self._get(f"parted/{k}", int(_LAST_SECONDS * 1000))
         jax.distributed.shutdown()
         if self.index:  # the client can still write
@@ -106,9 +116,11 @@ class Coordination:
             thread.join()
 
     def _put(self, key: str, value: bytes) -> None:
+        """Store a value. Raises RuntimeError if the key exists or process 0 has died."""
         self._client.key_value_set_bytes(f"mlip_jax/{key}", value)
 
     def _get(self, key: str, milliseconds: int = _FOREVER) -> bytes:
+        """Wait for a key and return its value."""
         return self._client.blocking_key_value_get_bytes(f"mlip_jax/{key}", milliseconds)
 
     def _take(self, k: int, name: str, timeout: float | None) -> bytes:
@@ -127,13 +139,17 @@ class Coordination:
         return body
 
     def _report(self, k: int, text: str) -> None:
-        """Write down that process `k` has failed, unless another failed before, and that it reads no more."""
+        """Store that process `k` has failed, unless another one failed before.
+
+        It also counts as a process that has read of the failure.
+        """
         for key, value in (("failure", json.dumps([k, text[:_MAX_TEXT]]).encode()), (f"heard/{k}", b"")):
-            with contextlib.suppress(RuntimeError):  # it is there, or process 0 is gone, as all know
+            # the key exists, or process 0 has died, which all others detect
+            with contextlib.suppress(RuntimeError):
                 self._put(key, value)
 
     def _await_failure(self) -> None:
-        """Wait for the first failure of the run."""
+        """Wait for the first failure of the run and handle it. Runs in a thread."""
         try:
             k, text = json.loads(self._get("failure"))
         except RuntimeError:  # the connection is closed
@@ -147,33 +163,40 @@ class Coordination:
         self._on_failure(text)
 
     def _await_death(self, k: int) -> None:
-        """Leader: wait until process `k` has left or has died."""
-        # returns when all of the two that are alive have called it: process k never does
+        """Wait until process `k` has disconnected or died, and report a death. Runs in a thread.
+
+        Only for the leader.
+        """
+        # Returns when every live process of the two has called it. Process k never calls it.
         self._client.get_live_nodes([0, k])
         if f"mlip_jax/parting/{k}" not in dict(self._client.key_value_dir_get_bytes("mlip_jax/parting")):
             self._report(k, _DIED.format(k))
 
     def _await_silence(self, address: str) -> None:
-        """Others: wait until nothing answers at the port of process 0.
+        """Wait until process 0 no longer answers at its port. Runs in a thread, not for the leader.
 
-        Calls of the client need not return then: the thread that does so may be the one that JAX aborts with.
+        Calls of the client may never return then, because the thread that would complete them may
+        be the one in which JAX aborts this process.
         """
         host, _, port = address.rpartition(":")
         while not self._parting.wait(_CALL_SECONDS):
             try:
                 socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
-            except OSError as error:  # others are of this machine, such as too many open files
+            except OSError as error:  # other errors are local, such as too many open files
                 if isinstance(error, TimeoutError) or error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH):
                     self._lose_leader()
                     return
 
     def _lose_leader(self) -> None:
-        # the client is not touched: its calls would wait for process 0, or for the thread that aborts this process
+        """Handle the death of process 0, unless the run is ending anyway."""
+        # Do not call the client: it would wait for process 0 or for the thread that aborts this
+        # process.
         if not self._parting.is_set() and self._over.acquire(blocking=False):
             self._on_failure(_DIED.format(0))
 
 
 def _thread(function: Callable, *args) -> threading.Thread:
+    """Start a daemon thread that calls `function`."""
     thread = threading.Thread(target=function, args=args, name=function.__name__, daemon=True)
     thread.start()
     return thread

@@ -1,4 +1,4 @@
-"""Which process of which run this one is, as the launcher or the scheduler tells it."""
+"""Detection of the run that this process belongs to, from variables of launcher or scheduler."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-# Above the range from which Linux gives out ports of its own accord.
+# Ports above the range that Linux assigns automatically.
 _FIRST_PORT, _NUM_PORTS = 61_440, 4_096
 _OWN = ("MLIP_JAX_COORDINATOR", "MLIP_JAX_NUM_PROCESSES", "MLIP_JAX_PROCESS_ID")
 
 
 class Environment(NamedTuple):
-    """The place of this process in a run of several.
+    """Place of this process in a run of several processes.
 
     Attributes:
-      coordinator: "host:port" on which process 0 listens. None: JAX finds it and the rest out by itself (TPU pods).
-      num_processes, process_id: How many there are, and which one this is, from 0.
-      local_device_ids: GPUs for this process out of those that it sees; None for all.
+      coordinator: "host:port" at which process 0 listens. None: JAX detects it and the other fields
+        (TPU pods).
+      num_processes: Number of processes.
+      process_id: Index of this process, from 0.
+      local_device_ids: Indices of the visible GPUs that this process uses. None: all.
     """
 
     coordinator: str | None = None
@@ -28,20 +30,20 @@ class Environment(NamedTuple):
 
 
 def from_environment(env: Mapping[str, str] = os.environ) -> Environment | None:
-    """The place of this process, or None where it is the only one.
+    """Return the place of this process in its run, or None if it is the only process.
 
-    Looked at in this order:
+    The first of these sources that is present applies:
 
-    * MLIP_JAX_COORDINATOR ("host:port"), MLIP_JAX_NUM_PROCESSES and MLIP_JAX_PROCESS_ID, which launch/local.sh sets.
-      MLIP_JAX_NUM_PROCESSES=1 alone means one process, whatever the scheduler says; MLIP_JAX_COORDINATOR=auto alone
-      leaves it to JAX (launch/tpu_pod.sh).
-    * SLURM, in a job step of several tasks: SLURM_STEP_NUM_TASKS, which srun sets for the processes that it starts.
-      SLURM_NTASKS does not tell: it stands in a batch script and in the shell of `salloc` as well, which are one
-      process.
-    * A TPU pod that tells its hosts: TPU_WORKER_HOSTNAMES, or MEGASCALE_NUM_SLICES.
+    * MLIP_JAX_COORDINATOR ("host:port"), MLIP_JAX_NUM_PROCESSES and MLIP_JAX_PROCESS_ID, as set by
+      launch/local.sh. Only MLIP_JAX_NUM_PROCESSES=1 means a single process, regardless of the
+      scheduler. Only MLIP_JAX_COORDINATOR=auto leaves the detection to JAX (launch/tpu_pod.sh).
+    * SLURM, in a job step of several tasks: SLURM_STEP_NUM_TASKS, which srun sets for the processes
+      that it starts. SLURM_NTASKS is not used, because it is also set in batch scripts and in the
+      shell of `salloc`, which are single processes.
+    * A TPU pod with TPU_WORKER_HOSTNAMES or MEGASCALE_NUM_SLICES.
 
     Raises:
-      ValueError: Some of the variables are missing or make no sense.
+      ValueError: Some of the variables are missing or invalid.
     """
     own = {name: env[name] for name in _OWN if env.get(name)}
     if own:
@@ -54,6 +56,7 @@ def from_environment(env: Mapping[str, str] = os.environ) -> Environment | None:
 
 
 def _own(env: Mapping[str, str]) -> Environment | None:
+    """Return the place of this process according to the variables of this package."""
     if env == {"MLIP_JAX_COORDINATOR": "auto"}:
         return Environment()
     if list(env) == ["MLIP_JAX_NUM_PROCESSES"] and _number(env, "MLIP_JAX_NUM_PROCESSES") == 1:
@@ -72,6 +75,7 @@ def _own(env: Mapping[str, str]) -> Environment | None:
 
 
 def _slurm(env: Mapping[str, str]) -> Environment:
+    """Return the place of this process in its SLURM job step."""
     missing = [name for name in ("SLURM_PROCID", "SLURM_LOCALID") if not env.get(name)]
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST")
     if missing or not nodes:
@@ -80,13 +84,18 @@ def _slurm(env: Mapping[str, str]) -> Environment:
                          "or set MLIP_JAX_NUM_PROCESSES=1 for a single process")
     count, index = _number(env, "SLURM_STEP_NUM_TASKS"), _number(env, "SLURM_PROCID")
     _check_index(count, index, "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
-    # the interactive step of salloc and others have numbers near 2^32; steps of one job must not share a port
+    # The sum gives each step of a job another port. Some steps, such as the interactive one of
+    # salloc, have numbers near 2^32, so take the remainder.
     port = _FIRST_PORT + (_number(env, "SLURM_JOB_ID") + _number(env, "SLURM_STEP_ID")) % _NUM_PORTS
     return Environment(f"{expand_hostlist(nodes)[0]}:{port}", count, index, _slurm_devices(env))
 
 
 def _slurm_devices(env: Mapping[str, str]) -> tuple[int, ...] | None:
-    """The share of a task in the GPUs of its node; None for all that it sees: its own, or a node has one task."""
+    """Return the GPUs of this task, its share of the visible GPUs of the node.
+
+    Returns None, which means all visible GPUs, if SLURM has assigned GPUs to the task or if the
+    node has only one task.
+    """
     tasks = _tasks_on_node(env)
     visible = [d for d in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
     bound = len(visible) < _number(env, "SLURM_GPUS_ON_NODE", len(visible)) or env.get("SLURM_GPUS_PER_TASK")
@@ -100,7 +109,10 @@ def _slurm_devices(env: Mapping[str, str]) -> tuple[int, ...] | None:
 
 
 def _tasks_on_node(env: Mapping[str, str]) -> int:
-    """From SLURM_STEP_TASKS_PER_NODE, such as "4(x2),3": the tasks of each node, runs of equal ones put together."""
+    """Return the number of tasks on this node, from SLURM_STEP_TASKS_PER_NODE such as "4(x2),3".
+
+    The variable lists the tasks of each node and abbreviates equal ones: here 4, 4 and 3.
+    """
     counts = []
     for part in (env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_NTASKS_PER_NODE") or "1").split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
@@ -112,13 +124,13 @@ def _tasks_on_node(env: Mapping[str, str]) -> int:
 
 
 def expand_hostlist(text: str) -> list[str]:
-    """The hosts of SLURM's short form, in order.
+    """Expand a list of hosts in SLURM's short form.
 
     >>> expand_hostlist("gpu[08-10,7]-ib,login")
     ['gpu08-ib', 'gpu09-ib', 'gpu10-ib', 'gpu7-ib', 'login']
 
     Raises:
-      ValueError: The text is not of that form.
+      ValueError: The text does not have that form.
     """
     hosts = []
     for item in re.split(r",(?![^\[]*\])", text.strip()):
@@ -133,6 +145,7 @@ def expand_hostlist(text: str) -> list[str]:
 
 
 def _numbers(ranges: str, text: str) -> list[str]:
+    """Expand the ranges in a pair of brackets, keeping leading zeros. `text` is for the message."""
     numbers = []
     for part in ranges.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
@@ -144,6 +157,11 @@ def _numbers(ranges: str, text: str) -> list[str]:
 
 
 def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """Return the variable `name` as an integer, or `default` if it is unset or empty.
+
+    Raises:
+      ValueError: It is not a non-negative integer, or it is unset and has no default.
+    """
     text = env.get(name)
     if not text and default is not None:
         return default
@@ -153,6 +171,7 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None) -> in
 
 
 def _check_index(count: int, index: int, count_name: str, index_name: str) -> None:
+    """Raise ValueError if the index of a process is not below the number of processes."""
     if not 0 <= index < count:
         raise ValueError(f"{index_name}={index} of {count_name}={count}: processes are numbered from 0 to "
                          f"{count_name} - 1")

@@ -1,4 +1,4 @@
-"""The start of a run of several processes: they find each other, and JAX starts its coordination service."""
+"""Start of a run of several processes: they connect, and JAX starts its coordination service."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlip_jax.distributed.environment import Environment
 
 _HEARTBEAT_SECONDS = 10
 _SHUTDOWN_SECONDS = 30
-# When the time that it is given is over, JAX aborts the process: it gets more than there is.
+# JAX aborts the process after its own timeout, which is therefore longer than that of `meet`.
 _SPARE_SECONDS = 60
 
 
@@ -20,7 +20,7 @@ def meet(environment: Environment, timeout: float) -> None:
     """Call `jax.distributed.initialize`, which returns when all processes have called it.
 
     Raises:
-      RuntimeError: Not all processes have come within `timeout` seconds, or JAX cannot start.
+      RuntimeError: Not all processes have connected within `timeout` seconds, or JAX cannot start.
     """
     options = {} if environment.coordinator is None else _options(environment)
     _wait_before_aborts()
@@ -33,10 +33,10 @@ def meet(environment: Environment, timeout: float) -> None:
                 initialization_timeout=int(timeout) + _SPARE_SECONDS, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=_SHUTDOWN_SECONDS, **options)
             result.put(None)
-        except BaseException as error:  # raised below, in the thread that waits
+        except BaseException as error:  # raised below, in the calling thread
             result.put(error)
 
-    # nothing interrupts the call, so that it has a thread of its own
+    # the call cannot be interrupted, so it runs in another thread
     threading.Thread(target=start, name="jax.distributed.initialize", daemon=True).start()
     try:
         error = result.get(timeout=timeout)
@@ -53,10 +53,10 @@ def meet(environment: Environment, timeout: float) -> None:
 
 
 def _options(environment: Environment) -> dict:
-    """Return the arguments of `jax.distributed.initialize` that say where and which process this is.
+    """Return the arguments of `jax.distributed.initialize` for the place of this process.
 
     Raises:
-      RuntimeError: The port is in use. JAX would share it, and take in the processes of the other run.
+      RuntimeError: The port is in use. JAX would share it and mix the processes of two runs.
     """
     host, _, port = environment.coordinator.rpartition(":")
     here = host in ("localhost", "127.0.0.1", "[::1]")
@@ -71,14 +71,15 @@ def _options(environment: Environment) -> dict:
     return {"coordinator_address": environment.coordinator, "num_processes": environment.num_processes,
             "process_id": environment.process_id, "local_device_ids": None if ids is None else list(ids),
             "cluster_detection_method": "deactivate",
-            # only what comes from this machine, where all processes are on it
+            # accept only local connections if all processes are on this machine
             "coordinator_bind_address": environment.coordinator if here else None}
 
 
 def _wait_before_aborts() -> None:
-    """Make an abort of this process wait six seconds (the number of SIGABRT), in which `Coordination` can end it.
+    """Make an abort of this process wait six seconds, so that `Coordination` can end it first.
 
-    JAX aborts a process that has lost process 0, with exit code 134, and takes no callback from Python.
+    JAX aborts a process that has lost process 0, with exit code 134, and does not accept a Python
+    callback. The handler is `sleep`, whose argument is the number of the signal: SIGABRT is 6.
     """
     libc = ctypes.CDLL(None)
     libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p

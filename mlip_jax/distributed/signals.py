@@ -1,4 +1,4 @@
-"""The wish to stop, as a scheduler or a user sends it."""
+"""Stop requests: the signals that a scheduler or a user sends to end a run."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from collections.abc import Iterator
 
 log = logging.getLogger(__name__)
 
-# sysexits.h: a temporary failure; try again later
+# Exit code of a run that should be requeued: EX_TEMPFAIL of sysexits.h, a temporary failure.
 EXIT_REQUEUE = 75
-# After which a signal that was lost is sent again: where it was lost must be left by then, on a busy machine as well.
+# Time after which a lost signal is sent again (s). The garbage collection that lost it must be over
+# by then, also on a busy machine.
 _AGAIN_SECONDS = 0.3
 
 
 class Stopped(RuntimeError):
-    """A signal ended the run. What it did is saved; started again, it goes on."""
+    """A signal stopped the run. Its progress is saved, and a rerun resumes from there."""
 
 
 class InterruptedTwice(KeyboardInterrupt):
-    """A user will not wait for the step to be saved, nor see the run started again."""
+    """A user has interrupted the run twice: it ends without saving and must not be requeued."""
 
 
 class _End(SystemExit):
-    """A signal asks for the end."""
+    """Exit because of a signal, with its number."""
 
     def __init__(self, number: int):
         super().__init__(EXIT_REQUEUE)
@@ -36,9 +37,10 @@ class _End(SystemExit):
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """While it is entered, SIGTERM and SIGUSR1 raise SystemExit with EXIT_REQUEUE: a scheduler wants the place.
+    """Raise SystemExit with EXIT_REQUEUE on SIGTERM and SIGUSR1 in the body.
 
-    For the parts of a program that have nothing to save. In another thread than the main one this does nothing.
+    A scheduler sends these signals to reclaim the machine. This is for parts of a program that have
+    nothing to save. It does nothing outside of the main thread.
     """
 
     def end(number, frame):
@@ -58,9 +60,10 @@ def ended_by_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lost_ones_again() -> Iterator[None]:
-    """A signal whose exception comes to nothing is sent again, a little later.
+    """Send a signal again shortly after Python has discarded its exception.
 
-    Python prints and forgets what is raised within a garbage collection, where JAX has it call Python each time.
+    Python prints and discards an exception that is raised during a garbage collection. JAX
+    registers a Python callback for collections, so a signal handler can run and raise there.
     """
     show, timers = sys.unraisablehook, []
 
@@ -81,15 +84,15 @@ def _lost_ones_again() -> Iterator[None]:
 
 
 class StopSignal:
-    """While it is entered, the first SIGTERM, SIGINT or SIGUSR1 is remembered in place of ending the process.
+    """Context manager that records the first SIGTERM, SIGINT or SIGUSR1; the process continues.
 
-    A second SIGINT raises InterruptedTwice. A second SIGTERM ends the process at once, with exit code 75
-    (EXIT_REQUEUE). What was set before is put back on leaving. Signals come to the main thread only: entered in
-    another, this does nothing. Python sees a signal when a call into compiled code returns, such as a step or a
-    compilation.
+    A second SIGINT raises InterruptedTwice. A second SIGTERM ends the process at once, with exit
+    code 75 (EXIT_REQUEUE). The previous handlers are restored on exit. Only the main thread
+    receives signals, so this does nothing in other threads. Python handles a signal when a call
+    into compiled code returns, such as a training step or a compilation.
 
     Attributes:
-      received: The name of the first signal; None until then.
+      received: Name of the first signal, None until then.
     """
 
     def __init__(self) -> None:
@@ -105,16 +108,17 @@ class StopSignal:
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
-            # None: set by code that is not Python's, which cannot be put back
+            # None: a handler that was not set from Python, which cannot be restored
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
 
     def _receive(self, number: int, frame) -> None:
+        """Record a signal. Its second occurrence interrupts or ends the process."""
         self._counts[number] = self._counts.get(number, 0) + 1
         name = signal.Signals(number).name
         if self.received is None:
             self.received = name
-            # a handler must not log: it may have interrupted the very same stream within a write
+            # A handler must not log itself: it may have interrupted a write to the same stream.
             text = "%s: stopping after this step; the same signal again ends the run at once"
             threading.Thread(target=log.warning, args=(text, name), daemon=True).start()
         if self._counts[number] < 2:

@@ -1,4 +1,4 @@
-"""Plain values and NumPy arrays to bytes and back; nothing that is read can run code."""
+"""Serialization of plain values and NumPy arrays. Unlike pickle, reading cannot execute code."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ _ARRAY = "__array__"
 
 
 def encode(value: Any) -> bytes:
-    """Bytes of what JSON knows (dictionaries have names as keys) with NumPy arrays and numbers anywhere in it.
+    """Convert a JSON-like value that may contain NumPy arrays and scalars to bytes.
+
+    Args:
+      value: Numbers, text, None, lists, tuples, dictionaries with text as keys, and NumPy arrays.
 
     Raises:
-      TypeError: Something else is in it, and where.
+      TypeError: The value contains another type. The message says where.
     """
     arrays: list[np.ndarray] = []
     text = json.dumps(_without_arrays(value, arrays, "value")).encode()
@@ -28,13 +31,14 @@ def encode(value: Any) -> bytes:
 
 
 def decode(data: bytes) -> Any:
-    """What `encode` was given; tuples are lists."""
+    """Return the value that was encoded by `encode`. Tuples are returned as lists."""
     buffer = io.BytesIO(data)
     tree = json.loads(buffer.read(int.from_bytes(buffer.read(8), "big")))
     return _with_arrays(tree, buffer)
 
 
 def _without_arrays(value, arrays, where):
+    """Return `value` with placeholders for arrays, which are appended to the list `arrays`."""
     if isinstance(value, (np.ndarray, np.generic)):
         array = np.asarray(value)
         if array.dtype.hasobject:
@@ -54,7 +58,7 @@ def _without_arrays(value, arrays, where):
 
 
 def _with_arrays(tree, buffer):
-    """In the order in which they were written."""
+    """Return `tree` with the arrays of `buffer` for the placeholders, in the order of writing."""
     if isinstance(tree, dict):
         if _ARRAY in tree:
             array = np.lib.format.read_array(buffer, allow_pickle=False)

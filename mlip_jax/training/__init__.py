@@ -1,1 +1,1 @@
-"""Training: losses, metrics, optimizers, the step, the loop."""
+"""Training: losses, metrics, optimizers, the training step and the training loop."""

@@ -1,7 +1,7 @@
-"""What a run trains on: parts of a store with their sizes, and the batches made of them.
+"""Splits of a data store, and the streams of batches that a run trains and validates on.
 
-One plan for all devices of all processes: an update takes as many micro-batches as the run was begun with, on however
-many devices it goes on.
+All devices of all processes share one plan. The number of micro-batches per step is fixed when a
+run is started, so a run resumes with the same steps on another number of devices.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from mlip_jax.graphs.packing import plan_buckets
 from mlip_jax.graphs.pipeline import Shuffle, Stream, stack
 from mlip_jax.graphs.shapes import PaddingBudget, Sizes
 
-# Structures that are planned at a time, at least; and in batches of a step, so that little is lost at a window's end.
+# A window is the set of structures that are planned together. It has at least _WINDOW structures
+# and enough for about _WINDOW_STEPS steps, so that few incomplete steps occur at its end.
 _WINDOW, _WINDOW_STEPS = 4096, 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One part of the data.
+    """One split of the data: training, validation or test.
 
     Attributes:
-      rows: Where its structures are. indices: Their numbers there, (S,) int64. sizes: Of them.
+      rows: Rows of the store that contains the structures.
+      indices: Row indices of the structures of this split, (S,) int64.
+      sizes: Numbers of atoms, edges and long-range pairs of these structures.
     """
 
     rows: Rows
@@ -39,33 +42,34 @@ class Split:
         return len(self.indices)
 
     def part(self, places: np.ndarray) -> Split:
-        """The structures at `places` of this part."""
+        """Return the structures at the positions `places` of this split as a split."""
         return Split(self.rows, self.indices[places], self.sizes.take(places))
 
     def sample(self, most: int, seed: int) -> Split:
-        """At most so many structures, drawn at random, in their order."""
+        """Return a random subset of at most `most` structures in the original order."""
         if len(self) <= most:
             return self
         return self.part(np.sort(np.random.default_rng(seed).choice(len(self), most, replace=False)))
 
     @property
     def periodic(self) -> bool:
-        """Whether any structure of the rows is periodic."""
+        """Return whether any structure of the rows is periodic."""
         rows = self.rows.take(self.indices[:1]) if len(self) else None
         return rows is not None and rows.pbc is not None
 
     def columns(self, places: np.ndarray | None = None, *, labels_only: bool = False) -> Columns:
-        """The structures, all of them in memory, or those at `places`."""
+        """Load all structures, or those at the positions `places`, into memory."""
         return self.rows.take(self.indices if places is None else self.indices[places], labels_only=labels_only)
 
 
 class StepPlan(NamedTuple):
-    """What one step works on.
+    """Structures of one training step.
 
     Attributes:
-      places: In the split, one array for each micro-batch of all devices, device by device.
-      epoch: Epochs that are over. progress: Share of this epoch's windows that are planned up to here.
-      bucket: Whose budget holds every one of the micro-batches.
+      places: Positions of the structures in the split: one array per micro-batch, device by device.
+      epoch: Number of finished epochs.
+      progress: Fraction of the current epoch that is planned up to and including this step.
+      bucket: Index of the size bucket, whose budget every micro-batch fits into.
     """
 
     places: list[np.ndarray]
@@ -76,20 +80,25 @@ class StepPlan(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """Makes the batches of all splits.
+    """Factory of the batches of all splits.
+
+    Dimensions: D local devices, K micro-batches per device and step.
 
     Attributes:
-      budgets: Static shapes of a batch, ascending. cutoff: Å. reference: (119,) eV.
-      num_devices: Of this process.
-      micro_batches: Of an update, over all devices of all processes; None: one for each device.
-      num_hosts, host: Each process plans all batches and reads those of its own devices.
-      long_range_cutoff: Å, or None for batches without long-range pairs.
-      resident: Training batches are the places of the structures alone, (D, 1, K, graphs - 1) int32, -1 where there
-        is none: the graphs are built on the device.
-      put: What brings a training batch to the devices, in the thread that builds ahead.
-      properties: Names of properties that batches hold as labels, in globals and nodes (build_batch).
-      displace: (structures, their numbers in the rows of the split, epoch, budget) -> structures as they are trained
-        on in that epoch.
+      budgets: Padded sizes of a micro-batch (size buckets), in ascending order.
+      cutoff: Cutoff radius (Å).
+      reference: Reference energy of each element (eV), (119,).
+      num_devices: Number of devices of this process.
+      micro_batches: Number of micro-batches per step over all processes. None: one per device.
+      num_hosts: Number of processes. Each plans all batches, but builds those of its own devices.
+      host: Index of this process.
+      long_range_cutoff: Cutoff of long-range pairs (Å), or None for batches without such pairs.
+      resident: Whether graphs are built on the device. A training batch then contains only the
+        positions of its structures in the split, (D, 1, K, graphs - 1) int32, padded with -1.
+      put: Function that transfers a training batch to the devices. The prefetching thread calls it.
+      properties: Names of the properties that batches contain as labels (see `build_batch`).
+      displace: Function (structures, their row indices, epoch, budget) -> structures to train on in
+        that epoch.
     """
 
     budgets: tuple[PaddingBudget, ...]
@@ -107,20 +116,30 @@ class Batches:
 
     @property
     def per_device(self) -> int:
-        """Micro-batches of a device in an update, K; the last ones may be empty."""
+        """Number of micro-batches per device and step, K. The last ones may be empty."""
         return -(-self._of_an_update // self._all_devices)
 
     @property
     def _all_devices(self) -> int:
+        """Number of devices of all processes."""
         return self.num_devices * self.num_hosts
 
     @property
     def _of_an_update(self) -> int:
+        """Number of micro-batches per step over all devices."""
         return self.micro_batches or self._all_devices
 
     def training(self, split: Split, seed: int, state: dict[str, Any] | None = None) -> Stream:
-        """(group, batches with leading axes (D, 1, K)) without end, every epoch in another order: a function of split,
-        budgets, micro_batches and seed."""
+        """Return an endless stream of (plan of a step, its batch with leading axes (D, 1, K)).
+
+        Every epoch has another order. The stream is a pure function of `split`, `budgets`,
+        `micro_batches` and `seed`.
+
+        Args:
+          split: Training split.
+          seed: Seed of the order.
+          state: State of an earlier stream to resume from.
+        """
         size = self._window_size(split, self._of_an_update)
         per_epoch = -(-len(split) // size)
         shuffle = Shuffle(len(split), seed * 1_000_003)
@@ -134,7 +153,7 @@ class Batches:
         return Stream(window, None, self._training_builder(split), state=state)
 
     def in_order(self, split: Split) -> Stream:
-        """(group, batches with a leading axis D) that hold every structure once."""
+        """Return a stream of (plan, batch with leading axis (D,)) with every structure once."""
         size = self._window_size(split, self._all_devices)
 
         def window(number):
@@ -147,31 +166,35 @@ class Batches:
         return Stream(window, -(-len(split) // size), build)
 
     def of_this_host(self, group: StepPlan) -> list[np.ndarray]:
-        """Places of the structures of each local device, for a group of `in_order`."""
+        """Return the positions of the structures of each local device, for a plan of `in_order`."""
         return self._share(group, 1)
 
     def num_groups(self, split: Split, most: int = 20_000) -> float:
-        """Updates of an epoch, estimated from the plan of at most `most` structures."""
+        """Estimate the number of steps per epoch from a plan of at most `most` structures."""
         size, wanted = self._window_size(split, self._of_an_update), self._of_an_update
         whole = len(split) <= most or size <= most
         count = len(split) if len(split) <= most else most // size * size if whole else most
-        order = np.random.default_rng(0).permutation(len(split))[:count]  # mixed, as in training
-        if whole:  # each window ends in groups that are not full
+        order = np.random.default_rng(0).permutation(len(split))[:count]  # shuffled, as in training
+        if whole:  # plan whole windows, because each ends with incomplete steps
             groups = sum(len(self._plan(split, order[start:start + size], wanted)) for start in range(0, count, size))
         else:
             groups = len(plan_buckets(order, split.sizes, self.budgets)) / wanted
         return groups * len(split) / max(count, 1)
 
     def _share(self, group: StepPlan, per_device: int) -> list[np.ndarray]:
-        """The places of this process's devices; a group of too few micro-batches is completed with empty ones."""
+        """Return the micro-batches of this process's devices, completed with empty ones."""
         mine = range(self.host * self.num_devices * per_device, (self.host + 1) * self.num_devices * per_device)
         return [group.places[i] if i < len(group.places) else np.zeros(0, np.int64) for i in mine]
 
     def _window_size(self, split: Split, wanted: int) -> int:
+        """Return the number of structures that are planned together."""
         return max(_WINDOW, _WINDOW_STEPS * wanted * (self.budgets[0].n_graph - 1))
 
     def _plan(self, split: Split, places: np.ndarray, wanted: int) -> list[StepPlan]:
-        """Batches in groups of `wanted` of the same bucket, in the order in which they are complete."""
+        """Return steps of `wanted` micro-batches of one bucket, in the order of their completion.
+
+        Each bucket may end with a step of fewer micro-batches.
+        """
         waiting: list[list[np.ndarray]] = [[] for _ in self.budgets]
         groups = []
         for bucket, batch in plan_buckets(places, split.sizes, self.budgets):
@@ -182,6 +205,7 @@ class Batches:
         return groups + [StepPlan(rest, 0, bucket=bucket) for bucket, rest in enumerate(waiting) if rest]
 
     def _batch(self, split: Split, places: np.ndarray, bucket: int, epoch: int | None = None):
+        """Build the padded graph of a micro-batch, displaced if it is for training in `epoch`."""
         columns, budget = split.columns(places, labels_only=True), self.budgets[bucket]
         if epoch is not None and self.displace is not None and len(places):
             columns = self.displace(columns, split.indices[places], epoch, budget)
@@ -189,13 +213,16 @@ class Batches:
                            properties=self.properties)
 
     def _training_builder(self, split: Split):
+        """Return the function that builds the batch of a step, with leading axes (D, 1, K)."""
+
         def one(places, bucket, epoch):
             if not self.resident:
                 return self._batch(split, places, bucket, epoch)
-            unused = self.budgets[bucket].n_graph - 1 - len(places)
-            return np.concatenate([places, np.full(unused, -1)]).astype(np.int32)
+            unused = self.budgets[bucket].n_graph - 1 - len(places)  # the last graph is padding
+            return np.concatenate([places, np.full(unused, -1)]).astype(np.int32)  # (graphs - 1,)
 
         def build(group: StepPlan):
+            # (D * K, ...) -> (D, 1, K, ...); a dispatch concatenates its steps along axis 1
             made = stack([one(places, group.bucket, group.epoch) for places in self._share(group, self.per_device)])
             shape = (self.num_devices, 1, self.per_device)
             return self.put(jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), made))

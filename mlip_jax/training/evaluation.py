@@ -1,4 +1,4 @@
-"""Errors and predictions of a model on a split."""
+"""Evaluation of a model on a split: error sums and predictions."""
 
 from __future__ import annotations
 
@@ -15,28 +15,34 @@ from mlip_jax.training.step import Trainer
 
 
 class Predicted(NamedTuple):
-    """Total energies (S,) in eV, float64, reference energies included, and forces (A, 3) in eV/Å."""
+    """Predictions for all structures of a split, float64.
+
+    Attributes:
+      energy: Total energies including the reference energies (eV), (S,).
+      forces: Forces (eV/Å), (A, 3).
+    """
 
     energy: np.ndarray
     forces: np.ndarray
 
 
 def add(sums: list[Any]) -> Any:
-    """Sum over steps, in float64 on the host."""
+    """Add up the sums of several batches, in float64 on the host."""
     return jax.tree.map(lambda *values: float(np.sum([np.asarray(v, np.float64) for v in values])), *sums)
 
 
 def validate(trainer: Trainer, params: Any, split: Split, batches: Batches) -> Any:
-    """Error sums over a split; `params` are replicated."""
+    """Compute the error sums over a split. `params` are replicated over the devices."""
     with contextlib.closing(batches.in_order(split)) as stream:
         sums = [trainer.evaluate(params, graphs)[1] for _, graphs in stream]
-        return add([trainer.single(s) for s in sums])  # looked at once all are on their way
+        return add([trainer.single(s) for s in sums])  # fetched only after all were dispatched
 
 
 def predict(trainer: Trainer, params: Any, split: Split, batches: Batches) -> Predicted:
-    """Energies and forces of every structure of a split, in its order; `params` are replicated.
+    """Predict energies and forces of every structure of a split, in the order of the split.
 
-    Every process computes its share, and has all of it afterwards.
+    Every process computes its share and returns the predictions of all. `params` are replicated
+    over the devices.
     """
     columns = split.columns(labels_only=True)
     energy, forces = np.zeros(len(columns), np.float32), np.zeros((len(columns.numbers), 3), np.float32)
@@ -47,6 +53,6 @@ def predict(trainer: Trainer, params: Any, split: Split, batches: Batches) -> Pr
                 rows = columns.atoms_of(places)
                 energy[places] = evaluation.energy[device][:len(places)]
                 forces[rows] = evaluation.forces[device][:len(rows)]
-    # each process has zeros where another one computed
+    # each process has zeros for the structures of the others, so the sum is complete
     energy, forces = distributed.total(energy), distributed.total(forces)
     return Predicted(energy.astype(np.float64) + sum_reference(batches.reference, columns), forces.astype(np.float64))

@@ -1,8 +1,19 @@
-"""The training loop: updates, validation, checkpoints, and going on exactly where a run was stopped.
+"""The training loop: steps, validation, checkpoints, and the exact resumption of a stopped run.
 
-The loop hands updates to the devices ahead of what they have done and looks at results later, so that they never wait
-for it. What a result asks for (a log line, a stop, a loss that is not finite) is done when it is looked at, which is at
-the same step in all processes.
+One iteration of the loop (`TrainingLoop._steps`):
+
+1. Take the batches of the next steps from the stream (`_next`). They share a size bucket and end at
+   the next step that logs, validates or saves.
+2. Dispatch these steps to the devices (`Trainer.train`). This returns before they are done.
+3. Read the results of earlier dispatches (`_settle`): log a line, note a stop request, or handle a
+   non-finite loss. At most `_AHEAD` results stay unread, none before a validation or a checkpoint.
+4. Validate every `valid_every` steps (`_validate`): save the best parameters, and reduce the
+   learning rate on a plateau.
+5. Save a checkpoint every `checkpoint_every` steps (`_save`).
+6. Stop after a signal, or roll back to the last checkpoint after a non-finite loss (`_roll_back`).
+
+The loop dispatches steps ahead of their results, so the devices never wait for the host. All
+processes read a result at the same step, so all of them stop or roll back together.
 """
 
 from __future__ import annotations
@@ -33,19 +44,23 @@ from mlip_jax.training.trace import Trace
 
 log = logging.getLogger(__name__)
 
-# Calls whose results are not looked at yet.
+# Maximum number of dispatches whose results have not been read.
 _AHEAD = 2
 
 
 @dataclasses.dataclass
 class TrainingProgress:
-    """Where a run stands: what a checkpoint stores beside the arrays.
+    """Progress of a run. A checkpoint stores it along with the arrays.
 
     Attributes:
-      step: Updates done. epoch: Epochs done, with the part of the one under way.
-      input: State of the stream of batches. micro_batches: Of an update.
-      seconds: Of training so far, all starts together. best_loss: Of the validations.
-      plateau: Of the learning rate. rollbacks: How often the run went back to a checkpoint.
+      step: Number of steps so far.
+      epoch: Number of epochs so far, including the fraction of the current one.
+      input: State of the stream of batches.
+      micro_batches: Number of micro-batches per step.
+      seconds: Training time so far (s), summed over restarts.
+      best_loss: Lowest validation loss.
+      plateau: Fields of `Plateau`, the state of the learning rate on a plateau.
+      rollbacks: Number of rollbacks to a checkpoint.
     """
 
     step: int = 0
@@ -59,7 +74,13 @@ class TrainingProgress:
 
 
 class Dispatch(NamedTuple):
-    """Updates that were handed to the devices: the step after them, what they work on, and what will come of it."""
+    """Steps that were dispatched to the devices together.
+
+    Attributes:
+      step: Number of steps of the run after them.
+      groups: Plan of each of these steps.
+      result: Their result, which the devices may still be computing.
+    """
 
     step: int
     groups: list[StepPlan]
@@ -68,18 +89,23 @@ class Dispatch(NamedTuple):
 
 @dataclasses.dataclass
 class TrainingLoop:
-    """Trains to `num_steps`.
+    """Training of one model up to a number of steps.
 
     Attributes:
-      trainer, batches, train, valid: What to train with. valid is the part used while training.
-      workdir: Checkpoints go to workdir/checkpoints and workdir/best.
-      metadata: Goes into every checkpoint (config, statistics, versions).
+      trainer: Compiled training and evaluation steps.
+      batches: Factory of the batches.
+      train: Training split.
+      valid: Validation split, or the subset of it that is used during training.
+      workdir: Directory of the run, with checkpoints in workdir/checkpoints and workdir/best.
+      metadata: Metadata stored in every checkpoint (config, statistics, versions).
       schedules: Functions of the step to record: {"learning_rate": ..., "beta": ...}.
-      options: config.train. num_steps: To train to. seed: Of the batch order.
-      plateau: Options of Plateau.update, or None.
-      meter: Counts work and time.
-      steps_per_call: Updates of one call to the devices, at most.
-      """
+      options: Config of the training, config.train.
+      num_steps: Step at which training ends.
+      seed: Seed of the batch order.
+      meter: Meter of throughput and time.
+      plateau: Options of `Plateau.update`, or None for no reduction on a plateau.
+      steps_per_call: Maximum number of steps per dispatch.
+    """
 
     trainer: Trainer
     batches: Batches
@@ -96,18 +122,26 @@ class TrainingLoop:
     steps_per_call: int = 1
 
     def run(self, params: Any, restored: Restored | None = None) -> TrainingProgress:
-        """Train from a checkpoint of this run, or from `params` where there is none.
+        """Train from a checkpoint of this run, or from `params` if there is none.
+
+        Args:
+          params: Initial parameters.
+          restored: Checkpoint to resume from, or None.
+
+        Returns:
+          The progress at the end of the run.
 
         Raises:
-          distributed.Stopped: By a signal, after saving. TrainingError: The loss is not finite.
-          CheckpointError: Something cannot be written, or the checkpoint does not fit.
+          distributed.Stopped: A signal stopped the run. A checkpoint was saved.
+          TrainingError: The loss is not finite.
+          CheckpointError: A checkpoint cannot be written, or `restored` does not fit the model.
         """
         self._params = params
         state, position = self._start(restored)
         self._calls: collections.deque[Dispatch] = collections.deque()
         self._held: tuple[StepPlan, Any] | None = None
         self._stop = False
-        # alike in all processes, which else would stop at different steps
+        # must be identical on all processes; otherwise they would stop at different steps
         self._ahead = distributed.broadcast(0 if self.trainer.crowded else _AHEAD)
         self._begin = time.monotonic() - position.seconds
         self._nonfinite = NonFinite(self.options.on_nonfinite, self.train, self.workdir)
@@ -123,12 +157,14 @@ class TrainingLoop:
             self._steps(state, position)
             with self.meter.clock("checkpoint"):
                 self._outputs.wait()
-            # a signal after the last call, of which no result tells the others
+            # A signal may arrive after the last dispatch. No later result would pass it on to the
+            # other processes.
             if distributed.total(np.array([bool(self._signal.received)], np.float32)).any():
                 raise self._stopped(position.step)
         return position
 
     def _start(self, restored: Restored | None) -> tuple[TrainState, TrainingProgress]:
+        """Return the state and the progress of a checkpoint, or the initial ones if it is None."""
         state = self.trainer.init(self._params)
         if restored is None:
             return state, TrainingProgress(micro_batches=self.batches.micro_batches)
@@ -137,6 +173,7 @@ class TrainingLoop:
         return self.trainer.replicate(from_arrays(self.trainer.single(state), restored.arrays)), position
 
     def _steps(self, state: TrainState, position: TrainingProgress) -> None:
+        """Run the loop up to the last step; see the module's docstring. Updates `position`."""
         with contextlib.closing(self.batches.training(self.train, self.seed, position.input)) as stream:
             while position.step < self.num_steps:
                 with self.meter.clock("input", unless=self._busy):
@@ -150,19 +187,21 @@ class TrainingLoop:
                 state = self._after(state, position, stream)
 
     def _after(self, state: TrainState, position: TrainingProgress, stream) -> TrainState:
-        """Do what is due after the call that was made last.
+        """Read results, then validate, save or stop if that is due after the last dispatch.
 
         Raises:
-          distributed.Stopped: A signal has come; all is done that is due at this step, so that it is not missing later.
+          distributed.Stopped: A signal was received. Validation and checkpoint of this step are
+            complete, so the resumed run does not miss them.
         """
         step = position.step
         to_validate, to_save = (self._due(step, every) for every in (
             self.options.valid_every, self.options.checkpoint_every))
         state = self._settle(0 if to_validate or to_save else self._ahead, state, position, stream)
+        # The state of the stream is past a batch that is held back. A checkpoint would lose it.
         to_stop = self._stop and self._held is None
         if to_stop:
             state = self._settle(0, state, position, stream)
-        if position.step < step:  # back at a checkpoint, where all was done that was due
+        if position.step < step:  # rolled back to a checkpoint, where everything due is done
             return state
         if to_validate:
             state = self._validate(state, position)
@@ -173,11 +212,19 @@ class TrainingLoop:
         return state
 
     def _stopped(self, step: int) -> distributed.Stopped:
+        """Return the exception of a run that was stopped at `step`."""
         return distributed.Stopped(f"stopped by {self._signal.received or 'another process'} at step {step}, and "
                                    "saved; the same command goes on from there")
 
     def _next(self, stream, step: int) -> tuple[list[StepPlan], Any]:
-        """Groups of one bucket, up to the next step at which something is due, and their input on the devices."""
+        """Take the batches of the next steps from the stream.
+
+        The steps share one size bucket and end at the next step that logs, validates or saves. The
+        first batch of another bucket is held back for the next dispatch.
+
+        Returns:
+          The plans of the steps, and their input on the devices with leading axes (D, S, K).
+        """
         most = min([self.steps_per_call, self.num_steps - step] + [
             every - step % every
             for every in (self.options.log_every, self.options.valid_every, self.options.checkpoint_every)])
@@ -192,17 +239,22 @@ class TrainingLoop:
         inputs = [batch for _, batch in taken]
         if self.steps_per_call == 1:
             return [taken[0][0]], inputs[0]
-        # what is not to be done needs some values as well
+        # the number of batches is static, so the last one fills up the steps that are not done
         inputs += inputs[-1:] * (self.steps_per_call - len(inputs))
+        # S arrays (D, 1, K, ...) -> (D, S, K, ...)
         return [g for g, _ in taken], self.trainer.put(jax.tree.map(lambda *x: np.concatenate(x, 1), *inputs))
 
     def _settle(self, ahead: int, state: TrainState, position: TrainingProgress, stream) -> TrainState:
-        """Look at results until no more than `ahead` are left, and do what they ask for."""
+        """Read results until at most `ahead` are unread, and act on them.
+
+        A result may contain a stop request, call for a log line, or be non-finite. In the last case
+        the loop may roll back. Returns the state to continue from.
+        """
         while len(self._calls) > ahead:
             call = self._calls.popleft()
             result = self.trainer.single(call.result)
             self._stop |= bool(result.stop[0])
-            finite = result.finite[:len(call.groups)]
+            finite = result.finite[:len(call.groups)]  # (S,) -> the steps that were performed
             self.meter.add(call.groups, result.sums, finite)
             if not finite.all():
                 first = call.step - len(call.groups) + 1
@@ -214,13 +266,17 @@ class TrainingLoop:
         return state
 
     def _roll_back(self, position: TrainingProgress, stream) -> TrainState:
-        """The state of the last checkpoint; the batches go on from here, so that the bad one does not come again."""
-        while self._calls:
+        """Return the state of the last checkpoint, or the initial one if there is none.
+
+        The stream of batches is not rolled back, so the batch with the non-finite loss is not
+        repeated.
+        """
+        while self._calls:  # wait for the dispatches in progress and discard their results
             self.trainer.single(self._calls.popleft().result)
         self._outputs.wait()
         state, before = self._start(restore(self.workdir))
         self._held = None
-        # the best so far stays: it is on the disk, from wherever it was found
+        # best_loss is kept, because the checkpoint with that loss is still on disk
         position.step, position.plateau = before.step, before.plateau
         position.rollbacks += 1
         self.meter.next_line()
@@ -229,25 +285,35 @@ class TrainingLoop:
         return state
 
     def _busy(self) -> bool:
-        """Whether the devices still have something to do."""
+        """Return whether the devices are still computing the last dispatch."""
         return bool(self._calls) and not self._calls[-1].result.finite.is_ready()
 
     def _due(self, step: int, every: int) -> bool:
+        """Return whether an action with the period `every` is due at `step`.
+
+        Every action is due at the last step.
+        """
         return step % every == 0 or step == self.num_steps
 
     def _log(self, call: Dispatch, position: TrainingProgress) -> None:
+        """Record the training metrics since the last line and show them."""
         position.seconds = time.monotonic() - self._begin
         objective = self.trainer.objective
         sums, row = self.meter.next_line()
         row |= objective.averages(sums, "train", call.step) | {
             k: float(f(call.step)) for k, f in self.schedules.items()}
         row["learning_rate"] *= position.plateau.get("scale", 1.0)
-        epoch = int(call.groups[-1].epoch + call.groups[-1].progress)  # as in the rows of validations
+        epoch = int(call.groups[-1].epoch + call.groups[-1].progress)  # rounded as in _validate
         self._outputs.write({"step": call.step, "epoch": epoch, "seconds": position.seconds, **row})
         self._outputs.check()
         self._progress.show(call.step, self.num_steps, row, objective.line(row, "train"))
 
     def _validate(self, state: TrainState, position: TrainingProgress) -> TrainState:
+        """Validate the averaged parameters, save them if they are the best, and update the plateau.
+
+        Returns:
+          The state, with a lower learning rate if the validation loss has reached a plateau.
+        """
         with self.meter.clock("validation"):
             sums = validate(self.trainer, state.ema, self.valid, self.batches)
         objective = self.trainer.objective
@@ -270,6 +336,7 @@ class TrainingLoop:
         return state
 
     def _save(self, state: TrainState, position: TrainingProgress, stream, wait: bool = False) -> None:
+        """Save a checkpoint to resume from, in the background unless `wait` is set."""
         position.seconds, position.input = time.monotonic() - self._begin, stream.state
         with self.meter.clock("checkpoint"):
             self._outputs.save(position.step, self.trainer.snapshot(state), self._about(position))
@@ -277,4 +344,5 @@ class TrainingLoop:
                 self._outputs.wait()
 
     def _about(self, position: TrainingProgress) -> dict[str, Any]:
+        """Return the metadata of a checkpoint."""
         return {**self.metadata, "position": dataclasses.asdict(position)}

@@ -1,4 +1,7 @@
-"""The loss (1 - beta) * energy + beta * force, as sums and counts so that devices can be added up exactly."""
+"""Loss of a force field: (1 - beta) * energy + beta * force.
+
+It is computed from sums and counts, which can be added up exactly over devices and micro-batches.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,18 @@ from mlip_jax.potential import Evaluation
 
 
 class LossSums(NamedTuple):
-    """Sums over a batch and how many values went into each; all scalars.
+    """Sums over a batch and the number of values in each; all scalars.
 
     Attributes:
-      energy_loss, force_loss: Sums of the penalties of graphs and of the terms of the force penalty.
-      energy_abs, force_abs: Sums of |error| per atom in eV and per force component in eV/Å.
-      energies, forces: Graphs with a known energy; force components that are known.
-      energy_total_abs: Sum of |error| of the total energies in eV.
-      force_terms: Terms of force_loss: components, atoms ("norm") or graphs ("rmse").
+      energy_loss: Sum of the energy penalties of the graphs.
+      force_loss: Sum of the terms of the force penalty.
+      energy_abs: Sum of |energy error| per atom (eV) over the graphs.
+      force_abs: Sum of |error| over the force components (eV/Å).
+      energies: Number of graphs with an energy label.
+      forces: Number of force components with a label.
+      energy_total_abs: Sum of |error| of the total energies (eV).
+      force_terms: Number of terms of force_loss: components, atoms ("norm", "relative") or graphs
+        ("rmse").
     """
 
     energy_loss: jax.Array
@@ -38,25 +45,30 @@ class LossSums(NamedTuple):
 
 
 def _absolute(error, delta):
-    return jnp.where(error == 0, 0.0, jnp.abs(error))  # whose gradient at zero is one
+    """Compute |error|, with a gradient of zero at zero."""
+    return jnp.where(error == 0, 0.0, jnp.abs(error))  # the gradient of jnp.abs at zero is one
 
 
-# Of single numbers: (error, delta) -> penalty, zero for no error.
+# PENALTIES: name -> function (error, delta) -> penalty of each number, zero for an error of zero.
 PENALTIES = {
     "mse": lambda error, delta: error * error,
     "mae": _absolute,
     "huber": lambda error, delta: jnp.where(
         jnp.abs(error) < delta, 0.5 * error * error, delta * (jnp.abs(error) - 0.5 * delta)),
-    "rmse": _absolute,  # the root of the mean square of a single energy
+    "rmse": _absolute,  # a structure has one energy, so the root mean square is the absolute error
 }
 
 
 class Forces(NamedTuple):
-    """What a penalty of forces sees.
+    """Input of a force penalty.
 
     Attributes:
-      error: (N, 3), zero where nothing is known. known: (N, 3) bool. label: (N, 3), zero where it is not known.
-      graph: The batch. delta: Of "huber". floor: Of "relative". Both in eV/Å.
+      error: Force errors (eV/Å), (N, 3), zero for unknown components.
+      known: Whether a component has a label, (N, 3) bool.
+      label: Force labels (eV/Å), (N, 3), zero for unknown components.
+      graph: Batch of graphs.
+      delta: Error at which "huber" becomes linear (eV/Å).
+      floor: Force below which "relative" becomes a plain square (eV/Å).
     """
 
     error: jax.Array
@@ -68,25 +80,35 @@ class Forces(NamedTuple):
 
 
 def _of_components(penalise, f: Forces):
+    """Return the sum of the penalties of the force components, and the number of components."""
     return penalise(f.error, f.delta).sum(), f.known.sum()
 
 
 def _norm(f: Forces):
-    """Lengths of the error vectors; an atom with an unknown component has none and is no term."""
-    whole = f.known.all(-1)
+    """Return the sum of the lengths of the error vectors, and the number of atoms.
+
+    An atom with an unknown component is not counted.
+    """
+    whole = f.known.all(-1)  # (N,)
     return _root(jnp.where(whole, (f.error * f.error).sum(-1), 0.0)).sum(), whole.sum()
 
 
 def _relative(f: Forces):
-    """Squared length of the error vector over that of the force, with a floor: the direction counts for small forces
-    as it does for large ones."""
-    whole = f.known.all(-1)
+    """Return the sum of |error|² / (|force|² + floor²), and the number of atoms.
+
+    The direction of a small force counts as much as that of a large one. An atom with an unknown
+    component is not counted.
+    """
+    whole = f.known.all(-1)  # (N,)
     share = (f.error * f.error).sum(-1) / ((f.label * f.label).sum(-1) + f.floor * f.floor)
     return jnp.where(whole, share, 0.0).sum(), whole.sum()
 
 
 def _rmse(f: Forces):
-    """Root of the mean square over the known components of each graph; a graph without any is no term."""
+    """Return the sum of the root mean square errors of the graphs, and the number of graphs.
+
+    The mean is over the known components of a graph. A graph without any is not counted.
+    """
     of_graphs = functools.partial(jax.ops.segment_sum, segment_ids=node_graph_index(f.graph),
                                   num_segments=f.graph.n_node.shape[0], indices_are_sorted=True)
     squares, counts = of_graphs((f.error * f.error).sum(-1)), of_graphs(f.known.sum(-1).astype(f.error.dtype))
@@ -94,12 +116,12 @@ def _rmse(f: Forces):
 
 
 def _root(squares):
-    """Square root with a gradient of zero at zero, where it has none."""
-    zero = squares == 0  # not squares > 0, which would make nothing of NaN
+    """Compute the square root, with a gradient of zero at zero instead of infinity."""
+    zero = squares == 0  # the negation of squares > 0 would turn NaN into zero
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squares)))
 
 
-# Forces -> (sum, number of terms)
+# FORCE_PENALTIES: name -> function Forces -> (sum of the terms, number of terms).
 FORCE_PENALTIES = {
     **{name: functools.partial(_of_components, PENALTIES[name]) for name in ("mse", "mae", "huber")},
     "rmse": _rmse,
@@ -110,29 +132,32 @@ FORCE_PENALTIES = {
 
 def sums(evaluation: Evaluation, graph: jraph.GraphsTuple, *, penalty: str = "mse", force_penalty: str | None = None,
          energy_per_atom: bool = True, huber_delta: float = 0.05, force_floor: float = 0.1) -> LossSums:
-    """Loss and error sums of a padded batch; NaN labels and padding count nowhere.
+    """Compute loss and error sums of a padded batch. Padding and NaN labels are ignored.
 
-    Penalties, and what their mean is taken over (energies: graphs with a known energy):
+    The mean of an energy penalty is over the graphs with an energy label. The terms of the force
+    penalties are:
 
-        mse, mae, huber   of every known force component
-        rmse              of a structure: root of the mean square of its known components; |error| of an energy
-        norm              forces alone: length of an atom's error vector, for atoms of which all three components are
-                          known (the L2 mean absolute error of arXiv:2010.09990)
-        relative          forces alone: of such an atom, |error|² / (|force|² + force_floor²)
+        mse, mae, huber   penalty of each known component
+        rmse              per structure: root mean square error of the known components; for
+                          energies the absolute error
+        norm              only for forces; per atom with three known components: length of the error
+                          vector (the L2 mean absolute error of arXiv:2010.09990)
+        relative          only for forces; per atom with three known components:
+                          |error|² / (|force|² + force_floor²)
 
-    All have a gradient of zero where an error is zero.
+    The gradient of each penalty is zero if the error is zero.
 
     Args:
       evaluation: Predicted energies (G,) and forces (N, 3).
-      graph: With the labels globals["energy"] and nodes["forces"].
-      penalty: Of the energies.
-      force_penalty: Of the forces; None for that of the energies.
-      energy_per_atom: Penalise the energy error divided by the number of atoms (else the total).
-      huber_delta: Error at which "huber" turns from a square to a line, in eV and eV/Å.
-      force_floor: Force below which "relative" is a plain square, eV/Å.
+      graph: Batch with the labels globals["energy"] and nodes["forces"].
+      penalty: Penalty of the energies.
+      force_penalty: Penalty of the forces. None: the same as that of the energies.
+      energy_per_atom: Whether to divide the energy error by the number of atoms before the penalty.
+      huber_delta: Error at which "huber" changes from quadratic to linear (eV and eV/Å).
+      force_floor: Force below which "relative" becomes a plain square (eV/Å).
 
     Raises:
-      ValueError: No such penalty; a huber_delta or force_floor that is not a positive number.
+      ValueError: A penalty is unknown, or huber_delta or force_floor is not a positive number.
     """
     check_penalties(penalty, force_penalty, huber_delta, force_floor)
     label_e, label_f = graph.globals["energy"], graph.nodes["forces"]
@@ -141,8 +166,8 @@ def sums(evaluation: Evaluation, graph: jraph.GraphsTuple, *, penalty: str = "ms
     # masked before the difference as well: NaN times zero is NaN in the gradient
     error_e = jnp.where(known_e, evaluation.energy - jnp.where(known_e, label_e, 0.0), 0.0)
     label_f = jnp.where(known_f, label_f, 0.0)
-    error_f = jnp.where(known_f, evaluation.forces - label_f, 0.0)
-    per_atom = error_e / jnp.maximum(graph.n_node, 1).astype(error_e.dtype)
+    error_f = jnp.where(known_f, evaluation.forces - label_f, 0.0)  # (N, 3)
+    per_atom = error_e / jnp.maximum(graph.n_node, 1).astype(error_e.dtype)  # (G,)
     energy_loss = PENALTIES[penalty](per_atom if energy_per_atom else error_e, huber_delta).sum()
     force_loss, force_terms = FORCE_PENALTIES[force_penalty or penalty](
         Forces(error_f, known_f, label_f, graph, huber_delta, force_floor))
@@ -154,7 +179,10 @@ def sums(evaluation: Evaluation, graph: jraph.GraphsTuple, *, penalty: str = "ms
 
 
 def check_penalties(penalty: str, force_penalty: str | None, huber_delta: float, force_floor: float = 0.1) -> None:
-    """Raises ValueError where `sums` cannot use them: it does so itself, once a step is compiled."""
+    """Raise ValueError if options of `sums` are invalid.
+
+    `sums` checks them as well, but only when a step is compiled.
+    """
     if penalty in ("norm", "relative"):
         raise ValueError(f"loss.penalty {penalty!r} is one of vectors, which energies are not; set loss.force_penalty "
                          f"to {penalty!r} and loss.penalty to one of {', '.join(sorted(PENALTIES))}")
@@ -176,12 +204,12 @@ def combine(local: LossSums, total: LossSums, beta: jax.Array | float) -> jax.Ar
 
 
 def averages(sums: LossSums, beta: float, prefix: str) -> dict[str, float]:
-    """Loss and mean absolute errors by name; NaN where there was no label."""
+    """Compute the loss and the mean absolute errors by name. An error is NaN without labels."""
 
     def mean(total, count):
         return total / count if count else float("nan")
 
-    # a term without labels is left out; one that is not finite must show
+    # Skip a term without labels by its count: a non-finite term must make the loss non-finite.
     terms = ((1 - beta, sums.energy_loss, sums.energies), (beta, sums.force_loss, sums.force_terms))
     return {f"{prefix}_loss": float(sum(weight * total / count for weight, total, count in terms if count)),
             f"{prefix}_energy_mae_mev_per_atom": 1e3 * mean(sums.energy_abs, sums.energies),
@@ -194,16 +222,19 @@ BETA_SCHEDULES = ("geometric", "linear", "step")
 
 def beta_schedule(start: float, end: float, begin: float, num_steps: int, kind: str = "geometric"
                   ) -> Callable[[jax.Array | int], jax.Array | float]:
-    """`step -> beta`: `start` until the fraction `begin` of the steps, then to `end`.
+    """Return the schedule `step -> beta`.
 
-        geometric   geometrically in 1 - beta (linearly where either end is 1), `end` at the last step
-        linear      linearly, `end` at the last step
+    Beta is `start` for the fraction `begin` of the steps, and then changes to `end`:
+
+        geometric   geometric in 1 - beta (linear if either end is 1), `end` at the last step
+        linear      linear, `end` at the last step
         step        at once
 
-    Late in training the energies get more weight: forces settle the shape of the surface, energies its level.
+    Typically, energies get more weight late in training: forces determine the shape of the energy
+    surface, energies its level.
 
     Raises:
-      ValueError: No such kind; a number outside of 0 to 1.
+      ValueError: The kind is unknown, or a number is outside of 0 to 1.
     """
     if kind not in BETA_SCHEDULES:
         raise ValueError(unknown_name("loss.beta_schedule", kind, BETA_SCHEDULES))
@@ -211,7 +242,7 @@ def beta_schedule(start: float, end: float, begin: float, num_steps: int, kind: 
         raise ValueError(f"loss.beta and loss.beta_end must lie between 0 and 1, received {start} and {end}")
     if not 0.0 <= begin <= 1.0:
         raise ValueError(f"loss.beta_begin is a fraction of the steps and must lie between 0 and 1, received {begin}")
-    jump = math.ceil(begin * num_steps - 1e-6)  # 0.07 * 100 is a little more than 7
+    jump = math.ceil(begin * num_steps - 1e-6)  # in floating point 0.07 * 100 is slightly above 7
 
     def beta(step):
         if start == end:
@@ -219,7 +250,7 @@ def beta_schedule(start: float, end: float, begin: float, num_steps: int, kind: 
         if kind == "step":
             return jnp.where(step >= jump, end, start)
         progress = jnp.clip((step / num_steps - begin) / max(1.0 - begin, 1e-9), 0.0, 1.0)
-        if kind == "linear" or max(start, end) == 1.0:  # 1 - beta is zero there
+        if kind == "linear" or max(start, end) == 1.0:  # the ratio of 1 - beta is zero or infinite
             return start + (end - start) * progress
         return 1.0 - (1.0 - start) * ((1.0 - end) / (1.0 - start)) ** progress
 

@@ -1,11 +1,13 @@
-"""Training inputs off the geometry that labels belong to: noise, and frames of relaxations, anew in each epoch.
+"""Displaced training inputs: noise, or frames of relaxations, drawn again in every epoch.
 
-Geometry fine-tuning (Fu et al., arXiv:2507.00407, section 2.4) teaches a property predictor to live with geometries
-that a force field has relaxed: half of its inputs are reference geometries with noise, half random frames of
-trajectories that lead there, and each atom also learns which way the reference geometry lies.
+Geometry fine-tuning (Fu et al., arXiv:2507.00407, section 2.4) makes a property predictor robust to
+geometries that a force field has relaxed. Half of its inputs are reference geometries with noise.
+The other half are random frames of trajectories that end there. The predictor also learns the
+displacement of each atom from its reference position.
 
-There is one sign convention, for both halves: displacement = reference - input, in Å, of each atom, once the reference
-has been laid over the input (turned and moved; no model can know more).
+One sign convention holds for both halves: displacement = reference - input (Å), per atom. The
+reference is first superposed on the input by a rotation and a translation, which no model could
+predict.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from mlip_jax.graphs.edge_counts import count_all
 from mlip_jax.graphs.shapes import PaddingBudget, Sizes
 
 DISPLACEMENT = "displacement"
-# Room that is planned for edges which noise adds to a structure; what a batch does not hold is drawn again.
+# Noise can add edges to a structure. Batches are planned for a factor _MORE of the edges and for at
+# least _AT_LEAST additional ones. If a batch is too small, its noise is drawn again, _TRIES times.
 _MORE, _AT_LEAST, _TRIES = 1.05, 8, 20
 
 
 @dataclasses.dataclass(frozen=True)
 class AlternativeGeometries:
-    """Other geometries of samples: those of sample s are index[first[s]:first[s + 1]] of rows."""
+    """Other geometries of samples. Sample s has the rows index[first[s]:first[s + 1]] of `rows`."""
 
     rows: Rows
     index: np.ndarray
@@ -36,11 +39,16 @@ class AlternativeGeometries:
 
 @dataclasses.dataclass(frozen=True)
 class CoordinateNoise:
-    """Makes inputs of samples: a pure function of (seed, epoch, sample), but where a batch is drawn again.
+    """Generator of displaced inputs.
+
+    An input is a pure function of (seed, epoch, sample), unless its batch has to be drawn again.
 
     Attributes:
-      noise: Standard deviation of each coordinate, Å. share: Of inputs that are frames, where a sample has some.
-      cutoff: Å, of the edges that must fit into a batch. seed: Of all that is drawn. frames: None for noise alone.
+      noise: Standard deviation of each coordinate (Å).
+      cutoff: Cutoff radius of the edges that must fit into a batch (Å).
+      seed: Seed of all random choices.
+      share: Fraction of the inputs that are frames, for samples that have frames.
+      frames: Frames of the samples. None: only noise.
     """
 
     noise: float
@@ -51,15 +59,17 @@ class CoordinateNoise:
 
     def __call__(self, columns: Columns, samples: np.ndarray, epoch: int, budget: PaddingBudget | None = None
                  ) -> Columns:
-        """The samples with other positions, and their displacements (A, 3) as an atom property.
+        """Return the displaced samples, with their displacements (A, 3) as an atom property.
 
         Args:
-          columns: Of the samples, at their reference geometries. samples: Their numbers.
-          budget: Of the batch that they must fit into.
+          columns: Samples at their reference geometries.
+          samples: Indices of the samples.
+          epoch: Epoch, which selects the random numbers.
+          budget: Padded size of the batch that the samples must fit into. None: any size.
 
         Raises:
-          DatasetError: A frame is of other atoms than its sample.
-          ValueError: Nothing that was drawn fits into the budget.
+          DatasetError: A frame has other atoms than its sample.
+          ValueError: No draw fits into the budget.
         """
         for attempt in range(_TRIES):
             made = self._drawn(columns, samples, epoch, attempt)
@@ -69,14 +79,14 @@ class CoordinateNoise:
                          f"edges in {_TRIES} tries: lower the noise")
 
     def bounds(self, sizes: Sizes, frame_edges: np.ndarray | None = None) -> Sizes:
-        """Sizes to plan batches by.
+        """Return upper estimates of the sizes of the inputs, for the planning of batches.
 
         Args:
-          sizes: Of the samples at their reference geometries.
-          frame_edges: Edges of the frames, in the order of frames.index.
+          sizes: Sizes of the samples at their reference geometries.
+          frame_edges: Number of edges of each frame, in the order of frames.index.
         """
         edges = np.maximum(np.ceil(sizes.n_edge * _MORE), sizes.n_edge + _AT_LEAST) if self.noise else sizes.n_edge
-        # no structure has more than all pairs
+        # all pairs of atoms are an upper bound, except in periodic structures
         edges = np.minimum(edges, np.maximum(sizes.n_node * (sizes.n_node - 1), sizes.n_edge)).astype(np.int64)
         if self.frames is not None and len(self.frames.index):
             sample = np.repeat(np.arange(len(edges)), np.diff(self.frames.first))
@@ -84,8 +94,10 @@ class CoordinateNoise:
         return sizes._replace(n_edge=edges)
 
     def _drawn(self, columns, samples, epoch, attempt):
+        """Return one draw of the displaced samples."""
         positions, displacement = np.array(columns.positions), np.zeros_like(columns.positions)
         for s, sample in enumerate(samples.tolist()):
+            # epoch + 1, because the seed must not be negative and validations use the epoch -1
             rng = np.random.default_rng([self.seed, epoch + 1, sample, attempt])
             atoms = slice(columns.offsets[s], columns.offsets[s + 1])
             reference = columns.positions[atoms]
@@ -96,7 +108,7 @@ class CoordinateNoise:
                                    atom_properties={**columns.atom_properties, DISPLACEMENT: displacement})
 
     def _frame(self, sample, numbers, rng):
-        """Positions of a random frame of the sample; None for noise."""
+        """Return the positions of a random frame of the sample, or None if it gets noise."""
         frames = self.frames
         if frames is None or rng.random() >= self.share:
             return None
@@ -112,7 +124,12 @@ class CoordinateNoise:
 
 @dataclasses.dataclass(frozen=True)
 class NoisedRows:
-    """Rows of samples displaced once and for all, to validate by. samples: Rows; made: What displaces them."""
+    """Rows of samples with a fixed displacement, for validation.
+
+    Attributes:
+      samples: Rows at the reference geometries.
+      made: Generator of the displacements.
+    """
 
     samples: Rows
     made: CoordinateNoise
@@ -121,6 +138,6 @@ class NoisedRows:
         return len(self.samples)
 
     def take(self, indices: np.ndarray, *, labels_only: bool = False) -> Columns:
-        """As of any rows; the epoch is that before the first."""
+        """Return the rows at `indices`, displaced as in an epoch before the first one."""
         indices = np.asarray(indices)
         return self.made(self.samples.take(indices, labels_only=labels_only), indices, -1)

@@ -1,4 +1,4 @@
-"""What to do about a loss that is not finite: name the structures, and stop, pass over the update, or roll back."""
+"""Handling of non-finite losses: report the structures, then stop, skip the step or roll back."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from mlip_jax.training.data import Split, StepPlan
 log = logging.getLogger(__name__)
 
 CHOICES = ("stop", "skip", "rollback")
-# Beyond, something is wrong that other batches do not mend.
+# Above these numbers the cause is not a single batch, so the run stops.
 MOST_ROLLBACKS, MOST_SKIPPED = 10, 100
 
-# Nothing was trained by then, so that no learning rate is to blame.
+# Hint for the first step, before which nothing was trained: the learning rate cannot be the cause.
 _AT_THE_START = ("In the first step it is a label that is too large, or the model as it begins: a deep one may need "
                  "layer norms, as so3krates of more than four layers does (model.options.layer_norm_1=True). ")
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class NonFinite:
-    """Judges updates whose loss or gradient was not finite. They have changed no parameter.
+    """Policy for steps whose loss or gradient was not finite. Such steps have changed no parameter.
 
     Args:
-      choice: One of CHOICES. split: That groups refer to. workdir: Gets nonfinite.csv with all structures of them.
+      choice: One of CHOICES.
+      split: Training split, which the plans of the steps refer to.
+      workdir: Directory of the run. The structures of all such steps are written to nonfinite.csv.
 
     Raises:
-      ConfigError: No such choice.
+      ConfigError: The choice is unknown.
     """
 
     def __init__(self, choice: str, split: Split, workdir: Path):
@@ -44,10 +46,15 @@ class NonFinite:
         self._skipped = 0
 
     def to_roll_back(self, bad: Sequence[tuple[int, StepPlan]], rollbacks: int, write: bool = True) -> bool:
-        """Whether to go back to the last checkpoint because of updates [(step, group), ...].
+        """Return whether to roll back to the last checkpoint.
+
+        Args:
+          bad: Non-finite steps, [(step, plan), ...].
+          rollbacks: Number of rollbacks so far.
+          write: Whether to write the structures to nonfinite.csv.
 
         Raises:
-          TrainingError: Training is to stop; the structures are named.
+          TrainingError: Training has to stop. The message lists the structures.
         """
         names = [(step, name) for step, group in bad for name in self._names(group)]
         if write:
@@ -74,11 +81,12 @@ class NonFinite:
         return False
 
     def _names(self, group: StepPlan) -> list[str]:
+        """Return the name of each structure of a step: "source#conformer"."""
         columns = self._split.columns(np.concatenate(group.places))
         return [f"{source}#{conformer}" for source, conformer in zip(columns.source, columns.conformer)]
 
     def _record(self, names: list[tuple[int, str]]) -> None:
-        """Append what is not there; a run that was started again meets the same structures again."""
+        """Append new rows to the file. A run that is resumed can meet the same structures again."""
         header = ("step", "structure")
         try:
             with open(self._file, "a+", newline="") as file:
@@ -86,5 +94,5 @@ class NonFinite:
                 known = {tuple(row) for row in csv.reader(file)}
                 csv.writer(file).writerows(row for row in dict.fromkeys([header, *((str(s), n) for s, n in names)])
                                            if row not in known)
-        except OSError as error:  # what is to be said of the loss matters more
+        except OSError as error:  # the report of the loss is more important
             log.warning("%s: cannot be written: %s", self._file, error)

@@ -1,6 +1,6 @@
-"""What is trained: an objective tells the compiled step what to minimise, and the loop how it went.
+"""Training objectives: the loss that the training step minimizes, and the metrics that are logged.
 
-Losses are sums and counts, so that those of several devices and micro-batches add up to the loss of all of them.
+An objective returns sums and counts, which add up exactly over devices and micro-batches.
 """
 
 from __future__ import annotations
@@ -20,44 +20,59 @@ from mlip_jax.training import losses
 
 
 class Objective(Protocol):
-    """All that a training step and its loop ask of a model and its loss. Sums are any tree of scalars.
+    """Interface of a model and its loss to the training step and the loop.
+
+    The sums are a pytree of scalars of any structure.
 
     Attributes:
-      columns: Names of what `averages` gives, without the prefix: columns of the metrics of a run.
+      columns: Names of the metrics of `averages`, without the prefix: columns of metrics.csv.
     """
 
     columns: tuple[str, ...]
 
     def sums(self, params: Any, graph: jraph.GraphsTuple) -> Any:
-        """Sums over a padded batch. Pure, differentiable by `params`."""
+        """Compute sums over a padded batch. Pure and differentiable with respect to `params`."""
 
     def counts(self, graph: jraph.GraphsTuple) -> Any:
-        """Sums whose counts are those of the batch; they need no model."""
+        """Return sums of which only the counts are meaningful. The model is not evaluated."""
 
     def combine(self, local: Any, total: Any, step: Any) -> jax.Array:
-        """This device's part of the loss at a step: its sums over the counts of all. The parts add up to the loss."""
+        """Compute this device's share of the loss at a step; the shares add up to the loss.
+
+        Args:
+          local: Sums of this device.
+          total: Sums of all devices, whose counts are the denominators.
+          step: Number of the step, for schedules of the loss.
+        """
 
     def evaluate(self, params: Any, graph: jraph.GraphsTuple) -> tuple[Any, Any]:
-        """What is predicted of a batch, and its sums."""
+        """Return the predictions for a batch, and its sums."""
 
     def averages(self, sums: Any, prefix: str, step: int | None = None) -> dict[str, float]:
-        """On the host: {prefix_loss: ..., prefix_column: ...}; NaN where there was no label. step None: a validation,
-        whose loss must mean the same all through a run."""
+        """Compute the metrics {prefix_loss: ..., prefix_column: ...} on the host. NaN: no labels.
+
+        Args:
+          sums: Sums over devices and steps, as numbers.
+          prefix: "train" or "valid".
+          step: Number of the step. None: a validation, whose loss must not depend on the step.
+        """
 
     def line(self, row: Mapping[str, float], prefix: str) -> str:
-        """What a person wants to see of `averages`, in short."""
+        """Format the most important metrics of `averages` for the log."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ForceField:
-    """Energies and forces: (1 - beta) * energy + beta * force.
+    """Objective of a force field: (1 - beta) * energy + beta * force.
 
     Attributes:
-      model, energy_scale: See potential.evaluate.
-      beta: Function of the step. beta_valid: Of validations.
-      loss_options: Of losses.sums.
-      energies_alone: beta is zero all through: training computes no forces, which makes an update about three times as
-        fast; validations tell their errors all the same.
+      model: Model of the energy.
+      energy_scale: Scale of its output; see `potential.evaluate`.
+      beta: Schedule of the weight of the forces, step -> beta.
+      beta_valid: Weight of the forces in validations.
+      loss_options: Keyword arguments of `losses.sums`.
+      energies_alone: Whether beta is zero in every step. Training then computes no forces, which
+        makes a step about three times as fast. Validations still report force errors.
     """
 
     model: nn.Module
@@ -69,36 +84,42 @@ class ForceField:
     columns = ("loss", "energy_mae_mev_per_atom", "energy_mae_mev", "force_mae_mev_per_ang")
 
     def sums(self, params: Any, graph: jraph.GraphsTuple) -> losses.LossSums:
+        """Compute the loss sums of a batch."""
         if not self.energies_alone:
             return self.evaluate(params, graph)[1]
         evaluation = evaluate(self.model, params, graph, self.energy_scale, with_forces=False)
         return losses.sums(evaluation, self._trained_on(graph), **self.loss_options)
 
     def counts(self, graph: jraph.GraphsTuple) -> losses.LossSums:
+        """Return sums of which only the counts are meaningful. The model is not evaluated."""
         nothing = Evaluation(jnp.zeros_like(graph.globals["energy"]), jnp.zeros_like(graph.nodes["forces"]), None)
         return losses.sums(nothing, self._trained_on(graph), **self.loss_options)
 
     def _trained_on(self, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
-        """The graph, of which no force is known where there are none to compare with."""
+        """Return the batch, without force labels if training computes no forces."""
         if not self.energies_alone:
             return graph
         return graph._replace(nodes={**graph.nodes, "forces": jnp.full_like(graph.nodes["forces"], jnp.nan)})
 
     def combine(self, local: losses.LossSums, total: losses.LossSums, step: Any) -> jax.Array:
+        """Compute this device's share of the loss from its sums and the counts of all devices."""
         return losses.combine(local, total, self.beta(step))
 
     def evaluate(self, params: Any, graph: jraph.GraphsTuple) -> tuple[Evaluation, losses.LossSums]:
+        """Compute energies, forces and loss sums of a batch."""
         evaluation = evaluate(self.model, params, graph, self.energy_scale)
         return evaluation, losses.sums(evaluation, graph, **self.loss_options)
 
     def averages(self, sums: losses.LossSums, prefix: str, step: int | None = None) -> dict[str, float]:
+        """Compute the loss and the mean absolute errors on the host; NaN without labels."""
         return losses.averages(sums, self.beta_valid if step is None else float(self.beta(step)), prefix)
 
     def line(self, row: Mapping[str, float], prefix: str) -> str:
+        """Format the energy and force errors for the log."""
         return (f"E {figure(row[f'{prefix}_energy_mae_mev_per_atom'], 2)} meV/atom  "
                 f"F {figure(row[f'{prefix}_force_mae_mev_per_ang'], 1)} meV/Å")
 
 
 def figure(value: float, digits: int) -> str:
-    """A dash where the data have no such label."""
+    """Format an error with `digits` decimals, or return "-" if it is not finite."""
     return f"{value:.{digits}f}" if np.isfinite(value) else "-"

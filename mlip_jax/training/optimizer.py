@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules and frozen parameters, by config."""
+"""Optimizers, learning-rate schedules and frozen parameters, created from a config."""
 
 from __future__ import annotations
 
@@ -36,20 +36,22 @@ _OF_ALL_RULES = {"b1": _BELOW_ONE, "b2": _BELOW_ONE, "eps": _POSITIVE}
 
 def learning_rate(config: Mapping[str, Any], num_steps: int, steps_per_epoch: float = 1.0
                   ) -> Callable[[Any], jax.Array]:
-    """`step -> learning rate`: linear warm-up to `learning_rate`, then what `schedule` says.
+    """Return the schedule `step -> learning rate`.
 
-        cosine, exponential   down to learning_rate_end at the last step
-        step                  times decay_factor every decay_epochs (rounded to whole steps, counted from the first
-                              step of the run), never below learning_rate_end
-        plateau, constant     as it is; `Plateau` gives the factor that validation sets
+    The rate rises linearly to `learning_rate` during the warm-up. Then `schedule` applies:
+
+        cosine, exponential   decay to learning_rate_end at the last step
+        step                  multiplied by decay_factor every decay_epochs (rounded to whole steps,
+                              counted from the first step of the run), at least learning_rate_end
+        plateau, constant     no decay; for "plateau", `Plateau` computes an additional factor
 
     Args:
-      config: The part "optimizer".
-      num_steps: Of the run.
-      steps_per_epoch: Updates that one pass over the training set takes; "step" uses it.
+      config: Options of the optimizer, config.optimizer.
+      num_steps: Number of steps of the run.
+      steps_per_epoch: Number of steps per epoch, which "step" uses.
 
     Raises:
-      ValueError: No such schedule, or a value out of its range.
+      ValueError: The schedule is unknown, or a value is out of range.
     """
     schedule = config["schedule"]
     if schedule not in SCHEDULES:
@@ -71,31 +73,42 @@ def learning_rate(config: Mapping[str, Any], num_steps: int, steps_per_epoch: fl
 
 
 def _staircase(peak, end, factor, period, warmup):
-    # whole numbers, so that no rounding moves a stair
+    """Return the schedule of "step", a function of the number of steps since the warm-up."""
+    # integer division, so that rounding errors cannot shift a decay by a step
     return lambda since_warmup: jnp.maximum(peak * factor ** ((since_warmup + warmup) // period), end)
 
 
 def create(config: Mapping[str, Any], num_steps: int, steps_per_epoch: float = 1.0) -> optax.GradientTransformation:
-    """The optimizer of `config`: clipping by global norm, then Adam, AMSGrad, AdamW or Muon on the schedule.
+    """Create the optimizer of a config: clipping by global norm, then an update rule.
 
-    AdamW decays matrices alone (decoupled, arXiv:1711.05101). AMSGrad (arXiv:1904.09237) keeps the largest second
-    moment after its correction for the zero at the start. Muon makes the momentum of each matrix orthogonal before it
-    is a step, as large as one of Adam would be (arXiv:2502.16982, its root mean square 0.2 times the rate), and decays
-    matrices by `weight_decay`; biases, embeddings and final layers of one output learn with Adam (with Nesterov's
-    momentum). With `clip_norm` 0 or None nothing is clipped.
+    The update rules are:
 
-    `freeze` holds patterns (* for any characters, / included) on the paths of parameters, "params/embedding/*". What
-    they match gets updates of exactly zero, has no moments, and does not count in the norm that is clipped.
+        adam      Adam
+        amsgrad   AMSGrad (arXiv:1904.09237); it keeps the maximum of the bias-corrected second
+                  moments
+        adamw     Adam with decoupled weight decay of the matrices (arXiv:1711.05101)
+        muon      Muon orthogonalizes the momentum of each matrix and scales it to the size of an
+                  Adam step (root mean square of 0.2 times the rate, arXiv:2502.16982). Matrices
+                  decay by `weight_decay`. Biases, embeddings and final layers with one output use
+                  Adam with Nesterov momentum.
 
-    `rates` gives groups of parameters factors to the learning rate: "params/backbone/*=0.1, params/head_*=1". The first
-    pattern that matches counts; what none matches learns at the rate itself.
+    Other fields of the config:
+
+        clip_norm   Maximum global norm of the gradient; 0 or None for no clipping.
+        freeze      Patterns of parameter paths such as "params/embedding/*", where * matches any
+                    characters including "/". Matching parameters get updates of exactly zero, have
+                    no moments and are excluded from the norm that is clipped.
+        rates       Learning-rate factors by pattern: "params/backbone/*=0.1, params/head_*=1". The
+                    first matching pattern applies. Without a match the factor is 1.
 
     Args:
-      config, num_steps, steps_per_epoch: See `learning_rate`.
+      config: Options of the optimizer, config.optimizer.
+      num_steps: Number of steps of the run.
+      steps_per_epoch: Number of steps per epoch.
 
     Raises:
-      ValueError: No such optimizer or schedule, a value out of its range; from `init`: a pattern of `freeze` that
-        matches no parameter, or no parameter left to train.
+      ValueError: The optimizer or schedule is unknown, or a value is out of range. Its `init`
+        raises ValueError if a pattern of `freeze` matches no parameter, or if all are frozen.
     """
     rate = learning_rate(config, num_steps, steps_per_epoch)
     if config["name"] not in OPTIMIZERS:
@@ -127,15 +140,17 @@ def create(config: Mapping[str, Any], num_steps: int, steps_per_epoch: float = 1
 
 
 def _muon(rate, weight_decay: float, moments: Mapping[str, float]) -> optax.GradientTransformation:
+    """Create Muon for matrices and Adam for the other parameters."""
     return optax.contrib.muon(
         rate, weight_decay=weight_decay, adam_b1=moments["b1"], adam_b2=moments["b2"], eps=moments["eps"],
         muon_weight_dimension_numbers=_of_matrices, consistent_rms=0.2)
 
 
 def _of_matrices(params):
-    """For each kernel with several inputs and outputs which axes those are; None for all other parameters.
+    """Return the input and output axes of each kernel that is a matrix, None for other parameters.
 
-    Axes before the last two are heads, each of which is a matrix of its own.
+    Kernels with one input or output are not treated as matrices. Axes before the last two are
+    heads, each with its own matrix.
     """
     def of(path, p):
         is_matrix = parameter_path(path[-1:]) == "kernel" and p.ndim > 1 and min(p.shape[-2:]) > 1
@@ -145,13 +160,13 @@ def _of_matrices(params):
 
 
 def rate_factors(text: str) -> dict[str, float]:
-    """Factors by pattern.
+    """Parse the field "rates" into a dictionary {pattern: factor}.
 
     >>> rate_factors("params/backbone/*=0.1, params/head_gap/*=2")
     {'params/backbone/*': 0.1, 'params/head_gap/*': 2.0}
 
     Raises:
-      ValueError: Something else.
+      ValueError: The text has another format, or a factor is negative or not finite.
     """
     factors = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
@@ -167,7 +182,7 @@ def rate_factors(text: str) -> dict[str, float]:
 
 
 def _by_pattern(params, factors: Mapping[str, float]):
-    """A tree like `params` of the factor of each leaf."""
+    """Return a tree like `params` with the factor of each leaf."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [parameter_path(path) for path, _ in leaves]
     for pattern in factors:
@@ -177,6 +192,7 @@ def _by_pattern(params, factors: Mapping[str, float]):
 
 
 def _check_matches(field: str, pattern: str, paths: Sequence[str]) -> None:
+    """Raise ValueError if `pattern` matches none of `paths`; the message lists the nearest ones."""
     if any(fnmatch.fnmatchcase(path, pattern) for path in paths):
         return
     near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3) or paths[:3]
@@ -185,11 +201,12 @@ def _check_matches(field: str, pattern: str, paths: Sequence[str]) -> None:
 
 
 def _matrices(params):
+    """Return a tree like `params` with True for each parameter that decays in AdamW."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def _without(rule: optax.GradientTransformation, patterns: tuple[str, ...]) -> optax.GradientTransformation:
-    """`rule` for the parameters that match none of `patterns`, zero updates for the others."""
+    """Apply `rule` to the parameters that match none of `patterns`; the others get zero updates."""
 
     def trained(params):
         return jax.tree.map(lambda is_frozen: not is_frozen, frozen(params, patterns))
@@ -199,15 +216,20 @@ def _without(rule: optax.GradientTransformation, patterns: tuple[str, ...]) -> o
 
 
 def parameter_path(path: Sequence[Any]) -> str:
-    """Text of a path that jax.tree_util gives, as checkpoints have it: "params/embedding/kernel"."""
+    """Format a path of jax.tree_util as in checkpoints: "params/embedding/kernel"."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def frozen(params: Any, patterns: Sequence[str]) -> Any:
-    """A tree like `params` of whether each leaf's path matches one of `patterns` (fnmatch, upper case matters).
+    """Return a tree like `params` with True for each leaf whose path matches a pattern.
+
+    Args:
+      params: Parameters.
+      patterns: Patterns of fnmatch, case-sensitive.
 
     Raises:
-      ValueError: A pattern matches no parameter (the nearest paths are given), or all of them are matched.
+      ValueError: A pattern matches no parameter (the message lists the nearest paths), or all
+        parameters match.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [parameter_path(path) for path, _ in leaves]
@@ -221,7 +243,11 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
 
 
 def plateau_options(config: Mapping[str, Any]) -> dict[str, float] | None:
-    """Return the options of `Plateau.update`, or None if the schedule is another; `config` is config.optimizer."""
+    """Return the options of `Plateau.update`, or None if the schedule is not "plateau".
+
+    Args:
+      config: Options of the optimizer, config.optimizer.
+    """
     if config["schedule"] != "plateau":
         return None
     return {"patience": config["plateau_patience"], "factor": config["decay_factor"],
@@ -231,16 +257,18 @@ def plateau_options(config: Mapping[str, Any]) -> dict[str, float] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Plateau:
-    """Factor to the learning rate that goes down when validation gets no better (torch's ReduceLROnPlateau).
+    """Learning-rate factor that is reduced when the validation loss stops improving.
 
-    It lives on the host; `dataclasses.asdict` makes JSON of it and Plateau(**that) brings it back. It equals
-    optax.contrib.reduce_on_plateau for one validation per epoch; that one counts validations, not epochs, and its
-    state would not resume from the JSON of existing checkpoints.
+    The rule is that of torch's ReduceLROnPlateau. The state is on the host: `dataclasses.asdict`
+    converts it to JSON, and `Plateau(**fields)` restores it. For one validation per epoch it equals
+    optax.contrib.reduce_on_plateau. The latter counts validations instead of epochs, and its state
+    could not be restored from the JSON of existing checkpoints.
 
     Attributes:
-      scale: The factor.
+      scale: Factor of the learning rate.
       best: Lowest validation loss.
-      epoch_of_best: Finished epochs at that time, or when the scale last went down: patience is counted from here.
+      epoch_of_best: Number of epochs at the lowest loss or at the last reduction, whichever is
+        later. Patience is counted from here.
     """
 
     scale: float = 1.0
@@ -249,25 +277,27 @@ class Plateau:
 
     def update(self, value: float, epoch: float, *, patience: float, factor: float, threshold: float,
                floor: float = 0.0) -> Plateau:
-        """What it becomes after a validation.
+        """Return the state after a validation.
 
         Args:
-          value: The validation loss; NaN is no improvement.
-          epoch: Finished epochs, not necessarily whole.
-          patience: Epochs without an improvement that are endured, however often validation comes in them.
-          factor: What the scale is multiplied with then.
-          threshold: An improvement is a value below best * (1 - threshold).
-          floor: Lowest scale: learning_rate_end / learning_rate.
+          value: Validation loss. NaN is not an improvement.
+          epoch: Number of epochs so far, which may be fractional.
+          patience: Number of epochs without improvement before a reduction. It does not depend on
+            the number of validations per epoch.
+          factor: Factor of a reduction.
+          threshold: A loss below best * (1 - threshold) is an improvement.
+          floor: Minimum of the scale, learning_rate_end / learning_rate.
         """
         if value < self.best * (1.0 - threshold):
             return dataclasses.replace(self, best=float(value), epoch_of_best=float(epoch))
-        # epochs are steps over steps of an epoch, so that equal spans may differ in the last digits
+        # An epoch is a ratio of step counts, so equal spans may differ by rounding errors.
         if epoch - self.epoch_of_best > patience + 1e-6:
             return dataclasses.replace(self, scale=max(self.scale * factor, floor), epoch_of_best=float(epoch))
         return self
 
 
 def _check_rates(config, steps_per_epoch):
+    """Raise ValueError if a field of the schedule is out of range."""
     _check(config, _OF_ALL_RATES | _OF_SCHEDULE.get(config["schedule"], {}))
     peak, end = config["learning_rate"], config["learning_rate_end"]
     if config["schedule"] != "constant" and end > peak:
@@ -278,6 +308,7 @@ def _check_rates(config, steps_per_epoch):
 
 
 def _check(config, rules):
+    """Raise ValueError if a field violates its rule, a pair (predicate, description)."""
     for field, (holds, expected) in rules.items():
         value = config[field]
         if not (isinstance(value, numbers.Real) and math.isfinite(value) and holds(value)):

@@ -1,4 +1,4 @@
-"""Checks of training options against each other, before data are read or programs compiled."""
+"""Consistency checks of training options, before data are read or programs compiled."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from mlip_jax.training import losses, optimizer
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raise ValueError if fields of "train", "loss" and "optimizer" do not fit each other.
+    """Raise ValueError if fields of "train", "loss" and "optimizer" are inconsistent.
 
-    Values of single fields are checked where they are declared (mlip_jax/defaults).
+    The values of single fields are checked by their declarations (mlip_jax/defaults).
     """
     loss = config.loss
     losses.check_penalties(loss.penalty, loss.force_penalty, loss.huber_delta, loss.force_floor)

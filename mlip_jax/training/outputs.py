@@ -1,4 +1,4 @@
-"""What a run writes while it trains: checkpoints and metrics. One process of a run writes, the others nothing."""
+"""Checkpoint and metric files of a training run. Only the leader process writes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ LATEST = "checkpoints"
 
 
 def restore(workdir: Path, kind: str = LATEST) -> Restored | None:
-    """The newest checkpoint of a run, the same for all processes: the leader reads it. None if there is none."""
+    """Return the newest checkpoint of a run, or None if there is none.
+
+    The leader reads it and sends it to all processes.
+    """
     found = None
     if distributed.leader() and (workdir / kind).is_dir():
         store = CheckpointStore(workdir / kind, read_only=True)
@@ -31,10 +34,16 @@ def restore(workdir: Path, kind: str = LATEST) -> Restored | None:
 
 
 class TrainingOutputs:
-    """Writes beside the training; with `active` False, nothing. `columns`: of the metrics.
+    """Writer of checkpoints, in the background of the training, and of metrics.
+
+    Args:
+      workdir: Directory of the run.
+      active: Whether to write. If False, all methods do nothing.
+      columns: Columns of the metrics.
 
     Raises:
-      CheckpointError: From any method, if something cannot be written or could not be.
+      CheckpointError: Raised by any method if a file cannot be written, or if an earlier write in
+        the background has failed.
     """
 
     def __init__(self, workdir: Path, active: bool, columns: Sequence[str]):
@@ -45,7 +54,7 @@ class TrainingOutputs:
             self._best_step = max(self._best.steps(), default=0)
 
     def begin(self, step: int) -> None:
-        """Metrics go on after `step`; what was recorded of later ones is dropped."""
+        """Begin to record metrics after `step`. Rows of later steps are dropped."""
         if self._active:
             self._close_recorder()
             self._recorder = Recorder(self._workdir, step, self._columns)
@@ -56,15 +65,17 @@ class TrainingOutputs:
             self._recorder.write(row)
 
     def save(self, step: int, tree: Any, metadata: dict[str, Any]) -> None:
-        """Begin to write a checkpoint to go on from. Nobody may change the arrays of `tree` any more."""
+        """Begin to write a checkpoint to resume from. The arrays of `tree` must not change."""
         if self._active:
-            self._best.wait()  # a run that goes on from here must find the best that `metadata` tells of
+            # a resumed run must find the best checkpoint that `metadata` refers to
+            self._best.wait()
             self._latest.save_in_background(step, tree, metadata)
 
     def save_best(self, step: int, params: Any, metadata: dict[str, Any]) -> None:
-        """Begin to write the checkpoint that a force field is loaded from: the averaged parameters alone.
+        """Begin to write the best checkpoint, which force fields are loaded from.
 
-        Those of later steps, from before the run went back, are removed: the newest one is what is loaded.
+        It contains only the averaged parameters. After a rollback, best checkpoints of later steps
+        are removed, because a force field is loaded from the newest one.
         """
         if not self._active:
             return
@@ -77,27 +88,28 @@ class TrainingOutputs:
         self._best_step = step
 
     def check(self) -> None:
-        """Learn of an error in what has been written by now, without waiting for what has not."""
+        """Raise the error of a finished write that has failed, without waiting for other writes."""
         if self._active:
             for store in (self._latest, self._best):
                 if not store.busy:
                     store.wait()
 
     def wait(self) -> None:
-        """Until all is written."""
+        """Wait until all checkpoints are written."""
         if self._active:
             self._latest.wait()
             self._best.wait()
 
     def close(self) -> None:
-        """Wait, and give everything back."""
+        """Wait until all files are written, and close them."""
         if self._active:
-            with contextlib.ExitStack() as stack:  # what cannot be closed keeps nothing else open
+            with contextlib.ExitStack() as stack:  # an error in one close does not skip the others
                 stack.callback(self._best.close)
                 stack.callback(self._latest.close)
                 self._close_recorder()
 
     def _close_recorder(self) -> None:
+        """Close the recorder of metrics, if there is one."""
         if self._recorder is not None:
             self._recorder.close()
             self._recorder = None

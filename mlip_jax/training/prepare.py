@@ -1,4 +1,4 @@
-"""What tasks that train share before the first update: batches, the split that is kept, what goes into checkpoints."""
+"""Preparations that all training tasks share: stored split, batches and checkpoint metadata."""
 
 from __future__ import annotations
 
@@ -25,14 +25,18 @@ from mlip_jax.training.throughput import peak_flops
 
 log = logging.getLogger(__name__)
 
-# An update larger by this factor than was asked for is told of.
+# Warn if a step is larger than train.batch_size by this factor.
 _LARGER = 1.2
 PACKAGES = ("mlip_jax", "jax", "jaxlib", "flax", "optax", "e3x", "jraph", "orbax-checkpoint", "numpy", "ase")
 
 
 def keep_split(path: Path, parts, meta) -> None:
-    """Write the split, or make sure that a run goes on with the one that it was begun with."""
-    if path.with_suffix(".json").exists():  # written last
+    """Write the split of a new run, or check that a resumed run has the same split.
+
+    Raises:
+      DatasetError: The split differs from the stored one.
+    """
+    if path.with_suffix(".json").exists():  # written last, so the split is complete
         before, _ = load_split(path)
         if any(not np.array_equal(before[name], parts[name]) for name in parts):
             raise DatasetError(f"{path}: the data or the split are no longer those that this run was begun with. Give "
@@ -42,11 +46,20 @@ def keep_split(path: Path, parts, meta) -> None:
 
 
 def make_batches(config, splits, model, reference, restored, **options) -> tuple[Batches, dict[str, float]]:
-    """The batches of a run, of as many micro-batches as it was begun with, and how full they are.
+    """Choose size buckets and create the batches of a run.
+
+    A resumed run keeps the number of micro-batches of its first start.
 
     Args:
-      config: Its part "train" is used. splits: By name, "train" among them. reference: (119,) eV.
-      restored: The checkpoint that the run goes on from, or None. options: Further fields of Batches.
+      config: Config of the task. Only config.train is used.
+      splits: Splits by name, including "train".
+      model: Model, which determines the cutoff radii.
+      reference: Reference energy of each element (eV), (119,).
+      restored: Checkpoint to resume from, or None.
+      **options: Further fields of `Batches`.
+
+    Returns:
+      The batches, and the fraction of each padded size that is filled.
     """
     train, c = splits["train"], config.train
     micro_batches = c.micro_batches or jax.device_count()
@@ -57,7 +70,7 @@ def make_batches(config, splits, model, reference, restored, **options) -> tuple
         budgets = (*budgets[:-1], grow_to_fit(budgets[-1], split.sizes))
     batches = Batches(budgets, model.cutoff, reference, jax.local_device_count(), micro_batches, distributed.count(),
                       distributed.index(), long_range_cutoff(model), **options)
-    # in another order than the store's, where conformations of a molecule stand together
+    # shuffled, because the store has the conformations of a molecule next to each other
     some = np.random.default_rng(0).permutation(len(train))[:20_000]
     plan = plan_buckets(some, train.sizes, budgets)
     filled = fill_fraction(plan, train.sizes, budgets)
@@ -76,7 +89,7 @@ def make_batches(config, splits, model, reference, restored, **options) -> tuple
 
 
 def count_updates(config: ml_collections.ConfigDict, per_epoch: float) -> int:
-    """Updates of a run, of an epoch of which there are `per_epoch`."""
+    """Return the number of steps of a run with `per_epoch` steps per epoch."""
     num_steps = (config.train.num_steps if config.train.num_epochs is None
                  else max(round(config.train.num_epochs * per_epoch), 1))
     log.info("%d updates, %.4g epochs of %.4g updates", num_steps, num_steps / per_epoch, per_epoch)
@@ -87,13 +100,16 @@ def count_updates(config: ml_collections.ConfigDict, per_epoch: float) -> int:
 
 
 def describe(config: ml_collections.ConfigDict, statistics: dict[str, Any]) -> dict[str, Any]:
-    """What every checkpoint of a run tells of itself."""
+    """Return the metadata of all checkpoints of a run: config, statistics and package versions."""
     return {"config": configs.to_dict(config), "statistics": statistics, "versions": {
         p: _version(p) for p in PACKAGES} | {"python": platform.python_version()}}
 
 
 def update_flops(trainer, batches, train, params) -> float | None:
-    """Of an update on this process's devices; None where their peak is not known, so that the share is neither."""
+    """Return the FLOPs of one step on the local devices, or None if their peak is unknown.
+
+    Without the peak, the utilization of the devices cannot be computed.
+    """
     if not peak_flops():
         return None
     with contextlib.closing(batches.in_order(train)) as stream:
@@ -102,7 +118,8 @@ def update_flops(trainer, batches, train, params) -> float | None:
 
 
 def _version(package: str) -> str:
-    if package == "mlip_jax":  # its distribution has another name
+    """Return the version of an installed package, or "unknown"."""
+    if package == "mlip_jax":  # the name of its distribution is different
         return __version__
     try:
         return importlib.metadata.version(package)

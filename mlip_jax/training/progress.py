@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar on a terminal, else lines in the log."""
+"""Progress display of a training run: a bar on a terminal, log lines otherwise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ log = logging.getLogger(__name__)
 
 
 class TrainingProgressBar:
-    """Context manager around the bar of a run of `total` steps."""
+    """Context manager of the progress bar of a run.
+
+    Args:
+      total: Number of steps of the run.
+      done: Number of steps done before.
+    """
 
     def __init__(self, total: int, done: int):
         self._bar = progress.Progress(
@@ -31,7 +36,14 @@ class TrainingProgressBar:
         self._bar.stop()
 
     def show(self, step: int, total: int, row: dict[str, float], errors: str) -> None:
-        """What the updates up to `step` gave: a row of metrics, and the errors in it in short."""
+        """Show the progress at `step`.
+
+        Args:
+          step: Number of steps done.
+          total: Number of steps of the run.
+          row: Metrics of the last steps.
+          errors: Training errors, formatted.
+        """
         text = f"{errors}  {row['structures_per_second']:.0f} structures/s"
         busy = "" if "mfu" not in row else f"  MFU {100 * row['mfu']:.1f} %"
         rates = (f"{row['atoms_per_second']:.0f} atoms/s  {row['edges_per_second']:.0f} edges/s  waiting for input "

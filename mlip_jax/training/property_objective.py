@@ -1,4 +1,4 @@
-"""Learning properties, and beside them which way the reference geometry lies."""
+"""Training objective of property predictors, with optional alignment to the reference geometry."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from mlip_jax.training.losses import PENALTIES
 from mlip_jax.training.noise import DISPLACEMENT
 from mlip_jax.training.objectives import figure
 
-# Å; an atom that lies where it belongs has no direction.
+# Displacement (Å) at or below which an atom is at its reference position and has no direction.
 _NO_DISPLACEMENT = 1e-4
 
 
 class PropertySums(NamedTuple):
-    """Sums over a batch by property, each a scalar.
+    """Sums over a batch; all scalars, the first three by property.
 
     Attributes:
-      penalty: Of errors in training units. absolute: |error| in the unit of the property. count: Numbers that went
-        into them.
-      alignment, aligned: Sum of the alignment's penalties, and how many atoms went into it.
+      penalty: Sum of the penalties of errors in training units.
+      absolute: Sum of |error| in the unit of the property.
+      count: Number of values in these sums.
+      alignment: Sum of the alignment penalties.
+      aligned: Number of atoms in this sum.
     """
 
     penalty: dict[str, jax.Array]
@@ -40,16 +42,23 @@ class PropertySums(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Properties:
-    """The sum over properties of weight * mean penalty, plus align_weight * mean alignment penalty.
+    """Objective: the sum over properties of weight * mean penalty, plus an alignment penalty.
 
-    Alignment (Fu et al., arXiv:2507.00407, section 2.4) is of the head "displacement", a vector for each atom:
+    The alignment (Fu et al., arXiv:2507.00407, section 2.4) compares the head "displacement", a
+    vector per atom, to the displacement label. Its penalty is one of:
 
         cosine   1 - cos(predicted, displacement)
-        mse      |predicted - displacement / noise|² / 3: denoising of coordinates (Zaidi et al., arXiv:2206.00133)
+        mse      |predicted - displacement / noise|² / 3: denoising of coordinates
+                 (Zaidi et al., arXiv:2206.00133)
 
     Attributes:
-      model: What predicts. targets: The properties. penalty: Of losses.PENALTIES. huber_delta: In training units.
-      align_weight: 0 for no alignment. alignment: "cosine" or "mse". noise: Å, of "mse".
+      model: Property predictor.
+      targets: Properties to learn.
+      penalty: Name of a penalty in losses.PENALTIES.
+      huber_delta: Error at which "huber" becomes linear, in training units.
+      align_weight: Weight of the mean alignment penalty; 0 for no alignment.
+      alignment: "cosine" or "mse".
+      noise: Standard deviation of the noise (Å), for "mse".
     """
 
     model: PropertyModel
@@ -62,26 +71,32 @@ class Properties:
 
     @property
     def columns(self) -> tuple[str, ...]:
+        """Names of the metrics of `averages`, without the prefix."""
         return ("loss", *(f"{t.name}_mae" for t in self.targets), *(("alignment",) if self.align_weight else ()))
 
     def sums(self, params: Any, graph: jraph.GraphsTuple) -> PropertySums:
+        """Compute the loss sums of a batch."""
         return self.evaluate(params, graph)[1]
 
     def counts(self, graph: jraph.GraphsTuple) -> PropertySums:
+        """Return sums of which only the counts are meaningful. The model is not evaluated."""
         return self._sums(None, graph)
 
     def evaluate(self, params: Any, graph: jraph.GraphsTuple) -> tuple[dict[str, jax.Array], PropertySums]:
+        """Predict the properties of a batch and compute its loss sums."""
         predicted = self.model.apply(params, graph)
         return predicted, self._sums(predicted, graph)
 
     def combine(self, local: PropertySums, total: PropertySums, step: Any) -> jax.Array:
+        """Compute this device's share of the loss from its sums and the counts of all devices."""
         loss = self.align_weight * local.alignment / jnp.maximum(total.aligned, 1.0)
         for t in self.targets:
             loss = loss + t.weight * local.penalty[t.name] / jnp.maximum(total.count[t.name], 1.0)
         return loss
 
     def averages(self, sums: PropertySums, prefix: str, step: int | None = None) -> dict[str, float]:
-        # a validation is of the properties, and of the alignment only where there is nothing else
+        """Compute the loss and the mean errors from sums on the host; NaN without labels."""
+        # a validation loss includes the alignment only if there are no properties
         of_all = step is not None or not self.targets
         loss = self.align_weight * _mean(sums.alignment, sums.aligned) if of_all and sums.aligned else 0.0
         row = {f"{prefix}_{t.name}_mae": _mean(sums.absolute[t.name], sums.count[t.name]) for t in self.targets}
@@ -92,13 +107,14 @@ class Properties:
         return {f"{prefix}_loss": float(loss), **row}
 
     def line(self, row: Mapping[str, float], prefix: str) -> str:
+        """Format the errors of the properties, with their units, for the log."""
         parts = [f"{t.name} {figure(row[f'{prefix}_{t.name}_mae'], 4)} {t.unit}".strip() for t in self.targets]
         if self.align_weight:
             parts.append(f"alignment {figure(row[f'{prefix}_alignment'], 3)}")
         return "  ".join(parts)
 
     def _sums(self, predicted: Mapping[str, jax.Array] | None, graph: jraph.GraphsTuple) -> PropertySums:
-        """With None for what is predicted, sums whose counts are right."""
+        """Return the sums of a batch. Without predictions (None) only the counts are meaningful."""
         penalty, absolute, count = {}, {}, {}
         for t in self.targets:
             labels, mask = _labels(t, graph)
@@ -111,6 +127,7 @@ class Properties:
         return PropertySums(penalty, absolute, count, *self._align(predicted, graph))
 
     def _align(self, predicted, graph):
+        """Return the sum of the alignment penalties and the number of atoms in it."""
         labels = graph.nodes.get("properties", {}).get(DISPLACEMENT)
         zero = jnp.zeros((), graph.nodes["positions"].dtype)
         if not self.align_weight or labels is None:
@@ -123,28 +140,29 @@ class Properties:
         else:
             length = safe_norm(labels)
             known = known & (length > _NO_DISPLACEMENT)
-            # safe_norm has no derivative at zero, and the floor none below it
+            # finite derivative: that of safe_norm is zero at zero, that of the floor below it
             penalty = 1.0 - (output * labels).sum(-1) / jnp.maximum(safe_norm(output) * length, 1e-9)
         return jnp.where(known, penalty, 0.0).sum(), known.sum().astype(penalty.dtype)
 
 
 def _labels(target: Target, graph: jraph.GraphsTuple):
-    """Labels of a target and which of them are of real graphs or atoms."""
+    """Return the labels of a target, and a mask that is False for padding graphs or atoms."""
     if target.kind == "atom":
         return graph.nodes["properties"][target.name], jraph.get_node_padding_mask(graph)
     labels = graph.globals["properties"][target.name]
     mask = jraph.get_graph_padding_mask(graph)
-    return labels, mask.reshape(-1, *[1] * (labels.ndim - 1))
+    return labels, mask.reshape(-1, *[1] * (labels.ndim - 1))  # (G, 1, ...), broadcast to labels
 
 
 def _mean(total: float, count: float) -> float:
+    """Return total / count, or NaN if there are no labels."""
     return total / count if count else float("nan")
 
 
 def check(property_: Mapping[str, Any], align: Mapping[str, Any], dens: Mapping[str, Any]) -> None:
-    """Raise ConfigError if fields of "property", "align" and "dens" do not fit each other.
+    """Raise ConfigError if fields of "property", "align" and "dens" are inconsistent.
 
-    Values of single fields are checked where they are declared (mlip_jax/defaults).
+    The values of single fields are checked by their declarations (mlip_jax/defaults).
     """
     if dens["weight"] and (property_["targets"] or align["weight"] or align["frames"] or not align["noise"]):
         raise ConfigError("dens.weight is set: force fields are trained with denoising, for which property.targets and "

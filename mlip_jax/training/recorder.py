@@ -1,4 +1,7 @@
-"""Metrics of a run to metrics.csv and TensorBoard; rows after the step that a run resumes from are dropped."""
+"""Recorder of the metrics of a run, in metrics.csv and for TensorBoard.
+
+When a run is resumed, rows of later steps than its checkpoint are dropped.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +26,25 @@ _POSITION = ("step", "epoch", "seconds", "learning_rate", "beta")
 _RATES = ("structures_per_second", "atoms_per_second", "edges_per_second", "input_share", "checkpoint_share", "mfu")
 # Characters that TensorBoard does not allow in the tag of a series.
 _NOT_IN_TAGS = re.compile(r"[^-/\w.]")
-# Between two times that TensorBoard's file is brought to the disk.
+# Minimum time between two flushes of TensorBoard's file (s).
 _FLUSH_SECONDS = 30.0
 
 
 def columns(of_objective: Sequence[str]) -> tuple[str, ...]:
-    """Of metrics.csv, for an objective with these columns."""
+    """Return the columns of metrics.csv for an objective with the columns `of_objective`."""
     return (*_POSITION, *(f"{part}_{name}" for part in ("train", "valid") for name in of_objective), *_RATES)
 
 
 class Recorder:
-    """Writes rows of metrics with `columns`, in the order of steps.
+    """Writer of rows of metrics, in the order of steps.
+
+    Args:
+      workdir: Directory of the run.
+      step: Step to resume from. Stored rows of later steps are dropped.
+      columns: Columns of metrics.csv.
 
     Raises:
-      WorkdirError: From any method, if a file cannot be written.
+      WorkdirError: Raised by any method if a file cannot be written.
     """
 
     def __init__(self, workdir: Path, step: int, columns: Sequence[str]):
@@ -51,18 +59,19 @@ class Recorder:
         self._board = _Board(workdir / "tensorboard", step)
 
     def _read(self) -> list[dict[str, str]]:
+        """Return the complete rows of metrics.csv."""
         if not self.path.exists():
             return []
         with open(self.path, newline="") as file:
-            # a row that a killed run left half-written has too few fields
+            # a row is incomplete if the run was killed while writing it
             return [row for row in csv.DictReader(file) if row.get("step", "").isdigit() and None not in row.values()]
 
     def write(self, row: dict[str, float]) -> None:
-        """Append one row; columns that are not in it stay empty."""
+        """Append one row. Columns that are missing in it stay empty."""
         with writing(self.path), open(self.path, "a", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(
                 {k: f"{v:.7g}" if isinstance(v, float) else v for k, v in row.items()})
-        # NaN where the data have no such label
+        # skip NaN, the error of a quantity without labels
         self._board.write(int(row["step"]), {k: v for k, v in row.items() if k != "step" and np.isfinite(v)})
 
     def close(self) -> None:
@@ -73,24 +82,26 @@ class Recorder:
 class _Board:
     """Event file of TensorBoard, written by the calling thread.
 
-    tensorboardX.SummaryWriter writes in a thread of its own, which dies when the disk is full; its caller then waits
-    for ever. The writers of clu require TensorFlow or PyTorch; that of TensorBoard requires a web server and gRPC.
+    tensorboardX.SummaryWriter writes in its own thread, which dies if the disk is full; its caller
+    then waits forever. The writers of clu require TensorFlow or PyTorch. That of TensorBoard
+    requires a web server and gRPC.
     """
 
     def __init__(self, directory: Path, step: int):
         self._directory = directory
         with writing(directory):
             directory.mkdir(exist_ok=True)
-            # TensorBoard reads the files of a folder in the order of their names: the time comes first, and the last
-            # part tells files apart that a run begins within one second.
+            # TensorBoard reads files in the order of their names, so the time is first. The last
+            # part makes the names of files unique that a run creates within one second.
             self._file = RecordWriter(str(directory / (
                 f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}")))
             self._add(file_version="brain.Event:2")
-            if step:  # TensorBoard drops the later steps of older files
+            if step:  # makes TensorBoard drop later steps in older files
                 self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
             self._flush()
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one event per value, and flush the file from time to time."""
         with writing(self._directory):
             for name, value in values.items():
                 tag = _NOT_IN_TAGS.sub("_", name)
@@ -106,6 +117,7 @@ class _Board:
         self._flushed = time.monotonic()
 
     def close(self) -> None:
+        """Flush and close the file."""
         with writing(self._directory):
             self._flush()
             self._file.close()
@@ -113,10 +125,13 @@ class _Board:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raises WorkdirError that names `path` where the body cannot write: what the system says does not always."""
+    """Convert an OSError of the body to a WorkdirError whose message contains `path`.
+
+    The message of an OSError does not always contain the path.
+    """
     try:
         yield
-    except FileNotFoundError:  # of one that is to be read; the system names it
+    except FileNotFoundError:  # a file to be read is missing; its message contains the path
         raise
     except OSError as error:
         raise WorkdirError(f"{path}: cannot be written: {error}. Checkpoints are untouched; free some space, or mend "

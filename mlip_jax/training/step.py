@@ -1,10 +1,24 @@
-"""The training step and the evaluation step: the only pmap. State is replicated in here and nowhere else.
+"""The compiled training and evaluation steps. Only this module uses pmap and replicates the state.
 
-An update is made of micro-batches of one static shape, dealt out over the devices of all processes; a device that has
-several adds their gradients up. Sums and counts are added over all of them, so that an update is that of one device
-with the union of the batches. One call to the devices may do many updates.
+A training step works on micro-batches of one static shape, distributed over the devices of all
+processes. Sums and counts are added up over all of them, so a step equals that of a single device
+with the union of the micro-batches.
 
-    D   local devices      S   updates of a call, at most      K   micro-batches of a device in an update
+One training step, on every device:
+
+1. Build the graph of each micro-batch (`build`).
+2. Count the labels, and add up the counts over micro-batches and devices. These are the
+   denominators of the loss.
+3. Compute the gradient of this device's share of the loss, one micro-batch at a time, and add it up
+   (`_gradient`).
+4. Add up the gradients and sums over all devices (psum).
+5. Compute the new parameters with the optimizer, and their moving average (`_update`).
+6. Discard the new state if the loss or the gradient is not finite. Increment the step in any case.
+
+A dispatch performs up to S training steps (`_updates`).
+
+    D   local devices      S   maximum number of steps of a dispatch
+    K   micro-batches per device and step
 """
 
 from __future__ import annotations
@@ -26,12 +40,14 @@ _AXIS = "devices"
 
 
 class TrainState(NamedTuple):
-    """All that training changes.
+    """State of a training run.
 
     Attributes:
-      step: Updates done. params, ema: Parameters and their exponential moving average.
+      step: Number of steps so far, including non-finite ones.
+      params: Parameters of the model.
+      ema: Exponential moving average of the parameters.
       optimizer: State of the optimizer.
-      rate_scale: Factor to the learning rate that validation sets (reduce on plateau).
+      rate_scale: Factor of the learning rate that validation sets (reduce on plateau).
     """
 
     step: Any
@@ -42,11 +58,12 @@ class TrainState(NamedTuple):
 
 
 class DispatchResult(NamedTuple):
-    """What came of the updates of a call, on the device; leading axes (D, S), alike on all devices.
+    """Result of the steps of a dispatch, with leading axes (D, S), identical on all devices.
 
     Attributes:
-      sums: Of the losses. finite: Whether loss and gradient were; if not, the update changed nothing but the count.
-      stop: How many processes want to stop.
+      sums: Loss sums.
+      finite: Whether loss and gradient were finite. If not, only the step counter was advanced.
+      stop: Number of processes that have received a request to stop.
     """
 
     sums: Any
@@ -55,15 +72,22 @@ class DispatchResult(NamedTuple):
 
 
 class Trainer:
-    """Compiled steps over the local devices, in step with those of the other processes.
+    """Compiled training and evaluation steps on the local devices.
 
-    Attributes:
-      objective: What is trained.
+    They communicate with the devices of the other processes, which must make the same calls.
 
     Args:
-      objective: See objectives.py. ema_decay: Of the average of the parameters.
-      build: (data, input, bucket) -> graph, inside the step; by default the input is the graph.
-      data: What `build` takes, a tree of arrays that stay on every device.
+      objective: Model and loss; see `Objective`.
+      optimizer: Optimizer.
+      ema_decay: Decay of the moving average of the parameters.
+      build: Function (data, input, bucket) -> graph, compiled into the step. By default, the input
+        is the graph.
+      data: Pytree of arrays for `build`, which stays on every device.
+
+    Attributes:
+      objective: Model and loss.
+      num_devices: Number of local devices, D.
+      layout: Sharding of arrays with a leading axis (D,).
     """
 
     def __init__(self, objective: Objective, optimizer: optax.GradientTransformation, ema_decay: float, *,
@@ -78,7 +102,7 @@ class Trainer:
         build = build or (lambda data, graph, bucket: graph)
 
         def train(state, data, inputs, count, stop, bucket):
-            self._traces += 1
+            self._traces += 1  # this function runs only when pmap traces it
             update = _update(objective, optimizer, ema_decay)
             stop = jax.lax.psum(stop, _AXIS)
             return _updates(lambda state, micro: update(state, lambda k: build(data, _at(micro, k), bucket),
@@ -90,6 +114,7 @@ class Trainer:
             return predicted, jax.lax.psum(sums, _AXIS)
 
         def of_a_batch(params, graph):
+            """Compute the gradient of one micro-batch, for `flops`."""
             return gradient(lambda p: (objective.combine(local := objective.sums(p, graph), local, 0), None), params)[2]
 
         self._of_a_batch = jax.jit(of_a_batch)
@@ -99,83 +124,106 @@ class Trainer:
 
     @property
     def crowded(self) -> bool:
-        """There are more CPU devices than cores: an all-reduce of one step can then starve that of another, so that no
-        step may begin before the one before it is done."""
+        """Return whether there are more CPU devices than cores.
+
+        An all-reduce of one step can then starve that of another. A step must therefore finish
+        before the next one is dispatched.
+        """
         return jax.default_backend() == "cpu" and jax.device_count() > (os.cpu_count() or 1)
 
     @property
     def num_compiles(self) -> int:
-        """How often the training step was traced: once for each bucket."""
+        """Number of traces of the training step: one per size bucket."""
         return self._traces
 
     def init(self, params: Any) -> TrainState:
-        """The first state, replicated."""
+        """Return the initial state, replicated over the devices."""
         one = np.ones((), np.float32)
         return self.replicate(TrainState(np.zeros((), np.int32), params, params, self._optimizer.init(params), one))
 
     def replicate(self, tree: Any) -> Any:
-        """A copy on every device, laid out as pmap gives its outputs back: another layout would compile it twice."""
+        """Copy a tree to every device, in the layout of the outputs of pmap.
+
+        With another layout, pmap would compile a second time.
+        """
         return jax.tree.map(lambda x: jax.device_put(np.stack([np.asarray(x)] * self.num_devices), self.layout), tree)
 
     def put(self, inputs: Any) -> Any:
-        """Arrays with a leading axis of devices, on them."""
+        """Transfer arrays with a leading axis (D,) to the devices."""
         return jax.tree.map(lambda x: jax.device_put(x, self.layout), inputs)
 
     @staticmethod
     def single(tree: Any) -> Any:
-        """What the first device has, on the host: of trees that are alike on all devices. Waits for it."""
+        """Fetch the arrays of the first device, of a tree that is identical on all. Blocks."""
         return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0], tree)
 
     @staticmethod
     def local(tree: Any) -> Any:
-        """What this process's devices have, on the host: leading axis (D,)."""
+        """Fetch the arrays of all local devices, with a leading axis (D,). Blocks."""
         return jax.tree.map(lambda x: np.concatenate([np.asarray(s.data) for s in x.addressable_shards]), tree)
 
     def snapshot(self, tree: Any) -> Any:
-        """A copy on the first device, which later steps do not touch. It is ordered here; who reads it waits for it."""
+        """Copy a tree on the first device, so that later steps do not overwrite it.
+
+        The copy is only dispatched here. Reading it blocks.
+        """
         return self._copy(jax.tree.map(lambda x: x.addressable_shards[0].data, tree))
 
     def scale_rate(self, state: TrainState, scale: float) -> TrainState:
-        """The state with another factor to the learning rate."""
+        """Return the state with the learning-rate factor `scale`."""
         return state._replace(rate_scale=self.replicate(np.asarray(scale, np.float32)))
 
     def train(self, state: TrainState, inputs: Any, count: int = 1, *, bucket: int = 0, stop: bool = False
               ) -> tuple[TrainState, DispatchResult]:
-        """`count` updates; `state` is given away.
+        """Dispatch `count` training steps. The buffers of `state` are donated.
 
         Args:
-          inputs: Of `build`, leading axes (D, S, K).
-          count: How many of the S are to be done.
-          bucket: Which static shape the micro-batches have.
-          stop: Whether this process wants to stop; all processes learn it from the result.
+          state: State of the run, replicated.
+          inputs: Inputs of `build`, with leading axes (D, S, K).
+          count: Number of steps to perform, at most S.
+          bucket: Size bucket of the micro-batches. Each one is compiled separately.
+          stop: Whether this process was asked to stop. The result passes it on to all processes.
+
+        Returns:
+          The new state and the result of the steps, which the devices may still be computing.
         """
         return self._train(*self._arguments(state, inputs, count, bucket, stop))
 
     def lower(self, state: TrainState, inputs: Any, bucket: int = 0) -> jax.stages.Lowered:
-        """The program of `train`, to be looked at."""
+        """Lower `train` for inspection."""
         return self._train.lower(*self._arguments(state, inputs, 1, bucket, False))
 
     def flops(self, params: Any, graph: jraph.GraphsTuple) -> float:
-        """Operations that the gradient of one micro-batch takes, as XLA counts them before it optimises."""
+        """Return the FLOPs of the gradient of a micro-batch, counted by XLA before optimization."""
         return float(self._of_a_batch.lower(params, graph).cost_analysis()["flops"])
 
     def _arguments(self, state, inputs, count, bucket, stop):
         wanted = np.zeros(self.num_devices, np.int32)
-        wanted[0] = stop  # one device speaks for its process
+        wanted[0] = stop  # on one device only, so that the sum counts processes
         return state, self._data, inputs, np.full(self.num_devices, count, np.int32), wanted, bucket
 
     def evaluate(self, params: Any, graphs: jraph.GraphsTuple) -> tuple[Any, Any]:
-        """What the objective predicts of one batch for each device (stacked), and the sums of all."""
+        """Evaluate the objective on one batch per device.
+
+        Args:
+          params: Parameters, replicated.
+          graphs: Batches, with a leading axis (D,).
+
+        Returns:
+          The predictions per device, and the sums over the devices of all processes. Leading axis
+          (D,).
+        """
         made = self._evaluate(params, graphs)
         return jax.block_until_ready(made) if self.crowded else made
 
 
 def _at(tree, index):
+    """Return a tree with the element `index` of the leading axis of each leaf."""
     return jax.tree.map(lambda x: x[index], tree)
 
 
 def _updates(update, state, inputs, count, stop):
-    """`count` updates one after the other, and what came of each: leading axis (S,)."""
+    """Perform `count` steps in sequence. The results have a leading axis (S,)."""
     most = jax.tree.leaves(inputs)[0].shape[0]
     if most == 1:
         state, (sums, finite) = update(state, _at(inputs, 0))
@@ -188,16 +236,20 @@ def _updates(update, state, inputs, count, stop):
 
     shapes = jax.eval_shape(lambda: update(state, _at(inputs, 0))[1])
     empty = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
-    # its length is not static, so that what is left before a checkpoint needs no other program
+    # a dynamic length, so that fewer steps before a checkpoint need no other program
     state, (sums, finite) = jax.lax.fori_loop(0, count, body, (state, empty))
     return state, DispatchResult(sums, finite, jnp.full(most, stop))
 
 
 def _update(objective, optimizer, ema_decay):
-    """(state, graph of micro-batch k, their number) -> (state, (sums, finite)).
+    """Return the function of a training step.
 
-    optax.apply_if_finite does not serve here: it ignores the loss, applies a non-finite update after several in a row,
-    leaves the moving average of the parameters out, and would change the layout of old checkpoints.
+    Its arguments are the state, a function that returns the graph of micro-batch k, and the number
+    of micro-batches. It returns (state, (sums, finite)).
+
+    optax.apply_if_finite is unsuitable: it ignores the loss, applies a non-finite update after
+    several in a row, does not handle the moving average of the parameters, and would change the
+    layout of existing checkpoints.
     """
 
     def update(state, micro_batch, number):
@@ -218,8 +270,8 @@ def _update(objective, optimizer, ema_decay):
 
 
 def _gradient(objective, params, step, micro_batch, number):
-    """Sums over all micro-batches of all devices, and the gradient of the loss that they make."""
-    if number == 1:
+    """Return the sums over all micro-batches of all devices, and the gradient of their loss."""
+    if number == 1:  # the sums contain the counts, so one evaluation of the model is enough
         graph = micro_batch(0)
 
         def loss(params):
@@ -233,10 +285,11 @@ def _gradient(objective, params, step, micro_batch, number):
     def add(tree, other):
         return jax.tree.map(jnp.add, tree, other)
 
-    # the loss divides by the counts of all, which must be known before the first gradient
+    # the counts of all micro-batches are the denominators of the loss, so the gradients need them
     parts = jax.lax.map(lambda k: objective.counts(micro_batch(k)), jnp.arange(number))
     known = jax.lax.psum(jax.tree.map(lambda x: x.sum(0), parts), _AXIS)
 
+    # scan, so that only the activations of one micro-batch are in memory at a time
     def body(carry, k):
         graph = micro_batch(k)
 

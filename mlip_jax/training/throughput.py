@@ -1,4 +1,4 @@
-"""What a run did since the last line of its log, and what its time went into."""
+"""Throughput and time breakdown of a training run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from mlip_jax.graphs.shapes import Sizes
 from mlip_jax.training.data import StepPlan
 
-# Float32 multiply-adds of the vector units, as two operations, per second: what a model without products of lower
-# precision can reach. From the makers' data sheets.
+# PEAK_FLOPS: float32 operations of the vector units per second (a multiply-add is two operations),
+# from the manufacturers' data sheets. A model without lower-precision products cannot exceed it.
 PEAK_FLOPS = {"H200": 67e12, "H100": 67e12, "GH200": 67e12, "B200": 75e12, "A100": 19.5e12, "L40S": 91.6e12,
               "L4": 30.3e12, "A10G": 31.2e12, "V100": 15.7e12, "T4": 8.1e12, "RTX 4090": 82.6e12, "RTX 3090": 35.6e12}
 
@@ -22,11 +22,15 @@ PARTS = ("input", "checkpoint", "validation")
 
 
 class ThroughputMeter:
-    """Counts work and time.
+    """Meter of the work and the time of a run.
+
+    Args:
+      sizes: Sizes of the structures of the training split.
+      flops_per_update: FLOPs of a step on the local devices, or None if unknown.
 
     Attributes:
-      seconds: Spent by the main thread in each of PARTS since the start, of the input only what the devices may have
-        waited for; the rest is training.
+      seconds: Time of the main thread in each of PARTS since the start (s). The rest is training.
+        Input counts only if the devices may have waited for it.
     """
 
     def __init__(self, sizes: Sizes, flops_per_update: float | None = None):
@@ -35,7 +39,7 @@ class ThroughputMeter:
         self.start()
 
     class _LogLine:
-        """What has come since the last line."""
+        """Work since the last line of the log."""
 
         def __init__(self, begin: float, seconds: dict[str, float]):
             self.begin, self.seconds = begin, seconds
@@ -44,7 +48,10 @@ class ThroughputMeter:
 
     @contextlib.contextmanager
     def clock(self, part: str, unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Counts the time of the body as that of `part`; not if `unless` holds after it, of what the devices do."""
+        """Count the time of the body for `part`, unless `unless()` is true after it.
+
+        `unless` is a condition under which the devices did not wait.
+        """
         begin = time.monotonic()
         try:
             yield
@@ -53,13 +60,19 @@ class ThroughputMeter:
                 self.seconds[part] += time.monotonic() - begin
 
     def start(self) -> None:
-        """Time begins to count."""
+        """Start the clock."""
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self._begin = time.monotonic()
         self._line = self._LogLine(self._begin, dict(self.seconds))
 
     def add(self, groups: Sequence[StepPlan], sums: Any, finite: np.ndarray) -> None:
-        """Updates that are done: their groups, their sums (leading axis of updates) on the host, and which count."""
+        """Count finished steps.
+
+        Args:
+          groups: Plans of the steps.
+          sums: Loss sums on the host, with a leading axis of steps.
+          finite: Whether each step was finite. The sums of the others are ignored.
+        """
         line = self._line
         places = np.concatenate([p for g in groups for p in g.places])
         line.sums.append(jax.tree.map(lambda x: float(np.asarray(x, np.float64)[:len(groups)][finite].sum()), sums))
@@ -70,9 +83,13 @@ class ThroughputMeter:
         line.edges += int(self._sizes.n_edge[places].sum())
 
     def next_line(self) -> tuple[Any, dict[str, float]]:
-        """Sums of the updates since the last line, NaN if none was finite, None if there was none; their rates per
-        second of training, validation and checkpoints not counted, and the shares of time that went into input and
-        checkpoints. Starts a new line."""
+        """Return the loss sums and the rates since the last line, and start a new line.
+
+        Returns:
+          The sums over the finite steps: NaN if no step was finite, None if there was no step. And
+          the rates per second of training, without validation and checkpoints, with the fractions
+          of the time spent on input and checkpoints.
+        """
         line, now = self._line, time.monotonic()
         spent = {k: self.seconds[k] - line.seconds[k] for k in PARTS}
         elapsed = max(now - line.begin, 1e-9)
@@ -83,19 +100,19 @@ class ThroughputMeter:
         peak = peak_flops()
         if peak and self._flops:
             row["mfu"] = self._flops * line.updates / training / peak
-        # nothing at all would look like no error
+        # NaN if no step was finite, because a sum of zero would look like no error
         sums = jax.tree.map(lambda *x: float(np.sum(x)) if line.finite else float("nan"), *line.sums or [None])
         self._line = self._LogLine(now, dict(self.seconds))
         return sums, row
 
     def summary(self) -> dict[str, float]:
-        """Shares of the whole time in each of PARTS."""
+        """Return the fraction of the total time in each of PARTS."""
         elapsed = max(time.monotonic() - self._begin, 1e-9)
         return {k: v / elapsed for k, v in self.seconds.items()}
 
 
 def peak_flops() -> float | None:
-    """Of all devices of this process; None where it is not known, as of CPUs."""
+    """Return the peak FLOPS of all devices of this process, or None if unknown, as for CPUs."""
     kind = jax.local_devices()[0].device_kind
     for name, flops in PEAK_FLOPS.items():
         if name in kind:

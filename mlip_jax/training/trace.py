@@ -1,4 +1,4 @@
-"""A trace of some steps of a run, for TensorBoard's profiler, Perfetto or xprof."""
+"""Profiler trace of a few dispatches of a run, for TensorBoard, Perfetto or xprof."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import jax
 
 log = logging.getLogger(__name__)
 
-# Calls before the trace begins: what is compiled and allocated first would cover the steps.
+# Number of dispatches before the trace begins, in which programs are compiled and memory allocated.
 _WARM_UP = 3
 
 
 class Trace:
-    """Context manager that writes a trace of `steps` calls into a directory; none if `steps` is 0."""
+    """Context manager that writes a trace of `steps` dispatches to a directory; none for 0."""
 
     def __init__(self, directory: Path, steps: int):
         self._directory, self._steps, self._calls = directory, steps, 0
@@ -25,7 +25,7 @@ class Trace:
         return self
 
     def step(self, result: Any) -> None:
-        """One more call was handed to the devices; `result` is what comes of it."""
+        """Count a dispatch with this result. Starts or stops the trace when it is time."""
         if not self._steps or self._calls > _WARM_UP + self._steps:
             return
         self._calls += 1
@@ -37,6 +37,7 @@ class Trace:
             self._stop()
 
     def _stop(self) -> None:
+        """Write the trace and log where it is."""
         jax.profiler.stop_trace()
         calls, self._calls = self._calls - _WARM_UP, _WARM_UP + self._steps + 1
         log.info("a trace of %d calls to the devices is in %s: tensorboard --logdir or ui.perfetto.dev show it",

@@ -1,4 +1,4 @@
-"""Runs of the main job in processes of their own, on a small data set with GFN2-xTB labels."""
+"""Training runs in separate processes, on a small data set with GFN2-xTB labels, for the tests."""
 
 import atexit
 import functools
@@ -19,18 +19,18 @@ from tests.forks import Forks
 
 REPOSITORY = Path(__file__).parents[2]
 DATA = REPOSITORY / "tests/data/gfn2_small.hdf5"
-OPTIONS = {  # of the smallest models that show what a run does
+OPTIONS = {  # model options: the smallest models that exercise a run
     "so3krates": {"num_features": 12, "num_layers": 1, "num_heads": 2, "degrees": "(1,2)"},
     "schnet": {"num_features": 8, "num_layers": 1}}
 SMALL = {
     "data.path": DATA, "data.split_seed": 1, "train.num_steps": 24, "train.batch_size": 4, "train.log_every": 4,
     "train.valid_every": 8, "train.checkpoint_every": 4, "optimizer.warmup_steps": 2,
-    # compiles in less time than Muon; tests/training/test_loop.py has that
+    # Adam compiles faster than Muon, which tests/training/test_loop.py covers
     "optimizer.name": "adam", "optimizer.learning_rate": 1e-3}
 
 
 def flags(workdir, model="so3krates", **changes):
-    """Flags of a small run; `changes` are config fields with __ for the dot."""
+    """Return the flags of a small run. `changes` are config fields with __ in place of dots."""
     fields = SMALL | {f"model.options.{k}": v for k, v in OPTIONS[model].items()}
     fields |= {k.replace("__", "."): v for k, v in changes.items()}
     return [f"--config={REPOSITORY}/configs/spice.py:{model}", f"--workdir={workdir}",
@@ -38,12 +38,18 @@ def flags(workdir, model="so3krates", **changes):
 
 
 def command(workdir, model="so3krates", **changes):
-    """Command line of a small run."""
+    """Return the command line of a small run."""
     return [sys.executable, "-m", "mlip_jax.main", *flags(workdir, model, **changes)]
 
 
 def environment(devices=None):
-    """Of the runs: the repository can be imported, and programs that one run compiled serve the others."""
+    """Return the environment of a run.
+
+    The run can import the repository and shares its compiled programs with other runs.
+
+    Args:
+      devices: Number of virtual CPU devices. None: the default devices.
+    """
     cache = Path(tempfile.gettempdir()) / f"mlip_jax_tests_{os.getuid()}"
     virtual = {} if devices is None else {
         "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(f"--xla_force_host_platform_device_count={devices}")}
@@ -52,7 +58,7 @@ def environment(devices=None):
 
 
 def start(workdir, cwd=None, env=None, **changes):
-    """Start a run in a process of its own: a fork of one that has imported the task, or, with `env`, a new one."""
+    """Start a run in another process: in a fork or, with `env`, in a new interpreter."""
     if env is None:
         return ForkedRun(cwd or workdir.parent, flags(workdir, **changes))
     return subprocess.Popen(command(workdir, **changes), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -61,14 +67,14 @@ def start(workdir, cwd=None, env=None, **changes):
 
 @functools.cache
 def _forks():
-    """The process that has imported what a training run needs, which takes 3 CPU-seconds."""
+    """Return the process that has imported the modules of a training run (3 CPU-seconds)."""
     forks = Forks("mlip_jax.main", "mlip_jax.cli.flags", "mlip_jax.tasks.train", **environment())
     atexit.register(forks.__exit__)
     return forks
 
 
 class ForkedRun:
-    """A run in a fork; the methods are those of subprocess.Popen."""
+    """Run in a fork, with methods of subprocess.Popen."""
 
     def __init__(self, cwd, arguments):
         self._log = tempfile.TemporaryFile("w+")
@@ -79,32 +85,34 @@ class ForkedRun:
 
     @property
     def returncode(self):
+        """Exit code, or None if the run has not ended."""
         return self._fork.returncode
 
     def send_signal(self, number):
+        """Send a signal to the run if it has not ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def communicate(self, timeout=300):
-        """Return the output and None when the process has ended."""
+        """Wait for the end of the run and return (output, None)."""
         self._fork.wait(timeout)
         self._log.seek(0)
         return self._log.read(), None
 
 
 def finish(process, timeout=300):
-    """Exit code and output (white space folded) of a process."""
+    """Wait for a process and return its exit code and output, with white space folded."""
     output, _ = process.communicate(timeout=timeout)
     return process.returncode, " ".join(output.split())
 
 
 def run(workdir, cwd=None, env=None, **changes):
-    """Return the exit code and the output (white space folded) of a run."""
+    """Run to the end and return the exit code and the output, with white space folded."""
     return finish(start(workdir, cwd, env, **changes))
 
 
 def wait_for(condition, process, seconds=240):
-    """Until `condition` holds; the process must live so long."""
+    """Wait until `condition()` is true. Fail if the process ends before that."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]
@@ -113,7 +121,7 @@ def wait_for(condition, process, seconds=240):
 
 
 def wait_for_step(workdir, step, process):
-    """Until the update `step` is in the metrics."""
+    """Wait until the metrics contain `step` or a later step."""
     metrics = workdir / "metrics.csv"
 
     def reached():
@@ -124,7 +132,7 @@ def wait_for_step(workdir, step, process):
 
 
 def stop_at(workdir, step, number=signal.SIGTERM, env=None, **changes):
-    """Exit code and output of a run that gets a signal when it has come to `step`."""
+    """Send a signal to a run when it has reached `step`; return its exit code and output."""
     process = start(workdir, env=env, **changes)
     wait_for_step(workdir, step, process)
     process.send_signal(number)
@@ -132,13 +140,13 @@ def stop_at(workdir, step, number=signal.SIGTERM, env=None, **changes):
 
 
 def stopped_step(output):
-    """Where a run says that a signal stopped it; None if it does not say so."""
+    """Return the step at which a signal stopped a run, according to its output, or None."""
     found = re.search(r"stopped by SIG\w+ at step (\d+)", output)
     return int(found[1]) if found else None
 
 
 def newest(workdir, kind="checkpoints"):
-    """The newest checkpoint that can be read, or None."""
+    """Return the newest checkpoint that can be read, or None."""
     if not (workdir / kind).is_dir():
         return None
     store = CheckpointStore(workdir / kind, read_only=True)
@@ -149,18 +157,22 @@ def newest(workdir, kind="checkpoints"):
 
 
 def steps_of(workdir, kind="checkpoints"):
-    """Steps of the checkpoints that claim to be complete."""
+    """Return the steps of the checkpoints whose folder names mark them as complete."""
     folder = workdir / kind
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
 
 
 def metrics(workdir):
-    """metrics.csv by columns."""
+    """Return the columns of metrics.csv by name."""
     return np.genfromtxt(workdir / "metrics.csv", delimiter=",", names=True)
 
 
 def assert_alike(workdir, expected, atol=None):
-    """Checkpoints, metrics and predictions are the same bit by bit, or to `atol`."""
+    """Assert that checkpoints, metrics and predictions of two runs are identical.
+
+    With `atol`, compare only the checkpoints, to that absolute tolerance, and the steps of the
+    metrics.
+    """
 
     def compare(a, b, what):
         if atol is None:
