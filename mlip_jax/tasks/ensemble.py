@@ -1,4 +1,4 @@
-"""Task `ensemble`: several force fields -> the error to expect of their mean, by how much they spread."""
+"""Task `ensemble`: calibrate the spread of several force fields as expected error of their mean."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Write ensemble.json and report.html; returns the path of the report. Of several processes the leader does it.
+    """Write ensemble.json and report.html, and return the path of the report.
+
+    With several processes, only the leader does the work; the others wait for it.
 
     Raises:
-      ConfigError, WorkdirError, CheckpointError, DatasetError, ValueError: With what to do about it.
+      ConfigError, WorkdirError, CheckpointError, DatasetError, ValueError: The message explains how
+        to fix the problem.
     """
     config = configs.complete(config, defaults.ensemble_defaults())
     workdir, paths = Path(workdir), [p.strip() for p in config.members.split(",") if p.strip()]
