@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Write WORKDIR/diversity.html and diversity.csv for all evaluated runs; return the page's path.
+    """Write WORKDIR/diversity.html and diversity.csv of all evaluated runs; return the page's path.
 
     Raises:
       ConfigError: No sweeps are given.

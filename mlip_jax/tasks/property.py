@@ -1,4 +1,4 @@
-"""Task `property`: molecules with properties -> a predictor, from scratch or from a force field -> report."""
+"""Task `property`: train a property predictor, from scratch or from a force field, and report errors."""
 
 from __future__ import annotations
 
@@ -53,12 +53,13 @@ SPLIT = "split_records.json"
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Train a predictor by `config`, or go on where a run in `workdir` was stopped; returns the path of the report.
+    """Train a predictor by `config`, or resume a run in `workdir`; return the path of the report.
 
-    All processes of a run call it alike; the leader alone writes.
+    All processes of a run call this function; only the leader writes files.
 
     Raises:
-      ConfigError, WorkdirError, DatasetError, CheckpointError, TrainingError, Stopped: With what to do about it.
+      ConfigError, WorkdirError, DatasetError, CheckpointError, TrainingError, Stopped: The message
+        explains how to fix the problem.
     """
     started = time.monotonic()
     config = configs.complete(config, defaults.property_defaults())
@@ -93,7 +94,10 @@ def _optimizer(config) -> dict[str, Any]:
 
 
 def _begin(config) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """Arrays and metadata of the run to begin from; the model of `config` becomes its, unless it has one."""
+    """Return arrays and metadata of the run to initialize from, or None.
+
+    If `config` names no model, set it to the model of that run.
+    """
     if not config.init.workdir:
         return None
     model, arrays, metadata = predictor.pretrained(config.init.workdir)
@@ -106,11 +110,14 @@ def _begin(config) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Samples of all parts.
+    """Samples of all splits.
 
     Attributes:
-      loaded: The data set. index: Structures of its store that have the properties, (S,). values: Theirs, by name.
-      parts: Numbers of samples in train, valid and test. sources: Of their geometries.
+      loaded: The data set.
+      index: Structures of the store that have the properties, (S,).
+      values: Values of the properties of these structures by name.
+      parts: Sample indices of the splits "train", "valid" and "test".
+      sources: Sources of the geometries of the samples.
     """
 
     loaded: source.LoadedData
@@ -121,7 +128,7 @@ class Data:
 
     @classmethod
     def load(cls, config, workdir: Path) -> Data:
-        """By `config`; the leader writes which structure went where."""
+        """Load and split the data set of `config`; the leader writes the split to `workdir`."""
         c = config.data
         loaded = source.load(c)
         index, values = property_data.labelled(loaded.store, loaded.indices, config.property.targets) if (
@@ -139,9 +146,9 @@ class Data:
         return cls(loaded, index, values, parts, sources)
 
     def split(self, part: str, geometry: str, targets: tuple[Target, ...], cutoff: float) -> tuple[Split, Geometries]:
-        """The samples of a part with geometries of a source."""
+        """Return the samples of a split with the geometries of a source."""
         found = self.sources.get(geometry, self.parts[part])
-        # remainders need the elements alone, which are those of the labelled structures
+        # Subtracting references requires only the elements, which all geometries of a molecule share.
         labelled = self.loaded.store.take(self.index[found.samples], labels_only=True)
         properties = {t.name: t.to_training(self.values[t.name][found.samples], labelled)
                       for t in targets if t.kind != "atom"}
@@ -159,7 +166,8 @@ def _keep(store, parts, c, workdir: Path) -> None:
     keep_split(workdir / "splits.npz", parts, {
         "store": str(store.path), "split": c.split_files or c.split, "seed": c.split_seed,
         "parts": splits_module.describe(parts, molecule)})
-    # as data.split_files of another run on the same file: a force field must not see molecules of the test
+    # Another run on the same file can use this as data.split_files: a force field must not be trained
+    # on test molecules.
     write_json(workdir / SPLIT, {name: sorted(set(record[indices].tolist())) for name, indices in parts.items()})
 
 
@@ -190,7 +198,7 @@ def _train(config, workdir: Path, data: Data, begin, started: float) -> Path:
         heads[DISPLACEMENT] = {"kind": "atom_vector"}
     model = with_heads(predictor.backbone_of(config), heads, frozen=config.init.train == "heads")
     cutoff = float(model.cutoff)
-    with distributed.leader_first("geometries"):  # makes those that the others find
+    with distributed.leader_first("geometries"):  # the leader computes them, the others read them
         train, valid, tests, displaced = _inputs(config, data, targets, cutoff)
     splits = {"train": train, "valid": valid, **{f"test {g}": s for g, (s, _) in tests.items()}}
     restored = restore(workdir)
@@ -212,7 +220,11 @@ def _train(config, workdir: Path, data: Data, begin, started: float) -> Path:
 
 
 def _check_frames(config, targets) -> None:
-    """Vectors stand in the frame of the geometry that they were computed at, and atoms in its order."""
+    """Raise ConfigError if vectors or atom properties are combined with other geometries.
+
+    Vectors are given in the frame of the geometry that they were computed at, and properties of atoms
+    in its order.
+    """
     turned = [t.name for t in targets if t.kind != "scalar"]
     sources = {config.data.geometry, config.data.valid_geometry or LABELS, *config.data.test_geometries} - {LABELS}
     if turned and (sources or config.align.frames):
@@ -222,7 +234,10 @@ def _check_frames(config, targets) -> None:
 
 
 def _inputs(config, data: Data, targets, cutoff: float):
-    """Training and validation part, {geometry: (test part, its geometries)}, and what displaces training inputs."""
+    """Return training split, validation split, test splits and the noise of the training inputs.
+
+    The test splits are {geometry source: (split, its geometries)}. The noise is None if there is none.
+    """
     train, found = data.split("train", config.data.geometry, targets, cutoff)
     displaced = _displaced(config, data, found, cutoff)
     valid, _ = data.split("valid", config.data.valid_geometry or config.data.geometry, targets, cutoff)
@@ -232,7 +247,7 @@ def _inputs(config, data: Data, targets, cutoff: float):
             train.sizes, None if displaced.frames is None else edges[displaced.frames.index]))
         if config.dens.weight:
             displaced = BatchNoise(displaced, config.dens.share)
-        elif not targets:  # noise is all that there is to learn, and to validate by
+        elif not targets:  # denoising is the only objective, also in validation
             noise = dataclasses.replace(displaced, frames=None, share=0.0)
             valid = dataclasses.replace(valid, rows=NoisedRows(valid.rows, noise), sizes=noise.bounds(valid.sizes))
     tests = {geometry: data.split("test", geometry, targets, cutoff) for geometry in config.data.test_geometries
@@ -241,7 +256,10 @@ def _inputs(config, data: Data, targets, cutoff: float):
 
 
 def _same_molecules(tests: dict[str, tuple[Split, Geometries]]) -> dict[str, tuple[Split, Geometries]]:
-    """Test parts of those molecules alone that all of them have: hard ones may lack the geometries of a source."""
+    """Restrict the test splits to the molecules that have the geometries of all sources.
+
+    Some molecules, usually difficult ones, lack the geometries of a source.
+    """
     if not tests:
         return tests
     common = functools.reduce(np.intersect1d, [found.samples for _, found in tests.values()])
@@ -299,14 +317,14 @@ def _objective(c, model: PropertyModel, targets, energy_scale: float) -> Propert
     if not c.dens.weight:
         return Properties(model, targets, c.property.penalty, c.property.huber_delta, c.align.weight, c.align.loss,
                           c.align.noise or 1.0)
-    # lengths of error vectors and total energies, as configs/pubchemqcr.py has them
+    # norms of force errors, and errors of total energies, as in configs/pubchemqcr.py
     field = ForceField(ForceFieldAdapter(model), energy_scale, lambda step: c.dens.beta, c.dens.beta, {
         "penalty": "mae", "force_penalty": "norm", "energy_per_atom": False})
     return DeNS(field, c.dens.weight, c.align.noise, energy_scale)
 
 
 def _energies(config, data: Data) -> dict[str, Any]:
-    """Reference energies and scale of the energies of the training part; none where no energy is learned."""
+    """Return reference energies and energy scale of the training split; trivial ones without DeNS."""
     if not config.dens.weight:
         return {"reference": [0.0] * statistics.NUM_ELEMENTS, "scale": 1.0}
     summary = statistics.Summary(columns for _, columns in data.loaded.store.chunks(
@@ -356,14 +374,14 @@ def _outcome(made: predictor.Predictor, split: Split, targets, data: Data, found
     labels = {t.name: t.to_physical(
         columns.atom_properties[t.name] if t.kind == "atom" else columns.properties[t.name], columns) for t in targets}
     names = columns.molecule
-    if found is not None:  # geometries that were made have no name of their own
+    if found is not None:  # computed geometries have no names of their own
         names = data.loaded.store.take(data.index[found.samples]).molecule
     return PredictedProperties(names, columns.n_atoms, labels, {t.name: predicted[t.name] for t in targets}
                                ), predicted[predictor.EMBEDDING]
 
 
 def _predicted(made: predictor.Predictor, columns) -> dict[str, np.ndarray]:
-    """What is predicted; NaN for structures with an element that training did not hold."""
+    """Predict the properties; NaN for structures with an element absent from the training split."""
     strange = ~np.isin(columns.numbers, made.elements)
     known = ~np.logical_or.reduceat(strange, columns.offsets[:-1])
     if known.all():

@@ -1,4 +1,4 @@
-"""Task `stability`: measure energy drift, and how long molecules stay intact when heated."""
+"""Task `stability`: measure energy drift and the survival of molecules at several temperatures."""
 
 from __future__ import annotations
 
