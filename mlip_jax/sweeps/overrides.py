@@ -20,8 +20,9 @@ def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) ->
 
     Args:
       config: Config to copy.
-      overrides: {dotted name: value}. If the value is a dictionary, only the fields that it contains
-        change, except for the options of a model or an energy term, which are replaced as a whole.
+      overrides: {dotted name: value}. If the value is a dictionary, only the fields that it
+        contains change, except for the options of a model or an energy term, which are replaced as
+        a whole.
 
     Raises:
       ConfigError: A field does not exist (the message suggests the nearest name), or a value has the wrong type.

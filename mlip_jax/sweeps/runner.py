@@ -59,13 +59,13 @@ def run(config_file: str, config: ml_collections.ConfigDict, workdir: str | Path
       collect_only: Write the table and run nothing.
 
     Returns:
-      Exit code: 0, or 1 if a variant failed, or distributed.EXIT_REQUEUE if a variant was stopped and
-      should be started again.
+      Exit code: 0, or 1 if a variant failed, or distributed.EXIT_REQUEUE if a variant was stopped
+      and should be started again.
 
     Raises:
       ConfigError: Error of `variants.load`, or no variant has this number.
-      WorkdirError: The folder belongs to a run, cannot be written, or another process is running the
-        variant.
+      WorkdirError: The folder belongs to a run, cannot be written, or another process is running
+        the variant.
     """
     variants = load(config_file, config)
     _refuse_lost_fields(arguments, variants)
@@ -86,7 +86,7 @@ def run(config_file: str, config: ml_collections.ConfigDict, workdir: str | Path
 
 
 def _refuse_lost_fields(arguments: Sequence[str], variants: Sequence[Variant]) -> None:
-    """Raise ConfigError if a variant of another config file would lose fields of the command line."""
+    """Raise ConfigError if variants of other config files would lose command-line fields."""
     fields = [a for a in arguments if a.lstrip("-").startswith(("config.", "overrides"))]
     of_others = [v.name for v in variants if v.config_file]
     if fields and of_others:

@@ -140,7 +140,7 @@ def call_config_file(path: str, name: str, argument: str) -> Any:
 
 
 def _check(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Check fields, model and training options of a config, so that errors appear before any run."""
+    """Check fields, model and training options, so that errors appear before the first run."""
     if config.get("task") == "property":
         configs.complete(config, defaults.property_defaults())
     task_defaults = {"train": defaults.train_defaults, "diversity": defaults.diversity_defaults}.get(config.get("task"))

@@ -38,9 +38,9 @@ _MAPPED = 500  # maximum number of molecules per set whose fingerprints are save
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     """Train by `config`, or resume a run in `workdir`, and evaluate; return the path of the result.
 
-    The training is identical to task `train`. If a run of this config, or of the same config of task
-    `train`, is complete in `workdir`, it is only evaluated. If it has been evaluated with the same
-    options before, nothing is done.
+    The training is identical to task `train`. If a run of this config, or of the same config of
+    task `train`, is complete in `workdir`, it is only evaluated. If it has been evaluated with the
+    same options before, nothing is done.
 
     Raises:
       ConfigError, WorkdirError, DatasetError, TrainingError, CheckpointError, Stopped: The message
@@ -158,7 +158,7 @@ def _training(store: Store, part: np.ndarray, training) -> dict[str, Any]:
 
 
 def _unseen_molecules(data: RunData, training) -> np.ndarray:
-    """Return the test structures of IID-S: molecules with enough conformers to be drawn in training."""
+    """Return the test structures of IID-S; their molecules have enough conformers for training."""
     test, draw = np.asarray(data.parts.get("test", []), np.int64), generalization.drawn(training.data)
     return test if draw is None else subsets.of_many_conformers(
         np.asarray(data.store.index("molecule")), test, draw[0])

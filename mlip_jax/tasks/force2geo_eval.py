@@ -40,11 +40,11 @@ _NO_GEOMETRY = ReferenceEvaluation(np.nan, None, "not asked: the relaxation gave
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Evaluate force fields by `config`, or resume a run in `workdir`; return the path of the report.
+    """Evaluate force fields by `config`, or resume a run in `workdir`; return the report's path.
 
     Raises:
-      ConfigError, WorkdirError, DatasetError, CheckpointError, OracleError, ImportError: The message
-        explains how to fix the problem.
+      ConfigError, WorkdirError, DatasetError, CheckpointError, OracleError, ImportError: The
+        message explains how to fix the problem.
     """
     config = configs.complete(config, defaults.force2geo_defaults())
     paths = force_fields(config.force_field)
@@ -181,7 +181,7 @@ def _pool(config, runs: dict[str, RunData]) -> StoreStarts | SmilesStarts | File
 
 
 def _is_plain(data) -> bool:
-    """Return whether data.path is a plain file of molecules instead of a data set with conformers."""
+    """Return whether data.path is a plain file of molecules, not a data set with conformers."""
     path = Path(data.path)
     if data.reader != "auto" or data.reader_options or not path.is_file():
         return False
@@ -204,9 +204,9 @@ def relax(name: str, potential: Potential, starts: list[Start], options: ml_coll
     """Relax molecules with a force field, except those in the cache.
 
     Returns:
-      The result per molecule by name: "status", "reason", "steps", "positions" (None if the relaxation
-      failed or they are not finite), and the force field's "energy_start", "energy" (eV), "fmax_start"
-      and "fmax" (eV/Å).
+      The result per molecule by name: "status", "reason", "steps", "positions" (None if the
+      relaxation failed or they are not finite), and the force field's "energy_start", "energy"
+      (eV), "fmax_start" and "fmax" (eV/Å).
 
     Raises:
       RuntimeError: The relaxation returned no result for a molecule.

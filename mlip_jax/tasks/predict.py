@@ -50,8 +50,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     merges the results.
 
     Raises:
-      ConfigError, WorkdirError, DatasetError, CheckpointError, JournalError: The message explains how
-        to fix the problem.
+      ConfigError, WorkdirError, DatasetError, CheckpointError, JournalError: The message explains
+        how to fix the problem.
     """
     config = configs.complete(config, defaults.predict_defaults())
     _check(config)
@@ -232,7 +232,7 @@ def _geometries(records: Iterator[MoleculeRecord], relaxer: Relaxer | None, ense
 
 
 def _unknown(atoms: Atoms, elements) -> str:
-    """Return a message about elements that the ensemble was not trained on, "" if there are none."""
+    """Return a message about elements that the ensemble was not trained on, or ""."""
     unknown = sorted(set(atoms.numbers.tolist()) - elements)
     return f"the predictor does not know {', '.join(chemical_symbols[z] for z in unknown)}" if unknown else ""
 

@@ -1,4 +1,4 @@
-"""Task `property`: train a property predictor, from scratch or from a force field, and report errors."""
+"""Task `property`: train a property predictor, from scratch or from a force field."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class Data:
     def split(self, part: str, geometry: str, targets: tuple[Target, ...], cutoff: float) -> tuple[Split, Geometries]:
         """Return the samples of a split with the geometries of a source."""
         found = self.sources.get(geometry, self.parts[part])
-        # Subtracting references requires only the elements, which all geometries of a molecule share.
+        # Subtracting references requires only the elements, which all geometries share.
         labelled = self.loaded.store.take(self.index[found.samples], labels_only=True)
         properties = {t.name: t.to_training(self.values[t.name][found.samples], labelled)
                       for t in targets if t.kind != "atom"}
@@ -166,8 +166,8 @@ def _keep(store, parts, c, workdir: Path) -> None:
     keep_split(workdir / "splits.npz", parts, {
         "store": str(store.path), "split": c.split_files or c.split, "seed": c.split_seed,
         "parts": splits_module.describe(parts, molecule)})
-    # Another run on the same file can use this as data.split_files: a force field must not be trained
-    # on test molecules.
+    # Another run on the same file can use this as data.split_files: a force field must not be
+    # trained on test molecules.
     write_json(workdir / SPLIT, {name: sorted(set(record[indices].tolist())) for name, indices in parts.items()})
 
 
@@ -222,8 +222,8 @@ def _train(config, workdir: Path, data: Data, begin, started: float) -> Path:
 def _check_frames(config, targets) -> None:
     """Raise ConfigError if vectors or atom properties are combined with other geometries.
 
-    Vectors are given in the frame of the geometry that they were computed at, and properties of atoms
-    in its order.
+    Vectors are given in the frame of the geometry that they were computed at, and properties of
+    atoms in its order.
     """
     turned = [t.name for t in targets if t.kind != "scalar"]
     sources = {config.data.geometry, config.data.valid_geometry or LABELS, *config.data.test_geometries} - {LABELS}
@@ -236,7 +236,7 @@ def _check_frames(config, targets) -> None:
 def _inputs(config, data: Data, targets, cutoff: float):
     """Return training split, validation split, test splits and the noise of the training inputs.
 
-    The test splits are {geometry source: (split, its geometries)}. The noise is None if there is none.
+    The test splits are {geometry source: (split, its geometries)}. The noise may be None.
     """
     train, found = data.split("train", config.data.geometry, targets, cutoff)
     displaced = _displaced(config, data, found, cutoff)
@@ -324,7 +324,7 @@ def _objective(c, model: PropertyModel, targets, energy_scale: float) -> Propert
 
 
 def _energies(config, data: Data) -> dict[str, Any]:
-    """Return reference energies and energy scale of the training split; trivial ones without DeNS."""
+    """Return reference energies and energy scale of the training split: 0 and 1 without DeNS."""
     if not config.dens.weight:
         return {"reference": [0.0] * statistics.NUM_ELEMENTS, "scale": 1.0}
     summary = statistics.Summary(columns for _, columns in data.loaded.store.chunks(

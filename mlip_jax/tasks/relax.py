@@ -94,7 +94,7 @@ def _count(config) -> int:
 
 
 def _check_origin(path: Path, config, potential: Potential) -> None:
-    """Raise WorkdirError if the molecules or the force field differ from those of the first start."""
+    """Raise WorkdirError if molecules or force field differ from those of the first start."""
     check_origin(path, {"input": fingerprint(config.input), "force_field": potential.digest()},
                  "relaxations of other molecules or with another force field")
 

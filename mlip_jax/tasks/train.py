@@ -57,8 +57,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     All processes of a run call this function; only the leader writes files.
 
     Raises:
-      ConfigError, WorkdirError, DatasetError, TrainingError, Stopped: The message explains how to fix
-        the problem.
+      ConfigError, WorkdirError, DatasetError, TrainingError, Stopped: The message explains how to
+        fix the problem.
     """
     started = time.monotonic()
     config = configs.complete(config, defaults.train_defaults())
@@ -74,7 +74,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         if config.optimizer.freeze:  # report a wrong pattern before the data are read
             optimizer.frozen(jax.eval_shape(model.init, jax.random.key(0), example_graph()), config.optimizer.freeze)
         embed = molecule_features.of(config.data)
-        with distributed.leader_first("data"):  # the leader builds the store, the other processes open it
+        with distributed.leader_first("data"):  # the leader builds the store, others open it
             data = source.load(config.data)
             splits = _split(config, data, workdir, model, embed)
         return _train(config, workdir, model, data, splits, begin, started)
@@ -161,7 +161,7 @@ def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoc
 
 
 def _resident(config, batches, train: Split, model):
-    """Return (build, data) for `Trainer` if the training data stay on the device, or else (None, ())."""
+    """Return (build, data) of `Trainer` for data that stay on the device, or else (None, ())."""
     wanted = config.train.resident
     if wanted is None:
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
@@ -238,7 +238,7 @@ def energies_alone(config) -> bool:
 
 def _predictions(split: Split, predicted, with_forces: bool) -> Predictions:
     c = split.columns()
-    forces = c.forces if with_forces else np.full_like(c.forces, np.nan)  # no predicted forces to compare with
+    forces = c.forces if with_forces else np.full_like(c.forces, np.nan)  # no predictions
     return Predictions(
         numbers=c.numbers, offsets=c.offsets, energy=c.energy, energy_predicted=predicted.energy, forces=forces,
         forces_predicted=predicted.forces, molecule=c.molecule, conformer=c.conformer, subset=c.subset, source=c.source)
