@@ -102,7 +102,7 @@ def _searched(config, folder: Path, potential: Potential, search: SearchOptions)
 
 
 def _each(config) -> int:
-    """Return the number of starting geometries per molecule; always 1 unless the input is SMILES."""
+    """Return the number of starting geometries per molecule: 1 unless the input is SMILES."""
     return config.geometries if kind_of(config.input) in ("smi", "csv") else 1
 
 
