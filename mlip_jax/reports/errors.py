@@ -49,7 +49,7 @@ def rmse(errors: np.ndarray) -> float:
 
 
 def summary(predictions: Predictions) -> dict[str, float | int | None]:
-    """Return the errors of one split as JSON-safe numbers; None if the split has no labels for them.
+    """Return the errors of one split as JSON-safe numbers; None if there are no labels for them.
 
     `num_nonfinite_predictions` counts the energies and force components with a label whose
     prediction is NaN or infinite. They are excluded from the averages, so the averages are too
@@ -128,7 +128,7 @@ def energy_slope(predictions: Predictions) -> SlopeFit:
     if names.size < 3:
         return SlopeFit(center, float(value), float(slope), undefined)
     weighted = x * (y - x @ np.array([value, slope]))[:, None]
-    scores = np.stack([np.bincount(cluster, weights=column) for column in weighted.T], axis=1)  # (molecules, 2)
+    scores = np.stack([np.bincount(cluster, weights=column) for column in weighted.T], axis=1)  # (M, 2)
     factor = names.size / (names.size - 1) * (y.size - 1) / (y.size - 2)
     return SlopeFit(center, float(value), float(slope), factor * inverse @ (scores.T @ scores) @ inverse)
 
@@ -177,7 +177,7 @@ def element_energies(predictions: Predictions, energies: np.ndarray, elements: n
 
 @dataclasses.dataclass(frozen=True)
 class GroupErrors:
-    """Errors of a group of structures of a split, or of all atoms of an element (without energies)."""
+    """Errors of some structures of a split, or of all atoms of an element (without energies)."""
 
     label: str
     num_structures: int
@@ -189,7 +189,10 @@ class GroupErrors:
 
 
 def per_element(predictions: Predictions) -> list[GroupErrors]:
-    """Return force errors per element by atomic number; num_structures counts those with the element."""
+    """Return force errors per element, in the order of atomic numbers.
+
+    `num_structures` is the number of structures that contain the element.
+    """
     elements, of_atom = np.unique(predictions.numbers, return_inverse=True)
     force_mae, force_rmse = _grouped(1e3 * force_errors(predictions), of_atom, elements.size)
     per_structure = element_counts(predictions.numbers, predictions.sizes, elements)
@@ -208,7 +211,7 @@ def per_subset(predictions: Predictions) -> list[GroupErrors]:
 
 
 def per_size(predictions: Predictions, max_bins: int = 10) -> list[GroupErrors]:
-    """Return energy and force errors per bin of the number of atoms, ascending, without empty bins."""
+    """Return energy and force errors per bin of the number of atoms, without empty bins."""
     if predictions.num_structures == 0:
         return []
     first, last = int(predictions.sizes.min()), int(predictions.sizes.max())
@@ -262,7 +265,7 @@ def force_outliers(predictions: Predictions, threshold: float = OUTLIER_THRESHOL
 
 @dataclasses.dataclass(frozen=True)
 class MoleculeErrors:
-    """Energy errors of the labeled conformations of one molecule; num_atoms is that of the largest."""
+    """Energy errors of the labeled conformations of one molecule, with the largest number of atoms."""
 
     molecule: str
     num_conformers: int
@@ -273,7 +276,7 @@ class MoleculeErrors:
 
 
 def worst_molecules(predictions: Predictions, count: int = 15) -> list[MoleculeErrors]:
-    """Return the molecules with the largest mean absolute energy error per atom, the worst first."""
+    """Return the `count` molecules with the largest mean absolute energy error per atom."""
     errors = energy_errors_per_atom(predictions)
     known = np.isfinite(errors)
     names, of_structure = np.unique(predictions.molecule[known], return_inverse=True)
@@ -292,7 +295,7 @@ def worst_molecules(predictions: Predictions, count: int = 15) -> list[MoleculeE
 
 
 def json_safe(value):
-    """Convert dataclasses, dictionaries and lists of numbers to JSON values; not finite becomes None."""
+    """Convert dataclasses, dictionaries and lists to JSON values; NaN and infinity become None."""
     if dataclasses.is_dataclass(value):
         return json_safe(dataclasses.asdict(value))
     if isinstance(value, dict):

@@ -60,7 +60,7 @@ def force_parity(predictions: Predictions, color: str = BLUE) -> Figure:
 
 
 def energy_error_against_size(predictions: Predictions, color: str = BLUE) -> Figure:
-    """Draw total-energy errors (meV) against the number of atoms, with a fit and ± 2 standard errors."""
+    """Draw total-energy errors (meV) against the number of atoms, with the fit ± 2 standard errors."""
     error = 1e3 * errors.energy_errors(predictions)
     known = np.isfinite(error)
     sizes, error = predictions.sizes[known], error[known]
@@ -87,7 +87,7 @@ def energy_error_against_size(predictions: Predictions, color: str = BLUE) -> Fi
 
 
 def error_distributions(splits: dict[str, Predictions]) -> Figure:
-    """Draw densities of energy errors (meV/atom) and force-component errors (meV/Å), a line per split."""
+    """Draw densities of energy errors (meV/atom) and force-component errors (meV/Å) per split."""
     fig, axes = figure("Energy errors", "Force errors", size=(9.2, 3.9))
     kinds = (errors.energy_errors_per_atom, lambda p: 1e3 * errors.force_errors(p).ravel())
     for ax, unit, kind in zip(axes, ("meV/atom", "meV/Å"), kinds, strict=True):

@@ -32,7 +32,7 @@ def render(title: str, body: Iterable[Markup]) -> str:
 def number(value: float | int | None) -> str:
     """Format a number with three or four significant digits; None and NaN become a dash.
 
-    Integers, and numbers from 1000 on, are written in full with separators between thousands.
+    Integers, and numbers from 1000 to 1e12, are rounded to integers with thousands separators.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
@@ -87,7 +87,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
 
 
 def pairs(items: Mapping[str, object]) -> Markup:
-    """Return a table of names and values; numbers are not rounded because settings must be exact."""
+    """Return a table of names and values without rounding, because settings must be exact."""
     return _PARTS.pairs(items.items())
 
 

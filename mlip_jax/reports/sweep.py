@@ -1,4 +1,4 @@
-"""Table of a sweep: `sweep.csv`, `sweep.md`, `sweep.png`, and `sweep_seeds.csv` for several seeds."""
+"""Table of a sweep: `sweep.csv`, `sweep.md` and `sweep.png`; with several seeds `sweep_seeds.csv`."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _group(rows: Sequence[Row]) -> SeedAverage:
 
 
 def write_table(folder: str | os.PathLike, rows: Sequence[Row], title: str) -> None:
-    """Write sweep.csv and sweep.md, and also sweep.png and sweep_seeds.csv if there are data for them.
+    """Write sweep.csv and sweep.md, and, if there are data, sweep.png and sweep_seeds.csv.
 
     Each file is written atomically.
 
@@ -203,7 +203,7 @@ def draw(rows: Sequence[Row]):
     Returns:
       A matplotlib `Figure`.
     """
-    from mlip_jax.reports import figures  # imported here: a sweep without scores starts faster without matplotlib
+    from mlip_jax.reports import figures  # import matplotlib only if there are scores
     lines: dict[str, list[Row]] = {}
     together = bool(over_seeds(rows))
     for row in rows:
