@@ -128,7 +128,7 @@ def _figures(judged: Mapping[str, _CalibratedErrors]) -> Iterator[str]:
 
 
 def _binned(j: _CalibratedErrors) -> tuple[np.ndarray, np.ndarray]:
-    """Return RMS expected and actual errors in bins of equal counts, (B,) and (B,), without zeros."""
+    """Return RMS expected and actual errors in bins of equal counts, both (B,) and positive."""
     order = np.argsort(j.expected, kind="stable")
     bins = np.array_split(order, int(np.clip(len(order) // _IN_A_BIN, 1, _BINS)))
     means = np.array([[np.sqrt(np.mean(x[b] ** 2)) for b in bins] for x in (j.expected, j.error)])

@@ -128,7 +128,7 @@ def energy_slope(predictions: Predictions) -> SlopeFit:
     if names.size < 3:
         return SlopeFit(center, float(value), float(slope), undefined)
     weighted = x * (y - x @ np.array([value, slope]))[:, None]
-    scores = np.stack([np.bincount(cluster, weights=column) for column in weighted.T], axis=1)  # (M, 2)
+    scores = np.stack([np.bincount(cluster, weights=column) for column in weighted.T], axis=1)
     factor = names.size / (names.size - 1) * (y.size - 1) / (y.size - 2)
     return SlopeFit(center, float(value), float(slope), factor * inverse @ (scores.T @ scores) @ inverse)
 
@@ -265,7 +265,7 @@ def force_outliers(predictions: Predictions, threshold: float = OUTLIER_THRESHOL
 
 @dataclasses.dataclass(frozen=True)
 class MoleculeErrors:
-    """Energy errors of the labeled conformations of one molecule, with the largest number of atoms."""
+    """Energy errors of the labeled conformations of a molecule; num_atoms is that of the largest."""
 
     molecule: str
     num_conformers: int

@@ -20,7 +20,7 @@ from mlip_jax.reports.figures import GREY, escape_label
 
 _BALL, _SMALLEST = 0.42, 0.17  # radius of a ball as a fraction of the covalent radius; minimum in Å
 _CLEARANCE = 0.4  # margin around the balls in Å
-_SIDE, _LEFT, _TOP, _BOTTOM = 1.95, 0.3, 0.3, 0.45  # side of a molecule's square and margins for text, in inches
+_SIDE, _LEFT, _TOP, _BOTTOM = 1.95, 0.3, 0.3, 0.45  # square of a molecule, margins; inches
 
 
 _STICK, _OUTLINE = 0.17, 0.7  # width of a stick in Å, width of outlines in points

@@ -42,7 +42,7 @@ class PredictedProperties:
     distance: np.ndarray | None = None
 
     def absolute(self, name: str) -> np.ndarray:
-        """Return |error| per structure, averaged over components or atoms, (S,); NaN without label."""
+        """Return |error| per structure, averaged over components or atoms, (S,); NaN if unknown."""
         error = np.abs(self.predicted[name] - self.labels[name])
         if error.ndim == 1 and len(error) == len(self.n_atoms):
             return error
@@ -101,7 +101,7 @@ def score(absolute: np.ndarray) -> dict[str, float]:
 
 
 def write_predictions(path: Path, outcome: PredictedProperties, targets: Sequence[Target]) -> None:
-    """Write one line per structure: label and prediction of scalars, |error| of other properties."""
+    """Write a line per structure: label and prediction of scalars, |error| of other properties."""
     with atomic_open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["molecule", "n_atoms", *(

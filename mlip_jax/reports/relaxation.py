@@ -1,4 +1,4 @@
-"""Report of relaxations: `report.html`, a self-contained page, and `metrics.json` for programs."""
+"""Report of relaxations: `report.html`, a self-contained page, and `metrics.json`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Relaxations:
       energy: Energy of the relaxed geometry in eV.
       fmax_start: Largest force on an atom of the start geometry in eV/Å.
       fmax: Largest force on an atom of the relaxed geometry in eV/Å.
-      rmsd: Distance between start and relaxed geometry in Å.
+      rmsd: Root mean square distance between start and relaxed geometry after alignment in Å.
       outside: 1 if the relaxed geometry is outside of the domain of the force field, otherwise 0.
       reasons: {(status, kind of reason): (count, an example with the name of its molecule)}.
     """
@@ -109,7 +109,7 @@ def kind_of_reason(reason: str) -> str:
 
 
 def metrics(results: Relaxations, seconds: float) -> dict[str, Any]:
-    """Return the content of `metrics.json`: counts, quantiles and failures by reason; None if unknown."""
+    """Return the content of `metrics.json`: counts, quantiles and reasons; None if unknown."""
     done = results.of("converged", "step limit")
     quantities = {"steps": results.steps, "energy_gained_ev": results.gained, "rmsd_ang": results.rmsd,
                   "fmax_start_ev_per_ang": results.fmax_start, "fmax_ev_per_ang": results.fmax}

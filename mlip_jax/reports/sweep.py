@@ -1,4 +1,4 @@
-"""Table of a sweep: `sweep.csv`, `sweep.md` and `sweep.png`; with several seeds `sweep_seeds.csv`."""
+"""Table of a sweep: `sweep.csv`, `sweep.md`, `sweep.png` and, with several seeds, `sweep_seeds.csv`."""
 
 from __future__ import annotations
 

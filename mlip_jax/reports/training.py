@@ -1,4 +1,4 @@
-"""Report of a training run: `report.html`, a self-contained page, and `metrics.json` for programs."""
+"""Report of a training run: `report.html`, a self-contained page, and `metrics.json`."""
 
 import csv
 import json
@@ -40,7 +40,8 @@ def write_report(
       metrics_csv: Metrics file of the training loop, see `read_metrics`; may be None or missing.
       seconds: Wall time of the training in seconds.
       notes: Notes at the top of the page.
-      judged: Errors of test structures with their distance from the training set, None if unknown.
+      judged: Errors of structures of the split shown in detail, with their distance from the
+        training set; None if unknown.
 
     Returns:
       Path of `report.html`.
@@ -105,7 +106,7 @@ def metrics(predictions: dict[str, Predictions], seconds: float) -> dict:
 
 
 def _domain_auc(judged: DomainEvaluation | None) -> dict | None:
-    """Return the area under the ROC curve of the distance as a predictor of large errors, by kind."""
+    """Return the area under the ROC curve of the distance for large errors, by kind of error."""
     if judged is None:
         return None
     return errors.json_safe({kind: domain.roc(judged.distance, absolute)[2] for kind, absolute in (
