@@ -265,7 +265,7 @@ def force_outliers(predictions: Predictions, threshold: float = OUTLIER_THRESHOL
 
 @dataclasses.dataclass(frozen=True)
 class MoleculeErrors:
-    """Energy errors of the labeled conformations of a molecule; num_atoms is that of the largest."""
+    """Energy errors of the labeled conformations of a molecule; num_atoms is the largest size."""
 
     molecule: str
     num_conformers: int

@@ -60,7 +60,7 @@ def force_parity(predictions: Predictions, color: str = BLUE) -> Figure:
 
 
 def energy_error_against_size(predictions: Predictions, color: str = BLUE) -> Figure:
-    """Draw total-energy errors (meV) against the number of atoms, with a fit ± 2 standard errors."""
+    """Draw total-energy errors (meV) against the number of atoms, with fit ± 2 standard errors."""
     error = 1e3 * errors.energy_errors(predictions)
     known = np.isfinite(error)
     sizes, error = predictions.sizes[known], error[known]

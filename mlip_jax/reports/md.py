@@ -113,7 +113,7 @@ def _known(value: float) -> float | None:
 def write_md_report(workdir: str | os.PathLike, about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]], *,
                     title: str, info: Mapping[str, Mapping[str, Any]], pictures: Sequence[Picture] = (),
                     files: Sequence[str] = ()) -> Path:
-    """Write `report.html` and `metrics.json` to `workdir`, each atomically; return the path of the former.
+    """Write `report.html` and `metrics.json` to `workdir`, each atomically.
 
     Args:
       workdir: Folder of the report.
@@ -123,6 +123,9 @@ def write_md_report(workdir: str | os.PathLike, about: Run, thermo: Mapping[int,
       info: Sections of names and values: settings, force field, hardware.
       pictures: Molecules at the start and at the end.
       files: Names of further files in the workdir, to list on the page.
+
+    Returns:
+      Path of `report.html`.
     """
     workdir = Path(workdir)
     content = metrics(about, thermo)

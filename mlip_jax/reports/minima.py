@@ -177,7 +177,7 @@ def _compare(judgements: Sequence[ReferenceMinimum]) -> dict[str, Any] | None:
 def write_minima_report(workdir: str | os.PathLike, molecules: Sequence[MoleculeMinima],
                         judgements: Sequence[ReferenceMinimum], *,
                         title: str, info: Mapping[str, Mapping[str, Any]], files: Sequence[str] = ()) -> Path:
-    """Write `report.html` and `metrics.json` to `workdir`, each atomically; return the path of the former.
+    """Write `report.html` and `metrics.json` to `workdir`, each atomically.
 
     Args:
       workdir: Folder of the report.
@@ -186,6 +186,9 @@ def write_minima_report(workdir: str | os.PathLike, molecules: Sequence[Molecule
       title: Headline of the page.
       info: Sections of names and values.
       files: Names of further files in the workdir, to list on the page.
+
+    Returns:
+      Path of `report.html`.
     """
     workdir, content = Path(workdir), metrics(molecules, judgements)
     write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")

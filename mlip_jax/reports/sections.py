@@ -1,4 +1,4 @@
-"""Sections of the report of a training run. Each function takes the data and yields parts of HTML."""
+"""Sections of the report of a training run. Each function yields the HTML parts of its section."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence

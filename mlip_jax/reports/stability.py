@@ -159,7 +159,7 @@ def metrics(found: Stability) -> dict[str, Any]:
 
 def write_stability_report(workdir: str | os.PathLike, found: Stability, *, title: str,
                            info: Mapping[str, Mapping[str, Any]], files: Sequence[str] = ()) -> Path:
-    """Write `report.html` and `metrics.json` to `workdir`, each atomically; return the path of the former.
+    """Write `report.html` and `metrics.json` to `workdir`, each atomically.
 
     Args:
       workdir: Folder of the report.
@@ -167,6 +167,9 @@ def write_stability_report(workdir: str | os.PathLike, found: Stability, *, titl
       title: Headline of the page.
       info: Sections of names and values: settings, force field, hardware.
       files: Names of further files in the workdir, to list on the page.
+
+    Returns:
+      Path of `report.html`.
     """
     workdir, content = Path(workdir), metrics(found)
     write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""Table of a sweep: `sweep.csv`, `sweep.md`, `sweep.png` and, with several seeds, `sweep_seeds.csv`."""
+"""Table of a sweep: `sweep.csv`, `sweep.md` and `sweep.png`; `sweep_seeds.csv` for several seeds."""
 
 from __future__ import annotations
 
