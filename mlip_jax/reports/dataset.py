@@ -133,7 +133,7 @@ class DatasetSummary:
         return sorted(self.elements, key=atomic_numbers.__getitem__)
 
     def distributions(self) -> dict[str, tuple[str, str, str, Histogram]]:
-        """Return {title: (axis label, unit, counted objects, histogram)}, without empty histograms."""
+        """Return {title: (axis label, unit, counted objects, histogram)} of all non-empty ones."""
         given = ((title, *texts, getattr(self, name)) for name, title, *texts in DISTRIBUTIONS)
         return {title: (*texts, h) for title, *texts, h in given if h is not None and h.known}
 
@@ -299,7 +299,7 @@ def _draw_histogram(ax, h: Histogram, label: str, counted: str) -> None:
 
 
 def _shown(h: Histogram) -> tuple[np.ndarray, np.ndarray]:
-    """Return edges and counts of the bins to draw, without outliers that would compress the plot."""
+    """Return edges and counts of the bins to draw, without outliers that compress the plot."""
     filled = np.flatnonzero(h.counts)
     if not len(filled):
         return h.edges[:0], h.counts[:0]

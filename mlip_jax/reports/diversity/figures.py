@@ -1,4 +1,4 @@
-"""Figures of a diversity study: errors against conformers per molecule, and against RMSD to them."""
+"""Figures of a diversity study: errors against conformers per molecule, and against their RMSD."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LINES_IN_A_PANEL = 3  # with more lines, a legend inside the panel would hide s
 
 
 def against_conformers(groups: Mapping[int, Sequence[Any]], name: str, unit: str) -> Figure:
-    """Draw the four metrics against n_c, one line per N or n_s, with standard deviations over seeds.
+    """Draw the four metrics against n_c, one line per N or n_s, with deviations over seeds.
 
     Args:
       groups: Seed groups (report.py) in the order of n_c, by N or n_s.

@@ -60,7 +60,7 @@ def _verdict(significances: Sequence[float]) -> str:
 
 
 def _beyond(points: Sequence[Any], near: str, far: str) -> Finding | None:
-    """State whether the error `far` from the training distribution is larger than the error `near` it."""
+    """State whether the metric `far` from the training distribution is larger than `near` it."""
     both = [p for p in points if near in p.metrics and far in p.metrics]
     if not both:
         return None

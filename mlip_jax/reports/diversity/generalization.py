@@ -1,4 +1,4 @@
-"""Generalization errors of a run: four metrics on unseen molecules and conformers, and by distance."""
+"""Generalization errors of a run: four metrics on unseen molecules and conformers, errors by RMSD."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Errors:
 
     @property
     def relative(self) -> np.ndarray:
-        """Errors minus their mean over the molecule in meV, (S,); NaN for molecules with one structure.
+        """Errors minus their mean over the molecule in meV, (S,); NaN for single structures.
 
         These are the errors of energy differences between conformers; a constant error per molecule
         cancels.

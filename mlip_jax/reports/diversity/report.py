@@ -155,7 +155,7 @@ def budgets(found: Sequence[SeedGroup]) -> dict[int, list[SeedGroup]]:
 
 
 def molecule_sets(found: Sequence[SeedGroup]) -> dict[int, list[SeedGroup]]:
-    """Group by the number of molecules: {n_s: groups in order of n_c}, without those of a single n_c."""
+    """Group by the number of molecules: {n_s: groups in order of n_c}, at least two n_c each."""
     groups: dict[int, list[SeedGroup]] = {}
     for point in found:
         groups.setdefault(point.num_molecules, []).append(point)

@@ -40,7 +40,7 @@ def percentages(values: Mapping[str, np.ndarray]) -> Figure:
 
 
 def residuals(values: Mapping[str, np.ndarray], limit: float) -> Figure:
-    """Draw cumulative distributions of E_relaxed - E_opt (kcal/mol), with chemical accuracy as a line."""
+    """Draw cumulative distributions of E_relaxed - E_opt (kcal/mol) and a line at `limit`."""
     fig, ax = figures.figure("Energy above the minimum", size=_SIZE)
     _cumulative(ax, values)
     known = _together(values)
@@ -53,7 +53,7 @@ def residuals(values: Mapping[str, np.ndarray], limit: float) -> Figure:
 
 
 def largest_forces(values: Mapping[str, np.ndarray], limit: float) -> Figure:
-    """Draw cumulative distributions of the oracle's largest force (eV/Å), with its limit as a line."""
+    """Draw cumulative distributions of the oracle's largest force (eV/Å) and a line at `limit`."""
     fig, ax = figures.figure("Largest force by the oracle", size=_SIZE)
     _cumulative(ax, {name: np.maximum(v, 1e-4) for name, v in values.items()})
     ax.axvline(limit, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
@@ -66,7 +66,7 @@ def largest_forces(values: Mapping[str, np.ndarray], limit: float) -> Figure:
 
 
 def against_size(values: Mapping[str, np.ndarray], sizes: np.ndarray) -> Figure:
-    """Draw the percentage against the number of atoms (M,), with medians of groups of similar size."""
+    """Draw the percentage against the number of atoms (M,), with medians of similar sizes."""
     fig, ax = figures.figure("Energy minimisation by size", size=_SIZE)
     outside = 0
     for name, color, _ in _each(values):

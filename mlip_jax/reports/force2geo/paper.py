@@ -196,7 +196,7 @@ def _geometries(at) -> Iterator[str]:
 
 
 def _num_train(folder: Path) -> int:
-    """Return the number of training molecules of runs on all of them; 0 if no such run is complete."""
+    """Return the number of training molecules of runs without a limit, 0 if none is complete."""
     for path in sorted(folder.glob("scratch-?/metrics.json")):
         return json.loads(path.read_text())["scores"].get("train", {}).get(_PROPERTY, {}).get("count", 0)
     return 0

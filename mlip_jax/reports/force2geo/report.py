@@ -1,4 +1,4 @@
-"""Report of an evaluation of relaxations: `report.html`, `metrics.json`, `results.csv`, geometries."""
+"""Report of an evaluation of relaxations: a page, metrics, a table of results, and geometries."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def _write_csv(file: IO[str], content: _ComparisonData) -> None:
 
 
 def _write_geometries(folder: Path, content: _ComparisonData) -> None:
-    """Write starts, minima or reference geometries, and relaxed geometries as extended XYZ files."""
+    """Write start, reference (or the oracle's) and relaxed geometries as extended XYZ files."""
     m = content.molecules
     sets = {"start": [s.atoms.positions for s in m.starts]}
     if m.own_minima:
