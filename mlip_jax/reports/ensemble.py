@@ -53,7 +53,7 @@ def scores(calibration: Calibration, evaluated: EnsembleErrors) -> dict[str, Any
 
     Returns:
       A JSON-safe dictionary with num_structures, energy and forces. The latter two are None without
-      labels, or else dictionaries with
+      labels, otherwise dictionaries with
         rms_error: Root mean square error (meV/atom or meV/Å).
         z_rms: Root mean square of error / expected error; 1 for perfect calibration.
         within_1, within_2: Fractions of errors below one and two expected errors; 0.68 and 0.95 for

@@ -1,4 +1,4 @@
-"""Table of a sweep: `sweep.csv`, `sweep.md` and `sweep.png`; `sweep_seeds.csv` for many seeds."""
+"""Table of a sweep: `sweep.csv`, `sweep.md`, `sweep.png`; `sweep_seeds.csv` for several seeds."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def run_logged(command: Sequence[str], log_file: Path, signals: SignalForwarder)
     with open(log_file, "ab", buffering=0) as file:
         file.write(f"{COMMAND_PREFIX}{shlex.join(command)}\n".encode())
         # A terminal sends Ctrl-C to all processes of its session. The child gets its own session;
-        # otherwise it would receive the signal twice, which means to exit immediately.
+        # otherwise it would receive the signal twice, and a second signal means exit immediately.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                    env=os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": _terminal_width()},
                                    start_new_session=True, preexec_fn=_stop_with_parent())

@@ -1,4 +1,4 @@
-"""Generalization errors of a run: four metrics on unseen molecules and conformers, errors by RMSD."""
+"""Generalization errors of a run on unseen molecules and conformers: four metrics, errors by RMSD."""
 
 from __future__ import annotations
 
