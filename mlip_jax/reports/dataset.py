@@ -228,6 +228,7 @@ def _sections(summary: DatasetSummary, brief: bool = False) -> dict[str, tuple[S
 
 
 def _distribution_table(summary: DatasetSummary, brief: bool) -> tuple[Sequence[str], list[Sequence[Any]]]:
+    """Return header and rows of the table of quantiles, with fewer columns if `brief`."""
     quantiles = _FEW_QUANTILES if brief else QUANTILES
     header = ("values", "missing", "mean", "min", *(f"{100 * q:g} %" for q in quantiles), "max")
     rows = []
@@ -269,6 +270,7 @@ def dataset_figure(summary: DatasetSummary):
 
 
 def _draw_histogram(ax, h: Histogram, label: str, counted: str) -> None:
+    """Draw a histogram with its median; the x axis is logarithmic if the bins are."""
     ax.set(xlabel=label, ylabel=counted)
     edges, counts = _shown(h)
     beyond = h.known - int(counts.sum())
@@ -336,6 +338,7 @@ def _draw_bars(ax, counts: Mapping[str, int], total: int, label: str, share: str
 
 
 def _plain(value: Any) -> Any:
+    """Convert to plain values for JSON; NaN and infinity become None."""
     if isinstance(value, Histogram):
         return _plain(value.to_json())
     if dataclasses.is_dataclass(value):

@@ -109,6 +109,7 @@ def _table(found: Mapping[str, Any]) -> str:
 
 
 def _figures(judged: Mapping[str, _CalibratedErrors]) -> Iterator[str]:
+    """Yield, per kind of error, a calibration plot and a ROC curve."""
     for name, j in judged.items():
         fig, axes = figures.figure("Found against expected", f"Largest {100 * LARGE:.0f} % of the errors",
                                    size=(9.2, 3.8))

@@ -333,6 +333,7 @@ def _grouped(errors: np.ndarray, group: np.ndarray, num_groups: int) -> tuple[li
 
 
 def _per_group(predictions: Predictions, of_structure: np.ndarray, labels: list[str]) -> list[GroupErrors]:
+    """Compute energy and force errors per group; `of_structure` (S,) is the index of the group."""
     structures = np.bincount(of_structure, minlength=len(labels)).tolist()
     atoms = np.bincount(of_structure, weights=predictions.sizes, minlength=len(labels)).astype(int).tolist()
     energy = _grouped(energy_errors_per_atom(predictions), of_structure, len(labels))

@@ -48,6 +48,7 @@ def write_prediction_report(workdir: str | os.PathLike, results: Path, targets: 
 
 
 def _figures(done, targets) -> Iterator[str]:
+    """Yield a histogram and the expected errors per scalar property."""
     made = []
     for t in targets:
         if t.kind != "scalar" or not done:
@@ -70,6 +71,7 @@ def _figures(done, targets) -> Iterator[str]:
 
 
 def _extremes(done, targets) -> Iterator[str]:
+    """Yield a table of the lowest and highest values per scalar property."""
     for t in targets:
         if t.kind != "scalar" or not done:
             continue
@@ -84,6 +86,7 @@ def _extremes(done, targets) -> Iterator[str]:
 
 
 def _failures(rows) -> Iterator[str]:
+    """Yield the most frequent reasons of failures, and a table of failed molecules."""
     failed = [row for row in rows if row["status"] == "failed"]
     if not failed:
         return

@@ -120,6 +120,7 @@ def _file(part: str) -> str:
 
 
 def _table(scores, outcomes, targets) -> Iterator[str]:
+    """Yield a table of errors per split and property."""
     if not targets:
         yield page.paragraph("Nothing but noise was learned: this run is to begin others from.")
         return
@@ -136,6 +137,7 @@ def _table(scores, outcomes, targets) -> Iterator[str]:
 
 
 def _figures(outcomes, targets, first, metrics_csv) -> Iterator[str]:
+    """Yield parity plots of the first test split, and learning curves."""
     made = []
     for t in targets:
         if first and t.kind == "scalar":
@@ -165,6 +167,7 @@ def _domain(outcomes, targets, first) -> Iterator[str]:
 
 
 def _worst(outcomes, targets, first) -> Iterator[str]:
+    """Yield a table of the molecules with the largest errors per scalar property."""
     for t in targets:
         if not first or t.kind != "scalar":
             continue

@@ -131,6 +131,7 @@ def _by_count(results: Relaxations):
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float] | None:
+    """Return mean and quantiles of the finite values, None if there are none."""
     values = values[np.isfinite(values)]
     if not len(values):
         return None
@@ -234,6 +235,7 @@ def _histogram(ax, values: np.ndarray, label: str, whole: bool = False) -> None:
 
 
 def _forces(ax, before: np.ndarray, after: np.ndarray) -> None:
+    """Draw histograms of the largest forces (eV/Å) before and after, on a logarithmic axis."""
     ax.set(xlabel="largest force on an atom (eV/Å)", ylabel="molecules", xscale="log")
     found = {"start": (before, figures.GREY), "end": (after, figures.BLUE)}
     values = {k: (v[np.isfinite(v) & (v > 0)], c) for k, (v, c) in found.items()}
@@ -266,6 +268,7 @@ def _pictures(pictures: Sequence[Picture]) -> Iterator[str]:
 
 
 def _reasons(results: Relaxations) -> Iterator[str]:
+    """Yield a table of the reasons why molecules did not converge, the most frequent first."""
     yield page.heading("Not converged")
     if not results.reasons:
         yield page.paragraph("All molecules converged.")

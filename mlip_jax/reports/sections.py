@@ -156,6 +156,7 @@ def drift(content: ReportData) -> Iterator[str]:
 
 
 def _told_slope(content: ReportData, slope: float, stderr: float | None) -> Iterator[str]:
+    """Yield a sentence on the slope and its significance, and the figure with the fit."""
     told = f"The slope is {_signed(slope)}"
     if stderr is None:
         told += " meV/atom; there are too few molecules to tell its standard error."

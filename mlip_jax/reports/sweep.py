@@ -101,6 +101,7 @@ def over_seeds(rows: Sequence[Row]) -> list[SeedAverage]:
 
 
 def _group(rows: Sequence[Row]) -> SeedAverage:
+    """Average the rows of one group over those that are done."""
     done = [row for row in rows if row.state == "done"]
     scores = {}
     for column in (*SCORES, "training_seconds"):
@@ -129,6 +130,7 @@ def write_table(folder: str | os.PathLike, rows: Sequence[Row], title: str) -> N
 
 
 def _csv(rows: Sequence[Row]) -> str:
+    """Return the text of sweep.csv."""
     columns = [*SCORES, "training_seconds", "best_step"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -139,6 +141,7 @@ def _csv(rows: Sequence[Row]) -> str:
 
 
 def _seeds_csv(groups: Sequence[SeedAverage]) -> str:
+    """Return the text of sweep_seeds.csv."""
     columns = [*SCORES, "training_seconds"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -151,6 +154,7 @@ def _seeds_csv(groups: Sequence[SeedAverage]) -> str:
 
 
 def _markdown(rows: Sequence[Row], groups: Sequence[SeedAverage], title: str) -> str:
+    """Return the text of sweep.md."""
     count = {state: sum(row.state == state for row in rows) for state in dict.fromkeys(row.state for row in rows)}
     lines = [f"# {title}", "", ", ".join(f"{n} {state}" for state, n in count.items()) + ".", ""]
     shown = {k: heading for k, heading in _SHOWN.items() if any(row.scores.get(k) is not None for row in rows)}
@@ -167,6 +171,7 @@ def _markdown(rows: Sequence[Row], groups: Sequence[SeedAverage], title: str) ->
 
 
 def _pipes(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
     escaped = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in (heading, *rows)]
     return ["| " + " | ".join(row) + " |" for row in (escaped[0], ["---"] * len(heading), *escaped[1:])]
 

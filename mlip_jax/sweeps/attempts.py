@@ -146,6 +146,7 @@ def _sorted_json(content: Any) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return the content of a JSON file, None if there is no such file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -62,6 +62,7 @@ class SignalForwarder:
             self._process = None
 
     def _handle(self, number, frame):
+        """Forward the first signal to the child; a second signal kills its process group."""
         again = self.received is not None
         self.received = self.received or number
         if self._process is None:
@@ -125,6 +126,7 @@ def _signal_group(process: subprocess.Popen, number: int) -> None:
 
 
 def _copy_output(source, file) -> None:
+    """Copy the output of the child to the log and to stdout as it arrives."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     while data := os.read(source.fileno(), 65536):
         file.write(data)

@@ -48,6 +48,7 @@ def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) ->
 
 
 def _flatten(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value), descending into dictionaries except model and term options."""
     for key, value in overrides.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping) and path not in configs.FREE_FIELDS:

@@ -101,6 +101,7 @@ def _process_index(environment: distributed.Environment) -> int:
 
 
 def _parse_index(index: str, count: int) -> int:
+    """Return the number of a variant from the command line or the Slurm environment."""
     text = os.environ.get("SLURM_ARRAY_TASK_ID") if index == "slurm" else index
     if text is None:
         raise ConfigError("--sweep_index=slurm takes the number of the variant from SLURM_ARRAY_TASK_ID, which is not "
@@ -232,6 +233,7 @@ class Sweep:
                 f"--workdir={self._folder / variant.name}", f"--overrides={overrides}"]
 
     def _rows(self) -> list[Row]:
+        """Return the rows of the table, with the current states and scores."""
         rows = []
         for variant, values in zip(self._variants, self._values):
             folder = self._folders[variant.name]
@@ -241,6 +243,7 @@ class Sweep:
         return rows
 
     def _write_table(self) -> None:
+        """Write the table of all variants."""
         # Locked, so that the table written last is based on the states read last.
         with lock_folder(self._folder, wait=True):
             try:

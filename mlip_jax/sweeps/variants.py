@@ -118,6 +118,7 @@ def load_report(config_file: str) -> Callable[[Path], Any] | None:
 
 
 def _load_module(path: str):
+    """Execute a config file and return it as a module."""
     path = configs.find_file(path)
     spec = importlib.util.spec_from_file_location("sweep_config", path)
     if spec is None or not Path(path).is_file():
@@ -170,6 +171,7 @@ def differing(variants: Sequence[Variant], config: ml_collections.ConfigDict) ->
 
 
 def _value(config: ml_collections.ConfigDict, path: str) -> Any:
+    """Return the value of a config field by its dotted name, None if it does not exist."""
     for part in path.split("."):
         if not isinstance(config, ml_collections.ConfigDict) or part not in config:
             return None

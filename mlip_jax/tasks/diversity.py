@@ -67,6 +67,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def _check(config) -> None:
+    """Raise ConfigError if the bins are not ascending, or the split is not by molecule."""
     bins = np.array(config.diversity.rmsd_bins, float)
     if len(bins) < 2 or not (np.diff(bins) > 0).all():
         raise ConfigError(f"diversity.rmsd_bins must be ascending numbers (Å), at least two; received {bins.tolist()}")
@@ -86,6 +87,7 @@ def _is_trained(workdir: Path, training) -> bool:
 
 
 def _asked(options) -> dict[str, Any]:
+    """Return the options that determine the result, as read back from JSON."""
     return {k: v for k, v in json.loads(json.dumps(configs.to_dict(options))).items() if k != "num_processes"}
 
 
@@ -150,6 +152,7 @@ def evaluate(workdir: str | Path, training: ml_collections.ConfigDict, options: 
 
 
 def _training(store: Store, part: np.ndarray, training) -> dict[str, Any]:
+    """Return the size and settings of the training set for the report."""
     molecules = splits.group(np.asarray(store.index("molecule")[part]))[1]
     return {"num_structures": len(part), "num_molecules": molecules,
             "num_conformers": training.data.num_conformers if training.data.num_molecules else None,
@@ -249,6 +252,7 @@ def _whole_parts(data: RunData, training) -> RunData:
 
 
 def _sample(indices: np.ndarray, store: Store, options, seed: int) -> np.ndarray:
+    """Return at most options.max_structures structures with an energy, drawn at random."""
     indices = _known(np.asarray(indices, np.int64), store)
     if len(indices) <= options.max_structures:
         return indices
@@ -261,6 +265,7 @@ def _known(indices: np.ndarray, store: Store) -> np.ndarray:
 
 
 def _errors(potential: Potential, store: Store, indices: np.ndarray, with_forces: bool) -> Errors:
+    """Compute the errors of a force field on structures of a store."""
     energy, n_atoms, molecule = (np.asarray(store.index(name)[indices]) for name in ("energy", "n_atoms", "molecule"))
     if not with_forces:
         return Errors(energy, energies(potential, store, indices), n_atoms, molecule)

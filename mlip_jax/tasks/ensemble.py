@@ -42,6 +42,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def _calibrate(config, workdir: Path, paths: list[str]) -> None:
+    """Fit the calibration to the validation split and evaluate it on the test split, if any."""
     potentials = [Potential.load(path) for path in paths]
     judged, notes = {}, []
     for part in ("valid", "test"):
@@ -67,6 +68,7 @@ def _calibrate(config, workdir: Path, paths: list[str]) -> None:
 
 
 def _evaluated(config, paths, potentials, part: str) -> tuple[EnsembleErrors, list[str]]:
+    """Evaluate all members on structures that none of them was trained on; also return notes."""
     store, indices, notes = ensemble_calibration.held_out(paths, potentials, part, config.max_structures, config.seed)
     log.info("%s: %d structures by %d members", part, len(indices), len(potentials))
     return ensemble_calibration.evaluate(potentials, store, indices), notes

@@ -150,6 +150,7 @@ def _runs(paths, data, notes) -> dict[str, RunData]:
 
 
 def _seen(runs: dict[str, RunData], notes, num_processes) -> frozenset[str]:
+    """Return the skeletons of all molecules in training and validation splits of the force fields."""
     skeletons: set[str] = set()
     for name, data in runs.items():
         log.info("%s: comparing the molecules that it was trained on", name)
@@ -162,6 +163,7 @@ def _seen(runs: dict[str, RunData], notes, num_processes) -> frozenset[str]:
 
 
 def _pool(config, runs: dict[str, RunData]) -> StoreStarts | SmilesStarts | FileStarts:
+    """Return the source of molecules: a file, a data set, or the test split of a force field."""
     data = config.data.copy_and_resolve_references()
     reference_stage = data.reference_stage if data.reference == "data" else None
     if data.path and not data.stage and not reference_stage and _is_plain(data):
@@ -229,6 +231,7 @@ def relax(name: str, potential: Potential, starts: list[Start], options: ml_coll
 
 
 def _plain(found) -> dict[str, Any]:
+    """Return the result of a relaxation as plain values for the cache."""
     positions = found.atoms.positions
     has_geometry = found.status != "failed" and np.isfinite(positions).all()
     return {"status": found.status, "reason": found.reason, "steps": int(found.steps),
@@ -270,6 +273,7 @@ def _moved(start: Start, positions) -> Atoms:
 # --- Notes and settings for the report ---
 
 def _levels(potentials: dict[str, Potential], oracle: str) -> list[str]:
+    """Return a note per force field whose level of theory differs from the oracle's."""
     notes = []
     for name, potential in potentials.items():
         level = potential.metadata.get("statistics", {}).get("level_of_theory", "unknown")

@@ -61,6 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def _checked(c) -> Settings:
+    """Check the config and return the settings of the dynamics."""
     for name, example in (("force_field", "runs/spice"), ("input", "molecule.xyz")):
         if not c[name]:
             raise ConfigError(f"{name} is not given: --config.{name}={example}")

@@ -64,6 +64,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def _checked(c) -> SearchOptions:
+    """Check the config and return the options of the search."""
     for name, example in (("force_field", "runs/spice"), ("input", "molecules.smi")):
         if not c[name]:
             raise ConfigError(f"{name} is not given: --config.{name}={example}")
@@ -143,6 +144,7 @@ def _with_smiles(atoms, smiles: str):
 # --- Output ---
 
 def _table(molecules: list[MoleculeMinima]) -> str:
+    """Return the text of minima.csv."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(_COLUMNS)
@@ -154,6 +156,7 @@ def _table(molecules: list[MoleculeMinima]) -> str:
 
 
 def _write_frames(file: IO[str], molecules: list[MoleculeMinima]) -> None:
+    """Write all minima as extended XYZ frames."""
     for m in molecules:
         for rank, minimum in enumerate(m.minima):
             atoms = minimum.to_atoms(m)

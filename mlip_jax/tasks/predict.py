@@ -84,6 +84,7 @@ def _columns(config) -> CsvColumns:
 
 
 def _count(config) -> int:
+    """Return the number of molecules to predict."""
     found = count_molecules(config.input, _columns(config))
     if not found:
         raise DatasetError(f"{config.input}: holds no molecules")
@@ -157,6 +158,7 @@ class Ensemble:
 
 
 def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
+    """Return the relaxer, by default with the force field of the predictor's data, or None."""
     place = config.force_field
     if place is None:
         place = ensemble.members[0].metadata["config"]["data"].get("force_field") or "none"
@@ -171,6 +173,7 @@ def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
 # --- Prediction ---
 
 def _predict_share(config, folder: Path, ensemble: Ensemble, relaxer: Relaxer | None, total: int) -> None:
+    """Predict the molecules in the share of this process that no process has predicted yet."""
     layout, share = ensemble.layout, (distributed.index(), distributed.count())
     with Journal(folder, distributed.index(), layout) as journal:
         done = relax_journal.finished(folder, layout)
@@ -238,6 +241,7 @@ def _unknown(atoms: Atoms, elements) -> str:
 
 
 def _record(waiting, ensemble: Ensemble, batch_size: int, journal: Journal, progress: RelaxationProgressBar) -> None:
+    """Predict a batch of molecules and write the results to the journal."""
     numbers = ensemble.predict([atoms for _, atoms, _ in waiting], batch_size)
     for (record, atoms, geometry), cells in zip(waiting, numbers):
         journal.add([record.index, record.name, record.smiles, PREDICTED, "", len(atoms), geometry, *cells])
@@ -245,6 +249,7 @@ def _record(waiting, ensemble: Ensemble, batch_size: int, journal: Journal, prog
 
 
 def _finish(config, workdir: Path, total: int, ensemble: Ensemble, relaxer: Relaxer | None) -> Path:
+    """Merge the parts and write the report."""
     seconds = merge.merge(workdir / PARTS, ensemble.layout, workdir / RESULTS, {}, total)
     report = write_prediction_report(
         workdir, workdir / RESULTS, ensemble.targets, seconds=seconds,

@@ -76,6 +76,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def _check(config) -> None:
+    """Raise ConfigError if options contradict each other."""
     property_objective.check(config.property, config.align, config.dens)
     if config.dens.weight and not config.model.options.get("force_encoding"):
         raise ConfigError("dens.weight is set: the model must take forces in, which painn does with "
@@ -89,6 +90,7 @@ def _check(config) -> None:
 
 
 def _optimizer(config) -> dict[str, Any]:
+    """Return the optimizer options; the backbone is frozen if only heads are trained."""
     frozen = ("params/backbone/*",) if config.init.train == "heads" else ()
     return {**dict(config.optimizer), "freeze": (*config.optimizer.freeze, *frozen)}
 
@@ -162,6 +164,7 @@ class Data:
 
 
 def _keep(store, parts, c, workdir: Path) -> None:
+    """Write the split as splits.npz and as lists of records."""
     molecule, record = store.index("molecule"), store.index("record")
     keep_split(workdir / "splits.npz", parts, {
         "store": str(store.path), "split": c.split_files or c.split, "seed": c.split_seed,
@@ -172,6 +175,7 @@ def _keep(store, parts, c, workdir: Path) -> None:
 
 
 def _displaced(config, data: Data, found: Geometries, cutoff: float) -> CoordinateNoise | None:
+    """Return the noise of the training inputs, None if the config asks for none."""
     a = config.align
     if not a.noise and not a.frames:
         return None
@@ -189,6 +193,7 @@ def _displaced(config, data: Data, found: Geometries, cutoff: float) -> Coordina
 # --- Training ---
 
 def _train(config, workdir: Path, data: Data, begin, started: float) -> Path:
+    """Prepare data, model and training loop; train; write the report."""
     names = tuple(config.property.targets)
     targets = tuple(map(Target.from_json, distributed.broadcast(
         [t.to_json() for t in _targets(config, data)] if distributed.leader() else None)))
@@ -275,6 +280,7 @@ def _same_molecules(tests: dict[str, tuple[Split, Geometries]]) -> dict[str, tup
 
 
 def _targets(config, data: Data) -> list[Target]:
+    """Fit the normalization of the properties to the training split."""
     options = {name: {"pooling": config.property.pooling} | dict(config.property.heads.get(name, {}))
                for name in config.property.targets}
     samples = data.parts["train"]
@@ -284,6 +290,7 @@ def _targets(config, data: Data) -> list[Target]:
 
 
 def _statistics(data: Data, train: Split, targets, heads, cutoff) -> dict[str, Any]:
+    """Return the statistics of the training data that the predictor stores, ready for JSON."""
     elements = set()
     for _, columns in data.loaded.store.chunks(data.index[data.parts["train"]], labels_only=True):
         elements.update(np.unique(columns.numbers).tolist())
@@ -292,6 +299,7 @@ def _statistics(data: Data, train: Split, targets, heads, cutoff) -> dict[str, A
 
 
 def _initial(config, model: PropertyModel, begin):
+    """Return initial parameters: random, or from a pretrained run where it has them."""
     params = jax.jit(model.init)(jax.random.key(config.seed), example_graph())
     if begin is None:
         return params
@@ -314,6 +322,7 @@ def _loop(config, workdir, model, targets, batches, train, valid, metadata, num_
 
 
 def _objective(c, model: PropertyModel, targets, energy_scale: float) -> Properties | DeNS:
+    """Return the objective: properties with optional alignment, or energies and forces with DeNS."""
     if not c.dens.weight:
         return Properties(model, targets, c.property.penalty, c.property.huber_delta, c.align.weight, c.align.loss,
                           c.align.noise or 1.0)
@@ -338,6 +347,7 @@ def _energies(config, data: Data) -> dict[str, Any]:
 # --- Report ---
 
 def _report(config, workdir, trainer, batches, params, data: Data, splits, tests, targets, metadata) -> Path:
+    """Evaluate the best checkpoint on all splits, fit the domain and write the report."""
     best = restore(workdir, BEST)
     if best is None:
         raise TrainingError("no validation gave a finite loss, so that there is no best checkpoint to evaluate. Look "
@@ -369,6 +379,7 @@ def _report(config, workdir, trainer, batches, params, data: Data, splits, tests
 
 def _outcome(made: predictor.Predictor, split: Split, targets, data: Data, found: Geometries | None
              ) -> tuple[PredictedProperties, np.ndarray]:
+    """Predict a split and return labels, predictions and the embeddings of its structures."""
     columns = split.rows.take(split.indices)
     predicted = _predicted(made, columns)
     labels = {t.name: t.to_physical(

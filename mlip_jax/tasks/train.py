@@ -81,6 +81,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def _log_terms(model) -> None:
+    """Log the energy terms of the model and its long-range cutoff."""
     for name, options in getattr(model, "terms", ()):
         log.info("energy term %s: %s", name, ", ".join(f"{k}={v}" for k, v in options) or "defaults")
     cutoff = long_range_cutoff(model)
@@ -112,6 +113,7 @@ def _split(config, data, workdir, model, embed) -> dict[str, Split]:
 
 
 def _train(config, workdir, model, data, splits, begin: Potential | None, started) -> Path:
+    """Prepare statistics, batches and training loop; train; write the report."""
     statistics_ = distributed.broadcast(_statistics(config, data, splits["train"], model, begin)
                                         if distributed.leader() else None)
     terms.check_elements([name for name, _ in getattr(model, "terms", ())], statistics_["elements"])
@@ -139,6 +141,7 @@ def _train(config, workdir, model, data, splits, begin: Potential | None, starte
 
 
 def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoch, params) -> TrainingLoop:
+    """Build the training loop with its objective, optimizer and schedules."""
     train, c = splits["train"], config
     scale = metadata["statistics"]["energy_scale"]
     beta = losses.beta_schedule(c.loss.beta, c.loss.beta_end, c.loss.beta_begin, num_steps, c.loss.beta_schedule)
@@ -199,6 +202,7 @@ def _statistics(config, data, train: Split, model, begin: Potential | None) -> d
 
 
 def _report(config, workdir, model, trainer, batches, splits, metadata, params, data, filled) -> Path:
+    """Evaluate the best checkpoint on all splits, fit the domain and write the report."""
     best = restore(workdir, BEST)
     if best is None:
         raise TrainingError("no validation gave a finite loss, so that there is no best checkpoint to evaluate. Look "
@@ -237,6 +241,7 @@ def energies_alone(config) -> bool:
 
 
 def _predictions(split: Split, predicted, with_forces: bool) -> Predictions:
+    """Combine labels and predictions of a split, without force labels if forces are not computed."""
     c = split.columns()
     forces = c.forces if with_forces else np.full_like(c.forces, np.nan)  # no predictions
     return Predictions(

@@ -106,6 +106,7 @@ def read_results(sweeps: Sequence[str | Path]) -> list[DiversityRun]:
 
 
 def _kind(t: Mapping[str, Any]) -> str:
+    """Return the name of the model with non-default selection and weight of forces."""
     selection, beta = t.get("selection", "random"), t.get("beta", 0.0)  # results of earlier versions do not say
     others = [selection] * (selection != "random") + [f"beta {beta:g}"] * (beta != 0)
     return ", ".join([t["model"], *others])
@@ -120,6 +121,7 @@ def points(results: Sequence[DiversityRun], metric: str) -> list[SeedGroup]:
 
 
 def _point(n_s: int, n_c: int, runs: list[DiversityRun], metric: str) -> SeedGroup:
+    """Average runs with the same n_s and n_c."""
     metrics = {name: spread for name in NAMES if (spread := _spread(
         [(r.content["metrics"].get(name) or {}).get(metric) for r in runs]))}
     edges = tuple(runs[0].content["by_rmsd"]["edges_ang"])
@@ -203,6 +205,7 @@ def write_report(folder: str | Path, results: Sequence[DiversityRun], metric: st
 
 
 def _of_model(model: str, found: list[SeedGroup], unit: str) -> list[str]:
+    """Return the parts of the page about one model."""
     fixed, sets = budgets(found), molecule_sets(found)
     body = [page.heading(model), page.heading("What it says", 3)]
     body += [page.paragraph(f"{f.verdict.capitalize()}: {f.text}") for f in findings(fixed, sets)]
@@ -248,6 +251,7 @@ def _cell(spread: tuple[float, float | None] | None) -> str:
 
 
 def _csv(by_model: Mapping[str, Sequence[SeedGroup]]) -> str:
+    """Return the text of diversity.csv."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", "n_s", "n_c", "seeds", *(f"{name}_{what}" for name in NAMES for what in ("mean", "std"))])

@@ -117,6 +117,7 @@ def _together(values) -> np.ndarray:
 
 
 def _finish(fig, ax, count, outside, place) -> Figure:
+    """Add a legend if there are several force fields, and the number of points outside."""
     if count > 1:
         ax.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9, loc=place)
     if outside:

@@ -133,6 +133,7 @@ def verdict(name: str, better: Spread, worse: Spread, paired: bool = False) -> s
 
 
 def _claims(at) -> Iterator[str]:
+    """Yield one sentence per ordering that the paper claims."""
     yield page.heading("Which of the paper's orderings show")
     for line in (
             verdict("Force2Prop is better than training from scratch (random split)", at("force2prop"), at("scratch")),
@@ -157,6 +158,7 @@ def _claims(at) -> Iterator[str]:
 
 
 def _training(at) -> Iterator[str]:
+    """Yield a table of errors by the initialization of the predictor."""
     yield page.heading("From a force field, and otherwise (Figure 4, Tables 7 and 10)")
     lines = []
     for title, name, baseline in (
@@ -176,6 +178,7 @@ def _training(at) -> Iterator[str]:
 
 
 def _geometries(at) -> Iterator[str]:
+    """Yield a table and a figure of errors by the origin of the test geometries."""
     yield page.heading("Where geometries come from (Table 4, Table 13)")
     names = {"trained on ground truth": "scratch", "the same, fine-tuned with alignment": "finetune",
              "the same, fine-tuned without alignment": "finetune-no-alignment",
@@ -203,6 +206,7 @@ def _num_train(folder: Path) -> int:
 
 
 def _sizes(at, whole: int) -> Iterator[str]:
+    """Yield a figure and a table of errors by the number of training molecules."""
     yield page.heading("How much data (Figures 5 and 6)")
     fig, axes = figures.figure("Molecules with the property", "Molecules of pre-training", size=(9.2, 3.8))
     for place, (title, name) in enumerate({"from scratch": "scratch", "Force2Prop": "force2prop"}.items()):
@@ -224,6 +228,7 @@ def _sizes(at, whole: int) -> Iterator[str]:
 
 
 def _sweeps(at) -> Iterator[str]:
+    """Yield a table of errors by the noise and weight of the alignment."""
     yield page.heading("Noise and weight of the alignment (Tables 11 and 12)")
     yield page.table(["noise (Å)", "weight", "MAE on relaxed geometries (eV)"], [
         (noise, weight, str(at(name, RELAXED))) for noise, weight, name in (
@@ -233,6 +238,7 @@ def _sweeps(at) -> Iterator[str]:
 
 
 def _errorbars(ax, x, values: Sequence[Spread], label: str, place: int, line: bool = True) -> None:
+    """Draw the available means with standard deviations over seeds."""
     colors = (figures.GREY, figures.BLUE, figures.VERMILLION, figures.GREEN, "#CC79A7", "#E69F00")
     known = [i for i, v in enumerate(values) if v.count]
     ax.errorbar(np.asarray(x, float)[known], [values[i].mean for i in known],

@@ -80,6 +80,8 @@ class EvaluatedForceField:
 
 @dataclasses.dataclass(frozen=True)
 class _ComparisonData:
+    """Data of the report: outcomes and metrics by name, of force fields and baselines."""
+
     molecules: StartMolecules
     evaluated: Sequence[EvaluatedForceField]
     outcomes: dict[str, Outcomes]
@@ -125,6 +127,7 @@ def write_report(folder: str | os.PathLike, molecules: StartMolecules, evaluated
 # --- Numbers ---
 
 def _outcomes(molecules, at_relaxed, failed) -> Outcomes:
+    """Combine the oracle's energies and largest forces of M molecules."""
     return Outcomes(*(np.array([e.energy for e in found], float)
                       for found in (molecules.at_start, at_relaxed, molecules.at_end)),
                     fmax=np.array([e.fmax for e in at_relaxed], float), failed=failed)
@@ -139,6 +142,7 @@ def _baselines(molecules: StartMolecules) -> dict[str, Outcomes]:
 
 
 def _numbers(content: _ComparisonData) -> dict[str, Any]:
+    """Return the content of metrics.json."""
     m, names = content.molecules, [e.name for e in content.evaluated]
     judged = metrics.judged(next(iter(content.outcomes.values())))
     gap = np.array([a.energy - b.energy for a, b in zip(m.at_start, m.at_end)], float)
@@ -159,6 +163,7 @@ def _numbers(content: _ComparisonData) -> dict[str, Any]:
 
 
 def _write_csv(file: IO[str], content: _ComparisonData) -> None:
+    """Write one line per force field and molecule."""
     m = content.molecules
     writer = csv.writer(file)
     writer.writerow([
@@ -206,6 +211,7 @@ def _write_geometries(folder: Path, content: _ComparisonData) -> None:
 # --- The page ---
 
 def _headline(content: _ComparisonData, notes) -> Iterator[str]:
+    """Yield cards with published numbers for comparison, notes and warnings."""
     first = content.evaluated[0].name
     summary = content.summaries[first]
     published = "published: {} %, another method and data set"
@@ -228,6 +234,7 @@ def _headline(content: _ComparisonData, notes) -> Iterator[str]:
 
 
 def _table(content: _ComparisonData) -> Iterator[str]:
+    """Yield the table of force fields, published numbers and baselines."""
     yield page.heading("Force fields")
     rows = [(name, *(_with_error(summary[key]) for key in _COLUMNS), *_course(content, name))
             for name, summary in content.summaries.items()]
@@ -244,6 +251,7 @@ def _table(content: _ComparisonData) -> Iterator[str]:
 
 
 def _course(content: _ComparisonData, name: str) -> tuple[str, str]:
+    """Return the percentage of converged relaxations and the mean number of steps."""
     found = next((e for e in content.evaluated if e.name == name), None)
     if found is not None:
         steps, done = [r["steps"] for r in found.relaxed], [r["status"] == "converged" for r in found.relaxed]
@@ -255,6 +263,7 @@ def _course(content: _ComparisonData, name: str) -> tuple[str, str]:
 
 
 def _figures(content: _ComparisonData) -> Iterator[str]:
+    """Yield figures of the molecules that the oracle can evaluate."""
     can = metrics.judged(next(iter(content.outcomes.values())))
     sizes = np.array([len(s.atoms) for s in content.molecules.starts])[can]
     names = [e.name for e in content.evaluated]
@@ -281,6 +290,7 @@ def _figures(content: _ComparisonData) -> Iterator[str]:
 
 
 def _failures(content: _ComparisonData) -> Iterator[str]:
+    """Yield tables of failures of the oracle and of divergences."""
     m = content.molecules
     lost = [(s.name, a.error or b.error) for s, a, b in zip(m.starts, m.at_start, m.at_end) if a.error or b.error]
     if lost:
@@ -300,6 +310,7 @@ def _failures(content: _ComparisonData) -> Iterator[str]:
 
 
 def _divergences(content: _ComparisonData, e: EvaluatedForceField) -> Iterator[tuple]:
+    """Yield the rows of the table of divergences, with the reason of each."""
     o = content.outcomes[e.name]
     pct = metrics.percentage(o, content.limits)
     for i in np.flatnonzero(metrics.diverged(o, content.limits)):
@@ -320,6 +331,7 @@ def _more(count: int) -> Iterator[str]:
 
 
 def _definitions(content: _ComparisonData) -> Iterator[str]:
+    """Yield the definitions of the metrics."""
     limits = content.limits
     end = "the oracle's own minimum, which its BFGS reaches from the start" if content.molecules.own_minima else (
         "the reference geometry of the data")
