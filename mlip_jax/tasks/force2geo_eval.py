@@ -150,7 +150,7 @@ def _runs(paths, data, notes) -> dict[str, RunData]:
 
 
 def _seen(runs: dict[str, RunData], notes, num_processes) -> frozenset[str]:
-    """Return the skeletons of all molecules in training and validation splits of the force fields."""
+    """Return skeletons of all molecules in training and validation splits of the force fields."""
     skeletons: set[str] = set()
     for name, data in runs.items():
         log.info("%s: comparing the molecules that it was trained on", name)

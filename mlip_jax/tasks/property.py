@@ -322,7 +322,7 @@ def _loop(config, workdir, model, targets, batches, train, valid, metadata, num_
 
 
 def _objective(c, model: PropertyModel, targets, energy_scale: float) -> Properties | DeNS:
-    """Return the objective: properties with optional alignment, or energies and forces with DeNS."""
+    """Return the objective: properties and optional alignment, or energies and forces with DeNS."""
     if not c.dens.weight:
         return Properties(model, targets, c.property.penalty, c.property.huber_delta, c.align.weight, c.align.loss,
                           c.align.noise or 1.0)

@@ -241,7 +241,7 @@ def energies_alone(config) -> bool:
 
 
 def _predictions(split: Split, predicted, with_forces: bool) -> Predictions:
-    """Combine labels and predictions of a split, without force labels if forces are not computed."""
+    """Combine labels and predictions of a split; drop force labels if no forces are computed."""
     c = split.columns()
     forces = c.forces if with_forces else np.full_like(c.forces, np.nan)  # no predictions
     return Predictions(
@@ -250,7 +250,7 @@ def _predictions(split: Split, predicted, with_forces: bool) -> Predictions:
 
 
 def _domain(config, potential: Potential, splits, predictions) -> tuple[Domain | None, DomainEvaluation | None]:
-    """Fit the domain of the force field and evaluate the test structures by their distance from it.
+    """Fit the domain of the force field, and compute errors and distances of test structures.
 
     Return (None, None) without training or validation structures, and no evaluation without test
     structures.

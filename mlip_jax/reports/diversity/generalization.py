@@ -1,4 +1,4 @@
-"""Generalization errors of a run on unseen molecules and conformers: four metrics, errors by RMSD."""
+"""Generalization errors of a run on unseen molecules and conformers: metrics, and errors by RMSD."""
 
 from __future__ import annotations
 
