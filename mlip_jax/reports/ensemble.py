@@ -42,7 +42,7 @@ def _judged(calibration: Calibration, evaluated: EnsembleErrors) -> dict[str, _C
     for name, (errors, spread, unit) in kinds.items():
         scale, known = getattr(calibration, name), np.isfinite(errors).all(axis=1)
         if scale is not None and known.any():
-            errors, expected = errors[known], scale.expected(spread[known])
+            errors, expected = errors[known], scale.expected(spread[known])  # (N, components), (N,)
             made[name] = _CalibratedErrors(1e3 * np.sqrt(np.mean(errors**2, axis=1)), 1e3 * expected,
                                            np.abs(errors) / expected[:, None], unit)
     return made

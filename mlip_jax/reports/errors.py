@@ -127,7 +127,8 @@ def energy_slope(predictions: Predictions) -> SlopeFit:
     names, cluster = np.unique(predictions.molecule[known], return_inverse=True)
     if names.size < 3:
         return SlopeFit(center, float(value), float(slope), undefined)
-    weighted = x * (y - x @ np.array([value, slope]))[:, None]
+    # Sandwich estimator: sum the scores x * residual within each molecule, then over molecules.
+    weighted = x * (y - x @ np.array([value, slope]))[:, None]  # (S, 2)
     scores = np.stack([np.bincount(cluster, weights=column) for column in weighted.T], axis=1)
     factor = names.size / (names.size - 1) * (y.size - 1) / (y.size - 2)
     return SlopeFit(center, float(value), float(slope), factor * inverse @ (scores.T @ scores) @ inverse)
@@ -195,7 +196,7 @@ def per_element(predictions: Predictions) -> list[GroupErrors]:
     """
     elements, of_atom = np.unique(predictions.numbers, return_inverse=True)
     force_mae, force_rmse = _grouped(1e3 * force_errors(predictions), of_atom, elements.size)
-    per_structure = element_counts(predictions.numbers, predictions.sizes, elements)
+    per_structure = element_counts(predictions.numbers, predictions.sizes, elements)  # (S, E)
     counts = np.stack([(per_structure > 0).sum(axis=0), per_structure.sum(axis=0)], axis=1).astype(int).tolist()
     return [
         GroupErrors(chemical_symbols[z], *count, math.nan, math.nan, *force)
@@ -215,6 +216,7 @@ def per_size(predictions: Predictions, max_bins: int = 10) -> list[GroupErrors]:
     if predictions.num_structures == 0:
         return []
     first, last = int(predictions.sizes.min()), int(predictions.sizes.max())
+    # Choose the smallest of the round widths 1, 2, 5, 10, ... that needs at most max_bins bins.
     widths = (step * 10**power for power in range(20) for step in (1, 2, 5))
     width = next(width for width in widths if (last - 1) // width - (first - 1) // width < max_bins)
     bins, of_structure = np.unique((predictions.sizes - 1) // width, return_inverse=True)
@@ -327,8 +329,8 @@ def _grouped(errors: np.ndarray, group: np.ndarray, num_groups: int) -> tuple[li
     def total(values):
         return np.bincount(group, weights=values.sum(axis=1), minlength=num_groups)
 
-    with np.errstate(invalid="ignore"):
-        count = total(known)
+    with np.errstate(invalid="ignore"):  # groups without known errors: 0 / 0 is NaN
+        count = total(known)  # number of components, (groups,)
         return (total(np.abs(clean)) / count).tolist(), np.sqrt(total(clean**2) / count).tolist()
 
 

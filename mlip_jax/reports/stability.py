@@ -142,6 +142,7 @@ def metrics(found: Stability) -> dict[str, Any]:
     stable = [e["temperature_k"] for e in itertools.takewhile(lambda e: e["survived"] == e["replicas"], ascending)]
     drifts = [abs(d) for d in found.drifts if math.isfinite(d)]
     num, known = len(found.replicas), math.isfinite(found.steps_per_second)
+    # 0.0864 = 86,400 s/day * 1e-6 ns/fs
     return {
         "picoseconds": found.picoseconds, "temperatures": by_temperature,
         "highest_stable_temperature_k": max(stable, default=None),

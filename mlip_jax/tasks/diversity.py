@@ -212,7 +212,7 @@ def _other_molecules(data: RunData, potential: Potential, training, options
     asked.unlock()
     asked.path, asked.reader, asked.reader_options = (
         options.ood_path, options.ood_reader, options.ood_reader_options)
-    asked.elements = None
+    asked.elements = None  # unknown elements are excluded below, with a note
     asked.require = "energy"  # without forces, energies can still be compared
     loaded = source.load(asked)
     store, indices = loaded.store, loaded.indices
@@ -266,6 +266,7 @@ def _known(indices: np.ndarray, store: Store) -> np.ndarray:
 
 def _errors(potential: Potential, store: Store, indices: np.ndarray, with_forces: bool) -> Errors:
     """Compute the errors of a force field on structures of a store."""
+    # (S,) each
     energy, n_atoms, molecule = (np.asarray(store.index(name)[indices]) for name in ("energy", "n_atoms", "molecule"))
     if not with_forces:
         return Errors(energy, energies(potential, store, indices), n_atoms, molecule)

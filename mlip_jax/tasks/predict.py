@@ -144,14 +144,15 @@ class Ensemble:
         columns = Columns.from_structures(map(from_ase, molecules))
         made = [m.predict(columns, batch_size, budget) for m, budget in zip(self.members, self.budgets)]
         distances = [d.distance(p[EMBEDDING]) for d, p in zip(self.domains, made)]
+        # in units of the border of each domain, averaged over members: (S,)
         relative = np.mean([x / d.border for d, x in zip(self.domains, distances)], axis=0)
         cells = []
         for t in self.targets:
             values = np.array([p[t.name] for p in made])  # (members, S) or (members, S, 3)
-            mean = values.mean(0)
+            mean = values.mean(0)  # (S,) or (S, 3)
             cells += [mean] if t.kind == "scalar" else list(mean.T)
             if len(made) > 1:
-                spread = values.std(0, ddof=1)
+                spread = values.std(0, ddof=1)  # of a vector, report the norm of its spread
                 cells.append(spread if t.kind == "scalar" else np.linalg.norm(spread, axis=1))
             cells.append(np.mean([d.expected_error(t.name, x) for d, x in zip(self.domains, distances)], axis=0))
         return [[float(c[s]) for c in cells] + [float(relative[s]), int(relative[s] > 1)] for s in range(len(columns))]

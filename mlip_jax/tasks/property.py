@@ -393,8 +393,8 @@ def _outcome(made: predictor.Predictor, split: Split, targets, data: Data, found
 
 def _predicted(made: predictor.Predictor, columns) -> dict[str, np.ndarray]:
     """Predict the properties; NaN for structures with an element absent from the training split."""
-    strange = ~np.isin(columns.numbers, made.elements)
-    known = ~np.logical_or.reduceat(strange, columns.offsets[:-1])
+    strange = ~np.isin(columns.numbers, made.elements)  # (A,)
+    known = ~np.logical_or.reduceat(strange, columns.offsets[:-1])  # (S,)
     if known.all():
         return made.predict(columns)
     log.warning("%d of %d structures hold an element that is not in the training part, and are not judged",
@@ -408,7 +408,7 @@ def _predicted(made: predictor.Predictor, columns) -> dict[str, np.ndarray]:
     atoms = columns.atoms_of(rows)
     result = {}
     for name, values in made.predict(columns.take(rows)).items():
-        of_atoms = len(values) == len(atoms) != len(rows)
+        of_atoms = len(values) == len(atoms) != len(rows)  # or else per structure
         result[name] = np.full((len(columns.numbers) if of_atoms else len(columns), *values.shape[1:]), np.nan)
         result[name][atoms if of_atoms else rows] = values
     return result

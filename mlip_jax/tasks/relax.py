@@ -148,7 +148,7 @@ def _share_size(total: int, num_conformers: int, index: int, count: int) -> int:
 def _stream(records: Iterator[MoleculeRecord], relaxer, journal: Journal, progress: RelaxationProgressBar,
             mol_blocks: bool) -> None:
     """Pass the records through the relaxer and write the results to the journal."""
-    waiting: dict[int, MoleculeRecord] = {}
+    waiting: dict[int, MoleculeRecord] = {}  # records that the relaxer has taken, by index
 
     def molecules():
         for record in records:

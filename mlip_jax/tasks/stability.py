@@ -95,6 +95,7 @@ def _bring_to_start(config, path: Path, molecules: list[Atoms], names, potential
         positions = np.concatenate([r.atoms.positions for r in results])
         with atomic_open(path) as file:
             np.savez(file, positions=positions)
+    # Positions of all molecules are stored as one array (A, 3).
     with np.load(path, allow_pickle=False) as file:
         parts = np.split(file["positions"], np.cumsum([len(a) for a in molecules])[:-1])
     for atoms, positions in zip(molecules, parts):

@@ -258,7 +258,8 @@ def _domain(config, potential: Potential, splits, predictions) -> tuple[Domain |
     rng, found = np.random.default_rng(config.seed), {}
     for name, split in splits.items():
         p = predictions[name]
-        strange = ~np.isin(p.numbers, potential.elements)
+        # The force field cannot describe structures with elements that training lacks.
+        strange = ~np.isin(p.numbers, potential.elements)  # (A,)
         known = np.flatnonzero(~np.logical_or.reduceat(strange, p.offsets[:-1])) if len(split) else np.zeros(0, int)
         places = np.sort(rng.permutation(known)[:config.report.max_domain])
         if len(places):

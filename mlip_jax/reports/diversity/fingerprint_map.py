@@ -34,6 +34,7 @@ def principal_components(fingerprints: np.ndarray, count: int = 2) -> tuple[np.n
     x = x - x.mean(0)
     values, vectors = np.linalg.eigh(x.T @ x)  # (B, B), independent of the number of molecules
     projected = x @ vectors[:, ::-1][:, :count]  # (S, K)
+    # The signs of eigenvectors are arbitrary, so fix them by the coordinate of largest magnitude.
     signs = np.sign(projected[np.abs(projected).argmax(0), np.arange(count)])
     total = values.sum()
     shares = values[::-1][:count] / total if total > 0 else np.zeros(count)

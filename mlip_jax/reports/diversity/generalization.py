@@ -1,4 +1,4 @@
-"""Generalization errors of a run on unseen molecules and conformers: metrics, and errors by RMSD."""
+"""Generalization errors of a run on unseen molecules and conformers: metrics and errors by RMSD."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Errors:
         These are the errors of energy differences between conformers; a constant error per molecule
         cancels.
         """
-        _, unit = np.unique(self.molecule, return_inverse=True)
+        _, unit = np.unique(self.molecule, return_inverse=True)  # (S,) index of the molecule
         count = np.bincount(unit)
         mean = np.bincount(unit, self.total) / np.maximum(count, 1)
         return np.where(count[unit] > 1, self.total - mean[unit], np.nan)
