@@ -27,7 +27,7 @@ class Spread(NamedTuple):
     """Mean and spread over seeds.
 
     Attributes:
-      mean: Mean.
+      mean: Mean of the values.
       std: Sample standard deviation, NaN for a single seed.
       count: Number of seeds.
       values: {seed: value}.
