@@ -1,5 +1,6 @@
-"""What a finished run says about itself: errors, figures and one self-contained HTML page.
+"""Reports of finished runs: errors, figures and one self-contained HTML page per run.
 
-`predictions.Predictions` holds one split, `errors` turns it into numbers, `figures` into matplotlib figures, and
-`training.write_report` into `report.html` and `metrics.json`. Nothing here needs JAX or a device.
+For a training run, `predictions.Predictions` holds the results of one split, `errors` computes
+metrics from it, `figures` draws matplotlib figures, and `training.write_report` writes
+`report.html` and `metrics.json`. Computing errors and figures requires neither JAX nor a device.
 """

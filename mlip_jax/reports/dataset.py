@@ -1,6 +1,7 @@
-"""What a data set is: `dataset.md`, `dataset.png` and `dataset.json` from counts that any source can give.
+"""Report of a data set: `dataset.md`, `dataset.png` and `dataset.json` from counts and histograms.
 
-n_s, n_c and N are the papers' words: molecules, conformations per molecule on average, conformations in all.
+The symbols n_s, n_c and N are those of the literature: number of molecules, mean number of
+conformations per molecule, and total number of conformations.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from mlip_jax.reports.html_page import number
 from mlip_jax.workdir import atomic_open, write_text
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-_FEW_QUANTILES = (0.05, 0.5, 0.95)  # that a console of 80 columns has room for
+_FEW_QUANTILES = (0.05, 0.5, 0.95)  # for consoles with 80 columns
 _TEXT_COLUMNS = ("data set", "level of theory", "elements", "label", "", "shape", "unit")
 
-# (field, title, label of the axis, unit, what is counted)
+# (field, title, axis label, unit, counted objects)
 DISTRIBUTIONS = (
     ("n_atoms", "Atoms per structure", "number of atoms", "", "structures"),
     ("conformers", "Conformers per molecule", "number of conformations", "", "molecules"),
@@ -42,8 +43,15 @@ DISTRIBUTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class PropertySummary:
-    """One further label. minimum, maximum: of its known values. labelled: share of structures that have it, 0 to 1.
-    unit: "" where it is unknown. shape: of the label of one structure."""
+    """Summary of a further label.
+
+    Attributes:
+      minimum: Minimum of the known values.
+      maximum: Maximum of the known values.
+      labelled: Fraction of structures with this label, from 0 to 1.
+      unit: Unit, "" if unknown.
+      shape: Shape of the label of one structure.
+    """
 
     minimum: float
     maximum: float
@@ -54,25 +62,32 @@ class PropertySummary:
 
 @dataclasses.dataclass
 class DatasetSummary:
-    """What a report tells of a data set. A histogram may also be given as (edges, counts); None leaves it out.
+    """Summary of a data set for its report.
+
+    Histograms may also be given as (edges, counts). The report skips those that are None.
 
     Attributes:
       title: Name of the data set.
-      level_of_theory: Of the labels. files: Names of the source files.
+      level_of_theory: Level of theory of the labels.
+      files: Names of the source files.
       elements: Number of atoms by symbol.
-      num_structures, num_molecules: N and n_s.
-      n_atoms: Of the atoms per structure.
-      conformers: Of the conformations per molecule.
-      energy_per_atom: Of the energy less the per-element reference, divided by the atoms, eV/atom.
-      total_energy_per_atom: Of the total energy divided by the atoms, eV/atom.
-      force: Of the lengths of the forces on atoms, eV/Å; with bins even on a log axis.
-      shortest_distance: Of the shortest distance between two atoms of each structure, Å.
+      num_structures: Number of structures, N.
+      num_molecules: Number of molecules, n_s.
+      n_atoms: Histogram of the number of atoms per structure.
+      conformers: Histogram of the number of conformations per molecule.
+      energy_per_atom: Histogram of the energy minus the per-element reference, divided by the
+        number of atoms (eV/atom).
+      total_energy_per_atom: Histogram of the total energy divided by the number of atoms (eV/atom).
+      force: Histogram of the norms of the forces on atoms (eV/Å), with logarithmic bins.
+      shortest_distance: Histogram of the shortest distance between two atoms of a structure (Å).
       charges: Number of structures by total charge in e.
-      labels: Share of structures, 0 to 1, that have a label: {"energy": 1.0, "forces": 0.98}.
+      labels: Fraction of structures with a label, from 0 to 1: {"energy": 1.0, "forces": 0.98}.
       properties: Further labels by name.
-      reference: What is subtracted in `energy_per_atom`. reference_energies: eV by symbol.
-      counts: Further whole numbers, as what was left out and why.
-      notes: What a reader must know. problems: What is wrong with the data.
+      reference: Name of the reference that is subtracted in `energy_per_atom`.
+      reference_energies: Reference energies in eV by symbol.
+      counts: Further counts, such as numbers of skipped structures by reason.
+      notes: Notes for the reader.
+      problems: Problems of the data.
     """
 
     title: str
@@ -110,38 +125,38 @@ class DatasetSummary:
 
     @property
     def mean_conformers(self) -> float:
-        """n_c, conformations per molecule; NaN without molecules."""
+        """Mean number of conformations per molecule, n_c; NaN without molecules."""
         return self.num_structures / self.num_molecules if self.num_molecules else math.nan
 
     def symbols(self) -> list[str]:
-        """Elements by atomic number."""
+        """Return the symbols of the elements in the order of atomic numbers."""
         return sorted(self.elements, key=atomic_numbers.__getitem__)
 
     def distributions(self) -> dict[str, tuple[str, str, str, Histogram]]:
-        """(label of the axis, unit, what is counted, histogram) by title, of those that are not empty."""
+        """Return {title: (axis label, unit, counted objects, histogram)} of all non-empty ones."""
         given = ((title, *texts, getattr(self, name)) for name, title, *texts in DISTRIBUTIONS)
         return {title: (*texts, h) for title, *texts, h in given if h is not None and h.known}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values with None for NaN, ready for JSON."""
+        """Return the summary as plain values, ready for JSON; NaN and infinity become None."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {
             "mean_conformers": self.mean_conformers}
         return _plain(fields)
 
 
 def write_dataset_report(folder: str | os.PathLike, summary: DatasetSummary) -> Path:
-    """Writes `dataset.json`, `dataset.png` and `dataset.md` into `folder`, each at once or not at all.
+    """Write `dataset.json`, `dataset.png` and `dataset.md` to `folder`, each atomically.
 
     Args:
-      folder: Made if it does not exist.
-      summary: Of the data set; what it lacks is left out of the report.
+      folder: Folder of the report; created if missing.
+      summary: Summary of the data set. The report skips missing values.
 
     Returns:
-      The path of `dataset.md`.
+      Path of `dataset.md`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # The numbers first: should the figure fail, they are there.
+    # Write the JSON file first, so that it exists even if the figure fails.
     text = json.dumps(summary.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(folder / "dataset.json", text, shared=True)
     figure = dataset_figure(summary)
@@ -152,7 +167,7 @@ def write_dataset_report(folder: str | os.PathLike, summary: DatasetSummary) -> 
 
 
 def markdown(summary: DatasetSummary) -> str:
-    """The whole of `dataset.md`."""
+    """Return the text of `dataset.md`."""
     lines = [f"# {_inline(summary.title)}", ""]
     lines += [f"> **Problem:** {_inline(problem)}\n" for problem in summary.problems]
     lines += [*_table(*_overview(summary)), "", f"Source: {', '.join(map(_inline, summary.files)) or 'not told'}", "",
@@ -165,11 +180,11 @@ def markdown(summary: DatasetSummary) -> str:
 
 
 def print_summary(summary: DatasetSummary, console: Console | None = None) -> None:
-    """The tables of the report on the console."""
+    """Print the tables of the report on the console."""
     console = console or Console()
     sections = {summary.title: _overview(summary), **_sections(summary, brief=True)}
     for title, (header, rows) in sections.items():
-        # Text: a name from a data file must not be taken for markup.
+        # Use Text: names from data files must not be interpreted as markup.
         table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD,
                       pad_edge=False, collapse_padding=True)
         for place, name in enumerate(header):
@@ -190,7 +205,7 @@ def _overview(summary: DatasetSummary) -> tuple[Sequence[str], list[Sequence[Any
 
 
 def _sections(summary: DatasetSummary, brief: bool = False) -> dict[str, tuple[Sequence[str], list[Sequence[Any]]]]:
-    """Header and rows of each table, of those that have rows."""
+    """Return {title: (header, rows)} of all tables that have rows."""
     atoms = sum(summary.elements.values())
     elements = [(s, summary.elements[s], _percent(summary.elements[s] / max(atoms, 1)),
                  _exact(summary.reference_energies.get(s))) for s in summary.symbols()]
@@ -213,6 +228,7 @@ def _sections(summary: DatasetSummary, brief: bool = False) -> dict[str, tuple[S
 
 
 def _distribution_table(summary: DatasetSummary, brief: bool) -> tuple[Sequence[str], list[Sequence[Any]]]:
+    """Return header and rows of the table of quantiles, with fewer columns if `brief`."""
     quantiles = _FEW_QUANTILES if brief else QUANTILES
     header = ("values", "missing", "mean", "min", *(f"{100 * q:g} %" for q in quantiles), "max")
     rows = []
@@ -229,12 +245,12 @@ def _charge(charge: float) -> str:
 
 
 def _exact(energy: float | None) -> str | None:
-    """Reference energies are there to be copied: as many digits as anyone needs."""
+    """Format a reference energy with six decimals, since users may copy it."""
     return None if energy is None else f"{energy:.6f}"
 
 
 def dataset_figure(summary: DatasetSummary):
-    """One matplotlib `Figure` with a panel for each distribution, the elements and the charges."""
+    """Return a matplotlib `Figure` with a panel per distribution, and for elements and charges."""
     distributions = summary.distributions()
     bars = {}
     elements = {s: summary.elements[s] for s in summary.symbols() if summary.elements[s]}
@@ -254,6 +270,7 @@ def dataset_figure(summary: DatasetSummary):
 
 
 def _draw_histogram(ax, h: Histogram, label: str, counted: str) -> None:
+    """Draw a histogram with its median; the x axis is logarithmic if the bins are."""
     ax.set(xlabel=label, ylabel=counted)
     edges, counts = _shown(h)
     beyond = h.known - int(counts.sum())
@@ -284,7 +301,7 @@ def _draw_histogram(ax, h: Histogram, label: str, counted: str) -> None:
 
 
 def _shown(h: Histogram) -> tuple[np.ndarray, np.ndarray]:
-    """Edges and counts of the bins to draw: few far values must not squeeze all others."""
+    """Return edges and counts of the bins to draw, without outliers that compress the plot."""
     filled = np.flatnonzero(h.counts)
     if not len(filled):
         return h.edges[:0], h.counts[:0]
@@ -296,13 +313,13 @@ def _shown(h: Histogram) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _coarser(edges: np.ndarray, counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbouring bins joined, so that at most `most` are left; the last may be narrower."""
+    """Merge neighboring bins to at most `most` bins; the last one may be narrower."""
     step = math.ceil(len(counts) / most)
     return np.append(edges[:-1:step], edges[-1]), np.add.reduceat(counts, np.arange(0, len(counts), step))
 
 
 def _draw_bars(ax, counts: Mapping[str, int], total: int, label: str, share: str) -> None:
-    """Bars with the share written over each; on a log axis, for bromine is rare."""
+    """Draw bars on a log axis, so that rare elements are visible, with percentages on top."""
     values = 100 * np.array(list(counts.values()), float) / max(total, 1)
     x = np.arange(len(values))
     ax.bar(x, values, width=0.68, color=figures.GREEN)
@@ -321,6 +338,7 @@ def _draw_bars(ax, counts: Mapping[str, int], total: int, label: str, share: str
 
 
 def _plain(value: Any) -> Any:
+    """Convert to plain values for JSON; NaN and infinity become None."""
     if isinstance(value, Histogram):
         return _plain(value.to_json())
     if dataclasses.is_dataclass(value):
@@ -334,7 +352,7 @@ def _plain(value: Any) -> Any:
 
 
 def _percent(share: float) -> str:
-    """Never "100 %" where something is missing, nor "0 %" where there is something."""
+    """Format a fraction in percent; only exactly 1 becomes "100 %" and only exactly 0 "0 %"."""
     if 0.9995 <= share < 1 or 0 < share < 0.0005:
         return "> 99.9 %" if share > 0.5 else "< 0.1 %"
     return f"{100 * share:.1f} %".replace(".0 %", " %")
@@ -352,7 +370,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def _inline(text: str) -> str:
-    """Text from data as Markdown of one line, without what would end a cell or be taken for HTML or a link."""
+    """Return text from data as one line of Markdown, with special characters escaped."""
     text = " ".join(str(text).encode("utf-8", "replace").decode().split())
     for character in "\\`*_[]<>|":
         text = text.replace(character, "\\" + character)

@@ -1,4 +1,8 @@
-"""Does the distance from the training set tell the error? Scatter, and the rates of true and false alarms."""
+"""Report section on the distance from the training set as a predictor of errors.
+
+It shows the errors against the distance, and the true and false positive rates of an alarm that is
+based on the distance.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,20 @@ import numpy as np
 from mlip_jax.reports import figures
 from mlip_jax.reports import html_page as page
 
-LARGE = 0.1  # share of the errors that a distance should tell from the others
+LARGE = 0.1  # fraction of the errors that count as large, which the distance should identify
 
 
 def roc(distance: np.ndarray, absolute: np.ndarray, share: float = LARGE) -> tuple[np.ndarray, np.ndarray, float]:
-    """How well the distance tells large errors: rates of false and of true alarms, ascending, and the area under them.
+    """Compute the ROC curve of the distance as a predictor of large errors.
 
     Args:
-      distance: (S,). absolute: |error|, (S,); those that are NaN are left out. share: Of the errors that are "large".
+      distance: Distances from the training set, (S,).
+      absolute: Absolute errors, (S,). Structures with NaN are ignored.
+      share: Fraction of the errors that count as large.
+
+    Returns:
+      False positive rates and true positive rates, both ascending, and the area under the curve.
+      The area is NaN if all errors or none are large.
     """
     known = np.isfinite(absolute) & np.isfinite(distance)
     distance, absolute = distance[known], absolute[known]
@@ -24,17 +34,19 @@ def roc(distance: np.ndarray, absolute: np.ndarray, share: float = LARGE) -> tup
     if large.all() or not large.any():
         return np.array([0.0, 1.0]), np.array([0.0, 1.0]), float("nan")
     order = np.argsort(-distance, kind="stable")
-    # where distances are the same, all of them are alarms at once
+    # Structures with equal distances raise the alarm together, so keep the last of each group.
     last = np.append(np.flatnonzero(np.diff(distance[order])), len(order) - 1)
     true, false = (np.append(0.0, np.cumsum(x[order])[last] / x.sum()) for x in (large, ~large))
     return false, true, float(np.trapezoid(true, false))
 
 
 def section(title: str, distance: np.ndarray, errors: Mapping[str, tuple[np.ndarray, str]]) -> Iterator[str]:
-    """A heading, and a figure for each kind of error.
+    """Yield a heading and one figure per kind of error.
 
     Args:
-      distance: (S,), in units of the border. errors: By name, |error| (S,) and its unit, "" for none.
+      title: Text of the heading.
+      distance: Distances in units of the border of the domain, (S,).
+      errors: Absolute errors (S,) and their unit by name; the unit may be "".
     """
     yield page.heading(title)
     for name, (absolute, unit) in errors.items():

@@ -1,4 +1,4 @@
-"""The report of an ensemble: does its spread tell large errors, and do the expected errors agree with those found?"""
+"""Report of an ensemble: calibration of its expected errors, and its spread as a sign of errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ _TITLES = {"valid": "Validation, by which the factors were fitted", "test": "Tes
 
 
 class _CalibratedErrors(NamedTuple):
-    """Errors of one kind: RMS over the components, expected, |error| over expected; and the unit of the first two."""
+    """Actual and expected errors of one kind, for N structures or atoms.
+
+    Attributes:
+      error: Root mean square of the error over the components, (N,) in `unit`.
+      expected: Expected error, (N,) in `unit`.
+      z: |error| divided by the expected error, (N, components).
+      unit: Unit of the errors.
+    """
 
     error: np.ndarray
     expected: np.ndarray
@@ -28,27 +35,31 @@ class _CalibratedErrors(NamedTuple):
 
 
 def _judged(calibration: Calibration, evaluated: EnsembleErrors) -> dict[str, _CalibratedErrors]:
-    """By "energy" (of structures, meV/atom) and "forces" (of atoms, meV/Å), those that are known, if any."""
+    """Return errors of "energy" (structures, meV/atom) and "forces" (atoms, meV/Å), where known."""
     kinds = {"energy": (evaluated.energy_error[:, None], evaluated.energy_spread, "meV/atom"),
              "forces": (evaluated.force_error, evaluated.force_spread, "meV/Å")}
     made = {}
     for name, (errors, spread, unit) in kinds.items():
         scale, known = getattr(calibration, name), np.isfinite(errors).all(axis=1)
         if scale is not None and known.any():
-            errors, expected = errors[known], scale.expected(spread[known])
+            errors, expected = errors[known], scale.expected(spread[known])  # (N, components), (N,)
             made[name] = _CalibratedErrors(1e3 * np.sqrt(np.mean(errors**2, axis=1)), 1e3 * expected,
                                            np.abs(errors) / expected[:, None], unit)
     return made
 
 
 def scores(calibration: Calibration, evaluated: EnsembleErrors) -> dict[str, Any]:
-    """How good the expected errors are, ready for JSON; energy and forces are None without labels.
+    """Measure the quality of the expected errors.
 
     Returns:
-      num_structures and, for each of energy and forces: rms_error (meV/atom or meV/Å); z_rms, the root mean square of
-      error / expected error, 1 where they agree; within_1 and within_2, the shares of errors below one and two
-      expected ones (0.68 and 0.95 of a Gaussian); roc_auc, the area under the curve by which the spread tells the
-      largest tenth of the errors, of structures or of atoms (None if there are too few).
+      A JSON-safe dictionary with num_structures, energy and forces. The latter two are None without
+      labels, otherwise dictionaries with
+        rms_error: Root mean square error (meV/atom or meV/Å).
+        z_rms: Root mean square of error / expected error; 1 for perfect calibration.
+        within_1, within_2: Fractions of errors below one and two expected errors; 0.68 and 0.95 for
+          Gaussian errors.
+        roc_auc: Area under the ROC curve of the spread as a predictor of the largest 10 % of the
+          errors of structures or atoms; None if there are too few.
     """
     made: dict[str, Any] = {"num_structures": len(evaluated), "energy": None, "forces": None}
     for name, j in _judged(calibration, evaluated).items():
@@ -62,11 +73,15 @@ def scores(calibration: Calibration, evaluated: EnsembleErrors) -> dict[str, Any
 def write_ensemble_report(workdir: Path, calibration: Calibration, evaluated: Mapping[str, EnsembleErrors],
                           scores: Mapping[str, Mapping[str, Any]], *, notes: Sequence[str],
                           info: Mapping[str, Mapping[str, Any]]) -> Path:
-    """Write report.html, one self-contained page; returns its path.
+    """Write report.html, one self-contained page, and return its path.
 
     Args:
-      evaluated: By part, "valid" and "test". scores: Of each, by the function of this name. info: As `provenance` of
-        reports/sections.py.
+      workdir: Folder of the report.
+      calibration: Calibration of the ensemble.
+      evaluated: Errors by split, "valid" and "test".
+      scores: Result of the function `scores` by split.
+      notes: Notes at the top of the page.
+      info: Sections of names and values for `sections.provenance`.
     """
     scales = {"energy": calibration.energy, "forces": calibration.forces}
     detail = f"by {calibration.num_structures:,} structures"
@@ -94,6 +109,7 @@ def _table(found: Mapping[str, Any]) -> str:
 
 
 def _figures(judged: Mapping[str, _CalibratedErrors]) -> Iterator[str]:
+    """Yield, per kind of error, a calibration plot and a ROC curve."""
     for name, j in judged.items():
         fig, axes = figures.figure("Found against expected", f"Largest {100 * LARGE:.0f} % of the errors",
                                    size=(9.2, 3.8))
@@ -113,7 +129,7 @@ def _figures(judged: Mapping[str, _CalibratedErrors]) -> Iterator[str]:
 
 
 def _binned(j: _CalibratedErrors) -> tuple[np.ndarray, np.ndarray]:
-    """Root mean squares of expected and found errors in bins of as many each, (B,) and (B,), without zeros."""
+    """Return RMS expected and actual errors in bins of equal counts, both (B,) and positive."""
     order = np.argsort(j.expected, kind="stable")
     bins = np.array_split(order, int(np.clip(len(order) // _IN_A_BIN, 1, _BINS)))
     means = np.array([[np.sqrt(np.mean(x[b] ** 2)) for b in bins] for x in (j.expected, j.error)])

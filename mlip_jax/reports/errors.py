@@ -1,8 +1,10 @@
-"""Errors of predictions in pure NumPy: averages, the drift with molecule size, groups, outliers.
+"""Errors of predictions in NumPy: averages, drift with molecule size, groups and outliers.
 
-An error is predicted minus reference. Energies are in eV and forces in eV/Å where a function hands arrays on, and in
-meV, meV/atom and meV/Å where it hands averages on; each name says which. Missing labels (NaN) are left out, and an
-average over nothing is NaN, which `json_safe` turns into None.
+An error is predicted minus reference. Arrays of energies are in eV and arrays of forces in eV/Å.
+Averages are in meV, meV/atom and meV/Å, as their names indicate. Missing labels (NaN) are ignored.
+An average without values is NaN, which `json_safe` converts to None.
+
+S is the number of structures and A the number of atoms of a split.
 """
 
 import dataclasses
@@ -14,42 +16,44 @@ from ase.data import chemical_symbols
 from mlip_jax.datasets.statistics import element_counts
 from mlip_jax.reports.predictions import Predictions
 
-# An atom whose force is this far off, in eV/Å, is more often a broken geometry or label than a model error.
+# A force error above this threshold (eV/Å) more often indicates an invalid geometry or label than
+# an error of the model.
 OUTLIER_THRESHOLD = 8.0
 
 
 def energy_errors(predictions: Predictions) -> np.ndarray:
-    """(S,) errors of the total energies in eV, NaN where the label or the prediction is missing."""
+    """Return errors of the total energies in eV, (S,); NaN if label or prediction is not finite."""
     return _difference(predictions.energy_predicted, predictions.energy)
 
 
 def force_errors(predictions: Predictions) -> np.ndarray:
-    """(A, 3) errors of the forces in eV/Å, NaN where the label or the prediction is missing."""
+    """Return errors of the forces in eV/Å, (A, 3); NaN if label or prediction is not finite."""
     return _difference(predictions.forces_predicted, predictions.forces)
 
 
 def energy_errors_per_atom(predictions: Predictions) -> np.ndarray:
-    """(S,) errors of the total energies divided by the number of atoms, in meV/atom."""
+    """Return errors of the total energies divided by the number of atoms in meV/atom, (S,)."""
     return 1e3 * energy_errors(predictions) / predictions.sizes
 
 
 def mae(errors: np.ndarray) -> float:
-    """Mean absolute value of the finite entries, NaN if there are none."""
+    """Return the mean absolute value of the finite entries, NaN if there are none."""
     finite = errors[np.isfinite(errors)]
     return float(np.mean(np.abs(finite))) if finite.size else math.nan
 
 
 def rmse(errors: np.ndarray) -> float:
-    """Root of the mean square of the finite entries, NaN if there are none."""
+    """Return the root mean square of the finite entries, NaN if there are none."""
     finite = errors[np.isfinite(errors)]
     return float(np.sqrt(np.mean(finite**2))) if finite.size else math.nan
 
 
 def summary(predictions: Predictions) -> dict[str, float | int | None]:
-    """The errors of one split as JSON-safe numbers; None where the split has no labels to tell from.
+    """Return the errors of one split as JSON-safe numbers; None if there are no labels for them.
 
-    `num_nonfinite_predictions` counts the energies and force components that have a label but a prediction of NaN or
-    infinity. They cannot enter an average, so the averages flatter the model wherever this is not zero.
+    `num_nonfinite_predictions` counts the energies and force components with a label whose
+    prediction is NaN or infinite. They are excluded from the averages, so the averages are too
+    optimistic if this number is not zero.
     """
     energy, per_atom, force = energy_errors(predictions), energy_errors_per_atom(predictions), force_errors(predictions)
     slope = energy_slope(predictions)
@@ -74,9 +78,13 @@ def summary(predictions: Predictions) -> dict[str, float | int | None]:
 
 @dataclasses.dataclass(frozen=True)
 class SlopeFit:
-    """A line through total-energy errors (meV) against the number of atoms, written around the mean size.
+    """Line fitted to total-energy errors (meV) against the number of atoms, around the mean size.
 
-    `covariance` (2, 2) belongs to (value at the mean size in meV, slope in meV/atom) and is clustered by molecule.
+    Attributes:
+      mean_size: Mean number of atoms.
+      value: Value of the line at the mean size in meV.
+      slope: Slope in meV/atom.
+      covariance: Covariance (2, 2) of (value, slope), clustered by molecule.
     """
 
     mean_size: float
@@ -86,25 +94,25 @@ class SlopeFit:
 
     @property
     def stderr(self) -> float:
-        """Standard error of the slope in meV/atom, clustered by molecule; NaN if it cannot be told."""
+        """Standard error of the slope in meV/atom, clustered by molecule; NaN if undefined."""
         return float(np.sqrt(self.covariance[1, 1]))
 
     def line(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Fitted error and its standard error, both in meV and of the shape of `sizes`."""
+        """Return fitted errors and their standard errors in meV, both of the shape of `sizes`."""
         x = np.stack([np.ones_like(sizes, dtype=float), sizes - self.mean_size], axis=-1)
         variance = np.einsum("...i,ij,...j->...", x, self.covariance, x)
         return x @ np.array([self.value, self.slope]), np.sqrt(np.maximum(variance, 0))
 
 
 def energy_slope(predictions: Predictions) -> SlopeFit:
-    """Least-squares line, with intercept, of the total-energy error against the number of atoms.
+    """Fit a least-squares line with intercept to total-energy errors against the number of atoms.
 
-    The standard error is clustered by molecule (sandwich estimator with the usual small-sample factor): conformations
-    of one molecule share most of their error, so they are not independent, and counting them as if they were would
-    make the slope look far more certain than it is.
+    The standard error is clustered by molecule (sandwich estimator with the usual small-sample
+    factor). Conformations of one molecule share most of their error, so they are not independent.
+    Treating them as independent would greatly underestimate the standard error.
 
-    NaN for the slope if fewer than two sizes have labels; NaN for its standard error below three molecules, as a line
-    goes through any two of them.
+    The slope is NaN if fewer than two sizes have labels. Its standard error is NaN for fewer than
+    three molecules, because a line passes through any two points.
     """
     errors = 1e3 * energy_errors(predictions)
     known = np.isfinite(errors)
@@ -113,28 +121,31 @@ def energy_slope(predictions: Predictions) -> SlopeFit:
     if sizes.size == 0 or np.ptp(sizes) == 0:
         return SlopeFit(math.nan, math.nan, math.nan, undefined)
     center = float(sizes.mean())
-    x = np.stack([np.ones_like(sizes), sizes - center], axis=1)
+    x = np.stack([np.ones_like(sizes), sizes - center], axis=1)  # (S, 2)
     inverse = np.linalg.inv(x.T @ x)
     value, slope = inverse @ (x.T @ y)
     names, cluster = np.unique(predictions.molecule[known], return_inverse=True)
     if names.size < 3:
         return SlopeFit(center, float(value), float(slope), undefined)
-    weighted = x * (y - x @ np.array([value, slope]))[:, None]
+    # Sandwich estimator: sum the scores x * residual within each molecule, then over molecules.
+    weighted = x * (y - x @ np.array([value, slope]))[:, None]  # (S, 2)
     scores = np.stack([np.bincount(cluster, weights=column) for column in weighted.T], axis=1)
     factor = names.size / (names.size - 1) * (y.size - 1) / (y.size - 2)
     return SlopeFit(center, float(value), float(slope), factor * inverse @ (scores.T @ scores) @ inverse)
 
 
 def per_element_correction(predictions: Predictions, fitted_on: Predictions | None = None) -> dict:
-    """What energies per element, fitted after training, would still gain.
+    """Compute by how much per-element energies, fitted after training, would reduce the errors.
 
-    The energy errors of `fitted_on` (by default the predictions themselves, which is optimistic) are fitted by least
-    squares with a sum of energies per element; taking them off corrects the energies and leaves the forces alone. A
-    large gain means that the reference energies are off, not the model. Elements that `fitted_on` lacks get zero.
+    The energy errors of `fitted_on` (by default the predictions themselves, which is optimistic)
+    are fitted with a sum of energies per element by least squares. Subtracting this sum corrects
+    the energies and does not change the forces. A large improvement indicates that the reference
+    energies are wrong, not the model. The correction is zero for elements absent from `fitted_on`.
 
     Returns:
-      JSON-safe: `mae_before_mev_per_atom`, `mae_after_mev_per_atom`, `num_structures_fitted`, and
-      `correction_mev_per_atom`, the meV to add to the prediction for each atom of an element, by symbol.
+      JSON-safe dictionary with `mae_before_mev_per_atom`, `mae_after_mev_per_atom`,
+      `num_structures_fitted`, and `correction_mev_per_atom`: the energy (meV) to add to a
+      prediction per atom of an element, by symbol.
     """
     fitted_on = predictions if fitted_on is None else fitted_on
     elements = np.union1d(predictions.numbers, fitted_on.numbers)
@@ -154,7 +165,10 @@ def per_element_correction(predictions: Predictions, fitted_on: Predictions | No
 
 
 def element_energies(predictions: Predictions, energies: np.ndarray, elements: np.ndarray) -> np.ndarray:
-    """(E,) least-squares energies per element of energies (S,), smallest where the data leave a choice; NaN ignored."""
+    """Fit energies (S,) with a sum of energies per element and return the latter, (E,).
+
+    NaN energies are ignored. If the solution is not unique, it is the solution of minimum norm.
+    """
     known = np.isfinite(energies)
     if not known.any():
         return np.full(elements.size, np.nan)
@@ -164,7 +178,7 @@ def element_energies(predictions: Predictions, energies: np.ndarray, elements: n
 
 @dataclasses.dataclass(frozen=True)
 class GroupErrors:
-    """Errors of some of the structures of a split, or, for an element, of some of the atoms (no energies then)."""
+    """Errors of some structures of a split, or of all atoms of an element (without energies)."""
 
     label: str
     num_structures: int
@@ -176,10 +190,13 @@ class GroupErrors:
 
 
 def per_element(predictions: Predictions) -> list[GroupErrors]:
-    """Force errors per element, by atomic number; `num_structures` counts those that hold the element."""
+    """Return force errors per element, in the order of atomic numbers.
+
+    `num_structures` is the number of structures that contain the element.
+    """
     elements, of_atom = np.unique(predictions.numbers, return_inverse=True)
     force_mae, force_rmse = _grouped(1e3 * force_errors(predictions), of_atom, elements.size)
-    per_structure = element_counts(predictions.numbers, predictions.sizes, elements)
+    per_structure = element_counts(predictions.numbers, predictions.sizes, elements)  # (S, E)
     counts = np.stack([(per_structure > 0).sum(axis=0), per_structure.sum(axis=0)], axis=1).astype(int).tolist()
     return [
         GroupErrors(chemical_symbols[z], *count, math.nan, math.nan, *force)
@@ -188,17 +205,18 @@ def per_element(predictions: Predictions) -> list[GroupErrors]:
 
 
 def per_subset(predictions: Predictions) -> list[GroupErrors]:
-    """Energy and force errors per subset, the largest first."""
+    """Return energy and force errors per subset, the largest subset first."""
     names, of_structure = np.unique(predictions.subset, return_inverse=True)
     groups = _per_group(predictions, of_structure, [str(name) for name in names])
     return sorted(groups, key=lambda group: -group.num_structures)
 
 
 def per_size(predictions: Predictions, max_bins: int = 10) -> list[GroupErrors]:
-    """Energy and force errors per bin of the number of atoms, from small to large; empty bins are left out."""
+    """Return energy and force errors per bin of the number of atoms, without empty bins."""
     if predictions.num_structures == 0:
         return []
     first, last = int(predictions.sizes.min()), int(predictions.sizes.max())
+    # Choose the smallest of the round widths 1, 2, 5, 10, ... that needs at most max_bins bins.
     widths = (step * 10**power for power in range(20) for step in (1, 2, 5))
     width = next(width for width in widths if (last - 1) // width - (first - 1) // width < max_bins)
     bins, of_structure = np.unique((predictions.sizes - 1) // width, return_inverse=True)
@@ -208,7 +226,16 @@ def per_size(predictions: Predictions, max_bins: int = 10) -> list[GroupErrors]:
 
 @dataclasses.dataclass(frozen=True)
 class ForceOutlier:
-    """One atom with a force error above the threshold: norms in eV/Å, `atom` counted within its structure."""
+    """Atom with a force error above the threshold.
+
+    Attributes:
+      molecule: Name of the molecule.
+      conformer: Index of the conformation within its molecule.
+      atom: Index of the atom within its structure.
+      element: Symbol of the element.
+      residual: Norm of the force error in eV/Å.
+      reference_norm: Norm of the reference force in eV/Å.
+    """
 
     molecule: str
     conformer: int
@@ -219,7 +246,7 @@ class ForceOutlier:
 
 
 def force_outliers(predictions: Predictions, threshold: float = OUTLIER_THRESHOLD) -> list[ForceOutlier]:
-    """Atoms whose force error vector is longer than `threshold` (eV/Å), the longest first."""
+    """Return atoms whose force error has a norm above `threshold` (eV/Å), the largest first."""
     residual = np.linalg.norm(force_errors(predictions), axis=1)
     reference = np.linalg.norm(predictions.forces, axis=1)
     atoms = np.flatnonzero(residual > threshold)
@@ -240,7 +267,7 @@ def force_outliers(predictions: Predictions, threshold: float = OUTLIER_THRESHOL
 
 @dataclasses.dataclass(frozen=True)
 class MoleculeErrors:
-    """Energy errors over the labelled conformations of one molecule; `num_atoms` is that of the largest."""
+    """Energy errors of the labeled conformations of a molecule; num_atoms is the largest size."""
 
     molecule: str
     num_conformers: int
@@ -251,7 +278,7 @@ class MoleculeErrors:
 
 
 def worst_molecules(predictions: Predictions, count: int = 15) -> list[MoleculeErrors]:
-    """The molecules with the largest mean absolute energy error per atom, the worst first."""
+    """Return the `count` molecules with the largest mean absolute energy error per atom."""
     errors = energy_errors_per_atom(predictions)
     known = np.isfinite(errors)
     names, of_structure = np.unique(predictions.molecule[known], return_inverse=True)
@@ -270,7 +297,7 @@ def worst_molecules(predictions: Predictions, count: int = 15) -> list[MoleculeE
 
 
 def json_safe(value):
-    """The same with NaN and infinite numbers as None, for dictionaries, lists and dataclasses of plain numbers."""
+    """Convert dataclasses, dictionaries and lists to JSON values; NaN and infinity become None."""
     if dataclasses.is_dataclass(value):
         return json_safe(dataclasses.asdict(value))
     if isinstance(value, dict):
@@ -283,16 +310,18 @@ def json_safe(value):
 
 
 def _difference(predicted: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Return predicted minus reference, NaN if either is not finite."""
     known = np.isfinite(predicted) & np.isfinite(reference)
     return np.subtract(predicted, reference, out=np.full(reference.shape, np.nan), where=known)
 
 
 def _lost(reference: np.ndarray, errors: np.ndarray) -> int:
+    """Count labels whose error is not finite, because the prediction is not."""
     return int(np.sum(np.isfinite(reference) & ~np.isfinite(errors)))
 
 
 def _grouped(errors: np.ndarray, group: np.ndarray, num_groups: int) -> tuple[list[float], list[float]]:
-    """MAE and RMSE per group of errors (N,) or (N, 3), in one pass however many groups there are."""
+    """Compute MAE and RMSE per group of errors (N,) or (N, 3), in one pass over all groups."""
     errors = errors[:, None] if errors.ndim == 1 else errors
     known = np.isfinite(errors)
     clean = np.where(known, errors, 0.0)
@@ -300,12 +329,13 @@ def _grouped(errors: np.ndarray, group: np.ndarray, num_groups: int) -> tuple[li
     def total(values):
         return np.bincount(group, weights=values.sum(axis=1), minlength=num_groups)
 
-    with np.errstate(invalid="ignore"):
-        count = total(known)
+    with np.errstate(invalid="ignore"):  # groups without known errors: 0 / 0 is NaN
+        count = total(known)  # number of components, (groups,)
         return (total(np.abs(clean)) / count).tolist(), np.sqrt(total(clean**2) / count).tolist()
 
 
 def _per_group(predictions: Predictions, of_structure: np.ndarray, labels: list[str]) -> list[GroupErrors]:
+    """Compute energy and force errors per group; `of_structure` (S,) is the index of the group."""
     structures = np.bincount(of_structure, minlength=len(labels)).tolist()
     atoms = np.bincount(of_structure, weights=predictions.sizes, minlength=len(labels)).astype(int).tolist()
     energy = _grouped(energy_errors_per_atom(predictions), of_structure, len(labels))

@@ -1,4 +1,4 @@
-"""Figures of a training run. Each function returns a matplotlib `Figure` that no global state knows of."""
+"""Figures of a training run. Each function returns a matplotlib `Figure`, independent of pyplot."""
 
 import math
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from mlip_jax.datasets.statistics import element_counts
 from mlip_jax.reports import errors
 from mlip_jax.reports.predictions import Predictions
 
-# Okabe and Ito's colours, which people with any colour vision can tell apart.
+# Colors of Okabe and Ito, which people with color vision deficiency can distinguish.
 BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 SPLIT_COLORS = {"train": BLUE, "valid": GREEN, "test": VERMILLION}
-_DENSE = 3000  # points from which single dots hide how many there are
+_DENSE = 3000  # number of points above which dots overlap too much; a density is drawn instead
 _MAX_BARS = 16
 
-# (title, y label, {column: split}) for each panel of the learning curves.
+# Panels of the learning curves: (title, y label, {column: split}).
 PANELS = (
     ("Loss", "loss", {"train_loss": "train", "valid_loss": "valid"}),
     (
@@ -33,10 +33,10 @@ PANELS = (
 
 
 def energy_parity(predictions: Predictions, color: str = BLUE) -> Figure:
-    """Predicted against reference energy per atom, both less the same energies per element.
+    """Draw predicted against reference energies per atom, both minus the same per-element energies.
 
-    Total energies are mostly a sum of atomic constants, next to which no error could be seen. A least-squares fit of
-    the reference per element takes them out.
+    Total energies are dominated by a sum of atomic constants, compared with which errors would be
+    invisible. A least-squares fit to the reference energies removes them.
     """
     elements = np.unique(predictions.numbers)
     baseline = element_counts(predictions.numbers, predictions.sizes, elements) @ errors.element_energies(
@@ -51,7 +51,7 @@ def energy_parity(predictions: Predictions, color: str = BLUE) -> Figure:
 
 
 def force_parity(predictions: Predictions, color: str = BLUE) -> Figure:
-    """Predicted against reference force components in eV/Å."""
+    """Draw predicted against reference force components in eV/Å."""
     fig, ax = figure("Forces")
     reference, predicted = predictions.forces.ravel(), predictions.forces_predicted.ravel()
     residual = 1e3 * errors.force_errors(predictions)
@@ -60,14 +60,14 @@ def force_parity(predictions: Predictions, color: str = BLUE) -> Figure:
 
 
 def energy_error_against_size(predictions: Predictions, color: str = BLUE) -> Figure:
-    """Total-energy errors (meV) against the number of atoms, with the fitted line and ± 2 standard errors."""
+    """Draw total-energy errors (meV) against the number of atoms, with fit ± 2 standard errors."""
     error = 1e3 * errors.energy_errors(predictions)
     known = np.isfinite(error)
     sizes, error = predictions.sizes[known], error[known]
     fig, ax = figure("Energy error against molecule size", size=(9.2, 4.2))
     low, high = _robust_limits(error)
     inside = (error >= low) & (error <= high)
-    # Sizes are whole numbers: a little sideways jitter, fixed by its seed, keeps dots from hiding each other.
+    # Sizes are integers: a little horizontal jitter with a fixed seed keeps dots from overlapping.
     jitter = np.random.default_rng(0).uniform(-0.3, 0.3, inside.sum())
     dots = {"s": 9, "alpha": float(np.clip(800 / max(inside.sum(), 1), 0.08, 0.6)), "linewidths": 0}
     ax.scatter(sizes[inside] + jitter, error[inside], color=color, rasterized=True, **dots)
@@ -87,7 +87,7 @@ def energy_error_against_size(predictions: Predictions, color: str = BLUE) -> Fi
 
 
 def error_distributions(splits: dict[str, Predictions]) -> Figure:
-    """Densities of the energy errors (meV/atom) and of the force-component errors (meV/Å), one line per split."""
+    """Draw densities of energy errors (meV/atom) and force-component errors (meV/Å) per split."""
     fig, axes = figure("Energy errors", "Force errors", size=(9.2, 3.9))
     kinds = (errors.energy_errors_per_atom, lambda p: 1e3 * errors.force_errors(p).ravel())
     for ax, unit, kind in zip(axes, ("meV/atom", "meV/Å"), kinds, strict=True):
@@ -98,7 +98,7 @@ def error_distributions(splits: dict[str, Predictions]) -> Figure:
         if not values:
             mark_empty(ax)
             continue
-        # The median over splits, so that a few wild structures of a small one do not squeeze the others.
+        # Use the median over splits, so that outliers of a small split do not compress the others.
         reach = 1.3 * float(np.median([np.percentile(np.abs(v), 99.5) for v in values.values()])) or 1.0
         edges = np.linspace(-reach, reach, 82)
         for name, v in values.items():
@@ -113,11 +113,15 @@ def error_distributions(splits: dict[str, Predictions]) -> Figure:
 
 def learning_curves(columns: dict[str, np.ndarray], layout: Sequence[tuple[str, str, dict[str, str]]] = PANELS
                     ) -> Figure | None:
-    """Loss, errors and learning rate against the step, each (R,) with NaN where not measured.
+    """Draw loss, errors and learning rate against the step.
 
-    `layout`: (title, y label, {column: split}) of each panel.
+    Args:
+      columns: Columns of the metrics file by name, each (R,) with NaN where not measured. The x
+        axis is `step`, or `epoch`, or the row number if both are missing.
+      layout: (title, y label, {column: split}) of each panel. Panels without data are skipped.
 
-    Panels without data are left out; None if all are. Without `step` (or `epoch`) the row number counts.
+    Returns:
+      The figure, or None if no panel has data.
     """
     rows = max((len(column) for column in columns.values()), default=0)
     axis = next((name for name in ("step", "epoch") if np.isfinite(columns.get(name, [np.nan])).any()), "row")
@@ -144,7 +148,7 @@ def learning_curves(columns: dict[str, np.ndarray], layout: Sequence[tuple[str, 
 
 
 def element_errors(groups: list[errors.GroupErrors], color: str = BLUE) -> Figure:
-    """Bars of the force error per element in meV/Å: MAE filled, RMSE as a mark."""
+    """Draw the force error per element in meV/Å: bars for the MAE, markers for the RMSE."""
     groups = [g for g in groups if math.isfinite(g.force_mae_mev_per_ang)]
     fig, ax = figure("Force error per element", size=(9.2, 3.6))
     x = np.arange(len(groups))
@@ -160,7 +164,7 @@ def element_errors(groups: list[errors.GroupErrors], color: str = BLUE) -> Figur
 
 
 def subset_errors(groups: list[errors.GroupErrors], color: str = BLUE) -> Figure:
-    """Bars of the energy MAE (meV/atom) and the force MAE (meV/Å) per subset, with the RMSE as a mark."""
+    """Draw bars of energy MAE (meV/atom) and force MAE (meV/Å) per subset, markers for the RMSE."""
     groups = groups[:_MAX_BARS]
     fig, axes = figure("Energy error per subset", "Force error per subset", size=(9.2, 1.6 + 0.3 * len(groups)))
     y = np.arange(len(groups))
@@ -179,7 +183,10 @@ def subset_errors(groups: list[errors.GroupErrors], color: str = BLUE) -> Figure
 
 
 def figure(*titles: str, size: tuple[float, float] = (4.5, 4.3)) -> tuple[Figure, Axes | np.ndarray]:
-    """A figure with one styled panel per title, two in a row; one panel comes bare, more as an array."""
+    """Return a figure and its axes, with one styled panel per title and two panels per row.
+
+    A single panel is returned as `Axes`, several panels as an array of `Axes`.
+    """
     fig = Figure(figsize=size, layout="constrained", facecolor="white")
     FigureCanvasAgg(fig)
     grid = fig.subplots(math.ceil(len(titles) / 2), min(len(titles), 2), squeeze=False).ravel()
@@ -200,9 +207,18 @@ def figure(*titles: str, size: tuple[float, float] = (4.5, 4.3)) -> tuple[Figure
 def parity(
     ax: Axes, reference: np.ndarray, predicted: np.ndarray, color: str, axis: str, error: np.ndarray, unit: str
 ) -> None:
-    """Dots, or a density where dots would cover each other, on equal axes set by the reference.
+    """Draw predicted against reference values on equal axes, whose limits the reference sets.
 
-    `reference` and `predicted` (N,) are in the unit that `axis` tells; `error` in `unit` is written in as MAE and RMSE.
+    Few points are drawn as dots, many points as a density.
+
+    Args:
+      ax: Axes to draw on.
+      reference: Reference values (N,) in the unit of `axis`.
+      predicted: Predicted values (N,) in the unit of `axis`.
+      color: Color of the dots.
+      axis: Quantity and unit for the labels of both axes.
+      error: Errors in `unit`, annotated as MAE and RMSE.
+      unit: Unit of `error`.
     """
     known = np.isfinite(reference) & np.isfinite(predicted)
     reference, predicted = reference[known], predicted[known]
@@ -210,7 +226,7 @@ def parity(
     if reference.size == 0:
         mark_empty(ax)
         return
-    # By the reference alone: one wild prediction must not squeeze all others into a dot.
+    # Use only the reference: one extreme prediction must not compress all others to a dot.
     low, high = reference.min(), reference.max()
     pad = 0.05 * (high - low) or 1.0
     low, high = low - pad, high + pad
@@ -219,7 +235,8 @@ def parity(
         extent = (low, high, low, high)
         style = {"gridsize": 90, "bins": "log", "cmap": "viridis", "linewidths": 0.1, "mincnt": 1}
         cells = ax.hexbin(reference[inside], predicted[inside], extent=extent, rasterized=True, **style)
-        # Within the panel, in the corner where no good prediction lies, so that all parity plots have the same frame.
+        # Place the color bar inside the panel, in a corner without good predictions, so that all
+        # parity plots have the same frame.
         bar = ax.figure.colorbar(cells, cax=ax.inset_axes([0.6, 0.13, 0.36, 0.025]), orientation="horizontal")
         bar.ax.set_title("number of points", fontsize=8, pad=3)
         bar.ax.tick_params(labelsize=8, length=2)
@@ -236,15 +253,18 @@ def parity(
 
 
 def _curve(x: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The measured points by step; where a resumed run measured a step again, the later one."""
+    """Return steps and values of the measured points, in the order of steps.
+
+    If a resumed run measured a step again, the later value counts.
+    """
     known = np.isfinite(x) & np.isfinite(values)
-    # np.unique keeps the first of equals, so look from the end.
+    # np.unique keeps the first of equal entries, so reverse the order.
     steps, last = np.unique(x[known][::-1], return_index=True)
     return steps, values[known][::-1][last]
 
 
 def _draw_curve(ax: Axes, steps: np.ndarray, values: np.ndarray, color: str, label: str) -> None:
-    """A line; with many points a faint one under the medians of 150 blocks."""
+    """Draw a line; for more than 400 points, a faint line and the medians of 150 blocks."""
     if steps.size <= 400:
         marker = {"marker": "o", "markersize": 3.5} if steps.size <= 40 else {}
         ax.plot(steps, values, color=color, linewidth=1.6, label=label, **marker)
@@ -256,7 +276,10 @@ def _draw_curve(ax: Axes, steps: np.ndarray, values: np.ndarray, color: str, lab
 
 
 def set_log_scale(ax: Axes, values: np.ndarray) -> None:
-    """Make the y axis logarithmic, with ticks at 1, 2 and 5 and a span of at least four, so some tick is on it."""
+    """Make the y axis logarithmic, with limits around the positive values.
+
+    The limits span at least a factor of four, so that at least one tick is visible.
+    """
     positive = values[values > 0]
     if positive.size == 0:
         return
@@ -272,7 +295,7 @@ def set_log_scale(ax: Axes, values: np.ndarray) -> None:
 
 
 def _robust_limits(values: np.ndarray) -> tuple[float, float]:
-    """Limits around zero and nearly all values: the middle 99 %, and a fifth more at both ends."""
+    """Return limits that include zero and the middle 99 % of the values, with a margin of 20 %."""
     if values.size == 0:
         return -1.0, 1.0
     low, high = np.percentile(values, [0.5, 99.5])
@@ -289,7 +312,7 @@ def format_tick(value: float, _position: int | None = None) -> str:
 
 
 def escape_label(text: str, length: int = 34) -> str:
-    """Shorten a label that comes from data and escape its dollar signs, which would begin a formula."""
+    """Shorten a label from data and escape its dollar signs, which would start a formula."""
     text = text if len(text) <= length else text[: length - 1] + "…"
     return "".join(c if c.isprintable() else "�" for c in text).replace("$", r"\$")
 
@@ -302,12 +325,13 @@ def add_legend(ax: Axes, **options) -> None:
 
 
 def _note(ax: Axes, text: str) -> None:
+    """Write text in the upper left corner of axes."""
     box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 3}
     ax.text(0.03, 0.97, text, transform=ax.transAxes, va="top", fontsize=9.5, bbox=box)
 
 
 def _outside(ax: Axes, count: int, place: str = "right") -> None:
-    """Says how many points the limits leave out, for a cut that nobody sees is a lie."""
+    """Annotate the number of points outside the axis limits."""
     if count:
         text = f"{count:,} {'point' if count == 1 else 'points'} outside"
         x = 0.97 if place == "right" else 0.03
@@ -315,6 +339,6 @@ def _outside(ax: Axes, count: int, place: str = "right") -> None:
 
 
 def mark_empty(ax: Axes) -> None:
-    """Write on axes that there are no labels to draw."""
+    """Write "no labels" on axes without data."""
     ax.set_yscale("linear")
     ax.text(0.5, 0.5, "no labels", transform=ax.transAxes, ha="center", va="center", color=GREY)

@@ -1,7 +1,7 @@
 """Self-contained HTML pages, rendered from the templates in reports/templates.
 
-Every text is escaped, and every figure is embedded. The functions return `Markup`, which is inserted as it is; a plain
-string is text.
+All text is escaped, and all figures are embedded. The functions return `Markup`, which the
+templates insert unchanged; they escape plain strings.
 """
 
 import base64
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 
 def _printable(value: object) -> object:
-    """Replace characters that UTF-8 cannot hold, as in file names that are not UTF-8."""
+    """Replace characters that UTF-8 cannot encode, e.g. those of file names in other encodings."""
     return value if isinstance(value, Markup) else str(value).encode("utf-8", "replace").decode("utf-8")
 
 
@@ -25,12 +25,15 @@ _PARTS = _TEMPLATES.get_template("parts.html").module
 
 
 def render(title: str, body: Iterable[Markup]) -> str:
-    """Return the document with a title and the parts of its body."""
+    """Return an HTML document with a title and the given parts as its body."""
     return _TEMPLATES.get_template("page.html").render(title=title, body=body)
 
 
 def number(value: float | int | None) -> str:
-    """Three or four significant digits, thousands separated; a dash for None and NaN."""
+    """Format a number with three or four significant digits; None and NaN become a dash.
+
+    Integers, and numbers from 1000 to 1e12, are rounded to integers with thousands separators.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     size, sign = abs(value), "−" if value < 0 else ""
@@ -41,7 +44,7 @@ def number(value: float | int | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the two largest units that matter: 42 s, 12.5 min, 3 h 12 min, 2 d 3 h."""
+    """Format a time in its two largest units: 42 s, 12.5 min, 3 h 12 min, 2 d 3 h."""
     if not math.isfinite(seconds):
         return "–"
     if seconds < 90:
@@ -49,7 +52,7 @@ def duration(seconds: float) -> str:
     minutes = seconds / 60
     if minutes < 90:
         return f"{minutes:.1f} min"
-    # Round once, in the smaller unit, or 23 h 59.9 min would become 23 h 60 min.
+    # Round once, in the smaller unit; otherwise 23 h 59.9 min would become 23 h 60 min.
     minutes = round(minutes)
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60} min"
@@ -58,30 +61,33 @@ def duration(seconds: float) -> str:
 
 
 def heading(value: str, level: int = 2) -> Markup:
+    """Return a heading."""
     return _PARTS.heading(value, level)
 
 
 def paragraph(value: str) -> Markup:
+    """Return a paragraph of text."""
     return _PARTS.paragraph(value)
 
 
 def callout(value: str) -> Markup:
+    """Return a highlighted note."""
     return _PARTS.callout(value)
 
 
 def cards(items: Iterable[tuple[str, str, str, str]]) -> Markup:
-    """Return a row of cards (name, value, unit, detail)."""
+    """Return a row of cards, each given as (name, value, unit, detail)."""
     return _PARTS.cards(items)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
-    """Return a table; numbers are formatted by `number`, and the first column is left-aligned."""
+    """Return a table; `number` formats numbers, and the first column is left-aligned."""
     names = [name.partition(" (") for name in header]
     return _PARTS.table([(name, unit) for name, _, unit in names], ([_cell(value) for value in row] for row in rows))
 
 
 def pairs(items: Mapping[str, object]) -> Markup:
-    """Return a table of names and values; numbers are not rounded, because settings must be exact."""
+    """Return a table of names and values without rounding, because settings must be exact."""
     return _PARTS.pairs(items.items())
 
 
@@ -91,7 +97,7 @@ def section(name: str, values: Mapping[str, object]) -> Markup:
 
 
 def figure(fig: Figure, caption: str, *, wide: bool = False) -> Markup:
-    """Return the figure as an embedded PNG with a caption, which is its alternative text as well."""
+    """Return the figure as an embedded PNG with a caption, which is also its alternative text."""
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=150)
     width, height = (round(150 * side) for side in fig.get_size_inches())
@@ -99,7 +105,7 @@ def figure(fig: Figure, caption: str, *, wide: bool = False) -> Markup:
 
 
 def grid(items: Iterable[Markup], kind: str = "figures") -> Markup:
-    """Return parts side by side where the window is wide enough; `kind` is "figures" or "sections"."""
+    """Return parts in columns if the window is wide enough; `kind` is "figures" or "sections"."""
     return _PARTS.grid(items, kind)
 
 

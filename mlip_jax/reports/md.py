@@ -1,4 +1,4 @@
-"""The report of dynamics: `report.html`, one self-contained page, and `metrics.json`, the same for programs."""
+"""Report of molecular dynamics: `report.html`, a self-contained page, and `metrics.json`."""
 
 from __future__ import annotations
 
@@ -27,12 +27,18 @@ _MOST_LINES, _MOST_ROWS, _MOST_POINTS = 12, 40, 2000
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What dynamics were about.
+    """Settings and outcome of a dynamics run.
 
     Attributes:
-      names, sizes: Of the molecules, sizes in atoms. broken: (step, reason) of those that broke, by number.
-      steps: Made. timestep: fs. temperature: K. ensemble: As the config names it.
-      seconds: That all took, compilation included. nanoseconds_per_day: Of each molecule.
+      names: Names of the molecules.
+      sizes: Number of atoms per molecule.
+      broken: (step, reason) by index, for molecules that broke.
+      steps: Number of steps performed.
+      timestep: Time step in fs.
+      temperature: Temperature in K.
+      ensemble: Name of the ensemble as in the config.
+      seconds: Wall time in seconds, including compilation.
+      nanoseconds_per_day: Simulated time per day and molecule in ns.
     """
 
     names: Sequence[str]
@@ -47,8 +53,10 @@ class Run:
 
 
 def read_thermo(path: Path) -> dict[int, dict[str, np.ndarray]]:
-    """Columns of thermo.csv for each molecule: step, time (fs), energies (eV), temperature (K), volume (Å³), pressure
-    (bar); NaN where there is none."""
+    """Read thermo.csv and return its columns by molecule and name; missing values are NaN.
+
+    The columns are step, time (fs), energies (eV), temperature (K), volume (Å³) and pressure (bar).
+    """
     rows: dict[int, list[list[float]]] = {}
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -57,7 +65,9 @@ def read_thermo(path: Path) -> dict[int, dict[str, np.ndarray]]:
 
 
 def drift(time: np.ndarray, conserved: np.ndarray, num_atoms: int) -> float:
-    """Slope of the conserved energy, meV/atom/ps, by least squares; NaN for fewer than three points.
+    """Fit the slope of the conserved energy by least squares, in meV/atom/ps.
+
+    The slope is NaN for fewer than three points, or if energies are not finite.
 
     >>> round(drift(np.array([0.0, 500.0, 1000.0]), np.array([1.0, 1.001, 1.002]), 2), 6)
     1.0
@@ -68,7 +78,7 @@ def drift(time: np.ndarray, conserved: np.ndarray, num_atoms: int) -> float:
 
 
 def metrics(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """What `metrics.json` holds; None where something is not known."""
+    """Return the content of `metrics.json`; None for unknown values."""
     molecules = []
     for m, (name, size) in enumerate(zip(about.names, about.sizes)):
         columns = thermo.get(m)
@@ -76,7 +86,7 @@ def metrics(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> dict[
         if m in about.broken:
             entry["broken_at_step"], entry["reason"] = about.broken[m]
         if columns is not None:
-            late = slice(len(columns["time"]) // 2, None)  # the first half may remember the start
+            late = slice(len(columns["time"]) // 2, None)  # the first half may depend on the start
             entry |= {
                 "mean_temperature_k": _known(columns["temperature"][late].mean()),
                 "std_temperature_k": _known(columns["temperature"][late].std()),
@@ -96,23 +106,30 @@ def metrics(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> dict[
 
 
 def _known(value: float) -> float | None:
+    """Return the value as a float, or None if it is not finite."""
     return float(value) if math.isfinite(value) else None
 
 
 def write_md_report(workdir: str | os.PathLike, about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]], *,
                     title: str, info: Mapping[str, Mapping[str, Any]], pictures: Sequence[Picture] = (),
                     files: Sequence[str] = ()) -> Path:
-    """Writes `report.html` and `metrics.json` into `workdir`, each at once or not at all; the path of the former.
+    """Write `report.html` and `metrics.json` to `workdir`, each atomically.
 
     Args:
-      thermo: Of `read_thermo`.
+      workdir: Folder of the report.
+      about: Settings and outcome of the run.
+      thermo: Result of `read_thermo`.
+      title: Headline of the page.
       info: Sections of names and values: settings, force field, hardware.
       pictures: Molecules at the start and at the end.
-      files: What else the workdir holds, for people.
+      files: Names of further files in the workdir, to list on the page.
+
+    Returns:
+      Path of `report.html`.
     """
     workdir = Path(workdir)
     content = metrics(about, thermo)
-    # The numbers first: should a figure fail, they are there.
+    # Write the metrics first, so that they exist even if a figure fails.
     write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     body = [page.heading(title, 1), *_headline(content), *_broken(about), *_curves(about, thermo), *_table(content),
             *_pictures(pictures), *sections.provenance(info, files)]
@@ -155,7 +172,10 @@ def _curves(about: Run, thermo) -> Iterator[str]:
 
 
 def curve_figure(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> Figure:
-    """Conserved energy or, at constant pressure, the volume; temperature; potential energy; distribution of T."""
+    """Draw conserved energy, temperature, potential energy and the distribution of the temperature.
+
+    At constant pressure, draw the volume in place of the conserved energy.
+    """
     at_pressure = about.ensemble == "npt"
     fig, axes = figures.figure("Volume" if at_pressure else "Conserved energy", "Temperature", "Potential energy",
                                 "Distribution of the temperature", size=(9.2, 6.2))

@@ -1,4 +1,4 @@
-"""The report of a search for minima: `report.html`, one self-contained page, and `metrics.json`, for programs."""
+"""Report of a search for minima: `report.html`, a self-contained page, and `metrics.json`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,20 @@ from mlip_jax.simulation.relaxation.minima import MinimaResult
 from mlip_jax.structure import electronic_value
 from mlip_jax.workdir import write_text
 
-_KCAL = units.mol / units.kcal  # kcal/mol of an eV
+_KCAL = units.mol / units.kcal  # kcal/mol per eV
 _MOST_ROWS, _MOST_LEVELS, _MOST_PICTURES, _MOST_ATOMS = 60, 12, 5, 120
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportedMinimum:
-    """energy in eV, positions (n, 3) in Å, the round that found it first, and how often it was found."""
+    """Minimum of a molecule.
+
+    Attributes:
+      energy: Energy in eV.
+      positions: Positions in Å, (n, 3).
+      round: Round of the search that found the minimum first.
+      times: Number of times that the minimum was found.
+    """
 
     energy: float
     positions: Any
@@ -36,7 +43,7 @@ class ReportedMinimum:
     times: int
 
     def to_atoms(self, molecule: MoleculeMinima) -> Atoms:
-        """With its energy, as ASE gives it."""
+        """Return the minimum as ASE `Atoms` with its energy as a single-point result."""
         atoms = Atoms(molecule.numbers, self.positions, cell=molecule.cell, pbc=molecule.cell is not None,
                       info={"charge": molecule.charge} if molecule.charge else {})
         atoms.calc = SinglePointCalculator(atoms, energy=self.energy)
@@ -45,11 +52,19 @@ class ReportedMinimum:
 
 @dataclasses.dataclass(frozen=True)
 class MoleculeMinima:
-    """A molecule and its minima, by energy; or why there are none.
+    """Molecule with its minima in the order of energy, or the reason why there are none.
 
     Attributes:
-      number: In its file. relaxed, new: Geometries relaxed and minima found in each round. left_out: Relaxed
-        geometries that are no minimum of the molecule, by reason.
+      number: Index of the molecule in its file.
+      name: Name of the molecule.
+      failure: Reason why the molecule was not searched, or "".
+      numbers: Atomic numbers, (n,).
+      charge: Total charge in e.
+      cell: Cell vectors in Å, (3, 3), None if not periodic.
+      minima: Minima, the lowest first.
+      relaxed: Number of geometries relaxed per round.
+      new: Number of minima found first per round.
+      left_out: Number of relaxed geometries that are not minima of the molecule, by reason.
     """
 
     number: int
@@ -65,7 +80,7 @@ class MoleculeMinima:
 
     @classmethod
     def of(cls, number: int, name: str, failure: str, found: MinimaResult | None) -> MoleculeMinima:
-        """From a search."""
+        """Create an instance from the result of a search, which is None after a failure."""
         if found is None or not found.minima:
             left_out = {} if found is None else dict(found.left_out)
             return cls(number, name, failure, left_out=left_out)
@@ -76,17 +91,26 @@ class MoleculeMinima:
                    found.relaxed, found.new, dict(found.left_out))
 
     def to_json(self) -> dict[str, Any]:
+        """Return the attributes as plain values, ready for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> MoleculeMinima:
+        """Create an instance from the result of `to_json`."""
         return cls(**{**values, "minima": [ReportedMinimum(**m) for m in values["minima"]]})
 
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceMinimum:
-    """Of the reference method: its energy (eV) at a minimum of the force field, and at its own, relaxed from there;
-    NaN where it failed or did not converge."""
+    """Energies of the reference method for a minimum of the force field.
+
+    Attributes:
+      molecule: Molecule of the minimum.
+      rank: Index of the minimum in the order of the force field's energies.
+      energy: Energy at the minimum of the force field in eV, NaN if the method failed.
+      relaxed: Energy after relaxation with the reference method in eV, NaN if it failed or did not
+        converge.
+    """
 
     molecule: MoleculeMinima
     rank: int
@@ -95,7 +119,10 @@ class ReferenceMinimum:
 
 
 def metrics(molecules: Sequence[MoleculeMinima], judgements: Sequence[ReferenceMinimum]) -> dict[str, Any]:
-    """What `metrics.json` holds; None where something is not known. Energies in kcal/mol, as conformers have them."""
+    """Return the content of `metrics.json`; None for unknown values.
+
+    Energies are in kcal/mol, the usual unit for conformers.
+    """
     found = [m for m in molecules if m.minima]
     by_molecule = {number: _compare(own) for number, own in _grouped(judgements).items()}
     compared = [c for c in by_molecule.values() if c is not None]
@@ -115,7 +142,7 @@ def metrics(molecules: Sequence[MoleculeMinima], judgements: Sequence[ReferenceM
 
 
 def _grouped(judgements: Sequence[ReferenceMinimum]) -> dict[int, list[ReferenceMinimum]]:
-    """By the number of the molecule."""
+    """Group reference minima by the index of their molecule."""
     groups: dict[int, list[ReferenceMinimum]] = {}
     for judgement in judgements:
         groups.setdefault(judgement.molecule.number, []).append(judgement)
@@ -128,14 +155,18 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _compare(judgements: Sequence[ReferenceMinimum]) -> dict[str, Any] | None:
-    """Of one molecule: errors of energies between its minima, and how far above the reference's best the force field's
-    lowest minimum relaxes to; None where less than two are known, or the lowest is not."""
+    """Compare the minima of one molecule with the reference method.
+
+    Compute the errors of relative energies, and the energy of the force field's lowest minimum,
+    once relaxed with the reference method, above the lowest energy found this way. Return None if
+    fewer than two minima have reference energies, or if the lowest minimum has none.
+    """
     known = [j for j in judgements if math.isfinite(j.energy) and math.isfinite(j.relaxed)]
     if len(known) < 2 or known[0].rank:
         return None
     own = _KCAL * np.array([j.molecule.minima[j.rank].energy for j in known])
     there, relaxed = (_KCAL * np.array([getattr(j, name) for j in known]) for name in ("energy", "relaxed"))
-    errors = (own - own.mean()) - (there - there.mean())
+    errors = (own - own.mean()) - (there - there.mean())  # (k,) for k minima
     above = float(relaxed[0] - relaxed.min())
     ranks = [np.argsort(np.argsort(x)) for x in (own, there)]
     return {"minima": len(known), "relative_mae_kcal_mol": float(np.abs(errors).mean()),
@@ -146,10 +177,18 @@ def _compare(judgements: Sequence[ReferenceMinimum]) -> dict[str, Any] | None:
 def write_minima_report(workdir: str | os.PathLike, molecules: Sequence[MoleculeMinima],
                         judgements: Sequence[ReferenceMinimum], *,
                         title: str, info: Mapping[str, Mapping[str, Any]], files: Sequence[str] = ()) -> Path:
-    """Writes `report.html` and `metrics.json` into `workdir`, each at once or not at all; the path of the former.
+    """Write `report.html` and `metrics.json` to `workdir`, each atomically.
 
     Args:
-      info: Sections of names and values. files: What else the workdir holds, for people.
+      workdir: Folder of the report.
+      molecules: Molecules with their minima.
+      judgements: Reference energies of the lowest minima; may be empty.
+      title: Headline of the page.
+      info: Sections of names and values.
+      files: Names of further files in the workdir, to list on the page.
+
+    Returns:
+      Path of `report.html`.
     """
     workdir, content = Path(workdir), metrics(molecules, judgements)
     write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
@@ -182,7 +221,7 @@ def _levels(molecules: Sequence[MoleculeMinima]) -> Iterator[str]:
 
 
 def levels_figure(molecules: Sequence[MoleculeMinima]) -> Figure:
-    """A column of lines for each molecule."""
+    """Draw the energies of the minima as lines, one column per molecule."""
     fig, ax = figures.figure("Minima", size=(9.2, 3.8))
     for column, m in enumerate(molecules):
         for minimum in m.minima:
@@ -210,7 +249,7 @@ def _reference(judgements: Sequence[ReferenceMinimum], content: Mapping[str, Any
 
 
 def reference_figure(judgements: Sequence[ReferenceMinimum]) -> Figure:
-    """Both energies of each minimum against each other."""
+    """Draw energies of minima by the force field against energies by the reference method."""
     fig, ax = figures.figure("Energies of minima")
     points: list[np.ndarray] = []
     for group in _grouped(judgements).values():
@@ -239,7 +278,7 @@ def _molecules(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _pictures(molecules: Sequence[MoleculeMinima]) -> Iterator[str]:
-    """The lowest minimum of some molecules, and the next one."""
+    """Yield a figure with the lowest and the second lowest minimum of some molecules."""
     pictures = []
     for m in molecules:
         if len(m.minima) > 1 and len(m.numbers) <= _MOST_ATOMS and len(pictures) < _MOST_PICTURES:

@@ -1,4 +1,4 @@
-"""Pictures of molecules as balls and sticks, seen from the side on which most of them can be seen."""
+"""Ball-and-stick pictures of molecules, viewed along the axis of their smallest extent."""
 
 from __future__ import annotations
 
@@ -18,18 +18,26 @@ from matplotlib.figure import Figure
 from mlip_jax.datasets.quality.geometry import bond_limit, superpose
 from mlip_jax.reports.figures import GREY, escape_label
 
-_BALL, _SMALLEST = 0.42, 0.17  # of the covalent radius; Å
-_CLEARANCE = 0.4  # Å around the balls
-_SIDE, _LEFT, _TOP, _BOTTOM = 1.95, 0.3, 0.3, 0.45  # inches: of a molecule's square, and of the texts around all
+_BALL, _SMALLEST = 0.42, 0.17  # radius of a ball as a fraction of the covalent radius; minimum in Å
+_CLEARANCE = 0.4  # margin around the balls in Å
+_SIDE, _LEFT, _TOP, _BOTTOM = 1.95, 0.3, 0.3, 0.45  # square of a molecule, margins; inches
 
 
-_STICK, _OUTLINE = 0.17, 0.7  # Å across, points
+_STICK, _OUTLINE = 0.17, 0.7  # width of a stick in Å, width of outlines in points
 _DARK = np.array([[0.15, 0.15, 0.15]])
 _CIRCLE = np.stack([np.cos(angles := np.linspace(0, 2 * np.pi, 40, endpoint=False)), np.sin(angles)], axis=1)
 
 
 class _Shape(NamedTuple):
-    """A polygon: its depth (the nearer the larger), corners (k, 2), colours, and width of its edge in points."""
+    """Polygon of a drawing.
+
+    Attributes:
+      depth: Depth; larger values are closer to the viewer.
+      corners: Corners, (k, 2) in Å.
+      color: Color of the face.
+      edge: Color of the edge.
+      width: Width of the edge in points.
+    """
 
     depth: float
     corners: np.ndarray
@@ -40,7 +48,7 @@ class _Shape(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A molecule before and after, its atoms in one order, with a title and a line below."""
+    """Molecule before and after, with the same order of atoms, a title and a text below."""
 
     title: str
     before: Atoms
@@ -49,7 +57,12 @@ class Picture:
 
 
 def molecule_figure(pictures: Sequence[Picture], rows: tuple[str, str] = ("before", "after")) -> Figure:
-    """A column for each molecule: before above, after below, at one scale within the column; `rows` name them."""
+    """Draw one column per molecule: `before` above `after`, at the same scale.
+
+    Args:
+      pictures: Molecules to draw.
+      rows: Labels of the two rows.
+    """
     columns = max(len(pictures), 1)
     width, height = _LEFT + _SIDE * columns, _TOP + 2 * _SIDE + _BOTTOM
     fig = Figure(figsize=(width, height), facecolor="white")
@@ -72,7 +85,10 @@ def molecule_figure(pictures: Sequence[Picture], rows: tuple[str, str] = ("befor
 
 
 def _views(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both (n, 3) in Å, centred, aligned, and turned: the longest axis lies across, the shortest points to the eye."""
+    """Center, align and rotate both geometries, (n, 3) in Å.
+
+    The longest axis is then horizontal and the shortest axis points at the viewer.
+    """
     after = after - after.mean(0)
     before = superpose(before, after)
     axes = np.linalg.svd(after, full_matrices=True)[2].T if len(after) > 1 else np.eye(3)
@@ -81,38 +97,48 @@ def _views(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def bonds(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Return the bonded pairs of atoms (B, 2), see `bond_limit`."""
+    """Return the bonded pairs of atoms, (B, 2), see `bond_limit`."""
     distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
     return np.argwhere(np.triu(distances < bond_limit(numbers[:, None], numbers[None]), 1))
 
 
 def draw(ax: Axes, numbers: np.ndarray, positions: np.ndarray, reach: float) -> None:
-    """One molecule, positions (n, 3) in Å seen along z, in a square of 2 `reach`; near atoms cover those behind."""
+    """Draw one molecule, viewed along z, in a square with side 2 `reach`.
+
+    Args:
+      ax: Axes to draw on.
+      numbers: Atomic numbers, (n,).
+      positions: Positions in Å, (n, 3). Atoms with a larger z cover those behind them.
+      reach: Half of the side of the square in Å.
+    """
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     ax.axis("off")
     radii = np.maximum(_BALL * covalent_radii[numbers], _SMALLEST)
     depth = positions[:, 2]
-    fog = 0.45 * (depth.max() - depth) / max(np.ptp(depth), 2.0)  # far ones fade
+    fog = 0.45 * (depth.max() - depth) / max(np.ptp(depth), 2.0)  # distant atoms are lighter
     colors = _faded(jmol_colors[numbers], fog)
-    outline = 2 * reach / (72 * _SIDE) * _OUTLINE  # Å of the points
+    outline = 2 * reach / (72 * _SIDE) * _OUTLINE  # width of outlines in Å
     shapes = [shape for i, j in bonds(numbers, positions)
               for shape in _stick(positions[[i, j]], radii[[i, j]], colors[[i, j]], fog[[i, j]].mean(), outline)]
     for atom in range(len(numbers)):
         circle = positions[atom, :2] + radii[atom] * _CIRCLE
         shapes.append(_Shape(depth[atom], circle, colors[atom], _faded(_DARK, fog[atom:atom + 1])[0], _OUTLINE))
     shapes.sort(key=lambda shape: shape.depth)
-    # one artist for all, which draws them in this order
+    # A single artist draws all shapes in this order, from back to front.
     ax.add_collection(PolyCollection(
         [s.corners for s in shapes], facecolors=[s.color for s in shapes], edgecolors=[s.edge for s in shapes],
         linewidths=[s.width for s in shapes]))
 
 
 def _stick(ends: np.ndarray, radii: np.ndarray, colors: np.ndarray, fog: float, outline: float) -> list[_Shape]:
-    """From ball to ball, each half in the colour of its atom, over a dark bar that is a little wider."""
+    """Return the shapes of a stick between two balls.
+
+    Each half has the color of its atom and lies over a slightly wider dark bar, its outline.
+    """
     direction = ends[1] - ends[0]
     across = np.array([-direction[1], direction[0]])
     length, seen = np.linalg.norm(direction), np.linalg.norm(across)
-    if seen < 1e-3:  # it points to the eye
+    if seen < 1e-3:  # the bond points at the viewer
         return []
     across *= 0.5 * _STICK / seen
     inset = np.minimum(0.8 * radii / length, 0.5)
@@ -128,4 +154,5 @@ def _stick(ends: np.ndarray, radii: np.ndarray, colors: np.ndarray, fog: float, 
 
 
 def _faded(colors: np.ndarray, fog: np.ndarray) -> np.ndarray:
+    """Blend colors (k, 3) with white by the fractions `fog`, (k,)."""
     return colors + (1 - colors) * fog[:, None]

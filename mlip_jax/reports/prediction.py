@@ -1,4 +1,4 @@
-"""The report of predictions for molecules of a file: what was predicted, and how far to trust it."""
+"""Report on predictions for the molecules of a file: predicted values and their reliability."""
 
 from __future__ import annotations
 
@@ -16,12 +16,21 @@ from mlip_jax.reports import figures, sections
 from mlip_jax.reports import html_page as page
 from mlip_jax.workdir import write_text
 
-_MOST = 20  # lines of a table
+_MOST = 20  # maximum number of lines of a table
 
 
 def write_prediction_report(workdir: str | os.PathLike, results: Path, targets: Sequence[Target], *, title: str,
                             seconds: float, info: Mapping[str, Mapping[str, Any]]) -> Path:
-    """Write report.html of a file of predictions (tasks/predict.py) into `workdir`; returns its path."""
+    """Write report.html for a file of predictions (tasks/predict.py) to `workdir`; return its path.
+
+    Args:
+      workdir: Folder of the report.
+      results: CSV file of predictions.
+      targets: Properties that were predicted.
+      title: Headline of the page.
+      seconds: Time that the predictions took.
+      info: Sections of names and values.
+    """
     with open(results, newline="") as file:
         rows = list(csv.DictReader(file))
     done = [row for row in rows if row["status"] == "predicted"]
@@ -39,6 +48,7 @@ def write_prediction_report(workdir: str | os.PathLike, results: Path, targets: 
 
 
 def _figures(done, targets) -> Iterator[str]:
+    """Yield a histogram and the expected errors per scalar property."""
     made = []
     for t in targets:
         if t.kind != "scalar" or not done:
@@ -61,6 +71,7 @@ def _figures(done, targets) -> Iterator[str]:
 
 
 def _extremes(done, targets) -> Iterator[str]:
+    """Yield a table of the lowest and highest values per scalar property."""
     for t in targets:
         if t.kind != "scalar" or not done:
             continue
@@ -75,6 +86,7 @@ def _extremes(done, targets) -> Iterator[str]:
 
 
 def _failures(rows) -> Iterator[str]:
+    """Yield the most frequent reasons of failures, and a table of failed molecules."""
     failed = [row for row in rows if row["status"] == "failed"]
     if not failed:
         return

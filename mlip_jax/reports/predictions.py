@@ -1,4 +1,4 @@
-"""Reference and predicted energies and forces of one split, with what is needed to group the errors."""
+"""Reference and predicted energies and forces of one split, with labels to group the errors."""
 
 import dataclasses
 import functools
@@ -15,24 +15,25 @@ from mlip_jax.workdir import atomic_open
 class Predictions:
     """Labels and predictions of one split: S structures with A atoms in total.
 
-    Structure `s` has the atoms `offsets[s]:offsets[s + 1]`. A label that is missing is NaN; everything that works on
-    predictions leaves it out. A *prediction* that is not finite where there is a label is a failure of the model,
-    which `errors.summary` counts.
+    Structure `s` has the atoms `offsets[s]:offsets[s + 1]`. Missing labels are NaN, and all
+    functions that use predictions ignore them. If the label is finite but the *prediction* is not,
+    the model has failed; `errors.summary` counts such predictions.
 
     Attributes:
-      numbers: (A,) atomic numbers, 1 to 118.
-      offsets: (S + 1,) first atom of each structure, and A at the end.
-      energy: (S,) total energies in eV, float64.
-      energy_predicted: (S,) total energies in eV, float64.
-      forces: (A, 3) in eV/Å.
-      forces_predicted: (A, 3) in eV/Å.
-      molecule: (S,) name or SMILES; structures with the same name are conformations of one molecule.
-      conformer: (S,) index of the conformation within its molecule.
-      subset: (S,) part of the data set that the structure belongs to.
-      source: (S,) where the labels come from.
+      numbers: Atomic numbers from 1 to 118, (A,).
+      offsets: Index of the first atom of each structure, and A at the end, (S + 1,).
+      energy: Reference total energies in eV, (S,) float64.
+      energy_predicted: Predicted total energies in eV, (S,) float64.
+      forces: Reference forces in eV/Å, (A, 3).
+      forces_predicted: Predicted forces in eV/Å, (A, 3).
+      molecule: Name or SMILES, (S,). Structures with the same name are conformations of one
+        molecule.
+      conformer: Index of the conformation within its molecule, (S,).
+      subset: Subset of the data set that the structure belongs to, (S,).
+      source: Origin of the labels, (S,).
 
     Raises:
-      ValueError: where shapes or values do not fit together.
+      ValueError: Shapes or values are inconsistent.
     """
 
     numbers: np.ndarray
@@ -48,7 +49,7 @@ class Predictions:
 
     def __post_init__(self):
         for name, kind in _KINDS.items():
-            # A frozen dataclass lets its own constructor convert only this way.
+            # The constructor of a frozen dataclass can only set attributes this way.
             object.__setattr__(self, name, _convert(name, getattr(self, name), kind))
         _check_offsets(self.offsets, self.numbers)
         if self.numbers.size and not (1 <= self.numbers.min() and self.numbers.max() <= 118):
@@ -68,24 +69,26 @@ class Predictions:
 
     @property
     def num_structures(self) -> int:
+        """Number of structures, S."""
         return self.offsets.size - 1
 
     @property
     def num_atoms(self) -> int:
+        """Total number of atoms, A."""
         return self.numbers.size
 
     @functools.cached_property
     def sizes(self) -> np.ndarray:
-        """(S,) number of atoms of each structure."""
+        """Number of atoms of each structure, (S,)."""
         return np.diff(self.offsets)
 
     @functools.cached_property
     def structure_of_atom(self) -> np.ndarray:
-        """(A,) index of the structure that each atom belongs to."""
+        """Index of the structure that each atom belongs to, (A,)."""
         return np.repeat(np.arange(self.num_structures), self.sizes)
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Writes one npz file (no pickled objects) atomically, and returns its path."""
+        """Write one npz file (without pickled objects) atomically, and return its path."""
         path = Path(path)
         with atomic_open(path, shared=True) as file:
             np.savez(file, **{name: getattr(self, name) for name in _KINDS})
@@ -93,20 +96,20 @@ class Predictions:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Predictions":
-        """Reads what `save` wrote.
+        """Load a file that `save` wrote.
 
         Raises:
-          FileNotFoundError: if there is no such file.
-          ValueError: if the file is no npz file, holds pickled objects, or lacks an array.
+          FileNotFoundError: The file does not exist.
+          ValueError: The file is not an npz file, contains pickled objects, or lacks an array.
         """
         try:
-            # Opened here, because NumPy leaves a damaged file open.
+            # Open the file here, because NumPy does not close a corrupted file.
             with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 missing = sorted(set(_KINDS) - set(file.files))
                 if missing:
                     raise ValueError(f"lacks the arrays {missing}, has {sorted(file.files)}.")
                 return cls(**{name: file[name] for name in _KINDS})
-        # NumPy hands a single array back where an npz was expected: it has no context manager and no names.
+        # For a file with a single array, NumPy returns an array, which is not a context manager.
         except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} does not hold predictions: {error}") from error
 
@@ -126,9 +129,9 @@ _KINDS = {
 
 
 def _convert(name: str, value, kind: type) -> np.ndarray:
-    """As an array of the kind; integers are never made from fractions."""
+    """Convert to an array of the given kind; floats are never converted to integers."""
     array = np.asarray(value)
-    # An empty list is float64 for NumPy, whatever was meant.
+    # NumPy converts any empty list to float64.
     if kind is np.int64 and array.size and array.dtype.kind not in "iu":
         raise ValueError(f"{name} must hold integers, but has dtype {array.dtype}.")
     if kind is np.float64 and array.size and array.dtype.kind not in "fiu":
@@ -137,7 +140,7 @@ def _convert(name: str, value, kind: type) -> np.ndarray:
 
 
 def _check_offsets(offsets: np.ndarray, numbers: np.ndarray) -> None:
-    """Raises ValueError unless the offsets cut the atoms into structures of at least one atom."""
+    """Raise ValueError unless the offsets divide the atoms into non-empty structures."""
     if numbers.ndim != 1:
         raise ValueError(f"numbers must have shape (atoms,), but has shape {numbers.shape}.")
     if offsets.ndim != 1 or offsets.size < 1:

@@ -1,4 +1,4 @@
-"""The report of a property predictor: `report.html`, `metrics.json`, and what was predicted for each structure."""
+"""Report of a property predictor: `report.html`, `metrics.json` and predictions per structure."""
 
 from __future__ import annotations
 
@@ -23,12 +23,16 @@ _WORST = 10
 
 @dataclasses.dataclass(frozen=True)
 class PredictedProperties:
-    """What was predicted for some structures, S of them with A atoms.
+    """Labels and predictions of S structures with A atoms in total.
 
     Attributes:
-      molecule: Names, (S,). n_atoms: (S,).
-      labels, predicted: By property, (S,), (S, 3) or of atoms (A,), in its unit; labels NaN where unknown.
-      distance: From the training molecules (domain.py), (S,) in units of the border; None where it is not known.
+      molecule: Names of the molecules, (S,).
+      n_atoms: Number of atoms per structure, (S,).
+      labels: Labels by property in its unit: (S,) for scalars, (S, 3) for vectors, (A,) for
+        properties of atoms. Unknown labels are NaN.
+      predicted: Predictions by property, of the same shapes and units.
+      distance: Distance from the training molecules (domain.py) in units of the border of the
+        domain, (S,); None if unknown.
     """
 
     molecule: np.ndarray
@@ -38,7 +42,7 @@ class PredictedProperties:
     distance: np.ndarray | None = None
 
     def absolute(self, name: str) -> np.ndarray:
-        """|error| of each structure, the mean over components or atoms, (S,); NaN without a label."""
+        """Return |error| per structure, averaged over components or atoms, (S,); NaN if unknown."""
         error = np.abs(self.predicted[name] - self.labels[name])
         if error.ndim == 1 and len(error) == len(self.n_atoms):
             return error
@@ -52,15 +56,23 @@ def write_property_report(workdir: str | os.PathLike, outcomes: Mapping[str, Pre
                           targets: Sequence[Target], *,
                           title: str, metrics_csv: Path, seconds: float, notes: Sequence[str], best_step: int,
                           info: Mapping[str, Any]) -> Path:
-    """Write report.html, metrics.json and predictions_PART.csv into `workdir`, each at once or not at all.
+    """Write report.html, metrics.json and predictions_PART.csv to `workdir`, each atomically.
 
     Args:
-      outcomes: By part: "train", "valid", and "test GEOMETRY" for each source of test geometries.
-      targets: The properties; none after denoising, of which the report shows the course alone.
-      notes: What a reader must know before the numbers. info: Metadata of the run.
+      workdir: Folder of the report.
+      outcomes: Predictions by split: "train", "valid", and "test GEOMETRY" per source of test
+        geometries.
+      targets: Properties. After denoising there are none, and the report shows only the learning
+        curves.
+      title: Headline of the page.
+      metrics_csv: Metrics file of the training loop.
+      seconds: Training time in seconds.
+      notes: Notes at the top of the page.
+      best_step: Step of the evaluated checkpoint.
+      info: Metadata of the run.
 
     Returns:
-      The path of report.html.
+      Path of report.html.
     """
     workdir = Path(workdir)
     scores = {part: {t.name: score(outcome.absolute(t.name)) for t in targets} for part, outcome in outcomes.items()}
@@ -80,7 +92,7 @@ def write_property_report(workdir: str | os.PathLike, outcomes: Mapping[str, Pre
 
 
 def score(absolute: np.ndarray) -> dict[str, float]:
-    """Mean |error|, its standard error over structures, the root mean square, the median, and how many there are."""
+    """Return the mean of |error|, its standard error over structures, RMSE, median and count."""
     known = absolute[np.isfinite(absolute)]
     if not len(known):
         return {"mae": float("nan"), "stderr": float("nan"), "rmse": float("nan"), "median": float("nan"), "count": 0}
@@ -89,7 +101,7 @@ def score(absolute: np.ndarray) -> dict[str, float]:
 
 
 def write_predictions(path: Path, outcome: PredictedProperties, targets: Sequence[Target]) -> None:
-    """A line for each structure: labels and predictions of what structures have, |error| of what atoms have."""
+    """Write a line per structure: label and prediction of scalars, |error| of other properties."""
     with atomic_open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["molecule", "n_atoms", *(
@@ -108,6 +120,7 @@ def _file(part: str) -> str:
 
 
 def _table(scores, outcomes, targets) -> Iterator[str]:
+    """Yield a table of errors per split and property."""
     if not targets:
         yield page.paragraph("Nothing but noise was learned: this run is to begin others from.")
         return
@@ -124,6 +137,7 @@ def _table(scores, outcomes, targets) -> Iterator[str]:
 
 
 def _figures(outcomes, targets, first, metrics_csv) -> Iterator[str]:
+    """Yield parity plots of the first test split, and learning curves."""
     made = []
     for t in targets:
         if first and t.kind == "scalar":
@@ -153,6 +167,7 @@ def _domain(outcomes, targets, first) -> Iterator[str]:
 
 
 def _worst(outcomes, targets, first) -> Iterator[str]:
+    """Yield a table of the molecules with the largest errors per scalar property."""
     for t in targets:
         if not first or t.kind != "scalar":
             continue

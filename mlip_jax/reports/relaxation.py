@@ -1,4 +1,4 @@
-"""The report of relaxations: `report.html`, one self-contained page, and `metrics.json`, the same for programs."""
+"""Report of relaxations: `report.html`, a self-contained page, and `metrics.json`."""
 
 from __future__ import annotations
 
@@ -29,13 +29,20 @@ _MAX_REASONS = 25
 
 @dataclasses.dataclass(frozen=True)
 class Relaxations:
-    """The columns of results.csv, (M,) each; NaN where a number is not known.
+    """Columns of results.csv, each (M,); unknown numbers are NaN.
 
     Attributes:
-      index: Of the molecule. status: Places in STATUSES.
-      steps, n_atoms, energy_start, energy (eV), fmax_start, fmax (eV/Å), rmsd (Å): Of the relaxation.
-      outside: 1 where the relaxed geometry lies outside of the domain of the force field, else 0.
-      reasons: (status, kind of reason) -> (how many, one of them with the name of its molecule).
+      index: Index of the molecule.
+      status: Index in STATUSES.
+      steps: Number of steps.
+      n_atoms: Number of atoms.
+      energy_start: Energy of the start geometry in eV.
+      energy: Energy of the relaxed geometry in eV.
+      fmax_start: Largest force on an atom of the start geometry in eV/Å.
+      fmax: Largest force on an atom of the relaxed geometry in eV/Å.
+      rmsd: Root mean square distance between start and relaxed geometry after alignment in Å.
+      outside: 1 if the relaxed geometry is outside of the domain of the force field, otherwise 0.
+      reasons: {(status, kind of reason): (count, an example with the name of its molecule)}.
     """
 
     index: np.ndarray
@@ -54,21 +61,21 @@ class Relaxations:
         return len(self.status)
 
     def count(self, status: str) -> int:
-        """Molecules of a status."""
+        """Return the number of molecules with a status."""
         return int((self.status == STATUSES.index(status)).sum())
 
     def of(self, *statuses: str) -> np.ndarray:
-        """(M,) bool."""
+        """Return which molecules have one of the given statuses, (M,) bool."""
         return np.isin(self.status, [STATUSES.index(s) for s in statuses])
 
     @property
     def gained(self) -> np.ndarray:
-        """Energy at the start less that at the end, eV, (M,)."""
+        """Energy at the start minus energy at the end in eV, (M,)."""
         return self.energy_start - self.energy
 
 
 def read_results(path: Path) -> Relaxations:
-    """What a results.csv holds; texts are counted and not kept."""
+    """Read a results.csv; reasons of failures are counted by kind, with one example each."""
     index, status, outside, numbers = [], [], [], {name: [] for name in _NUMBERS}
     reasons: dict[tuple[str, str], tuple[int, str]] = collections.OrderedDict()
     with open(path, newline="", encoding="utf-8") as file:
@@ -89,7 +96,7 @@ def read_results(path: Path) -> Relaxations:
 
 
 def kind_of_reason(reason: str) -> str:
-    """The reason without what is of one molecule alone: where it stands, quoted texts, numbers.
+    """Return the reason without details of one molecule: location in a file, quoted texts, numbers.
 
     >>> kind_of_reason("a.smi line 12: RDKit cannot read the SMILES 'C1CC'")
     'RDKit cannot read the SMILES …'
@@ -102,7 +109,7 @@ def kind_of_reason(reason: str) -> str:
 
 
 def metrics(results: Relaxations, seconds: float) -> dict[str, Any]:
-    """What `metrics.json` holds: counts, quantiles of what was measured, failures by reason; None where not known."""
+    """Return the content of `metrics.json`: counts, quantiles and reasons; None if unknown."""
     done = results.of("converged", "step limit")
     quantities = {"steps": results.steps, "energy_gained_ev": results.gained, "rmsd_ang": results.rmsd,
                   "fmax_start_ev_per_ang": results.fmax_start, "fmax_ev_per_ang": results.fmax}
@@ -124,6 +131,7 @@ def _by_count(results: Relaxations):
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float] | None:
+    """Return mean and quantiles of the finite values, None if there are none."""
     values = values[np.isfinite(values)]
     if not len(values):
         return None
@@ -134,21 +142,23 @@ def _quantiles(values: np.ndarray) -> dict[str, float] | None:
 def write_relaxation_report(workdir: str | os.PathLike, results: Relaxations, *, title: str, seconds: float,
                             info: Mapping[str, Mapping[str, Any]], pictures: Sequence[Picture] = (),
                             files: Sequence[str] = ()) -> Path:
-    """Writes `report.html` and `metrics.json` into `workdir`, each at once or not at all.
+    """Write `report.html` and `metrics.json` to `workdir`, each atomically.
 
     Args:
-      results: Of `read_results`.
-      seconds: That the relaxations took.
+      workdir: Folder of the report.
+      results: Result of `read_results`.
+      title: Headline of the page.
+      seconds: Time that the relaxations took, in seconds.
       info: Sections of names and values: settings, force field, hardware.
       pictures: Molecules before and after.
-      files: What else the workdir holds, for people.
+      files: Names of further files in the workdir, to list on the page.
 
     Returns:
-      The path of `report.html`.
+      Path of `report.html`.
     """
     workdir = Path(workdir)
     content = metrics(results, seconds)
-    # The numbers first: should a figure fail, they are there.
+    # Write the metrics first, so that they exist even if a figure fails.
     write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     body = [page.heading(title, 1), *_headline(content), *_distributions(results), *_pictures(pictures),
             *_reasons(results), *sections.provenance(info, files)]
@@ -188,7 +198,7 @@ def _distributions(results: Relaxations) -> Iterator[str]:
 
 
 def distribution_figure(results: Relaxations) -> Figure:
-    """Histograms of steps, energies gained (eV), RMSD (Å) and of fmax before and after (eV/Å)."""
+    """Draw histograms of steps, energy gained (eV), RMSD (Å), and fmax before and after (eV/Å)."""
     done = results.of("converged", "step limit")
     fig, axes = figures.figure("Steps", "Energy gained", "RMSD to the start", "Largest force", size=(9.2, 6.0))
     _histogram(axes[0], results.steps[done], "steps", whole=True)
@@ -199,7 +209,7 @@ def distribution_figure(results: Relaxations) -> Figure:
 
 
 def _histogram(ax, values: np.ndarray, label: str, whole: bool = False) -> None:
-    """Bars over all but the outermost values, and how many those are."""
+    """Draw a histogram without outliers, and annotate the median and the number of outliers."""
     values = values[np.isfinite(values)]
     ax.set(xlabel=label, ylabel="molecules")
     if not len(values):
@@ -225,6 +235,7 @@ def _histogram(ax, values: np.ndarray, label: str, whole: bool = False) -> None:
 
 
 def _forces(ax, before: np.ndarray, after: np.ndarray) -> None:
+    """Draw histograms of the largest forces (eV/Å) before and after, on a logarithmic axis."""
     ax.set(xlabel="largest force on an atom (eV/Å)", ylabel="molecules", xscale="log")
     found = {"start": (before, figures.GREY), "end": (after, figures.BLUE)}
     values = {k: (v[np.isfinite(v) & (v > 0)], c) for k, (v, c) in found.items()}
@@ -239,7 +250,7 @@ def _forces(ax, before: np.ndarray, after: np.ndarray) -> None:
         ax.stairs(np.histogram(v, edges)[0], edges, fill=True, color=color, alpha=0.6, linewidth=0, label=name)
     figures.add_legend(ax, loc="upper center", ncols=2)
     _count_axis(ax)
-    ax.set_ylim(top=1.2 * ax.get_ylim()[1])  # room for the legend
+    ax.set_ylim(top=1.2 * ax.get_ylim()[1])  # space for the legend
 
 
 def _count_axis(ax) -> None:
@@ -257,6 +268,7 @@ def _pictures(pictures: Sequence[Picture]) -> Iterator[str]:
 
 
 def _reasons(results: Relaxations) -> Iterator[str]:
+    """Yield a table of the reasons why molecules did not converge, the most frequent first."""
     yield page.heading("Not converged")
     if not results.reasons:
         yield page.paragraph("All molecules converged.")
@@ -269,8 +281,17 @@ def _reasons(results: Relaxations) -> Iterator[str]:
 
 
 def choose(results: Relaxations, num_conformers: int = 1, count: int = 6, most_atoms: int = 60) -> list[int]:
-    """Indices of converged molecules to show, from small to large RMSD. Large ones, and several conformers of one
-    molecule, only where there are no others."""
+    """Choose converged molecules to show, and return their indices from small to large RMSD.
+
+    Large molecules, and several conformers of one molecule, are chosen only if there are too few
+    others.
+
+    Args:
+      results: Result of `read_results`.
+      num_conformers: Number of conformers per molecule.
+      count: Maximum number of molecules to show.
+      most_atoms: Number of atoms up to which a molecule is small.
+    """
     good = np.flatnonzero(results.of("converged") & np.isfinite(results.rmsd) & (results.n_atoms > 1))
     small = good[results.n_atoms[good] <= most_atoms]
     good = small if len(small) >= count else good

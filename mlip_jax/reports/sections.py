@@ -1,4 +1,4 @@
-"""Sections of the report's page: each takes what the page is made from and yields pieces of HTML."""
+"""Sections of the report of a training run. Each function yields the HTML parts of its section."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,13 @@ _GROUP_HEADER = (
 
 @dataclasses.dataclass(frozen=True)
 class ReportData:
-    """What the sections of the page are made from."""
+    """Data of the report.
+
+    Attributes:
+      splits: Predictions by split.
+      metrics: Content of metrics.json.
+      curves: Columns of metrics.csv by name, see `training.read_metrics`.
+    """
 
     splits: dict[str, Predictions]
     metrics: dict
@@ -32,10 +38,12 @@ class ReportData:
 
     @property
     def shown(self) -> str | None:
+        """Split that is shown in detail, None if no split has structures."""
         return self.metrics["shown_split"]
 
 
 def headline(content: ReportData, notes: Sequence[str]) -> Iterator[str]:
+    """Yield cards with the most important numbers, notes and warnings."""
     shown, values = content.shown, content.metrics[content.shown] if content.shown else {}
 
     def card(name: str, key: str, unit: str, rmse: str) -> tuple[str, str, str, str]:
@@ -65,6 +73,7 @@ def headline(content: ReportData, notes: Sequence[str]) -> Iterator[str]:
 
 
 def error_table(content: ReportData) -> Iterator[str]:
+    """Yield a table of the errors of all splits, and remarks on missing labels."""
     header = ("split", "molecules", *_GROUP_HEADER, "energy MAE (eV)", "slope (meV/atom)")
     keys = (
         *("num_molecules", "num_structures", "num_atoms", "energy_mae_mev_per_atom", "energy_rmse_mev_per_atom"),
@@ -88,6 +97,7 @@ def error_table(content: ReportData) -> Iterator[str]:
 
 
 def curves_and_parity(content: ReportData) -> Iterator[str]:
+    """Yield learning curves, parity plots and distributions of errors."""
     yield page.heading("Learning curves")
     fig = figures.learning_curves(content.curves)
     if fig is None:
@@ -126,6 +136,7 @@ def curves_and_parity(content: ReportData) -> Iterator[str]:
 
 
 def drift(content: ReportData) -> Iterator[str]:
+    """Yield the slope of the energy error against molecule size, and errors by size."""
     yield page.heading("Does the energy error grow with the molecule?")
     values = content.metrics[content.shown] if content.shown else {}
     slope, stderr = values.get("energy_slope_mev_per_atom"), values.get("energy_slope_stderr_mev_per_atom")
@@ -145,6 +156,7 @@ def drift(content: ReportData) -> Iterator[str]:
 
 
 def _told_slope(content: ReportData, slope: float, stderr: float | None) -> Iterator[str]:
+    """Yield a sentence on the slope and its significance, and the figure with the fit."""
     told = f"The slope is {_signed(slope)}"
     if stderr is None:
         told += " meV/atom; there are too few molecules to tell its standard error."
@@ -163,6 +175,7 @@ def _told_slope(content: ReportData, slope: float, stderr: float | None) -> Iter
 
 
 def _correction(content: ReportData) -> Iterator[str]:
+    """Yield tables on the improvement by energies per element that are fitted after training."""
     yield page.heading("What a correction per element would still gain", 3)
     if content.metrics[content.shown]["energy_mae_ev"] is None:
         yield page.paragraph("It cannot be told without reference energies.")
@@ -190,6 +203,7 @@ def _correction(content: ReportData) -> Iterator[str]:
 
 
 def per_group(content: ReportData) -> Iterator[str]:
+    """Yield errors per element and per subset."""
     if content.shown is None:
         return
     p, color = content.splits[content.shown], figures.SPLIT_COLORS["train"]
@@ -219,6 +233,7 @@ def per_group(content: ReportData) -> Iterator[str]:
 
 
 def worst_cases(content: ReportData) -> Iterator[str]:
+    """Yield tables of the molecules with the largest energy errors and of force outliers."""
     if content.shown is None:
         return
     total = content.metrics[content.shown]["num_force_outliers"]
@@ -241,7 +256,7 @@ def worst_cases(content: ReportData) -> Iterator[str]:
 
 
 def provenance(info: Mapping[str, Mapping[str, Any]], files: Sequence[str] = ()) -> Iterator[str]:
-    """Yield tables of names and values, one per section of `info`, and the names of `files` beside the page."""
+    """Yield the names of `files` next to the page, and a table per section of `info`."""
     if info or files:
         yield page.heading("How this was made")
     if files:

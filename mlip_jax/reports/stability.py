@@ -1,4 +1,4 @@
-"""The report of stability: `report.html`, one self-contained page, and `metrics.json`, the same for programs."""
+"""Report of stability: `report.html`, a self-contained page, and `metrics.json`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,14 @@ _MOST_ROWS, _MOST_COMPARED = 40, 6
 
 @dataclasses.dataclass(frozen=True)
 class Replica:
-    """A simulation at one temperature (K): of which molecule, when it broke (ps; None: not at all), and why."""
+    """Simulation of one molecule at one temperature.
+
+    Attributes:
+      molecule: Index of the molecule.
+      temperature: Temperature in K.
+      broke_at: Time at which the molecule broke in ps, None if it did not break.
+      reason: Reason why it broke, or "".
+    """
 
     molecule: int
     temperature: float
@@ -36,11 +43,13 @@ class Replica:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A molecule with the force field and with the reference method, at one temperature.
+    """Dynamics of a molecule with the force field and the reference method, at one temperature.
 
     Attributes:
-      distances, spectrum: (x, density of the force field, density of the reference); x in Å and cm⁻¹.
-      temperatures: Means of both, K.
+      name: Name of the molecule.
+      distances: (x, density of the force field, density of the reference) of distances x in Å.
+      spectrum: (x, density of the force field, density of the reference) of frequencies x in cm⁻¹.
+      temperatures: Mean temperatures with the force field and the reference in K.
     """
 
     name: str
@@ -50,13 +59,16 @@ class Comparison:
 
     @property
     def overlaps(self) -> dict[str, float]:
-        """From 0 to 1, see analysis.overlap."""
+        """Overlaps of the distances and of the spectra, from 0 to 1, see `analysis.overlap`."""
         return {kind: analysis.overlap(x, own, x, other) for kind, (x, own, other) in (
             ("distances", self.distances), ("spectrum", self.spectrum))}
 
 
 def compare(name: str, own: SampledTrajectory, reference: SampledTrajectory) -> Comparison:
-    """Distances up to 8 Å (half of the smallest height of a cell) and the spectrum of both."""
+    """Compare distances and spectra of the force field with those of the reference method.
+
+    Distances are compared up to 8 Å, or half of the smallest height of a periodic cell if shorter.
+    """
     longest = 8.0
     if own.cell is not None:
         areas = np.linalg.norm(np.cross(own.cell[[1, 2, 0]], own.cell[[2, 0, 1]]), axis=1)
@@ -70,13 +82,19 @@ def compare(name: str, own: SampledTrajectory, reference: SampledTrajectory) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Stability:
-    """What was found.
+    """Results of a stability run.
 
     Attributes:
-      names, sizes: Of the molecules, sizes in atoms. drifts: meV/atom/ps at constant energy, NaN where not known.
-      replicas: All of them. picoseconds: That each was to last. timestep: fs.
-      steps_per_second, nve_steps_per_second: Of all replicas together, compilation not included; NaN if not known.
-      comparisons: With the reference method.
+      names: Names of the molecules.
+      sizes: Number of atoms per molecule.
+      drifts: Energy drift per molecule at constant energy in meV/atom/ps, NaN if unknown.
+      replicas: All replicas.
+      picoseconds: Requested duration of a replica in ps.
+      timestep: Time step in fs.
+      steps_per_second: Steps per second of all replicas together, without compilation; NaN if
+        unknown.
+      nve_steps_per_second: The same at constant energy.
+      comparisons: Comparisons with the reference method.
     """
 
     names: Sequence[str]
@@ -91,15 +109,15 @@ class Stability:
 
     @property
     def temperatures(self) -> list[float]:
-        """K, each once, from low to high."""
+        """Temperatures of the replicas in K, ascending, without duplicates."""
         return sorted({r.temperature for r in self.replicas})
 
     def at(self, temperature: float) -> list[Replica]:
-        """The replicas at a temperature."""
+        """Return the replicas at a temperature."""
         return [r for r in self.replicas if r.temperature == temperature]
 
     def survival(self, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-        """Times (ps) and the share of the replicas that is whole from then on."""
+        """Return times (ps) and the fraction of replicas that are intact from each time on."""
         replicas = self.at(temperature)
         times = np.sort([r.broke_at for r in replicas if r.broke_at is not None])
         times = np.concatenate([[0.0], times, [self.picoseconds]])
@@ -108,7 +126,7 @@ class Stability:
 
 
 def metrics(found: Stability) -> dict[str, Any]:
-    """What `metrics.json` holds; None where something is not known."""
+    """Return the content of `metrics.json`; None for unknown values."""
     by_temperature = []
     for t in found.temperatures:
         replicas = found.at(t)
@@ -117,13 +135,14 @@ def metrics(found: Stability) -> dict[str, Any]:
         by_temperature.append({
             "temperature_k": t, "replicas": len(replicas), "survived": len(replicas) - len(times),
             "first_break_ps": min(times, default=None), "lived_ps": lived,
-            # of an exponential distribution with these breaks in the time that all have lived together
+            # estimate for an exponential distribution: total simulated time over number of breaks
             "mean_time_to_break_ps": lived / len(times) if times else None})
-    # a break at a lower temperature counts, too
+    # Stable means no break at this or any lower temperature.
     ascending = sorted(by_temperature, key=lambda e: e["temperature_k"])
     stable = [e["temperature_k"] for e in itertools.takewhile(lambda e: e["survived"] == e["replicas"], ascending)]
     drifts = [abs(d) for d in found.drifts if math.isfinite(d)]
     num, known = len(found.replicas), math.isfinite(found.steps_per_second)
+    # 0.0864 = 86,400 s/day * 1e-6 ns/fs
     return {
         "picoseconds": found.picoseconds, "temperatures": by_temperature,
         "highest_stable_temperature_k": max(stable, default=None),
@@ -141,11 +160,17 @@ def metrics(found: Stability) -> dict[str, Any]:
 
 def write_stability_report(workdir: str | os.PathLike, found: Stability, *, title: str,
                            info: Mapping[str, Mapping[str, Any]], files: Sequence[str] = ()) -> Path:
-    """Writes `report.html` and `metrics.json` into `workdir`, each at once or not at all; the path of the former.
+    """Write `report.html` and `metrics.json` to `workdir`, each atomically.
 
     Args:
+      workdir: Folder of the report.
+      found: Results.
+      title: Headline of the page.
       info: Sections of names and values: settings, force field, hardware.
-      files: What else the workdir holds, for people.
+      files: Names of further files in the workdir, to list on the page.
+
+    Returns:
+      Path of `report.html`.
     """
     workdir, content = Path(workdir), metrics(found)
     write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
@@ -182,7 +207,7 @@ def _survival(found: Stability, content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def survival_figure(found: Stability) -> Figure:
-    """Steps down from one, a line for each temperature."""
+    """Draw the fraction of intact replicas against time, one line per temperature."""
     fig, ax = figures.figure("Replicas that are whole", size=(9.2, 3.8))
     for t in found.temperatures:
         times, share = found.survival(t)
@@ -223,7 +248,7 @@ def _compared(found: Stability) -> Iterator[str]:
 
 
 def comparison_figure(comparisons: Sequence[Comparison]) -> Figure:
-    """A row for each molecule: distances, spectrum."""
+    """Draw one row per molecule with distances and spectrum."""
     titles = [title for c in comparisons for title in (f"{c.name}: distances", f"{c.name}: vibrations")]
     fig, axes = figures.figure(*titles, size=(9.2, 2.9 * len(comparisons)))
     for k, c in enumerate(comparisons):

@@ -1,4 +1,4 @@
-"""The table of a sweep: `sweep.csv`, `sweep.md` and `sweep.png`; over seeds also `sweep_seeds.csv`."""
+"""Table of a sweep: `sweep.csv`, `sweep.md`, `sweep.png`; `sweep_seeds.csv` for several seeds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 SCORES = {f"{part}_{key}": (part, key) for part in ("test", "valid") for key in (
     "energy_mae_mev_per_atom", "force_mae_mev_per_ang", "energy_slope_mev_per_atom", "energy_rmse_mev_per_atom",
     "force_rmse_mev_per_ang")}
-# Those that a person sees: {column: heading}. The others are in the CSV file.
+# Columns in the Markdown table: {column: heading}. The CSV file has all columns.
 _SHOWN = {
     "test_energy_mae_mev_per_atom": "test energy MAE (meV/atom)",
     "test_force_mae_mev_per_ang": "test force MAE (meV/Å)",
@@ -30,18 +30,20 @@ _SHOWN = {
     "best_step": "best step"}
 _DRAWN = ("test_energy_mae_mev_per_atom", "test_force_mae_mev_per_ang")
 _SEED = "seed"
-_CELL = 60  # characters of a cell that a person sees
+_CELL = 60  # maximum number of characters of a cell in the Markdown table
 
 
 class Row(NamedTuple):
-    """A variant of a sweep.
+    """Row of the table: a variant of a sweep.
 
     Attributes:
-      name: Of its folder.
-      values: The overrides that are not the same in all variants, by dotted name; every row has the same keys.
+      name: Name of the folder of the variant.
+      values: Overrides that are not the same in all variants, by dotted name. All rows have the
+        same keys.
       state: "done", "running", "failed", "stopped" or "waiting".
-      seconds: Wall time of all its starts, None before the first ended.
-      scores: Keys of SCORES, training_seconds and best_step; None where unknown. Empty if there are none yet.
+      seconds: Wall time of all attempts in seconds, None before the first one ended.
+      scores: Values by column: the keys of SCORES, training_seconds and best_step. Values are None
+        if unknown; empty if there are no scores yet.
     """
 
     name: str
@@ -52,9 +54,14 @@ class Row(NamedTuple):
 
 
 class SeedAverage(NamedTuple):
-    """Rows that differ by their seed alone: {column: (mean, standard deviation)} over those that are done.
+    """Average over rows that differ only in their seed.
 
-    The standard deviation is the sample's (divided by n - 1), None for a single value.
+    Attributes:
+      values: Overrides of the rows without the seed.
+      num_done: Number of rows that are done.
+      num_rows: Number of rows.
+      scores: {column: (mean, sample standard deviation)} over the rows that are done. The standard
+        deviation (divided by n - 1) is None for a single value.
     """
 
     values: dict[str, Any]
@@ -64,10 +71,11 @@ class SeedAverage(NamedTuple):
 
 
 def read_scores(workdir: str | os.PathLike, best: str = "best") -> dict[str, float | None]:
-    """Scores of a finished run from its metrics.json; {} for a task that writes none.
+    """Read the scores of a completed run from its metrics.json; return {} if there is no such file.
 
     Args:
-      best: Folder of the best checkpoints below `workdir`; the newest is the one that the scores are of.
+      workdir: Workdir of the run.
+      best: Folder of the best checkpoints in `workdir`. The scores belong to the newest checkpoint.
     """
     path = Path(workdir) / "metrics.json"
     try:
@@ -83,7 +91,7 @@ def read_scores(workdir: str | os.PathLike, best: str = "best") -> dict[str, flo
 
 
 def over_seeds(rows: Sequence[Row]) -> list[SeedAverage]:
-    """Groups of the rows that are the same but for the value `seed`; none if no group has two rows."""
+    """Average rows that are the same except for the value `seed`; [] if no two rows are."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(repr({k: v for k, v in row.values.items() if k != _SEED}), []).append(row)
@@ -93,6 +101,7 @@ def over_seeds(rows: Sequence[Row]) -> list[SeedAverage]:
 
 
 def _group(rows: Sequence[Row]) -> SeedAverage:
+    """Average the rows of one group over those that are done."""
     done = [row for row in rows if row.state == "done"]
     scores = {}
     for column in (*SCORES, "training_seconds"):
@@ -103,7 +112,9 @@ def _group(rows: Sequence[Row]) -> SeedAverage:
 
 
 def write_table(folder: str | os.PathLike, rows: Sequence[Row], title: str) -> None:
-    """Write sweep.csv, sweep.md and, of what there is, sweep.png and sweep_seeds.csv; each at once or not at all.
+    """Write sweep.csv and sweep.md, and, if there are data, sweep.png and sweep_seeds.csv.
+
+    Each file is written atomically.
 
     Raises:
       OSError: A file cannot be written.
@@ -119,6 +130,7 @@ def write_table(folder: str | os.PathLike, rows: Sequence[Row], title: str) -> N
 
 
 def _csv(rows: Sequence[Row]) -> str:
+    """Return the text of sweep.csv."""
     columns = [*SCORES, "training_seconds", "best_step"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -129,6 +141,7 @@ def _csv(rows: Sequence[Row]) -> str:
 
 
 def _seeds_csv(groups: Sequence[SeedAverage]) -> str:
+    """Return the text of sweep_seeds.csv."""
     columns = [*SCORES, "training_seconds"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -141,6 +154,7 @@ def _seeds_csv(groups: Sequence[SeedAverage]) -> str:
 
 
 def _markdown(rows: Sequence[Row], groups: Sequence[SeedAverage], title: str) -> str:
+    """Return the text of sweep.md."""
     count = {state: sum(row.state == state for row in rows) for state in dict.fromkeys(row.state for row in rows)}
     lines = [f"# {title}", "", ", ".join(f"{n} {state}" for state, n in count.items()) + ".", ""]
     shown = {k: heading for k, heading in _SHOWN.items() if any(row.scores.get(k) is not None for row in rows)}
@@ -157,18 +171,19 @@ def _markdown(rows: Sequence[Row], groups: Sequence[SeedAverage], title: str) ->
 
 
 def _pipes(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
     escaped = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in (heading, *rows)]
     return ["| " + " | ".join(row) + " |" for row in (escaped[0], ["---"] * len(heading), *escaped[1:])]
 
 
 def cell(value: Any) -> str:
-    """A value of an override, short enough for a table."""
+    """Format the value of an override, shortened for a table."""
     text = "-" if value is None else str(value)
     return text if len(text) <= _CELL else text[:_CELL - 1] + "…"
 
 
 def duration(seconds: float | None) -> str:
-    """h:mm:ss, or "-"."""
+    """Format a time as h:mm:ss, or "-" for None."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(round(seconds), 60)
@@ -186,12 +201,14 @@ def _spread(column: str, mean: float | None, std: float | None) -> str:
 
 
 def draw(rows: Sequence[Row]):
-    """Test errors of the variants, one line each; variants that differ by their seed alone share one.
+    """Draw the test errors of the variants as dots with their mean, one line per variant.
+
+    Variants that differ only in their seed share a line.
 
     Returns:
       A matplotlib `Figure`.
     """
-    from mlip_jax.reports import figures  # here, because a sweep that has no scores starts sooner without matplotlib
+    from mlip_jax.reports import figures  # import matplotlib only if there are scores
     lines: dict[str, list[Row]] = {}
     together = bool(over_seeds(rows))
     for row in rows:

@@ -1,4 +1,4 @@
-"""The report of a training run: `report.html`, one self-contained page, and `metrics.json`, the same for programs."""
+"""Report of a training run: `report.html`, a self-contained page, and `metrics.json`."""
 
 import csv
 import json
@@ -28,24 +28,26 @@ def write_report(
     notes: Sequence[str] = (),
     judged: DomainEvaluation | None = None,
 ) -> Path:
-    """Writes `report.html` and `metrics.json` into `workdir`, each at once or not at all.
+    """Write `report.html` and `metrics.json` to `workdir`, each atomically.
 
     Args:
-      workdir: made if it does not exist.
-      predictions: by split: "train", "valid", "test". Splits may lack, be empty or have no labels; the report says so.
-        Figures and tables show the test split, or the next best one if it has no structures.
-      title: headline of the page.
-      info: sections of names and values to keep with the result: data, model, training, versions, hardware.
-      metrics_csv: what the training loop logged, see `read_metrics`; None or a missing file is no error.
-      seconds: wall time of the training.
-      notes: what every reader must know before the numbers.
-      judged: structures of the split that is shown in detail with their distance from training, where it is known.
+      workdir: Folder of the report; created if missing.
+      predictions: Predictions by split: "train", "valid", "test". Splits may be missing, empty or
+        without labels, which the report states. Figures and tables show the test split, or, if it
+        has no structures, the validation or training split.
+      title: Headline of the page.
+      info: Sections of names and values: data, model, training, versions, hardware.
+      metrics_csv: Metrics file of the training loop, see `read_metrics`; may be None or missing.
+      seconds: Wall time of the training in seconds.
+      notes: Notes at the top of the page.
+      judged: Errors of structures of the split shown in detail, with their distance from the
+        training set; None if unknown.
 
     Returns:
-      The path of `report.html`.
+      Path of `report.html`.
 
     Raises:
-      ValueError: if `predictions` has a key that is not a split.
+      ValueError: `predictions` has a key that is not a split.
     """
     unknown = sorted(set(predictions) - set(SPLITS))
     if unknown:
@@ -57,7 +59,7 @@ def write_report(
         metrics=metrics(predictions, seconds) | {"domain_auc": _domain_auc(judged)},
         curves=read_metrics(metrics_csv),
     )
-    # The numbers first: should a figure fail, they are there.
+    # Write the metrics first, so that they exist even if a figure fails.
     write_text(workdir / "metrics.json", json.dumps(content.metrics, indent=2, allow_nan=False) + "\n")
     body = [
         page.heading(title, 1),
@@ -75,9 +77,10 @@ def write_report(
 
 
 def metrics(predictions: dict[str, Predictions], seconds: float) -> dict:
-    """What `metrics.json` holds: JSON-safe, None for splits that are not there.
+    """Return the JSON-safe content of `metrics.json`; None for missing splits.
 
-    The detail (`shown_split` and what follows it) is that of the test split, or of the next best with structures.
+    Details (errors per element, subset and size, outliers) are those of `shown_split`: the test
+    split or, if it has no structures, the validation or training split.
     """
     shown = next((name for name in reversed(SPLITS) if name in predictions and predictions[name].num_structures), None)
     result = {name: errors.summary(predictions[name]) if name in predictions else None for name in reversed(SPLITS)}
@@ -103,7 +106,7 @@ def metrics(predictions: dict[str, Predictions], seconds: float) -> dict:
 
 
 def _domain_auc(judged: DomainEvaluation | None) -> dict | None:
-    """How well the distance tells the largest errors: the area under the curve, by kind of error."""
+    """Return the area under the ROC curve of the distance for large errors, by kind of error."""
     if judged is None:
         return None
     return errors.json_safe({kind: domain.roc(judged.distance, absolute)[2] for kind, absolute in (
@@ -117,13 +120,15 @@ def _domain(judged: DomainEvaluation | None) -> Iterator[str]:
 
 
 def read_metrics(path: str | os.PathLike | None) -> dict[str, np.ndarray]:
-    """Columns (R,) of a CSV file with a header row; NaN where a cell is empty, cut off or no number.
+    """Read the columns (R,) of a CSV file with a header row.
 
-    No path, no file or an empty file is no columns: a run that logged nothing still has a report.
+    Cells that are empty, missing or not numbers become NaN. Without a path, or if the file is
+    missing
+    or empty, there are no columns: a run that logged nothing still has a report.
     """
     if path is None or not Path(path).is_file():
         return {}
-    # A run that was killed may leave half a line, and bytes of anything.
+    # A run that was killed may leave an incomplete line and arbitrary bytes.
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.reader(line.replace("\0", "") for line in file)
         header = [name.strip() for name in next(reader, [])]

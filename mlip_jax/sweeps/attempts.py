@@ -1,14 +1,15 @@
-"""Attempts to run a variant: what its folder says about the last one, and which process may make the next one.
+"""Attempts to run a variant: the state in its folder, and the lock that admits one process.
 
 The state of a variant is one of
 
-    waiting   not started, or complete with another config
+    waiting   not started, or completed with another config
     running   a process is running it
-    stopped   stopped by a signal, or its process was killed; the next attempt resumes it
+    stopped   a signal stopped it, or its process was killed; the next attempt resumes it
     failed    ended with an error
     done      complete with this config
 
-Locks are those of fcntl, which end with their process. A library for lock files wraps the same call and saves no line.
+The locks are fcntl locks, which the system releases when their process ends. A library for lock
+files wraps the same call and would not shorten this module.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ _OWN_FILES = ("log.txt", "attempt.json", "done.json", LOCK)
 
 
 class VariantFolder:
-    """Folder of a variant within that of its sweep.
+    """Folder of a variant within the folder of its sweep.
 
     Attributes:
       path: Workdir of the variant.
-      log: Output of all its attempts.
+      log: Log file with the output of all attempts.
     """
 
     def __init__(self, path: Path, variant: Variant):
@@ -51,7 +52,7 @@ class VariantFolder:
         return self.path / f"log_{socket.gethostname()}_{process}.txt"
 
     def state(self) -> str:
-        """Return the state of the variant, see the top of this module."""
+        """Return the state of the variant as listed in the module docstring."""
         attempt = _read_json(self.path / "attempt.json") or {"state": "waiting"}
         running = attempt["state"] == "running"
         if running and _is_alive(attempt):
@@ -63,7 +64,7 @@ class VariantFolder:
         return "stopped" if running else attempt["state"]
 
     def is_done(self) -> bool:
-        """Return whether the variant is complete with its present config."""
+        """Return whether the variant is complete with its current config."""
         done = _read_json(self.path / "done.json")
         # compare as text, in which nan equals nan
         return done is not None and _sorted_json(done.get("config")) == _sorted_json(self._identity())
@@ -73,7 +74,7 @@ class VariantFolder:
         return (_read_json(self.path / "attempt.json") or {}).get("seconds") or 0.0
 
     def record_attempt(self, state: str, seconds: float, code: int | None = None) -> None:
-        """Write the state of the attempt of this process, and first done.json if the variant is complete."""
+        """Write attempt.json for the attempt of this process; if "done", write done.json first."""
         if state == "done":
             write_json(self.path / "done.json", {
                 "name": self._variant.name, "overrides": to_text(self._variant.overrides),
@@ -83,12 +84,16 @@ class VariantFolder:
             "process": os.getpid(), "seconds": seconds} | ({} if code is None else {"code": code}))
 
     def release_config(self) -> None:
-        """Remove config.json if the run wrote no results, so a corrected one (of a mistyped path, say) may run here."""
+        """Remove config.json if the run wrote no results.
+
+        A run that failed early, e.g. because of a mistyped path, thus releases its folder for the
+        corrected config.
+        """
         if {p.name for p in self.path.iterdir()} <= {".lock", "config.json", *_OWN_FILES}:
             (self.path / "config.json").unlink(missing_ok=True)
 
     def log_tail(self) -> str:
-        """Return the last lines of the last attempt."""
+        """Return the last lines that the last attempt logged."""
         if not self.log.exists():
             return "(the log no longer exists)"
         with open(self.log, "rb") as file:
@@ -103,7 +108,9 @@ class VariantFolder:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, wait: bool) -> Iterator[bool]:
-    """Lock a folder for this process; yield whether it has the lock, which is always true if it waits for it.
+    """Lock a folder for this process and yield whether the lock was acquired.
+
+    With `wait`, the process blocks until it has the lock, so it always yields True.
 
     Raises:
       WorkdirError: The folder cannot be written.
@@ -122,7 +129,7 @@ def lock_folder(folder: Path, wait: bool) -> Iterator[bool]:
 
 
 def _is_alive(attempt: dict[str, Any]) -> bool:
-    """Return whether the process of an attempt exists; assume so if it is on another machine."""
+    """Return whether the process of an attempt exists; assume that it does on another machine."""
     if attempt["host"] != socket.gethostname():
         return True
     try:
@@ -139,6 +146,7 @@ def _sorted_json(content: Any) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return the content of a JSON file, None if there is no such file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

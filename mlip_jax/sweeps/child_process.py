@@ -1,7 +1,8 @@
-"""A child process whose output is shown and logged, and which receives the signals of this process and ends with it.
+"""Child process whose output is shown and logged, and to which this process forwards its signals.
 
-Neither psutil nor a pool of processes does this: psutil has nothing for the death of a parent, and the session of the
-child already makes one group of all processes that it starts.
+On Linux, the child ends when this process is killed. Neither psutil nor a process pool
+provides this: psutil does not handle the death of a parent, and the session of the child already
+groups all processes that it starts.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-COMMAND_PREFIX = "$ "  # of the line of a log with the command
-_PR_SET_PDEATHSIG = 1
+COMMAND_PREFIX = "$ "  # marks the line of a log that holds the command
+_PR_SET_PDEATHSIG = 1  # option of prctl(2): signal to receive when the parent dies
 
 
 class SignalForwarder:
-    """Context in which signals that ask to stop go to the child process; a second signal kills it.
+    """Context that forwards stop signals to a child process; a second signal kills the child.
 
     Attributes:
-      received: Number of the first signal, None before one arrives.
+      received: Number of the first signal received, or None.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -37,7 +38,7 @@ class SignalForwarder:
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> SignalForwarder:
-        # ignored signals stay ignored: nohup ignores SIGHUP on purpose
+        # Ignored signals stay ignored: nohup ignores SIGHUP on purpose.
         handled = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         self._previous = {number: signal.signal(number, self._handle) for number in handled}
         return self
@@ -48,8 +49,8 @@ class SignalForwarder:
 
     @contextlib.contextmanager
     def forward_to(self, process: subprocess.Popen) -> Iterator[None]:
-        """Forward signals to `process` within this context, including one that arrived before."""
-        # blocked, otherwise a signal that arrives between the next two lines would be forwarded twice
+        """Forward signals to `process` within this context, including an earlier signal."""
+        # Block signals; otherwise a signal that arrives before `_forward` would be forwarded twice.
         signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
         self._process = process
         try:
@@ -61,6 +62,7 @@ class SignalForwarder:
             self._process = None
 
     def _handle(self, number, frame):
+        """Forward the first signal to the child; a second signal kills its process group."""
         again = self.received is not None
         self.received = self.received or number
         if self._process is None:
@@ -68,27 +70,27 @@ class SignalForwarder:
         if again:
             _signal_group(self._process, signal.SIGKILL)
         else:
-            # unbuffered: the signal may have interrupted a write to sys.stdout or sys.stderr
+            # Unbuffered: the signal may have interrupted a write to sys.stdout or sys.stderr.
             os.write(2, f"\n{signal.Signals(number).name}: waiting for the variant to save; once more ends it at once\n"
                      .encode())
             self._forward()
 
     def _forward(self):
-        # SIGHUP, from a terminal that was closed, asks for the same as SIGTERM
+        # A closed terminal sends SIGHUP, which has the same meaning as SIGTERM.
         self._process.send_signal(signal.SIGTERM if self.received == signal.SIGHUP else self.received)
 
 
 def run_logged(command: Sequence[str], log_file: Path, signals: SignalForwarder) -> int:
-    """Run a command, show its output and append it to a file.
+    """Run a command, print its output and append it to a file.
 
     Returns:
-      Exit code of the command, -N if signal N ended it.
+      Exit code of the command, or -N if signal N ended it.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with open(log_file, "ab", buffering=0) as file:
         file.write(f"{COMMAND_PREFIX}{shlex.join(command)}\n".encode())
-        # A session of its own: a terminal sends Ctrl-C to all processes of its session, so the child would receive it
-        # twice, which means to end at once.
+        # A terminal sends Ctrl-C to all processes of its session. The child gets its own session;
+        # otherwise it would receive the signal twice, and a second signal means exit immediately.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                    env=os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": _terminal_width()},
                                    start_new_session=True, preexec_fn=_stop_with_parent())
@@ -102,12 +104,15 @@ def run_logged(command: Sequence[str], log_file: Path, signals: SignalForwarder)
 
 
 def _terminal_width() -> str:
-    """Return the width of the terminal, which the child cannot see, in characters."""
+    """Return the width of the terminal in characters; the child cannot query it."""
     return str(shutil.get_terminal_size((120, 24)).columns)
 
 
 def _stop_with_parent() -> Callable[[], Any] | None:
-    """Return a function with which a child asks Linux for SIGTERM when its parent is killed; None on other systems."""
+    """Return a function that makes Linux send SIGTERM to the child when its parent is killed.
+
+    Return None on other systems. The function runs in the child before the command starts.
+    """
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl
@@ -115,12 +120,13 @@ def _stop_with_parent() -> Callable[[], Any] | None:
 
 
 def _signal_group(process: subprocess.Popen, number: int) -> None:
-    """Send a signal to a child and all processes that it started."""
+    """Send a signal to a child process and all processes that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
 
 def _copy_output(source, file) -> None:
+    """Copy the output of the child to the log and to stdout as it arrives."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     while data := os.read(source.fileno(), 65536):
         file.write(data)

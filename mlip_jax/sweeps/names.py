@@ -1,4 +1,4 @@
-"""Names of variants, which are also the names of their folders."""
+"""Names of the variants of a sweep, which are also the names of their folders."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]*")
 
 
 def variant_names(config_file: str, given: Sequence[str | None], overrides: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a unique name per variant: the given one, or one built from its overrides.
+    """Return a unique name per variant: the given name, or a name built from its overrides.
 
     Args:
-      config_file: Config file of the sweep, for messages.
-      given: Name that sweep() gives a variant, None if it gives none.
+      config_file: Config file of the sweep, for error messages.
+      given: Name from sweep() per variant, or None.
       overrides: {dotted name: value} per variant.
 
     Raises:
-      ConfigError: Two variants have the same name or the same overrides, or a name cannot be that of a folder.
+      ConfigError: Two variants have the same name or the same overrides, or a name is not valid for
+        a folder.
     """
     short = _short_paths(dict.fromkeys(path for each in overrides for path in each))
     names = [name or _name_of_values(each, short) for name, each in zip(given, overrides)]
@@ -49,7 +50,10 @@ def variant_names(config_file: str, given: Sequence[str | None], overrides: Sequ
 
 
 def _short_paths(paths: Iterable[str]) -> dict[str, str]:
-    """Map each path to its last part (the one before "name"), or to the whole path if that part is not unique."""
+    """Map each dotted path to its last part, or to the whole path if that part is not unique.
+
+    If the last part is "name", the part before it is used: "model.name" becomes "model".
+    """
     short = {}
     for path in paths:
         parts = path.split(".")

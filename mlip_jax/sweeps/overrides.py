@@ -1,4 +1,4 @@
-"""Overrides: values of config fields by dotted name, and their form as text for a command line."""
+"""Overrides: values of config fields by dotted name, and their text form for a command line."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from mlip_jax.config import ConfigError
 
 
 def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Return a copy of `config` with other values of some fields.
+    """Return a copy of `config` with some fields changed.
 
     Args:
-      overrides: {dotted name: value}. A dictionary as value changes only the fields that it contains, except for the
-        options of a model or an energy term, which it replaces as a whole.
+      config: Config to copy.
+      overrides: {dotted name: value}. If the value is a dictionary, only the fields that it
+        contains change, except for the options of a model or an energy term, which are replaced as
+        a whole.
 
     Raises:
       ConfigError: A field does not exist (the message suggests the nearest name), or a value has the wrong type.
@@ -46,6 +48,7 @@ def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) ->
 
 
 def _flatten(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value), descending into dictionaries except model and term options."""
     for key, value in overrides.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping) and path not in configs.FREE_FIELDS:
@@ -58,7 +61,7 @@ def plain(value: Any) -> Any:
     """Return `value` as plain dictionaries, lists, tuples, strings, numbers, booleans and None.
 
     Raises:
-      ConfigError: It contains another type.
+      ConfigError: `value` contains another type.
     """
     if isinstance(value, np.generic):
         return value.item()
@@ -73,12 +76,12 @@ def plain(value: Any) -> Any:
 
 
 def to_text(overrides: Mapping[str, Any]) -> str:
-    """Return overrides as ASCII text for `parse`: a Python dictionary."""
+    """Return overrides as the ASCII text of a Python dictionary, which `parse` reads."""
     return ascii(plain(overrides))
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Parse overrides from the text of a Python dictionary of literals; inf and nan are numbers.
+    """Parse overrides from the text of a Python dictionary of literals; inf and nan are allowed.
 
     >>> parse("{'model.options.degrees': (1, 2), 'potential.long_range_cutoff': inf}")
     {'model.options.degrees': (1, 2), 'potential.long_range_cutoff': inf}
@@ -97,7 +100,7 @@ def parse(text: str) -> dict[str, Any]:
 
 
 class _NumberNames(ast.NodeTransformer):
-    """Replace inf and nan, which are names to Python, with numbers."""
+    """Transformer that replaces inf and nan, which Python parses as names, with numbers."""
 
     def visit_Name(self, node):
         return ast.Constant({"inf": math.inf, "nan": math.nan}[node.id]) if node.id in ("inf", "nan") else node

@@ -1,15 +1,18 @@
-"""Runner of a sweep: runs its variants in turn, each in a process and a folder of its own, and keeps their table.
+"""Runner of a sweep: runs its variants one after another and writes their table.
 
-    runs/x/                the workdir of the sweep
-      sweep.csv, sweep.md  the table; sweep.png, sweep_seeds.csv
-      NAME/                the workdir of a variant, as of any run
+Each variant runs in its own process and folder:
+
+    runs/x/                workdir of the sweep
+      sweep.csv, sweep.md  table; also sweep.png and sweep_seeds.csv
+      NAME/                workdir of a variant, as of any run
         log.txt            output of its process, all attempts
         attempt.json       state of the last attempt
-        done.json          exists if it is complete: its process ended with code 0
+        done.json          exists if the variant is complete: its process ended with code 0
 
-Several processes may run one sweep at once, on one machine or on several that share the folder: each takes variants
-that no other has begun, or the one whose number it is given. The locks of the folders are all that they share, so a
-scheduler (submitit, Ray) is neither needed nor in the way: the same command works in a shell, a job or a job array.
+Several processes may run one sweep at the same time, on one machine or on several machines that
+share the folder. Each process takes variants that no other process has started, or the variant
+whose number it receives. The processes share nothing but the locks of the folders, so no scheduler
+(submitit, Ray) is needed: the same command works in a shell, a job or a job array.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from mlip_jax.workdir import WorkdirError
 
 log = logging.getLogger(__name__)
 
-_POLL_SECONDS = 5.0  # between checks of variants that other processes run first
+_POLL_SECONDS = 5.0  # time between checks of variants that other processes run first
 
 
 def run(config_file: str, config: ml_collections.ConfigDict, workdir: str | Path, arguments: Sequence[str], *,
@@ -47,19 +50,22 @@ def run(config_file: str, config: ml_collections.ConfigDict, workdir: str | Path
 
     Args:
       config_file: Config file as given to --config.
-      config: Config of that file, with the changes of the command line.
+      config: Config of that file with the changes from the command line.
       workdir: Workdir of the sweep.
       arguments: Arguments of the command line; a variant receives them before its own.
-      index: Number of the only variant to run; "slurm" takes it from SLURM_ARRAY_TASK_ID. None: run all.
+      index: Number of the only variant to run; "slurm" reads it from SLURM_ARRAY_TASK_ID. None runs
+        all variants.
       list_only: Print the variants, one per line, and run nothing.
-      collect_only: Write the table, and run nothing.
+      collect_only: Write the table and run nothing.
 
     Returns:
-      Exit code: 0, 1 if a variant failed, or distributed.EXIT_REQUEUE if one was stopped and should be started again.
+      Exit code: 0, or 1 if a variant failed, or distributed.EXIT_REQUEUE if a variant was stopped
+      and should be started again.
 
     Raises:
-      ConfigError: From `variants.load`, or there is no variant of that number.
-      WorkdirError: The folder is that of a run, cannot be written, or another process is at work on the variant.
+      ConfigError: Error of `variants.load`, or no variant has this number.
+      WorkdirError: The folder belongs to a run, cannot be written, or another process is running
+        the variant.
     """
     variants = load(config_file, config)
     _refuse_lost_fields(arguments, variants)
@@ -80,7 +86,7 @@ def run(config_file: str, config: ml_collections.ConfigDict, workdir: str | Path
 
 
 def _refuse_lost_fields(arguments: Sequence[str], variants: Sequence[Variant]) -> None:
-    """Raise ConfigError if the command line changes fields that variants of other config files would not receive."""
+    """Raise ConfigError if variants of other config files would lose command-line fields."""
     fields = [a for a in arguments if a.lstrip("-").startswith(("config.", "overrides"))]
     of_others = [v.name for v in variants if v.config_file]
     if fields and of_others:
@@ -90,11 +96,12 @@ def _refuse_lost_fields(arguments: Sequence[str], variants: Sequence[Variant]) -
 
 
 def _process_index(environment: distributed.Environment) -> int:
-    """Return the index of this process within its run; on a TPU pod it is in a variable of its own."""
+    """Return the index of this process within its run; a TPU pod sets TPU_WORKER_ID."""
     return int(os.environ.get("TPU_WORKER_ID", 0)) if environment.process_id is None else environment.process_id
 
 
 def _parse_index(index: str, count: int) -> int:
+    """Return the number of a variant from the command line or the Slurm environment."""
     text = os.environ.get("SLURM_ARRAY_TASK_ID") if index == "slurm" else index
     if text is None:
         raise ConfigError("--sweep_index=slurm takes the number of the variant from SLURM_ARRAY_TASK_ID, which is not "
@@ -106,17 +113,17 @@ def _parse_index(index: str, count: int) -> int:
 
 
 class Sweep:
-    """A sweep and its folder.
+    """Sweep with its folder.
 
     Args:
       folder: Workdir of the sweep; created if missing.
       variants: All variants.
-      values: Values of each variant that its row of the table shows.
+      values: Values per variant to show in its row of the table.
       arguments: Arguments of the command line.
       title: Title of the table.
-      follower: Whether this process only takes part in variants that run on several processes, of which another one
-        writes states, table and report.
-      report: Function that writes a report on the folder at the end.
+      follower: Whether this process only takes part in variants that run on several processes.
+        Another process then writes states, table and report.
+      report: Function that writes a report about the folder at the end.
     """
 
     def __init__(self, folder: Path, variants: Sequence[Variant], values: Sequence[dict[str, Any]],
@@ -133,12 +140,12 @@ class Sweep:
         self._folders = {v.name: VariantFolder(folder / v.name, v) for v in variants}
 
     def run(self, chosen: Sequence[Variant]) -> int:
-        """Run those of `chosen` that are not complete; return the exit code of the sweep."""
+        """Run the incomplete variants among `chosen` and return the exit code of the sweep."""
         states: dict[str, str] = {}
         with SignalForwarder() as signals:
             queue, postponed = collections.deque(enumerate(chosen, 1)), 0
             while queue and not signals.received and "stopped" not in states.values():
-                if postponed >= len(queue):  # all of them wait for other processes
+                if postponed >= len(queue):  # all wait for other processes
                     time.sleep(_POLL_SECONDS)
                     postponed = 0
                 number, variant = queue.popleft()
@@ -160,7 +167,7 @@ class Sweep:
         return int("failed" in states.values())
 
     def collect(self) -> int:
-        """Write table and report; return 0."""
+        """Write table and report, and return exit code 0."""
         self._write_table()
         self._show(self._variants)
         self._write_report()
@@ -168,21 +175,25 @@ class Sweep:
 
     def _take_turn(self, variant: Variant, label: str, later: Sequence[Variant],
                    signals: SignalForwarder) -> str | None:
-        """Return the state of a variant after its turn, None if it needs another turn after those of `later`."""
+        """Return the state of a variant after its turn, or None if it must wait.
+
+        A variant waits while a variant that it needs is running or is among `later`.
+        """
         missing = {name: state for name in variant.needs if (state := self._folders[name].state()) != "done"}
         if missing:
             if all(state == "running" or name in [v.name for v in later] for name, state in missing.items()):
-                return None  # this process or another one will run what it needs
+                return None  # this process or another process will run the needed variants
             if not self._follower:
                 log.error("%s: needs %s first", label, ", ".join(missing))
             return "failed"
         state = self._run_variant(variant, label, signals)
-        # If others need a variant that another process runs, take it over should that process end.
+        # Other variants may need one that another process runs. Check again: if that process ends
+        # early, this process takes the variant over.
         needed = state == "running" and any(variant.name in v.needs for v in later)
         return None if needed else state
 
     def _run_variant(self, variant: Variant, label: str, signals: SignalForwarder) -> str:
-        """Run a variant, unless it is complete or another process runs it; return its state."""
+        """Run a variant unless it is complete or another process runs it, and return its state."""
         folder = self._folders[variant.name]
         if self._follower:
             if folder.is_done():
@@ -213,7 +224,7 @@ class Sweep:
         return state
 
     def _command(self, variant: Variant) -> list[str]:
-        """Return the command of the sweep for one variant; the last of equal flags counts."""
+        """Return the command that runs one variant; of repeated flags the last one counts."""
         arguments = list(self._arguments)
         if variant.config_file:
             arguments = _without_config(arguments) + [f"--config={variant.config_file}"]
@@ -222,6 +233,7 @@ class Sweep:
                 f"--workdir={self._folder / variant.name}", f"--overrides={overrides}"]
 
     def _rows(self) -> list[Row]:
+        """Return the rows of the table, with the current states and scores."""
         rows = []
         for variant, values in zip(self._variants, self._values):
             folder = self._folders[variant.name]
@@ -231,7 +243,8 @@ class Sweep:
         return rows
 
     def _write_table(self) -> None:
-        # locked, so that the last table written is also the last one read
+        """Write the table of all variants."""
+        # Locked, so that the table written last is based on the states read last.
         with lock_folder(self._folder, wait=True):
             try:
                 write_table(self._folder, self._rows(), self._title)
@@ -243,7 +256,7 @@ class Sweep:
             print(f"report: {self._report(self._folder)}", flush=True)
 
     def _show(self, chosen: Sequence[Variant]) -> None:
-        """Print the rows of `chosen`, and the end of the log of each variant that failed."""
+        """Print the rows of `chosen` and the end of the log of each failed variant."""
         if self._follower:
             return
         names = {v.name for v in chosen}
@@ -263,7 +276,7 @@ class Sweep:
 
 
 def _insert_folder(value: Any, folder: str) -> Any:
-    """Replace {sweep} in the strings of a value by the folder of the sweep."""
+    """Replace {sweep} in the strings of a value with the folder of the sweep."""
     if isinstance(value, str):
         return value.replace(SWEEP_FOLDER, folder)
     if isinstance(value, Mapping):
@@ -272,7 +285,7 @@ def _insert_folder(value: Any, folder: str) -> Any:
 
 
 def _without_config(arguments: list[str]) -> list[str]:
-    """Return the arguments of a command line without the config file and its fields."""
+    """Return the arguments of a command line without the config file and config fields."""
     kept, skip = [], False
     for argument in arguments:
         name, equals, _ = argument.lstrip("-").partition("=")

@@ -1,7 +1,7 @@
-"""Variants of a config: loaded from sweep() of a config file, and checked before any of them runs.
+"""Variants of a config, loaded from sweep() of a config file and checked before any of them runs.
 
-ml_collections has no grids, and Hydra, Ray Tune and Optuna bring a config system, a server or a search of their own, so
-this module reads plain lists of dictionaries.
+This module reads plain lists of dictionaries: ml_collections has no grids, and Hydra, Ray Tune and
+Optuna bring their own config system, server or search.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from mlip_jax.config import ConfigError
 from mlip_jax.sweeps.names import variant_names
 from mlip_jax.sweeps.overrides import override, plain, to_text
 
-SWEEP_FOLDER = "{sweep}"  # stands for the folder of the sweep in the value of a field
+SWEEP_FOLDER = "{sweep}"  # placeholder for the folder of the sweep in the value of a field
 _VARIANT_FOLDER = re.compile(r"\{sweep\}/([A-Za-z0-9._+=-]+)")  # ends at a comma: a value may list several folders
 
 
 class Variant(NamedTuple):
-    """A variant of a config.
+    """Variant of a config.
 
     Attributes:
-      name: Name of its folder; unique within a sweep.
+      name: Name of the folder, unique within a sweep.
       overrides: {dotted name of a config field: value}.
       config: Config with the overrides applied.
-      config_file: Config file that `config` comes from, "" for that of the sweep.
+      config_file: Config file that `config` comes from, or "" for the config file of the sweep.
     """
 
     name: str
@@ -44,18 +44,18 @@ class Variant(NamedTuple):
 
     @property
     def needs(self) -> list[str]:
-        """Names of the variants whose folders its values contain."""
+        """Names of the variants whose folders appear in the values of this variant."""
         return sorted(set(_VARIANT_FOLDER.findall(to_text(self.overrides))))
 
 
 def product(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Return the grid over values of config fields; the last field changes fastest.
+    """Return the grid over values of config fields, where the last field varies fastest.
 
     >>> product({"seed": [0, 1], "train.batch_size": [8]})
     [{'seed': 0, 'train.batch_size': 8}, {'seed': 1, 'train.batch_size': 8}]
 
     Raises:
-      ConfigError: The values of a field are not a sequence, or there are none.
+      ConfigError: The values of a field are not a sequence, or the sequence is empty.
     """
     for path, values in axes.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
@@ -64,15 +64,16 @@ def product(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 
 def load(config_file: str, config: ml_collections.ConfigDict) -> list[Variant]:
-    """Return the variants that sweep() of a config file defines, all of them checked.
+    """Return the checked variants that sweep() of a config file defines.
 
     Args:
       config_file: "FILE" or "FILE:ARGUMENT", as given to --config. sweep() receives the argument if it takes one.
       config: Config that the overrides are applied to.
 
     Raises:
-      ConfigError: There is no sweep(), it returns something else, two variants are the same or need each other, or a
-        variant has a field, model or option that does not exist, or a value of the wrong type.
+      ConfigError: There is no sweep(), it does not return a list of dictionaries, two variants are
+        the same or need each other, or a variant has an unknown field, model or option, or a value
+        of the wrong type.
     """
     path, _, argument = config_file.partition(":")
     given = call_config_file(path, "sweep", argument)
@@ -96,7 +97,7 @@ def load(config_file: str, config: ml_collections.ConfigDict) -> list[Variant]:
 
 
 def _check_needs(config_file: str, variants: Sequence[Variant]) -> None:
-    """Raise ConfigError if a variant needs the folder of an unknown variant, or its own, directly or through others."""
+    """Raise ConfigError if a variant needs an unknown variant or (also indirectly) itself."""
     needs = {v.name: v.needs for v in variants}
     for name, needed in needs.items():
         unknown = [other for other in needed if other not in needs]
@@ -112,11 +113,12 @@ def _check_needs(config_file: str, variants: Sequence[Variant]) -> None:
 
 
 def load_report(config_file: str) -> Callable[[Path], Any] | None:
-    """Return the function report(folder) of a config file, None if it has none."""
+    """Return the function report(folder) of a config file, or None if it defines none."""
     return getattr(_load_module(config_file.partition(":")[0]), "report", None)
 
 
 def _load_module(path: str):
+    """Execute a config file and return it as a module."""
     path = configs.find_file(path)
     spec = importlib.util.spec_from_file_location("sweep_config", path)
     if spec is None or not Path(path).is_file():
@@ -127,7 +129,10 @@ def _load_module(path: str):
 
 
 def call_config_file(path: str, name: str, argument: str) -> Any:
-    """Call the function `name` of a config file, with `argument` if it takes one and `argument` is not empty."""
+    """Call the function `name` of a config file.
+
+    The function receives `argument` if it takes a parameter and `argument` is not empty.
+    """
     function = getattr(_load_module(path), name, None)
     if not callable(function):
         raise ConfigError(f"{path} has no function {name}(): add one that returns a list of variants, such as "
@@ -136,24 +141,24 @@ def call_config_file(path: str, name: str, argument: str) -> Any:
 
 
 def _check(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Check fields, model and training options of a config, so mistakes show before the first variant runs."""
+    """Check fields, model and training options, so that errors appear before the first run."""
     if config.get("task") == "property":
         configs.complete(config, defaults.property_defaults())
     task_defaults = {"train": defaults.train_defaults, "diversity": defaults.diversity_defaults}.get(config.get("task"))
     if task_defaults is not None:
         from mlip_jax.potential import create_model
         from mlip_jax.training.options import check
-        if config.model.name:  # otherwise that of init.workdir, which may not exist yet
+        if config.model.name:  # otherwise the model of init.workdir, which may not exist yet
             create_model(config.model, config.get("potential"))
         check(configs.complete(config, task_defaults()))
     return config
 
 
 def differing(variants: Sequence[Variant], config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
-    """Return, per variant, the overrides that are not the same in all of them.
+    """Return, per variant, the overrides that are not the same in all variants.
 
-    `config` has the value of a field that a variant does not override. Dictionaries, such as the options that belong to
-    the name of a model, are skipped if the other values distinguish the variants.
+    `config` provides the value of a field that a variant does not override. Dictionaries, such as
+    the options of a model, are skipped if the other values already distinguish the variants.
     """
     paths = dict.fromkeys(path for v in variants for path in v.overrides)
     columns = {path: [v.overrides.get(path, _value(config, path)) for v in variants] for path in paths}
@@ -166,6 +171,7 @@ def differing(variants: Sequence[Variant], config: ml_collections.ConfigDict) ->
 
 
 def _value(config: ml_collections.ConfigDict, path: str) -> Any:
+    """Return the value of a config field by its dotted name, None if it does not exist."""
     for part in path.split("."):
         if not isinstance(config, ml_collections.ConfigDict) or part not in config:
             return None

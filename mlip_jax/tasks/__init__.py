@@ -1,1 +1,1 @@
-"""What main.py can run: one module for each value of config.task, with `run(config, workdir)`."""
+"""Tasks of main.py: one module per value of config.task, each with `run(config, workdir)`."""

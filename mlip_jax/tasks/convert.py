@@ -1,4 +1,4 @@
-"""Task `convert`: a data set into a store, which is the workdir."""
+"""Task `convert`: convert a data set to a store. The workdir is the store."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Convert the data of `config` into the store `workdir`, or go on where that was stopped; returns its path.
+    """Convert the data of `config` to the store `workdir`, or resume a conversion; return its path.
 
     Raises:
-      ConfigError, WorkdirError, DatasetError: With what to do about it.
+      ConfigError, WorkdirError, DatasetError: The message explains how to fix the problem.
     """
     config = configs.complete(config, defaults.convert_defaults())
     with claimed(workdir, configs.identity(config)) as folder:

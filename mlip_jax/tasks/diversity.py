@@ -1,4 +1,4 @@
-"""Task `diversity`: train on n_s molecules with n_c conformers each, and measure how that generalises."""
+"""Task `diversity`: train on n_s molecules with n_c conformers each and measure generalization."""
 
 from __future__ import annotations
 
@@ -32,17 +32,19 @@ from mlip_jax.workdir import atomic_open, write_json
 log = logging.getLogger(__name__)
 
 STRUCTURES = "diversity.npz"
-_MAPPED = 500  # molecules of a set whose fingerprints are kept for a map of them
+_MAPPED = 500  # maximum number of molecules per set whose fingerprints are saved for a map
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Train by `config`, or go on where a run in `workdir` was stopped, and evaluate; returns the path of the result.
+    """Train by `config`, or resume a run in `workdir`, and evaluate; return the path of the result.
 
-    The training is that of task `train`, to the last file. A run that this or the same config of task `train` has
-    finished there is evaluated as it is; one that was evaluated in the same way is left alone.
+    The training is identical to task `train`. If a run of this config, or of the same config of
+    task `train`, is complete in `workdir`, it is only evaluated. If it has been evaluated with the
+    same options before, nothing is done.
 
     Raises:
-      ConfigError, WorkdirError, DatasetError, TrainingError, CheckpointError, Stopped: With what to do about it.
+      ConfigError, WorkdirError, DatasetError, TrainingError, CheckpointError, Stopped: The message
+        explains how to fix the problem.
     """
     workdir = Path(workdir)
     given, config = copy.deepcopy(config), configs.complete(config, defaults.diversity_defaults())
@@ -65,6 +67,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def _check(config) -> None:
+    """Raise ConfigError if the bins are not ascending, or the split is not by molecule."""
     bins = np.array(config.diversity.rmsd_bins, float)
     if len(bins) < 2 or not (np.diff(bins) > 0).all():
         raise ConfigError(f"diversity.rmsd_bins must be ascending numbers (Å), at least two; received {bins.tolist()}")
@@ -74,7 +77,7 @@ def _check(config) -> None:
 
 
 def _is_trained(workdir: Path, training) -> bool:
-    """Whether a finished run of this config is there."""
+    """Return whether `workdir` contains a completed run of this config."""
     try:
         identity = json.loads((workdir / "config.json").read_text())
         json.loads((workdir / "metrics.json").read_text())
@@ -84,23 +87,30 @@ def _is_trained(workdir: Path, training) -> bool:
 
 
 def _asked(options) -> dict[str, Any]:
+    """Return the options that determine the result, as read back from JSON."""
     return {k: v for k, v in json.loads(json.dumps(configs.to_dict(options))).items() if k != "num_processes"}
 
 
 def evaluate(workdir: str | Path, training: ml_collections.ConfigDict, options: ml_collections.ConfigDict
              ) -> dict[str, Any]:
-    """The four metrics of a finished training run, ready for JSON (datasets/selection/generalization.py).
+    """Compute the four metrics of a completed training run (datasets/selection/generalization.py).
 
-    Errors of every structure go to diversity.npz in the workdir: "set" (a key of NAMES), "store" and "structure" (its
-    number there), "molecule", "n_atoms", "energy", "predicted" (eV) and "rmsd" (Å, NaN but for conformers), and, of a
-    run that trained on forces, "force_error" (mean |error| of the components, eV/Å). Morgan fingerprints of some
-    molecules of "train", "iid_s" and "ood_s" go to fingerprints.npz, packed bits (M, 256).
+    This function writes two files to the workdir. diversity.npz has the errors of all structures:
+    "set" (a key of NAMES), "structure" (index in its store), "molecule", "n_atoms", "energy" and
+    "predicted" (eV), "rmsd" (Å, NaN except for conformers), and "force_error" (mean |error| of the
+    components, eV/Å) if the run trained on forces. fingerprints.npz has Morgan fingerprints of some
+    molecules of "train", "iid_s" and "ood_s" as packed bits (M, 256).
 
     Args:
-      workdir: Of the run. training: Its config. options: config.diversity.
+      workdir: Workdir of the run.
+      training: Config of the run.
+      options: Options of the evaluation, config.diversity.
+
+    Returns:
+      Metrics, notes and settings, ready for JSON.
 
     Raises:
-      DatasetError, CheckpointError: The data of the run, or its force field, are not there.
+      DatasetError, CheckpointError: The data of the run, or its force field, do not exist.
     """
     workdir = Path(workdir)
     potential, data = Potential.load(workdir), RunData.load(workdir)
@@ -142,6 +152,7 @@ def evaluate(workdir: str | Path, training: ml_collections.ConfigDict, options: 
 
 
 def _training(store: Store, part: np.ndarray, training) -> dict[str, Any]:
+    """Return the size and settings of the training set for the report."""
     molecules = splits.group(np.asarray(store.index("molecule")[part]))[1]
     return {"num_structures": len(part), "num_molecules": molecules,
             "num_conformers": training.data.num_conformers if training.data.num_molecules else None,
@@ -150,14 +161,17 @@ def _training(store: Store, part: np.ndarray, training) -> dict[str, Any]:
 
 
 def _unseen_molecules(data: RunData, training) -> np.ndarray:
-    """IID-S: structures of the test part, of molecules that could have been drawn for training."""
+    """Return the test structures of IID-S; their molecules have enough conformers for training."""
     test, draw = np.asarray(data.parts.get("test", []), np.int64), generalization.drawn(training.data)
     return test if draw is None else subsets.of_many_conformers(
         np.asarray(data.store.index("molecule")), test, draw[0])
 
 
 def _of_known_elements(indices: np.ndarray, store: Store, potential: Potential, notes: list[str]) -> np.ndarray:
-    """Those without elements that no training molecule has: few molecules may lack a rare one."""
+    """Return the structures whose elements all occur in the training molecules.
+
+    A small training set may lack a rare element.
+    """
     known = np.zeros(119, bool)
     known[list(potential.elements)] = True
     kept = [here[[bool(known[s.numbers].all()) for s in columns]]
@@ -171,7 +185,7 @@ def _of_known_elements(indices: np.ndarray, store: Store, potential: Potential, 
 
 
 def _conformers(data: RunData, training, options) -> tuple[np.ndarray, generalization.Distances]:
-    """Unseen conformers of training molecules, and how far they are from those that the run trained on."""
+    """Return unseen conformers of training molecules and their distances to training conformers."""
     draw, store, part = generalization.drawn(training.data), data.store, data.parts["train"]
     if draw is None:
         log.warning("training used all conformers of its molecules (data.num_molecules is not set): there are no "
@@ -190,13 +204,16 @@ def _conformers(data: RunData, training, options) -> tuple[np.ndarray, generaliz
 
 def _other_molecules(data: RunData, potential: Potential, training, options
                      ) -> tuple[Store, np.ndarray, list[str]]:
-    """OOD-S: a store and the structures there, of elements that are known and molecules that were not seen."""
+    """Return store, structures and notes of OOD-S: unseen molecules of another data set.
+
+    All elements of these molecules occur in the training data.
+    """
     asked = training.data.copy_and_resolve_references()
     asked.unlock()
     asked.path, asked.reader, asked.reader_options = (
         options.ood_path, options.ood_reader, options.ood_reader_options)
-    asked.elements = None
-    asked.require = "energy"  # where it has no forces, energies can be compared all the same
+    asked.elements = None  # unknown elements are excluded below, with a note
+    asked.require = "energy"  # without forces, energies can still be compared
     loaded = source.load(asked)
     store, indices = loaded.store, loaded.indices
     own = potential.metadata.get("statistics", {}).get("level_of_theory", "")
@@ -224,7 +241,10 @@ def _other_molecules(data: RunData, potential: Potential, training, options
 
 
 def _whole_parts(data: RunData, training) -> RunData:
-    """The data with all molecules that runs of this split may draw: what is left out is then the same for all."""
+    """Return the data with all molecules that runs of this split may draw.
+
+    All these runs then exclude the same molecules.
+    """
     asked = training.data.copy_and_resolve_references()
     asked.unlock()
     asked.path, asked.num_molecules = str(data.store.path), None
@@ -232,6 +252,7 @@ def _whole_parts(data: RunData, training) -> RunData:
 
 
 def _sample(indices: np.ndarray, store: Store, options, seed: int) -> np.ndarray:
+    """Return at most options.max_structures structures with an energy, drawn at random."""
     indices = _known(np.asarray(indices, np.int64), store)
     if len(indices) <= options.max_structures:
         return indices
@@ -239,23 +260,25 @@ def _sample(indices: np.ndarray, store: Store, options, seed: int) -> np.ndarray
 
 
 def _known(indices: np.ndarray, store: Store) -> np.ndarray:
-    """Those with an energy."""
+    """Return the indices of structures with an energy label."""
     return indices[np.isfinite(store.index("energy")[indices])]
 
 
 def _errors(potential: Potential, store: Store, indices: np.ndarray, with_forces: bool) -> Errors:
+    """Compute the errors of a force field on structures of a store."""
+    # (S,) each
     energy, n_atoms, molecule = (np.asarray(store.index(name)[indices]) for name in ("energy", "n_atoms", "molecule"))
     if not with_forces:
         return Errors(energy, energies(potential, store, indices), n_atoms, molecule)
     predicted, forces = energies_and_forces(potential, store, indices)
     columns = store.take(indices, labels_only=True)
-    wrong = np.abs(forces - columns.forces).mean(axis=1)
+    wrong = np.abs(forces - columns.forces).mean(axis=1)  # (A,) per atom
     force_error = np.add.reduceat(wrong, columns.offsets[:-1]) / n_atoms if len(indices) else np.zeros(0)
     return Errors(energy, predicted, n_atoms, molecule, force_error)
 
 
 def _fingerprints(store: Store, indices: np.ndarray, seed: int) -> np.ndarray:
-    """Packed Morgan fingerprints (M, 256) uint8 of at most _MAPPED of the molecules."""
+    """Return packed Morgan fingerprints (M, 256) uint8 of at most _MAPPED molecules."""
     first = first_of_each(store, indices)
     if len(first) > _MAPPED:
         first = np.sort(np.random.default_rng(seed).choice(first, _MAPPED, replace=False))
@@ -265,7 +288,7 @@ def _fingerprints(store: Store, indices: np.ndarray, seed: int) -> np.ndarray:
 
 def _arrays(sets: dict[str, Errors], where: dict[str, np.ndarray], rmsd: dict[str, np.ndarray]
             ) -> dict[str, np.ndarray]:
-    """What diversity.npz holds."""
+    """Return the arrays of diversity.npz."""
     names = [n for n in NAMES if n in sets]
     arrays = {"set": np.repeat(names, [len(sets[n]) for n in names]),
               "structure": np.concatenate([where[n] for n in names]),

@@ -1,4 +1,4 @@
-"""Task `diversity_report`: the curves of a diversity study, from the folders of its sweeps."""
+"""Task `diversity_report`: draw the curves of a diversity study from the folders of its sweeps."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Write WORKDIR/diversity.html and diversity.csv of what has been evaluated so far; returns the page.
+    """Write WORKDIR/diversity.html and diversity.csv of all evaluated runs; return the page's path.
 
     Raises:
-      ConfigError: No sweeps are given. ValueError: They hold no result.
+      ConfigError: No sweeps are given.
+      ValueError: The sweeps contain no results.
     """
     config = configs.complete(config, defaults.diversity_report_defaults())
     sweeps = [part.strip() for part in config.sweeps.split(",") if part.strip()]

@@ -1,4 +1,4 @@
-"""Task `ensemble`: several force fields -> the error to expect of their mean, by how much they spread."""
+"""Task `ensemble`: calibrate the spread of several force fields as expected error of their mean."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Write ensemble.json and report.html; returns the path of the report. Of several processes the leader does it.
+    """Write ensemble.json and report.html, and return the path of the report.
+
+    With several processes, only the leader does the work; the others wait for it.
 
     Raises:
-      ConfigError, WorkdirError, CheckpointError, DatasetError, ValueError: With what to do about it.
+      ConfigError, WorkdirError, CheckpointError, DatasetError, ValueError: The message explains how
+        to fix the problem.
     """
     config = configs.complete(config, defaults.ensemble_defaults())
     workdir, paths = Path(workdir), [p.strip() for p in config.members.split(",") if p.strip()]
@@ -39,6 +42,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def _calibrate(config, workdir: Path, paths: list[str]) -> None:
+    """Fit the calibration to the validation split and evaluate it on the test split, if any."""
     potentials = [Potential.load(path) for path in paths]
     judged, notes = {}, []
     for part in ("valid", "test"):
@@ -64,6 +68,7 @@ def _calibrate(config, workdir: Path, paths: list[str]) -> None:
 
 
 def _evaluated(config, paths, potentials, part: str) -> tuple[EnsembleErrors, list[str]]:
+    """Evaluate all members on structures that none of them was trained on; also return notes."""
     store, indices, notes = ensemble_calibration.held_out(paths, potentials, part, config.max_structures, config.seed)
     log.info("%s: %d structures by %d members", part, len(indices), len(potentials))
     return ensemble_calibration.evaluate(potentials, store, indices), notes

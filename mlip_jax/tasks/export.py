@@ -1,4 +1,4 @@
-"""Task `export`: a force field -> files that programs without this package read."""
+"""Task `export`: convert a force field to files that programs can read without this package."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Write the files that configs/export.py names; returns the workdir. Of several processes the leader does it.
+    """Write the files that configs/export.py lists, and return the workdir.
+
+    With several processes, only the leader does the work; the others wait for it.
 
     Raises:
-      ConfigError, WorkdirError, CheckpointError, ValueError: With what to do about it.
+      ConfigError, WorkdirError, CheckpointError, ValueError: The message explains how to fix the
+        problem.
     """
     config = configs.complete(config, defaults.export_defaults())
     if not config.force_field:

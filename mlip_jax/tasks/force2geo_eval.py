@@ -1,4 +1,7 @@
-"""Task `force2geo_eval`: force fields relax molecules that they never saw, and a reference method judges them."""
+"""Task `force2geo_eval`: relax unseen molecules with force fields and evaluate the geometries.
+
+A reference method, the oracle, computes the energies and forces by which they are evaluated.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +40,11 @@ _NO_GEOMETRY = ReferenceEvaluation(np.nan, None, "not asked: the relaxation gave
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Evaluate by `config`, or go on where a run in `workdir` was stopped; returns the path of the report.
+    """Evaluate force fields by `config`, or resume a run in `workdir`; return the report's path.
 
     Raises:
-      ConfigError, WorkdirError, DatasetError, CheckpointError, OracleError, ImportError: With what to do about it.
+      ConfigError, WorkdirError, DatasetError, CheckpointError, OracleError, ImportError: The
+        message explains how to fix the problem.
     """
     config = configs.complete(config, defaults.force2geo_defaults())
     paths = force_fields(config.force_field)
@@ -65,10 +69,15 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def force_fields(text: str | None) -> dict[str, str]:
-    """Workdirs (or what else tasks/relax.py loads) by name.
+    """Parse a list of force fields and return {name: path}.
+
+    A path is a workdir or anything else that `importers.load_force_field` loads.
 
     >>> force_fields("runs/spice, painn=runs/spice_painn")
     {'spice': 'runs/spice', 'painn': 'runs/spice_painn'}
+
+    Raises:
+      ConfigError: There is no path, or two force fields have the same name.
     """
     paths: dict[str, str] = {}
     for part in filter(None, (p.strip() for p in (text or "").split(","))):
@@ -92,7 +101,10 @@ def _check(config) -> None:
 # --- Molecules ---
 
 def _starts(config, folder: Path, paths, potentials) -> tuple[list[Start], list[str]]:
-    """The molecules of this run and what a reader must know of them; chosen once, and kept in starts.json."""
+    """Return the molecules of this run and notes about them for the report.
+
+    They are chosen once and stored in starts.json.
+    """
     kept = folder / "starts.json"
     if kept.exists():
         values = json.loads(kept.read_text())
@@ -121,7 +133,11 @@ def _starts(config, folder: Path, paths, potentials) -> tuple[list[Start], list[
 
 
 def _runs(paths, data, notes) -> dict[str, RunData]:
-    """Data of the force fields; one whose data cannot be found is told of, unless its test part is what is needed."""
+    """Return the training data of each force field by name.
+
+    Add a note if the data of a force field cannot be found; raise DatasetError if its test split is
+    required.
+    """
     runs = {}
     for name, path in paths.items():
         try:
@@ -134,6 +150,7 @@ def _runs(paths, data, notes) -> dict[str, RunData]:
 
 
 def _seen(runs: dict[str, RunData], notes, num_processes) -> frozenset[str]:
+    """Return skeletons of all molecules in training and validation splits of the force fields."""
     skeletons: set[str] = set()
     for name, data in runs.items():
         log.info("%s: comparing the molecules that it was trained on", name)
@@ -146,6 +163,7 @@ def _seen(runs: dict[str, RunData], notes, num_processes) -> frozenset[str]:
 
 
 def _pool(config, runs: dict[str, RunData]) -> StoreStarts | SmilesStarts | FileStarts:
+    """Return the source of molecules: a file, a data set, or the test split of a force field."""
     data = config.data.copy_and_resolve_references()
     reference_stage = data.reference_stage if data.reference == "data" else None
     if data.path and not data.stage and not reference_stage and _is_plain(data):
@@ -165,7 +183,7 @@ def _pool(config, runs: dict[str, RunData]) -> StoreStarts | SmilesStarts | File
 
 
 def _is_plain(data) -> bool:
-    """Whether data.path is a file of molecules, and not one of a data set, of which each molecule has many."""
+    """Return whether data.path is a plain file of molecules, not a data set with conformers."""
     path = Path(data.path)
     if data.reader != "auto" or data.reader_options or not path.is_file():
         return False
@@ -174,10 +192,10 @@ def _is_plain(data) -> bool:
     return readers.detect(path) == "ase"
 
 
-# --- Relaxations and judgements ---
+# --- Relaxation and evaluation ---
 
 def make_relaxer(potential: Potential, options: ml_collections.ConfigDict) -> Any:
-    """The batched relaxation of a force field: see simulation/relaxation/relax.py."""
+    """Return the batched relaxer of a force field, see simulation/relaxation/relax.py."""
     from mlip_jax.simulation.relaxation.relax import Relaxer
 
     return Relaxer(potential, batch_atoms=options.batch_atoms, **{name: options[name] for name in _RELAX})
@@ -185,11 +203,15 @@ def make_relaxer(potential: Potential, options: ml_collections.ConfigDict) -> An
 
 def relax(name: str, potential: Potential, starts: list[Start], options: ml_collections.ConfigDict,
           cache: ResultCache) -> dict[str, dict[str, Any]]:
-    """What became of each molecule, by its name: "status", "reason", "steps", "positions" (None if not finite), and
-    the force field's "energy_start", "energy" (eV), "fmax_start" and "fmax" (eV/Å).
+    """Relax molecules with a force field, except those in the cache.
+
+    Returns:
+      The result per molecule by name: "status", "reason", "steps", "positions" (None if the
+      relaxation failed or they are not finite), and the force field's "energy_start", "energy"
+      (eV), "fmax_start" and "fmax" (eV/Å).
 
     Raises:
-      RuntimeError: The relaxation says nothing of a molecule.
+      RuntimeError: The relaxation returned no result for a molecule.
     """
     settings = {"force_field": potential.digest()} | {key: options[key] for key in _RELAX}
     keys = {s.name: key_of(settings, s.atoms) for s in starts}
@@ -209,6 +231,7 @@ def relax(name: str, potential: Potential, starts: list[Start], options: ml_coll
 
 
 def _plain(found) -> dict[str, Any]:
+    """Return the result of a relaxation as plain values for the cache."""
     positions = found.atoms.positions
     has_geometry = found.status != "failed" and np.isfinite(positions).all()
     return {"status": found.status, "reason": found.reason, "steps": int(found.steps),
@@ -217,7 +240,10 @@ def _plain(found) -> dict[str, Any]:
 
 
 def judge_starts(oracle: Oracle, starts: list[Start], config) -> StartMolecules:
-    """The oracle's energies of the starts and of what they are compared with."""
+    """Compute the oracle's energies of the start geometries and of the minima to compare with.
+
+    The latter are the reference geometries of the data, or the oracle's own minima.
+    """
     atoms = {s.name: s.atoms for s in starts}
     at_start = oracle.evaluate(atoms, "oracle: starts")
     if config.data.reference == "data":
@@ -230,7 +256,7 @@ def judge_starts(oracle: Oracle, starts: list[Start], config) -> StartMolecules:
 
 
 def judge(oracle: Oracle, name: str, starts: list[Start], relaxed: dict[str, dict[str, Any]]) -> EvaluatedForceField:
-    """The oracle's energies and forces where a force field has come to."""
+    """Compute the oracle's energies and forces at the relaxed geometries of a force field."""
     moved = {s.name: _moved(s, relaxed[s.name]["positions"]) for s in starts
              if relaxed[s.name]["positions"] is not None}
     found = oracle.evaluate(moved, f"oracle: where {name} ends")
@@ -244,9 +270,10 @@ def _moved(start: Start, positions) -> Atoms:
     return atoms
 
 
-# --- What the report says besides ---
+# --- Notes and settings for the report ---
 
 def _levels(potentials: dict[str, Potential], oracle: str) -> list[str]:
+    """Return a note per force field whose level of theory differs from the oracle's."""
     notes = []
     for name, potential in potentials.items():
         level = potential.metadata.get("statistics", {}).get("level_of_theory", "unknown")

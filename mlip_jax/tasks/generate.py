@@ -1,4 +1,4 @@
-"""Task `generate`: makes the embedded data set, a SPICE-layout file with GFN2-xTB labels."""
+"""Task `generate`: generate the built-in data set, a SPICE-layout file with GFN2-xTB labels."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Makes the file of config.data and logs what is in it.
+    """Generate the data set file of config.data and log a summary of its contents.
 
     Args:
-      config: see configs/generate.py.
-      workdir: where the file goes when config.data.path is empty, as `embedded.h5`.
+      config: Config, see configs/generate.py.
+      workdir: Folder for the file `embedded.h5`, used if config.data.path is empty.
 
     Returns:
       Path of the file.
 
     Raises:
-      ImportError: if RDKit or tblite is missing.
-      ConfigError: if a field of the config is unknown or invalid.
-      ValueError: if config.data.molecules names a file without a single usable molecule.
-      OSError: if that file cannot be read, or the disk is full or cannot be written to.
+      ImportError: RDKit or tblite is missing.
+      ConfigError: A field of the config is unknown or invalid.
+      ValueError: The file config.data.molecules contains no usable molecule.
+      OSError: That file cannot be read, or the disk is full or not writable.
     """
     from mlip_jax.datasets.builtin import generate_embedded, summarize
 
@@ -46,7 +46,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def _read_molecules(path):
-    """The molecules of a .smi file; lines that cannot be used are logged and left out."""
+    """Return the molecules of a .smi file; unusable lines are logged and skipped."""
     from mlip_jax.datasets.builtin import read_smiles_file
 
     molecules, problems = read_smiles_file(path)

@@ -1,4 +1,7 @@
-"""Task `generate_conformers`: conformers of a user's molecules with GFN2-xTB energies and forces, as GEOM has them."""
+"""Task `generate_conformers`: generate conformers of a user's molecules, in the style of GEOM.
+
+The conformers have GFN2-xTB energies and forces.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,14 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Make the files of `config` in `workdir`, or go on with them; returns the folder of the files, WORKDIR/data.
+    """Generate the conformers of `config`, or resume a run in `workdir`; return WORKDIR/data.
 
-    WORKDIR/summary.json says what is in them and what they cost: processor seconds of the worker processes of each
-    start, and per conformer where one start made everything.
+    WORKDIR/summary.json lists the contents of the files and the cost of each start: wall time and
+    processor time of all processes, in seconds.
 
     Raises:
-      ConfigError, WorkdirError, DatasetError, ImportError, OSError: With what to do about it.
+      ConfigError, WorkdirError, DatasetError, ImportError, OSError: The message explains how to fix
+        the problem.
     """
     config = configs.complete(config, defaults.conformers_defaults())
     if not config.smiles:
@@ -47,11 +51,12 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def _processor_seconds() -> float:
-    """Of the worker processes that have ended, and of this one."""
+    """Return the processor time of this process and its finished worker processes, in seconds."""
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF))
 
 
 def _tell(path: Path, files: list[dict[str, Any]], cost: dict[str, float]) -> None:
+    """Write summary.json, to which each start appends its cost, and log the totals."""
     starts = json.loads(path.read_text())["starts"] if path.exists() else []
     total = {name: sum(f[name] for f in files) for name in ("molecules", "conformations")}
     dropped: dict[str, int] = {}

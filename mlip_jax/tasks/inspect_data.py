@@ -1,4 +1,4 @@
-"""Task `inspect_data`: what a data set is, as a table, a figure and JSON."""
+"""Task `inspect_data`: describe a data set as a table, a figure and JSON."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Describe the data of `config` in `workdir`; returns the path of dataset.md.
+    """Describe the data of `config` in `workdir`, and return the path of dataset.md.
 
     Raises:
-      ConfigError, WorkdirError, DatasetError: With what to do about it.
+      ConfigError, WorkdirError, DatasetError: The message explains how to fix the problem.
     """
     config = configs.complete(config, defaults.inspect_defaults())
     with claimed(workdir, configs.identity(config)) as folder:
-        config.data.refuse = False  # what is wrong with the data is what one wants to see
+        config.data.refuse = False  # report invalid data instead of raising an error
         data = source.load(config.data)
         source.write_left_out(folder / "left_out.csv", data)
         summary = summarize(data)
@@ -42,14 +42,14 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def summarize(data: source.LoadedData) -> DatasetSummary:
-    """What the report tells of the selected structures of a store; two passes over it."""
+    """Summarize the selected structures of a store for the report, in two passes over the store."""
     store, indices = data.store, data.indices
     total = Summary(columns for _, columns in store.chunks(indices, labels_only=True))
     reference = total.fit.solve() if total.fit.present.any() else None
-    n_atoms = np.asarray(store.index("n_atoms")[indices])
+    n_atoms = np.asarray(store.index("n_atoms")[indices])  # (S,) for S selected structures
     distances, molecule = store.index("shortest_distance")[indices], store.index("molecule")[indices]
     of_molecule, num_molecules = splits.group(molecule)
-    conformers = np.bincount(of_molecule)
+    conformers = np.bincount(of_molecule)  # (num_molecules,)
     known = np.isfinite(store.index("energy")[indices])
     forces = np.isfinite(store.index("force_rms")[indices])
     return DatasetSummary(
@@ -74,7 +74,7 @@ def summarize(data: source.LoadedData) -> DatasetSummary:
 
 
 def _whole(values: np.ndarray) -> Histogram:
-    """A bin for each whole number, or at most some hundred bins."""
+    """Return a histogram with one bin per integer, or 200 bins if the range is 400 or more."""
     low, high = int(values.min()), int(values.max())
     return _filled(Histogram.whole(low, high) if high - low < 400 else Histogram.linear(low - 0.5, high + 0.5, 200),
                    values)
@@ -86,7 +86,11 @@ def _filled(histogram: Histogram, values: np.ndarray) -> Histogram:
 
 
 def _of_atoms(store: Store, indices: np.ndarray, total: Summary, reference) -> dict[str, Histogram]:
-    """Distributions that need a second pass: of the forces on atoms, and of energies without and with reference."""
+    """Compute the distributions that need a second pass over the store.
+
+    These are the magnitudes of the forces on atoms, and energies per atom with and without the
+    per-element reference energies subtracted.
+    """
     force = Histogram.logarithmic(1e-4, 1e3, 140)
     energies = []
     for _, columns in store.chunks(indices, labels_only=True):
@@ -103,7 +107,7 @@ def _of_atoms(store: Store, indices: np.ndarray, total: Summary, reference) -> d
 
 
 def _spread(values: np.ndarray) -> Histogram:
-    """Bins over the bulk of the values; what lies far out is counted beyond the edges."""
+    """Return a histogram over the bulk of the values; outliers are counted beyond the edges."""
     known = values[np.isfinite(values)]
     low, high = np.quantile(known, [0.001, 0.999]) if len(known) else (0.0, 1.0)
     margin = max(0.1 * (high - low), 1e-3)
@@ -111,6 +115,7 @@ def _spread(values: np.ndarray) -> Histogram:
 
 
 def _properties(store: Store, indices: np.ndarray) -> dict[str, PropertySummary]:
+    """Summarize further labels: range of finite values, and fraction of structures with a label."""
     names = store.manifest["properties"]
     low, high, known = ({n: v for n in names} for v in (np.inf, -np.inf, 0))
     if names:

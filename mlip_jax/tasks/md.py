@@ -1,4 +1,4 @@
-"""Task `md`: molecules of a file -> trajectories, energies and temperatures, a report."""
+"""Task `md`: run molecular dynamics of molecules and report energies and temperatures."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ from mlip_jax.workdir import check_origin, claimed
 log = logging.getLogger(__name__)
 
 ORIGIN = "origin.json"
-_MOST_PICTURES, _MOST_ATOMS = 4, 120
+_MOST_PICTURES, _MOST_ATOMS = 4, 120  # molecules in the figure, atoms of each
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Simulate the molecules of `config`, or go on where a run in `workdir` was stopped; returns the report's path.
+    """Simulate the molecules of `config`, or resume a run in `workdir`; return the report's path.
 
     Raises:
-      ConfigError, WorkdirError, DatasetError, OutputError, CheckpointError, ValueError: With what to do about it.
+      ConfigError, WorkdirError, DatasetError, OutputError, CheckpointError, ValueError: The message
+        explains how to fix the problem.
     """
     config = configs.complete(config, defaults.md_defaults())
     settings = _checked(config)
@@ -60,6 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def _checked(c) -> Settings:
+    """Check the config and return the settings of the dynamics."""
     for name, example in (("force_field", "runs/spice"), ("input", "molecule.xyz")):
         if not c[name]:
             raise ConfigError(f"{name} is not given: --config.{name}={example}")
@@ -73,10 +75,10 @@ def _checked(c) -> Settings:
 
 
 def read_all(config) -> tuple[list[Atoms], list[str]]:
-    """Molecules of config.input and their names.
+    """Return the molecules of config.input and their names.
 
     Raises:
-      DatasetError: There are none, or one cannot be read.
+      DatasetError: The file contains no molecules, or one of them cannot be read.
     """
     records = list(read_molecules(config.input, mmff=config.mmff, seed=config.seed, limit=config.limit,
                                   columns=CsvColumns(config.smiles_column, config.name_column), num_processes=1))
@@ -105,7 +107,7 @@ def _report(config, workdir: Path, dynamics: MolecularDynamics, outputs: Dynamic
 
 
 def _pictures(config, dynamics, outputs, names) -> list[Picture]:
-    """Some molecules at the start and as they were last, one replica of each."""
+    """Return pictures of some molecules at the start and in the last frame, one replica each."""
     pictures = []
     for m, atoms in list(enumerate(dynamics.molecules))[::config.replicas]:
         path = outputs.trajectory(m)

@@ -1,4 +1,4 @@
-"""Task `minima`: molecules of a file -> their minima, the lowest first, beside those of the reference method."""
+"""Task `minima`: search the energy minima of molecules and compare them with a reference method."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ _COLUMNS = ("molecule", "name", "rank", "energy_ev", "relative_energy_ev", "foun
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Search the molecules of `config`, or go on where a run in `workdir` was stopped; returns the report's path.
+    """Search minima of the molecules of `config`, or resume in `workdir`; return the report's path.
 
-    A molecule that cannot be read or embedded is named, and stops no other.
+    Molecules that cannot be read or embedded are reported and skipped.
 
     Raises:
-      ConfigError, WorkdirError, DatasetError, CheckpointError, OracleError, ValueError: With what to do about it.
+      ConfigError, WorkdirError, DatasetError, CheckpointError, OracleError, ValueError: The message
+        explains how to fix the problem.
     """
     config = configs.complete(config, defaults.minima_defaults())
     search = _checked(config)
@@ -63,6 +64,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def _checked(c) -> SearchOptions:
+    """Check the config and return the options of the search."""
     for name, example in (("force_field", "runs/spice"), ("input", "molecules.smi")):
         if not c[name]:
             raise ConfigError(f"{name} is not given: --config.{name}={example}")
@@ -80,10 +82,10 @@ def _method(c) -> Method:
     return Method(c.oracle.method, source.reader_options(c.oracle.options))
 
 
-# --- The search, some molecules at a time ---
+# --- Search, in batches of molecules ---
 
 def _searched(config, folder: Path, potential: Potential, search: SearchOptions) -> list[MoleculeMinima]:
-    """All molecules of the file; those of a batch are kept on disk as soon as they are done."""
+    """Search all molecules of the file; each batch is saved to disk when it is complete."""
     folder.mkdir(exist_ok=True)
     found: list[MoleculeMinima] = []
     groups = ((number, list(records)) for number, records in itertools.groupby(
@@ -101,7 +103,7 @@ def _searched(config, folder: Path, potential: Potential, search: SearchOptions)
 
 
 def _each(config) -> int:
-    """Geometries of each molecule."""
+    """Return the number of starting geometries per molecule: 1 unless the input is SMILES."""
     return config.geometries if kind_of(config.input) in ("smi", "csv") else 1
 
 
@@ -111,7 +113,7 @@ def _records(config):
 
 
 def _search(batch, potential: Potential, search: SearchOptions) -> list[MoleculeMinima]:
-    """The molecules of some (number, records)."""
+    """Search one batch of molecules, given as (number, records) pairs."""
     made, starts = [], []
     for number, records in batch:
         geometries = [r.atoms for r in records if r.atoms is not None]
@@ -133,15 +135,16 @@ def _search(batch, potential: Potential, search: SearchOptions) -> list[Molecule
 
 
 def _with_smiles(atoms, smiles: str):
-    """SMILES tell orders of bonds, and so symmetries."""
+    """Return a copy with its SMILES, from which the search infers bond orders and symmetries."""
     atoms = atoms.copy()
     atoms.info["smiles"] = smiles
     return atoms
 
 
-# --- What is written ---
+# --- Output ---
 
 def _table(molecules: list[MoleculeMinima]) -> str:
+    """Return the text of minima.csv."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(_COLUMNS)
@@ -153,6 +156,7 @@ def _table(molecules: list[MoleculeMinima]) -> str:
 
 
 def _write_frames(file: IO[str], molecules: list[MoleculeMinima]) -> None:
+    """Write all minima as extended XYZ frames."""
     for m in molecules:
         for rank, minimum in enumerate(m.minima):
             atoms = minimum.to_atoms(m)
@@ -162,7 +166,10 @@ def _write_frames(file: IO[str], molecules: list[MoleculeMinima]) -> None:
 
 
 def _judged(config, workdir: Path, molecules: list[MoleculeMinima]) -> list[ReferenceMinimum]:
-    """What the reference method says of the lowest minima of each molecule; nothing where it is not asked."""
+    """Evaluate and relax the lowest minima of each molecule with the reference method.
+
+    Return an empty list if config.judged is zero.
+    """
     if not config.judged:
         return []
     oracle = Oracle(_method(config), ResultCache(workdir / "oracle.jsonl"),

@@ -1,4 +1,4 @@
-"""Task `predict`: molecules of a file -> relaxed geometries -> properties, with what to expect of their errors."""
+"""Task `predict`: relax the molecules of a file and predict properties with expected errors."""
 
 from __future__ import annotations
 
@@ -44,12 +44,14 @@ PREDICTED, FAILED = "predicted", "failed"
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Predict by `config`, or go on where a run in `workdir` was stopped; returns the path of the report.
+    """Predict properties by `config`, or resume a run in `workdir`; return the path of the report.
 
-    All processes of a run call it alike; each takes a share, and the leader puts the results together.
+    All processes of a run call this function. Each takes a share of the molecules, and the leader
+    merges the results.
 
     Raises:
-      ConfigError, WorkdirError, DatasetError, CheckpointError, JournalError: With what to do about it.
+      ConfigError, WorkdirError, DatasetError, CheckpointError, JournalError: The message explains
+        how to fix the problem.
     """
     config = configs.complete(config, defaults.predict_defaults())
     _check(config)
@@ -82,17 +84,18 @@ def _columns(config) -> CsvColumns:
 
 
 def _count(config) -> int:
+    """Return the number of molecules to predict."""
     found = count_molecules(config.input, _columns(config))
     if not found:
         raise DatasetError(f"{config.input}: holds no molecules")
     return min(found, found if config.limit is None else config.limit)
 
 
-# --- What predicts ---
+# --- Predictors ---
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-    """Predictors of the same properties, the domain of each, and the padding budget of its batches."""
+    """Predictors of the same properties, with a domain and a padding budget per predictor."""
 
     members: tuple[Predictor, ...]
     domains: tuple[Domain, ...]
@@ -100,10 +103,11 @@ class Ensemble:
 
     @classmethod
     def load(cls, text: str) -> Ensemble:
-        """Of workdirs, "runs/gap-0,runs/gap-1".
+        """Load the predictors of a comma-separated list of workdirs, e.g. "runs/gap-0,runs/gap-1".
 
         Raises:
-          ConfigError: They do not predict the same. CheckpointError: Nothing readable is there.
+          ConfigError: The members predict different properties.
+          CheckpointError: A workdir has no readable checkpoint.
         """
         paths = [p.strip() for p in text.split(",") if p.strip()]
         members = tuple(Predictor.load(path) for path in paths)
@@ -117,17 +121,17 @@ class Ensemble:
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """What is predicted, but for properties of atoms."""
+        """Properties that the ensemble predicts, except properties of atoms."""
         return tuple(t for t in self.members[0].targets if t.kind != "atom")
 
     @property
     def elements(self) -> frozenset[int]:
-        """That all members know."""
+        """Elements that all ensemble members were trained on."""
         return frozenset.intersection(*(frozenset(m.elements) for m in self.members))
 
     @property
     def layout(self) -> Layout:
-        """Of a line for each molecule."""
+        """Layout of the table of results, which has one line per molecule."""
         columns = ["index", "name", "smiles", "status", "reason", "n_atoms", "geometry"]
         for t in self.targets:
             columns += [t.name] if t.kind == "scalar" else [f"{t.name}_{x}" for x in "xyz"]
@@ -136,24 +140,26 @@ class Ensemble:
         return Layout((*columns, "domain_distance", "outside_domain"), ())
 
     def predict(self, molecules: Sequence[Atoms], batch_size: int) -> list[list[float]]:
-        """For each molecule the numbers from the first property on, in the order of `layout`."""
+        """Return, per molecule, the columns of `layout` from the first property on."""
         columns = Columns.from_structures(map(from_ase, molecules))
         made = [m.predict(columns, batch_size, budget) for m, budget in zip(self.members, self.budgets)]
         distances = [d.distance(p[EMBEDDING]) for d, p in zip(self.domains, made)]
+        # in units of the border of each domain, averaged over members: (S,)
         relative = np.mean([x / d.border for d, x in zip(self.domains, distances)], axis=0)
         cells = []
         for t in self.targets:
-            values = np.array([p[t.name] for p in made])
-            mean = values.mean(0)
+            values = np.array([p[t.name] for p in made])  # (members, S) or (members, S, 3)
+            mean = values.mean(0)  # (S,) or (S, 3)
             cells += [mean] if t.kind == "scalar" else list(mean.T)
             if len(made) > 1:
-                spread = values.std(0, ddof=1)
+                spread = values.std(0, ddof=1)  # of a vector, report the norm of its spread
                 cells.append(spread if t.kind == "scalar" else np.linalg.norm(spread, axis=1))
             cells.append(np.mean([d.expected_error(t.name, x) for d, x in zip(self.domains, distances)], axis=0))
         return [[float(c[s]) for c in cells] + [float(relative[s]), int(relative[s] > 1)] for s in range(len(columns))]
 
 
 def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
+    """Return the relaxer, by default with the force field of the predictor's data, or None."""
     place = config.force_field
     if place is None:
         place = ensemble.members[0].metadata["config"]["data"].get("force_field") or "none"
@@ -165,9 +171,10 @@ def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
                    devices=jax.local_devices())
 
 
-# --- The work ---
+# --- Prediction ---
 
 def _predict_share(config, folder: Path, ensemble: Ensemble, relaxer: Relaxer | None, total: int) -> None:
+    """Predict the molecules in the share of this process that no process has predicted yet."""
     layout, share = ensemble.layout, (distributed.index(), distributed.count())
     with Journal(folder, distributed.index(), layout) as journal:
         done = relax_journal.finished(folder, layout)
@@ -198,7 +205,10 @@ def _predict_share(config, folder: Path, ensemble: Ensemble, relaxer: Relaxer | 
 
 def _geometries(records: Iterator[MoleculeRecord], relaxer: Relaxer | None, ensemble: Ensemble
                 ) -> Iterator[tuple[MoleculeRecord, Atoms | None, str, str]]:
-    """(record, atoms to predict, where their positions come from, why there are none)."""
+    """Yield (record, atoms, origin of the geometry, reason of a failure) for all records.
+
+    The reason is "" for molecules that can be predicted; the atoms are None for the others.
+    """
     failed, by_index = [], {}
 
     def usable():
@@ -226,11 +236,13 @@ def _geometries(records: Iterator[MoleculeRecord], relaxer: Relaxer | None, ense
 
 
 def _unknown(atoms: Atoms, elements) -> str:
+    """Return a message about elements that the ensemble was not trained on, or ""."""
     unknown = sorted(set(atoms.numbers.tolist()) - elements)
     return f"the predictor does not know {', '.join(chemical_symbols[z] for z in unknown)}" if unknown else ""
 
 
 def _record(waiting, ensemble: Ensemble, batch_size: int, journal: Journal, progress: RelaxationProgressBar) -> None:
+    """Predict a batch of molecules and write the results to the journal."""
     numbers = ensemble.predict([atoms for _, atoms, _ in waiting], batch_size)
     for (record, atoms, geometry), cells in zip(waiting, numbers):
         journal.add([record.index, record.name, record.smiles, PREDICTED, "", len(atoms), geometry, *cells])
@@ -238,6 +250,7 @@ def _record(waiting, ensemble: Ensemble, batch_size: int, journal: Journal, prog
 
 
 def _finish(config, workdir: Path, total: int, ensemble: Ensemble, relaxer: Relaxer | None) -> Path:
+    """Merge the parts and write the report."""
     seconds = merge.merge(workdir / PARTS, ensemble.layout, workdir / RESULTS, {}, total)
     report = write_prediction_report(
         workdir, workdir / RESULTS, ensemble.targets, seconds=seconds,

@@ -1,4 +1,4 @@
-"""Task `property`: molecules with properties -> a predictor, from scratch or from a force field -> report."""
+"""Task `property`: train a property predictor, from scratch or from a force field."""
 
 from __future__ import annotations
 
@@ -53,12 +53,13 @@ SPLIT = "split_records.json"
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Train a predictor by `config`, or go on where a run in `workdir` was stopped; returns the path of the report.
+    """Train a predictor by `config`, or resume a run in `workdir`; return the path of the report.
 
-    All processes of a run call it alike; the leader alone writes.
+    All processes of a run call this function; only the leader writes files.
 
     Raises:
-      ConfigError, WorkdirError, DatasetError, CheckpointError, TrainingError, Stopped: With what to do about it.
+      ConfigError, WorkdirError, DatasetError, CheckpointError, TrainingError, Stopped: The message
+        explains how to fix the problem.
     """
     started = time.monotonic()
     config = configs.complete(config, defaults.property_defaults())
@@ -75,6 +76,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def _check(config) -> None:
+    """Raise ConfigError if options contradict each other."""
     property_objective.check(config.property, config.align, config.dens)
     if config.dens.weight and not config.model.options.get("force_encoding"):
         raise ConfigError("dens.weight is set: the model must take forces in, which painn does with "
@@ -88,12 +90,16 @@ def _check(config) -> None:
 
 
 def _optimizer(config) -> dict[str, Any]:
+    """Return the optimizer options; the backbone is frozen if only heads are trained."""
     frozen = ("params/backbone/*",) if config.init.train == "heads" else ()
     return {**dict(config.optimizer), "freeze": (*config.optimizer.freeze, *frozen)}
 
 
 def _begin(config) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """Arrays and metadata of the run to begin from; the model of `config` becomes its, unless it has one."""
+    """Return arrays and metadata of the run to initialize from, or None.
+
+    If `config` names no model, set it to the model of that run.
+    """
     if not config.init.workdir:
         return None
     model, arrays, metadata = predictor.pretrained(config.init.workdir)
@@ -106,11 +112,14 @@ def _begin(config) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Samples of all parts.
+    """Samples of all splits.
 
     Attributes:
-      loaded: The data set. index: Structures of its store that have the properties, (S,). values: Theirs, by name.
-      parts: Numbers of samples in train, valid and test. sources: Of their geometries.
+      loaded: The data set.
+      index: Structures of the store that have the properties, (S,).
+      values: Values of the properties of these structures by name.
+      parts: Sample indices of the splits "train", "valid" and "test".
+      sources: Sources of the geometries of the samples.
     """
 
     loaded: source.LoadedData
@@ -121,7 +130,7 @@ class Data:
 
     @classmethod
     def load(cls, config, workdir: Path) -> Data:
-        """By `config`; the leader writes which structure went where."""
+        """Load and split the data set of `config`; the leader writes the split to `workdir`."""
         c = config.data
         loaded = source.load(c)
         index, values = property_data.labelled(loaded.store, loaded.indices, config.property.targets) if (
@@ -139,9 +148,9 @@ class Data:
         return cls(loaded, index, values, parts, sources)
 
     def split(self, part: str, geometry: str, targets: tuple[Target, ...], cutoff: float) -> tuple[Split, Geometries]:
-        """The samples of a part with geometries of a source."""
+        """Return the samples of a split with the geometries of a source."""
         found = self.sources.get(geometry, self.parts[part])
-        # remainders need the elements alone, which are those of the labelled structures
+        # Subtracting references requires only the elements, which all geometries share.
         labelled = self.loaded.store.take(self.index[found.samples], labels_only=True)
         properties = {t.name: t.to_training(self.values[t.name][found.samples], labelled)
                       for t in targets if t.kind != "atom"}
@@ -155,15 +164,18 @@ class Data:
 
 
 def _keep(store, parts, c, workdir: Path) -> None:
+    """Write the split as splits.npz and as lists of records."""
     molecule, record = store.index("molecule"), store.index("record")
     keep_split(workdir / "splits.npz", parts, {
         "store": str(store.path), "split": c.split_files or c.split, "seed": c.split_seed,
         "parts": splits_module.describe(parts, molecule)})
-    # as data.split_files of another run on the same file: a force field must not see molecules of the test
+    # Another run on the same file can use this as data.split_files: a force field must not be
+    # trained on test molecules.
     write_json(workdir / SPLIT, {name: sorted(set(record[indices].tolist())) for name, indices in parts.items()})
 
 
 def _displaced(config, data: Data, found: Geometries, cutoff: float) -> CoordinateNoise | None:
+    """Return the noise of the training inputs, None if the config asks for none."""
     a = config.align
     if not a.noise and not a.frames:
         return None
@@ -181,6 +193,7 @@ def _displaced(config, data: Data, found: Geometries, cutoff: float) -> Coordina
 # --- Training ---
 
 def _train(config, workdir: Path, data: Data, begin, started: float) -> Path:
+    """Prepare data, model and training loop; train; write the report."""
     names = tuple(config.property.targets)
     targets = tuple(map(Target.from_json, distributed.broadcast(
         [t.to_json() for t in _targets(config, data)] if distributed.leader() else None)))
@@ -190,7 +203,7 @@ def _train(config, workdir: Path, data: Data, begin, started: float) -> Path:
         heads[DISPLACEMENT] = {"kind": "atom_vector"}
     model = with_heads(predictor.backbone_of(config), heads, frozen=config.init.train == "heads")
     cutoff = float(model.cutoff)
-    with distributed.leader_first("geometries"):  # makes those that the others find
+    with distributed.leader_first("geometries"):  # the leader computes them, the others read them
         train, valid, tests, displaced = _inputs(config, data, targets, cutoff)
     splits = {"train": train, "valid": valid, **{f"test {g}": s for g, (s, _) in tests.items()}}
     restored = restore(workdir)
@@ -212,7 +225,11 @@ def _train(config, workdir: Path, data: Data, begin, started: float) -> Path:
 
 
 def _check_frames(config, targets) -> None:
-    """Vectors stand in the frame of the geometry that they were computed at, and atoms in its order."""
+    """Raise ConfigError if vectors or atom properties are combined with other geometries.
+
+    Vectors are given in the frame of the geometry that they were computed at, and properties of
+    atoms in its order.
+    """
     turned = [t.name for t in targets if t.kind != "scalar"]
     sources = {config.data.geometry, config.data.valid_geometry or LABELS, *config.data.test_geometries} - {LABELS}
     if turned and (sources or config.align.frames):
@@ -222,7 +239,10 @@ def _check_frames(config, targets) -> None:
 
 
 def _inputs(config, data: Data, targets, cutoff: float):
-    """Training and validation part, {geometry: (test part, its geometries)}, and what displaces training inputs."""
+    """Return training split, validation split, test splits and the noise of the training inputs.
+
+    The test splits are {geometry source: (split, its geometries)}. The noise may be None.
+    """
     train, found = data.split("train", config.data.geometry, targets, cutoff)
     displaced = _displaced(config, data, found, cutoff)
     valid, _ = data.split("valid", config.data.valid_geometry or config.data.geometry, targets, cutoff)
@@ -232,7 +252,7 @@ def _inputs(config, data: Data, targets, cutoff: float):
             train.sizes, None if displaced.frames is None else edges[displaced.frames.index]))
         if config.dens.weight:
             displaced = BatchNoise(displaced, config.dens.share)
-        elif not targets:  # noise is all that there is to learn, and to validate by
+        elif not targets:  # denoising is the only objective, also in validation
             noise = dataclasses.replace(displaced, frames=None, share=0.0)
             valid = dataclasses.replace(valid, rows=NoisedRows(valid.rows, noise), sizes=noise.bounds(valid.sizes))
     tests = {geometry: data.split("test", geometry, targets, cutoff) for geometry in config.data.test_geometries
@@ -241,7 +261,10 @@ def _inputs(config, data: Data, targets, cutoff: float):
 
 
 def _same_molecules(tests: dict[str, tuple[Split, Geometries]]) -> dict[str, tuple[Split, Geometries]]:
-    """Test parts of those molecules alone that all of them have: hard ones may lack the geometries of a source."""
+    """Restrict the test splits to the molecules that have the geometries of all sources.
+
+    Some molecules, usually difficult ones, lack the geometries of a source.
+    """
     if not tests:
         return tests
     common = functools.reduce(np.intersect1d, [found.samples for _, found in tests.values()])
@@ -257,6 +280,7 @@ def _same_molecules(tests: dict[str, tuple[Split, Geometries]]) -> dict[str, tup
 
 
 def _targets(config, data: Data) -> list[Target]:
+    """Fit the normalization of the properties to the training split."""
     options = {name: {"pooling": config.property.pooling} | dict(config.property.heads.get(name, {}))
                for name in config.property.targets}
     samples = data.parts["train"]
@@ -266,6 +290,7 @@ def _targets(config, data: Data) -> list[Target]:
 
 
 def _statistics(data: Data, train: Split, targets, heads, cutoff) -> dict[str, Any]:
+    """Return the statistics of the training data that the predictor stores, ready for JSON."""
     elements = set()
     for _, columns in data.loaded.store.chunks(data.index[data.parts["train"]], labels_only=True):
         elements.update(np.unique(columns.numbers).tolist())
@@ -274,6 +299,7 @@ def _statistics(data: Data, train: Split, targets, heads, cutoff) -> dict[str, A
 
 
 def _initial(config, model: PropertyModel, begin):
+    """Return initial parameters: random, or from a pretrained run where it has them."""
     params = jax.jit(model.init)(jax.random.key(config.seed), example_graph())
     if begin is None:
         return params
@@ -296,17 +322,18 @@ def _loop(config, workdir, model, targets, batches, train, valid, metadata, num_
 
 
 def _objective(c, model: PropertyModel, targets, energy_scale: float) -> Properties | DeNS:
+    """Return the objective: properties and optional alignment, or energies and forces with DeNS."""
     if not c.dens.weight:
         return Properties(model, targets, c.property.penalty, c.property.huber_delta, c.align.weight, c.align.loss,
                           c.align.noise or 1.0)
-    # lengths of error vectors and total energies, as configs/pubchemqcr.py has them
+    # norms of force errors, and errors of total energies, as in configs/pubchemqcr.py
     field = ForceField(ForceFieldAdapter(model), energy_scale, lambda step: c.dens.beta, c.dens.beta, {
         "penalty": "mae", "force_penalty": "norm", "energy_per_atom": False})
     return DeNS(field, c.dens.weight, c.align.noise, energy_scale)
 
 
 def _energies(config, data: Data) -> dict[str, Any]:
-    """Reference energies and scale of the energies of the training part; none where no energy is learned."""
+    """Return reference energies and energy scale of the training split: 0 and 1 without DeNS."""
     if not config.dens.weight:
         return {"reference": [0.0] * statistics.NUM_ELEMENTS, "scale": 1.0}
     summary = statistics.Summary(columns for _, columns in data.loaded.store.chunks(
@@ -320,6 +347,7 @@ def _energies(config, data: Data) -> dict[str, Any]:
 # --- Report ---
 
 def _report(config, workdir, trainer, batches, params, data: Data, splits, tests, targets, metadata) -> Path:
+    """Evaluate the best checkpoint on all splits, fit the domain and write the report."""
     best = restore(workdir, BEST)
     if best is None:
         raise TrainingError("no validation gave a finite loss, so that there is no best checkpoint to evaluate. Look "
@@ -351,21 +379,22 @@ def _report(config, workdir, trainer, batches, params, data: Data, splits, tests
 
 def _outcome(made: predictor.Predictor, split: Split, targets, data: Data, found: Geometries | None
              ) -> tuple[PredictedProperties, np.ndarray]:
+    """Predict a split and return labels, predictions and the embeddings of its structures."""
     columns = split.rows.take(split.indices)
     predicted = _predicted(made, columns)
     labels = {t.name: t.to_physical(
         columns.atom_properties[t.name] if t.kind == "atom" else columns.properties[t.name], columns) for t in targets}
     names = columns.molecule
-    if found is not None:  # geometries that were made have no name of their own
+    if found is not None:  # computed geometries have no names of their own
         names = data.loaded.store.take(data.index[found.samples]).molecule
     return PredictedProperties(names, columns.n_atoms, labels, {t.name: predicted[t.name] for t in targets}
                                ), predicted[predictor.EMBEDDING]
 
 
 def _predicted(made: predictor.Predictor, columns) -> dict[str, np.ndarray]:
-    """What is predicted; NaN for structures with an element that training did not hold."""
-    strange = ~np.isin(columns.numbers, made.elements)
-    known = ~np.logical_or.reduceat(strange, columns.offsets[:-1])
+    """Predict the properties; NaN for structures with an element absent from the training split."""
+    strange = ~np.isin(columns.numbers, made.elements)  # (A,)
+    known = ~np.logical_or.reduceat(strange, columns.offsets[:-1])  # (S,)
     if known.all():
         return made.predict(columns)
     log.warning("%d of %d structures hold an element that is not in the training part, and are not judged",
@@ -379,7 +408,7 @@ def _predicted(made: predictor.Predictor, columns) -> dict[str, np.ndarray]:
     atoms = columns.atoms_of(rows)
     result = {}
     for name, values in made.predict(columns.take(rows)).items():
-        of_atoms = len(values) == len(atoms) != len(rows)
+        of_atoms = len(values) == len(atoms) != len(rows)  # or else per structure
         result[name] = np.full((len(columns.numbers) if of_atoms else len(columns), *values.shape[1:]), np.nan)
         result[name][atoms if of_atoms else rows] = values
     return result

@@ -1,4 +1,4 @@
-"""Task `relax`: molecules of a file -> relaxed geometries, a table, a report."""
+"""Task `relax`: relax the molecules of a file and write geometries, a table and a report."""
 
 from __future__ import annotations
 
@@ -42,12 +42,14 @@ TRAJECTORIES, RESULTS, PARTS, ORIGIN = "trajectories.xyz", "results.csv", "parts
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Relax the molecules of `config`, or go on where a run in `workdir` was stopped; returns the path of the report.
+    """Relax the molecules of `config`, or resume a run in `workdir`; return the path of the report.
 
-    All processes of a run call it alike; each relaxes a share, and the leader puts the results together.
+    All processes of a run call this function. Each relaxes a share of the molecules, and the leader
+    merges the results.
 
     Raises:
-      ConfigError, WorkdirError, DatasetError, JournalError: With what to do about it.
+      ConfigError, WorkdirError, DatasetError, JournalError: The message explains how to fix the
+        problem.
     """
     config = configs.complete(config, defaults.relax_defaults())
     _check(config)
@@ -84,7 +86,7 @@ def _columns(config) -> CsvColumns:
 
 
 def _count(config) -> int:
-    """Molecules that the run is about, conformers counted."""
+    """Return the number of geometries to relax: molecules times conformers."""
     found = count_molecules(config.input, _columns(config))
     if not found:
         raise DatasetError(f"{config.input}: holds no molecules")
@@ -92,7 +94,7 @@ def _count(config) -> int:
 
 
 def _check_origin(path: Path, config, potential: Potential) -> None:
-    """Raise WorkdirError where the molecules or the force field are no longer those that the run was begun with."""
+    """Raise WorkdirError if molecules or force field differ from those of the first start."""
     check_origin(path, {"input": fingerprint(config.input), "force_field": potential.digest()},
                  "relaxations of other molecules or with another force field")
 
@@ -104,7 +106,7 @@ def _relaxer(config, potential: Potential) -> Relaxer:
 
 
 def _relax_share(config, folder: Path, relaxer, total: int) -> None:
-    """Relax what no process has relaxed so far of the share of this one."""
+    """Relax the molecules in the share of this process that no process has relaxed yet."""
     with Journal(folder, distributed.index(), LAYOUT) as journal:
         done = relax_journal.finished(folder, LAYOUT)
         share = distributed.index(), distributed.count()
@@ -128,11 +130,14 @@ def _relax_share(config, folder: Path, relaxer, total: int) -> None:
 
 
 def _close(records) -> None:
-    """End the processes that embed. A thread that serves a device may be waiting for one of their molecules."""
+    """Stop the embedding processes.
+
+    A thread that serves a device may be waiting for one of their molecules, so retry for 10 s.
+    """
     for _ in range(100):
         try:
             return records.close()
-        except ValueError:  # the generator is at work in that thread
+        except ValueError:  # the generator is running in that thread
             time.sleep(0.1)
 
 
@@ -142,8 +147,8 @@ def _share_size(total: int, num_conformers: int, index: int, count: int) -> int:
 
 def _stream(records: Iterator[MoleculeRecord], relaxer, journal: Journal, progress: RelaxationProgressBar,
             mol_blocks: bool) -> None:
-    """From the records through the relaxer into the journal."""
-    waiting: dict[int, MoleculeRecord] = {}
+    """Pass the records through the relaxer and write the results to the journal."""
+    waiting: dict[int, MoleculeRecord] = {}  # records that the relaxer has taken, by index
 
     def molecules():
         for record in records:
@@ -166,7 +171,7 @@ def _stream(records: Iterator[MoleculeRecord], relaxer, journal: Journal, progre
 
 
 def _finish(config, workdir: Path, total: int, potential: Potential, domain: Domain | None) -> Path:
-    """Put the parts together, and tell of them."""
+    """Merge the parts and write the report."""
     log.info("putting the results together")
     files = {kind: workdir / FORMATS[kind] for kind in config.formats}
     if config.trajectory_every:
@@ -189,7 +194,7 @@ def _finish(config, workdir: Path, total: int, potential: Potential, domain: Dom
 
 
 def _added(potential: Potential, domain: Domain | None) -> merge.DerivedColumns:
-    """Columns that tell of the domain; empty where it is not known."""
+    """Return the columns about the domain of the force field; cells are empty if it is unknown."""
 
     def cells(frames):
         return [("", "")] * len(frames) if domain is None else outputs.domain_cells(potential, domain, frames)
@@ -198,7 +203,7 @@ def _added(potential: Potential, domain: Domain | None) -> merge.DerivedColumns:
 
 
 def _pictures(config, parts: Path, results: Relaxations) -> list[Picture]:
-    """Some molecules; their starts are read from the input once more."""
+    """Return pictures of some molecules; their start geometries are read from the input again."""
     from ase.io import read
 
     chosen = choose(results, config.num_conformers)
@@ -219,7 +224,7 @@ def _pictures(config, parts: Path, results: Relaxations) -> list[Picture]:
 
 
 class _AllBut:
-    """All whole numbers but some."""
+    """Container of all integers except the given ones."""
 
     def __init__(self, kept):
         self._kept = frozenset(kept)

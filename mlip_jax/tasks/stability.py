@@ -1,4 +1,4 @@
-"""Task `stability`: molecules of a file -> how long they hold together at several temperatures, drift of the energy."""
+"""Task `stability`: measure energy drift and the survival of molecules at several temperatures."""
 
 from __future__ import annotations
 
@@ -38,16 +38,17 @@ log = logging.getLogger(__name__)
 
 NVE, LANGEVIN, COMPARED = "nve", "langevin", "compared"
 STARTS, TABLE, ORIGIN = "starts.npz", "stability.csv", "origin.json"
-# Between frames that spectra are made of, fs; and 1/fs, so weak that it hardly widens their lines.
+# Largest time between frames for spectra (fs); friction (1/fs) that hardly broadens their lines.
 _LARGEST_SPACING, _WEAK_FRICTION = 2.0, 0.001
 _COMMON = ("timestep", "skin", "bond_range", "max_temperature", "dtype", "seed", "record_every")
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Simulate the molecules of `config`, or go on where a run in `workdir` was stopped; returns the report's path.
+    """Simulate the molecules of `config`, or resume a run in `workdir`; return the report's path.
 
     Raises:
-      ConfigError, WorkdirError, DatasetError, OutputError, CheckpointError, ValueError: With what to do about it.
+      ConfigError, WorkdirError, DatasetError, OutputError, CheckpointError, ValueError: The message
+        explains how to fix the problem.
     """
     config = configs.complete(config, defaults.stability_defaults())
     _check(config)
@@ -83,7 +84,7 @@ def _check(c) -> None:
 
 
 def _bring_to_start(config, path: Path, molecules: list[Atoms], names, potential: Potential) -> None:
-    """Put molecules to where a minimum is; those of an earlier start of this run, if there was one."""
+    """Move the molecules to energy minima, which an earlier start of this run may have saved."""
     if not config.relax_first:
         return
     if not path.exists():
@@ -94,6 +95,7 @@ def _bring_to_start(config, path: Path, molecules: list[Atoms], names, potential
         positions = np.concatenate([r.atoms.positions for r in results])
         with atomic_open(path) as file:
             np.savez(file, positions=positions)
+    # Positions of all molecules are stored as one array (A, 3).
     with np.load(path, allow_pickle=False) as file:
         parts = np.split(file["positions"], np.cumsum([len(a) for a in molecules])[:-1])
     for atoms, positions in zip(molecules, parts):
@@ -101,7 +103,7 @@ def _bring_to_start(config, path: Path, molecules: list[Atoms], names, potential
 
 
 def _at_constant_energy(config, folder: Path, molecules, names, potential) -> tuple[list[float], float]:
-    """Drift of each molecule, meV/atom/ps, NaN where it is not known; and steps in a second."""
+    """Return the energy drift per molecule (meV/atom/ps, NaN if unknown) and steps per second."""
     if not config.nve_picoseconds:
         return [float("nan")] * len(molecules), float("nan")
     dynamics = MolecularDynamics(
@@ -115,7 +117,8 @@ def _at_constant_energy(config, folder: Path, molecules, names, potential) -> tu
 
 
 def _at_temperatures(config, folder: Path, molecules, names, potential) -> tuple[list[Replica], float]:
-    """What became of each replica, and steps in a second of all together."""
+    """Return the outcome of each replica, and the steps per second of all replicas together."""
+    # one replica per (temperature, molecule, repetition), all in one batch
     cases = [(t, m) for t in config.temperatures for m in range(len(molecules)) for _ in range(config.replicas)]
     dynamics = MolecularDynamics(
         [molecules[m] for _, m in cases], potential, ensemble="langevin", friction=config.friction, frame_every=0,
@@ -129,7 +132,10 @@ def _at_temperatures(config, folder: Path, molecules, names, potential) -> tuple
 
 
 def _compared(config, folder: Path, molecules, names, potential) -> list[Comparison]:
-    """Distances and spectra of the force field beside those of the reference method; none where nothing is asked."""
+    """Compare distances and spectra of the force field with those of the reference method.
+
+    Return an empty list if config.compare_picoseconds is zero.
+    """
     if not config.compare_picoseconds:
         return []
     every = max(1, int(_LARGEST_SPACING / config.timestep))
@@ -157,7 +163,7 @@ def _course(path: Path, spacing: float) -> SampledTrajectory:
 
 
 def _settled(course: SampledTrajectory) -> SampledTrajectory:
-    """Without the first fifth, which remembers the start."""
+    """Return the trajectory without its first fifth, which still depends on the start."""
     first = len(course.positions) // 5
     return dataclasses.replace(course, positions=course.positions[first:], velocities=course.velocities[first:])
 

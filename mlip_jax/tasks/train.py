@@ -1,4 +1,4 @@
-"""Task `train`: data -> force field -> report."""
+"""Task `train`: train a force field on a data set and write a report."""
 
 from __future__ import annotations
 
@@ -47,17 +47,18 @@ from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)
 
-# Updates of one call to the device where the data stay on it, and the share of its memory that they may take.
+# If the data stay on the device: steps per dispatch, and the fraction of its memory for the data.
 _STEPS_PER_CALL, _RESIDENT_SHARE = 25, 0.2
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Train by `config`, or go on where a run in `workdir` was stopped; returns the path of the report.
+    """Train a force field by `config`, or resume a run in `workdir`; return the path of the report.
 
-    All processes of a run call it alike; the leader alone writes.
+    All processes of a run call this function; only the leader writes files.
 
     Raises:
-      ConfigError, WorkdirError, DatasetError, TrainingError, Stopped: With what to do about it.
+      ConfigError, WorkdirError, DatasetError, TrainingError, Stopped: The message explains how to
+        fix the problem.
     """
     started = time.monotonic()
     config = configs.complete(config, defaults.train_defaults())
@@ -70,16 +71,17 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         begin = fine_tuning.begin_from(config)
         model = create_model(config.model, config.potential)
         _log_terms(model)
-        if config.optimizer.freeze:  # a slip in it must not come out after the data were read
+        if config.optimizer.freeze:  # report a wrong pattern before the data are read
             optimizer.frozen(jax.eval_shape(model.init, jax.random.key(0), example_graph()), config.optimizer.freeze)
         embed = molecule_features.of(config.data)
-        with distributed.leader_first("data"):  # makes the store, which the others find
+        with distributed.leader_first("data"):  # the leader builds the store, others open it
             data = source.load(config.data)
             splits = _split(config, data, workdir, model, embed)
         return _train(config, workdir, model, data, splits, begin, started)
 
 
 def _log_terms(model) -> None:
+    """Log the energy terms of the model and its long-range cutoff."""
     for name, options in getattr(model, "terms", ()):
         log.info("energy term %s: %s", name, ", ".join(f"{k}={v}" for k, v in options) or "defaults")
     cutoff = long_range_cutoff(model)
@@ -88,7 +90,7 @@ def _log_terms(model) -> None:
 
 
 def _split(config, data, workdir, model, embed) -> dict[str, Split]:
-    """The parts of the data with their sizes; which structure went where is written to splits.npz."""
+    """Split the data and compute the sizes of all structures; write the split to splits.npz."""
     c = config.data
     parts = source.split(data, c, embed)
     molecule = data.store.index("molecule")
@@ -111,6 +113,7 @@ def _split(config, data, workdir, model, embed) -> dict[str, Split]:
 
 
 def _train(config, workdir, model, data, splits, begin: Potential | None, started) -> Path:
+    """Prepare statistics, batches and training loop; train; write the report."""
     statistics_ = distributed.broadcast(_statistics(config, data, splits["train"], model, begin)
                                         if distributed.leader() else None)
     terms.check_elements([name for name, _ in getattr(model, "terms", ())], statistics_["elements"])
@@ -138,6 +141,7 @@ def _train(config, workdir, model, data, splits, begin: Potential | None, starte
 
 
 def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoch, params) -> TrainingLoop:
+    """Build the training loop with its objective, optimizer and schedules."""
     train, c = splits["train"], config
     scale = metadata["statistics"]["energy_scale"]
     beta = losses.beta_schedule(c.loss.beta, c.loss.beta_end, c.loss.beta_begin, num_steps, c.loss.beta_schedule)
@@ -160,13 +164,13 @@ def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoc
 
 
 def _resident(config, batches, train: Split, model):
-    """(build, data) of Trainer where the training data are to stay on the device, else (None, ())."""
+    """Return (build, data) of `Trainer` for data that stay on the device, or else (None, ())."""
     wanted = config.train.resident
     if wanted is None:
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
         wanted = (jax.default_backend() != "cpu" and resident.indexable(train.sizes)
                   and resident.estimate_bytes(train.sizes, periodic=train.periodic) < _RESIDENT_SHARE * memory)
-    # all processes must run the same program, and the memory of their devices may differ
+    # All processes must run the same program, but the memory of their devices may differ.
     if not distributed.broadcast(bool(wanted)):
         return None, ()
     data = resident.collect((c for _, c in train.rows.chunks(train.indices, labels_only=True)), model.cutoff,
@@ -176,7 +180,7 @@ def _resident(config, batches, train: Split, model):
 
 
 def _statistics(config, data, train: Split, model, begin: Potential | None) -> dict[str, Any]:
-    """What a force field must know of its training data, ready for JSON."""
+    """Return the statistics of the training data that a force field stores, ready for JSON."""
     summary = statistics.Summary(columns for _, columns in data.store.chunks(train.indices, labels_only=True))
     if config.loss.beta == 1.0 and not np.isfinite(summary.force_rms):
         raise DatasetError("loss.beta is 1 (forces alone) but the training set has no forces")
@@ -198,6 +202,7 @@ def _statistics(config, data, train: Split, model, begin: Potential | None) -> d
 
 
 def _report(config, workdir, model, trainer, batches, splits, metadata, params, data, filled) -> Path:
+    """Evaluate the best checkpoint on all splits, fit the domain and write the report."""
     best = restore(workdir, BEST)
     if best is None:
         raise TrainingError("no validation gave a finite loss, so that there is no best checkpoint to evaluate. Look "
@@ -231,24 +236,30 @@ def _report(config, workdir, model, trainer, batches, splits, metadata, params, 
 
 
 def energies_alone(config) -> bool:
-    """Whether no forces are computed all through a run."""
+    """Return whether a run trains only on energies, so that it never computes forces."""
     return config.loss.beta == config.loss.beta_end == 0.0
 
 
 def _predictions(split: Split, predicted, with_forces: bool) -> Predictions:
+    """Combine labels and predictions of a split; drop force labels if no forces are computed."""
     c = split.columns()
-    forces = c.forces if with_forces else np.full_like(c.forces, np.nan)  # there is nothing to compare with
+    forces = c.forces if with_forces else np.full_like(c.forces, np.nan)  # no predictions
     return Predictions(
         numbers=c.numbers, offsets=c.offsets, energy=c.energy, energy_predicted=predicted.energy, forces=forces,
         forces_predicted=predicted.forces, molecule=c.molecule, conformer=c.conformer, subset=c.subset, source=c.source)
 
 
 def _domain(config, potential: Potential, splits, predictions) -> tuple[Domain | None, DomainEvaluation | None]:
-    """What lies outside of the domain of the force field; and structures of the test part with their distance."""
+    """Fit the domain of the force field, and compute errors and distances of test structures.
+
+    Return (None, None) without training or validation structures, and no evaluation without test
+    structures.
+    """
     rng, found = np.random.default_rng(config.seed), {}
     for name, split in splits.items():
         p = predictions[name]
-        strange = ~np.isin(p.numbers, potential.elements)
+        # The force field cannot describe structures with elements that training lacks.
+        strange = ~np.isin(p.numbers, potential.elements)  # (A,)
         known = np.flatnonzero(~np.logical_or.reduceat(strange, p.offsets[:-1])) if len(split) else np.zeros(0, int)
         places = np.sort(rng.permutation(known)[:config.report.max_domain])
         if len(places):

@@ -1,4 +1,4 @@
-"""Figures of a diversity study: errors against the conformers of a molecule, and against the distance to them."""
+"""Figures of a diversity study: errors against conformers per molecule, and against their RMSD."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from mlip_jax.reports import figures
 from mlip_jax.reports.diversity.generalization import NAMES
 
 _PANELS = ("iid_s", "ood_s", "iid_c", "ood_c")
-# Okabe and Ito's, as in reports/figures.py.
+# Colors of Okabe and Ito, as in reports/figures.py.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 _MAX_RMSD_PANELS = 4
-_LINES_IN_A_PANEL = 3  # beyond, a legend there hides some of them
+_LINES_IN_A_PANEL = 3  # with more lines, a legend inside the panel would hide some of them
 
 
 def against_conformers(groups: Mapping[int, Sequence[Any]], name: str, unit: str) -> Figure:
-    """The four metrics against n_c, a line for each N or n_s, with the standard deviation over seeds.
+    """Draw the four metrics against n_c, one line per N or n_s, with deviations over seeds.
 
     Args:
-      groups: Points (report.py) by n_c, by N or n_s. name: "N" or "n_s". unit: What is drawn, with its unit.
+      groups: Seed groups (report.py) in the order of n_c, by N or n_s.
+      name: "N" or "n_s".
+      unit: Metric with its unit, for the y axes.
     """
     fig, axes = figures.figure(*(NAMES[n] for n in _PANELS), size=(9.2, 7.2))
     ticks = sorted({p.num_conformers for group in groups.values() for p in group})
@@ -46,7 +48,10 @@ def against_conformers(groups: Mapping[int, Sequence[Any]], name: str, unit: str
 
 
 def against_rmsd(groups: Mapping[int, Sequence[Any]], name: str, unit: str) -> Figure:
-    """Errors of unseen conformers against their RMSD, a line for each n_c; a panel for each of the largest N or n_s."""
+    """Draw errors of unseen conformers against their RMSD, one line per n_c.
+
+    There is one panel per N or n_s, for the largest of them.
+    """
     shown = dict(list(groups.items())[-_MAX_RMSD_PANELS:])
     fig, axes = figures.figure(*(f"${name}$ = {figures.format_tick(v)}" for v in shown),
                                 size=(9.2 if len(shown) > 1 else 6.0, 3.6 * -(-len(shown) // 2)))
@@ -64,7 +69,7 @@ def against_rmsd(groups: Mapping[int, Sequence[Any]], name: str, unit: str) -> F
 
 
 def _one_legend(fig: Figure, axes: Sequence[Any]) -> None:
-    """Beside the panels, in place of one in each."""
+    """Replace the legends of the panels by a single legend next to them."""
     entries: dict[str, Any] = {}
     for ax in axes:
         entries |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels())}
@@ -78,7 +83,7 @@ def _cycle(count: int) -> list[str]:
 
 
 def _line(ax, x: Sequence[float], spreads: Sequence[tuple[float, float | None]], color: str, label: str) -> list[float]:
-    """Means with error bars; returns the ends of the bars."""
+    """Draw means with error bars, and return the ends of the bars."""
     means = [mean for mean, _ in spreads]
     bars = [std or 0.0 for _, std in spreads]
     ax.errorbar(x, means, yerr=bars, color=color, marker="o", markersize=4, linewidth=1.6, capsize=2.5, label=label)
@@ -86,6 +91,7 @@ def _line(ax, x: Sequence[float], spreads: Sequence[tuple[float, float | None]],
 
 
 def _finish(ax, drawn: list[float]) -> None:
+    """Set a log scale that shows all values in `drawn`, and add a legend."""
     if not drawn:
         figures.mark_empty(ax)
         return

@@ -1,9 +1,10 @@
-"""What a diversity study says in words: which of the published findings its runs confirm, and which not.
+"""Findings of a diversity study in words: published statements that its runs confirm or contradict.
 
-Shenoy et al. (arXiv:2311.00862) found for GEOM that force fields generalise poorly beyond their training distribution,
-and that generalisation to molecules and to conformers asks for a balance of both. The other statements here are what
-lies behind the balance: which of the two each metric asks for. A difference counts where it is more than twice its
-standard error over the seeds; a statement that no difference speaks for or against is undecided.
+Shenoy et al. (arXiv:2311.00862) found for GEOM that force fields generalize poorly beyond their
+training distribution, and that generalization to molecules and to conformers requires a balance of
+both. The other statements here explain this balance: they state which of the two improves each
+metric. A difference counts if it is more than twice its standard error over the seeds. A statement
+without such a difference is undecided.
 """
 
 from __future__ import annotations
@@ -15,18 +16,28 @@ from typing import Any, NamedTuple
 from mlip_jax.reports.diversity.generalization import NAMES
 
 _STRUCTURAL, _CONFORMATIONAL = ("iid_s", "ood_s"), ("iid_c", "ood_c")
-_MANY = 2.0  # standard errors
+_MANY = 2.0  # number of standard errors from which a difference counts
 
 
 class Finding(NamedTuple):
-    """verdict: "confirmed", "not confirmed" or "undecided". text: What was found, with numbers."""
+    """Finding of a study.
+
+    Attributes:
+      verdict: "confirmed", "not confirmed" or "undecided".
+      text: Statement with the numbers behind it.
+    """
 
     verdict: str
     text: str
 
 
 def findings(budgets: Mapping[int, Sequence[Any]], molecule_sets: Mapping[int, Sequence[Any]]) -> list[Finding]:
-    """Of points (reports/diversity/report.py) by N and by n_s, each by n_c; fewer where runs are missing."""
+    """Return the findings that the available runs allow.
+
+    Args:
+      budgets: Seed groups (reports/diversity/report.py) by N, each in the order of n_c.
+      molecule_sets: Seed groups by n_s, each in the order of n_c.
+    """
     every = {id(p): p for group in (*budgets.values(), *molecule_sets.values()) for p in group}.values()
     made = [_beyond(list(every), "iid_s", "ood_s"), _beyond(list(every), "iid_c", "ood_c"),
             *(_best(budgets, name) for name in (*_STRUCTURAL, *_CONFORMATIONAL)), _balance(budgets),
@@ -35,7 +46,7 @@ def findings(budgets: Mapping[int, Sequence[Any]], molecule_sets: Mapping[int, S
 
 
 def _significance(a: tuple[float, float | None], b: tuple[float, float | None], runs: int) -> float:
-    """(b - a) in standard errors; zero where there are none, of single runs."""
+    """Return (b - a) in units of its standard error; zero for single runs, which have none."""
     if a[1] is None or b[1] is None:
         return 0.0
     error = math.sqrt((a[1] ** 2 + b[1] ** 2) / runs)
@@ -43,12 +54,13 @@ def _significance(a: tuple[float, float | None], b: tuple[float, float | None], 
 
 
 def _verdict(significances: Sequence[float]) -> str:
-    """By the majority of those that count."""
+    """Return the verdict of the majority of the significant differences."""
     score = sum((s > _MANY) - (s < -_MANY) for s in significances)
     return "confirmed" if score > 0 else "not confirmed" if score < 0 else "undecided"
 
 
 def _beyond(points: Sequence[Any], near: str, far: str) -> Finding | None:
+    """State whether the metric `far` from the training distribution is larger than `near` it."""
     both = [p for p in points if near in p.metrics and far in p.metrics]
     if not both:
         return None
@@ -61,7 +73,11 @@ def _beyond(points: Sequence[Any], near: str, far: str) -> Finding | None:
 
 
 def _best(budgets: Mapping[int, Sequence[Any]], name: str) -> Finding | None:
-    """Structural metrics should be best with few conformers of many molecules, conformational ones with more."""
+    """State which n_c is best at a fixed number of structures.
+
+    Structural metrics should be best with few conformers of many molecules, conformational metrics
+    with many conformers of few molecules.
+    """
     ends, texts = [], []
     for total, group in budgets.items():
         known = [p for p in group if name in p.metrics]
@@ -82,7 +98,10 @@ def _best(budgets: Mapping[int, Sequence[Any]], name: str) -> Finding | None:
 
 
 def _balance(budgets: Mapping[int, Sequence[Any]]) -> Finding | None:
-    """The best n_c differ between structural and conformational metrics, so that a balance must be struck."""
+    """State whether the best n_c is larger for conformational than for structural metrics.
+
+    If so, a training set needs a balance of molecules and conformers.
+    """
     texts, apart = [], 0
     for total, group in budgets.items():
         best = {name: min(known, key=lambda p: p.metrics[name][0]).num_conformers
@@ -99,6 +118,7 @@ def _balance(budgets: Mapping[int, Sequence[Any]]) -> Finding | None:
 
 
 def _more(sets: Mapping[int, Sequence[Any]], name: str) -> Finding | None:
+    """State whether more conformers of the same molecules reduce an error."""
     ends, texts = [], []
     for n_s, group in sets.items():
         known = [p for p in group if name in p.metrics]

@@ -1,4 +1,4 @@
-"""A map of molecules: the two directions in which Morgan fingerprints of several sets vary most."""
+"""Map of molecules: the two principal components of the Morgan fingerprints of several sets."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ _COLORS = (figures.BLUE, figures.GREEN, figures.VERMILLION)
 
 
 def principal_components(fingerprints: np.ndarray, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of each fingerprint along the principal components, and the share of the variance of each.
+    """Compute the principal components of fingerprints.
 
     Args:
-      fingerprints: (S, B) of zeros and ones. count: Of components, K.
+      fingerprints: Fingerprints of zeros and ones, (S, B).
+      count: Number of components, K.
 
     Returns:
-      (S, K) float64, each column's largest magnitude positive, so that the map is the same on every machine; (K,).
+      Coordinates along the components, (S, K) float64, and the fraction of the variance of each
+      component, (K,). The coordinate of largest magnitude of each component is positive, so that
+      the map is the same on all machines.
 
     Raises:
-      ValueError: Fewer fingerprints than components.
+      ValueError: There are fewer fingerprints than components.
     """
     x = np.asarray(fingerprints, np.float64)
     if len(x) < count:
         raise ValueError(f"{count} principal components need as many fingerprints at least; received {len(x)}")
     x = x - x.mean(0)
-    values, vectors = np.linalg.eigh(x.T @ x)  # B x B, however many molecules there are
-    projected = x @ vectors[:, ::-1][:, :count]
+    values, vectors = np.linalg.eigh(x.T @ x)  # (B, B), independent of the number of molecules
+    projected = x @ vectors[:, ::-1][:, :count]  # (S, K)
+    # The signs of eigenvectors are arbitrary, so fix them by the coordinate of largest magnitude.
     signs = np.sign(projected[np.abs(projected).argmax(0), np.arange(count)])
     total = values.sum()
     shares = values[::-1][:count] / total if total > 0 else np.zeros(count)
@@ -38,7 +42,10 @@ def principal_components(fingerprints: np.ndarray, count: int = 2) -> tuple[np.n
 
 
 def unpack(fingerprints: Sequence[bytes]) -> np.ndarray:
-    """Binary fingerprints of RDKit (fingerprints.morgan_fingerprint) as rows of zeros and ones, (S, B) uint8."""
+    """Convert binary fingerprints of RDKit to rows of zeros and ones, (S, B) uint8.
+
+    The binary fingerprints are those of `fingerprints.morgan_fingerprint`.
+    """
     from rdkit.DataStructs import ConvertToNumpyArray, ExplicitBitVect
 
     rows = []
@@ -50,10 +57,10 @@ def unpack(fingerprints: Sequence[bytes]) -> np.ndarray:
 
 
 def draw(sets: Mapping[str, np.ndarray]) -> Figure:
-    """Molecules of each set on the first two principal components of all.
+    """Draw the molecules of several sets along the first two principal components of all sets.
 
     Args:
-      sets: Fingerprints (S, B) by name.
+      sets: Fingerprints (S, B) by the name of the set.
     """
     projected, shares = principal_components(np.concatenate(list(sets.values())))
     fig, ax = figures.figure("Morgan fingerprints", size=(6.4, 5.0))

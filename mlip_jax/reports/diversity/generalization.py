@@ -1,4 +1,4 @@
-"""What a run's errors on unseen molecules and conformers come to: the four metrics, and errors by distance."""
+"""Generalization errors of a run on unseen molecules and conformers: metrics and errors by RMSD."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-# Of the four metrics, and of all unseen conformers together; what a reader sees.
+# Names for readers of the four metrics, and of all unseen conformers together.
 NAMES = {"iid_s": "IID-S", "ood_s": "OOD-S", "iid_c": "IID-C", "ood_c": "OOD-C", "unseen_c": "all unseen conformers"}
 MEANINGS = {
     "iid_s": "unseen molecules of the same data", "ood_s": "molecules of another data set",
@@ -18,12 +18,15 @@ MEANINGS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Errors:
-    """Energies of S structures, and errors of their forces.
+    """Energies and force errors of S structures.
 
     Attributes:
-      energy, predicted: (S,) eV, total. n_atoms: (S,). molecule: (S,), of any sortable type.
-      force_error: Mean |error| of the force components, (S,) eV/Å, NaN without a label; None where no forces were
-        computed.
+      energy: Reference total energies in eV, (S,).
+      predicted: Predicted total energies in eV, (S,).
+      n_atoms: Number of atoms, (S,).
+      molecule: Identifier of the molecule, (S,) of any sortable type.
+      force_error: Mean |error| of the force components in eV/Å, (S,), NaN without a label; None if
+        no forces were computed.
     """
 
     energy: np.ndarray
@@ -36,13 +39,13 @@ class Errors:
         return len(self.energy)
 
     def take(self, places: np.ndarray) -> Errors:
-        """Those of some structures."""
+        """Return the errors of the structures with the given indices."""
         values = (getattr(self, f.name) for f in dataclasses.fields(self))
         return Errors(*(None if v is None else v[places] for v in values))
 
     @property
     def force_mae(self) -> float | None:
-        """Mean |error| of all force components, meV/Å; None where there is none."""
+        """Mean |error| of all force components in meV/Å; None without force errors."""
         if self.force_error is None:
             return None
         known = np.isfinite(self.force_error)
@@ -50,26 +53,28 @@ class Errors:
 
     @property
     def total(self) -> np.ndarray:
-        """Predicted less reference, (S,) meV."""
+        """Errors of the total energies (predicted minus reference) in meV, (S,)."""
         return 1e3 * (self.predicted - self.energy)
 
     @property
     def relative(self) -> np.ndarray:
-        """The same less its mean over the molecule, (S,) meV; NaN for the only structure of a molecule.
+        """Errors minus their mean over the molecule in meV, (S,); NaN for single structures.
 
-        What is left is the error of energy differences between conformers: the level of the molecule is not in it.
+        These are the errors of energy differences between conformers; a constant error per molecule
+        cancels.
         """
-        _, unit = np.unique(self.molecule, return_inverse=True)
+        _, unit = np.unique(self.molecule, return_inverse=True)  # (S,) index of the molecule
         count = np.bincount(unit)
         mean = np.bincount(unit, self.total) / np.maximum(count, 1)
         return np.where(count[unit] > 1, self.total - mean[unit], np.nan)
 
 
 def summary(errors: Errors) -> dict[str, Any]:
-    """Counts and mean absolute errors, ready for JSON; None where there is nothing to average.
+    """Compute counts and average errors, ready for JSON; None if there is nothing to average.
 
-    energy_mae_mev and energy_rmse_mev are of total energies, energy_mae_mev_per_atom divides them by the atoms, and
-    relative_mae_mev is of energies less their mean error over the molecule. force_mae_mev_per_ang is of all components.
+    energy_mae_mev and energy_rmse_mev refer to total energies, energy_mae_mev_per_atom to energies
+    divided by the number of atoms, relative_mae_mev to energies relative to other conformers of the
+    molecule (see `Errors.relative`), and force_mae_mev_per_ang to all force components.
     """
     total, relative = errors.total, errors.relative
     return {"num_structures": len(errors), "num_molecules": len(np.unique(errors.molecule)),
@@ -80,14 +85,17 @@ def summary(errors: Errors) -> dict[str, Any]:
 
 
 def by_distance(errors: Errors, rmsd: np.ndarray, edges: np.ndarray) -> dict[str, list]:
-    """Mean absolute errors of the conformers whose RMSD lies in each bin, ready for JSON.
+    """Compute mean absolute errors of conformers in bins of their RMSD, ready for JSON.
 
     Args:
-      rmsd: (S,) Å; NaN is in no bin. edges: Of the bins, (B + 1,) Å ascending; the last bin holds all beyond.
+      errors: Errors of the conformers.
+      rmsd: RMSD per conformer in Å, (S,). NaN is in no bin.
+      edges: Edges of the bins in Å, ascending, (B + 1,). The last bin also contains all larger
+        values.
 
     Returns:
-      {"edges_ang": (B + 1,), "count", "energy_mae_mev", "energy_mae_mev_per_atom", "relative_mae_mev",
-      "force_mae_mev_per_ang": (B,)}
+      A dictionary with "edges_ang", (B + 1,), and with "count", "energy_mae_mev",
+      "energy_mae_mev_per_atom", "relative_mae_mev" and "force_mae_mev_per_ang", (B,) each.
     """
     bins = np.where(np.isfinite(rmsd), np.digitize(np.nan_to_num(rmsd), edges[1:-1]), -1)
     relative = np.abs(errors.relative)

@@ -1,6 +1,7 @@
-"""The report of a diversity study: `diversity.html`, one self-contained page, and `diversity.csv`, the same as a table.
+"""Report of a diversity study: `diversity.html`, a self-contained page, and `diversity.csv`.
 
-Runs of task `diversity` are read from the folders of sweeps; those that differ by their seed alone are put together.
+This module reads the runs of task `diversity` from the folders of sweeps, and averages runs that
+differ only in their seed.
 """
 
 from __future__ import annotations
@@ -29,15 +30,21 @@ RESULT, FINGERPRINTS = "diversity.json", "fingerprints.npz"
 _SETS = {"train": "training", "iid_s": "IID-S", "ood_s": "OOD-S"}
 METRICS = {"energy_mae_mev": "MAE of energies (meV)", "energy_mae_mev_per_atom": "MAE of energies (meV/atom)",
            "relative_mae_mev": "MAE of conformer energies (meV)", "force_mae_mev_per_ang": "MAE of forces (meV/Å)"}
-_FEW = 5  # conformers in a bin of distances, whose mean says nothing below
-_SAME_BUDGET = 0.02  # n_s * n_c of one budget are equal but for rounding
+_FEW = 5  # minimum number of conformers in a bin of distances for a meaningful mean
+_SAME_BUDGET = 0.02  # relative difference up to which n_s * n_c of two runs count as the same N
 
 
 class DiversityRun(NamedTuple):
-    """A finished run: n_s molecules, n_c conformers each, its model and seed, what diversity.json says, its folder.
+    """Completed run of a diversity study.
 
-    The model is named together with how its molecules were chosen and the weight of forces, where these are not the
-    usual ones: "painn, maxmin, beta 0.9".
+    Attributes:
+      num_molecules: Number of training molecules, n_s.
+      num_conformers: Number of conformers per molecule, n_c.
+      model: Name of the model, followed by the selection of molecules and the weight of forces if
+        they differ from the defaults: "painn, maxmin, beta 0.9".
+      seed: Seed of the run.
+      content: Content of diversity.json.
+      folder: Folder of the run.
     """
 
     num_molecules: int
@@ -49,13 +56,16 @@ class DiversityRun(NamedTuple):
 
 
 class SeedGroup(NamedTuple):
-    """Runs that differ by their seed alone.
+    """Averages over runs that differ only in their seed.
 
     Attributes:
-      num_molecules, num_conformers: n_s and n_c. runs: How many.
+      num_molecules: Number of training molecules, n_s.
+      num_conformers: Number of conformers per molecule, n_c.
+      runs: Number of runs.
       metrics: {key of NAMES: (mean, sample standard deviation or None for a single run)}.
-      by_rmsd: {bin: (mean, standard deviation or None)} of all unseen conformers, for bins in which a run has some.
-      edges: Of the bins, Å.
+      by_rmsd: {bin: (mean, standard deviation or None)} of the errors of all unseen conformers, for
+        bins in which at least one run has enough conformers.
+      edges: Edges of the bins in Å.
     """
 
     num_molecules: int
@@ -67,12 +77,13 @@ class SeedGroup(NamedTuple):
 
 
 def read_results(sweeps: Sequence[str | Path]) -> list[DiversityRun]:
-    """Of all runs in the folders of sweeps (or of single runs) that have been evaluated.
+    """Read all evaluated runs in the folders of sweeps or of single runs.
 
-    A run that stands in two sweeps is taken once. One that trained on all conformers of its molecules is left out.
+    Runs that appear in two sweeps count once. Runs that trained on all conformers of their
+    molecules are skipped.
 
     Raises:
-      ValueError: A result is damaged, or there is none.
+      ValueError: A result is corrupted, or there are no results.
     """
     found: dict[tuple, DiversityRun] = {}
     for sweep in map(Path, sweeps):
@@ -95,13 +106,14 @@ def read_results(sweeps: Sequence[str | Path]) -> list[DiversityRun]:
 
 
 def _kind(t: Mapping[str, Any]) -> str:
+    """Return the name of the model with non-default selection and weight of forces."""
     selection, beta = t.get("selection", "random"), t.get("beta", 0.0)  # results of earlier versions do not say
     others = [selection] * (selection != "random") + [f"beta {beta:g}"] * (beta != 0)
     return ", ".join([t["model"], *others])
 
 
 def points(results: Sequence[DiversityRun], metric: str) -> list[SeedGroup]:
-    """Means and standard deviations over seeds, by n_s and n_c, ascending; results are of one model."""
+    """Average the runs of one model over seeds, in ascending order of n_s and n_c."""
     groups: dict[tuple[int, int], list[DiversityRun]] = {}
     for result in results:
         groups.setdefault((result.num_molecules, result.num_conformers), []).append(result)
@@ -109,6 +121,7 @@ def points(results: Sequence[DiversityRun], metric: str) -> list[SeedGroup]:
 
 
 def _point(n_s: int, n_c: int, runs: list[DiversityRun], metric: str) -> SeedGroup:
+    """Average runs with the same n_s and n_c."""
     metrics = {name: spread for name in NAMES if (spread := _spread(
         [(r.content["metrics"].get(name) or {}).get(metric) for r in runs]))}
     edges = tuple(runs[0].content["by_rmsd"]["edges_ang"])
@@ -120,6 +133,7 @@ def _point(n_s: int, n_c: int, runs: list[DiversityRun], metric: str) -> SeedGro
 
 
 def _spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:
+    """Return mean and sample standard deviation of the known values, None if there are none."""
     known = [v for v in values if v is not None and math.isfinite(v)]
     if not known:
         return None
@@ -127,7 +141,10 @@ def _spread(values: Sequence[float | None]) -> tuple[float, float | None] | None
 
 
 def budgets(found: Sequence[SeedGroup]) -> dict[int, list[SeedGroup]]:
-    """Points of one number of structures N = n_s n_c (but for rounding), {N: by n_c}; none of a single n_c."""
+    """Group by the number of structures N = n_s n_c (up to rounding): {N: groups in order of n_c}.
+
+    Numbers N with a single n_c are skipped.
+    """
     groups: list[list[SeedGroup]] = []
     for point in sorted(found, key=lambda p: -p.num_molecules * p.num_conformers):
         total = point.num_molecules * point.num_conformers
@@ -140,7 +157,7 @@ def budgets(found: Sequence[SeedGroup]) -> dict[int, list[SeedGroup]]:
 
 
 def molecule_sets(found: Sequence[SeedGroup]) -> dict[int, list[SeedGroup]]:
-    """Points of one number of molecules, {n_s: by n_c}; none of a single n_c."""
+    """Group by the number of molecules: {n_s: groups in order of n_c}, at least two n_c each."""
     groups: dict[int, list[SeedGroup]] = {}
     for point in found:
         groups.setdefault(point.num_molecules, []).append(point)
@@ -148,13 +165,15 @@ def molecule_sets(found: Sequence[SeedGroup]) -> dict[int, list[SeedGroup]]:
 
 
 def write_report(folder: str | Path, results: Sequence[DiversityRun], metric: str = "energy_mae_mev") -> Path:
-    """Write diversity.html and diversity.csv; returns the path of the page.
+    """Write diversity.html and diversity.csv, and return the path of the page.
 
     Args:
-      metric: A key of METRICS.
+      folder: Folder of the report; created if missing.
+      results: Runs to report.
+      metric: Metric to show, a key of METRICS.
 
     Raises:
-      ValueError: No such metric, or no run has it.
+      ValueError: The metric is unknown, or no run has it.
     """
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}; received {metric!r}")
@@ -179,13 +198,14 @@ def write_report(folder: str | Path, results: Sequence[DiversityRun], metric: st
     for model, found in by_model.items():
         body += _of_model(model, found, METRICS[metric])
     body += _map(results)
-    # shared: nothing locks the folder
+    # Use `shared`, because nothing locks the folder.
     write_text(folder / "diversity.csv", _csv(by_model), shared=True)
     write_text(folder / "diversity.html", page.render("Molecules against conformers", body), shared=True)
     return folder / "diversity.html"
 
 
 def _of_model(model: str, found: list[SeedGroup], unit: str) -> list[str]:
+    """Return the parts of the page about one model."""
     fixed, sets = budgets(found), molecule_sets(found)
     body = [page.heading(model), page.heading("What it says", 3)]
     body += [page.paragraph(f"{f.verdict.capitalize()}: {f.text}") for f in findings(fixed, sets)]
@@ -209,7 +229,7 @@ def _of_model(model: str, found: list[SeedGroup], unit: str) -> list[str]:
 
 
 def _map(results: Sequence[DiversityRun]) -> list[str]:
-    """Where the molecules of one run are: of the one with the most that has fingerprints."""
+    """Return a map of the molecules of the largest run that has fingerprints."""
     for result in sorted(results, key=lambda r: -r.num_molecules):
         path = result.folder / FINGERPRINTS
         if path.exists():
@@ -231,6 +251,7 @@ def _cell(spread: tuple[float, float | None] | None) -> str:
 
 
 def _csv(by_model: Mapping[str, Sequence[SeedGroup]]) -> str:
+    """Return the text of diversity.csv."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", "n_s", "n_c", "seeds", *(f"{name}_{what}" for name in NAMES for what in ("mean", "std"))])

@@ -1,4 +1,8 @@
-"""Figures of an evaluation of relaxations. Each function takes (M,) values by name, and gives a matplotlib `Figure`."""
+"""Figures of an evaluation of relaxations.
+
+Each function takes the values of M molecules, (M,), by force field, and returns a matplotlib
+`Figure`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mlip_jax.reports import figures
 
-# Okabe and Ito's, after those of figures.py; grey and dashed are what force fields are compared with.
+# Colors of Okabe and Ito, starting with those of figures.py. Baselines are gray and dashed.
 _COLORS = (figures.BLUE, figures.VERMILLION, figures.GREEN, "#CC79A7", "#E69F00", "#56B4E9")
 _BASELINES = {"start": (0, (1, 1.5)), "oracle": (0, (5, 2))}
 _SIZE = (4.9, 3.9)
@@ -19,7 +23,7 @@ _BINS, _BINS_OF_FEW, _FEW = 56, 28, 300
 
 
 def percentages(values: Mapping[str, np.ndarray]) -> Figure:
-    """Histograms of the energy minimisation percentage between -20 and 120."""
+    """Draw histograms of the energy minimization percentage from -20 to 120."""
     fig, ax = figures.figure("Energy minimisation", size=_SIZE)
     few = max(map(len, values.values()), default=0) < _FEW
     edges, outside = np.linspace(_LOWEST, _HIGHEST, (_BINS_OF_FEW if few else _BINS) + 1), 0
@@ -36,7 +40,7 @@ def percentages(values: Mapping[str, np.ndarray]) -> Figure:
 
 
 def residuals(values: Mapping[str, np.ndarray], limit: float) -> Figure:
-    """Cumulative shares of E_relaxed - E_opt in kcal/mol, with the line of chemical accuracy."""
+    """Draw cumulative distributions of E_relaxed - E_opt (kcal/mol) and a line at `limit`."""
     fig, ax = figures.figure("Energy above the minimum", size=_SIZE)
     _cumulative(ax, values)
     known = _together(values)
@@ -49,7 +53,7 @@ def residuals(values: Mapping[str, np.ndarray], limit: float) -> Figure:
 
 
 def largest_forces(values: Mapping[str, np.ndarray], limit: float) -> Figure:
-    """Cumulative shares of the oracle's largest force on an atom in eV/Å, with the line of convergence."""
+    """Draw cumulative distributions of the oracle's largest force (eV/Å) and a line at `limit`."""
     fig, ax = figures.figure("Largest force by the oracle", size=_SIZE)
     _cumulative(ax, {name: np.maximum(v, 1e-4) for name, v in values.items()})
     ax.axvline(limit, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
@@ -62,7 +66,7 @@ def largest_forces(values: Mapping[str, np.ndarray], limit: float) -> Figure:
 
 
 def against_size(values: Mapping[str, np.ndarray], sizes: np.ndarray) -> Figure:
-    """The percentage against the number of atoms (M,), with medians of molecules of about one size."""
+    """Draw the percentage against the number of atoms (M,), with medians of similar sizes."""
     fig, ax = figures.figure("Energy minimisation by size", size=_SIZE)
     outside = 0
     for name, color, _ in _each(values):
@@ -70,7 +74,7 @@ def against_size(values: Mapping[str, np.ndarray], sizes: np.ndarray) -> Figure:
         v, n = values[name][known], sizes[known]
         inside = (v >= _LOWEST) & (v <= _HIGHEST)
         outside += int((~inside).sum())
-        # a little sideways jitter, fixed by its seed, keeps dots from hiding each other
+        # A little horizontal jitter with a fixed seed keeps dots from overlapping.
         jitter = np.random.default_rng(0).uniform(-0.3, 0.3, int(inside.sum()))
         ax.scatter(n[inside] + jitter, v[inside], s=9, color=color, linewidths=0, rasterized=True,
                    alpha=float(np.clip(600 / max(len(v), 1), 0.12, 0.6)))
@@ -86,13 +90,13 @@ def against_size(values: Mapping[str, np.ndarray], sizes: np.ndarray) -> Figure:
 
 
 def _each(values):
-    """(name, colour, finite values) of each."""
+    """Yield (name, color, finite values) per force field."""
     for number, (name, v) in enumerate(values.items()):
         yield name, _COLORS[number % len(_COLORS)], v[np.isfinite(v)]
 
 
 def _cumulative(ax, values) -> None:
-    """Shares of all M molecules: what has no value never comes to 100 %."""
+    """Draw cumulative percentages of all M molecules; with missing values they stay below 100 %."""
     number = 0
     for name, v in values.items():
         known = np.sort(v[np.isfinite(v)])
@@ -113,6 +117,7 @@ def _together(values) -> np.ndarray:
 
 
 def _finish(fig, ax, count, outside, place) -> Figure:
+    """Add a legend if there are several force fields, and the number of points outside."""
     if count > 1:
         ax.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9, loc=place)
     if outside:

@@ -1,4 +1,4 @@
-"""The report of configs/paper_force2geo.py: the paper's tables and figures at reduced size, with error bars."""
+"""Report of configs/paper_force2geo.py: tables and figures of the paper at reduced size."""
 
 from __future__ import annotations
 
@@ -18,13 +18,20 @@ RELAXED = "relaxed(pm3:first)"
 _GEOMETRIES = {
     "etkdg": "RDKit", "relaxed(etkdg)": "RDKit, relaxed by the force field", "pm3:first": "start of the cheap stage",
     RELAXED: "the same, relaxed by the force field", "pm3": "end of the cheap stage", "labels": "ground truth"}
-# What the paper reports as the gain of Force2Prop in MAE.
+# Reduction of the MAE by Force2Prop as reported in the paper.
 _PUBLISHED = {"force2prop": "16 % (Molecule3D, random)", "scaffold-force2prop": "16 % (Molecule3D, scaffold)"}
 _PROPERTY = "gap"
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation over seeds; the latter NaN for one. values: {seed: value}."""
+    """Mean and spread over seeds.
+
+    Attributes:
+      mean: Mean of the values.
+      std: Sample standard deviation, NaN for a single seed.
+      count: Number of seeds.
+      values: {seed: value}.
+    """
 
     mean: float
     std: float
@@ -38,7 +45,10 @@ class Spread(NamedTuple):
 
 
 def read(folder: Path) -> dict[str, dict[str, Spread]]:
-    """MAE in eV by variant (without its seed) and source of the test geometries, over the seeds that are done."""
+    """Read the MAE in eV of the completed seeds, by variant and source of the test geometries.
+
+    The names of variants do not contain the seed.
+    """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for path in sorted(folder.glob("*/metrics.json")):
         if not (path.parent / "done.json").exists():
@@ -53,14 +63,17 @@ def read(folder: Path) -> dict[str, dict[str, Spread]]:
 
 
 def spread(values: Mapping[str, float]) -> Spread:
-    """Of the values of some seeds."""
+    """Compute mean and spread of {seed: value}."""
     numbers = list(values.values())
     return Spread(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else float("nan"),
                   len(numbers), dict(values))
 
 
 def gain(of: Spread, baseline: Spread) -> tuple[float, float]:
-    """Percent by which an MAE is lower than a baseline, and its standard error over the seeds."""
+    """Return the reduction of an MAE relative to a baseline in percent, and its standard error.
+
+    Both are NaN if either has fewer than two seeds.
+    """
     if min(of.count, baseline.count) < 2:
         return float("nan"), float("nan")
     ratio = of.mean / baseline.mean
@@ -69,7 +82,11 @@ def gain(of: Spread, baseline: Spread) -> tuple[float, float]:
 
 
 def write_paper_report(folder: Path) -> Path:
-    """Write report.html and paper.json of the variants that are done into the folder of a sweep; returns the former."""
+    """Write report.html and paper.json of all completed variants to the folder of a sweep.
+
+    Returns:
+      Path of report.html.
+    """
     scores = read(Path(folder))
     none = Spread(float("nan"), float("nan"), 0)
 
@@ -81,7 +98,7 @@ def write_paper_report(folder: Path) -> Path:
                            "force field has seen, mean ± sample standard deviation over seeds. A gain is that "
                            "of the mean, ± its standard error over the seeds."),
             *_claims(at), *_training(at), *_geometries(at), *_sizes(at, _num_train(Path(folder))), *_sweeps(at)]
-    # shared: each process of a sweep writes the report at its end
+    # Use `shared`, because each process of a sweep writes the report at its end.
     write_text(Path(folder) / "paper.json", json.dumps(
         {name: {g: s._asdict() for g, s in by.items()} for name, by in scores.items()}, indent=2) + "\n", shared=True)
     write_text(Path(folder) / "report.html", page.render("Force2Prop and geometry fine-tuning", body), shared=True)
@@ -89,10 +106,16 @@ def write_paper_report(folder: Path) -> Path:
 
 
 def verdict(name: str, better: Spread, worse: Spread, paired: bool = False) -> str:
-    """Whether an ordering shows, in words: beyond twice the standard error of the difference or not.
+    """Return a sentence that states whether `better` has a lower MAE than `worse`.
+
+    A difference counts if it is larger than twice its standard error.
 
     Args:
-      paired: Both are of the same predictors, or one of what the other began from: the differences of the seeds count.
+      name: Claim to test.
+      better: MAE that should be lower.
+      worse: MAE that should be higher.
+      paired: Whether to use the differences per seed, because both belong to the same predictors or
+        one predictor was initialized from the other.
     """
     if not better.count or not worse.count:
         return f"{name}: not measured."
@@ -110,6 +133,7 @@ def verdict(name: str, better: Spread, worse: Spread, paired: bool = False) -> s
 
 
 def _claims(at) -> Iterator[str]:
+    """Yield one sentence per ordering that the paper claims."""
     yield page.heading("Which of the paper's orderings show")
     for line in (
             verdict("Force2Prop is better than training from scratch (random split)", at("force2prop"), at("scratch")),
@@ -134,6 +158,7 @@ def _claims(at) -> Iterator[str]:
 
 
 def _training(at) -> Iterator[str]:
+    """Yield a table of errors by the initialization of the predictor."""
     yield page.heading("From a force field, and otherwise (Figure 4, Tables 7 and 10)")
     lines = []
     for title, name, baseline in (
@@ -153,6 +178,7 @@ def _training(at) -> Iterator[str]:
 
 
 def _geometries(at) -> Iterator[str]:
+    """Yield a table and a figure of errors by the origin of the test geometries."""
     yield page.heading("Where geometries come from (Table 4, Table 13)")
     names = {"trained on ground truth": "scratch", "the same, fine-tuned with alignment": "finetune",
              "the same, fine-tuned without alignment": "finetune-no-alignment",
@@ -166,20 +192,21 @@ def _geometries(at) -> Iterator[str]:
                    place, line=False)
     ax.set_xticks(range(len(_GEOMETRIES)), [title.replace(", ", ",\n") for title in _GEOMETRIES.values()], fontsize=8)
     ax.set(ylabel="gap MAE (eV)")
-    ax.set_title("")  # the legend stands in its place
+    ax.set_title("")  # the legend replaces the title
     ax.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     yield page.figure(fig, "The same test molecules at geometries of different origin; labels are those of the ground "
                       "truth.", wide=True)
 
 
 def _num_train(folder: Path) -> int:
-    """Training molecules of the runs that have all of them; 0 where none is done."""
+    """Return the number of training molecules of runs without a limit, 0 if none is complete."""
     for path in sorted(folder.glob("scratch-?/metrics.json")):
         return json.loads(path.read_text())["scores"].get("train", {}).get(_PROPERTY, {}).get("count", 0)
     return 0
 
 
 def _sizes(at, whole: int) -> Iterator[str]:
+    """Yield a figure and a table of errors by the number of training molecules."""
     yield page.heading("How much data (Figures 5 and 6)")
     fig, axes = figures.figure("Molecules with the property", "Molecules of pre-training", size=(9.2, 3.8))
     for place, (title, name) in enumerate({"from scratch": "scratch", "Force2Prop": "force2prop"}.items()):
@@ -201,6 +228,7 @@ def _sizes(at, whole: int) -> Iterator[str]:
 
 
 def _sweeps(at) -> Iterator[str]:
+    """Yield a table of errors by the noise and weight of the alignment."""
     yield page.heading("Noise and weight of the alignment (Tables 11 and 12)")
     yield page.table(["noise (Å)", "weight", "MAE on relaxed geometries (eV)"], [
         (noise, weight, str(at(name, RELAXED))) for noise, weight, name in (
@@ -210,6 +238,7 @@ def _sweeps(at) -> Iterator[str]:
 
 
 def _errorbars(ax, x, values: Sequence[Spread], label: str, place: int, line: bool = True) -> None:
+    """Draw the available means with standard deviations over seeds."""
     colors = (figures.GREY, figures.BLUE, figures.VERMILLION, figures.GREEN, "#CC79A7", "#E69F00")
     known = [i for i, v in enumerate(values) if v.count]
     ax.errorbar(np.asarray(x, float)[known], [values[i].mean for i in known],

@@ -1,4 +1,4 @@
-"""The report of an evaluation of relaxations: `report.html`, `metrics.json`, `results.csv` and the geometries."""
+"""Report of an evaluation of relaxations: a page, metrics, a table of results, and geometries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mlip_jax.simulation.relaxation import metrics
 from mlip_jax.simulation.relaxation.metrics import Estimate, Limits, Outcomes
 from mlip_jax.workdir import atomic_open, atomic_path, write_text
 
-# Fu et al., arXiv:2507.00407: PaiNN trained on PubChemQCR, with B3LYP/6-31G* as the oracle.
+# From Fu et al., arXiv:2507.00407: PaiNN trained on PubChemQCR, with B3LYP/6-31G* as the oracle.
 PUBLISHED = {"mean_percentage": 57.37, "success_rate": 10.29, "divergence_rate": 8.1, "force_convergence_rate": 4.2}
 PUBLISHED_NAME = "PaiNN on PubChemQCR, as published"
 _COLUMNS = {"mean_percentage": "energy minimisation (%)", "success_rate": "success (%)",
@@ -36,8 +36,15 @@ _MAX_FAILURES = 50
 
 @dataclasses.dataclass(frozen=True)
 class StartMolecules:
-    """What is relaxed: M starts, the oracle's word on them and on what they are compared with (its own minima, or
-    reference geometries), and the oracle's name."""
+    """The M molecules to relax, with evaluations by the oracle.
+
+    Attributes:
+      starts: Start geometries.
+      at_start: Evaluations of the start geometries by the oracle.
+      at_end: Evaluations of the geometries to compare with: the oracle's own minima, or reference
+        geometries.
+      oracle: Name of the oracle.
+    """
 
     starts: Sequence[Start]
     at_start: Sequence[ReferenceEvaluation]
@@ -46,27 +53,35 @@ class StartMolecules:
 
     @property
     def own_minima(self) -> bool:
-        """Whether the oracle made the minima itself."""
+        """Whether the geometries to compare with are the oracle's own minima."""
         return all(isinstance(e, ReferenceRelaxation) for e in self.at_end)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedForceField:
-    """What a force field made of the M starts: for each of them "status", "reason", "steps" and "positions" (None where
-    there are none), and the oracle's word on it."""
+    """Relaxations by a force field, with evaluations by the oracle.
+
+    Attributes:
+      name: Name of the force field.
+      relaxed: Results for the M starts: "status", "reason", "steps" and "positions" (None if there
+        is no geometry).
+      at_relaxed: Evaluations of the relaxed geometries by the oracle.
+    """
 
     name: str
     relaxed: Sequence[Mapping[str, Any]]
     at_relaxed: Sequence[ReferenceEvaluation]
 
     def outcomes(self, molecules: StartMolecules) -> Outcomes:
-        """In the form that metrics are made of."""
+        """Return the energies and forces that the metrics are computed from."""
         return _outcomes(molecules, self.at_relaxed,
                          np.array([r["status"] in ("diverged", "failed") for r in self.relaxed], bool))
 
 
 @dataclasses.dataclass(frozen=True)
 class _ComparisonData:
+    """Data of the report: outcomes and metrics by name, of force fields and baselines."""
+
     molecules: StartMolecules
     evaluated: Sequence[EvaluatedForceField]
     outcomes: dict[str, Outcomes]
@@ -77,25 +92,27 @@ class _ComparisonData:
 def write_report(folder: str | os.PathLike, molecules: StartMolecules, evaluated: Sequence[EvaluatedForceField],
                  limits: Limits, *, notes: Sequence[str] = (), num_bootstrap: int = 1000, seed: int = 0,
                  info: Mapping[str, Mapping[str, Any]] | None = None) -> Path:
-    """Writes the report into `folder`, each file at once or not at all.
+    """Write the report to `folder`, each file atomically.
 
     Args:
-      folder: Of the run.
-      molecules: The starts. evaluated: The force fields, in the order of the table.
-      limits: Where success and convergence begin.
-      notes: What every reader must know before the numbers.
-      num_bootstrap, seed: Of the error bars.
-      info: Sections of names and values to keep with the result.
+      folder: Folder of the run.
+      molecules: Start geometries and their evaluations.
+      evaluated: Force fields in the order of the table.
+      limits: Thresholds of success and convergence.
+      notes: Notes at the top of the page.
+      num_bootstrap: Number of bootstrap samples for the error bars.
+      seed: Seed of the bootstrap.
+      info: Sections of names and values.
 
     Returns:
-      The path of `report.html`.
+      Path of `report.html`.
     """
     folder = Path(folder)
     outcomes = {e.name: e.outcomes(molecules) for e in evaluated} | _baselines(molecules)
     summaries = {name: metrics.summarize(o, limits, num_bootstrap=num_bootstrap, seed=seed)
                  for name, o in outcomes.items()}
     content = _ComparisonData(molecules, evaluated, outcomes, summaries, limits)
-    # The numbers first: should a figure fail, they are there.
+    # Write the metrics first, so that they exist even if a figure fails.
     text = json.dumps(json_safe(_numbers(content)), indent=2, allow_nan=False) + "\n"
     write_text(folder / "metrics.json", text)
     with atomic_open(folder / "results.csv", "w", newline="", encoding="utf-8") as file:
@@ -110,12 +127,14 @@ def write_report(folder: str | os.PathLike, molecules: StartMolecules, evaluated
 # --- Numbers ---
 
 def _outcomes(molecules, at_relaxed, failed) -> Outcomes:
+    """Combine the oracle's energies and largest forces of M molecules."""
     return Outcomes(*(np.array([e.energy for e in found], float)
                       for found in (molecules.at_start, at_relaxed, molecules.at_end)),
                     fmax=np.array([e.fmax for e in at_relaxed], float), failed=failed)
 
 
 def _baselines(molecules: StartMolecules) -> dict[str, Outcomes]:
+    """Return the outcomes of two baselines: the start geometries and the minima to compare with."""
     nothing = np.zeros(len(molecules.starts), bool)
     own = f"{molecules.oracle} itself" if molecules.own_minima else "reference geometries"
     return {"start geometries": _outcomes(molecules, molecules.at_start, nothing),
@@ -123,6 +142,7 @@ def _baselines(molecules: StartMolecules) -> dict[str, Outcomes]:
 
 
 def _numbers(content: _ComparisonData) -> dict[str, Any]:
+    """Return the content of metrics.json."""
     m, names = content.molecules, [e.name for e in content.evaluated]
     judged = metrics.judged(next(iter(content.outcomes.values())))
     gap = np.array([a.energy - b.energy for a, b in zip(m.at_start, m.at_end)], float)
@@ -143,6 +163,7 @@ def _numbers(content: _ComparisonData) -> dict[str, Any]:
 
 
 def _write_csv(file: IO[str], content: _ComparisonData) -> None:
+    """Write one line per force field and molecule."""
     m = content.molecules
     writer = csv.writer(file)
     writer.writerow([
@@ -167,7 +188,7 @@ def _write_csv(file: IO[str], content: _ComparisonData) -> None:
 
 
 def _write_geometries(folder: Path, content: _ComparisonData) -> None:
-    """Extended XYZ of the starts, of what they are compared with where the oracle made it, and of each force field."""
+    """Write start, reference (or the oracle's) and relaxed geometries as extended XYZ files."""
     m = content.molecules
     sets = {"start": [s.atoms.positions for s in m.starts]}
     if m.own_minima:
@@ -190,6 +211,7 @@ def _write_geometries(folder: Path, content: _ComparisonData) -> None:
 # --- The page ---
 
 def _headline(content: _ComparisonData, notes) -> Iterator[str]:
+    """Yield cards with published numbers for comparison, notes and warnings."""
     first = content.evaluated[0].name
     summary = content.summaries[first]
     published = "published: {} %, another method and data set"
@@ -212,6 +234,7 @@ def _headline(content: _ComparisonData, notes) -> Iterator[str]:
 
 
 def _table(content: _ComparisonData) -> Iterator[str]:
+    """Yield the table of force fields, published numbers and baselines."""
     yield page.heading("Force fields")
     rows = [(name, *(_with_error(summary[key]) for key in _COLUMNS), *_course(content, name))
             for name, summary in content.summaries.items()]
@@ -228,6 +251,7 @@ def _table(content: _ComparisonData) -> Iterator[str]:
 
 
 def _course(content: _ComparisonData, name: str) -> tuple[str, str]:
+    """Return the percentage of converged relaxations and the mean number of steps."""
     found = next((e for e in content.evaluated if e.name == name), None)
     if found is not None:
         steps, done = [r["steps"] for r in found.relaxed], [r["status"] == "converged" for r in found.relaxed]
@@ -239,6 +263,7 @@ def _course(content: _ComparisonData, name: str) -> tuple[str, str]:
 
 
 def _figures(content: _ComparisonData) -> Iterator[str]:
+    """Yield figures of the molecules that the oracle can evaluate."""
     can = metrics.judged(next(iter(content.outcomes.values())))
     sizes = np.array([len(s.atoms) for s in content.molecules.starts])[can]
     names = [e.name for e in content.evaluated]
@@ -265,6 +290,7 @@ def _figures(content: _ComparisonData) -> Iterator[str]:
 
 
 def _failures(content: _ComparisonData) -> Iterator[str]:
+    """Yield tables of failures of the oracle and of divergences."""
     m = content.molecules
     lost = [(s.name, a.error or b.error) for s, a, b in zip(m.starts, m.at_start, m.at_end) if a.error or b.error]
     if lost:
@@ -284,6 +310,7 @@ def _failures(content: _ComparisonData) -> Iterator[str]:
 
 
 def _divergences(content: _ComparisonData, e: EvaluatedForceField) -> Iterator[tuple]:
+    """Yield the rows of the table of divergences, with the reason of each."""
     o = content.outcomes[e.name]
     pct = metrics.percentage(o, content.limits)
     for i in np.flatnonzero(metrics.diverged(o, content.limits)):
@@ -304,6 +331,7 @@ def _more(count: int) -> Iterator[str]:
 
 
 def _definitions(content: _ComparisonData) -> Iterator[str]:
+    """Yield the definitions of the metrics."""
     limits = content.limits
     end = "the oracle's own minimum, which its BFGS reaches from the start" if content.molecules.own_minima else (
         "the reference geometry of the data")
