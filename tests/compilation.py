@@ -4,11 +4,16 @@ Most programs of the tests run only a few times, so compiling them takes far lon
 them. The suite therefore compiles without optimization and, if XLA still has them, with the old
 emitters. Together this takes a fifth of the time. `MLIP_JAX_TEST_COMPILATION=optimized` runs the
 tests with the default settings of users, as `make test-slow` does.
+
+Compiled programs are kept in a folder of the system's temporary directory, which all processes of
+this and later runs share. JAX's own variable JAX_COMPILATION_CACHE_DIR selects another folder.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 
 import jax
 
@@ -37,8 +42,18 @@ def configure() -> None:
 
     It must be called before JAX compiles anything.
     """
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory()))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs",
+                      float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]))
     if not is_quick():
         return
     os.environ["XLA_FLAGS"] = " ".join(filter(None, [os.environ.get("XLA_FLAGS", ""), xla_flags()]))
     os.environ[_OPTION.upper()] = "true"
     jax.config.update(_OPTION, True)
+
+
+def cache_directory() -> Path:
+    """Return the folder of compiled programs of this user."""
+    return Path(tempfile.gettempdir()) / f"mlip_jax_tests_{os.getuid()}"

@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from mlip_jax.sweeps.attempts import lock_folder
 from mlip_jax.sweeps.overrides import parse
 from mlip_jax.sweeps.runner import run
 from mlip_jax.workdir import WorkdirError
+from tests.compilation import cache_directory
 
 REPOSITORY = Path(__file__).parents[2]
 INTERPRETER = sys.executable  # which the sweeps of these tests replace
@@ -268,7 +268,7 @@ def test_another_config_file_in_the_command(start, tmp_path):
 
 
 def command(config, workdir, *flags):
-    cache = Path(tempfile.gettempdir()) / f"mlip_jax_tests_{os.getuid()}"
+    cache = cache_directory()
     return subprocess.run(
         [sys.executable, "-m", "mlip_jax.main", f"--config={config}", f"--workdir={workdir}", "--sweep", *flags],
         capture_output=True, text=True, timeout=300, cwd=workdir.parent, env=os.environ | {

@@ -50,11 +50,9 @@ def environment(devices=None):
     Args:
       devices: Number of virtual CPU devices. None: the default devices.
     """
-    cache = Path(tempfile.gettempdir()) / f"mlip_jax_tests_{os.getuid()}"
     virtual = {} if devices is None else {
         "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(f"--xla_force_host_platform_device_count={devices}")}
-    return dict(os.environ, GLIBC_TUNABLES="", PYTHONPATH=str(REPOSITORY), JAX_COMPILATION_CACHE_DIR=str(cache),
-                JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.3", **virtual)
+    return dict(os.environ, GLIBC_TUNABLES="", PYTHONPATH=str(REPOSITORY), **virtual)
 
 
 def start(workdir, cwd=None, env=None, **changes):

@@ -44,7 +44,7 @@ class World:
             columns = Columns.from_structures(source)
         filters = Filters(elements=("H", "C", "N", "O", "S"), charge=0.0)
         columns = columns.take(np.flatnonzero(filters.reasons(columns) == 0)[:50])
-        self.columns, self.model = columns, models.create("painn", **MODEL)
+        self.columns, self.model = columns, models.create("schnet", **MODEL)
         sizes = graph_sizes(columns, self.model.cutoff)
         self.reference = statistics.reference_energies(statistics.Summary([columns]), "least_squares")
         order = np.random.default_rng(0).permutation(len(columns))
