@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import pkgutil
+from pathlib import Path
 
 from mlip_jax.defaults.bounds import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Bounds
 from mlip_jax.defaults.data import DATA, dtype, num_processes, seed
 from mlip_jax.defaults.field import Field, Part, optional, task
 
-MINIMIZERS = ("bfgs", "lbfgs", "fire")
+# Minimizers: the files of that folder, which is listed rather than imported, because an import takes seconds.
+MINIMIZERS = tuple(sorted(m.name for m in pkgutil.iter_modules(
+    [str(Path(__file__).parents[1] / "simulation" / "relaxation" / "minimizers")])))
 
 MOLECULES = Part(
     "Molecules of a file.",
@@ -79,7 +83,7 @@ MINIMA = task(
     geometries=Field(20, "Number of geometries that are embedded per SMILES.", bounds=AT_LEAST_ONE),
     batch=Field(16, "Number of molecules that are searched in parallel.", bounds=AT_LEAST_ONE),
     search=Part(
-        "Search by relaxation and short dynamics; see simulation/minima.py.",
+        "Search by relaxation and short dynamics; see simulation/relaxation/minima.py.",
         rounds=Field(2, "Number of rounds of dynamics; 0 only relaxes the embedded geometries.", bounds=NOT_NEGATIVE),
         replicas=Field(8, "Number of trajectories per molecule and round.", bounds=AT_LEAST_ONE),
         temperature=Field(600.0, "Temperature of the dynamics.", unit="K", bounds=POSITIVE),

@@ -1,6 +1,6 @@
 """Structures that stay on the device with their edges, and padded batches made of them there.
 
-`gather` makes of the places of some structures the very arrays that `batching.build_batch` makes on the host. What a
+`gather` makes of the places of some structures the very arrays that `batch.build_batch` makes on the host. What a
 step is then sent is a few integers, and the neighbours of a structure are found once in a run.
 """
 

@@ -1,6 +1,6 @@
 """What a data set looks like, in numbers that tell whether to trust it: found block by block, added up at the end.
 
-`examine` looks at one block of structures, `combine` adds what several blocks gave, `verdict.verdict` judges it.
+`examine` looks at one block of structures, `combine` adds what several blocks gave, `diagnosis.verdict` judges it.
 """
 
 from __future__ import annotations

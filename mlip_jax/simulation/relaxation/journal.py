@@ -6,7 +6,7 @@ Each process of a run writes files of its own into one folder:
     part-0.xyz, part-0.sdf the pieces: frames and mol blocks, one after another
 
 Pieces are written before their line, and a line counts when it is whole: its last byte is the line break, and its
-pieces follow those of the line before. On opening, all after the last sound line is cut off. relax_merge.py puts the
+pieces follow those of the line before. On opening, all after the last sound line is cut off. merge.py puts the
 parts together.
 """
 
