@@ -169,9 +169,9 @@ def _pull(batches, split, step, count):
 def _with_model(batches, split, repeats):
     import jax
     import optax
-    from mlip_jax.configs.spice import get_config
 
     from mlip_jax import models
+    from mlip_jax.configs.spice import get_config
     from mlip_jax.potential import example_graph
     from mlip_jax.training.objectives import ForceField
     from mlip_jax.training.step import Trainer

@@ -12,9 +12,9 @@ draws of which lie within each other. All else is as in diversity_n_fixed.py; n_
 """
 
 import ml_collections
-from mlip_jax.configs.diversity_n_fixed import arguments, draws
 
 from mlip_jax.configs import diversity_n_fixed
+from mlip_jax.configs.diversity_n_fixed import arguments, draws
 from mlip_jax.sweeps import product
 
 MOLECULES = (12_500, 25_000, 50_000, 100_000)

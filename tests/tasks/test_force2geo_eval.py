@@ -12,10 +12,10 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
-from mlip_jax.configs.force2geo_eval import get_config
 
 from mlip_jax.checkpoint import CheckpointStore
 from mlip_jax.config import ConfigError
+from mlip_jax.configs.force2geo_eval import get_config
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.readers import spice
 from mlip_jax.datasets.selection.split_files import save_split
