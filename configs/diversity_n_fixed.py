@@ -50,7 +50,7 @@ MODELS = spice.MODELS | {"equivariant_transformer": dict(num_features=128, num_l
 
 
 def arguments(text: str) -> dict:
-    """Parse "scale=0.08,grid=2,model=painn" into {"scale": 0.08, "grid": 2, "model": "painn", ...} with all defaults."""
+    """Parse "scale=0.08,grid=2" into {"scale": 0.08, "grid": 2, "model": ..., ...}, with defaults for the others."""
     found = {"scale": 1.0, "grid": len(BUDGETS), "model": "equivariant_transformer", "conformers": max(CONFORMERS),
              "seeds": len(SEEDS), "selection": "random", "beta": 0.0}
     for part in filter(None, text.split(",")):
