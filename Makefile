@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 .PHONY: help spice test test-slow test-faults lint docs clean
 
 help:
-	@echo "make spice      train So3krates on SPICE (or on data made here) into runs/spice, with a report"
-	@echo "make test       run the tests (test-slow: those that take minutes)"
-	@echo "make test-faults  see that the tests catch known faults (tests/faults)"
+	@echo "make spice      train So3krates on SPICE, or on generated data, into runs/spice, with a report"
+	@echo "make test       run the fast tests (test-slow: those that take minutes)"
+	@echo "make test-faults  check that the tests catch known faults (tests/faults)"
 	@echo "make lint       check the style"
 	@echo "make docs       build the documentation into site/"
 

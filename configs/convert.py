@@ -1,18 +1,18 @@
-"""Turns any data set into a store: memory-mapped columns that training reads at random, in a bounded amount of memory.
+"""Convert a data set into a store: memory-mapped columns, which training reads in a bounded amount of memory.
 
     python -m mlip_jax.main --config=configs/convert.py --config.data.path=SPICE-2.0.1.hdf5 --workdir=stores/spice
     python -m mlip_jax.main --config=configs/spice.py --config.data.path=stores/spice --workdir=runs/spice
 
-The format is recognised (SPICE, GEOM, PubChemQCR, QM9, QM7-X, MD17/rMD17, ANI-1/ANI-1x, Molecule3D, nabla2DFT, and what
-ASE reads); --config.data.reader names it, --config.data.reader_options="NAME=VALUE; NAME=VALUE" gives the options that
-each file of mlip_jax/datasets/readers/ has. Every conversion is checked: units and signs of forces against energies,
-distances, net forces, duplicates, missing labels. A file that fails is refused; --config.data.refuse=False takes it all
-the same.
+The format is detected (SPICE, GEOM, PubChemQCR, QM9, QM7-X, MD17/rMD17, ANI-1/ANI-1x, Molecule3D, nabla2DFT, and any
+format ASE can read) or selected with --config.data.reader. --config.data.reader_options="NAME=VALUE; NAME=VALUE" sets
+the options, which are described in each file of mlip_jax/datasets/readers/. Every conversion is checked: units and
+signs of forces against energies, distances, net forces, duplicates, missing labels. A file that fails is rejected,
+unless --config.data.refuse=False is set.
 
-Training on a file converts it by itself, into data/stores/. Convert by hand to filter for good, to choose where the
-store lies, or for data sets of which one conversion should serve many machines. Killed, the same command goes on.
+Training on a file first converts the file into a store in data/stores/. Convert it yourself to filter it permanently,
+to choose the location of the store, or to use one conversion on many machines. Rerun the same command to resume.
 
-Hardware: CPU, all cores; 10,000 to 30,000 structures a second on one, less where records hold few conformations.
+Hardware: CPU, all cores; 10,000 to 30,000 structures per second on one core, fewer if records hold few conformations.
 """
 
 import ml_collections

@@ -1,33 +1,35 @@
-"""More molecules or more conformers of each, at a fixed number of structures?
+"""Compare more molecules with more conformers per molecule, at a fixed number of structures.
 
     python -m mlip_jax.main --config=configs/diversity_n_fixed.py --workdir=runs/n_fixed --sweep \\
         --config.data.path=GEOM --config.diversity.ood_path=GEOM_QM9
     python -m mlip_jax.main --config=configs/diversity_report.py --workdir=runs/diversity --config.sweeps=runs/n_fixed
 
-Budgets of N = 50k, 200k, 800k and 3.2M structures, of N / n_c molecules with n_c = 1, 2, 4, 8 or 16 conformers each;
-three seeds, each with a split, a draw and parameters of its own: sixty runs. TorchMD-Net's equivariant transformer with
-8 layers of 128 channels, squared errors of the energy alone, Adam, a cosine from 1e-4 to 1e-8, as in Shenoy et al.
-(arXiv:2311.00862). The number of updates is the same in all runs, so that they cost the same.
+The budgets are N = 50k, 200k, 800k and 3.2M structures, of N / n_c molecules with n_c = 1, 2, 4, 8 or 16 conformers
+each. With three seeds, each with its own split, selection and initial parameters, these are sixty runs. The model is
+TorchMD-Net's equivariant transformer with 8 layers of 128 channels, trained on squared errors of energies only by Adam
+with a cosine schedule from 1e-4 to 1e-8, as in Shenoy et al. (arXiv:2311.00862). All runs have the same number of
+training steps, so they cost the same.
 
-Every run is tested on unseen molecules (IID-S), molecules of another data set (OOD-S), and unseen conformers of its own
-molecules near to a training conformer (IID-C) and far from it (OOD-C); diversity.json in its folder has the errors. The
-same command goes on with what is not complete. As a job array: sbatch --array=0-59 launch/slurm.sbatch with it.
+Every run is tested on held-out molecules (IID-S), on molecules of another data set (OOD-S), and on held-out conformers
+of its own molecules close to a training conformer (IID-C) and far from it (OOD-C). diversity.json in its folder
+contains the errors. Rerun the same command to complete the sweep. Job array: sbatch --array=0-59 launch/slurm.sbatch,
+with the same options.
 
-On a smaller machine, one number scales budgets and updates; `grid` takes the first so many budgets, `conformers` the
-n_c up to that one, `seeds` the first so many, `model` another architecture, and `selection=maxmin` molecules that are
-as unlike each other as can be, by their fingerprints, in place of a draw; `selection=embedding` by the features of a
-trained force field, --config.data.selection_force_field=WORKDIR. N = 4k and 16k with PaiNN, on data that the package
-makes itself (configs/geom_like.py):
+The argument of the config adapts the study to smaller machines: `scale` is a factor to budgets and training steps,
+`grid` the number of budgets, `conformers` the largest n_c, `seeds` the number of seeds, and `model` the architecture.
+`selection=maxmin` selects the most dissimilar molecules by their fingerprints instead of random ones;
+`selection=embedding` does so by the features of a force field, --config.data.selection_force_field=WORKDIR. N = 4k and
+16k with PaiNN, on data that the package generates (configs/geom_like.py):
 
     --config=configs/diversity_n_fixed.py:scale=0.08,grid=2,model=painn
 
-Every molecule must have as many conformers as the largest n_c (and more, which are tested on). Where labels are dear,
---config.data.fewer_conformers=last lets molecules of fewer in after all others: a set for N = 16k then needs 16
+Every molecule must have as many conformers as the largest n_c, and more for the tests. If labels are expensive,
+--config.data.fewer_conformers=last adds molecules with fewer conformers after all others: N = 16k then requires 16
 conformers of 1,000 molecules, 2 of 8,000 and 1 of 16,000.
 
-Energies alone are trained on, so that an update computes no forces. With `beta=0.9` that weight is given to the
-forces, which the data must have then; their errors are among the results, and the report shows them by
---config.metric=force_mae_mev_per_ang.
+Training uses energies only, so a training step computes no forces. `beta=0.9` gives the forces that weight, and the
+data must contain forces. The results then include force errors, which --config.metric=force_mae_mev_per_ang selects for
+the report.
 """
 
 import ml_collections
@@ -48,7 +50,7 @@ MODELS = spice.MODELS | {"equivariant_transformer": dict(num_features=128, num_l
 
 
 def arguments(text: str) -> dict:
-    """{"scale": 1.0, "grid": 4, "model": ..., ...} of "scale=0.08,grid=2,model=painn"."""
+    """Parse "scale=0.08,grid=2" into {"scale": 0.08, "grid": 2, "model": ..., ...}, with defaults for the others."""
     found = {"scale": 1.0, "grid": len(BUDGETS), "model": "equivariant_transformer", "conformers": max(CONFORMERS),
              "seeds": len(SEEDS), "selection": "random", "beta": 0.0}
     for part in filter(None, text.split(",")):
@@ -62,8 +64,8 @@ def arguments(text: str) -> dict:
         raise ValueError(f"conformers must be one of {', '.join(map(str, CONFORMERS))}, and seeds from 1 to "
                          f"{len(SEEDS)}; received {text!r}")
     if not 0 <= found["beta"] < 1:
-        raise ValueError("beta, the weight of forces, must be 0 (energies alone) or more and below 1, for energies are "
-                         f"compared; received {text!r}")
+        raise ValueError("beta, the weight of forces, must be at least 0 (energies only) and below 1, because energies "
+                         f"are compared; received {text!r}")
     if found["selection"] not in SELECTIONS:
         raise ValueError(unknown_name("selection of molecules", found["selection"], SELECTIONS))
     if found["model"] not in MODELS:
@@ -79,7 +81,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     c.data.require = "both" if given["beta"] else "energy"
     c.data.split = "molecule"
     c.data.split_seed = c.get_ref("seed")
-    # more than there are, so that all are dealt out in these proportions
+    # larger than any data set, so that all structures are split in these proportions
     c.data.num_train, c.data.num_valid, c.data.num_test = 80_000_000, 5_000_000, 15_000_000
     c.data.num_molecules, c.data.num_conformers = round(given["scale"] * BUDGETS[0]), 1
     c.data.min_conformers, c.data.selection = given["conformers"], given["selection"]
@@ -103,7 +105,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 
 
 def draws(given: dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Which n_c and which seeds there are by `arguments`."""
+    """Return the numbers of conformers n_c and the seeds of the parsed `arguments`."""
     return tuple(n for n in CONFORMERS if n <= given["conformers"]), SEEDS[:given["seeds"]]
 
 

@@ -1,9 +1,9 @@
-"""The report of a diversity study: curves, errors by distance, a table, and which findings are confirmed.
+"""Report of a diversity study: curves, errors by distance, a table, and which findings are confirmed.
 
     python -m mlip_jax.main --config=configs/diversity_report.py --workdir=runs/diversity \\
         --config.sweeps=runs/n_fixed,runs/ns_fixed
 
-Of the runs that are evaluated so far; seconds. The page is runs/diversity/diversity.html.
+The report covers the runs that are evaluated so far and takes seconds. The page is runs/diversity/diversity.html.
 """
 
 import ml_collections

@@ -1,17 +1,17 @@
-"""Several force fields as an ensemble: what error to expect where they spread so much.
+"""Calibrate an ensemble of force fields: the expected error for a given spread of its members.
 
     python -m mlip_jax.main --config=configs/ensemble.py --config.members=runs/spice-0,runs/spice-1,runs/spice-2 \\
         --workdir=runs/ensemble
 
-The members are training runs that differ in their seed, their data or their model. In the workdir: ensemble.json with
-the factors from the standard deviation over the members to that of their mean's error, one for energies and one for
-forces, fitted on structures of the first member's validation part that no member was trained on; and report.html, which
-shows on the validation and the test part how well the spread tells large errors and how well the expected errors agree
-with them. The calculator takes it:
+The members are training runs that differ in their seed, data or model. ensemble.json in the workdir contains two
+factors, for energies and for forces, from the standard deviation over the members to that of the error of their mean.
+They are fitted to structures of the first member's validation split that no member was trained on. report.html shows,
+for the validation and the test split, how well the spread detects large errors and how well the expected errors agree
+with the actual ones. Use the calibration in the calculator:
 
     EnsembleCalculator.from_workdirs(["runs/spice-0", "runs/spice-1", "runs/spice-2"], calibration="runs/ensemble")
 
-Hardware: one device; as long as evaluating up to 4,000 structures with forces by each member, minutes on a CPU.
+Hardware: one device; the time to evaluate up to 4,000 structures with forces by each member, minutes on a CPU.
 """
 
 import ml_collections

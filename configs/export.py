@@ -1,4 +1,4 @@
-"""A force field for programs without this package: StableHLO that JAX alone runs, and open parameter files.
+"""Export a force field for programs without this package: a StableHLO program, and open parameter files.
 
     python -m mlip_jax.main --config=configs/export.py --config.force_field=runs/spice --config.max_atoms=64 \\
         --workdir=runs/exported
@@ -6,12 +6,12 @@
 In the workdir:
 
     force_field.stablehlo, force_field.json          energies and forces of up to max_atoms atoms, parameters included,
-                                                     and what to hand over; mlip_jax/simulation/export.py shows the
-                                                     lines of Python that evaluate it
-    parameters.safetensors, parameters.json          the same force field as arrays and a description; it is read back
-                                                     wherever a force field is named, as parameters:runs/exported
+                                                     and the inputs; mlip_jax/simulation/export.py shows how to evaluate
+                                                     the program in Python
+    parameters.safetensors, parameters.json          the same force field as arrays and a description, which can be used
+                                                     as parameters:runs/exported for any force field
 
-Hardware: none is needed for the platforms that are exported for; takes seconds.
+Hardware: any; the platforms of the program are not required. Takes seconds.
 """
 
 import ml_collections

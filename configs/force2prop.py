@@ -1,4 +1,4 @@
-"""Force2Prop: a property predictor from a pre-trained force field (Fu et al., arXiv:2507.00407, section 2.3).
+"""Train a property predictor from a force field: Force2Prop (Fu et al., arXiv:2507.00407, section 2.3).
 
     python -m mlip_jax.main --config=configs/force2prop.py --config.data.path=DATA --config.init.workdir=runs/qcr \\
         --workdir=runs/gap
@@ -6,14 +6,14 @@
     python -m mlip_jax.main --config=configs/force2prop.py:heads --config.data.path=DATA \\
         --config.init.workdir=runs/qcr --workdir=runs/gap_heads
 
-All parameters are trained ("all"), or the head alone on features that stay as they are ("heads"; "random_heads": on
-features of a model that was never trained), or the same architecture from random parameters ("scratch", PaiNN;
-"scratch,schnet"). Adam at 5e-4, halved each 40 epochs, batches of 256 molecules, as published. The data are any that
-a reader gives properties of: Molecule3D, QM9, ∇²DFT, PubChemQCR with a summary.csv, or an own table beside geometries;
---config.property.targets="('homo','lumo')" names others than the gap. A finished run that is started again with other
-config.data.test_geometries tests on these.
+The argument selects what is trained: all parameters ("all"), only the head on fixed features ("heads"; "random_heads"
+on features of an untrained model), or the same architecture from random parameters ("scratch", PaiNN;
+"scratch,schnet"). Adam starts at 5e-4, which is halved every 40 epochs, with batches of 256 molecules, as published.
+The data must contain properties: Molecule3D, QM9, ∇²DFT, PubChemQCR with a summary.csv, or your own table along with
+geometries. --config.property.targets="('homo','lumo')" selects other properties than the gap. If a finished run is
+rerun with other config.data.test_geometries, it is tested on these.
 
-"small" after a comma is for some 2,000 molecules and two minutes on one core of a CPU: batches of 16, 30 epochs.
+"small" after a comma is for about 2,000 molecules and two minutes on one CPU core: batches of 16, 30 epochs.
 """
 
 import ml_collections
@@ -24,7 +24,7 @@ from mlip_jax.defaults import property_defaults
 
 MODES = ("all", "heads", "scratch", "random_heads")
 SIZES = ("published", "small")
-# As configs/pubchemqcr.py has it.
+# The same as in configs/pubchemqcr.py.
 PAINN = {"published": dict(num_features=128, num_layers=4, cutoff=4.5, num_radial=128),
          "small": dict(num_features=128, num_layers=3, cutoff=4.5, num_radial=32)}
 

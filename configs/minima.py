@@ -1,18 +1,18 @@
-"""The minima of molecules on a force field's energy surface, from SMILES or geometries, beside the reference method.
+"""Search for the minima of molecules with a force field, and compare them with a reference method.
 
     python -m mlip_jax.main --config=configs/minima.py --config.force_field=runs/spice --config.input=molecules.smi \\
         --workdir=runs/minima
 
-Of each SMILES `geometries` are embedded (RDKit's ETKDG) and relaxed; then, in `rounds`, dynamics at `temperature` begin
-from the lowest minima, and their frames are relaxed. What is found twice (energies and heavy atoms alike, symmetries
-considered) is one minimum. Molecules of a file with positions begin from those.
+For each SMILES, `geometries` are embedded (RDKit's ETKDG) and relaxed. Then, in `rounds`, dynamics at `temperature`
+start from the lowest minima, and frames of these trajectories are relaxed. Geometries that agree in energy and heavy
+atoms, with symmetry taken into account, are one minimum. For a file with positions, the search starts from these.
 
-With --config.judged=10 the reference method (GFN2-xTB, or --config.oracle.method=package.module:Class of any ASE
-calculator) gives the energies of the ten lowest minima of each molecule, where the force field has them and after its
-own relaxation from there: the report has both orders beside each other.
+With --config.judged=10 the reference method (GFN2-xTB, or any ASE calculator as
+--config.oracle.method=package.module:Class) evaluates the ten lowest minima of each molecule and relaxes them. The
+report shows the order of the minima by both methods.
 
-In the workdir: minima.xyz and minima.csv with all minima by molecule and energy, report.html, metrics.json. A run that
-is killed goes on with the molecules that are not done, `batch` of which are searched side by side.
+The workdir contains minima.xyz and minima.csv with all minima by molecule and energy, report.html and metrics.json.
+Rerun the same command to resume with the molecules that are not done; `batch` molecules are searched in parallel.
 
 Hardware: one GPU, TPU core or CPU.
 """

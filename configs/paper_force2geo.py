@@ -3,13 +3,13 @@
     python -m mlip_jax.main --config=configs/paper_force2geo.py:DATA.lmdb --workdir=runs/paper --sweep
     python -m mlip_jax.main --config=configs/paper_force2geo.py:DATA.lmdb,runs/qcr --workdir=runs/paper --sweep
 
-DATA.lmdb has trajectories in PubChemQCR's layout and a summary.csv with the gap beside it, better with off-equilibrium
-geometries (benchmarks/off_equilibrium.py). Force fields are pre-trained first, on molecules that no test holds; with
-runs/qcr one that is there stands in for the main one (it must not have seen the test molecules). The report is
-runs/paper/report.html. The same command again goes on; two at once share the work. For the published size take
-configs/force2prop.py, configs/geometry_finetune.py and configs/denoise.py without "small".
+DATA.lmdb has trajectories in PubChemQCR's layout, along with a summary.csv that contains the gap, preferably with
+off-equilibrium geometries (benchmarks/off_equilibrium.py). Force fields are pre-trained first, on molecules that are in
+no test split. runs/qcr is an existing force field to use instead of the main one; it must not be trained on the test
+molecules. The report is runs/paper/report.html. Rerun the same command to resume; two at a time share the work. For the
+published size use configs/force2prop.py, configs/geometry_finetune.py and configs/denoise.py without "small".
 
-Hardware: with 2,400 training molecules some 3 minutes a variant on one core of a CPU, two hours on two cores.
+Hardware: with 2,400 training molecules about 3 minutes per variant on one CPU core, two hours on two cores.
 """
 
 from pathlib import Path
@@ -47,7 +47,7 @@ def sweep(what: str = "data/trajectories.lmdb") -> list[dict]:
     runs.property("force2prop", "all", field, SEEDS)
     runs.fine_tuning("finetune", SEEDS)
     runs.fine_tuning("finetune-no-alignment", SEEDS, weight=0.0)
-    runs.fine_tuning("continued", SEEDS, weight=0.0, noise=0.0, frames="")  # as long, and nothing else
+    runs.fine_tuning("continued", SEEDS, weight=0.0, noise=0.0, frames="")  # equally long, without noise or alignment
     runs.property("heads", "heads", field, SEEDS)
     runs.property("random-heads", "random_heads", seeds=SEEDS)
     for molecules in (250, 800):
@@ -78,7 +78,7 @@ def report(folder: Path) -> Path:
 
 
 class _Runs:
-    """Collects variants."""
+    """List of variants, with a method for each kind of run."""
 
     def __init__(self, data: str, field: str):
         self.variants, self._data, self._field = [], data, field
@@ -99,7 +99,7 @@ class _Runs:
             self.variants.append(variant)
 
     def split(self, by):
-        """A run of no use but for its split, which must be there before the force field is trained."""
+        """Add a run that only provides its split, which the training of the force field requires."""
         self.variants.append({
             "name": "split" if by == "molecule" else f"{by}-split", "config": _PROPERTY.format("scratch"),
             "data.path": self._data, "data.reader_options": _STAGES, "data.split": by, "data.num_molecules": 50,

@@ -1,20 +1,22 @@
-"""From molecules to properties in one command: embeds, relaxes, predicts, and says how far to trust each number.
+"""Predict properties of molecules in one command: embed, relax, predict, and estimate the error of each value.
 
     python -m mlip_jax.main --config=configs/predict.py --config.predictor=runs/gap --config.input=molecules.csv \\
         --workdir=runs/predicted
     python -m mlip_jax.main --config=configs/predict.py --config.predictor=runs/gap-0,runs/gap-1,runs/gap-2 \\
         --config.force_field=runs/qcr --config.input=molecules.smi --workdir=runs/predicted
 
-The input is whatever configs/relax.py takes: SMILES (.smi, .csv), SDF, extended XYZ, ASE databases, stores. In the
-workdir: predictions.csv with a line for each molecule in the order of the input, those that failed and why among them,
-and report.html. For each property PREDICTION and
+The input is any that configs/relax.py accepts: SMILES (.smi, .csv), SDF, extended XYZ, ASE databases, stores. The
+workdir contains report.html and predictions.csv with one line per molecule in the order of the input, including failed
+molecules with the reason. The columns of each property are PREDICTION and
 
-    PREDICTION_expected_error   |error| of validation molecules that lie as far from the training molecules
-    PREDICTION_std              standard deviation over the predictors, where there are several
-    domain_distance             distance from the training molecules in the model's features; 1 is the border
-    outside_domain              beyond it: farther away than 99 % of the validation molecules
+    PREDICTION_expected_error   mean |error| of validation molecules at this distance from the training molecules
+    PREDICTION_std              standard deviation over the predictors, if there are several
+    domain_distance             distance from the training molecules in the features of the model; 1 is the border
+    outside_domain              1 beyond the border: farther than 99 % of the validation molecules
 
-Killed, the same command goes on; no molecule is done twice. Hardware: any number of GPUs, TPU cores or CPU cores.
+Rerun the same command to resume; finished molecules are not repeated.
+
+Hardware: any number of GPUs, TPU cores or CPU cores.
 """
 
 import ml_collections

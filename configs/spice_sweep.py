@@ -1,10 +1,10 @@
-"""So3krates and PaiNN on SPICE with three seeds each, at a small budget: which is better, and is that more than chance?
+"""Compare So3krates with PaiNN on SPICE, with three seeds each and a small budget.
 
     python -m mlip_jax.main --config=configs/spice_sweep.py --workdir=runs/spice_sweep --sweep
 
-Six runs of 6,000 steps of 8 structures, one after another; the same command again runs what is not complete. The
-table is in runs/spice_sweep/sweep.md, with means and standard deviations over the seeds. Without a SPICE file, on the
-embedded data set with GFN2-xTB labels. As a job array on SLURM, of which each task runs one variant:
+Six runs of 6,000 steps with batches of 8 structures, one after another. Rerun the same command to run those that are
+not complete. The table runs/spice_sweep/sweep.md has means and standard deviations over the seeds. Without a SPICE
+file, the data are the built-in data set with GFN2-xTB labels. As a job array on SLURM with one variant per task:
 
     sbatch --array=0-5 launch/slurm.sbatch --config=configs/spice_sweep.py --workdir=runs/spice_sweep
 """

@@ -1,36 +1,35 @@
 #!/usr/bin/env bash
-# One run on this machine as several processes. See --help.
+# Starts one run on this machine as several processes. See --help.
 set -u
 
 usage() {
   cat <<'EOF'
 launch/local.sh -n N [options] -- --config=FILE --workdir=DIR [more flags of the program]
 
-Starts N processes of one run on this machine. Process 0 writes here, process K to DIR/process_K.log.
+Starts N processes of one run on this machine. Process 0 writes to the console, process K to DIR/process_K.log.
 
-  -n N                       Processes.
-  --devices-per-process K    GPUs of each process; on CPU (JAX_PLATFORMS=cpu, or no GPU there) virtual devices of each.
-                             Default: all GPUs, dealt out evenly; one CPU device.
-  --restarts R               Start again at most R times when the run ends with exit code 75, "to be continued".
-                             Default 0.
-  --logs DIR                 Where the logs go in place of the workdir.
-  -m MODULE                  Python module to run. Default mlip_jax.main.
+  -n N                       Number of processes.
+  --devices-per-process K    Number of GPUs per process; on a CPU (JAX_PLATFORMS=cpu, or no GPU) of virtual devices.
+                             Default: all GPUs, distributed evenly; one CPU device.
+  --restarts R               Restart the run at most R times when it ends with exit code 75, "to be continued".
+                             Default: 0.
+  --logs DIR                 Directory of the logs. Default: the workdir.
+  -m MODULE                  Python module to run. Default: mlip_jax.main.
   -h, --help                 This text.
 
-Python is $PYTHON, or that of .venv in the repository, or python3.
+Python is $PYTHON, or .venv/bin/python of the repository, or python3.
 
-SIGTERM, SIGINT and SIGUSR1 are passed on to all processes, which stop at a step and write a checkpoint; the same
-command goes on from there. When a process dies, the others are ended within 20 seconds, and the end of its log and its
-exit code are shown. The exit code is that of the process that failed first; 75 for a run that was stopped; 0 for one
-that is done.
+SIGTERM, SIGINT and SIGUSR1 are passed on to all processes, which finish their step and write a checkpoint. Rerun the
+same command to resume. When a process dies, the others are ended within 20 seconds, and its exit code and the end of
+its log are shown. The exit code is that of the process that failed first, 75 for a run that was stopped, or 0.
 EOF
 }
 
 say() { printf 'local.sh: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 2; }
 
-# Seconds for the other processes to end by themselves when one has failed, or when the run was stopped at a step. The
-# others hear of a killed process after 12 at most, and say which one it was.
+# Seconds that the other processes have to end by themselves after one failed, or after the run was stopped. They
+# notice a killed process after 12 s at most, and report which one it was.
 readonly GRACE_FAILED=20 GRACE_STOPPED=60
 readonly STOPPED=75 PEER_FAILED=76
 
@@ -68,7 +67,7 @@ for argument in "$@"; do
 done
 logs=${logs:-$workdir}
 [ -n "$logs" ] || fail "no --workdir=DIR among the flags of the program; give it, or --logs DIR"
-mkdir -p "$logs" || fail "$logs: cannot be made; it is where the logs go"
+mkdir -p "$logs" || fail "$logs: the directory of the logs cannot be created"
 
 python=${PYTHON:-}
 if [ -z "$python" ]; then
@@ -77,7 +76,7 @@ fi
 command -v "$python" > /dev/null || fail "$python: no such program; set PYTHON"
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
-# The GPUs that there are, as CUDA_VISIBLE_DEVICES names them.
+# Available GPUs, numbered as in CUDA_VISIBLE_DEVICES.
 gpus=()
 if [ "${JAX_PLATFORMS:-}" != cpu ]; then
   if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
@@ -91,9 +90,9 @@ if [ ${#gpus[@]} -gt 0 ]; then
   share=${devices:-$((${#gpus[@]} / count))}
   [ "$share" -gt 0 ] ||
     fail "${#gpus[@]} GPU(s) for $count processes: a GPU serves one process. Lower -n, or set JAX_PLATFORMS=cpu"
-  [ $((share * count)) -le ${#gpus[@]} ] || fail "$count processes of $share GPUs, but there are ${#gpus[@]}"
+  [ $((share * count)) -le ${#gpus[@]} ] || fail "$count processes with $share GPUs each, but there are ${#gpus[@]} GPUs"
   [ -n "$devices" ] || [ $((share * count)) -eq ${#gpus[@]} ] ||
-    fail "${#gpus[@]} GPUs cannot be dealt out evenly to $count processes: another -n, or --devices-per-process"
+    fail "${#gpus[@]} GPUs cannot be distributed evenly to $count processes: change -n or set --devices-per-process"
 fi
 
 pids=() codes=() signals=""
@@ -121,7 +120,7 @@ pass_on() { # signal
   signals+=" $1"
   say "SIG$1: passed on to all processes"
   for number in "${!pids[@]}"; do
-    # before its exit code is known, a number is that of our process and of no other
+    # until its exit code is collected, the process ID cannot be reused
     [ -n "${codes[number]:-}" ] || kill -s "$1" "${pids[number]}" 2> /dev/null
   done
 }
@@ -129,7 +128,7 @@ pass_on() { # signal
 end_others() {
   local number
   for number in "${!pids[@]}"; do
-    # the processes that it has started itself are of its group
+    # its group includes the processes that it started
     [ -n "${codes[number]:-}" ] || kill -s KILL -- "-${pids[number]}" 2> /dev/null
   done
 }
@@ -139,7 +138,7 @@ report() { # number of a process that failed
   [ "$1" = 0 ] || { say "the end of $(log_of "$1"):"; tail -n 20 "$(log_of "$1")" >&2; }
 }
 
-collect() { # take down the codes of the processes that have ended; the first that failed is the culprit
+collect() { # record the exit codes of ended processes; the first that failed is the culprit
   local number
   for number in "${!pids[@]}"; do
     [ -n "${codes[number]:-}" ] && continue
@@ -151,7 +150,7 @@ collect() { # take down the codes of the processes that have ended; the first th
       "$STOPPED") [ -n "$deadline" ] || deadline=$((SECONDS + GRACE_STOPPED)) ;;
       "$PEER_FAILED") [ -n "$deadline" ] || deadline=$((SECONDS + GRACE_FAILED)) ;;
       *)
-        # those that are ended here are not to blame
+        # processes that this script ended are not to blame
         [ -n "$culprit" ] || [ -n "$ended" ] || { culprit=$number; report "$number"; }
         [ -n "$deadline" ] || deadline=$((SECONDS + GRACE_FAILED)) ;;
     esac
@@ -161,9 +160,9 @@ collect() { # take down the codes of the processes that have ended; the first th
 run_once() { # flags of the program
   local number port deadline="" culprit="" ended=""
   port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])') ||
-    fail "$python cannot tell a free port"
+    fail "$python: no free port found"
   pids=() codes=()
-  # groups of their own: Ctrl-C comes here, and is passed on once
+  # separate process groups: Ctrl-C reaches only this script, which passes it on once
   set -m
   for ((number = 0; number < count; number++)); do
     start_process "$number" "$port" "$@" &
@@ -172,14 +171,14 @@ run_once() { # flags of the program
   set +m
   while collect; [ ${#codes[@]} -lt "$count" ]; do
     if [ -n "$deadline" ] && [ -z "$ended" ] && [ $SECONDS -ge "$deadline" ]; then
-      say "ending the processes that are left"
+      say "ending the remaining processes"
       ended=1
       end_others
     fi
     sleep 0.2
   done
   if [ -n "$culprit" ]; then return "${codes[culprit]}"; fi
-  # one that was told to stop by itself takes the others with it
+  # a process that was stopped individually takes the others with it
   case " ${codes[*]} " in
     *" $STOPPED "*) return "$STOPPED" ;;
     *" $PEER_FAILED "*) return "$PEER_FAILED" ;;
@@ -189,7 +188,7 @@ run_once() { # flags of the program
 }
 
 for name in TERM INT USR1; do
-  # shellcheck disable=SC2064 # the name is meant to be that of now
+  # shellcheck disable=SC2064 # the current value is intended
   trap "pass_on $name" "$name"
 done
 trap 'pass_on TERM' HUP
@@ -198,5 +197,5 @@ for ((attempt = 0; ; attempt++)); do
   run_once "$@"
   code=$?
   if [ "$code" -ne "$STOPPED" ] || [ -n "$signals" ] || [ "$attempt" -ge "$restarts" ]; then exit "$code"; fi
-  say "to be continued (exit code $STOPPED): start $((attempt + 1)) of at most $restarts more"
+  say "to be continued (exit code $STOPPED): restart $((attempt + 1)) of at most $restarts"
 done

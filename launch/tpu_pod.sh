@@ -1,27 +1,27 @@
 #!/usr/bin/env bash
-# One run on all hosts of a TPU pod slice. See --help.
+# Starts one run on all hosts of a TPU pod slice. See --help.
 set -u -o pipefail
 
 usage() {
   cat <<'EOF'
 launch/tpu_pod.sh --tpu NAME --zone ZONE [options] -- --config=FILE --workdir=DIR [more flags of the program]
 
-Copies the repository to all hosts of a Cloud TPU VM and runs the same command on each; JAX finds out which host is
-which. DIR must be on a file system that all hosts see (Filestore, or a bucket mounted with gcsfuse).
+Copies the repository to all hosts of a Cloud TPU VM and runs the same command on each; JAX detects the hosts. DIR must
+be on a file system that all hosts share (Filestore, or a bucket mounted with gcsfuse).
 
   --tpu NAME       Name of the TPU VM.
-  --zone ZONE      Its zone.
-  --project NAME   Its project. Default: that of gcloud.
-  --restarts R     Start again at most R times when the run ends with exit code 75, "to be continued". Default 0.
-  --python NAME    Python on the hosts, 3.11 or later. Default python3.
-  --no-setup       Leave the hosts as they are: neither copy nor install.
+  --zone ZONE      Zone of the TPU VM.
+  --project NAME   Project of the TPU VM. Default: that of gcloud.
+  --restarts R     Restart the run at most R times when it ends with exit code 75, "to be continued". Default: 0.
+  --python NAME    Python on the hosts, 3.11 to 3.13. Default: python3.
+  --no-setup       Do not copy or install anything on the hosts.
   -h, --help       This text.
 
-For instance, after `gcloud compute tpus tpu-vm create pod --accelerator-type=v5litepod-16 ...`:
+Example, after `gcloud compute tpus tpu-vm create pod --accelerator-type=v5litepod-16 ...`:
 
   launch/tpu_pod.sh --tpu pod --zone us-west4-a --restarts 5 -- --config=configs/spice.py --workdir=/mnt/runs/spice
 
-To stop a run that is to go on later: the same with --no-setup and --stop in place of the flags of the program.
+To stop a run and resume it later, use --stop instead of the flags of the program.
 
   --stop           Send SIGTERM to the run on all hosts: it writes a checkpoint and ends with exit code 75.
 
@@ -53,10 +53,10 @@ while [ $# -gt 0 ]; do
     *) fail "unknown option $1; flags of the program come after --. See --help" ;;
   esac
 done
-[ -n "$tpu" ] && [ -n "$zone" ] || fail "which TPU? Give --tpu NAME and --zone ZONE. See --help"
+[ -n "$tpu" ] && [ -n "$zone" ] || fail "--tpu NAME and --zone ZONE are required. See --help"
 [[ $restarts =~ ^[0-9]{1,4}$ ]] || fail "--restarts $restarts: expected a number, 0 or more"
 [ -n "$stop" ] || [ $# -gt 0 ] || fail "no flags for the program; give them after --. See --help"
-command -v gcloud > /dev/null || fail "gcloud is not there: https://cloud.google.com/sdk/docs/install"
+command -v gcloud > /dev/null || fail "gcloud not found: https://cloud.google.com/sdk/docs/install"
 
 tpu_vm() { # verb, arguments
   local verb=$1
@@ -68,14 +68,14 @@ on_all() { tpu_vm ssh "$tpu" --command "$1"; }
 
 if [ -n "$stop" ]; then
   # the brackets keep the pattern from matching the shell that holds it
-  on_all "pkill -TERM -f '[-]m mlip_jax.main'" || fail "nothing runs there, or gcloud failed"
+  on_all "pkill -TERM -f '[-]m mlip_jax.main'" || fail "no run on these hosts, or gcloud failed"
   exit 0
 fi
 
 if [ -n "$setup" ]; then
   archive=$(mktemp -d) || exit 2
   trap 'rm -rf "$archive"' EXIT
-  # what git knows, as it is in the working tree
+  # tracked files, in the state of the working tree
   (cd "$here" && git ls-files -z | tar --null --files-from=- -czf "$archive/mlip_jax.tar.gz") ||
     fail "$here: the repository cannot be packed"
   tpu_vm scp "$archive/mlip_jax.tar.gz" "$tpu:" || fail "copying the repository failed"
@@ -84,7 +84,7 @@ $(printf %q "$python") -m venv --system-site-packages .venv && .venv/bin/pip ins
     fail "installing failed"
 fi
 
-# gcloud may hide the exit code of one host among many behind its own; so the command says it as well.
+# gcloud may return its own exit code instead of that of a host, so the command prints it as well.
 command="cd $FOLDER && MLIP_JAX_COORDINATOR=auto .venv/bin/python -u -m mlip_jax.main$(printf ' %q' "$@"); \
 code=\$?; echo \"mlip_jax exit code \$code\"; exit \$code"
 for ((attempt = 0; ; attempt++)); do
@@ -93,8 +93,8 @@ for ((attempt = 0; ; attempt++)); do
   code=${PIPESTATUS[0]}
   said=$(sed -n 's/.*mlip_jax exit code \([0-9]*\).*/\1/p' "$output" | sort -u)
   rm -f "$output"
-  # all hosts say so, and nothing else
+  # all hosts printed this code, and no other
   if [ "$said" = "$STOPPED" ]; then code=$STOPPED; fi
   if [ "$code" -ne "$STOPPED" ] || [ "$attempt" -ge "$restarts" ]; then exit "$code"; fi
-  say "to be continued (exit code $STOPPED): start $((attempt + 1)) of at most $restarts more"
+  say "to be continued (exit code $STOPPED): restart $((attempt + 1)) of at most $restarts"
 done

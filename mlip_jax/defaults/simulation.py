@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import pkgutil
+from pathlib import Path
 
 from mlip_jax.defaults.bounds import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Bounds
 from mlip_jax.defaults.data import DATA, dtype, num_processes, seed
 from mlip_jax.defaults.field import Field, Part, optional, task
 
-MINIMIZERS = ("bfgs", "lbfgs", "fire")
+# Minimizers: the files of that folder, which is listed rather than imported, because an import takes seconds.
+MINIMIZERS = tuple(sorted(m.name for m in pkgutil.iter_modules(
+    [str(Path(__file__).parents[1] / "simulation" / "relaxation" / "minimizers")])))
 
 MOLECULES = Part(
     "Molecules of a file.",

@@ -1,8 +1,9 @@
-"""What the documentation names exists: links, configs, fields, imports; and the site builds."""
+"""Links, paths, configs, fields and names in the documentation exist, and the site builds."""
 
 import ast
 import importlib
 import importlib.util
+import pkgutil
 import re
 import subprocess
 import sys
@@ -26,6 +27,32 @@ COMMANDS = {name: text.replace("\\\n", " ") for name, text in PAGES.items()} | {
     str(p.relative_to(markdown.ROOT)): p.read_text() for p in (markdown.ROOT / "notebooks").glob("*.ipynb")}
 
 
+TEXTS = COMMANDS | {str(p.relative_to(markdown.ROOT)): p.read_text() for pattern in (
+    "benchmarks/README.md", "configs/*.py", "launch/*", "mkdocs.yml", "Makefile")
+    for p in markdown.ROOT.glob(pattern) if p.is_file()}
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_paths(page):
+    """A file that moved is not where a page says it is."""
+    folders = "mlip_jax|tests|configs|docs|launch|benchmarks|notebooks"
+    for path in re.findall(rf"(?<![\w./-])((?:{folders})/[\w./-]*\w)", TEXTS[page]):
+        assert (markdown.ROOT / path).exists() or path in OWN, f"{page}: {path}"
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_names_of_the_package(page):
+    """A class or function that was renamed is not what a page calls it."""
+    for name in re.findall(r"(?<![\w./-])mlip_jax(?!\.tar)(?:\.[A-Za-z_]\w*)+", TEXTS[page]):
+        pkgutil.resolve_name(name)
+
+
+def test_the_page_for_developers_has_the_order_of_the_folders():
+    architecture = _load("architecture", markdown.ROOT / "tests/test_architecture.py")
+    section = PAGES["docs/development.md"].split("## Folders")[1].split("Files have at most")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", section, re.M)) == architecture.ORDER
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", markdown.without_code(PAGES[page])):
@@ -42,8 +69,9 @@ def test_links(page):
 
 @pytest.mark.parametrize("page", COMMANDS)
 def test_configs_and_fields(page):
-    """Every config that is named is a file, and every field that is set beside it is one of its task's."""
-    for file, rest in re.findall(r"--config=(configs/\w+\.py)([^\n]*)", COMMANDS[page]):
+    """Every config is a file, and every field that is set with it is one of its task's."""
+    for name, rest in re.findall(r"--config=((?:configs/\w+\.py|[a-z]\w*)\b)(?!\.)([^\n]*)", COMMANDS[page]):
+        file = name if "/" in name else f"configs/{name}.py"
         if file in OWN:
             continue
         assert (markdown.ROOT / file).is_file(), f"{page}: {file}"
