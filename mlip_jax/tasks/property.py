@@ -112,21 +112,13 @@ def _begin(config) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Samples of all splits.
-
-    Attributes:
-      loaded: The data set.
-      index: Structures of the store that have the properties, (S,).
-      values: Values of the properties of these structures by name.
-      parts: Sample indices of the splits "train", "valid" and "test".
-      sources: Sources of the geometries of the samples.
-    """
+    """Samples of all splits: structures of the store that have the properties."""
 
     loaded: source.LoadedData
-    index: np.ndarray
-    values: dict[str, np.ndarray]
-    parts: dict[str, np.ndarray]
-    sources: Sources
+    index: np.ndarray  # structures of the store, (S,)
+    values: dict[str, np.ndarray]  # properties of these structures by name
+    parts: dict[str, np.ndarray]  # sample indices of the splits "train", "valid" and "test"
+    sources: Sources  # geometries of the samples
 
     @classmethod
     def load(cls, config, workdir: Path) -> Data:
@@ -225,11 +217,7 @@ def _train(config, workdir: Path, data: Data, begin, started: float) -> Path:
 
 
 def _check_frames(config, targets) -> None:
-    """Raise ConfigError if vectors or atom properties are combined with other geometries.
-
-    Vectors are given in the frame of the geometry that they were computed at, and properties of
-    atoms in its order.
-    """
+    """Raise ConfigError if vectors or atom properties are used with other geometries than theirs."""
     turned = [t.name for t in targets if t.kind != "scalar"]
     sources = {config.data.geometry, config.data.valid_geometry or LABELS, *config.data.test_geometries} - {LABELS}
     if turned and (sources or config.align.frames):
@@ -239,10 +227,7 @@ def _check_frames(config, targets) -> None:
 
 
 def _inputs(config, data: Data, targets, cutoff: float):
-    """Return training split, validation split, test splits and the noise of the training inputs.
-
-    The test splits are {geometry source: (split, its geometries)}. The noise may be None.
-    """
+    """Return training and validation split, {source: (test split, geometries)}, and noise or None."""
     train, found = data.split("train", config.data.geometry, targets, cutoff)
     displaced = _displaced(config, data, found, cutoff)
     valid, _ = data.split("valid", config.data.valid_geometry or config.data.geometry, targets, cutoff)
@@ -261,10 +246,7 @@ def _inputs(config, data: Data, targets, cutoff: float):
 
 
 def _same_molecules(tests: dict[str, tuple[Split, Geometries]]) -> dict[str, tuple[Split, Geometries]]:
-    """Restrict the test splits to the molecules that have the geometries of all sources.
-
-    Some molecules, usually difficult ones, lack the geometries of a source.
-    """
+    """Restrict the test splits to the molecules that have the geometries of all sources."""
     if not tests:
         return tests
     common = functools.reduce(np.intersect1d, [found.samples for _, found in tests.values()])

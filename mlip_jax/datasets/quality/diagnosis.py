@@ -9,6 +9,14 @@ from typing import NamedTuple
 from ase import units
 
 from mlip_jax.datasets.quality.checks import FLIPPED, LARGE_FORCE, TOO_CLOSE, Findings
+from mlip_jax.datasets.quality.unit_guesses import (
+    MAX_RATIO_DEVIATION,
+    MAX_SCALE_FACTOR,
+    energy_and_force_guesses,
+    force_guesses,
+    in_words,
+    near_guesses,
+)
 
 # Problem.what of units, signs and positions, which the first blocks of a data set reveal. Fractions
 # of bad structures, missing labels and duplicates need the whole data set.
@@ -27,12 +35,8 @@ _FLIPPED_OR_NOT = 0.6
 # are 27 to 42. A factor beyond _BOND_BAND indicates wrong units: the closest units in use, kcal/mol
 # and hartree, differ by factors of 23 and 27.
 _BOND, _BOND_BAND, _BONDS = 33.0, 5.0, 20
-# Maximum factor between a measured scale and the units that explain it.
-_BOND_NAMED = 2.5
 # |ΔF|/|Δx| of pairs without bonds of H (eV/Å²), from soft metals to carbon.
 _STIFFNESS = (0.5, 300.0)
-# Maximum relative deviation of a ratio from the quotient of units that explains it.
-_NAMED = 0.08
 # Limits of the median |ΣF| / sqrt(Σ|F|²), and the |ΣF| (eV/Å) below which net forces are ignored.
 _NET_WARNING, _NET_ERROR, _NET_SMALL = 0.03, 0.3, 0.01
 _DUPLICATES = 0.05
@@ -49,9 +53,7 @@ _LENGTHS = (
     (1.6, 2.3, 1 / units.Bohr, "bohr: they are 1.89 times too long. Multiply them by 0.529177"),
     (7.5, 13.5, 10.0, "Å that were converted from nm once too often: they are ten times too long. Divide them by 10"),
     (75.0, 135.0, 100.0, "pm: they are a hundred times too long. Divide them by 100"))
-_ENERGY = {"eV": 1.0, "hartree": units.Hartree, "kcal/mol": units.kcal / units.mol, "kJ/mol": units.kJ / units.mol}
-# Length unit of forces: conversion factor of a force per Å, and how far-fetched the unit is.
-_PER_LENGTH = {"Å": (1.0, 0), "bohr": (units.Bohr, 0), "nm": (10.0, 2)}
+
 
 
 class Problem(NamedTuple):
@@ -195,15 +197,17 @@ def _explain_scale(scale, fits):
       scale: Factor by which forces are too large.
       fits: Whether the energies fit the forces; otherwise the energies are unknown.
     """
-    table = [g for g in _unit_table() if abs(math.log(g.ratio)) <= math.log(1 + _NAMED)] if fits else _forces_table()
+    table = force_guesses()
+    if fits:
+        table = [g for g in energy_and_force_guesses() if abs(math.log(g.ratio)) <= math.log(1 + MAX_RATIO_DEVIATION)]
     which = "energies and forces are both about" if fits else "forces are about"
     factor = float(f"{max(scale, 1 / scale):.2g}")
     size = f"{factor:g} times too {'large' if scale > 1 else 'small'}"
     near = [(abs(math.log(scale / g.scale)), g) for g in table] if scale else []
-    near = sorted((g.far, distance, g) for distance, g in near if distance <= math.log(_BOND_NAMED))
+    near = sorted((g.far, distance, g) for distance, g in near if distance <= math.log(MAX_SCALE_FACTOR))
     if not near:
         return f"{which} {size}, and no unit explains the factor"
-    return f"{which} {size}, as if {_words([g for *_, g in near])}"
+    return f"{which} {size}, as if {in_words([g for *_, g in near])}"
 
 
 def _judge_stiffness(findings, length):
@@ -230,88 +234,17 @@ def _explain(ratio, scale, found):
       found: Description of the finding, for the message.
     """
     gradient = "gradients (dE/dx), not forces" if ratio < 0 else ""
-    if gradient and abs(abs(ratio) - 1) <= _NAMED + 0.02:
+    if gradient and abs(abs(ratio) - 1) <= MAX_RATIO_DEVIATION + 0.02:
         return "gradients", f"these look like {gradient}: change their sign ({found})"
-    near = _near(abs(ratio), scale)
+    near = near_guesses(abs(ratio), scale)
     if not near:
         also = f"; they also look like {gradient}" if gradient else ""
         return "forces and energies", f"forces do not fit the energies, and no unit explains the factor: {found}{also}"
     factor = near[0].ratio
     size = f"{1 / factor:.4g} times too large" if factor < 1 else f"{factor:.4g} times too small"
     also = f", and they look like {gradient}: change their sign too" if gradient else ""
-    return "units", f"forces are {size} against energies and positions, as if {_words(near)}{also} ({found}). " \
+    return "units", f"forces are {size} against energies and positions, as if {in_words(near)}{also} ({found}). " \
                     + _CONVERT
-
-
-class _Guess(NamedTuple):
-    """Hypothesis about the units of a file.
-
-    Attributes:
-      ratio: Ratio ΔE/W that these units cause; NaN if the energies are not considered.
-      scale: Factor by which forces are too large in these units.
-      far: How far-fetched the hypothesis is; 0 is the simplest.
-      words: Hypothesis in words.
-    """
-
-    ratio: float
-    scale: float
-    far: int
-    words: str
-
-
-def _words(guesses):
-    """Return the simplest explanation, and a second one if it is hardly more far-fetched."""
-    return ", or ".join(g.words for g in guesses[:2] if g.far <= guesses[0].far + 1)
-
-
-def _unit_table():
-    """Return hypotheses about energies and forces.
-
-    Both were read as eV and eV/Å although they had other units, or they were converted although
-    they had these units already.
-    """
-    table = []
-    for energy, energy_unit in _ENERGY.items():
-        for force, force_unit in _ENERGY.items():
-            for length, (per_length, far) in _PER_LENGTH.items():
-                simple = far + (energy != force) + (length != "Å") + 2 * ("eV" not in (energy, force))
-                # A force of 1 eV/Å is per_length / force_unit in the other unit.
-                table.append(_Guess(force_unit / energy_unit / per_length, per_length / force_unit, simple,
-                                    f"energies were in {energy} and forces in {force}/{length}"))
-    for force, factor, far in (("eV/bohr", 1 / units.Bohr, 1), ("hartree/bohr", units.Hartree / units.Bohr, 1),
-                               ("hartree/Å", units.Hartree, 2), ("kcal/mol/Å", _ENERGY["kcal/mol"], 2),
-                               ("kJ/mol/Å", _ENERGY["kJ/mol"], 3)):
-        table.append(_Guess(1 / factor, factor, far, f"forces were converted from {force} once too often"))
-    for unit in ("hartree", "kcal/mol", "kJ/mol"):
-        table += [_Guess(1.0, _ENERGY[unit], 2, f"energies and forces were converted from {unit} once too often"),
-                  _Guess(_ENERGY[unit], 1.0, 3, f"energies were converted from {unit} once too often")]
-    return table
-
-
-def _forces_table():
-    """Return hypotheses about forces only, for data without energies."""
-    table = []
-    for energy, unit in _ENERGY.items():
-        for length, (per_length, far) in _PER_LENGTH.items():
-            scale, name = per_length / unit, f"{energy}/{length}"
-            far += length == "bohr" and energy not in ("eV", "hartree")
-            table += [_Guess(math.nan, scale, far, f"they were in {name}"),
-                      _Guess(math.nan, 1 / scale, far + 1, f"they were converted from {name} once too often")]
-    return table
-
-
-def _near(ratio, scale):
-    """Return all guesses within _NAMED of the ratio, the simplest first.
-
-    If some of them fit the scale of the forces, only those are returned.
-    """
-    if not ratio > 0:
-        return []
-    near = [(abs(math.log(ratio / g.ratio)), g) for g in _unit_table()]
-    near = [(distance, g) for distance, g in near if distance <= math.log(1 + _NAMED)]
-    if scale > 0:
-        near = [(d, g) for d, g in near if abs(math.log(scale / g.scale)) <= math.log(_BOND_NAMED)] or near
-    return [g for _, g in sorted(near, key=lambda entry: (entry[1].far, round(entry[0], 6)))]
 
 
 def _judge_close(findings, length):
