@@ -1,5 +1,6 @@
 """Configuration of the tests: threads, compilation, signals and precision."""
 
+import gc
 import os
 import signal
 
@@ -14,6 +15,10 @@ import pytest
 from tests import compilation
 
 compilation.configure()
+
+# Tracing creates many objects that live long; with the default thresholds, a sixth of the time of the
+# tests goes into garbage collection.
+gc.set_threshold(50_000, 50, 100)
 
 # Tests start and interrupt programs, which inherit ignored signals. The background jobs of a shell
 # ignore signals, so restore their handlers.
