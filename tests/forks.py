@@ -15,7 +15,9 @@ import time
 from pathlib import Path
 
 SERVER = """
-import importlib, json, os, socket, sys
+import gc, importlib, json, os, socket, sys
+
+gc.set_threshold(50_000, 50, 100)  # as in conftest.py
 
 link = socket.socket(fileno=int(sys.argv[1]))
 for name in sys.argv[2:]:
