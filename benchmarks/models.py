@@ -236,7 +236,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", action="append", default=[], help="cases with this in their name; may be repeated")
     parser.add_argument("--batch", type=_sizes, default=[], help="structures in a batch, or several: 32,128,512")
     parser.add_argument("--pin", type=int, help="core that every process is bound to, with one thread")
-    parser.add_argument("--untuned", action="store_true", help="the allocator as the system has it, for all alike")
+    parser.add_argument("--untuned", action="store_true", help="the allocator as the system has it, for all packages")
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--rounds", type=int, help="of every part but repeat")
     parser.add_argument("--data", help="a store or a data file in place of the drugs that are made here")

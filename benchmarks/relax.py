@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--molecules", type=int, default=200)
     parser.add_argument("--peer_molecules", type=int, default=60, help="the first ones, for the slower peers")
     parser.add_argument("--pin", type=int, help="core that every process is bound to, with one thread")
-    parser.add_argument("--untuned", action="store_true", help="the allocator as the system has it, for all alike")
+    parser.add_argument("--untuned", action="store_true", help="the allocator as the system has it, for all packages")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--torch", default=environments.TORCH, help="version of PyTorch in the peers' environments")
     parser.add_argument("--results", type=Path, help="file of the results; default: one in --home for each start")

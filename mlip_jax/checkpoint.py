@@ -76,7 +76,7 @@ def _path(path) -> str:
 
 
 class CheckpointStore:
-    """Directory of checkpoints of one kind, of which the newest are kept.
+    """Directory of checkpoints of one kind; only the newest are kept.
 
     A checkpoint is a folder named by its step, and is complete once it has that name. An older one
     is removed only after the newer one is on disk (fsync). With several processes, only process 0

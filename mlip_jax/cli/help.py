@@ -106,11 +106,11 @@ def _line(name: str, value: object, meaning: str, width: int) -> list[str]:
     """Return the lines of the help for one field, with its meaning wrapped to the right."""
     shown = "unset" if value is None else repr(dict(value) if isinstance(value, ml_collections.ConfigDict) else value)
     left = f"  {name} = {shown}"
-    beside = textwrap.wrap(meaning, width - _NAMES, break_on_hyphens=False)
-    if not beside:
+    meaning_lines = textwrap.wrap(meaning, width - _NAMES, break_on_hyphens=False)
+    if not meaning_lines:
         return [left]
-    first = left if len(left) >= _NAMES else left.ljust(_NAMES) + beside.pop(0)
-    return [first] + [" " * _NAMES + line for line in beside]
+    first = left if len(left) >= _NAMES else left.ljust(_NAMES) + meaning_lines.pop(0)
+    return [first] + [" " * _NAMES + line for line in meaning_lines]
 
 
 def _model_options(config: ml_collections.ConfigDict, width: int) -> list[str]:
