@@ -8,7 +8,8 @@
 
 The molecules are 1,000 diverse ones (MaxMin by Morgan fingerprints) of the test split of the force field's own data, or
 of a file: SMILES, which RDKit embeds, or any data that training can read. From such data, the first snapshot of each
-molecule is the start. Molecules with the same connectivity as one in the training or validation split of a force field are
+molecule is the start.
+Molecules with the same connectivity as one in the training or validation split of a force field are
 skipped. Every start is relaxed with each force field and with the reference method: GFN2-xTB,
 --config.oracle.method=GFN1-xTB, or any ASE calculator as --config.oracle.method=package.module:Class
 --config.oracle.options="name=value; name=value", whose module is imported and run. Labels and reference method should
