@@ -103,7 +103,8 @@ def export_stablehlo(potential: Potential, folder: str | Path, *, max_atoms: int
     write_json(folder / DESCRIPTION, {
         "format": "mlip_jax StableHLO", "version": _VERSION,
         "written_by": f"mlip_jax {__version__}, jax {jax.__version__}",
-        "force_field": potential.digest(), "platforms": list(platforms), "dtype": dtype, "periodic": periodic, **sizes,
+        "force_field": potential.digest(), "conservative": potential.conservative,
+        "platforms": list(platforms), "dtype": dtype, "periodic": periodic, **sizes,
         "max_atoms": max_atoms, "cutoff": potential.cutoff,
         "long_range_cutoff": None if reach is None or math.isinf(reach) else reach,
         "elements": [int(z) for z in potential.elements], "inputs": inputs, "outputs": outputs,

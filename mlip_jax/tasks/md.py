@@ -121,7 +121,7 @@ def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
     settings = {k: v for k, v in configs.to_dict(config).items() if k not in ("task", "force_field", "input")}
     return {
         "Molecules": {"input": config.input, **fingerprint(config.input)},
-        "Force field": {"from": config.force_field, "digest": potential.digest(),
+        "Force field": {"from": config.force_field, "digest": potential.digest(), "forces": potential.origin_of_forces,
                         "level of theory": potential.metadata.get("statistics", {}).get("level_of_theory", "unknown"),
                         "cutoff (Å)": potential.cutoff},
         "Settings (fs, K, Å, bar)": {k: "" if v is None else str(v) for k, v in settings.items()},

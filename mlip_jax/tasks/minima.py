@@ -189,7 +189,8 @@ def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
     plain = configs.to_dict(config)
     return {
         "Molecules": {"input": config.input, **fingerprint(config.input), "geometries of each": _each(config)},
-        "Force field": {"from": config.force_field, "digest": potential.digest(), "cutoff (Å)": potential.cutoff,
+        "Force field": {"from": config.force_field, "digest": potential.digest(), "forces": potential.origin_of_forces,
+                        "cutoff (Å)": potential.cutoff,
                         "level of theory": potential.metadata.get("statistics", {}).get("level_of_theory", "unknown")},
         "Search (eV, Å, K, ps)": {k: str(v) for k, v in plain["search"].items()},
         "Hardware": {"device": jax.devices()[0].device_kind, "system": platform.platform()}}

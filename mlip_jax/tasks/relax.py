@@ -238,7 +238,7 @@ def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
     metadata = potential.metadata
     return {
         "Molecules": {"input": config.input, **fingerprint(config.input)},
-        "Force field": {"from": config.force_field, "digest": potential.digest(),
+        "Force field": {"from": config.force_field, "digest": potential.digest(), "forces": potential.origin_of_forces,
                         "level of theory": metadata.get("statistics", {}).get("level_of_theory", "unknown"),
                         "cutoff (Å)": potential.cutoff},
         "Settings": {k: "" if v is None else str(v) for k, v in settings.items()},

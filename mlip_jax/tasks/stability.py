@@ -40,7 +40,8 @@ NVE, LANGEVIN, COMPARED = "nve", "langevin", "compared"
 STARTS, TABLE, ORIGIN = "starts.npz", "stability.csv", "origin.json"
 # Largest time between frames for spectra (fs); friction (1/fs) that hardly broadens their lines.
 _LARGEST_SPACING, _WEAK_FRICTION = 2.0, 0.001
-_COMMON = ("timestep", "skin", "bond_range", "max_temperature", "dtype", "seed", "record_every")
+_COMMON = ("timestep", "skin", "bond_range", "max_temperature", "dtype", "seed", "record_every",
+           "allow_nonconservative")
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -184,6 +185,7 @@ def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
     settings = {k: v for k, v in configs.to_dict(config).items() if k not in ("task", "force_field", "input")}
     return {
         "Molecules": {"input": config.input, **fingerprint(config.input)},
-        "Force field": {"from": config.force_field, "digest": potential.digest(), "cutoff (Å)": potential.cutoff},
+        "Force field": {"from": config.force_field, "digest": potential.digest(), "forces": potential.origin_of_forces,
+                        "cutoff (Å)": potential.cutoff},
         "Settings (fs, K, Å)": {k: "" if v is None else str(v) for k, v in settings.items()},
         "Hardware": {"device": jax.devices()[0].device_kind, "system": platform.platform()}}

@@ -24,7 +24,7 @@ from mlip_jax.datasets.selection import splits as splits_module
 from mlip_jax.graphs import resident
 from mlip_jax.graphs.edge_counts import edge_counts, pair_counts
 from mlip_jax.graphs.shapes import Sizes
-from mlip_jax.potential import BEST, Potential, create_model, example_graph, long_range_cutoff
+from mlip_jax.potential import BEST, Potential, create_model, example_graph, is_conservative, long_range_cutoff
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import write_report
 from mlip_jax.simulation.trust import atom_domain, molecule_features
@@ -198,7 +198,7 @@ def _statistics(config, data, train: Split, model, begin: Potential | None) -> d
         "elements": elements, "charges": sorted(summary.charges), "num_structures": len(train),
         "num_molecules": splits_module.group(data.store.index("molecule")[train.indices])[1],
         "mean_neighbors": float(train.sizes.n_edge.sum() / train.sizes.n_node.sum()),
-        "level_of_theory": data.level_of_theory}
+        "level_of_theory": data.level_of_theory, "conservative": is_conservative(model)}
 
 
 def _report(config, workdir, model, trainer, batches, splits, metadata, params, data, filled) -> Path:
@@ -215,7 +215,8 @@ def _report(config, workdir, model, trainer, batches, splits, metadata, params, 
                    for name, split in splits.items()}
     if not distributed.leader():
         return workdir / "report.html"
-    domain, judged = _domain(config, Potential.from_checkpoint(best.arrays, best.metadata), splits, predictions)
+    potential = Potential.from_checkpoint(best.arrays, best.metadata)
+    domain, judged = _domain(config, potential, splits, predictions)
     with writing(workdir):
         for name, p in predictions.items():
             p.save(workdir / f"predictions_{name}.npz")
@@ -226,7 +227,7 @@ def _report(config, workdir, model, trainer, batches, splits, metadata, params, 
             seconds=metadata["seconds"]["training"], judged=judged,
             notes=data.notes + (["Energies alone were trained on (loss.beta is 0): no forces were computed, and the "
                                  "report has none."] if energies_alone(config) else []),
-            info=_info(config, model, metadata, data, best.step, filled, params))
+            info=_info(config, potential, metadata, data, best.step, filled))
     scores = json.loads((workdir / "metrics.json").read_text())["test"] or {}
     log.info("test: energy %s meV/atom, force %s meV/Å, slope %s meV/atom", *(
         "-" if scores.get(k) is None else f"{scores[k]:.2f}" for k in
@@ -273,8 +274,8 @@ def _domain(config, potential: Potential, splits, predictions) -> tuple[Domain |
     return domain, atom_domain.judge(potential, domain, *found["test"]) if "test" in found else None
 
 
-def _info(config, model, metadata, data, step, filled, params) -> dict[str, dict[str, Any]]:
-    s = metadata["statistics"]
+def _info(config, potential, metadata, data, step, filled) -> dict[str, dict[str, Any]]:
+    model, params, s = potential.model, potential.params, metadata["statistics"]
     return {
         "Data": {"file": data.name, "level of theory": s["level_of_theory"],
                  "split": config.data.split_files or f"by {config.data.split}",
@@ -284,6 +285,7 @@ def _info(config, model, metadata, data, step, filled, params) -> dict[str, dict
                  "force RMS (eV/Å)": round(s["energy_scale"], 4), "mean neighbours": round(s["mean_neighbors"], 2),
                  "reference energies": config.data.reference_energies},
         "Model": {"architecture": config.model.name, "parameters": sum(p.size for p in jax.tree.leaves(params)),
+                  "forces": potential.origin_of_forces,
                   **{k: str(v) for k, v in config.model.options.items()},
                   **{f"energy term {k}": ", ".join(f"{a}={b}" for a, b in v) or "on"
                      for k, v in getattr(model, "terms", ())}},

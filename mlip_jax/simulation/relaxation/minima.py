@@ -184,7 +184,8 @@ def _hot_frames(potential: Potential, pools: list[_MinimumPool], active: list[in
     dynamics = MolecularDynamics(
         [atoms for _, atoms in begin], potential, ensemble="langevin", temperature=search.temperature,
         timestep=search.timestep, frame_every=steps // search.frames, record_every=steps, dtype=search.dtype,
-        seed=search.seed + number)
+        seed=search.seed + number,
+        allow_nonconservative=True)  # frames are only starting points of relaxations
     for (m, _), trajectory in zip(begin, dynamics.run(steps)):
         last = trajectory.broken.step if trajectory.broken else steps + 1
         if trajectory.broken:
