@@ -48,7 +48,7 @@ def _main(arguments: list[str]) -> None:
     console.log_to_console()
     try:
         _dispatch(arguments)
-    except distributed.InterruptedTwice:
+    except distributed.ForcedInterrupt:
         sys.exit("interrupted; the same command continues from the last checkpoint")
     except KeyboardInterrupt:  # outside of the training loop, which handles interrupts itself
         log.warning("interrupted; the same command continues from what is saved")

@@ -286,7 +286,7 @@ def _rank(data: LoadedData, train: np.ndarray, molecule: np.ndarray, options: An
     # Embed the molecules of all splits. Runs with other splits can then reuse the features, and the
     # batches are the same. With other batches, rounding could swap two picks.
     ids = np.asarray(store.index("molecule"))
-    first = first_of_each(store, subsets.of_many_conformers(ids, data.indices, how["least"]))
+    first = first_of_each(store, subsets.with_min_conformers(ids, data.indices, how["least"]))
     return diversity.farthest_rank(molecule, ids[first], embed(store, first), count, **how)
 
 

@@ -31,10 +31,10 @@ from mlip_jax.distributed import jax_internals
 from mlip_jax.distributed.coordination import Coordination
 from mlip_jax.distributed.environment import Environment, expand_hostlist, from_environment
 from mlip_jax.distributed.meeting import meet
-from mlip_jax.distributed.signals import EXIT_REQUEUE, InterruptedTwice, Stopped, StopSignal, ended_by_signals
+from mlip_jax.distributed.signals import EXIT_REQUEUE, ForcedInterrupt, Stopped, StopSignal, ended_by_signals
 from mlip_jax.distributed.values import decode, encode
 
-__all__ = ["EXIT_PEER_FAILED", "EXIT_REQUEUE", "Environment", "InterruptedTwice", "StopSignal", "Stopped", "barrier",
+__all__ = ["EXIT_PEER_FAILED", "EXIT_REQUEUE", "Environment", "ForcedInterrupt", "StopSignal", "Stopped", "barrier",
            "broadcast", "count", "ended_by_signals", "expand_hostlist", "failed_peer_message", "from_environment",
            "index", "initialize", "leader", "leader_first", "session", "shutdown", "total"]
 
@@ -283,7 +283,7 @@ def _exit_code(error: BaseException) -> int:
     """Return the exit code for an exception; an interrupt may be requeued."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-    if isinstance(error, KeyboardInterrupt) and not isinstance(error, InterruptedTwice):
+    if isinstance(error, KeyboardInterrupt) and not isinstance(error, ForcedInterrupt):
         return EXIT_REQUEUE
     return 1
 

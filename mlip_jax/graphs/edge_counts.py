@@ -10,7 +10,7 @@ from rich import progress as bars
 
 from mlip_jax import workers
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.store.array_cache import array_beside
+from mlip_jax.datasets.store.array_cache import load_or_compute
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.graphs.neighbors import count_edges, infinite_pairs
 
@@ -86,7 +86,7 @@ def edge_counts(store: Store, cutoff: float, *, num_processes: int | None = None
       Numbers of edges, shape (S,), int32, memory-mapped.
     """
     path = store.path / "edges" / f"{float(cutoff)!r}-{store.digest()}.npy"
-    return array_beside(path, np.int32, len(store), lambda: _count(store, cutoff, num_processes, progress),
+    return load_or_compute(path, np.int32, len(store), lambda: _count(store, cutoff, num_processes, progress),
                         "edge counts")
 
 

@@ -88,7 +88,7 @@ class SlotBatch(NamedTuple):
       takes_part: Whether each slot takes part, shape (M,), bool.
       nearest: Smallest distance between two atoms of each slot (Å), shape (M,); inf for fewer than
         two atoms.
-      loneliest: Largest distance from an atom to its nearest neighbor in each slot (Å), shape (M,);
+      max_nearest_distance: Largest distance from an atom to its nearest neighbor in each slot (Å), shape (M,);
         0 for fewer than two atoms.
       begin: Index of the first atom of each slot in the graph, shape (M,).
       n_edge: Number of edges of each slot, whether it takes part or not, shape (M,). A slot that
@@ -100,7 +100,7 @@ class SlotBatch(NamedTuple):
     graph: jraph.GraphsTuple
     takes_part: jax.Array
     nearest: jax.Array
-    loneliest: jax.Array
+    max_nearest_distance: jax.Array
     begin: jax.Array
     n_edge: jax.Array
     n_pair: jax.Array
@@ -164,8 +164,8 @@ def build(slots: Slots, positions: jax.Array, budget: PaddingBudget, cutoff: flo
         n_edge=_with_rest(jnp.where(takes_part, n_edge, 0), budget.n_edge))
     nearest_of_atom = squared.min(2)
     nearest = nearest_of_atom.min(1)
-    loneliest = jnp.where(here & jnp.isfinite(nearest_of_atom), nearest_of_atom, 0.0).max(1)
-    return SlotBatch(graph, takes_part, jnp.sqrt(nearest), jnp.sqrt(loneliest), begin, n_edge, n_pair)
+    max_nearest_distance = jnp.where(here & jnp.isfinite(nearest_of_atom), nearest_of_atom, 0.0).max(1)
+    return SlotBatch(graph, takes_part, jnp.sqrt(nearest), jnp.sqrt(max_nearest_distance), begin, n_edge, n_pair)
 
 
 def to_slots(batch: SlotBatch, values: jax.Array, size: int) -> jax.Array:

@@ -22,13 +22,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import jraph
-import numpy as np
 
 from mlip_jax.config import unknown_name
 from mlip_jax.graphs.graph import Pairs, node_graph_index, pairs
 from mlip_jax.models.layers.basic import STEP, Dense, cutoff_function, gather, gaussian_basis, safe_norm, segment_sum
 from mlip_jax.models.layers.element_properties import GROUPS, PERIODS, PROPERTIES
-from mlip_jax.models.layers.frames import FRAMES, GraphNorm, mean_over_atoms, principal_axes
+from mlip_jax.models.layers.frames import FRAMES, GraphNorm, principal_axes
 from mlip_jax.models.layers.gated_energy import xavier
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER, AtomOutputs, embed_elements
 
@@ -154,7 +153,8 @@ class Model(nn.Module):
         parts = [embed_elements(self, numbers, width - used, dtype), jnp.asarray(PROPERTIES, dtype)[numbers]]
         if self.num_period_features:
             for name, table in (("period", PERIODS), ("group", GROUPS)):
-                learned = self.param(name, nn.initializers.normal(1.0), (int(table.max()) + 1, self.num_period_features))
+                shape = (int(table.max()) + 1, self.num_period_features)
+                learned = self.param(name, nn.initializers.normal(1.0), shape)
                 parts.append(learned.astype(dtype)[jnp.asarray(table)[numbers]])
         h = jnp.concatenate(parts, axis=-1)
         for layer in range(1 + self.two_layers):

@@ -115,7 +115,7 @@ def evaluate(workdir: str | Path, training: ml_collections.ConfigDict, options: 
     workdir = Path(workdir)
     potential, data = Potential.load(workdir), RunData.load(workdir)
     seed, train_part = training.seed, data.parts["train"]
-    judge = functools.partial(_errors, potential, with_forces=not train.energies_alone(training))
+    judge = functools.partial(_errors, potential, with_forces=not train.energy_only(training))
     sets: dict[str, Errors] = {}
     where, notes = {}, []
     where["iid_s"] = _of_known_elements(_sample(_unseen_molecules(data, training), data.store, options, seed),
@@ -163,7 +163,7 @@ def _training(store: Store, part: np.ndarray, training) -> dict[str, Any]:
 def _unseen_molecules(data: RunData, training) -> np.ndarray:
     """Return the test structures of IID-S; their molecules have enough conformers for training."""
     test, draw = np.asarray(data.parts.get("test", []), np.int64), generalization.drawn(training.data)
-    return test if draw is None else subsets.of_many_conformers(
+    return test if draw is None else subsets.with_min_conformers(
         np.asarray(data.store.index("molecule")), test, draw[0])
 
 

@@ -24,7 +24,7 @@ from mlip_jax.reports.molecules import Picture
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
 from mlip_jax.simulation.dynamics.outputs import RESTART, THERMO, TRAJECTORIES, DynamicsOutputs
 from mlip_jax.simulation.dynamics.progress import nanoseconds_per_day
-from mlip_jax.simulation.dynamics.run import carry_out
+from mlip_jax.simulation.dynamics.run import run_md
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.trajectories import read_trajectory
 from mlip_jax.workdir import check_origin, claimed
@@ -53,7 +53,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         outputs = DynamicsOutputs(workdir, [name for name in names for _ in range(config.replicas)],
                                   config.trajectory_format)
         try:
-            seconds = carry_out(dynamics, outputs, config.num_steps, config.restart_seconds)
+            seconds = run_md(dynamics, outputs, config.num_steps, config.restart_seconds)
         except (SystemExit, KeyboardInterrupt):
             log.warning("stopped; the same command goes on from the last restart file")
             raise

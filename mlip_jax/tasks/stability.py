@@ -27,7 +27,7 @@ from mlip_jax.simulation.dynamics import reference as md_reference
 from mlip_jax.simulation.dynamics.analysis import SampledTrajectory
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
 from mlip_jax.simulation.dynamics.outputs import THERMO, DynamicsOutputs
-from mlip_jax.simulation.dynamics.run import carry_out
+from mlip_jax.simulation.dynamics.run import run_md
 from mlip_jax.simulation.dynamics.trajectories import read_trajectory
 from mlip_jax.simulation.reference.oracle import Method
 from mlip_jax.simulation.relaxation.relax import relax
@@ -110,7 +110,7 @@ def _at_constant_energy(config, folder: Path, molecules, names, potential) -> tu
     dynamics = MolecularDynamics(
         molecules, potential, ensemble="nve", temperature=config.nve_temperature, frame_every=0,
         **{name: config[name] for name in _COMMON})
-    carry_out(dynamics, DynamicsOutputs(folder, names), _steps(config, config.nve_picoseconds), config.restart_seconds)
+    run_md(dynamics, DynamicsOutputs(folder, names), _steps(config, config.nve_picoseconds), config.restart_seconds)
     thermo = read_thermo(folder / THERMO)
     return [float("nan") if m in dynamics.broken or m not in thermo else
             drift(thermo[m]["time"], thermo[m]["conserved"], len(a)) for m, a in enumerate(molecules)
@@ -124,7 +124,7 @@ def _at_temperatures(config, folder: Path, molecules, names, potential) -> tuple
     dynamics = MolecularDynamics(
         [molecules[m] for _, m in cases], potential, ensemble="langevin", friction=config.friction, frame_every=0,
         temperatures=[t for t, _ in cases], **{name: config[name] for name in _COMMON})
-    carry_out(dynamics, DynamicsOutputs(folder, [names[m] for _, m in cases]), _steps(config, config.picoseconds),
+    run_md(dynamics, DynamicsOutputs(folder, [names[m] for _, m in cases]), _steps(config, config.picoseconds),
               config.restart_seconds)
     broken = dynamics.broken
     return [Replica(m, t, broken[k].step * config.timestep / 1000 if k in broken else None,
@@ -145,7 +145,7 @@ def _compared(config, folder: Path, molecules, names, potential) -> list[Compari
     dynamics = MolecularDynamics(
         molecules, potential, ensemble="langevin", friction=_WEAK_FRICTION, frame_every=every,
         temperature=config.compare_temperature, **{name: config[name] for name in _COMMON})
-    carry_out(dynamics, outputs, steps, config.restart_seconds)
+    run_md(dynamics, outputs, steps, config.restart_seconds)
     plan = md_reference.Plan(config.compare_temperature, config.timestep, _WEAK_FRICTION, steps, every, config.seed)
     reference = md_reference.courses(_method(config), molecules, plan, folder / "reference",
                                      config.oracle.num_processes or None)

@@ -149,7 +149,7 @@ def _loop(config, workdir, model, batches, splits, metadata, num_steps, per_epoc
     objective = ForceField(model, scale, beta, c.loss.beta_end, {
         "penalty": c.loss.penalty, "force_penalty": c.loss.force_penalty, "huber_delta": c.loss.huber_delta,
         "force_floor": c.loss.force_floor, "energy_per_atom": c.loss.energy_per_atom},
-        energies_alone=energies_alone(c))
+        energy_only=energy_only(c))
     trainer = Trainer(objective, optimizer.create(c.optimizer, num_steps, per_epoch), c.train.ema_decay, build=build,
                       data=data)
     per_call = c.train.steps_per_dispatch or (_STEPS_PER_CALL if build else 1)
@@ -211,7 +211,7 @@ def _report(config, workdir, model, trainer, batches, splits, metadata, params, 
     log.info("evaluating the best checkpoint (step %d)", best.step)
     splits = {name: split.sample(config.report.max_train if name == "train" else config.report.max_test, config.seed)
               for name, split in splits.items()}
-    predictions = {name: _predictions(split, predict(trainer, best_params, split, batches), not energies_alone(config))
+    predictions = {name: _predictions(split, predict(trainer, best_params, split, batches), not energy_only(config))
                    for name, split in splits.items()}
     if not distributed.leader():
         return workdir / "report.html"
@@ -226,7 +226,7 @@ def _report(config, workdir, model, trainer, batches, splits, metadata, params, 
             workdir, predictions, title=f"{config.model.name} on {data.name}", metrics_csv=workdir / "metrics.csv",
             seconds=metadata["seconds"]["training"], judged=judged,
             notes=data.notes + (["Energies alone were trained on (loss.beta is 0): no forces were computed, and the "
-                                 "report has none."] if energies_alone(config) else []),
+                                 "report has none."] if energy_only(config) else []),
             info=_info(config, potential, metadata, data, best.step, filled))
     scores = json.loads((workdir / "metrics.json").read_text())["test"] or {}
     log.info("test: energy %s meV/atom, force %s meV/Å, slope %s meV/atom", *(
@@ -236,7 +236,7 @@ def _report(config, workdir, model, trainer, batches, splits, metadata, params, 
     return report
 
 
-def energies_alone(config) -> bool:
+def energy_only(config) -> bool:
     """Return whether a run trains only on energies, so that it never computes forces."""
     return config.loss.beta == config.loss.beta_end == 0.0
 

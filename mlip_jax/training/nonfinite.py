@@ -45,7 +45,7 @@ class NonFinite:
         self._choice, self._split, self._file = choice, split, workdir / "nonfinite.csv"
         self._skipped = 0
 
-    def to_roll_back(self, bad: Sequence[tuple[int, StepPlan]], rollbacks: int, write: bool = True) -> bool:
+    def should_roll_back(self, bad: Sequence[tuple[int, StepPlan]], rollbacks: int, write: bool = True) -> bool:
         """Return whether to roll back to the last checkpoint.
 
         Args:

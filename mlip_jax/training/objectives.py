@@ -71,7 +71,7 @@ class ForceField:
       beta: Schedule of the weight of the forces, step -> beta.
       beta_valid: Weight of the forces in validations.
       loss_options: Keyword arguments of `losses.sums`.
-      energies_alone: Whether beta is zero in every step. Training then computes no forces, which
+      energy_only: Whether beta is zero in every step. Training then computes no forces, which
         makes a step about three times as fast. Validations still report force errors.
     """
 
@@ -80,12 +80,12 @@ class ForceField:
     beta: Callable[[Any], Any]
     beta_valid: float
     loss_options: Mapping[str, Any]
-    energies_alone: bool = False
+    energy_only: bool = False
     columns = ("loss", "energy_mae_mev_per_atom", "energy_mae_mev", "force_mae_mev_per_ang")
 
     def sums(self, params: Any, graph: jraph.GraphsTuple) -> losses.LossSums:
         """Compute the loss sums of a batch."""
-        if not self.energies_alone:
+        if not self.energy_only:
             return self.evaluate(params, graph)[1]
         evaluation = evaluate(self.model, params, graph, self.energy_scale, with_forces=False)
         return losses.sums(evaluation, self._trained_on(graph), **self.loss_options)
@@ -97,7 +97,7 @@ class ForceField:
 
     def _trained_on(self, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
         """Return the batch, without force labels if training computes no forces."""
-        if not self.energies_alone:
+        if not self.energy_only:
             return graph
         return graph._replace(nodes={**graph.nodes, "forces": jnp.full_like(graph.nodes["forces"], jnp.nan)})
 

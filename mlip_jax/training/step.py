@@ -123,7 +123,7 @@ class Trainer:
         self._copy = jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))
 
     @property
-    def crowded(self) -> bool:
+    def oversubscribed(self) -> bool:
         """Return whether there are more CPU devices than cores.
 
         An all-reduce of one step can then starve that of another. A step must therefore finish
@@ -214,7 +214,7 @@ class Trainer:
           (D,).
         """
         made = self._evaluate(params, graphs)
-        return jax.block_until_ready(made) if self.crowded else made
+        return jax.block_until_ready(made) if self.oversubscribed else made
 
 
 def _at(tree, index):

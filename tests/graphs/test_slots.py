@@ -49,7 +49,7 @@ def test_edges_pairs_and_atoms_are_those_of_the_host(seed, counts):
         pairs += [(offset + r, offset + s) for r, s in zip(receivers, senders)]
         distances = np.linalg.norm(x[:, None] - x[None], axis=-1) + np.diag(np.full(count, np.inf))
         expected = (distances.min(), distances.min(1).max()) if count > 1 else (np.inf, 0.0)
-        np.testing.assert_allclose((batch.nearest[m], batch.loneliest[m]), expected, rtol=1e-5)
+        np.testing.assert_allclose((batch.nearest[m], batch.max_nearest_distance[m]), expected, rtol=1e-5)
         offset += count
     made = list(zip(graph.receivers.tolist(), graph.senders.tolist()))
     assert made[:len(edges)] == edges and set(made[len(edges):]) <= {(offset, offset)}

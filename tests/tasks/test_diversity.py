@@ -64,7 +64,7 @@ def test_one_number_scales_them():
     alone, both = diversity_n_fixed.get_config(), diversity_ns_fixed.get_config("beta=0.9")
     assert (alone.data.require, both.data.require) == ("energy", "both")
     assert both.loss.beta == both.loss.beta_end == 0.9
-    assert train.energies_alone(alone) and not train.energies_alone(both)
+    assert train.energy_only(alone) and not train.energy_only(both)
     for text, message in (("beta=1", "beta, the weight of forces, must be"),
                           ("selection=maxmim", "Did you mean 'maxmin'"),
                           ("conformers=3", "one of 1, 2, 4, 8, 16"), ("seeds=4", "seeds from 1 to 3"),

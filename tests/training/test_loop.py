@@ -134,7 +134,7 @@ def test_nothing_waits_for_the_newest_calls(world, monkeypatch, tmp_path):
         return single(tree)
 
     order = {}
-    monkeypatch.setattr(Trainer, "crowded", False)
+    monkeypatch.setattr(Trainer, "oversubscribed", False)
     monkeypatch.setattr(Trainer, "train", counted)
     monkeypatch.setattr(Trainer, "single", staticmethod(looked_at))
     world.run(tmp_path / "run", log_every=1)
@@ -145,7 +145,7 @@ def test_nothing_waits_for_the_newest_calls(world, monkeypatch, tmp_path):
 
 
 def test_crowded_devices_are_waited_for(world, monkeypatch, tmp_path):
-    monkeypatch.setattr(Trainer, "crowded", True)
+    monkeypatch.setattr(Trainer, "oversubscribed", True)
     loop = world.loop(tmp_path / "run", num_steps=3)
     left = []
     monkeypatch.setattr(module.TrainingLoop, "_due", lambda self, step, every: left.append(len(self._calls)) or False)

@@ -197,7 +197,7 @@ def test_energies_alone_give_the_update_of_beta_zero(setup):
     inputs = jax.tree.map(lambda x: x[:, None, None], graph)
     after, sums = [], []
     for alone in (False, True):
-        objective = ForceField(model, 1.3, lambda step: 0.0, 0.0, OPTIONS, energies_alone=alone)
+        objective = ForceField(model, 1.3, lambda step: 0.0, 0.0, OPTIONS, energy_only=alone)
         trainer = Trainer(objective, optax.sgd(RATE), DECAY)
         state, result = trainer.train(trainer.init(params), inputs)
         after.append(trainer.single(state.params))

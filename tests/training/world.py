@@ -75,7 +75,7 @@ class World:
         workdir.mkdir(exist_ok=True)
         return TrainingLoop(trainer, batches, train, self.valid, workdir, {"about": "a test"}, schedules, options,
                             num_steps,
-                            seed=3, meter=ThroughputMeter(train.sizes), plateau=plateau, steps_per_call=per_call)
+                            seed=3, meter=ThroughputMeter(train.sizes), plateau=plateau, steps_per_dispatch=per_call)
 
     def run(self, workdir, **options):
         """Go on with the run in `workdir`, or begin it."""

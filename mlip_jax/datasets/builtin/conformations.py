@@ -75,7 +75,7 @@ def make_conformations(task: Task) -> Conformations:
         atom_energies = {atom.GetSymbol(): labels.isolated_atom_energy(atom.GetAtomicNum()) for atom in mol.GetAtoms()}
         force_field, frames = _geometries(mol, numbers, task.count, rng)
     except ValueError as error:
-        return nothing_made(mol, numbers, f"molecule: {error}", task.count)
+        return empty_result(mol, numbers, f"molecule: {error}", task.count)
     dropped = Counter({"scf": task.count - len(frames)})  # relaxations without SCF convergence
     return labelled(mol, numbers, frames, force_field, atom_energies, dropped)
 
@@ -108,7 +108,7 @@ def labelled(mol: Any, numbers: np.ndarray, frames: Sequence[np.ndarray], force_
     )
 
 
-def nothing_made(mol: Any, numbers: np.ndarray, reason: str, count: int) -> Conformations:
+def empty_result(mol: Any, numbers: np.ndarray, reason: str, count: int) -> Conformations:
     """Return empty conformations for a failed molecule, with `count` dropped for `reason`."""
     nothing = np.zeros((0, len(numbers), 3), np.float32)
     return Conformations(mapped_smiles(mol), numbers, nothing, np.zeros(0), nothing, np.zeros(0), {}, "",

@@ -20,8 +20,8 @@ import numpy as np
 from mlip_jax.datasets.builtin import labels, sampling
 from mlip_jax.datasets.builtin.conformations import (
     Conformations,
+    empty_result,
     labelled,
-    nothing_made,
     relax,
     stable_hash,
 )
@@ -89,9 +89,9 @@ def make_conformers(task: ConformerTask) -> Conformations:
         atom_energies = {atom.GetSymbol(): labels.isolated_atom_energy(atom.GetAtomicNum()) for atom in mol.GetAtoms()}
         surface, minima = _minima(mol, task)
     except ValueError as error:
-        return nothing_made(mol, numbers, f"molecule: {error}", count)
+        return empty_result(mol, numbers, f"molecule: {error}", count)
     if len(minima) < options.min_conformers:
-        return nothing_made(mol, numbers, "too few conformers", count)
+        return empty_result(mol, numbers, "too few conformers", count)
     dropped = Counter({"fewer different conformers": count - len(minima)})
     frames = []
     for positions in minima:

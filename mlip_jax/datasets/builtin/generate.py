@@ -74,7 +74,7 @@ def generate_embedded(
     num_processes = workers.available_cores() if num_processes is None else num_processes
     if num_conformations < 1 or num_processes < 1:
         raise ValueError(f"expected at least one conformation and process, got {num_conformations=}, {num_processes=}")
-    counts, costs = share_out(molecules, num_conformations)
+    counts, costs = allocate_conformations(molecules, num_conformations)
     parameters = {"num_conformations": num_conformations, "seed": seed, "sampling_version": SAMPLING_VERSION,
                   "molecules": hashlib.sha256(json.dumps(molecules).encode()).hexdigest()}
     if is_cached(path, parameters):
@@ -115,7 +115,7 @@ def is_cached(path: Path, parameters: dict[str, Any]) -> bool:
     return stored == parameters
 
 
-def share_out(molecules: Sequence[embedded.Molecule], num_conformations: int) -> tuple[list[int], list[float]]:
+def allocate_conformations(molecules: Sequence[embedded.Molecule], num_conformations: int) -> tuple[list[int], list[float]]:
     """Distribute conformations over molecules, with somewhat more for large and flexible ones.
 
     Args:

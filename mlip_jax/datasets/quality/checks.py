@@ -2,7 +2,7 @@
 
 1. `examine` collects the statistics of one block of structures.
 2. `combine` adds the statistics of several blocks.
-3. `diagnosis.verdict` turns them into a list of problems.
+3. `diagnosis.diagnose` turns them into a list of problems.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Problem(NamedTuple):
     message: str
 
 
-def verdict(findings: Findings, *, duplicates: int | None = None) -> list[Problem]:
+def diagnose(findings: Findings, *, duplicates: int | None = None) -> list[Problem]:
     """Return the problems of a data set, errors first; an empty list if none are found.
 
     Args:

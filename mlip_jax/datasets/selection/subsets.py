@@ -90,7 +90,7 @@ def nested_subset(
     return np.sort(indices[order[(starts[:, None] + np.arange(num_conformers)).ravel()]])
 
 
-def of_many_conformers(molecule: np.ndarray, indices: np.ndarray, least: int) -> np.ndarray:
+def with_min_conformers(molecule: np.ndarray, indices: np.ndarray, least: int) -> np.ndarray:
     """Return the `indices` whose molecule occurs at least `least` times among them, in order.
 
     Args:

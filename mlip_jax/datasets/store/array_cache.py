@@ -13,7 +13,7 @@ from mlip_jax.workdir import atomic_open
 log = logging.getLogger(__name__)
 
 
-def array_beside(path: Path, dtype: type, rows: int, make: Callable[[], np.ndarray], what: str) -> np.ndarray:
+def load_or_compute(path: Path, dtype: type, rows: int, make: Callable[[], np.ndarray], what: str) -> np.ndarray:
     """Load the array at `path` as a memory map, or compute it with `make` and save it there.
 
     If the array cannot be saved, log a warning and return it from memory. A corrupted file is

@@ -32,10 +32,10 @@ from mlip_jax.datasets import readers
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.identity import stable_ids
 from mlip_jax.datasets.quality import checks, geometry
-from mlip_jax.datasets.quality.diagnosis import EARLY, verdict
+from mlip_jax.datasets.quality.diagnosis import EARLY, diagnose
 from mlip_jax.datasets.quality.filters import Filters, force_rms_per_structure, identities
 from mlip_jax.datasets.reader import DatasetError, Reader, ReadReport
-from mlip_jax.datasets.store.finalize import FinishedShard, finish, refuse_if
+from mlip_jax.datasets.store.finalize import FinishedShard, finalize, refuse_if
 from mlip_jax.datasets.store.shards import checksum, encode, write_shard
 from mlip_jax.datasets.store.store import MANIFEST, VERSION, Store, is_store
 from mlip_jax.workdir import WorkdirError, write_json
@@ -109,7 +109,7 @@ def convert(recipe: ConversionSpec, folder: str | Path, *, num_processes: int | 
                      functools.partial(_judge_first, jobs) if refuse else lambda: None)
                 parts = [FinishedShard(job.shard, {k: v for k, v in job.tell().items() if k != "removed"})
                          for job in jobs]
-                finish(folder, source, plan["recipe"], plan["records"], parts, _removed(jobs), refuse)
+                finalize(folder, source, plan["recipe"], plan["records"], parts, _removed(jobs), refuse)
                 return folder
         except (OSError, WorkdirError) as error:
             raise DatasetError(f"{folder}: the store cannot be written ({error}). What is done stays; run it again "
@@ -259,9 +259,9 @@ def _judge_first(jobs: list[_Job]) -> None:
     """Check units and signs on the first shard, which a part of the data suffices for.
 
     A resumed conversion may start with a later shard. The check still uses the first one, so that
-    the verdict on a source does not depend on interruptions.
+    the diagnosis of a source does not depend on interruptions.
     """
-    problems = verdict(checks.Findings.from_json(jobs[0].tell()["findings"]))
+    problems = diagnose(checks.Findings.from_json(jobs[0].tell()["findings"]))
     refuse_if([p for p in problems if p.what in EARLY], jobs[0].recipe.path)
 
 

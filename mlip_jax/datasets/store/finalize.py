@@ -20,7 +20,7 @@ import numpy as np
 
 from mlip_jax.datasets.identity import group
 from mlip_jax.datasets.quality import checks
-from mlip_jax.datasets.quality.diagnosis import Problem, verdict
+from mlip_jax.datasets.quality.diagnosis import Problem, diagnose
 from mlip_jax.datasets.quality.filters import REASONS, Filters, count_reasons
 from mlip_jax.datasets.reader import DatasetError, Reader
 from mlip_jax.datasets.store.shards import Shard, checksum
@@ -43,7 +43,7 @@ class FinishedShard:
     told: Mapping[str, Any]
 
 
-def finish(folder: Path, source: Reader, settings: Mapping[str, Any], num_records: int, parts: list[FinishedShard],
+def finalize(folder: Path, source: Reader, settings: Mapping[str, Any], num_records: int, parts: list[FinishedShard],
            removed: Iterable[Iterable[str]], refuse: bool) -> None:
     """Write the index and the manifest of a store whose shards are finished.
 
@@ -67,7 +67,7 @@ def finish(folder: Path, source: Reader, settings: Mapping[str, Any], num_record
                            f"{filtered or 'none'}; skipped: {skipped or 'none'}). Change the filters.")
     findings = checks.combine(checks.Findings.from_json(p.told["findings"]) for p in parts)
     duplicates, _ = checks.count_duplicates(_gather(parts, "fingerprint"))
-    problems = verdict(findings, duplicates=duplicates)
+    problems = diagnose(findings, duplicates=duplicates)
     if refuse:
         refuse_if(problems, source.path)
     reasons = _outliers(settings["filters"], parts)

@@ -77,7 +77,7 @@ class PaddedCalculator(Calculator):
         self._predicted = tuple(sorted(set.intersection(*(self._predictions(m) for m in self._members))))
         if "partial_charges" in self._predicted:
             self.implemented_properties = [*self.implemented_properties, "charges", "dipole"]
-        self._start_anew()
+        self._reset_compiled()
 
     def _predictions(self, potential: Potential) -> set[str]:
         """Return the names of the per-atom predictions of a model other than energies.
@@ -312,7 +312,7 @@ class PaddedCalculator(Calculator):
             atoms.numbers, positions, neighbors, bucket, self.dtype, charge=electronic_value(atoms, "charge"),
             spin=electronic_value(atoms, "num_unpaired_electrons"), cell=box[0], long_range=long_range)
 
-    def _start_anew(self) -> None:
+    def _reset_compiled(self) -> None:
         """Reset the state that a copy does not share with the original."""
         self.num_compiles = 0
         self._lock = threading.RLock()
@@ -369,7 +369,7 @@ class PaddedCalculator(Calculator):
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self._start_anew()
+        self._reset_compiled()
 
 
 def _cast(potential: Potential, dtype) -> Potential:

@@ -12,7 +12,7 @@ from mlip_jax.simulation.dynamics.progress import DynamicsProgressBar
 log = logging.getLogger(__name__)
 
 
-def carry_out(dynamics: MolecularDynamics, outputs: DynamicsOutputs, num_steps: int, restart_seconds: float) -> float:
+def run_md(dynamics: MolecularDynamics, outputs: DynamicsOutputs, num_steps: int, restart_seconds: float) -> float:
     """Run dynamics up to `num_steps`, from the restart file if there is one.
 
     Args:

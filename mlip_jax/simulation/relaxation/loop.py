@@ -5,13 +5,13 @@
 
 An iteration has these steps, none of which involves the host:
 
-1. fill free slots from the queue (`_filled`);
+1. fill free slots from the queue (`_fill_free_slots`);
 2. build the neighbor lists and evaluate the force field on all slots that fit the padding budget
    (`RelaxationLoop._evaluated`);
 3. classify each molecule as running, converged, at its step limit or diverged
-   (`RelaxationLoop._judged`);
-4. move the running molecules by one step of the minimizer (`RelaxationLoop._stepped`);
-5. copy finished molecules to the outcomes and free their slots (`_handed_out`).
+   (`RelaxationLoop._classify`);
+4. move the running molecules by one step of the minimizer (`RelaxationLoop._advance`);
+5. copy finished molecules to the outcomes and free their slots (`_release_finished`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mlip_jax.potential import evaluate
 from mlip_jax.simulation.relaxation.minimizers import Minimizer
 
 # Status codes of a molecule.
-RUNNING, CONVERGED, STEP_LIMIT, NOT_FINITE, FUSED, FLOWN_APART = range(6)
+RUNNING, CONVERGED, STEP_LIMIT, NOT_FINITE, ATOMS_OVERLAP, DISSOCIATED = range(6)
 FREE = -1  # the key of a slot without a molecule
 # SHORTEST: distance (Å) below which two atoms overlap; the shortest bond, that of H2, is 0.74 Å.
 SHORTEST = 0.4
@@ -90,7 +90,7 @@ class RelaxationState(NamedTuple):
       now: Molecules in the slots (M).
       moved: Number of steps, (M,) int32.
       energy_start, fmax_start: Values of the first evaluation, (M,).
-      neighboured: Whether each atom had another one within the cutoff at the start, (M,).
+      initially_bound: Whether each atom had another one within the cutoff at the start, (M,).
       minimizer: State of the minimizer.
       largest: Edges and pairs of the largest slots, (2,) int32. The padding budget must be enlarged
         if they exceed it.
@@ -102,7 +102,7 @@ class RelaxationState(NamedTuple):
     moved: jax.Array
     energy_start: jax.Array
     fmax_start: jax.Array
-    neighboured: jax.Array
+    initially_bound: jax.Array
     minimizer: Any
     largest: jax.Array
     iterations: jax.Array
@@ -190,21 +190,21 @@ class RelaxationLoop:
 
         def iterate(carry):
             state, done, taken, _ = carry
-            state, taken = _filled(state, queue, waiting, taken)
-            state, outcome = self._stepped(budget, params, state)
-            done, now = _handed_out(done, state.now, outcome)
+            state, taken = _fill_free_slots(state, queue, waiting, taken)
+            state, outcome = self._advance(budget, params, state)
+            done, now = _release_finished(done, state.now, outcome)
             return state._replace(now=now), done, taken, outcome
 
         return jax.lax.while_loop(wanted, iterate, (state, done, jnp.int32(0), last))
 
-    def _stepped(self, budget, params, state) -> tuple[RelaxationState, Outcome]:
+    def _advance(self, budget, params, state) -> tuple[RelaxationState, Outcome]:
         """Evaluate all slots and move the molecules that are not done by one step."""
         now, evaluated = state.now, self._evaluated(budget, params, state)
         first = evaluated.takes_part & (state.moved == 0)
         energy_start = jnp.where(first, evaluated.energy, state.energy_start)
         fmax_start = jnp.where(first, evaluated.fmax, state.fmax_start)
-        neighboured = jnp.where(first, evaluated.loneliest < self.cutoff, state.neighboured)
-        code = self._judged(evaluated, state.moved, neighboured)
+        initially_bound = jnp.where(first, evaluated.max_nearest_distance < self.cutoff, state.initially_bound)
+        code = self._classify(evaluated, state.moved, initially_bound)
         outcome = Outcome(now.key, code, state.moved, now.positions, evaluated.forces, evaluated.energy,
                           evaluated.fmax, energy_start, fmax_start, evaluated.nearest, evaluated.takes_part)
         moves = evaluated.takes_part & (code == RUNNING)
@@ -215,7 +215,7 @@ class RelaxationLoop:
             state.minimizer, now.positions.reshape(flat), forces.reshape(flat), state.moved == 0, moves)
         return RelaxationState(
             now._replace(positions=positions.reshape(now.positions.shape)), state.moved + moves, energy_start,
-            fmax_start, neighboured, minimizer, evaluated.largest, state.iterations + 1,
+            fmax_start, initially_bound, minimizer, evaluated.largest, state.iterations + 1,
             state.evaluated + evaluated.takes_part.sum(dtype=jnp.int32)), outcome
 
     def _evaluated(self, budget, params, state) -> _SlotEvaluation:
@@ -226,14 +226,14 @@ class RelaxationLoop:
         # (nodes, 3) -> (M, n, 3)
         forces = slot_graphs.to_slots(batch, out.forces, self.size)
         norms = jnp.where(now.mobile, jnp.sqrt((forces * forces).sum(-1)), 0.0)
-        return _SlotEvaluation(batch.takes_part, out.energy[:-1], forces, norms.max(1), batch.nearest, batch.loneliest,
+        return _SlotEvaluation(batch.takes_part, out.energy[:-1], forces, norms.max(1), batch.nearest, batch.max_nearest_distance,
                                jnp.stack([batch.n_edge.max(), batch.n_pair.max()]).astype(jnp.int32))
 
-    def _judged(self, evaluated, steps, neighboured):
+    def _classify(self, evaluated, steps, initially_bound):
         """Return the status code of each slot, (M,); RUNNING if it was not evaluated."""
         finite = jnp.isfinite(evaluated.energy) & jnp.isfinite(evaluated.forces).all((1, 2))
-        codes = ((~finite, NOT_FINITE), (evaluated.nearest < SHORTEST, FUSED),
-                 (neighboured & (evaluated.loneliest >= self.cutoff), FLOWN_APART),
+        codes = ((~finite, NOT_FINITE), (evaluated.nearest < SHORTEST, ATOMS_OVERLAP),
+                 (initially_bound & (evaluated.max_nearest_distance >= self.cutoff), DISSOCIATED),
                  (evaluated.fmax < self.fmax, CONVERGED), (steps >= self.max_steps, STEP_LIMIT))
         code = jnp.full(self.num, RUNNING, jnp.int32)
         # the first condition that holds determines the code
@@ -251,7 +251,7 @@ class _SlotEvaluation(NamedTuple):
       forces: Forces (eV/Å), (M, n, 3).
       fmax: Largest norm of the force on a mobile atom (eV/Å), (M,).
       nearest: Distance of the closest two atoms (Å), (M,).
-      loneliest: Largest distance of an atom to its nearest neighbor (Å), (M,).
+      max_nearest_distance: Largest distance of an atom to its nearest neighbor (Å), (M,).
       largest: Edges and pairs of the largest slots, (2,) int32.
     """
     takes_part: jax.Array
@@ -259,11 +259,11 @@ class _SlotEvaluation(NamedTuple):
     forces: jax.Array
     fmax: jax.Array
     nearest: jax.Array
-    loneliest: jax.Array
+    max_nearest_distance: jax.Array
     largest: jax.Array
 
 
-def _filled(state: RelaxationState, queue: MoleculeBatch, waiting, taken) -> tuple[RelaxationState, jax.Array]:
+def _fill_free_slots(state: RelaxationState, queue: MoleculeBatch, waiting, taken) -> tuple[RelaxationState, jax.Array]:
     """Fill free slots with the next molecules of the queue."""
     free = state.now.key == FREE
     # index in the queue of the molecule for each free slot, (M,)
@@ -278,7 +278,7 @@ def _filled(state: RelaxationState, queue: MoleculeBatch, waiting, taken) -> tup
     return jax.lax.cond(new.any(), fill, lambda: state), taken + new.sum(dtype=jnp.int32)
 
 
-def _handed_out(done: FinishedMolecules, now: MoleculeBatch, outcome: Outcome
+def _release_finished(done: FinishedMolecules, now: MoleculeBatch, outcome: Outcome
                 ) -> tuple[FinishedMolecules, MoleculeBatch]:
     """Append finished molecules to the outcomes and free their slots."""
     leaves = (outcome.code != RUNNING) & (now.key != FREE)

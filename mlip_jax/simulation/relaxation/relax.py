@@ -23,8 +23,8 @@ from mlip_jax.structure import STATES, electronic_value
 _REASONS = {
     loop.CONVERGED: ("converged", ""), loop.STEP_LIMIT: ("step limit", ""),
     loop.NOT_FINITE: ("diverged", "energy or forces are not finite"),
-    loop.FUSED: ("diverged", "two atoms came within {nearest:.2f} Å of each other"),
-    loop.FLOWN_APART: ("diverged", "an atom flew away from all others, beyond the cutoff")}
+    loop.ATOMS_OVERLAP: ("diverged", "two atoms came within {nearest:.2f} Å of each other"),
+    loop.DISSOCIATED: ("diverged", "an atom flew away from all others, beyond the cutoff")}
 # _RISE: maximum rise of the energy between start and end that rounding can explain, eV.
 _RISE = 1e-3
 # _BATCH_ATOMS: atoms per evaluation by platform, such that the data fit the caches of a core or the

@@ -98,8 +98,8 @@ def test_every_functional_group_occurs_in_several_molecules(group):
 def test_conformations_are_shared_out_exactly_and_larger_molecules_get_more():
     molecules = embedded_molecules()
     for total in (1, 100, 8000):
-        assert sum(generate_module.share_out(molecules, total)[0]) == total
-    counts = dict(zip([m.name for m in molecules], generate_module.share_out(molecules, 8000)[0], strict=True))
+        assert sum(generate_module.allocate_conformations(molecules, total)[0]) == total
+    counts = dict(zip([m.name for m in molecules], generate_module.allocate_conformations(molecules, 8000)[0], strict=True))
     assert counts["methane"] >= 8 and counts["ace-ala-ala-nme"] > counts["methane"]
 
 

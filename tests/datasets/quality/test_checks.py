@@ -18,7 +18,7 @@ from mlip_jax.datasets import readers
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.quality import checks
 from mlip_jax.datasets.quality.checks import Findings, combine, count_duplicates, examine
-from mlip_jax.datasets.quality.diagnosis import EARLY, lines, to_markdown, verdict
+from mlip_jax.datasets.quality.diagnosis import EARLY, diagnose, lines, to_markdown
 from mlip_jax.datasets.quality.distribution import Distribution
 from mlip_jax.datasets.quality.geometry import fingerprints
 from mlip_jax.datasets.quality.pairs import MAX_PAIRS, MAX_RMSD, bond_stiffness, close_pairs, neighbours
@@ -67,7 +67,7 @@ def molecules(count=8, conformations=20, noise=0.05, seed=0):
 
 
 def whats(columns, **options):
-    return {p.what: p for p in verdict(examine(columns), **options)}
+    return {p.what: p for p in diagnose(examine(columns), **options)}
 
 
 def pairs_of(columns, usable):
@@ -82,7 +82,7 @@ def with_(columns, **factors):
 def test_sound_data_pass():
     columns = molecules()
     findings = examine(columns)
-    assert verdict(findings) == []
+    assert diagnose(findings) == []
     ratio = findings.distributions["pair ratio"]
     assert ratio.count >= 60 and ratio.median == pytest.approx(1.0, abs=0.03)
     assert findings.counts | {"blocks": 1} == dict.fromkeys(checks.COUNTS, 0) | {
@@ -103,14 +103,14 @@ def test_bonds_have_the_stiffness_of_real_ones(path):
     findings = examine(real(path))
     assert findings.distributions["bond stiffness"].count >= 20
     assert 25 < findings.distributions["bond stiffness"].median < 45
-    assert not [p for p in verdict(findings) if p.severity == "error"]
+    assert not [p for p in diagnose(findings) if p.severity == "error"]
 
 
 def test_real_data_pass():
     columns = real(SMALL)
     findings = examine(columns)
     assert findings.distributions["pair ratio"].median == pytest.approx(1.0, abs=0.05)
-    assert not [p for p in verdict(findings) if p.severity == "error"]
+    assert not [p for p in diagnose(findings) if p.severity == "error"]
     assert "gradients" in whats(with_(columns, forces=-1))
     assert "hartree/bohr" in whats(with_(columns, forces=BOHR / HARTREE))["units"].message
 
@@ -255,14 +255,14 @@ def test_molecules_of_the_wrong_sign_among_others(wrong, severity):
     rows = np.repeat(np.isin(columns.molecule, names), columns.n_atoms)[:, None]
     mixed = dataclasses.replace(columns, forces=np.where(rows, -columns.forces, columns.forces))
     findings = examine(mixed)
-    problem, = verdict(findings)
+    problem, = diagnose(findings)
     assert (problem.what, problem.severity) == ("some gradients", severity)
     share = np.isin(mixed.molecule[pairs_of(mixed, np.ones(len(mixed), bool)).first], names).mean()
     assert f"({share:.0%})" in problem.message
     named = {text.split("#")[0] for text in problem.message.split("for instance in ")[1].replace(", ", " and ")
              .split(" and ")}
     assert named <= {f"f.hdf5:{m}" for m in names}
-    assert verdict(combine([findings, examine(columns)]))[0].what == "some gradients"
+    assert diagnose(combine([findings, examine(columns)]))[0].what == "some gradients"
 
 
 def test_net_force():
@@ -290,7 +290,7 @@ def test_few_pairs_that_are_all_negative_are_gradients():
                                 * np.abs(columns.energy - columns.energy.mean()) ** 3)
     ratio = examine(other).distributions["pair ratio"]
     assert 6 <= ratio.count < 20 and ratio.largest < 0 and ratio.share(2 * ratio.median, 0.5 * ratio.median) < 1
-    problem = verdict(examine(other))[0]
+    problem = diagnose(examine(other))[0]
     assert problem.severity == "error" and "look like gradients (dE/dx)" in problem.message
 
 
@@ -309,7 +309,7 @@ def test_missing_labels_are_counted():
     findings = examine(labels_missing())
     assert [findings.counts[k] for k in ("no energy", "no forces", "partly forces", "no labels",
                                          "positions not finite")] == [10, 10, 1, 5, 1]
-    found = {p.what: p for p in verdict(findings)}
+    found = {p.what: p for p in diagnose(findings)}
     assert set(found) == {"no energy", "no forces", "partly forces", "positions not finite"}
     assert "10 of 160 structures (6.25 %) have no energy" in found["no energy"].message
     assert findings.distributions["pair ratio"].median == pytest.approx(1.0, abs=0.03)
@@ -318,15 +318,15 @@ def test_missing_labels_are_counted():
 def test_no_labels_at_all():
     columns = molecules()
     none = with_(columns, energy=np.nan, forces=np.nan)
-    assert [(p.severity, p.what) for p in verdict(examine(none))] == [("error", "no labels")]
+    assert [(p.severity, p.what) for p in diagnose(examine(none))] == [("error", "no labels")]
     learnable = dataclasses.replace(none, properties={"gap": np.where(np.arange(len(none)) > 3, 1.0, np.nan)})
     assert examine(learnable).counts["properties"] == len(none) - 4
-    assert [(p.severity, p.what) for p in verdict(examine(learnable))] == [("warning", "no labels")]
+    assert [(p.severity, p.what) for p in diagnose(examine(learnable))] == [("warning", "no labels")]
     of_atoms = dataclasses.replace(none, atom_properties={"charge": np.zeros(len(none.numbers))})
     assert examine(of_atoms).counts["properties"] == len(none)
     assert list(whats(with_(columns, forces=np.nan))) == ["no forces"]
     assert list(whats(with_(columns, energy=np.nan))) == ["no energy"]
-    assert [p.what for p in verdict(Findings())] == ["empty"]
+    assert [p.what for p in diagnose(Findings())] == ["empty"]
 
 
 def test_single_bad_structures_are_named():
@@ -365,7 +365,7 @@ def test_what_a_first_part_tells_is_told_apart():
     faults += [with_(columns, energy=1 / HARTREE, forces=1 / HARTREE),
                dataclasses.replace(columns, forces=np.roll(columns.forces, 1, axis=0))]
     for fault in faults:
-        errors = [p.what for p in verdict(examine(fault)) if p.severity == "error"]
+        errors = [p.what for p in diagnose(examine(fault)) if p.severity == "error"]
         assert errors and set(errors) <= EARLY
     assert not EARLY & set(whats(with_(columns, energy=np.nan, forces=np.nan)))
     assert set(whats(with_(columns, energy=np.nan))) == {"no energy"} and "no energy" not in EARLY
@@ -379,8 +379,8 @@ def test_duplicates():
     assert count == 3 and later.tolist() == [160, 161, 162]
     assert count_duplicates(np.zeros(0, np.uint64))[0] == 0
     findings = examine(again)
-    assert verdict(findings, duplicates=3) == []
-    assert [p.what for p in verdict(findings, duplicates=20)] == ["duplicates"]
+    assert diagnose(findings, duplicates=3) == []
+    assert [p.what for p in diagnose(findings, duplicates=20)] == ["duplicates"]
     copies = examine(columns.take(np.repeat(np.arange(160), 3)))  # copies must not take the place of close pairs
     assert copies.distributions["pair ratio"].count >= 60
 
@@ -455,7 +455,7 @@ def test_blocks_together_are_the_whole(cuts, damaged):
 def test_json_round_trip(made):
     text = json.dumps(made.to_json(), allow_nan=False)
     again = Findings.from_json(json.loads(text))
-    assert again.to_json() == made.to_json() and verdict(again) == verdict(made)
+    assert again.to_json() == made.to_json() and diagnose(again) == diagnose(made)
     assert json.dumps(again.to_json()) == text and len(text) < 100_000
     older = json.loads(text)
     del older["distributions"]["bond stiffness"], older["worst"]["pair ratio"]
@@ -497,7 +497,7 @@ def test_same_seed_same_findings():
 
 def test_report():
     findings = examine(with_(molecules(), forces=-1))
-    problems = verdict(findings)
+    problems = diagnose(findings)
     text, console = to_markdown(findings, problems), lines(findings, problems)
     assert "**error** (gradients): these look like gradients" in text and "160 structures" in text
     table = [line for line in text.splitlines() if line.startswith("|")]
@@ -538,5 +538,5 @@ def test_forces_that_are_all_zero():
     columns = Columns.from_structures([
         Structure(np.array([8, 1, 1]), water + rng.normal(0, 0.03, (3, 3)), energy=-10.0, forces=np.zeros((3, 3)),
                   molecule="water", conformer=c) for c in range(60)])
-    messages = [p.message for p in verdict(examine(columns)) if p.severity == "error"]
+    messages = [p.message for p in diagnose(examine(columns)) if p.severity == "error"]
     assert len(messages) == 1 and "are they all zero" in messages[0] and "inf" not in messages[0].replace("infin", "")

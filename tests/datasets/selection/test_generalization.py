@@ -13,7 +13,7 @@ from mlip_jax.datasets.selection.generalization import (
     near_and_far,
     unseen_conformers,
 )
-from mlip_jax.datasets.selection.subsets import nested_subset, of_many_conformers
+from mlip_jax.datasets.selection.subsets import nested_subset, with_min_conformers
 from mlip_jax.structure import Structure
 
 MOLECULE, CONFORMER = np.repeat(np.arange(30), 9), np.tile(np.arange(9), 30)
@@ -52,8 +52,8 @@ def test_another_draw_is_told():
 
 def test_molecules_of_many_conformers():
     molecule = np.array([5, 5, 5, 7, 7, 9])
-    assert of_many_conformers(molecule, np.arange(6), 2).tolist() == [0, 1, 2, 3, 4]
-    assert of_many_conformers(molecule, np.array([0, 3, 4, 5]), 2).tolist() == [3, 4]
+    assert with_min_conformers(molecule, np.arange(6), 2).tolist() == [0, 1, 2, 3, 4]
+    assert with_min_conformers(molecule, np.array([0, 3, 4, 5]), 2).tolist() == [3, 4]
 
 
 def test_near_and_far():
