@@ -44,8 +44,14 @@ class Evaluation(NamedTuple):
     properties: dict[str, jax.Array] = {}
 
 
-def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_scale: float,
-             with_stress: bool = False, with_forces: bool = True) -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    params: Any,
+    graph: jraph.GraphsTuple,
+    energy_scale: float,
+    with_stress: bool = False,
+    with_forces: bool = True,
+) -> Evaluation:
     """Compute energies, forces and, optionally, stress of a padded batch.
 
     Energies include those of further terms. Forces are minus the gradient of the energy. A model
@@ -65,7 +71,9 @@ def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_sca
       ValueError: The stress is requested of a model whose energy has no derivatives (see
         `has_energy_derivatives`), or a model returns forces although it has no direct forces.
     """
-    params, graph = jax.tree.map(jnp.asarray, (params, graph))  # a traced index fails on NumPy arrays
+    params, graph = jax.tree.map(
+        jnp.asarray, (params, graph)
+    )  # a traced index fails on NumPy arrays
     node_graph = node_graph_index(graph)
     node_mask = jraph.get_node_padding_mask(graph)
     num = graph.n_node.shape[0]
@@ -77,8 +85,10 @@ def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_sca
         outputs = model.apply(params, _moved(graph, positions, strain, node_graph))
         energies = sum(outputs.terms.values(), outputs.energies * energy_scale)
         energies = jnp.where(node_mask, energies, 0.0)
-        properties = {name: jnp.where(node_mask.reshape(-1, *[1] * (values.ndim - 1)), values, 0.0)
-                      for name, values in outputs.properties.items()}
+        properties = {
+            name: jnp.where(node_mask.reshape(-1, *[1] * (values.ndim - 1)), values, 0.0)
+            for name, values in outputs.properties.items()
+        }
         _check_forces(model, outputs)
         return energies.sum(), (energies, properties, outputs)
 
@@ -90,12 +100,17 @@ def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_sca
     positions = graph.nodes["positions"]
     by_positions, by_strain = jnp.zeros_like(positions), jnp.zeros((num, 3, 3), positions.dtype)
     if with_stress and direct:
-        by_strain, (energies, properties, outputs) = jax.grad(total, 1, has_aux=True)(positions, by_strain)
+        by_strain, (energies, properties, outputs) = jax.grad(total, 1, has_aux=True)(
+            positions, by_strain
+        )
     elif with_stress:
-        (by_positions, by_strain), (energies, properties, outputs) = jax.grad(total, (0, 1), has_aux=True)(
-            positions, by_strain)
+        (by_positions, by_strain), (energies, properties, outputs) = jax.grad(
+            total, (0, 1), has_aux=True
+        )(positions, by_strain)
     elif with_forces and not direct:
-        by_positions, (energies, properties, outputs) = jax.grad(total, has_aux=True)(positions, None)
+        by_positions, (energies, properties, outputs) = jax.grad(total, has_aux=True)(
+            positions, None
+        )
     else:
         _, (energies, properties, outputs) = total(positions, None)
     forces = -by_positions
@@ -105,15 +120,19 @@ def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_sca
             forces = forces - jax.grad(total_of_terms)(positions)
     forces = jnp.where(node_mask[:, None], forces, 0.0)
     energy = jax.ops.segment_sum(energies, node_graph, num, indices_are_sorted=True)
-    return Evaluation(energy, forces, energies, _stress(by_strain, graph) if with_stress else None, properties)
+    return Evaluation(
+        energy, forces, energies, _stress(by_strain, graph) if with_stress else None, properties
+    )
 
 
 def _check_forces(model, outputs) -> None:
     """Raise ValueError if a model returns forces without having direct forces, or the reverse."""
     direct = has_direct_forces(model)
     if direct != (outputs.forces is not None):
-        raise ValueError(f"{type(model).__module__}: direct_forces is {direct}, but the model returns "
-                         f"{'no ' if direct else ''}forces; a model returns forces if and only if it is set")
+        raise ValueError(
+            f"{type(model).__module__}: direct_forces is {direct}, but the model returns "
+            f"{'no ' if direct else ''}forces; a model returns forces if and only if it is set"
+        )
 
 
 def _stress(by_strain, graph):
@@ -124,8 +143,13 @@ def _stress(by_strain, graph):
     return by_strain / jnp.where(volume > 0, volume, 1.0)[:, None, None]
 
 
-def hessian_columns(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_scale: float,
-                    directions: jax.Array) -> jax.Array:
+def hessian_columns(
+    model: nn.Module,
+    params: Any,
+    graph: jraph.GraphsTuple,
+    energy_scale: float,
+    directions: jax.Array,
+) -> jax.Array:
     """Compute derivatives of the energy's gradient along displacements of the atoms (eV/Å²).
 
     With unit vectors as directions these are columns of the Hessian, also if the forces are not the
@@ -164,10 +188,14 @@ def _moved(graph, positions, strain, node_graph):
     exact = jax.lax.Precision.HIGHEST  # no rounding to bfloat16 or TF32
     cell = jnp.einsum("gcx,gxy->gcy", graph.globals["cell"], deformation, precision=exact)
     positions = jnp.einsum("nx,nxy->ny", positions, deformation[node_graph], precision=exact)
-    return graph._replace(nodes={**graph.nodes, "positions": positions}, globals={**graph.globals, "cell": cell})
+    return graph._replace(
+        nodes={**graph.nodes, "positions": positions}, globals={**graph.globals, "cell": cell}
+    )
 
 
-def gradient(loss: Callable[[Any], tuple[jax.Array, Any]], params: Any) -> tuple[jax.Array, Any, Any]:
+def gradient(
+    loss: Callable[[Any], tuple[jax.Array, Any]], params: Any
+) -> tuple[jax.Array, Any, Any]:
     """Differentiate a loss of `Evaluation`s with respect to the parameters.
 
     Args:
@@ -213,8 +241,10 @@ class Potential:
         """
         restored = read_checkpoint(path)
         if "reference_energies" not in restored.metadata["statistics"]:
-            raise CheckpointError(f"{path}: holds a predictor of properties, not a force field; "
-                                  "mlip_jax.predictor.Predictor.load opens it")
+            raise CheckpointError(
+                f"{path}: holds a predictor of properties, not a force field; "
+                "mlip_jax.predictor.Predictor.load opens it"
+            )
         return cls.from_checkpoint(restored.arrays, restored.metadata)
 
     @classmethod
@@ -228,11 +258,15 @@ class Potential:
         statistics, config = metadata["statistics"], metadata["config"]
         model = create_model(config["model"], config.get("potential"))
         template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
-        return cls(model=model, params=from_arrays(template, arrays, "params/"),
-                   cutoff=float(statistics["cutoff"]),
-                   reference_energies=np.array(statistics["reference_energies"], np.float64),
-                   energy_scale=float(statistics["energy_scale"]), elements=tuple(statistics["elements"]),
-                   metadata=metadata)
+        return cls(
+            model=model,
+            params=from_arrays(template, arrays, "params/"),
+            cutoff=float(statistics["cutoff"]),
+            reference_energies=np.array(statistics["reference_energies"], np.float64),
+            energy_scale=float(statistics["energy_scale"]),
+            elements=tuple(statistics["elements"]),
+            metadata=metadata,
+        )
 
     @property
     def long_range_cutoff(self) -> float | None:
@@ -249,7 +283,11 @@ class Potential:
         """Origin of the forces in words, for reports and messages."""
         if self.conservative:
             return "minus the gradient of the energy"
-        return "predicted directly" if has_direct_forces(self.model) else "a part of the gradient of the energy"
+        return (
+            "predicted directly"
+            if has_direct_forces(self.model)
+            else "a part of the gradient of the energy"
+        )
 
     def digest(self) -> str:
         """Return a short digest of model, parameters and reference energies.
@@ -267,7 +305,8 @@ class Potential:
         if unknown:
             raise ValueError(
                 f"this force field was not trained on {', '.join(chemical_symbols[z] for z in unknown)}; it knows "
-                f"{', '.join(chemical_symbols[z] for z in self.elements)}")
+                f"{', '.join(chemical_symbols[z] for z in self.elements)}"
+            )
 
 
 def read_checkpoint(path: str | Path) -> Restored:
@@ -314,7 +353,9 @@ def active_terms(potential: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
     cutoff = float(potential.get("long_range_cutoff", math.inf))
     if not cutoff > 0:
-        raise ValueError(f"potential.long_range_cutoff must be positive (Å, or inf for all pairs), received {cutoff}")
+        raise ValueError(
+            f"potential.long_range_cutoff must be positive (Å, or inf for all pairs), received {cutoff}"
+        )
     switches = [k for k in potential if k != "long_range_cutoff" and not k.endswith("_options")]
     active = {}
     for name in sorted(switches):
@@ -358,8 +399,10 @@ def has_energy_derivatives(model: nn.Module) -> bool:
 
 
 # Message of functions that require derivatives of the energy.
-NO_ENERGY_DERIVATIVES = ("this model has no {what}: its forces are only a part of the gradient of its energy (the "
-                         "property `conservative` of its class is False)")
+NO_ENERGY_DERIVATIVES = (
+    "this model has no {what}: its forces are only a part of the gradient of its energy (the "
+    "property `conservative` of its class is False)"
+)
 
 
 def _options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -373,10 +416,20 @@ def example_graph(dtype=np.float32) -> jraph.GraphsTuple:
     It is sufficient to initialize any model with any terms.
     """
     return jraph.GraphsTuple(
-        nodes={"positions": np.array([[0, 0, 0], [0, 0, 1], [0, 0, 0]], dtype),
-               "numbers": np.array([6, 1, 0], np.int32)},
-        edges={"pair_order": np.array([0, 2, 1, 3], np.int32),
-               "long_range": {"receivers": np.array([0, 2], np.int32), "senders": np.array([1, 2], np.int32)}},
-        senders=np.array([1, 0, 2, 2], np.int32), receivers=np.array([0, 1, 2, 2], np.int32),
+        nodes={
+            "positions": np.array([[0, 0, 0], [0, 0, 1], [0, 0, 0]], dtype),
+            "numbers": np.array([6, 1, 0], np.int32),
+        },
+        edges={
+            "pair_order": np.array([0, 2, 1, 3], np.int32),
+            "long_range": {
+                "receivers": np.array([0, 2], np.int32),
+                "senders": np.array([1, 2], np.int32),
+            },
+        },
+        senders=np.array([1, 0, 2, 2], np.int32),
+        receivers=np.array([0, 1, 2, 2], np.int32),
         globals={"charge": np.zeros(2, dtype), "spin": np.zeros(2, dtype)},
-        n_node=np.array([2, 1], np.int32), n_edge=np.array([2, 2], np.int32))
+        n_node=np.array([2, 1], np.int32),
+        n_edge=np.array([2, 2], np.int32),
+    )

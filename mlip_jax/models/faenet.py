@@ -25,7 +25,15 @@ import jraph
 
 from mlip_jax.config import unknown_name
 from mlip_jax.graphs.graph import Pairs, node_graph_index, pairs
-from mlip_jax.models.layers.basic import STEP, Dense, cutoff_function, gather, gaussian_basis, safe_norm, segment_sum
+from mlip_jax.models.layers.basic import (
+    STEP,
+    Dense,
+    cutoff_function,
+    gather,
+    gaussian_basis,
+    safe_norm,
+    segment_sum,
+)
 from mlip_jax.models.layers.element_properties import GROUPS, PERIODS, PROPERTIES
 from mlip_jax.models.layers.frames import FRAMES, GraphNorm, principal_axes
 from mlip_jax.models.layers.gated_energy import xavier
@@ -99,8 +107,11 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:
-        for option, value, known in (("frames", self.frames, FRAMES), ("skip", self.skip, SKIPS),
-                                     ("element_features", self.element_features, ("properties", "table"))):
+        for option, value, known in (
+            ("frames", self.frames, FRAMES),
+            ("skip", self.skip, SKIPS),
+            ("element_features", self.element_features, ("properties", "table")),
+        ):
             if value not in known:
                 raise ValueError(unknown_name(option, value, known))
         width, numbers = self.num_features, graph.nodes["numbers"]
@@ -115,14 +126,17 @@ class Model(nn.Module):
             if self.graph_norm:
                 m = jax.nn.silu(GraphNorm(name=f"norm_{n}")(m, graph))
             for layer in range(1 + self.two_layer_updates):
-                m = jax.nn.silu(Dense(width, kernel_init=xavier, name=f"update_{n}_layer_{layer + 1}")(m))
+                m = jax.nn.silu(
+                    Dense(width, kernel_init=xavier, name=f"update_{n}_layer_{layer + 1}")(m)
+                )
             h = h + m
             energies.append(head(h))
         # averages over the frames: atomic energies (N,), features (N, 1, 1, F)
         atomic = self._combine([e.mean(1) for e in energies], graph)
         if self.learned_shift:
-            atomic = atomic + self.param("shift", nn.initializers.zeros, (MAX_ATOMIC_NUMBER + 1,))[numbers].astype(
-                atomic.dtype)
+            atomic = atomic + self.param("shift", nn.initializers.zeros, (MAX_ATOMIC_NUMBER + 1,))[
+                numbers
+            ].astype(atomic.dtype)
         return AtomOutputs(atomic, h.mean(1)[:, None, None, :])
 
     def _filters(self, edge: Pairs, graph):
@@ -134,7 +148,9 @@ class Model(nn.Module):
         local = local[:, None, :] * FRAMES[self.frames].astype(local.dtype)  # (P, K, 3)
         rbf = gaussian_basis(distances, self.num_radial, self.cutoff)
         vectors = Dense(width // 2, kernel_init=xavier, name="edge_vectors")(local)
-        lengths = Dense(width - width // 2, kernel_init=xavier, name="edge_distances")(rbf)[:, None, :]
+        lengths = Dense(width - width // 2, kernel_init=xavier, name="edge_distances")(rbf)[
+            :, None, :
+        ]
         lengths = jnp.broadcast_to(lengths, (*vectors.shape[:2], lengths.shape[-1]))
         e = jax.nn.silu(jnp.concatenate([vectors, lengths], axis=-1))
         if self.two_layers:
@@ -148,9 +164,14 @@ class Model(nn.Module):
             return embed_elements(self, numbers, width, dtype)
         used = PROPERTIES.shape[1] + 2 * self.num_period_features
         if used >= width:
-            raise ValueError(f"num_features={width} leaves none for the element besides {PROPERTIES.shape[1]} physical "
-                             f"properties and 2 × num_period_features={self.num_period_features}")
-        parts = [embed_elements(self, numbers, width - used, dtype), jnp.asarray(PROPERTIES, dtype)[numbers]]
+            raise ValueError(
+                f"num_features={width} leaves none for the element besides {PROPERTIES.shape[1]} physical "
+                f"properties and 2 × num_period_features={self.num_period_features}"
+            )
+        parts = [
+            embed_elements(self, numbers, width - used, dtype),
+            jnp.asarray(PROPERTIES, dtype)[numbers],
+        ]
         if self.num_period_features:
             for name, table in (("period", PERIODS), ("group", GROUPS)):
                 shape = (int(table.max()) + 1, self.num_period_features)
@@ -171,8 +192,9 @@ class Model(nn.Module):
         weights = self.param("skip_weights", init, (len(energies),)).astype(energies[0].dtype)
         atomic = sum(w * e for w, e in zip(weights, energies))
         if self.graph_bias:
-            share = self.param("graph_bias", nn.initializers.zeros, ()).astype(atomic.dtype) / jnp.maximum(
-                graph.n_node, 1)
+            share = self.param("graph_bias", nn.initializers.zeros, ()).astype(
+                atomic.dtype
+            ) / jnp.maximum(graph.n_node, 1)
             atomic = atomic + share[node_graph_index(graph)]
         return atomic
 
@@ -206,5 +228,7 @@ def frame_messages(h, filters, edge: Pairs):
     """
     total = segment_sum(gather(h, edge.senders) * filters, edge.receivers, len(h))
     if edge.undirected:
-        total = total + segment_sum(gather(h, edge.receivers) * filters[:, ::-1], edge.senders, len(h))
+        total = total + segment_sum(
+            gather(h, edge.receivers) * filters[:, ::-1], edge.senders, len(h)
+        )
     return total

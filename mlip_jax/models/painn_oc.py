@@ -29,7 +29,7 @@ from mlip_jax.models.layers.gated_energy import packed_xavier, xavier
 from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, embed_elements
 from mlip_jax.models.painn import LinearFilters, messages
 
-_ROOT_2, _ROOT_3 = 2.0 ** 0.5, 3.0 ** 0.5
+_ROOT_2, _ROOT_3 = 2.0**0.5, 3.0**0.5
 
 
 class Model(nn.Module):
@@ -84,27 +84,42 @@ class Model(nn.Module):
         # edge geometry: distances (P,), directions (P, 3), filters: 3 * num_layers arrays (P, F)
         edge = pairs(graph, self.undirected)
         distances = safe_norm(edge.displacements)
-        directions = unit_vectors(edge.displacements, distances) if self.unit_directions else edge.displacements
+        directions = (
+            unit_vectors(edge.displacements, distances)
+            if self.unit_directions
+            else edge.displacements
+        )
         filters = self._filters(distances)
         # message passing: s (N, F), v (N, 3, F), None for zero
         s, v = embed_elements(self, numbers, width, distances.dtype), None
         for n in range(self.num_layers):
-            phi = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=s.dtype, name=f"norm_{n}")(s)
+            phi = nn.LayerNorm(
+                epsilon=1e-5, use_fast_variance=False, dtype=s.dtype, name=f"norm_{n}"
+            )(s)
             phi = _two_layers(self, f"message_{n}", phi, width, 3 * width)
             to_scalar, to_radial, to_vector = jnp.split(phi, 3, axis=-1)
-            phi = jnp.concatenate([to_scalar, to_radial / width ** 0.5, to_vector / (3.0 * width) ** 0.5], axis=-1)
-            ds, dv = messages(phi, v, filters[3 * n:3 * n + 3], directions, edge)
+            phi = jnp.concatenate(
+                [to_scalar, to_radial / width**0.5, to_vector / (3.0 * width) ** 0.5], axis=-1
+            )
+            ds, dv = messages(phi, v, filters[3 * n : 3 * n + 3], directions, edge)
             s, v = (s + ds) / _ROOT_2, dv if v is None else v + dv
             s, v = ScaledUpdate(self.activation, self.epsilon, name=f"update_{n}")(s, v)
             if self.layer_scales is not None:
                 s = s * self.layer_scales[n]
         # atomic energies (N,), forces (N, 3) and features (N, 1, 4, F), degrees 0 and 1
-        energies = AtomicEnergy(width // 2, self.activation, self.zero_init, learned_shift=self.learned_shift,
-                                name="energy")(s, numbers)
+        energies = AtomicEnergy(
+            width // 2,
+            self.activation,
+            self.zero_init,
+            learned_shift=self.learned_shift,
+            name="energy",
+        )(s, numbers)
         forces = None
         if self.direct_forces:
             forces = VectorHead(self.activation, self.zero_init, name="forces")(s, v)
-        return AtomOutputs(energies, jnp.concatenate([s[:, None, None, :], v[:, None]], axis=2), forces=forces)
+        return AtomOutputs(
+            energies, jnp.concatenate([s[:, None, None, :], v[:, None]], axis=2), forces=forces
+        )
 
     def _filters(self, distances):
         """Return the filters of all layers: 3 * num_layers arrays (P, F)."""
@@ -114,7 +129,8 @@ class Model(nn.Module):
             rbf = rbf * polynomial_envelope(distances, self.cutoff, self.envelope_exponent)[:, None]
         init = packed_xavier((3 * self.num_layers * width, 3 * width))
         return LinearFilters(3 * self.num_layers, width, init, name="filters")(
-            rbf, cutoff_function(self.cutoff_fn)(distances, self.cutoff))
+            rbf, cutoff_function(self.cutoff_fn)(distances, self.cutoff)
+        )
 
 
 class ScaledUpdate(nn.Module):
@@ -132,11 +148,15 @@ class ScaledUpdate(nn.Module):
     def __call__(self, s, v):
         """Update s, shape (N, F), and v, shape (N, 3, F)."""
         width = s.shape[-1]
-        w, u = jnp.split(Dense(2 * width, use_bias=False, kernel_init=xavier, name="mix")(v), 2, axis=-1)
+        w, u = jnp.split(
+            Dense(2 * width, use_bias=False, kernel_init=xavier, name="mix")(v), 2, axis=-1
+        )
         norm = jnp.sqrt(jnp.sum(u * u, axis=1) + self.epsilon)
-        a = _two_layers(self, "gate", jnp.concatenate([s, norm], axis=-1), width, 3 * width, self.act)
+        a = _two_layers(
+            self, "gate", jnp.concatenate([s, norm], axis=-1), width, 3 * width, self.act
+        )
         a_ss, a_sv, a_vv = jnp.split(a, 3, axis=-1)
-        s = s + (a_ss + a_sv * jnp.sum(u * w, axis=1) / width ** 0.5) / _ROOT_2
+        s = s + (a_ss + a_sv * jnp.sum(u * w, axis=1) / width**0.5) / _ROOT_2
         return s, v + a_vv[:, None, :] * w
 
 
@@ -161,7 +181,14 @@ class VectorHead(nn.Module):
             norm = Dense(v.shape[-1], use_bias=False, kernel_init=xavier, name=f"norm_{n}")(v)
             kept = Dense(out, use_bias=False, kernel_init=init, name=f"vectors_{n}")(v)
             norm = safe_norm(norm.swapaxes(1, 2))
-            mixed = _two_layers(self, f"gate_{n}", jnp.concatenate([s, norm], axis=-1), v.shape[-1], 2 * out, self.act)
+            mixed = _two_layers(
+                self,
+                f"gate_{n}",
+                jnp.concatenate([s, norm], axis=-1),
+                v.shape[-1],
+                2 * out,
+                self.act,
+            )
             s, v = act(mixed[:, :out]), mixed[:, None, out:] * kept
         return v[..., 0]
 
@@ -169,4 +196,6 @@ class VectorHead(nn.Module):
 def _two_layers(module, name, x, hidden, out, act=None):
     """Apply Dense -> activation -> Dense with the published initialization."""
     x = Dense(hidden, kernel_init=xavier, name=f"{name}_layer_1")(x)
-    return Dense(out, kernel_init=xavier, name=f"{name}_layer_2")(activation(act or module.activation)(x))
+    return Dense(out, kernel_init=xavier, name=f"{name}_layer_2")(
+        activation(act or module.activation)(x)
+    )

@@ -26,7 +26,7 @@ class Pairwise(nn.Module):
     def __call__(self, graph):
         edge = pairs(graph)
         real = graph.nodes["numbers"][edge.receivers] > 0
-        squared = (edge.displacements ** 2).sum(-1)
+        squared = (edge.displacements**2).sum(-1)
         distances = jnp.sqrt(jnp.where(real, squared, 1.0))
         if self.form == "lennard_jones":
             six = (self.length / distances) ** 6
@@ -62,13 +62,23 @@ class Springs(nn.Module):
     def __call__(self, graph):
         edge, numbers = pairs(graph, False), graph.nodes["numbers"]
         real = numbers[edge.receivers] > 0
-        vectors = jnp.where(real[:, None], edge.displacements, jnp.asarray([1.0, 0, 0], edge.displacements.dtype))
-        distances = jnp.sqrt((vectors ** 2).sum(-1))
+        vectors = jnp.where(
+            real[:, None], edge.displacements, jnp.asarray([1.0, 0, 0], edge.displacements.dtype)
+        )
+        distances = jnp.sqrt((vectors**2).sum(-1))
         energies = jnp.where(real, 0.25 * self.stiffness * (distances - self.length) ** 2, 0.0)
-        pull = jnp.where(real, self.stiffness * (1 - self.length_of_forces / distances), 0.0)[:, None] * vectors
-        atomic, forces = (jax.ops.segment_sum(x, edge.receivers, len(numbers)) for x in (energies, pull))
-        return AtomOutputs(atomic, jnp.zeros((len(numbers), 1, 1, 1), atomic.dtype),
-                           forces=forces if self.direct_forces else None)
+        pull = (
+            jnp.where(real, self.stiffness * (1 - self.length_of_forces / distances), 0.0)[:, None]
+            * vectors
+        )
+        atomic, forces = (
+            jax.ops.segment_sum(x, edge.receivers, len(numbers)) for x in (energies, pull)
+        )
+        return AtomOutputs(
+            atomic,
+            jnp.zeros((len(numbers), 1, 1, 1), atomic.dtype),
+            forces=forces if self.direct_forces else None,
+        )
 
 
 def springs(**options) -> Potential:

@@ -43,7 +43,9 @@ def expected_energy(positions, length=1.0, stiffness=3.0):
 
 @pytest.fixture
 def calculator():
-    with pytest.warns(NonConservativeWarning, match="not the gradient of its energy .they are predicted directly"):
+    with pytest.warns(
+        NonConservativeWarning, match="not the gradient of its energy .they are predicted directly"
+    ):
         return MLIPCalculator(springs(), dtype="float64")
 
 
@@ -54,7 +56,9 @@ def test_forces_are_the_predicted_ones_times_the_energy_scale(calculator):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the warning is issued once
         np.testing.assert_allclose(atoms.get_forces(), expected_forces(atoms.positions), atol=1e-12)
-        assert atoms.get_potential_energy() + 3 * 1234.5678 == pytest.approx(expected_energy(atoms.positions), abs=1e-9)
+        assert atoms.get_potential_energy() + 3 * 1234.5678 == pytest.approx(
+            expected_energy(atoms.positions), abs=1e-9
+        )
 
 
 def test_hessian_and_stress_are_derivatives_of_the_energy(calculator):
@@ -74,7 +78,9 @@ def test_hessian_and_stress_are_derivatives_of_the_energy(calculator):
         strained = crystal.copy()
         strained.set_cell(crystal.cell.array @ np.diag([1 + h, 1, 1]), scale_atoms=True)
         numeric.append(calculator.get_property("energy", strained))
-    assert stress[0] == pytest.approx((numeric[0] - numeric[1]) / (2 * step) / crystal.get_volume(), rel=1e-5)
+    assert stress[0] == pytest.approx(
+        (numeric[0] - numeric[1]) / (2 * step) / crystal.get_volume(), rel=1e-5
+    )
 
 
 class Confined(WithTerms):
@@ -82,7 +88,9 @@ class Confined(WithTerms):
 
     def __call__(self, graph):
         outputs = self.model(graph)
-        return outputs._replace(terms={"confinement": 0.5 * (graph.nodes["positions"] ** 2).sum(-1)})
+        return outputs._replace(
+            terms={"confinement": 0.5 * (graph.nodes["positions"] ** 2).sum(-1)}
+        )
 
 
 @pytest.mark.usefixtures("double_precision")
@@ -91,17 +99,22 @@ def test_energy_terms_add_minus_their_gradient(with_stress):
     """Adding the gradient of the whole energy, or scaling the forces of terms, would be wrong."""
     positions = TRIANGLE.positions
     structure = Structure(TRIANGLE.numbers, positions, cell=np.eye(3) * 30, pbc=np.ones(3, bool))
-    graph = build_batch(Columns.from_structures([structure]), PaddingBudget(5, 8, 2), 8.0, dtype=np.float64)
+    graph = build_batch(
+        Columns.from_structures([structure]), PaddingBudget(5, 8, 2), 8.0, dtype=np.float64
+    )
     out = jax.jit(lambda g: evaluate(Confined(Springs(), ()), {}, g, 1.5, with_stress))(graph)
     np.testing.assert_allclose(out.forces[:3], expected_forces(positions) - positions, atol=1e-12)
-    assert out.energy[0] == pytest.approx(expected_energy(positions) + 0.5 * (positions ** 2).sum())
+    assert out.energy[0] == pytest.approx(expected_energy(positions) + 0.5 * (positions**2).sum())
     assert (out.stress is not None) == with_stress
 
 
 def test_wrappers_know_the_forces_of_their_model():
     for direct in (True, False):
-        for model in (Springs(direct_forces=direct), WithTerms(Springs(direct_forces=direct), ()),
-                      with_heads(Springs(direct_forces=direct), {})):
+        for model in (
+            Springs(direct_forces=direct),
+            WithTerms(Springs(direct_forces=direct), ()),
+            with_heads(Springs(direct_forces=direct), {}),
+        ):
             assert is_conservative(model) != direct
 
 
@@ -125,8 +138,11 @@ def test_without_derivatives_of_the_energy_there_is_no_stress_or_hessian():
         crystal.get_stress()
     with pytest.raises(PropertyNotImplementedError, match="has no Hessian"):
         calculator.get_hessian(TRIANGLE)
-    graph = build_batch(Columns.from_structures([Structure(TRIANGLE.numbers, TRIANGLE.positions)]),
-                        PaddingBudget(5, 8, 2), 8.0)
+    graph = build_batch(
+        Columns.from_structures([Structure(TRIANGLE.numbers, TRIANGLE.positions)]),
+        PaddingBudget(5, 8, 2),
+        8.0,
+    )
     with pytest.raises(ValueError, match="has no stress"):
         evaluate(PartOfTheGradient(), {}, graph, 1.0, with_stress=True)
     with pytest.raises(ValueError, match="has no Hessian"):
@@ -140,26 +156,34 @@ def test_ensemble_averages_direct_forces_with_gradients():
         calculator = EnsembleCalculator([springs(), springs(direct_forces=False)], dtype="float64")
     assert not calculator.conservative
     both = [expected_forces(TRIANGLE.positions, length) for length in (1.2, 1.0)]
-    np.testing.assert_allclose(calculator.get_property("forces", TRIANGLE), np.mean(both, axis=0), atol=1e-12)
-    np.testing.assert_allclose(calculator.get_property("forces_std", TRIANGLE), np.std(both, axis=0, ddof=1),
-                               atol=1e-12)
+    np.testing.assert_allclose(
+        calculator.get_property("forces", TRIANGLE), np.mean(both, axis=0), atol=1e-12
+    )
+    np.testing.assert_allclose(
+        calculator.get_property("forces_std", TRIANGLE), np.std(both, axis=0, ddof=1), atol=1e-12
+    )
 
 
 def test_relaxation_follows_direct_forces_until_they_vanish():
     """The energy rises on the way, which is no sign of divergence here."""
     start = Atoms("H2", [[0, 0, 0], [0, 0, 1.02]])
-    result, = relax([start], springs(), fmax=1e-3, dtype="float64")
+    (result,) = relax([start], springs(), fmax=1e-3, dtype="float64")
     assert result.converged and result.fmax < 1e-3
     assert result.atoms.get_distance(0, 1) == pytest.approx(1.2, abs=1e-3)
     assert result.energy > result.energy_start + 0.01
 
 
 def test_dynamics_need_consent():
-    with pytest.raises(ValueError, match="not the gradient of its energy .they are predicted directly.*"
-                                         "allow_nonconservative=True"):
+    with pytest.raises(
+        ValueError,
+        match="not the gradient of its energy .they are predicted directly.*"
+        "allow_nonconservative=True",
+    ):
         MolecularDynamics(TRIANGLE, springs())
-    dynamics = MolecularDynamics(TRIANGLE, springs(), allow_nonconservative=True, ensemble="nve", watch_bonds=False)
-    trajectory, = dynamics.run(2)
+    dynamics = MolecularDynamics(
+        TRIANGLE, springs(), allow_nonconservative=True, ensemble="nve", watch_bonds=False
+    )
+    (trajectory,) = dynamics.run(2)
     assert np.isfinite(trajectory.thermo.temperature).all()
 
 
@@ -176,10 +200,17 @@ def test_export_returns_direct_forces_and_says_so(tmp_path):
     about = json.loads((tmp_path / DESCRIPTION).read_text())
     assert about["conservative"] is False
     with jax.enable_x64(True):
-        program = jax.export.deserialize(bytearray((tmp_path / "force_field.stablehlo").read_bytes()))
-        out = program.call({
-            "positions": np.pad(TRIANGLE.positions, ((0, 1), (0, 0))),
-            "pairs": np.array([[0, 1], [0, 2], [1, 2]], np.int32),
-            "numbers": np.array([1, 1, 18, 0], np.int32), "num_atoms": np.int32(3), "charge": np.zeros(()),
-            "num_unpaired_electrons": np.zeros(())})
+        program = jax.export.deserialize(
+            bytearray((tmp_path / "force_field.stablehlo").read_bytes())
+        )
+        out = program.call(
+            {
+                "positions": np.pad(TRIANGLE.positions, ((0, 1), (0, 0))),
+                "pairs": np.array([[0, 1], [0, 2], [1, 2]], np.int32),
+                "numbers": np.array([1, 1, 18, 0], np.int32),
+                "num_atoms": np.int32(3),
+                "charge": np.zeros(()),
+                "num_unpaired_electrons": np.zeros(()),
+            }
+        )
     np.testing.assert_allclose(out["forces"][:3], expected_forces(TRIANGLE.positions), atol=1e-12)

@@ -21,7 +21,9 @@ from mlip_jax.graphs.graph import node_graph_index
 # order of "all" is such that frame 7 - k is the inverse of frame k.
 FRAMES = {
     "all": np.array(list(itertools.product((1, -1), repeat=3))),
-    "proper": np.array([signs for signs in itertools.product((1, -1), repeat=3) if np.prod(signs) > 0]),
+    "proper": np.array(
+        [signs for signs in itertools.product((1, -1), repeat=3) if np.prod(signs) > 0]
+    ),
 }
 
 
@@ -33,8 +35,12 @@ def principal_axes(graph: jraph.GraphsTuple) -> jax.Array:
     """
     positions, of = jax.lax.stop_gradient(graph.nodes["positions"]), node_graph_index(graph)
     centered = positions - mean_over_atoms(positions, graph)[of]
-    covariance = jax.ops.segment_sum(centered[:, :, None] * centered[:, None, :], of, graph.n_node.shape[0],
-                                     indices_are_sorted=True)
+    covariance = jax.ops.segment_sum(
+        centered[:, :, None] * centered[:, None, :],
+        of,
+        graph.n_node.shape[0],
+        indices_are_sorted=True,
+    )
     axes = jnp.linalg.eigh(covariance)[1][:, :, ::-1]
     # the signs of eigenvectors are arbitrary
     return axes * jnp.sign(jnp.linalg.det(axes))[:, None, None]
@@ -44,7 +50,9 @@ def mean_over_atoms(values: jax.Array, graph: jraph.GraphsTuple) -> jax.Array:
     """Return the mean over the atoms of each graph: (N, ...) -> (G, ...)."""
     num = graph.n_node.shape[0]
     total = jax.ops.segment_sum(values, node_graph_index(graph), num, indices_are_sorted=True)
-    return total / jnp.maximum(graph.n_node, 1).astype(values.dtype).reshape(num, *[1] * (values.ndim - 1))
+    return total / jnp.maximum(graph.n_node, 1).astype(values.dtype).reshape(
+        num, *[1] * (values.ndim - 1)
+    )
 
 
 class GraphNorm(nn.Module):
@@ -60,7 +68,13 @@ class GraphNorm(nn.Module):
     def __call__(self, x: jax.Array, graph: jraph.GraphsTuple) -> jax.Array:
         """Normalize features, shape (N, ..., F)."""
         of, ones = node_graph_index(graph), nn.initializers.ones
-        scale, mean_scale, bias = (self.param(name, init, x.shape[-1:]).astype(x.dtype) for name, init in (
-            ("scale", ones), ("mean_scale", ones), ("bias", nn.initializers.zeros)))
+        scale, mean_scale, bias = (
+            self.param(name, init, x.shape[-1:]).astype(x.dtype)
+            for name, init in (
+                ("scale", ones),
+                ("mean_scale", ones),
+                ("bias", nn.initializers.zeros),
+            )
+        )
         x = x - mean_scale * mean_over_atoms(x, graph)[of]
         return scale * x / jnp.sqrt(mean_over_atoms(x * x, graph)[of] + self.epsilon) + bias

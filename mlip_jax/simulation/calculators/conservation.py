@@ -9,8 +9,10 @@ from ase.calculators.calculator import PropertyNotImplementedError
 
 from mlip_jax.potential import NO_ENERGY_DERIVATIVES, Potential, has_energy_derivatives
 
-_MESSAGE = ("the forces of this force field are not the gradient of its energy (they are {}). With "
-            "them the energy drifts in dynamics, and they do not vanish at the minima of the energy")
+_MESSAGE = (
+    "the forces of this force field are not the gradient of its energy (they are {}). With "
+    "them the energy drifts in dynamics, and they do not vanish at the minima of the energy"
+)
 
 
 class NonConservativeWarning(UserWarning):
@@ -26,7 +28,9 @@ def warn_if_not_conservative(potentials: Sequence[Potential], stacklevel: int) -
     """
     origins = {potential.origin_of_forces for potential in potentials if not potential.conservative}
     if origins:
-        warnings.warn(_MESSAGE.format(" or ".join(sorted(origins))), NonConservativeWarning, stacklevel + 1)
+        warnings.warn(
+            _MESSAGE.format(" or ".join(sorted(origins))), NonConservativeWarning, stacklevel + 1
+        )
     return not origins
 
 
