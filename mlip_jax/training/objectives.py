@@ -92,14 +92,18 @@ class ForceField:
 
     def counts(self, graph: jraph.GraphsTuple) -> losses.LossSums:
         """Return sums of which only the counts are meaningful. The model is not evaluated."""
-        nothing = Evaluation(jnp.zeros_like(graph.globals["energy"]), jnp.zeros_like(graph.nodes["forces"]), None)
+        nothing = Evaluation(
+            jnp.zeros_like(graph.globals["energy"]), jnp.zeros_like(graph.nodes["forces"]), None
+        )
         return losses.sums(nothing, self._trained_on(graph), **self.loss_options)
 
     def _trained_on(self, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
         """Return the batch, without force labels if training computes no forces."""
         if not self.energy_only:
             return graph
-        return graph._replace(nodes={**graph.nodes, "forces": jnp.full_like(graph.nodes["forces"], jnp.nan)})
+        return graph._replace(
+            nodes={**graph.nodes, "forces": jnp.full_like(graph.nodes["forces"], jnp.nan)}
+        )
 
     def combine(self, local: losses.LossSums, total: losses.LossSums, step: Any) -> jax.Array:
         """Compute this device's share of the loss from its sums and the counts of all devices."""
@@ -110,14 +114,20 @@ class ForceField:
         evaluation = evaluate(self.model, params, graph, self.energy_scale)
         return evaluation, losses.sums(evaluation, graph, **self.loss_options)
 
-    def averages(self, sums: losses.LossSums, prefix: str, step: int | None = None) -> dict[str, float]:
+    def averages(
+        self, sums: losses.LossSums, prefix: str, step: int | None = None
+    ) -> dict[str, float]:
         """Compute the loss and the mean absolute errors on the host; NaN without labels."""
-        return losses.averages(sums, self.beta_valid if step is None else float(self.beta(step)), prefix)
+        return losses.averages(
+            sums, self.beta_valid if step is None else float(self.beta(step)), prefix
+        )
 
     def line(self, row: Mapping[str, float], prefix: str) -> str:
         """Format the energy and force errors for the log."""
-        return (f"E {figure(row[f'{prefix}_energy_mae_mev_per_atom'], 2)} meV/atom  "
-                f"F {figure(row[f'{prefix}_force_mae_mev_per_ang'], 1)} meV/Å")
+        return (
+            f"E {figure(row[f'{prefix}_energy_mae_mev_per_atom'], 2)} meV/atom  "
+            f"F {figure(row[f'{prefix}_force_mae_mev_per_ang'], 1)} meV/Å"
+        )
 
 
 def figure(value: float, digits: int) -> str:

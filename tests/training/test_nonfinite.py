@@ -19,7 +19,8 @@ from mlip_jax.training.nonfinite import NonFinite, TrainingError
 def split():
     """Places 0, 1, ... are structures mol#49, mol#48, ..."""
     columns = Columns.from_structures(
-        Structure(np.array([1]), np.zeros((1, 3)), source="mol", conformer=k) for k in range(50))
+        Structure(np.array([1]), np.zeros((1, 3)), source="mol", conformer=k) for k in range(50)
+    )
     return Split(columns, np.arange(50)[::-1], Sizes(np.ones(50, np.int64), np.zeros(50, np.int64)))
 
 
@@ -33,7 +34,9 @@ def written(workdir):
 
 
 def test_structures_of_all_micro_batches_are_named(split, tmp_path):
-    with pytest.raises(TrainingError, match="step 7, whose batch holds mol#48, mol#47, mol#9; ") as raised:
+    with pytest.raises(
+        TrainingError, match="step 7, whose batch holds mol#48, mol#47, mol#9; "
+    ) as raised:
         NonFinite("stop", split, tmp_path).should_roll_back([(7, group([1, 2], [], [40]))], 0)
     assert "--config.train.on_nonfinite=skip" in str(raised.value)
     assert written(tmp_path) == [(7, "mol#48"), (7, "mol#47"), (7, "mol#9")]
@@ -76,7 +79,9 @@ def test_the_structures_are_named_though_nothing_can_be_written(split, tmp_path,
 
 
 def test_only_one_process_writes(split, tmp_path):
-    assert not NonFinite("skip", split, tmp_path).should_roll_back([(1, group([0]))], 0, write=False)
+    assert not NonFinite("skip", split, tmp_path).should_roll_back(
+        [(1, group([0]))], 0, write=False
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -100,5 +105,7 @@ def test_rollbacks_are_counted_by_the_run(split, tmp_path):
 
 
 def test_an_unknown_choice_names_the_nearest(split, tmp_path):
-    with pytest.raises(ConfigError, match="train.on_nonfinite 'roll_back'. Did you mean 'rollback'"):
+    with pytest.raises(
+        ConfigError, match="train.on_nonfinite 'roll_back'. Did you mean 'rollback'"
+    ):
         NonFinite("roll_back", split, tmp_path)
