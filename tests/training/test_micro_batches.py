@@ -81,8 +81,8 @@ def test_devices_of_all_hosts_share_out_the_same_plan(
     for (group, _), *of_hosts in zip(expected, *shares):
         assert groups_of(of_hosts) == groups_of([(group, None)]) * hosts
         graphs = [
-            jax.tree.map(lambda x: x[d, 0, k], batch)
-            for _, batch in of_hosts  # noqa: B023
+            jax.tree.map(lambda x: x[d, 0, k], batch)  # noqa: B023
+            for _, batch in of_hosts
             for d in range(devices)
             for k in range(per_device)
         ]
