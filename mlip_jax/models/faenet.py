@@ -101,7 +101,7 @@ class Model(nn.Module):
         return self.cutoff_fn != STEP
 
     @property
-    def mirror_invariant(self) -> bool:
+    def mirror_symmetric(self) -> bool:
         """Whether a mirror image has the same energy."""
         return self.frames == "all"
 
