@@ -44,10 +44,10 @@ class MLIPCalculator(PaddedCalculator):
         dipole            (3,)           e·Å about the mean of the positions (if neutral, about any
                                          point); as charges, and not for periodic structures
 
-    Forces are minus the gradient of the energy unless `conservative` is False. Then the force field
-    predicts them directly: a `NonConservativeWarning` is issued once, at creation, energies drift in
-    dynamics, and finite differences of the energy do not give the forces. Stress and Hessian remain
-    exact derivatives of the energy.
+    Forces are minus the gradient of the energy unless `conservative` is False. Then a
+    `NonConservativeWarning` is issued once, at creation; energies drift in dynamics, and finite
+    differences of the energy do not give the forces. If the force field predicts forces directly,
+    stress and Hessian remain exact derivatives of its energy; otherwise it has neither.
 
     The total charge is read from `atoms.info["charge"]` and the number of unpaired electrons from
     `atoms.info["num_unpaired_electrons"]`.
