@@ -37,7 +37,6 @@ SMALL = {
     "degrees": (1, 2),
     "max_degree": 2,
     "num_radial": 12,
-    "num_period_features": 4,
     "zero_init": False,
 }
 FURTHER_OPTIONS = {
