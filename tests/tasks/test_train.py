@@ -9,10 +9,13 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from ase.build import molecule
 
 from mlip_jax.checkpoint import CheckpointStore
 from mlip_jax.datasets.selection.split_files import load_split
 from mlip_jax.datasets.store.store import Store
+from mlip_jax.potential import Potential
+from mlip_jax.simulation.dynamics.md import MolecularDynamics
 from tests.tasks.runs import (
     DATA,
     REPOSITORY,
@@ -49,6 +52,7 @@ def test_report_has_the_promised_figures(finished):
             assert np.isfinite(metrics[part][key])
     html = (workdir / "report.html").read_text()
     assert "GFN2-xTB" in html and "Zenodo" in html and "outside" in html
+    assert "minus the gradient of the energy" in html
     assert set(metrics["domain_auc"]) == {"energy", "force"}
 
 
@@ -277,6 +281,22 @@ def test_painn_by_config(tmp_path):
     )
     assert process.returncode == 0, process.stderr
     assert json.loads((tmp_path / "run/metrics.json").read_text())["test"]["num_structures"] > 0
+
+
+@pytest.mark.slow
+def test_direct_forces_are_trained_and_reported(tmp_path):
+    """Checkpoint and report say that forces are no gradient, and dynamics require consent."""
+    code, output = run(tmp_path / "run", model="painn_oc", loss__beta=1.0, loss__beta_end=1.0)
+    assert code == 0, output
+    potential = Potential.load(tmp_path / "run")
+    assert not potential.conservative
+    assert potential.metadata["statistics"]["conservative"] is False
+    assert "predicted directly" in (tmp_path / "run/report.html").read_text()
+    losses = np.genfromtxt(tmp_path / "run/metrics.csv", delimiter=",", names=True)["valid_loss"]
+    losses = losses[np.isfinite(losses)]
+    assert losses[-1] < losses[0]
+    with pytest.raises(ValueError, match="allow_nonconservative"):
+        MolecularDynamics(molecule("H2O"), potential)
 
 
 def test_mistyped_path_leaves_the_folder_to_the_corrected_command(tmp_path):
