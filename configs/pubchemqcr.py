@@ -17,9 +17,10 @@ only these hardly improves on predicting zero forces (docs/results/force2geo.md)
 results. --config.optimizer.name=muon --config.optimizer.learning_rate=2e-3 --config.train.batch_size=8 is more accurate
 in the same time.
 
-A model after the size ("published,schnet", "small,painn_oc") has the width and depth of the comparison of models in
-Force2Geo (Table 8); "published" then has the batch size of that table, too. painn_oc is the PaiNN that the paper
-trains, with a smooth cutoff; --config.model.options.direct_forces=True predicts forces in place of the gradient.
+A model after the size ("published,schnet", "small,painn_oc") has the width and depth of the
+comparison of models in Force2Geo (Table 8); "published" then has the batch size of that table, too.
+painn_oc is the PaiNN that the paper trains, with a smooth cutoff. With
+--config.model.options.direct_forces=True it predicts forces instead of differentiating its energy.
 """
 
 import ml_collections

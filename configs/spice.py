@@ -40,7 +40,7 @@ MODELS = {
     "equivariant_transformer": dict(
         num_features=128, num_layers=6, num_heads=8, cutoff=5.0, num_radial=64
     ),
-    # PaiNN of the Open Catalyst Project in the sizes of Force2Geo; direct_forces=True predicts forces
+    # PaiNN of the Open Catalyst Project, sizes of Force2Geo; direct_forces=True predicts forces
     "painn_oc": dict(
         num_features=128, num_layers=4, cutoff=5.0, num_radial=128, direct_forces=False
     ),

@@ -3,7 +3,7 @@
     parameters.safetensors   the arrays of the model under "params/...", and "reference_energies"
                              (119,) float64, eV
     parameters.json          architecture with its options, energy terms, cutoff, energy scale,
-                             elements, metadata
+                             elements, whether forces are the gradient of the energy, metadata
 
 The files contain no code and can be read from any language. `load` restores the result of `save` to
 the last bit.
@@ -58,6 +58,7 @@ def save(potential: Potential, folder: str | Path) -> Path:
         **describe(potential.model),
         "cutoff": potential.cutoff,
         "energy_scale": potential.energy_scale,
+        "conservative": potential.conservative,
         "elements": [int(z) for z in potential.elements],
         "sha256": hashlib.sha256(content).hexdigest(),
         "units": {

@@ -115,7 +115,7 @@ class Model(nn.Module):
             if value not in known:
                 raise ValueError(unknown_name(option, value, known))
         width, numbers = self.num_features, graph.nodes["numbers"]
-        # the frames are axis 1: filters (P, K, F), features h (N, K, F), the same in all frames at first
+        # axis 1 are the frames: filters (P, K, F), features h (N, K, F), at first equal in all
         edge = pairs(graph, self.undirected and self.frames == "all")
         filters = self._filters(edge, graph)
         h = self._embed(numbers, filters.dtype)[:, None, :]
@@ -218,7 +218,9 @@ class FrameEnergy(nn.Module):
 
 
 def frame_messages(h, filters, edge: Pairs):
-    """Sum features times filter over the neighbors in each frame: (N, K, F), (P, K, F) -> (N, K, F).
+    """Sum features times filters over the neighbors in each frame.
+
+    The shapes (N, K, F) and (P, K, F) become (N, K, F).
 
     The vector of a pair in the reverse direction has the coordinates of the inverse frame, so the
     filters of the reverse direction are those of the frames in reverse order.

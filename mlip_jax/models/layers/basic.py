@@ -100,10 +100,10 @@ def cutoff_function(name: str) -> Callable:
 
 
 def polynomial_envelope(d, cutoff, exponent):
-    """Compute 1 - (p+1)(p+2)/2 u^p + p(p+2) u^(p+1) - p(p+1)/2 u^(p+2) inside the cutoff, 0 outside.
+    """Compute 1 - (p+1)(p+2)/2 u^p + p(p+2) u^(p+1) - p(p+1)/2 u^(p+2), with u = d / cutoff.
 
-    With u = d / cutoff and p = exponent (DimeNet, eq. 8, without its factor 1 / u). It is twice
-    continuously differentiable.
+    It is 0 outside the cutoff and twice continuously differentiable (DimeNet, eq. 8, without its
+    factor 1 / u); p is the exponent.
     """
     p, u = exponent, jnp.minimum(d / cutoff, 1.0)
     return 1.0 - u**p * (0.5 * (p + 1) * (p + 2) - u * (p * (p + 2) - u * (0.5 * p * (p + 1))))
