@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mlip_jax import MolecularDynamics, relax
-from mlip_jax.datasets.molecules.embedding import EmbeddingOptions, Entry, make
+from mlip_jax.datasets.molecules.embedding import EmbeddingOptions, Entry, embed_entry
 from mlip_jax.potential import Potential
 
 _CHUNK, _RECORD_EVERY = 10_000, 100  # steps
@@ -33,7 +33,9 @@ def main():
     parser.add_argument("--temperature", type=float, default=300.0, help="K")
     a = parser.parse_args()
     smiles, force_field = a.smiles.split(","), Potential.load(a.force_field)
-    starts = [make((Entry(i, s, s, s), EmbeddingOptions()))[0].atoms for i, s in enumerate(smiles)]
+    starts = [
+        embed_entry((Entry(i, s, s, s), EmbeddingOptions()))[0].atoms for i, s in enumerate(smiles)
+    ]
     molecules = [result.atoms for result in relax(starts, force_field)]
     warm = MolecularDynamics(
         molecules,

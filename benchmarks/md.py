@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import machine
 from mlip_jax import MLIPCalculator, MolecularDynamics, models, relax
-from mlip_jax.datasets.molecules.embedding import EmbeddingOptions, make
+from mlip_jax.datasets.molecules.embedding import EmbeddingOptions, embed_entry
 from mlip_jax.datasets.molecules.entries import Entry
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential, evaluate, example_graph
@@ -60,7 +60,7 @@ def start(size: int, potential, relaxed: bool = True) -> Atoms:
             parts.append(part)
         return sum(parts[1:], parts[0])
     smiles = PARACETAMOL if size == 20 else GLYCERIDE
-    (record,) = make((Entry(0, "", smiles, smiles), EmbeddingOptions(1, True, 0)))
+    (record,) = embed_entry((Entry(0, "", smiles, smiles), EmbeddingOptions(1, True, 0)))
     if not relaxed:
         return record.atoms
     (found,) = relax([record.atoms], potential, max_steps=300)

@@ -80,7 +80,8 @@ class Reader(abc.ABC):
         self.notes: list[str] = []
         if not self.path.exists():
             raise DatasetError(
-                f"{self.path}: no such file or folder. Give the path of the data as config.data.path."
+                f"{self.path}: no such file or folder. Give the path of the data as "
+                "config.data.path."
             )
 
     @classmethod
@@ -154,7 +155,7 @@ class MultiFileReader(Reader):
         if any(e != energies[0] for e in energies):
             raise DatasetError(
                 f"{', '.join(str(r.path) for r in readers)}: the files state different energies of "
-                "isolated atoms; they do not belong together"
+                "isolated atoms; they are not one data set"
             )
 
     @classmethod
@@ -209,7 +210,7 @@ def open_hdf5(path: Path) -> h5py.File:
     except OSError as error:
         raise DatasetError(
             f"{path}: cannot be opened as HDF5 ({path.stat().st_size} bytes; {error}). It is "
-            "truncated or not an HDF5 file; download or make it again."
+            "truncated or not an HDF5 file; download it again or recreate it."
         ) from error
 
 

@@ -122,9 +122,7 @@ def _flat(tree):
                 "damaged or malicious"
             )
         for name, value in entries.items():
-            where = (
-                f"{prefix}{safe_pickle.shown(name) if not isinstance(name, str) else name[:200]}"
-            )
+            where = f"{prefix}{safe_pickle.short_repr(name) if not isinstance(name, str) else name[:200]}"
             if isinstance(value, Mapping) and depth < _MAX_DEPTH:
                 waiting.append((f"{where}/", depth + 1, value))
             elif isinstance(value, np.ndarray) and value.dtype.kind == "f":
@@ -180,7 +178,7 @@ def read(path: str | Path) -> Mapping[str, Any]:
         tree = safe_pickle.load(file, allowed=safe_pickle.NUMPY, source=str(path))
     if not isinstance(tree, dict) or not isinstance(tree.get("params"), dict):
         raise WeightsError(
-            f"{path}: expected a dict with the entry 'params', received {safe_pickle.shown(tree)}"
+            f"{path}: expected a dict with the entry 'params', received {safe_pickle.short_repr(tree)}"
         )
     return tree["params"]
 

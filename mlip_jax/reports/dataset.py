@@ -127,7 +127,7 @@ class DatasetSummary:
         for name, *_ in DISTRIBUTIONS:
             value = getattr(self, name)
             if value is not None and not isinstance(value, Histogram):
-                setattr(self, name, Histogram.of_counts(*value))
+                setattr(self, name, Histogram.from_counts(*value))
         unknown = [symbol for symbol in self.elements if symbol not in atomic_numbers]
         if unknown:
             raise ValueError(f"elements: {unknown[0]!r} is not the symbol of an element")
@@ -302,7 +302,7 @@ def _distribution_table(
     rows = []
     for title, (_, unit, _, h) in summary.distributions().items():
         values = [h.minimum, *(h.quantile(q) for q in quantiles), h.maximum]
-        whole = h.of_whole_numbers and all(value == round(value) for value in values)
+        whole = h.has_integer_bins and all(value == round(value) for value in values)
         row = [h.known, h.missing, h.mean, *(int(value) if whole else value for value in values)]
         rows.append((f"{title} ({unit})" if unit else title, *(row[3:] if brief else row)))
     return ("", *(header[3:] if brief else header)), rows
@@ -348,7 +348,7 @@ def _draw_histogram(ax, h: Histogram, label: str, counted: str) -> None:
     edges, counts = _shown(h)
     beyond = h.known - int(counts.sum())
     median = h.quantile(0.5)
-    note = f"median {number(int(median) if h.of_whole_numbers else median)}"
+    note = f"median {number(int(median) if h.has_integer_bins else median)}"
     note += f" · {figures.format_tick(beyond)} outside" if beyond else ""
     ax.set_title(note, loc="right", fontsize=8.5, color=figures.VERMILLION)
     if not len(counts):
@@ -373,7 +373,7 @@ def _draw_histogram(ax, h: Histogram, label: str, counted: str) -> None:
         ax.xaxis.set_minor_formatter(figures.NullFormatter())
     else:
         ax.xaxis.set_major_locator(figures.MaxNLocator(7, integer=label.startswith("number")))
-    pad = 0.0 if len(counts) > 8 else 1.0 if h.of_whole_numbers else 0.0
+    pad = 0.0 if len(counts) > 8 else 1.0 if h.has_integer_bins else 0.0
     ax.set_xlim(edges[0] - pad, edges[-1] + pad)
     ax.set_ylim(0, 1.06 * max(counts.max(), 1))
     ax.yaxis.set_major_locator(figures.MaxNLocator(5, integer=True))

@@ -176,7 +176,7 @@ class Sources:
                 (embedding.Entry(i, f"sample {i}", "", s), options) for i, s in enumerate(smiles)
             ]
             made = workers.stream(
-                embedding.make, jobs, self.num_processes, on_death=embedding.gave_up
+                embedding.embed_entry, jobs, self.num_processes, on_death=embedding.failed_records
             )
             return [found[0].atoms for found in track(made, f"{source}", total=len(jobs))]
 

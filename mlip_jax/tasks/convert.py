@@ -10,9 +10,10 @@ import ml_collections
 
 from mlip_jax import config as configs
 from mlip_jax import defaults
-from mlip_jax.datasets.quality import diagnosis
+from mlip_jax.datasets.quality import check_report
 from mlip_jax.datasets.quality.checks import Findings
 from mlip_jax.datasets.quality.filters import Filters
+from mlip_jax.datasets.quality.problems import Problem
 from mlip_jax.datasets.source import locate, reader_options
 from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 from mlip_jax.datasets.store.store import Store
@@ -44,9 +45,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         )
         store = Store(folder)
         findings = Findings.from_json(store.manifest["findings"])
-        problems = [diagnosis.Problem(**p) for p in store.manifest["problems"]]
-        (folder / "checks.md").write_text(diagnosis.to_markdown(findings, problems))
-        for line in diagnosis.lines(findings, problems):
+        problems = [Problem(**p) for p in store.manifest["problems"]]
+        (folder / "checks.md").write_text(check_report.to_markdown(findings, problems))
+        for line in check_report.lines(findings, problems):
             log.info(line)
         counts = store.manifest["counts"]
         log.info(

@@ -19,7 +19,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source
 from mlip_jax.datasets.molecules.connectivity import describe
 from mlip_jax.datasets.selection import generalization, splits, subsets
-from mlip_jax.datasets.selection.held_out import RunData, entries, first_of_each
+from mlip_jax.datasets.selection.held_out import RunData, entries, first_per_molecule
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.potential import Potential
 from mlip_jax.reports.diversity.fingerprint_map import unpack
@@ -193,7 +193,7 @@ def _unseen_molecules(data: RunData, training) -> np.ndarray:
     """Return the test structures of IID-S; their molecules have enough conformers for training."""
     test, draw = (
         np.asarray(data.parts.get("test", []), np.int64),
-        generalization.drawn(training.data),
+        generalization.draw_settings(training.data),
     )
     return (
         test
@@ -227,7 +227,7 @@ def _of_known_elements(
 
 def _conformers(data: RunData, training, options) -> tuple[np.ndarray, generalization.Distances]:
     """Return unseen conformers of training molecules and their distances to training conformers."""
-    draw, store, part = generalization.drawn(training.data), data.store, data.parts["train"]
+    draw, store, part = generalization.draw_settings(training.data), data.store, data.parts["train"]
     if draw is None:
         log.warning(
             "training used all conformers of its molecules (data.num_molecules is not set): there are no "
@@ -281,7 +281,7 @@ def _other_molecules(
     )
     for note in told:
         log.warning("%s", note)
-    first = first_of_each(store, indices)
+    first = first_per_molecule(store, indices)
     seen, _ = _whole_parts(data, training).seen_skeletons()
     found = describe(entries(store, first), len(first))
     molecule, notes = np.asarray(store.index("molecule")), told
@@ -351,7 +351,7 @@ def _errors(potential: Potential, store: Store, indices: np.ndarray, with_forces
 
 def _fingerprints(store: Store, indices: np.ndarray, seed: int) -> np.ndarray:
     """Return packed Morgan fingerprints (M, 256) uint8 of at most _MAPPED molecules."""
-    first = first_of_each(store, indices)
+    first = first_per_molecule(store, indices)
     if len(first) > _MAPPED:
         first = np.sort(np.random.default_rng(seed).choice(first, _MAPPED, replace=False))
     found = describe(entries(store, first), len(first), fingerprints=True)

@@ -32,10 +32,10 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import initial_geometries
 from mlip_jax.datasets.selection.held_out import RunData
 from mlip_jax.datasets.selection.initial_geometries import (
-    FileStarts,
-    SmilesStarts,
-    Start,
-    StoreStarts,
+    FilePool,
+    InitialGeometry,
+    SmilesPool,
+    StorePool,
 )
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
@@ -132,7 +132,7 @@ def _check(config) -> None:
 # --- Molecules ---
 
 
-def _starts(config, folder: Path, paths, potentials) -> tuple[list[Start], list[str]]:
+def _starts(config, folder: Path, paths, potentials) -> tuple[list[InitialGeometry], list[str]]:
     """Return the molecules of this run and notes about them for the report.
 
     They are chosen once and stored in starts.json.
@@ -140,7 +140,7 @@ def _starts(config, folder: Path, paths, potentials) -> tuple[list[Start], list[
     kept = folder / "starts.json"
     if kept.exists():
         values = json.loads(kept.read_text())
-        return [Start.from_json(v) for v in values["molecules"]], values["notes"]
+        return [InitialGeometry.from_json(v) for v in values["molecules"]], values["notes"]
     notes: list[str] = []
     processes = config.oracle.num_processes or None
     runs = _runs(paths, config.data, notes)
@@ -171,7 +171,7 @@ def _starts(config, folder: Path, paths, potentials) -> tuple[list[Start], list[
         log.warning("%s", note)
     write_json(folder / "left_out.json", left_out)
     write_json(kept, {"molecules": [s.to_json() for s in starts], "notes": notes})
-    return [Start.from_json(s.to_json()) for s in starts], notes
+    return [InitialGeometry.from_json(s.to_json()) for s in starts], notes
 
 
 def _runs(paths, data, notes) -> dict[str, RunData]:
@@ -210,16 +210,16 @@ def _seen(runs: dict[str, RunData], notes, num_processes) -> frozenset[str]:
     return frozenset(skeletons)
 
 
-def _pool(config, runs: dict[str, RunData]) -> StoreStarts | SmilesStarts | FileStarts:
+def _pool(config, runs: dict[str, RunData]) -> StorePool | SmilesPool | FilePool:
     """Return the source of molecules: a file, a data set, or the test split of a force field."""
     data = config.data.copy_and_resolve_references()
     reference_stage = data.reference_stage if data.reference == "data" else None
     if data.path and not data.stage and not reference_stage and _is_plain(data):
         is_smiles = files.kind_of(data.path) in initial_geometries.SMILES_FILES
-        return (SmilesStarts if is_smiles else FileStarts)(data.path, config.seed)
+        return (SmilesPool if is_smiles else FilePool)(data.path, config.seed)
     if data.path:
         loaded = source.load(data)
-        return StoreStarts(loaded.store, loaded.indices, data.stage, reference_stage)
+        return StorePool(loaded.store, loaded.indices, data.stage, reference_stage)
     own = next(iter(runs.values()))
     data.path = str(own.store.path)
     loaded = source.load(data)
@@ -229,7 +229,7 @@ def _pool(config, runs: dict[str, RunData]) -> StoreStarts | SmilesStarts | File
             f"{own.workdir}: no molecule is in the test part of its data alone. Give molecules to judge "
             "by as config.data.path."
         )
-    return StoreStarts(loaded.store, held_out, data.stage, reference_stage)
+    return StorePool(loaded.store, held_out, data.stage, reference_stage)
 
 
 def _is_plain(data) -> bool:
@@ -257,7 +257,7 @@ def make_relaxer(potential: Potential, options: ml_collections.ConfigDict) -> An
 def relax(
     name: str,
     potential: Potential,
-    starts: list[Start],
+    starts: list[InitialGeometry],
     options: ml_collections.ConfigDict,
     cache: ResultCache,
 ) -> dict[str, dict[str, Any]]:
@@ -314,7 +314,7 @@ def _plain(found) -> dict[str, Any]:
     }
 
 
-def judge_starts(oracle: Oracle, starts: list[Start], config) -> StartMolecules:
+def judge_starts(oracle: Oracle, starts: list[InitialGeometry], config) -> StartMolecules:
     """Compute the oracle's energies of the start geometries and of the minima to compare with.
 
     The latter are the reference geometries of the data, or the oracle's own minima.
@@ -340,7 +340,7 @@ def judge_starts(oracle: Oracle, starts: list[Start], config) -> StartMolecules:
 
 
 def judge(
-    oracle: Oracle, name: str, starts: list[Start], relaxed: dict[str, dict[str, Any]]
+    oracle: Oracle, name: str, starts: list[InitialGeometry], relaxed: dict[str, dict[str, Any]]
 ) -> EvaluatedForceField:
     """Compute the oracle's energies and forces at the relaxed geometries of a force field."""
     moved = {
@@ -354,7 +354,7 @@ def judge(
     )
 
 
-def _moved(start: Start, positions) -> Atoms:
+def _moved(start: InitialGeometry, positions) -> Atoms:
     atoms = start.atoms.copy()
     atoms.positions = np.reshape(positions, (-1, 3))
     return atoms

@@ -38,7 +38,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     with claimed(workdir, configs.identity(config)) as folder:
         config.data.refuse = False  # report invalid data instead of raising an error
         data = source.load(config.data)
-        source.write_left_out(folder / "left_out.csv", data)
+        source.write_excluded(folder / "left_out.csv", data)
         summary = summarize(data)
         print_summary(summary)
         write_dataset_report(folder, summary)
@@ -101,7 +101,7 @@ def _whole(values: np.ndarray) -> Histogram:
     """Return a histogram with one bin per integer, or 200 bins if the range is 400 or more."""
     low, high = int(values.min()), int(values.max())
     return _filled(
-        Histogram.whole(low, high)
+        Histogram.integers(low, high)
         if high - low < 400
         else Histogram.linear(low - 0.5, high + 0.5, 200),
         values,

@@ -142,7 +142,7 @@ class Data:
         c = config.data
         loaded = source.load(c)
         index, values = (
-            property_data.labelled(loaded.store, loaded.indices, config.property.targets)
+            property_data.select_labeled(loaded.store, loaded.indices, config.property.targets)
             if (config.property.targets)
             else (loaded.indices, {})
         )

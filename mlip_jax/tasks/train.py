@@ -109,7 +109,7 @@ def _split(config, data, workdir, model, embed) -> dict[str, Split]:
     if distributed.leader():
         with writing(workdir):
             if not (workdir / "left_out.csv").exists():
-                source.write_left_out(workdir / "left_out.csv", data)
+                source.write_excluded(workdir / "left_out.csv", data)
             keep_split(
                 workdir / "splits.npz",
                 parts,

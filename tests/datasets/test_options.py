@@ -66,7 +66,7 @@ def test_one_of_several():
 
 @pytest.mark.parametrize("value", ["''", "('a', 'b')", "NAME"])
 def test_how_an_option_is_told_is_how_it_is_given(value):
-    told = options.how("split_files", value)
+    told = options.as_flag("split_files", value)
     assert told.startswith('--config.data.reader_options="') and told.endswith('"')
     assert reader_options(told.split('"')[1]) == {
         "split_files": {"''": "", "('a', 'b')": ["a", "b"]}.get(value, value)

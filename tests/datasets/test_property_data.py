@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.property_data import Samples, Target, fit_targets, labelled
+from mlip_jax.datasets.property_data import Samples, Target, fit_targets, select_labeled
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.structure import Structure
 
@@ -100,12 +100,12 @@ def test_structures_that_have_the_property():
     gap = VALUES["gap"].copy()
     gap[[1, 4]] = np.nan
     store = InMemory(dataclasses.replace(COLUMNS, properties={**COLUMNS.properties, "gap": gap}))
-    index, values = labelled(store, np.array([0, 1, 2, 4, 7]), ["gap"])
+    index, values = select_labeled(store, np.array([0, 1, 2, 4, 7]), ["gap"])
     assert index.tolist() == [0, 2, 7] and values["gap"].tolist() == gap[[0, 2, 7]].tolist()
     with pytest.raises(DatasetError, match="none of the 2 structures has a known gap"):
-        labelled(store, np.array([1, 4]), ["gap"])
+        select_labeled(store, np.array([1, 4]), ["gap"])
     with pytest.raises(DatasetError, match="unknown property.*Did you mean 'gap'"):
-        labelled(store, np.array([1, 4]), ["gop"])
+        select_labeled(store, np.array([1, 4]), ["gop"])
 
 
 def test_samples_have_their_targets_in_any_order():

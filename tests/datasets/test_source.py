@@ -670,7 +670,7 @@ def test_molecules_of_the_training_part_by_features(options):
 
 def test_what_filters_took_is_listed(options, tmp_path):
     loaded = source.load(options(DATA, charge=0.0, max_atoms=8))
-    source.write_left_out(tmp_path / "left_out.csv", loaded)
+    source.write_excluded(tmp_path / "left_out.csv", loaded)
     rows = [
         line.rsplit(",", 1) for line in (tmp_path / "left_out.csv").read_text().splitlines()[1:]
     ]

@@ -29,8 +29,8 @@ HOSTILE = "<script>x</script> [red]$a^|b\n# c `d` \\frac"
 def full(**changes):
     rng = np.random.default_rng(0)
     histograms = {
-        "n_atoms": Histogram.whole(1, 200),
-        "conformers": Histogram.whole(1, 100),
+        "n_atoms": Histogram.integers(1, 200),
+        "conformers": Histogram.integers(1, 100),
         "energy_per_atom": Histogram.linear(-1, 1, 400),
         "total_energy_per_atom": Histogram.linear(-1000, 0, 500),
         "force": Histogram.logarithmic(1e-4, 1e3, 140),
@@ -170,7 +170,7 @@ def test_figure_has_a_panel_for_all_there_is():
     "summary",
     [
         bare(),
-        bare(elements={"H": 0}, n_atoms=Histogram.whole(1, 5)),
+        bare(elements={"H": 0}, n_atoms=Histogram.integers(1, 5)),
         bare(elements={"H": 2}, num_structures=1, num_molecules=1, n_atoms=([1.5, 2.5], [1])),
         bare(energy_per_atom=([0, 1], [0]), force=([1e-3, 1e-2, 1], [0, 5]), charges={0: 0, 1: 0}),
         bare(

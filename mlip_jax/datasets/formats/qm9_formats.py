@@ -73,12 +73,14 @@ def open_format(path: Path, db_units: str):
         layout = format_of(path)
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
         raise DatasetError(
-            f"{path}: cannot be read ({error}); the file is truncated or damaged. Download it again."
+            f"{path}: cannot be read ({error}); the file is truncated or corrupted. Download it "
+            "again."
         ) from error
     if layout is None:
         raise DatasetError(
-            f"{path}: is none of QM9's forms: dsgdb9nsd.xyz.tar.bz2, a folder of dsgdb9nsd_*.xyz, "
-            "extended xyz with U0, zpve, Cv and alpha, or an ASE database with energy_U0"
+            f"{path}: has none of QM9's formats: dsgdb9nsd.xyz.tar.bz2, a folder of "
+            "dsgdb9nsd_*.xyz, extended xyz with U0, zpve, Cv and alpha, or an ASE database with "
+            "energy_U0"
         )
     if layout == "database":
         return _Database(path, db_units)
@@ -141,7 +143,7 @@ class Archive:
             info = next(self._following, None)
             if info is None:
                 raise DatasetError(
-                    f"{self.path}: ends after {self._next} molecules, asked for {records[-1]}"
+                    f"{self.path}: ends after {self._next} molecules, requested {records[-1]}"
                 )
             record, self._next = self._next, self._next + 1
             if record in records:
@@ -160,7 +162,7 @@ class Archive:
         try:
             if info.size > _MAX_MEMBER:
                 raise tarfile.ReadError(
-                    f"{info.name[:60]!r} has {info.size} bytes, which no molecule has"
+                    f"{info.name[:60]!r} has {info.size} bytes, more than any molecule"
                 )
             return self._tar.content(info).read()
         except (OSError, EOFError, tarfile.TarError) as error:
@@ -188,11 +190,11 @@ class Archive:
             self._file.close()
             raise
 
-    def _damaged(self, error) -> DatasetError:
+    def _corruption_error(self, error) -> DatasetError:
         """Return the error for an archive that cannot be read further."""
         return DatasetError(
-            f"{self.path}: cannot be read beyond molecule {self._next} ({error}); the archive is "
-            "truncated or damaged. Download it again."
+            f"{self.path}: cannot read beyond molecule {self._next} ({error}); the archive is "
+            "truncated or corrupted. Download it again."
         )
 
 
@@ -239,15 +241,15 @@ class _ExtendedXyz:
                     continue
                 if not line.strip().isdigit():
                     raise DatasetError(
-                        f"{path}:{len(self._starts)}: expected a number of atoms, found {line[:60]!r}. "
-                        "The file is damaged or no xyz file."
+                        f"{path}:{len(self._starts)}: expected a number of atoms, found "
+                        f"{line[:60]!r}. The file is corrupted or not an xyz file."
                     )
                 self._starts.append(self._file.tell() - len(line))
                 for _ in range(int(line) + 1):
                     if not self._file.readline():
                         raise DatasetError(
-                            f"{path}:{len(self._starts) - 1}: the file ends within the molecule; it is "
-                            "truncated. Download or make it again."
+                            f"{path}:{len(self._starts) - 1}: the file is truncated within the "
+                            "molecule. Download it again or recreate it."
                         )
         except DatasetError:
             self.close()
@@ -276,23 +278,25 @@ class _ExtendedXyz:
         lines = [self._file.readline().decode("utf-8", "replace") for _ in range(n + 1)]
         comment = comment_fields(lines[0])
         columns = comment.get("Properties", "species:S:1:pos:R:3").split(":")
-        places, at = {}, 0
+        column_of, width_so_far = {}, 0
         for name, width in zip(columns[::3], columns[2::3]):
-            places[name] = at
-            at += parse_integer(width, source)
-        if not {"species", "pos"} <= set(places):
+            column_of[name] = width_so_far
+            width_so_far += parse_integer(width, source)
+        if not {"species", "pos"} <= set(column_of):
             raise DatasetError(
-                f"{source}: Properties={comment['Properties']} names no species and pos"
+                f"{source}: Properties={comment['Properties']} lacks species and pos"
             )
-        rows = [split_columns(line, at, source) for line in lines[1:]]
+        rows = [split_columns(line, width_so_far, source) for line in lines[1:]]
         raw = {
             name: parse_number(comment[key], source)
             for name, (_, key, *_) in FIELDS.items()
             if key in comment
         }
         return structure_fields(
-            numbers=symbols_to_numbers((row[places["species"]] for row in rows), source),
-            positions=parse_table([row[places["pos"] : places["pos"] + 3] for row in rows], source),
+            numbers=symbols_to_numbers((row[column_of["species"]] for row in rows), source),
+            positions=parse_table(
+                [row[column_of["pos"] : column_of["pos"] + 3] for row in rows], source
+            ),
             raw=raw,
             factors={name: f[3] for name, f in FIELDS.items()},
             source=source,
@@ -365,7 +369,7 @@ class _Database:
         if "energy" in stated:
             if db_units != "auto":
                 raise DatasetError(
-                    f"{self.path}: names its own units ({stated['energy']!r} for energy_U0); remove "
+                    f"{self.path}: states its units ({stated['energy']!r} for energy_U0); remove "
                     f"db_units={db_units!r}"
                 )
             factors = {
@@ -376,27 +380,28 @@ class _Database:
             }
             return {name: factors.get(name) for name in FIELDS}
         if db_units == "auto":
-            db_units = self._shown_by_energies()
+            db_units = self._infer_units()
         return {name: f[3] if db_units == "hartree" else f[4] for name, f in FIELDS.items()}
 
-    def _shown_by_energies(self) -> str:
+    def _infer_units(self) -> str:
         """Infer "eV" or "hartree" from the energies of the first rows."""
         for row in self._database.rows(range(min(len(self._database), 20))):
             energy = float(np.asarray(row.data.get("energy_U0", np.nan), np.float64).reshape(-1)[0])
             if not np.isfinite(energy):
                 continue
-            fitting = [
+            matching = [
                 name
                 for name, unit in (("eV", 1.0), ("hartree", units.Hartree))
                 if BINDING[0] < binding_energy(energy * unit, row.numbers) < BINDING[1]
             ]
-            if not fitting:
+            if not matching:
                 raise DatasetError(
-                    f"{self.path}: names no units, and energy_U0 of row {row.id}, {energy:.6g}, is no total energy of "
-                    "this molecule in eV or hartree. Are atomic energies subtracted? Total energies are needed."
+                    f"{self.path}: states no units, and energy_U0 of row {row.id}, {energy:.6g}, "
+                    "is not a total energy of this molecule in eV or hartree. Use total energies, "
+                    "without subtracting atomic energies."
                 )
-            return fitting[0]
+            return matching[0]
         raise DatasetError(
-            f"{self.path}: names no units and its first rows have no energy_U0 to tell them by. Give "
-            f"{options.how('db_units', 'eV')} (or hartree)."
+            f"{self.path}: states no units, and its first rows have no energy_U0 to infer them "
+            f"from. Set {options.as_flag('db_units', 'eV')} (or hartree)."
         )

@@ -121,9 +121,9 @@ def from_geometry(numbers: np.ndarray, positions: np.ndarray) -> Any | None:
     from rdkit.Chem import rdDetermineBonds
 
     mol, conformer = Chem.RWMol(), Chem.Conformer(len(numbers))
-    for place, (number, position) in enumerate(zip(numbers, positions)):
+    for index, (number, position) in enumerate(zip(numbers, positions)):
         mol.AddAtom(_bare_atom(number))
-        conformer.SetAtomPosition(place, [float(x) for x in position])
+        conformer.SetAtomPosition(index, [float(x) for x in position])
     mol.AddConformer(conformer)
     with rdBase.BlockLogs():
         try:
@@ -194,5 +194,5 @@ def _require_rdkit() -> None:
         import rdkit  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "telling molecules apart needs RDKit: pip install 'mlip-flax[data]'"
+            "RDKit is required to identify molecules: pip install 'mlip-flax[data]'"
         ) from error

@@ -38,7 +38,7 @@ class CsvColumns(NamedTuple):
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[io.TextIOBase]:
+def open_text(path: Path) -> Iterator[io.TextIOBase]:
     """Open a text file, decompressed if necessary.
 
     Invalid UTF-8 is replaced, because it can only occur in names.
@@ -54,7 +54,7 @@ def opened(path: Path) -> Iterator[io.TextIOBase]:
             yield file
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise DatasetError(
-            f"{path}: cannot be read to its end ({error}); it is damaged or truncated"
+            f"{path}: cannot be read to its end ({error}); it is corrupted or truncated"
         ) from error
 
 
@@ -70,7 +70,7 @@ def read_entries(path: Path, kind: str, columns: CsvColumns) -> Iterator[Entry]:
       DatasetError: The file is corrupted.
       ConfigError: The file does not have the requested column.
     """
-    with opened(path) as file:
+    with open_text(path) as file:
         yield from KINDS[kind](path, file, columns)
 
 
@@ -109,7 +109,7 @@ def _csv(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
                 yield Entry(next(numbers), f"{path.name} line {line}", *cells)
             line = rows.line_num + 1
     except csv.Error as error:
-        raise DatasetError(f"{path} line {line}: is no CSV ({error})") from error
+        raise DatasetError(f"{path} line {line}: is not CSV ({error})") from error
 
 
 def _column(
@@ -133,7 +133,7 @@ def _column(
         if name
         else f"no column is called {' or '.join(usual)}; found: {', '.join(header)}."
     )
-    raise ConfigError(f"{path}: {problem} Give the name as {option}.")
+    raise ConfigError(f"{path}: {problem} Set {option}.")
 
 
 def _sdf(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:

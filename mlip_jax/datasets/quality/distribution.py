@@ -40,7 +40,7 @@ class Distribution:
     bins: dict[int, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, values: np.ndarray) -> Distribution:
+    def from_values(cls, values: np.ndarray) -> Distribution:
         """Return the distribution of the finite values of an array of any shape."""
         values = np.asarray(values, np.float64).ravel()
         accumulator = Accumulator()
@@ -81,10 +81,10 @@ class Distribution:
             return float("nan")
         keys = np.array(sorted(self.bins))
         counts = np.array([self.bins[k] for k in keys.tolist()])
-        wanted = q * self.count
-        k = min(int(np.searchsorted(np.cumsum(counts), wanted)), len(keys) - 1)
+        target = q * self.count
+        k = min(int(np.searchsorted(np.cumsum(counts), target)), len(keys) - 1)
         low, high = _edges(keys[k : k + 1])
-        within = (wanted - counts[:k].sum()) / counts[k]
+        within = (target - counts[:k].sum()) / counts[k]
         return float(np.clip(low[0] + within * (high[0] - low[0]), self.smallest, self.largest))
 
     def share(self, low: float, high: float) -> float:
@@ -110,13 +110,14 @@ class Distribution:
         return fields | {"bins": {str(k): self.bins[k] for k in sorted(self.bins)}}
 
     @classmethod
-    def from_json(cls, made: Mapping[str, Any]) -> Distribution:
+    def from_json(cls, values: Mapping[str, Any]) -> Distribution:
         """Create a distribution from the output of `to_json`."""
         extremes = {
-            k: float("nan") if made[k] is None else float(made[k]) for k in ("smallest", "largest")
+            k: float("nan") if values[k] is None else float(values[k])
+            for k in ("smallest", "largest")
         }
         return cls(
-            **{**made, **extremes, "bins": {int(k): int(n) for k, n in made["bins"].items()}}
+            **{**values, **extremes, "bins": {int(k): int(n) for k, n in values["bins"].items()}}
         )
 
 

@@ -35,7 +35,7 @@ import numpy as np
 from ase import units
 
 from mlip_jax.datasets import options, reader
-from mlip_jax.datasets.formats.elements import checked_numbers
+from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport, symbols_to_numbers
 from mlip_jax.structure import Structure
 
@@ -89,8 +89,8 @@ class Reader(reader.Reader):
             ]
             if not self._groups:
                 raise DatasetError(
-                    f"{self.path}: no group has 'coordinates', as in ANI-1x and ANI-1. Is this an ANI "
-                    "file?"
+                    f"{self.path}: no group has 'coordinates', as in ANI-1x and ANI-1. Is this an "
+                    "ANI file?"
                 )
             self._choose_level()
         except BaseException:
@@ -140,18 +140,18 @@ class Reader(reader.Reader):
                     yield from self._read_1(group, name.rsplit("/", 1)[-1], source, record, report)
                 else:
                     raise DatasetError(
-                        f"{source}: expected a list of 'atomic_numbers', or symbols of 'species'; found "
-                        f"{sorted(group)}. Is this an ANI-1x or ANI-1 file?"
+                        f"{source}: expected a list of 'atomic_numbers', or symbols of 'species'; "
+                        f"found {sorted(group)}. Is this an ANI-1x or ANI-1 file?"
                     )
             except (OSError, KeyError, RuntimeError) as error:
                 raise DatasetError(
-                    f"{source}: the record cannot be read ({error}); the file is damaged. "
-                    "Download or make it again."
+                    f"{source}: the record cannot be read ({error}); the file is corrupted. "
+                    "Download it again or recreate it."
                 ) from error
 
     def _read_1x(self, group, name, source, record, report) -> Iterator[Structure]:
         """Yield the conformations of a group of ANI-1x or ANI-1ccx."""
-        numbers = checked_numbers(group["atomic_numbers"][()], source)
+        numbers = validate_numbers(group["atomic_numbers"][()], source)
         positions = _positions(group, "coordinates", len(numbers), source)
         m, n = positions.shape[:2]
         level = self._level
@@ -184,8 +184,8 @@ class Reader(reader.Reader):
     def _read_1(self, group, name, source, record, report) -> Iterator[Structure]:
         """Yield the conformations of a group of ANI-1."""
         symbols = [s.decode() if isinstance(s, bytes) else s for s in group["species"][()].tolist()]
-        numbers = checked_numbers(symbols_to_numbers(symbols, source), source)
-        smiles = _joined(group["smiles"][()]) if "smiles" in group else ""
+        numbers = validate_numbers(symbols_to_numbers(symbols, source), source)
+        smiles = _join_characters(group["smiles"][()]) if "smiles" in group else ""
         first = 0
         for suffix in ("", "HE") if self._high and "coordinatesHE" in group else ("",):
             positions = _positions(group, f"coordinates{suffix}", len(numbers), source)
@@ -226,7 +226,7 @@ class Reader(reader.Reader):
             raise DatasetError(
                 f"{self.path}: has no energies of level {self._level!r}; it has "
                 f"{', '.join(map(repr, levels)) or 'no energies'}. Choose one, "
-                f"{options.how('level', '...')}."
+                f"{options.as_flag('level', '...')}."
             )
         self.level_of_theory = _LEVELS.get(self._level, self._level)
 
@@ -237,7 +237,7 @@ def _hdf5_files(path: Path) -> list[Path]:
         return [path]
     files = sorted(f for f in path.iterdir() if f.suffix in (".h5", ".hdf5"))
     if not files:
-        raise DatasetError(f"{path}: holds no .h5 or .hdf5 files")
+        raise DatasetError(f"{path}: contains no .h5 or .hdf5 files")
     return files
 
 
@@ -253,8 +253,8 @@ def _group_names(file: h5py.File) -> list[str]:
         file.visititems(visit)
     except (OSError, RuntimeError, KeyError) as error:
         raise DatasetError(
-            f"{file.filename}: its groups cannot be listed ({error}); the file is damaged. Download or "
-            "make it again."
+            f"{file.filename}: cannot list its groups ({error}); the file is corrupted. Download "
+            "it again or recreate it."
         ) from error
     return names
 
@@ -300,7 +300,7 @@ def _charges(group, name, shape, numbers, source) -> np.ndarray:
     return charges
 
 
-def _joined(characters: np.ndarray) -> str:
+def _join_characters(characters: np.ndarray) -> str:
     """Join characters to a text."""
     return "".join(
         c.decode() if isinstance(c, bytes) else str(c) for c in np.ravel(characters).tolist()

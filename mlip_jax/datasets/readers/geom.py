@@ -38,7 +38,7 @@ from ase import units
 from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.formats import safe_pickle
-from mlip_jax.datasets.formats.elements import checked_numbers
+from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.formats.geom_files import (
     READ_ERRORS,
     GeomRecord,
@@ -105,8 +105,8 @@ class Reader(reader.Reader):
         kind = kind_of(self.path)
         if kind is None:
             raise DatasetError(
-                f"{self.path}: not GEOM data. Expected its rdkit_folder (summary_drugs.json, drugs/), "
-                "a folder of its pickles, one pickle, or a crude .msgpack file."
+                f"{self.path}: not GEOM data. Expected its rdkit_folder (summary_drugs.json, "
+                "drugs/), a folder of its pickles, one pickle, or a crude .msgpack file."
             )
         self._molecules = (
             PickleFolder(self.path, subset)
@@ -159,13 +159,13 @@ class Reader(reader.Reader):
         """Yield the conformers of a molecule."""
         molecule, source = item.content, item.source
         if not isinstance(molecule, Mapping) or not isinstance(molecule.get("conformers"), list):
-            found = (
+            content = (
                 sorted(map(str, molecule))
                 if isinstance(molecule, Mapping)
                 else type(molecule).__name__
             )
             raise DatasetError(
-                f"{source}: expected a dict with a list 'conformers', as GEOM has it; found {found}"
+                f"{source}: expected a dict with a list 'conformers', as in GEOM; found {content}"
             )
         conformers = molecule["conformers"]
         if not conformers:
@@ -173,7 +173,9 @@ class Reader(reader.Reader):
         shared = _labels(molecule, _OF_MOLECULE, source)
         smiles = item.smiles or molecule.get("smiles") or ""
         if not isinstance(smiles, str):
-            raise DatasetError(f"{source}: smiles is {safe_pickle.shown(smiles)}, expected a text")
+            raise DatasetError(
+                f"{source}: smiles is {safe_pickle.short_repr(smiles)}, expected a text"
+            )
         for c in _lowest(conformers, self._max_conformers, source):
             where = f"{source}#{c}"
             numbers, positions, charge = _atoms(conformers[c], where)
@@ -234,7 +236,7 @@ def _number(value, key, source) -> float:
     if value is None:
         return float("nan")
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise DatasetError(f"{source}: {key} is {safe_pickle.shown(value)}, expected a number")
+        raise DatasetError(f"{source}: {key} is {safe_pickle.short_repr(value)}, expected a number")
     try:
         return float(value)
     except OverflowError as error:
@@ -253,7 +255,7 @@ def _atoms(conformer: Mapping, source: str) -> tuple[np.ndarray, np.ndarray, flo
             f"{sorted(map(str, conformer))}"
         )
     table = _table(conformer["xyz"], source)
-    return checked_numbers(table[:, 0], source), table[:, 1:].copy(), None
+    return validate_numbers(table[:, 0], source), table[:, 1:].copy(), None
 
 
 def _table(rows, source: str) -> np.ndarray:
@@ -265,19 +267,21 @@ def _table(rows, source: str) -> np.ndarray:
     if isinstance(rows, np.ndarray):
         rows = np.asarray(rows).tolist() if rows.ndim == 2 else [rows]
     if not isinstance(rows, list | tuple) or not 0 < len(rows) <= _MAX_ATOMS:
-        found = f"{len(rows)} rows" if isinstance(rows, list | tuple) else type(rows).__name__
+        size = f"{len(rows)} rows" if isinstance(rows, list | tuple) else type(rows).__name__
         raise DatasetError(
-            f"{source}: xyz has {found}, expected a list of 1 to {_MAX_ATOMS} rows: atomic number, x, "
-            "y, z"
+            f"{source}: xyz has {size}, expected a list of 1 to {_MAX_ATOMS} rows: atomic number, "
+            "x, y, z"
         )
     for row in rows:
         if not isinstance(row, list | tuple) or len(row) != 4:
             raise DatasetError(
-                f"{source}: xyz has the row {safe_pickle.shown(row)}, expected atomic number, x, y, z"
+                f"{source}: xyz has the row {safe_pickle.short_repr(row)}, expected atomic number, "
+                "x, y, z"
             )
         if not all(isinstance(cell, float | int | np.integer | np.floating) for cell in row):
             raise DatasetError(
-                f"{source}: xyz has the row {safe_pickle.shown(row)}, which is not four numbers"
+                f"{source}: xyz has the row {safe_pickle.short_repr(row)}, which is not four "
+                "numbers"
             )
     try:
         return np.array(rows, np.float64)

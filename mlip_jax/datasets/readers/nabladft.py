@@ -38,7 +38,7 @@ from ase.data import atomic_numbers, chemical_symbols
 
 from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.formats.ase_database import AseDatabase, AseRow, is_ase_database
-from mlip_jax.datasets.formats.elements import checked_numbers
+from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -81,7 +81,7 @@ class Reader(reader.Reader):
     LEVEL_OF_THEORY = "ωB97X-D/def2-SVP"
     UNITS = {
         "positions": "Å",
-        "energy": "hartree, less the isolated atoms",
+        "energy": "hartree, minus the isolated atoms",
         "forces": "hartree/Å",
         "homo, lumo, gap": "hartree",
         "dipole_moment": "debye",
@@ -101,7 +101,7 @@ class Reader(reader.Reader):
         """Check layout and units of the database and find the atom energies and the summary."""
         first = next(self._database.rows(range(min(1, len(self._database)))), None)
         if first is None:
-            raise DatasetError(f"{self.path}: the database holds no rows")
+            raise DatasetError(f"{self.path}: the database has no rows")
         _check_layout(first, f"{self.path.name}:{first.id}")
         _check_units(self._database.metadata, self.path)
         self._atoms = _atom_energies(self._database.metadata, self.path)
@@ -168,7 +168,7 @@ class Reader(reader.Reader):
         if self._summary is not None:
             properties = self._summary.labels(row, energy, source)
         return Structure(
-            numbers=checked_numbers(row.numbers, source),
+            numbers=validate_numbers(row.numbers, source),
             positions=row.positions,
             energy=energy * units.Hartree,
             forces=_forces(row, source),
@@ -187,8 +187,9 @@ class Reader(reader.Reader):
         subtracted = self._is_subtracted(row, source)
         if subtracted != self._subtracted:
             raise DatasetError(
-                f"{source}: the energy {stored} hartree is {'without' if subtracted else 'with'} the isolated atoms, "
-                "unlike the first row's. Is this a mixture of files?"
+                f"{source}: the energy {stored} hartree {'excludes' if subtracted else 'includes'} "
+                "the isolated atoms, unlike that of the first row. Do not mix files with both "
+                "conventions."
             )
         return stored + (self._sum_of_atoms(row, source) if subtracted else 0.0)
 
@@ -201,8 +202,9 @@ class Reader(reader.Reader):
         if abs(stored / atoms - 1) < 0.3:
             return False
         raise DatasetError(
-            f"{source}: an energy of {stored} is neither the total energy of these atoms in hartree (about "
-            f"{atoms:.1f}) nor that less the isolated atoms. Is it in another unit?"
+            f"{source}: an energy of {stored} is neither the total energy of these atoms in "
+            f"hartree (about {atoms:.1f}) nor the total energy minus the isolated atoms. Check its "
+            "unit."
         )
 
     def _sum_of_atoms(self, row: AseRow, source: str) -> float:
@@ -212,24 +214,24 @@ class Reader(reader.Reader):
         missing = row.numbers[~known | ~np.isfinite(energies)]
         if len(missing):
             raise DatasetError(
-                f"{source}: the energy of an isolated {chemical_symbols[missing[0]]} atom is not known, "
-                f"so there is no total energy; known: {', '.join(self.atom_energies)}"
+                f"{source}: the energy of an isolated {chemical_symbols[missing[0]]} atom is "
+                f"unknown, so the total energy is undefined; known: {', '.join(self.atom_energies)}"
             )
         return float(energies.sum())
 
     def _find_summary(self, summary: str) -> Path | None:
         """Return the path of the summary, or None if there is none."""
         if summary == "auto":
-            beside = self.path.parent / "summary.csv"
-            if not beside.is_file() and beside.with_name("summary.csv.gz").is_file():
-                log.warning("%s.gz is not used; unpack it for orbital energies", beside)
-            return beside if beside.is_file() else None
+            default = self.path.parent / "summary.csv"
+            if not default.is_file() and default.with_name("summary.csv.gz").is_file():
+                log.warning("%s.gz is not used; unpack it for orbital energies", default)
+            return default if default.is_file() else None
         if not summary:
             return None
         if not Path(summary).is_file() or summary.endswith(".gz"):
             raise DatasetError(
-                f"{summary}: no such unpacked table. Give summary.csv of the release (after gzip -d), "
-                f"{options.how('summary', 'FILE')}, or '' for none."
+                f"{summary}: no such uncompressed table. Give summary.csv of the release (after "
+                f"gzip -d), {options.as_flag('summary', 'FILE')}, or '' for none."
             )
         return Path(summary)
 
@@ -245,18 +247,18 @@ class _SummaryTable:
         self._file = path.open("rb")
         try:
             self._columns = self._header()
-            keys, places = self._index()
+            keys, offsets = self._index()
         except BaseException:
             self._file.close()
             raise
         order = np.argsort(keys, kind="stable")
-        self._keys, self._places = keys[order], places[order]
+        self._keys, self._offsets = keys[order], offsets[order]
         twice = np.flatnonzero(self._keys[1:] == self._keys[:-1])
         if len(twice):
             key = int(self._keys[twice[0]])
             self._file.close()
             raise DatasetError(
-                f"{path}: MOSES id {key >> 32}, CONFORMER id {key & 0xFFFFFFFF} stands there twice"
+                f"{path}: MOSES id {key >> 32}, CONFORMER id {key & 0xFFFFFFFF} occurs twice"
             )
 
     def close(self) -> None:
@@ -277,14 +279,14 @@ class _SummaryTable:
             or "iteration" in row.key_value_pairs
         ):
             return dict.fromkeys(_SUMMARY, math.nan)
-        self._file.seek(int(self._places[at]))
+        self._file.seek(int(self._offsets[at]))
         values = next(csv.reader([self._file.readline().decode("utf-8", "replace")]))
         total = self._number(values, _TOTAL, source)
         if abs(total - energy) > _SAME_ENERGY:
             raise DatasetError(
-                f"{source}: the total energy is {energy:.6f} hartree, but {self.path.name} says {total:.6f} for MOSES "
-                f"id {moses}, CONFORMER id {conformation}. The table belongs to another release; give the right one, "
-                "or summary='' for none."
+                f"{source}: the total energy is {energy:.6f} hartree, but {self.path.name} has "
+                f"{total:.6f} for MOSES id {moses}, CONFORMER id {conformation}. The table belongs "
+                "to another release; give the matching table, or summary='' for none."
             )
         return {
             name: self._number(values, column, source) * unit
@@ -302,16 +304,16 @@ class _SummaryTable:
         ]
         if missing:
             raise DatasetError(
-                f"{self.path}: has no column {missing[0]!r}; found {header[:30]}. Is this the table "
-                "summary.csv of ∇²DFT?"
+                f"{self.path}: has no column {missing[0]!r}; found {header[:30]}. Expected "
+                "summary.csv of ∇²DFT."
             )
         return columns
 
     def _index(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the keys and the offsets of all lines, both of shape (lines,)."""
         first, second = self._columns["MOSES id"], self._columns["CONFORMER id"]
-        needed, place, number = max(first, second) + 1, self._file.tell(), 1
-        keys, places, parts = [], [], []
+        needed, offset, number = max(first, second) + 1, self._file.tell(), 1
+        keys, offsets, parts = [], [], []
         for line in self._file:
             number += 1
             if line.strip():
@@ -320,15 +322,15 @@ class _SummaryTable:
                     keys.append(_key(int(cells[first]), int(cells[second])))
                 except (IndexError, ValueError) as error:
                     raise DatasetError(
-                        f"{self.path}: line {number}: expected the numbers of a molecule and of a "
+                        f"{self.path}: line {number}: expected the numbers of a molecule and a "
                         f"conformation, found {line[:60]!r}"
                     ) from error
-                places.append(place)
-            place += len(line)
+                offsets.append(offset)
+            offset += len(line)
             if len(keys) == 1_000_000:  # arrays take less memory than lists of integers
-                parts.append((np.array(keys, np.int64), np.array(places, np.int64)))
-                keys, places = [], []
-        parts.append((np.array(keys, np.int64), np.array(places, np.int64)))
+                parts.append((np.array(keys, np.int64), np.array(offsets, np.int64)))
+                keys, offsets = [], []
+        parts.append((np.array(keys, np.int64), np.array(offsets, np.int64)))
         return tuple(np.concatenate(p) for p in zip(*parts))
 
     def _number(self, values: list[str], column: str, source: str) -> float:
@@ -351,9 +353,9 @@ def _check_layout(row: AseRow, source: str) -> None:
     """Raise DatasetError if a row does not have the layout of ∇²DFT."""
     if not row.key_value_pairs.keys() >= _KEYS or "energy" not in row.data:
         raise DatasetError(
-            f"{source}: expected 'moses_id' and 'conformation_id' with 'energy', as ∇²DFT has them; found keys "
-            f"{sorted(row.key_value_pairs)} and data {sorted(row.data)}. Other ASE databases are read with "
-            "config.data.reader: ase."
+            f"{source}: expected 'moses_id' and 'conformation_id' with 'energy', as in ∇²DFT; "
+            f"found keys {sorted(row.key_value_pairs)} and data {sorted(row.data)}. To read other "
+            "ASE databases, set config.data.reader=ase."
         )
 
 
@@ -413,5 +415,5 @@ def _numbers(row: AseRow, name: str, source: str) -> np.ndarray:
         return np.asarray(row.data[name], np.float64)
     except (TypeError, ValueError) as error:
         raise DatasetError(
-            f"{source}: {name} holds no numbers ({error}); the row is damaged"
+            f"{source}: {name} is not numeric ({error}); the row is corrupted"
         ) from error

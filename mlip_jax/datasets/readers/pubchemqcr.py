@@ -96,8 +96,8 @@ class Reader(reader.Reader):
         self.level_of_theory = options.text("level_of_theory", level_of_theory) or published
         if not level_of_theory:
             self.notes.append(
-                f"{self.path.name} does not state its level of theory; {published} as published is "
-                f"assumed. If it is another, give {options.how('level_of_theory', '...')}"
+                f"{self.path.name} does not state its level of theory; {published} is assumed, as "
+                f"published. To change it, set {options.as_flag('level_of_theory', '...')}"
             )
         self._summary_path = _find_summary(self.path, options.path("summary", summary))
         self._summary, self._names = (
@@ -107,7 +107,7 @@ class Reader(reader.Reader):
         self._length = self._environment.handle.stat()["entries"]
         if not self._length:
             self.close()
-            raise DatasetError(f"{self.path}: the file holds no trajectories")
+            raise DatasetError(f"{self.path}: the file contains no trajectories")
         self._keys: np.ndarray | None = None
 
     @classmethod
@@ -121,7 +121,7 @@ class Reader(reader.Reader):
             if _page_size(path) is None:
                 return False
             environment = _LmdbFile(path)
-        except (_Truncated, ImportError):
+        except (TruncatedFileError, ImportError):
             return True  # opening the file then raises an error with the remedy
         except (DatasetError, OSError):
             return False
@@ -178,7 +178,7 @@ class Reader(reader.Reader):
             if not snapshots:
                 report.skip(f"no snapshots of {stage}", source)
                 continue
-            for step in self._chosen(len(snapshots)):
+            for step in self._choose_steps(len(snapshots)):
                 where = f"{source}/{stage}#{step}"
                 numbers, positions, energy, forces = _read_snapshot(snapshots[step], where)
                 if not np.isfinite(positions).all():
@@ -202,7 +202,7 @@ class Reader(reader.Reader):
                 )
             begin += len(snapshots)
 
-    def _chosen(self, count: int) -> list[int]:
+    def _choose_steps(self, count: int) -> list[int]:
         """Return the indices of the snapshots to read in a stage of `count` snapshots."""
         steps = list(range(0, count, self._stride))
         if steps[-1] != count - 1:
@@ -262,8 +262,8 @@ class _LmdbFile:
                 return np.fromiter(cursor.iternext(keys=True, values=False), "S16", count)
         except (lmdb.Error, ValueError) as error:
             raise DatasetError(
-                f"{self.path}: the list of keys cannot be read ({error}); the file is damaged. "
-                "Download or make it again."
+                f"{self.path}: cannot read the list of keys ({error}); the file is corrupted. "
+                "Download it again or recreate it."
             ) from error
 
     def get(self, key: bytes, source: str) -> bytes:
@@ -275,8 +275,8 @@ class _LmdbFile:
                 value = transaction.get(key)
         except lmdb.Error as error:
             raise DatasetError(
-                f"{source}: the record cannot be read ({error}); the file is damaged. Download or make "
-                "it again."
+                f"{source}: the record cannot be read ({error}); the file is corrupted. Download "
+                "it again or recreate it."
             ) from error
         if value is None:
             raise DatasetError(
@@ -317,7 +317,7 @@ def _check_header(path: Path) -> None:
             f"{path}: not an LMDB file; found {what}, expected a single file (LMDB's subdir=False)"
         )
     if path.stat().st_size < 2 * page:
-        raise _truncated(path, 2 * page)
+        raise _truncation_error(path, 2 * page)
 
 
 def _open_lmdb(path: Path):
@@ -326,7 +326,7 @@ def _open_lmdb(path: Path):
         import lmdb
     except ImportError as error:
         raise ImportError(
-            "LMDB files need the package lmdb: pip install 'mlip-flax[data]'"
+            "LMDB files require the package lmdb: pip install 'mlip-flax[data]'"
         ) from error
     try:
         environment = lmdb.open(
@@ -334,25 +334,25 @@ def _open_lmdb(path: Path):
         )
     except lmdb.Error as error:
         raise DatasetError(
-            f"{path}: cannot be opened as LMDB ({error}). It is damaged or not an LMDB file; download "
-            "or make it again."
+            f"{path}: cannot open it as LMDB ({error}). It is corrupted or not an LMDB file; "
+            "download it again or recreate it."
         ) from error
     needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     if path.stat().st_size < needed:
         environment.close()
-        raise _truncated(path, needed)
+        raise _truncation_error(path, needed)
     return environment
 
 
-class _Truncated(DatasetError):
+class TruncatedFileError(DatasetError):
     """File that is shorter than its header states."""
 
 
-def _truncated(path: Path, needed: int) -> _Truncated:
+def _truncation_error(path: Path, needed: int) -> TruncatedFileError:
     """Return the error for a file of fewer than `needed` bytes."""
-    return _Truncated(
-        f"{path}: truncated: {path.stat().st_size} bytes, where its header tells of {needed}. Download "
-        "or make it again."
+    return TruncatedFileError(
+        f"{path}: truncated: {path.stat().st_size} bytes, but its header states {needed}. Download "
+        "it again or recreate it."
     )
 
 
@@ -362,9 +362,7 @@ def _truncated(path: Path, needed: int) -> _Truncated:
 def _cid(key: bytes, source: str) -> int:
     """Return the compound number of a key."""
     if not key.isdigit():
-        raise DatasetError(
-            f"{source}: the key is not a number; expected a CID, as PubChemQCR has it"
-        )
+        raise DatasetError(f"{source}: the key is not a number; expected a CID, as in PubChemQCR")
     return int(key)
 
 
@@ -375,15 +373,18 @@ def _unpack(value: bytes, source: str) -> dict:
         data = decompressor.decompress(value, _MAX_RECORD)
     except zlib.error as error:
         raise DatasetError(
-            f"{source}: the record is not gzip or is damaged ({error}). Is this a PubChemQCR file?"
+            f"{source}: the record is not gzip or is corrupted ({error}). Is this a PubChemQCR "
+            "file?"
         ) from error
     if not decompressor.eof:
         if len(data) >= _MAX_RECORD:
             raise DatasetError(
-                f"{source}: the record has more than {_MAX_RECORD} bytes when decompressed, which no "
-                "trajectory has. The file is damaged or malicious."
+                f"{source}: the record has more than {_MAX_RECORD} bytes when decompressed, more "
+                "than any trajectory. The file is corrupted or malicious."
             )
-        raise DatasetError(f"{source}: the record is truncated. Download or make the file again.")
+        raise DatasetError(
+            f"{source}: the record is truncated. Download the file again or recreate it."
+        )
     stages = safe_pickle.loads(data, allowed={}, source=source)
     if not isinstance(stages, dict) or not set(stages) & set(STAGES):
         raise DatasetError(
@@ -430,7 +431,7 @@ def _columns(atoms, *names, source) -> tuple[np.ndarray, np.ndarray]:
     )
     if not len(numbers) or not numbers.all():
         raise DatasetError(
-            f"{source}: a snapshot of {len(numbers)} atoms, {int((numbers == 0).sum())} of them "
+            f"{source}: a snapshot has {len(numbers)} atoms, {int((numbers == 0).sum())} of them "
             "without a nucleus"
         )
     return numbers, values
@@ -442,12 +443,12 @@ def _columns(atoms, *names, source) -> tuple[np.ndarray, np.ndarray]:
 def _find_summary(path: Path, summary: str) -> Path | None:
     """Return the path of the summary, or None if there is none."""
     if summary == "auto":
-        beside = path.parent / "summary.csv"
-        return beside if beside.is_file() else None
+        default = path.parent / "summary.csv"
+        return default if default.is_file() else None
     if summary and not Path(summary).is_file():
         raise DatasetError(
             f"{summary}: no such file. Give the path of the table as option summary, "
-            f"{options.how('summary', '...')}, or '' for none."
+            f"{options.as_flag('summary', '...')}, or '' for none."
         )
     return Path(summary) if summary else None
 
@@ -458,8 +459,8 @@ def _read_summary(path: Path) -> tuple[dict[int, tuple], tuple[str, ...]]:
         table = csv.DictReader(file)
         if "cid" not in (table.fieldnames or ()):
             raise DatasetError(
-                f"{path}: expected a table with the column cid; found {table.fieldnames}. Give another "
-                "path as option summary, or '' for none."
+                f"{path}: expected a table with the column cid; found {table.fieldnames}. Give "
+                "another path as option summary, or '' for none."
             )
         columns = [c for c in _COLUMNS if c in table.fieldnames]
         rows = {}

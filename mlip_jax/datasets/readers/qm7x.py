@@ -40,7 +40,7 @@ from ase.data import chemical_symbols
 
 from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.formats import npz
-from mlip_jax.datasets.formats.elements import checked_numbers
+from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -105,8 +105,8 @@ class Reader(reader.Reader):
         if self.path.suffix == ".npz":
             self._source = _Padded(self.path)
             self.notes.append(
-                f"{self.path.name} does not name its molecules: structures of one formula count as one "
-                "molecule"
+                f"{self.path.name} does not identify its molecules: structures with equal formulas "
+                "count as one molecule"
             )
         else:
             self._source = _Groups(_hdf5_files(self.path), properties, duplicate)
@@ -158,7 +158,7 @@ class _Groups:
             raise
         if not self._names:
             self.close()
-            raise DatasetError(f"{paths[0]}: the file holds no molecules")
+            raise DatasetError(f"{paths[0]}: the file contains no molecules")
 
     def __len__(self) -> int:
         return len(self._names)
@@ -177,41 +177,41 @@ class _Groups:
                 yield from self._molecule(self._files[file], name, source, record, report)
             except (OSError, KeyError, RuntimeError) as error:
                 raise DatasetError(
-                    f"{source}: the record cannot be read ({error}); the file is damaged. "
-                    "Download or make it again."
+                    f"{source}: the record cannot be read ({error}); the file is corrupted. "
+                    "Download it again or recreate it."
                 ) from error
 
     def _molecule(self, file, name, source, record, report) -> Iterator[Structure]:
         """Yield the structures of a molecule, minima first."""
         group = file[name]
-        found = _in_order(group) if isinstance(group, h5py.Group) else type(group).__name__
+        names = _in_order(group) if isinstance(group, h5py.Group) else type(group).__name__
         if not isinstance(group, h5py.Group) or not all(
-            isinstance(group[k], h5py.Group) for k in found[:1]
+            isinstance(group[k], h5py.Group) for k in names[:1]
         ):
             raise DatasetError(
-                f"{source}: expected a group of structures, as QM7-X has it; found {found}. Is this a "
+                f"{source}: expected a group of structures, as in QM7-X; found {names}. Is this a "
                 "QM7-X file?"
             )
-        for c, key in enumerate(found):
-            place = f"{source}/{key}"
+        for c, key in enumerate(names):
+            structure_source = f"{source}/{key}"
             if _minimum(key) in self._duplicates:
-                report.skip("duplicate", place)
+                report.skip("duplicate", structure_source)
                 continue
-            structure = self._structure(group[key], key, name, place)
+            structure = self._structure(group[key], key, name, structure_source)
             if not np.isfinite(structure["positions"]).all():
-                report.skip("positions not finite", place)
+                report.skip("positions not finite", structure_source)
                 continue
             report.structures += 1
-            yield Structure(**structure, conformer=c, record=record, source=place)
+            yield Structure(**structure, conformer=c, record=record, source=structure_source)
 
     def _structure(self, group, key, name, source) -> dict:
         """Return the arguments of a structure from its group."""
         for field in ("atNUM", "atXYZ", "ePBE0+MBD"):
             if field not in group:
                 raise DatasetError(
-                    f"{source}: expected {field!r}, as QM7-X has it; found {sorted(group)}"
+                    f"{source}: expected {field!r}, as in QM7-X; found {sorted(group)}"
                 )
-        numbers = checked_numbers(group["atNUM"][()].reshape(-1), source)
+        numbers = validate_numbers(group["atNUM"][()].reshape(-1), source)
         n = len(numbers)
         energy = float(_values(group, "ePBE0+MBD", (), source))
         _check_energy(energy, numbers, source)
@@ -276,11 +276,12 @@ class _Padded:
         """Convert a row to a structure without padding."""
         real = z > 0  # padding has atomic number 0
         source = f"{self.paths[0].name}:{record}"
-        numbers = checked_numbers(z[real], source)
+        numbers = validate_numbers(z[real], source)
         energy = float(E.reshape(-1)[0])
         if not len(numbers) or (z < 0).any():
             raise DatasetError(
-                f"{source}: {z.tolist()} are no atomic numbers with zeros for padding"
+                f"{source}: invalid atomic numbers {z.tolist()}: expected positive integers, "
+                "padded with zeros"
             )
         _check_energy(energy, numbers, source)
         return Structure(
@@ -299,8 +300,8 @@ class _Padded:
         missing = [k for k in "zREF" if k not in members]
         if missing:
             raise DatasetError(
-                f"{path}: expected the arrays z, R, E, F of the padded form of QM7-X; {missing} missing,"
-                f" found {sorted(members)}"
+                f"{path}: expected the arrays z, R, E, F of the padded format of QM7-X; {missing} "
+                f"missing, found {sorted(members)}"
             )
         shape = members["z"].shape
         if len(shape) != 2 or not shape[0]:
@@ -322,8 +323,8 @@ def _hdf5_files(path: Path) -> list[Path]:
     files = sorted(path.glob("*.hdf5"), key=_number)
     if not files:
         raise DatasetError(
-            f"{path}: holds no .hdf5 files. Give the folder with 1000.hdf5 to 8000.hdf5, or one of "
-            "them."
+            f"{path}: contains no .hdf5 files. Give the folder with 1000.hdf5 to 8000.hdf5, or one "
+            "of them."
         )
     return files
 
@@ -379,8 +380,9 @@ def _check_energy(energy: float, numbers: np.ndarray, source: str) -> None:
     binding = _binding(energy, numbers)
     if np.isfinite(binding) and not _BINDING[0] < binding < _BINDING[1]:
         raise DatasetError(
-            f"{source}: the energy {energy:.6f} is {binding:.3f} eV per atom off that of the isolated atoms, expected "
-            f"{_BINDING[0]} to {_BINDING[1]}: it is no total PBE0 energy in eV. Is this a QM7-X file?"
+            f"{source}: the energy {energy:.6f} is {binding:.3f} eV per atom relative to the "
+            f"isolated atoms, expected {_BINDING[0]} to {_BINDING[1]}: not a total PBE0 energy in "
+            "eV. Is this a QM7-X file?"
         )
 
 

@@ -24,18 +24,18 @@ from mlip_jax.datasets.molecules import entries as molecule_entries
 from mlip_jax.datasets.molecules.connectivity import Description, IdentityQuery, describe
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import diversity
-from mlip_jax.datasets.selection.held_out import entries, first_of_each
+from mlip_jax.datasets.selection.held_out import entries, first_per_molecule
 from mlip_jax.datasets.store.store import Store
 
 SMILES_FILES = ("smi", "csv")  # kinds of files, as from molecules.files.kind_of
-PERIODIC = "it is periodic, and this is of molecules"
+PERIODIC = "it is periodic; only molecules are supported"
 SELECTIONS = ("maxmin", "random", "all")
-SEEN = "it is in the training or validation part of a force field"
-_FEW = 20  # maximum number of molecules that are embedded without worker processes
+SEEN = "it is in the training or validation split of a force field"
+_MAX_SERIAL = 20  # maximum number of molecules that are embedded without worker processes
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class InitialGeometry:
     """Initial geometry of a molecule.
 
     Attributes:
@@ -69,7 +69,7 @@ class Start:
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Start:
+    def from_json(cls, values: dict[str, Any]) -> InitialGeometry:
         """Create a start from the result of `to_json`."""
         reference = values["reference"]
         return cls(
@@ -82,7 +82,7 @@ class Start:
         )
 
 
-class StoreStarts:
+class StorePool:
     """Pool of the molecules of a store. The initial geometry is the first snapshot of a molecule.
 
     Args:
@@ -104,17 +104,17 @@ class StoreStarts:
         reference_stage: str | None = None,
     ):
         self.store = store
-        self.first = first_of_each(store, self._of_stage(indices, stage))
+        self.first = first_per_molecule(store, self._of_stage(indices, stage))
         self.last = None
         if reference_stage:
-            last = first_of_each(store, self._of_stage(indices, reference_stage), last=True)
+            last = first_per_molecule(store, self._of_stage(indices, reference_stage), last=True)
             molecule = store.index("molecule")
             self.first = self.first[np.isin(molecule[self.first], molecule[last])]
-            place = {m: s for m, s in zip(molecule[last].tolist(), last.tolist())}
-            self.last = np.array([place[m] for m in molecule[self.first].tolist()], np.int64)
+            last_of = {m: s for m, s in zip(molecule[last].tolist(), last.tolist())}
+            self.last = np.array([last_of[m] for m in molecule[self.first].tolist()], np.int64)
         if not len(self.first):
             raise DatasetError(
-                f"{store.path}: no molecule has a snapshot to start from (stage {stage!r}, reference "
+                f"{store.path}: no molecule has an initial snapshot (stage {stage!r}, reference "
                 f"{reference_stage!r})"
             )
 
@@ -134,17 +134,17 @@ class StoreStarts:
         )
 
     def make(
-        self, places: Sequence[int], num_processes: int | None = None
-    ) -> tuple[list[Start], dict[str, str]]:
-        """Return the starts `places`, and the reasons of unusable molecules by name."""
-        columns = self.store.take(self.first[places])
-        last = None if self.last is None else self.store.take(self.last[places])
+        self, indices: Sequence[int], num_processes: int | None = None
+    ) -> tuple[list[InitialGeometry], dict[str, str]]:
+        """Return the starts `indices`, and the reasons of unusable molecules by name."""
+        columns = self.store.take(self.first[indices])
+        last = None if self.last is None else self.store.take(self.last[indices])
         starts, problems = [], {}
-        for place, s in enumerate(columns):
-            end = None if last is None else last[place]
+        for row, s in enumerate(columns):
+            end = None if last is None else last[row]
             if end is not None and not np.array_equal(s.numbers, end.numbers):
                 problems[s.molecule] = (
-                    f"its reference geometry ({end.source}) has other atoms or another order of them"
+                    f"its reference geometry ({end.source}) has other atoms or another order"
                 )
                 continue
             if s.pbc is not None and s.pbc.any():
@@ -157,11 +157,13 @@ class StoreStarts:
                 s.numbers, s.positions, info={} if np.isnan(s.charge) else {"charge": s.charge}
             )
             starts.append(
-                Start(s.molecule, s.smiles, s.source, atoms, None if end is None else end.positions)
+                InitialGeometry(
+                    s.molecule, s.smiles, s.source, atoms, None if end is None else end.positions
+                )
             )
         return starts, problems
 
-    def _of_stage(self, indices, stage):
+    def _in_stage(self, indices, stage):
         if stage is None:
             return indices
         codes, stages = self.store.texts("subset")
@@ -170,7 +172,7 @@ class StoreStarts:
         return indices[codes[indices] == stages.index(stage)]
 
 
-class SmilesStarts:
+class SmilesPool:
     """Pool of the distinct SMILES of a file (.smi, .csv, see molecules/files.py), for ETKDG.
 
     Args:
@@ -184,10 +186,10 @@ class SmilesStarts:
     def __init__(self, path: str | Path, seed: int = 0):
         path = Path(path)
         self._options = embedding.EmbeddingOptions(seed=seed)
-        found = molecule_entries.read_entries(
+        entries = molecule_entries.read_entries(
             path, files.kind_of(path), molecule_entries.CsvColumns()
         )
-        self._molecules = list({entry.smiles: entry for entry in reversed(list(found))}.values())[
+        self._molecules = list({entry.smiles: entry for entry in reversed(list(entries))}.values())[
             ::-1
         ]
         if not self._molecules:
@@ -206,29 +208,29 @@ class SmilesStarts:
         return (IdentityQuery(m.smiles) for m in self._molecules)
 
     def make(
-        self, places: Sequence[int], num_processes: int | None = None
-    ) -> tuple[list[Start], dict[str, str]]:
-        """Return the starts `places`, and the reasons of failed embeddings by name."""
-        jobs = ((self._molecules[place], self._options) for place in places)
+        self, indices: Sequence[int], num_processes: int | None = None
+    ) -> tuple[list[InitialGeometry], dict[str, str]]:
+        """Return the starts `indices`, and the reasons of failed embeddings by name."""
+        jobs = ((self._molecules[index], self._options) for index in indices)
         done = workers.stream(
-            embedding.make,
+            embedding.embed_entry,
             jobs,
-            num_processes if len(places) > _FEW else 1,
-            on_death=embedding.gave_up,
+            num_processes if len(indices) > _MAX_SERIAL else 1,
+            on_death=embedding.failed_records,
         )
         starts, problems = [], {}
-        for place, (record, *_) in track(
-            zip(places, done), "embedding", len(places), disable=len(places) <= _FEW
+        for index, (record, *_) in track(
+            zip(indices, done), "embedding", len(indices), disable=len(indices) <= _MAX_SERIAL
         ):
-            name, where = self._names[place], self._molecules[place].where
+            name, where = self._names[index], self._molecules[index].where
             if record.atoms is None:
                 problems[name] = record.failure
             else:
-                starts.append(Start(name, record.smiles, where, record.atoms))
+                starts.append(InitialGeometry(name, record.smiles, where, record.atoms))
         return starts, problems
 
 
-class FileStarts:
+class FilePool:
     """Pool of the geometries of a file (.xyz, .sdf, .db, see molecules/files.py).
 
     Args:
@@ -273,15 +275,17 @@ class FileStarts:
                 )
 
     def make(
-        self, places: Sequence[int], num_processes: int | None = None
-    ) -> tuple[list[Start], dict[str, str]]:
-        """Return the starts `places`, and the reasons of unusable molecules by name."""
+        self, indices: Sequence[int], num_processes: int | None = None
+    ) -> tuple[list[InitialGeometry], dict[str, str]]:
+        """Return the starts `indices`, and the reasons of unusable molecules by name."""
         starts, problems = [], {}
-        for name, r in ((self._names[place], self._records[place]) for place in places):
+        for name, r in ((self._names[index], self._records[index]) for index in indices):
             if r.atoms is None or r.atoms.pbc.any():
                 problems[name] = r.failure or PERIODIC
             else:
-                starts.append(Start(name, r.smiles, f"{self._source} molecule {r.index}", r.atoms))
+                starts.append(
+                    InitialGeometry(name, r.smiles, f"{self._source} molecule {r.index}", r.atoms)
+                )
         return starts, problems
 
 
@@ -326,10 +330,10 @@ class MoleculeSelection:
 
 
 def choose(
-    pool: StoreStarts | SmilesStarts | FileStarts,
+    pool: StorePool | SmilesPool | FilePool,
     choice: MoleculeSelection,
     num_processes: int | None = None,
-) -> tuple[list[Start], dict[str, str]]:
+) -> tuple[list[InitialGeometry], dict[str, str]]:
     """Select molecules from a pool.
 
     Returns:
@@ -341,26 +345,29 @@ def choose(
     """
     names = pool.names()
     maxmin = choice.selection == "maxmin"
-    found = describe(pool.entries(), len(pool), fingerprints=maxmin, num_processes=num_processes)
+    descriptions = describe(
+        pool.entries(), len(pool), fingerprints=maxmin, num_processes=num_processes
+    )
     left_out, usable, seen = {}, [], set()
-    for place, (name, description) in enumerate(zip(names, found)):
+    for index, (name, description) in enumerate(zip(names, descriptions)):
         reason = _reason(description, choice)
         if reason == SEEN and choice.allow_seen:
             seen.add(name)
         elif reason:
             left_out[name] = reason
             continue
-        usable.append(place)
+        usable.append(index)
     if not usable:
         counts = ", ".join(
             f"{n} × {reason}" for reason, n in collections.Counter(left_out.values()).most_common(5)
         )
         raise DatasetError(
-            f"none of {len(names)} molecules can be used to judge the force fields: {counts}. Give "
-            "other molecules as config.data.path."
+            f"none of {len(names)} molecules is usable: {counts}. Set config.data.path to other "
+            "molecules."
         )
     picked = [
-        usable[p] for p in _pick([names[p] for p in usable], [found[p] for p in usable], choice)
+        usable[p]
+        for p in _pick([names[p] for p in usable], [descriptions[p] for p in usable], choice)
     ]
     starts, problems = pool.make(picked, num_processes)
     return [dataclasses.replace(s, seen=s.name in seen) for s in starts], left_out | problems
@@ -373,16 +380,18 @@ def _reason(description: Description | None, choice: MoleculeSelection) -> str:
         return SEEN
     unknown = sorted(set(description.elements) - choice.elements)
     return (
-        f"a force field does not know {', '.join(chemical_symbols[z] for z in unknown)}"
+        f"a force field does not support {', '.join(chemical_symbols[z] for z in unknown)}"
         if unknown
         else ""
     )
 
 
-def _pick(names: list[str], found: list[Description], choice: MoleculeSelection) -> np.ndarray:
+def _pick(
+    names: list[str], descriptions: list[Description], choice: MoleculeSelection
+) -> np.ndarray:
     if choice.first is not None and choice.selection == "maxmin" and choice.first not in names:
         raise DatasetError(
-            unknown_name("molecule to begin with (config.data.first)", choice.first, names[:1000])
+            unknown_name("first molecule (config.data.first)", choice.first, names[:1000])
         )
     if choice.selection == "all":
         return np.arange(len(names))
@@ -390,5 +399,5 @@ def _pick(names: list[str], found: list[Description], choice: MoleculeSelection)
         return np.random.default_rng(choice.seed).permutation(len(names))[: choice.count]
     first = None if choice.first is None else names.index(choice.first)
     return diversity.maxmin(
-        [d.fingerprint for d in found], choice.count, first=first, seed=choice.seed
+        [d.fingerprint for d in descriptions], choice.count, first=first, seed=choice.seed
     )

@@ -94,23 +94,21 @@ def scaffold_index(
     number, count = group(smiles)
     one_of = np.zeros(count, np.int64)
     one_of[number] = np.arange(len(number))
-    different = smiles[one_of].tolist()
-    found = _all_scaffolds(different, num_processes, progress)
-    bad = [s for s, scaffold in zip(different, found) if scaffold is None]
+    distinct = smiles[one_of].tolist()
+    scaffold_of = _all_scaffolds(distinct, num_processes, progress)
+    bad = [s for s, scaffold in zip(distinct, scaffold_of) if scaffold is None]
     if bad and on_error == "raise":
         raise DatasetError(
             f"RDKit cannot read {len(bad)} of {count} different SMILES: "
-            f"{', '.join(repr(s) for s in bad[:5])}{', ...' if len(bad) > 5 else ''}. Leave these "
-            "molecules out, or let each be a scaffold of its own (on_error='own')."
+            f"{', '.join(repr(s) for s in bad[:5])}{', ...' if len(bad) > 5 else ''}. Remove these "
+            "molecules, or treat each as its own scaffold (on_error='own')."
         )
     if bad:
         log.warning(
-            "RDKit cannot read %d of %d different SMILES; each is a scaffold of its own",
-            len(bad),
-            count,
+            "RDKit cannot read %d of %d different SMILES; each is its own scaffold", len(bad), count
         )
     names, index = np.unique(
-        np.array([s if f is None else f for s, f in zip(different, found)], object),
+        np.array([s if f is None else f for s, f in zip(distinct, scaffold_of)], object),
         return_inverse=True,
     )
     return names, index.astype(np.int32)[number]
@@ -169,4 +167,4 @@ def _require_rdkit() -> None:
     try:
         import rdkit  # noqa: F401
     except ImportError as error:
-        raise ImportError("scaffolds need RDKit: pip install 'mlip-flax[data]'") from error
+        raise ImportError("scaffolds require RDKit: pip install 'mlip-flax[data]'") from error

@@ -139,7 +139,7 @@ def test_conformers(tmp_path):
 
 def test_what_is_skipped_is_not_embedded(tmp_path, monkeypatch):
     seen = []
-    make = embedding.make
+    make = embedding.embed_entry
     monkeypatch.setattr(embedding, "make", lambda job: seen.append(job[0].number) or make(job))
     path = smi(tmp_path, "C\nCC\nCCC\nCCCC\n")
     assert [r.index for r in read(path, skip={0, 2})] == [1, 3] and seen == [1, 3]
@@ -173,7 +173,7 @@ def test_shares_are_disjoint_and_complete(tmp_path_factory, processes, conformer
 
 def test_worker_that_is_killed_is_a_failure_of_its_molecule(tmp_path):
     job = Entry(3, "mols.smi line 4", "name", "CCO"), EmbeddingOptions(2)
-    records = embedding.gave_up(job)
+    records = embedding.failed_records(job)
     assert [r.index for r in records] == [6, 7] and all(
         "mols.smi line 4" in r.failure for r in records
     )
@@ -420,7 +420,7 @@ def test_fingerprint(tmp_path):
 
 def test_molecules_are_made_as_they_are_taken(tmp_path, monkeypatch):
     made = []
-    make = embedding.make
+    make = embedding.embed_entry
     monkeypatch.setattr(embedding, "make", lambda job: made.append(job) or make(job))
     stream = read_molecules(smi(tmp_path, "X\n" * 100_000), num_processes=1)
     for count in range(1, 11):

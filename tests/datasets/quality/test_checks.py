@@ -17,8 +17,9 @@ from scipy.spatial.transform import Rotation
 from mlip_jax.datasets import readers
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.quality import checks
+from mlip_jax.datasets.quality.check_report import lines, to_markdown
 from mlip_jax.datasets.quality.checks import Findings, combine, count_duplicates, examine
-from mlip_jax.datasets.quality.diagnosis import EARLY, diagnose, lines, to_markdown
+from mlip_jax.datasets.quality.diagnosis import diagnose
 from mlip_jax.datasets.quality.distribution import Distribution
 from mlip_jax.datasets.quality.geometry import fingerprints
 from mlip_jax.datasets.quality.pairs import (
@@ -26,8 +27,9 @@ from mlip_jax.datasets.quality.pairs import (
     MAX_RMSD,
     bond_stiffness,
     close_pairs,
-    neighbours,
+    neighbor_pairs,
 )
+from mlip_jax.datasets.quality.problems import EARLY
 from mlip_jax.structure import Structure
 
 HARTREE, BOHR, KCAL_PER_MOL = 27.211386245988, 0.529177210903, 0.0433641153087705
@@ -90,7 +92,7 @@ def whats(columns, **options):
 
 
 def pairs_of(columns, usable):
-    return close_pairs(columns, *neighbours(columns, usable))
+    return close_pairs(columns, *neighbor_pairs(columns, usable))
 
 
 def with_(columns, **factors):
@@ -271,13 +273,13 @@ def test_stiffness_of_bonds_by_hand(seed):
             )
         )
     columns = Columns.from_structures(made)
-    found = bond_stiffness(columns, *neighbours(columns, np.ones(30, bool)))
+    found = bond_stiffness(columns, *neighbor_pairs(columns, np.ones(30, bool)))
     assert len(found) >= 20
     np.testing.assert_allclose(found, k)
     metal = dataclasses.replace(
         columns, numbers=np.where(columns.numbers == 8, 46, columns.numbers)
     )
-    assert len(bond_stiffness(metal, *neighbours(metal, np.ones(30, bool)))) == 0
+    assert len(bond_stiffness(metal, *neighbor_pairs(metal, np.ones(30, bool)))) == 0
 
 
 def test_bonds_that_hardly_change_tell_nothing():
@@ -298,7 +300,7 @@ def test_bonds_that_hardly_change_tell_nothing():
             )
         )
     columns = Columns.from_structures(made)
-    assert not len(bond_stiffness(columns, *neighbours(columns, np.ones(40, bool))))
+    assert not len(bond_stiffness(columns, *neighbor_pairs(columns, np.ones(40, bool))))
 
 
 def test_without_bonds_of_hydrogen_a_stiffness_is_only_a_warning():
@@ -641,7 +643,7 @@ def test_json_round_trip(made):
 def test_last_digits_do_not_depend_on_the_machine():
     """Sums in another order have other last digits."""
     values = np.sqrt(np.arange(1.0, 50_000.0))
-    a, b = Distribution.of(values), Distribution.of(values[::-1])
+    a, b = Distribution.from_values(values), Distribution.from_values(values[::-1])
     assert a.total != b.total and a.to_json() == b.to_json()
     one, two = (
         Findings(worst=Findings().worst | {"force component": [[value, "a#0"]]})
@@ -702,14 +704,14 @@ def test_report():
 )
 def test_quantiles_are_right_to_a_bin(values, q, cut):
     x = np.array(values)
-    found = Distribution.of(x)
+    found = Distribution.from_values(x)
     assert found.count == len(x) and (found.smallest, found.largest) == (x.min(), x.max())
     rank = int(np.clip(np.ceil(q * len(x)) - 1, 0, len(x) - 1))
     near = np.sort(x)[max(rank - 1, 0) : rank + 2]
     low, high = near - 0.016 * np.abs(near) - 1e-9, near + 0.016 * np.abs(near) + 1e-9
     assert low.min() <= found.quantile(q) <= high.max()
-    parts = Distribution.of(x[:cut])
-    parts.add(Distribution.of(x[cut:]))
+    parts = Distribution.from_values(x[:cut])
+    parts.add(Distribution.from_values(x[cut:]))
     assert parts.bins == found.bins and parts.count == found.count
     assert found.share(-2e6, 2e6) == 1.0
     again = Distribution.from_json(found.to_json())
@@ -717,7 +719,7 @@ def test_quantiles_are_right_to_a_bin(values, q, cut):
 
 
 def test_distribution_leaves_out_what_is_not_finite():
-    found = Distribution.of(np.array([np.nan, np.inf, -np.inf, 3.0, 1e300, -1e-300]))
+    found = Distribution.from_values(np.array([np.nan, np.inf, -np.inf, 3.0, 1e300, -1e-300]))
     assert found.count == 3 and sum(found.bins.values()) == 3
     json.dumps(found.to_json(), allow_nan=False)
     assert found.quantile(0.0) <= 0 and np.isnan(Distribution().median)

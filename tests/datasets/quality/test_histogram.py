@@ -58,7 +58,7 @@ def test_quantiles_count_what_lies_outside():
 
 
 def test_whole_numbers():
-    h = Histogram.whole(1, 5)
+    h = Histogram.integers(1, 5)
     h.add([1, 2, 2, 2, 5, 9])
     assert h.counts.tolist() == [1, 3, 0, 0, 1] and h.above == 1
     assert [h.quantile(q) for q in (0.1, 0.5, 0.8)] == [1, 2, 5]
@@ -71,9 +71,9 @@ def test_logarithmic_bins():
 
 
 def test_of_counts():
-    h = Histogram.of_counts([0, 1, 2, 4], [0, 3, 1])
+    h = Histogram.from_counts([0, 1, 2, 4], [0, 3, 1])
     assert (h.known, h.minimum, h.maximum, h.mean) == (4, 1, 4, (3 * 1.5 + 3) / 4)
-    whole = Histogram.of_counts([1.5, 2.5, 3.5], [2, 2])
+    whole = Histogram.from_counts([1.5, 2.5, 3.5], [2, 2])
     assert (whole.minimum, whole.maximum, whole.mean) == (2, 3, 2.5)
 
 
@@ -84,8 +84,8 @@ def test_of_counts():
         lambda: Histogram([0, 1, 1]),
         lambda: Histogram([0, np.nan]),
         lambda: Histogram([[0, 1]]),
-        lambda: Histogram.of_counts([0, 1], [1, 2]),
-        lambda: Histogram.of_counts([0, 1], [-1]),
+        lambda: Histogram.from_counts([0, 1], [1, 2]),
+        lambda: Histogram.from_counts([0, 1], [-1]),
     ],
 )
 def test_wrong_bins(make):

@@ -112,7 +112,9 @@ def test_rank_by_features():
     rng = np.random.default_rng(1)
     molecule = np.repeat(np.arange(60) + 1000, rng.integers(1, 5, 60))
     sizes = np.bincount(molecule - 1000)
-    rank = diversity.farthest_rank(molecule, np.arange(1000, 1060), POINTS, 12, seed=5, least=2)
+    rank = diversity.farthest_rank(
+        molecule, np.arange(1000, 1060), POINTS, 12, seed=5, min_conformers=2
+    )
     picked = dict(zip(molecule.tolist(), rank.tolist()))
     assert (
         sorted(r for r in picked.values() if r < 12) == list(range(12))
@@ -122,10 +124,12 @@ def test_rank_by_features():
     some, other = rng.permutation(len(molecule)), rng.permutation(60)
     units = np.array([1e-2, 1.0, 1e2, 3.0])
     again = diversity.farthest_rank(
-        molecule[some], other + 1000, 7.0 + POINTS[other] * units, 12, seed=5, least=2
+        molecule[some], other + 1000, 7.0 + POINTS[other] * units, 12, seed=5, min_conformers=2
     )
     np.testing.assert_array_equal(again, rank[some])
-    more = diversity.farthest_rank(molecule, np.arange(1000, 1060), POINTS, 20, seed=5, least=2)
+    more = diversity.farthest_rank(
+        molecule, np.arange(1000, 1060), POINTS, 20, seed=5, min_conformers=2
+    )
     np.testing.assert_array_equal(np.where(more < 12, more, 12), rank)
     with pytest.raises(ValueError, match="1 of .* molecules have no features"):
         diversity.farthest_rank(
@@ -134,5 +138,5 @@ def test_rank_by_features():
             np.delete(POINTS, sizes.argmax(), 0),
             12,
             seed=5,
-            least=2,
+            min_conformers=2,
         )

@@ -15,7 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from mlip_jax.datasets.molecules.embedding import EmbeddingOptions, Entry, MoleculeRecord, make
+from mlip_jax.datasets.molecules.embedding import (
+    EmbeddingOptions,
+    Entry,
+    MoleculeRecord,
+    embed_entry,
+)
 from mlip_jax.simulation.relaxation.outputs import COLUMNS, frame, pieces, result_cells, rmsd
 
 
@@ -33,7 +38,7 @@ class Result:
 
 
 def record_of(smiles, name="name"):
-    return make((Entry(3, "file line 4", name, smiles), EmbeddingOptions()))[0]
+    return embed_entry((Entry(3, "file line 4", name, smiles), EmbeddingOptions()))[0]
 
 
 def moved(record, by=0.1):
