@@ -123,14 +123,16 @@ def open_store(data: Any) -> Store:
     if not is_store(folder):
         log.info("converting %s once, into the store %s", path, folder)
     if not _is_sound(folder, data.verify):
-        convert(recipe, folder, refuse=data.refuse)  # verifies and repairs an existing store
+        convert(
+            recipe, folder, reject_invalid=data.reject_invalid
+        )  # verifies and repairs an existing store
     store = Store(folder)
     errors = [p["message"] for p in store.manifest["problems"] if p["severity"] == "error"]
-    if errors and data.refuse:  # the store was converted earlier with refuse=False
+    if errors and data.reject_invalid:  # the store was converted earlier with reject_invalid=False
         raise DatasetError(
             f"{path}: refused by the checks of the data:\n  - "
             + "\n  - ".join(errors)
-            + "\nIf it is right all the same, give --config.data.refuse=False."
+            + "\nIf it is right all the same, give --config.data.reject_invalid=False."
         )
     return store
 
@@ -307,12 +309,12 @@ def _fewer_last(options: Any) -> bool:
 
     Otherwise they are excluded.
     """
-    asked = options.get("fewer_conformers", "exclude")  # missing in configs of older versions
+    asked = options.get("below_min_conformers", "exclude")  # missing in configs of older versions
     if asked not in ("exclude", "last"):
-        raise ValueError(unknown_name("data.fewer_conformers", asked, ("exclude", "last")))
+        raise ValueError(unknown_name("data.below_min_conformers", asked, ("exclude", "last")))
     if asked == "last" and options.get("selection", "random") != "random":
         raise ValueError(
-            "data.fewer_conformers='last' draws molecules in an order of its own, so that "
+            "data.below_min_conformers='last' draws molecules in an order of its own, so that "
             f"data.selection must be 'random'; received {options.selection!r}"
         )
     return asked == "last"

@@ -79,7 +79,7 @@ def convert(
     folder: str | Path,
     *,
     num_processes: int | None = None,
-    refuse: bool = True,
+    reject_invalid: bool = True,
     progress: bool = True,
 ) -> Path:
     """Convert a source to a store, or resume an interrupted conversion, and return the folder.
@@ -89,7 +89,7 @@ def convert(
       folder: Folder of the store. An intact finished store is returned unchanged; corrupted or
         missing shards are rebuilt.
       num_processes: Number of worker processes; None for one per core.
-      refuse: Whether to raise if the checks (checks.py) find errors. Otherwise they are logged as
+      reject_invalid: Whether to raise if the checks (checks.py) find errors. Otherwise they are logged as
         warnings.
       progress: Whether to show a progress bar.
 
@@ -120,7 +120,7 @@ def convert(
                     plan["records"],
                     1 if source.sequential else num_processes,
                     progress,
-                    functools.partial(_judge_first, jobs) if refuse else lambda: None,
+                    functools.partial(_judge_first, jobs) if reject_invalid else lambda: None,
                 )
                 parts = [
                     FinishedShard(
@@ -129,7 +129,13 @@ def convert(
                     for job in jobs
                 ]
                 finalize(
-                    folder, source, plan["recipe"], plan["records"], parts, _removed(jobs), refuse
+                    folder,
+                    source,
+                    plan["recipe"],
+                    plan["records"],
+                    parts,
+                    _removed(jobs),
+                    reject_invalid,
                 )
                 return folder
         except (OSError, WorkdirError) as error:

@@ -50,7 +50,7 @@ def finalize(
     num_records: int,
     parts: list[FinishedShard],
     removed: Iterable[Iterable[str]],
-    refuse: bool,
+    reject_invalid: bool,
 ) -> None:
     """Write the index and the manifest of a store whose shards are finished.
 
@@ -62,7 +62,7 @@ def finalize(
       parts: All shards in order.
       removed: (structure, reason) of everything that was skipped or removed before the shards were
         written.
-      refuse: Whether to raise if the checks find errors.
+      reject_invalid: Whether to raise if the checks find errors.
 
     Raises:
       DatasetError: The checks reject the data, or no structure is left.
@@ -79,7 +79,7 @@ def finalize(
     findings = checks.combine(checks.Findings.from_json(p.told["findings"]) for p in parts)
     duplicates, _ = checks.count_duplicates(_gather(parts, "fingerprint"))
     problems = diagnose(findings, duplicates=duplicates)
-    if refuse:
+    if reject_invalid:
         refuse_if(problems, source.path)
     reasons = _outliers(settings["filters"], parts)
     kept = np.flatnonzero(reasons == 0) if reasons.any() else None
@@ -138,7 +138,7 @@ def refuse_if(problems: list[Problem], path: Path | str) -> None:
         raise DatasetError(
             f"{path}: refused by the checks of the data:\n  - "
             + "\n  - ".join(errors)
-            + "\nIf it is right all the same, give --config.data.refuse=False."
+            + "\nIf it is right all the same, give --config.data.reject_invalid=False."
         )
 
 
