@@ -7,7 +7,7 @@ The format is detected (SPICE, GEOM, PubChemQCR, QM9, QM7-X, MD17/rMD17, ANI-1/A
 format ASE can read) or selected with --config.data.reader. --config.data.reader_options="NAME=VALUE; NAME=VALUE" sets
 the options, which are described in each file of mlip_jax/datasets/readers/. Every conversion is checked: units and
 signs of forces against energies, distances, net forces, duplicates, missing labels. A file that fails is rejected,
-unless --config.data.refuse=False is set.
+unless --config.data.reject_invalid=False is set.
 
 Training on a file first converts the file into a store in data/stores/. Convert it yourself to filter it permanently,
 to choose the location of the store, or to use one conversion on many machines. Rerun the same command to resume.

@@ -24,7 +24,7 @@ The argument of the config adapts the study to smaller machines: `scale` is a fa
     --config=configs/diversity_n_fixed.py:scale=0.08,grid=2,model=painn
 
 Every molecule must have as many conformers as the largest n_c, and more for the tests. If labels are expensive,
---config.data.fewer_conformers=last adds molecules with fewer conformers after all others: N = 16k then requires 16
+--config.data.below_min_conformers=last adds molecules with fewer conformers after all others: N = 16k then requires 16
 conformers of 1,000 molecules, 2 of 8,000 and 1 of 16,000.
 
 Training uses energies only, so a training step computes no forces. `beta=0.9` gives the forces that weight, and the

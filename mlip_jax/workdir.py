@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from mlip_jax.config import differences
+from mlip_jax.config import differences, with_current_names
 
 
 class WorkdirError(RuntimeError):
@@ -82,7 +82,7 @@ def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:
             f"{path}: is not valid JSON ({error}); give another --workdir"
         ) from error
     # convert tuples to lists, as in the file
-    changed = differences(old, json.loads(json.dumps(config)))
+    changed = differences(with_current_names(old), json.loads(json.dumps(config)))
     if changed:
         raise WorkdirError(
             f"{workdir} holds a run of another config:\n  "

@@ -57,10 +57,12 @@ def test_a_signal_of_the_first_seconds_asks_to_be_started_again(tmp_path, number
 
 
 def test_a_profile_is_of_training(tmp_path):
-    started = start("--config=inspect_data", f"--workdir={tmp_path / 'run'}", "--profile=3")
+    old = ("--config.data.refuse=False", "--config.data.path=x")  # with a former name
+    started = start("--config=inspect_data", f"--workdir={tmp_path / 'run'}", "--profile=3", *old)
     output, _ = started.communicate(timeout=120)
     assert started.returncode == 1 and "Traceback" not in output
     assert "--profile is of training; the task of this config is 'inspect_data'" in output
+    assert output.count("config field data.refuse is deprecated: use data.reject_invalid") == 1
 
 
 def test_the_allocator_is_tuned_by_the_same_command(monkeypatch):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from mlip_jax import config as configs
 from mlip_jax.config import ConfigError, find_file, shipped_names, unknown_name
 
 _HELP = {"--help", "-help", "-h", "-?"}
@@ -24,6 +26,7 @@ def define() -> None:
         None,
         "A file with get_config(), or the name of a shipped config: spice. An argument for "
         "get_config() follows a colon: spice:painn.",
+        sys_argv=with_current_fields(sys.argv),
     )
     flags.DEFINE_string(
         "workdir", None, "Folder of the run: checkpoints, metrics and report go there."
@@ -72,7 +75,9 @@ def parse(args: Sequence[str], about: str) -> list[str]:
     """
     try:
         _show_help(args[1:], about)
-        return flags.FLAGS(with_found_config(args))
+        remaining = flags.FLAGS(with_current_fields(with_found_config(args)))
+        drop_former_fields(flags.FLAGS.config, flags.FLAGS["config"].override_values)
+        return remaining
     except ModuleNotFoundError as error:
         if error.name != "configs":
             raise
@@ -150,6 +155,35 @@ def with_found_config(args: Sequence[str]) -> list[str]:
             elif i + 1 < len(args):
                 found[i + 1] = _existing(args[i + 1])
     return found
+
+
+def with_current_fields(args: Sequence[str]) -> list[str]:
+    """Return the arguments with former names of config fields replaced, and log each of them."""
+    replaced = []
+    for argument in args:
+        match = re.match(r"(--?(?:no)?config\.)([\w.]+)(?==|$)", argument)
+        old = match and match[2]
+        if old in configs.RENAMED:
+            configs.warn_renamed(old, configs.RENAMED[old])
+            argument = match[1] + configs.RENAMED[old] + argument[match.end() :]
+        replaced.append(argument)
+    return replaced
+
+
+def drop_former_fields(config: ml_collections.ConfigDict | None, given: Iterable[str]) -> None:
+    """Remove fields that the config file sets by a former name and a flag sets by the new name.
+
+    Flags take precedence over the file.
+
+    Args:
+      config: Config to change.
+      given: Dotted names of the fields that flags set.
+    """
+    for old, new in configs.RENAMED.items():
+        part = None if config is None or new not in given else configs.part_with(config, old)
+        if part is not None:
+            with part.unlocked():
+                del part[old.rpartition(".")[2]]
 
 
 def _existing(config_file: str) -> str:

@@ -23,6 +23,7 @@ from ase.data import atomic_numbers
 
 from mlip_jax.config import ConfigError, unknown_name
 from mlip_jax.datasets.quality.filters import Filters, count_reasons, identities
+from mlip_jax.datasets.quality.problems import Problem
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.readers import spice
 from mlip_jax.datasets.selection import diversity, scaffolds, split_files, splits, subsets
@@ -30,6 +31,7 @@ from mlip_jax.datasets.selection.held_out import first_per_molecule
 from mlip_jax.datasets.statistics import NUM_ELEMENTS, isolated_from_formation
 from mlip_jax.datasets.store.conversion import convert
 from mlip_jax.datasets.store.conversion_plan import ConversionSpec, identify
+from mlip_jax.datasets.store.finalize import reject_if_invalid
 from mlip_jax.datasets.store.store import Store, is_store
 from mlip_jax.workdir import atomic_open
 
@@ -113,10 +115,10 @@ def open_store(data: Any) -> Store:
         if _needs_verification(store, data.verify):
             store.verify()
         return store
-    recipe = ConversionSpec(path, data.reader, reader_options(data.reader_options))
-    with recipe.open() as source:
+    spec = ConversionSpec(path, data.reader, reader_options(data.reader_options))
+    with spec.open() as source:
         identity = json.dumps(
-            [dataclasses.asdict(recipe) | {"path": ""}, identify(source)], sort_keys=True
+            [dataclasses.asdict(spec) | {"path": ""}, identify(source)], sort_keys=True
         )
     key = hashlib.sha256(identity.encode()).hexdigest()[:10]
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(path).stem)[:60]
@@ -124,15 +126,11 @@ def open_store(data: Any) -> Store:
     if not is_store(folder):
         log.info("converting %s to the store %s", path, folder)
     if not _is_intact(folder, data.verify):
-        convert(recipe, folder, refuse=data.refuse)  # verifies and repairs an existing store
+        # Verifies and repairs an existing store.
+        convert(spec, folder, reject_invalid=data.reject_invalid)
     store = Store(folder)
-    errors = [p["message"] for p in store.manifest["problems"] if p["severity"] == "error"]
-    if errors and data.refuse:  # the store was converted earlier with refuse=False
-        raise DatasetError(
-            f"{path}: rejected by the data checks:\n  - "
-            + "\n  - ".join(errors)
-            + "\nIf the data are correct, set --config.data.refuse=False."
-        )
+    if data.reject_invalid:  # the store may have been converted with reject_invalid=False
+        reject_if_invalid([Problem(**p) for p in store.manifest["problems"]], path)
     return store
 
 
@@ -309,12 +307,12 @@ def _fewer_last(options: Any) -> bool:
 
     Otherwise they are excluded.
     """
-    asked = options.get("fewer_conformers", "exclude")  # missing in configs of older versions
+    asked = options.get("below_min_conformers", "exclude")  # missing in configs of older versions
     if asked not in ("exclude", "last"):
-        raise ValueError(unknown_name("data.fewer_conformers", asked, ("exclude", "last")))
+        raise ValueError(unknown_name("data.below_min_conformers", asked, ("exclude", "last")))
     if asked == "last" and options.get("selection", "random") != "random":
         raise ValueError(
-            "data.fewer_conformers='last' determines the order of the molecules and requires "
+            "data.below_min_conformers='last' determines the order of the molecules and requires "
             f"data.selection='random'; received {options.selection!r}"
         )
     return asked == "last"

@@ -57,8 +57,11 @@ SOURCE = Part(
         unset="stores of up to 4 GiB",
         changes_results=False,
     ),
-    refuse=Field(
-        True, "Rejection of a new data file in which the checks find errors.", changes_results=False
+    reject_invalid=Field(
+        True,
+        "Rejection of a new data file in which the checks find errors.",
+        changes_results=False,
+        former_name="refuse",
     ),
 )
 
@@ -158,11 +161,12 @@ SPLIT = Part(
         bounds=AT_LEAST_ONE,
         unset="data.num_conformers",
     ),
-    fewer_conformers=Field(
+    below_min_conformers=Field(
         "exclude",
         "Treatment of molecules with fewer than min_conformers conformations.",
         choices={"exclude": "", "last": "drawn after all others"},
         legacy_value="exclude",
+        former_name="fewer_conformers",
     ),
     selection=Field(
         "random",

@@ -102,7 +102,9 @@ MD = task(
         200, "Number of steps between frames; 0 writes no frames.", bounds=NOT_NEGATIVE
     ),
     trajectory_format=TRAJECTORY_FORMAT,
-    watch_bonds=Field(True, "Stop of a molecule when one of its bonds breaks."),
+    stop_on_bond_break=Field(
+        True, "Stop of a molecule when one of its bonds breaks.", former_name="watch_bonds"
+    ),
 )
 
 _COMPARED = ("compare_picoseconds",)

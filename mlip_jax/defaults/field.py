@@ -46,6 +46,8 @@ class Field:
         effect.
       legacy_value: Value in effect in runs that are older than the field. This value is not part of
         the identity of a run.
+      former_name: Name of the field in older versions, within the same part. Old configs and
+        workdirs still have it.
       type: Type of a field that may be unset on the command line; see `optional`.
       unset: Meaning of an unset field, if None is valid.
     """
@@ -60,6 +62,7 @@ class Field:
     changes_results: bool = True
     only_with: tuple[str, ...] = ()
     legacy_value: Any = _NONE
+    former_name: str = ""
     type: type | None = None
     unset: str = ""
 
@@ -172,6 +175,29 @@ class Part:
                 yield from member.fields(f"{prefix}{name}.")
             else:
                 yield f"{prefix}{name}", member
+
+    def renamed(self, prefix: str = "") -> dict[str, str]:
+        """Return {former dotted name: dotted name} of the renamed fields."""
+        return {
+            name.rpartition(".")[0] + "." * ("." in name) + field.former_name: name
+            for name, field in self.fields(prefix)
+            if field.former_name
+        }
+
+    def with_current_names(self, plain: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a plain config, or the values of this part, with former names replaced."""
+        names = {
+            member.former_name: name
+            for name, member in self.members.items()
+            if isinstance(member, Field) and member.former_name
+        }
+        current = {names.get(name, name): value for name, value in plain.items()}
+        return {
+            name: self.members[name].with_current_names(value)
+            if isinstance(self.members.get(name), Part) and isinstance(value, Mapping)
+            else value
+            for name, value in current.items()
+        }
 
     def problems(self, plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         """Yield a message for each invalid value of a plain config.

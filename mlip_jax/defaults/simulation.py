@@ -146,8 +146,18 @@ MINIMA = task(
     "Search for the low-energy minima of molecules.",
     FORCE_FIELD,
     MOLECULES,
-    geometries=Field(20, "Number of geometries that are embedded per SMILES.", bounds=AT_LEAST_ONE),
-    batch=Field(16, "Number of molecules that are searched in parallel.", bounds=AT_LEAST_ONE),
+    num_conformers=Field(
+        20,
+        "Number of geometries that are embedded per SMILES.",
+        bounds=AT_LEAST_ONE,
+        former_name="geometries",
+    ),
+    batch_molecules=Field(
+        16,
+        "Number of molecules that are searched in parallel.",
+        bounds=AT_LEAST_ONE,
+        former_name="batch",
+    ),
     search=Part(
         "Search by relaxation and short dynamics; see simulation/relaxation/minima.py.",
         rounds=Field(
@@ -167,26 +177,29 @@ MINIMA = task(
         ),
         fmax=dataclasses.replace(FMAX, default=0.02),
         max_steps=MAX_STEPS,
-        same_energy=Field(
+        energy_tolerance=Field(
             0.005,
             "Energy difference below which two minima can be the same.",
             unit="eV",
             bounds=POSITIVE,
+            former_name="same_energy",
         ),
-        same_rmsd=Field(
+        rmsd_tolerance=Field(
             0.125,
             "RMSD below which two minima of the same energy are the same.",
             unit="Å",
             bounds=POSITIVE,
+            former_name="same_rmsd",
         ),
         timestep=Field(0.5, "Time step of the dynamics.", unit="fs", bounds=POSITIVE),
         dtype=dtype("relaxations and dynamics"),
         seed=seed("the dynamics"),
     ),
-    judged=Field(
+    num_reference_minima=Field(
         0,
         "Number of lowest minima per molecule that the reference method evaluates.",
         bounds=NOT_NEGATIVE,
+        former_name="judged",
     ),
     oracle=ORACLE,
 )

@@ -160,10 +160,11 @@ OPTIMIZER = Part(
         default=10.0,
     ),
     freeze=Field((), "Paths of parameters that are not trained, as in ('params/embedding/*',)."),
-    rates=Field(
+    lr_multipliers=Field(
         "",
         'Factors to the learning rate by parameter path, as in "params/backbone/*=0.1".',
         legacy_value="",
+        former_name="rates",
     ),
 )
 

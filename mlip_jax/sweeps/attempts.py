@@ -66,10 +66,11 @@ class VariantFolder:
     def is_done(self) -> bool:
         """Return whether the variant is complete with its current config."""
         done = _read_json(self.path / "done.json")
+        if done is None:
+            return False
+        config = configs.with_current_names(done.get("config") or {})
         # compare as text, in which nan equals nan
-        return done is not None and _sorted_json(done.get("config")) == _sorted_json(
-            self._identity()
-        )
+        return _sorted_json(config) == _sorted_json(self._identity())
 
     def seconds(self) -> float:
         """Return the wall time of all attempts that have ended, in seconds."""

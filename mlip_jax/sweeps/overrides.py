@@ -13,6 +13,7 @@ import numpy as np
 
 from mlip_jax import config as configs
 from mlip_jax.config import ConfigError
+from mlip_jax.defaults import TASKS
 
 
 def override(
@@ -29,11 +30,10 @@ def override(
     Raises:
       ConfigError: A field does not exist (the message suggests the nearest name), or a value has the wrong type.
     """
-    changed = copy.deepcopy(
-        config
-    )  # keeps references between fields and placeholders of required fields
+    # a deep copy keeps references between fields and placeholders of required fields
+    changed = configs.rename_fields(copy.deepcopy(config))
     changed.unlock()
-    overrides = dict(_flatten(overrides))
+    overrides = _with_current_names(config.get("task"), dict(_flatten(overrides)))
     for path in sorted(
         overrides, key=lambda p: p.count(".")
     ):  # parents before the fields that they contain
@@ -55,6 +55,26 @@ def override(
             target[name] = ml_collections.ConfigDict(value) if isinstance(value, Mapping) else value
     configs.complete(changed, config)
     return changed
+
+
+def _with_current_names(task: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flat overrides with the current names of their fields, and log each former name.
+
+    Raises:
+      ConfigError: A field is set by both of its names.
+    """
+    names = TASKS[task].renamed() if task in TASKS else {}
+    renamed = {}
+    for path, value in overrides.items():
+        if path in names:
+            configs.warn_renamed(path, names[path])
+            if names[path] in overrides:
+                raise ConfigError(
+                    f"overrides set {path!r} and {names[path]!r}, which are the same field; set only "
+                    f"{names[path]!r}"
+                )
+        renamed[names.get(path, path)] = value
+    return renamed
 
 
 def _flatten(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

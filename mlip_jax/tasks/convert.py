@@ -41,7 +41,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             config.store.atoms_per_shard,
         )
         convert(
-            recipe, folder, num_processes=config.store.num_processes or None, refuse=data.refuse
+            recipe,
+            folder,
+            num_processes=config.store.num_processes or None,
+            reject_invalid=data.reject_invalid,
         )
         store = Store(folder)
         findings = Findings.from_json(store.manifest["findings"])

@@ -87,6 +87,7 @@ def _is_trained(workdir: Path, training) -> bool:
         json.loads((workdir / "metrics.json").read_text())
     except (FileNotFoundError, ValueError):
         return False
+    identity = configs.with_current_names(identity)
     return not configs.differences(identity, json.loads(json.dumps(configs.identity(training))))
 
 

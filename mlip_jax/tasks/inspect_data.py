@@ -36,7 +36,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     """
     config = configs.complete(config, defaults.inspect_defaults())
     with claimed(workdir, configs.identity(config)) as folder:
-        config.data.refuse = False  # report invalid data instead of raising an error
+        config.data.reject_invalid = False  # report invalid data instead of raising an error
         data = source.load(config.data)
         source.write_excluded(folder / "left_out.csv", data)
         summary = summarize(data)

@@ -83,7 +83,7 @@ def _checked(c) -> SearchOptions:
     for name, example in (("force_field", "runs/spice"), ("input", "molecules.smi")):
         if not c[name]:
             raise ConfigError(f"{name} is not given: --config.{name}={example}")
-    if c.judged:
+    if c.num_reference_minima:
         _method(c)
     if distributed.count() > 1:
         raise ConfigError(f"the search runs in one process, this run has {distributed.count()}")
@@ -112,7 +112,9 @@ def _searched(
             _records(config), key=lambda record: record.index // _each(config)
         )
     )
-    for number, batch in enumerate(iter(lambda: list(itertools.islice(groups, config.batch)), [])):
+    for number, batch in enumerate(
+        iter(lambda: list(itertools.islice(groups, config.batch_molecules)), [])
+    ):
         path = folder / f"{number:06d}.json"
         if not path.exists():
             write_json(path, [m.to_json() for m in _search(batch, potential, search)])
@@ -128,7 +130,7 @@ def _searched(
 
 def _each(config) -> int:
     """Return the number of starting geometries per molecule: 1 unless the input is SMILES."""
-    return config.geometries if kind_of(config.input) in ("smi", "csv") else 1
+    return config.num_conformers if kind_of(config.input) in ("smi", "csv") else 1
 
 
 def _records(config):
@@ -219,9 +221,9 @@ def _write_frames(file: IO[str], molecules: list[MoleculeMinima]) -> None:
 def _judged(config, workdir: Path, molecules: list[MoleculeMinima]) -> list[ReferenceMinimum]:
     """Evaluate and relax the lowest minima of each molecule with the reference method.
 
-    Return an empty list if config.judged is zero.
+    Return an empty list if config.num_reference_minima is zero.
     """
-    if not config.judged:
+    if not config.num_reference_minima:
         return []
     oracle = Oracle(
         _method(config),
@@ -231,7 +233,7 @@ def _judged(config, workdir: Path, molecules: list[MoleculeMinima]) -> list[Refe
     chosen = {
         f"{m.number}-{rank}": minimum.to_atoms(m)
         for m in molecules
-        for rank, minimum in enumerate(m.minima[: config.judged])
+        for rank, minimum in enumerate(m.minima[: config.num_reference_minima])
     }
     there = oracle.evaluate(chosen, label="energies of the minima")
     relaxed = oracle.minimize(
@@ -248,7 +250,7 @@ def _judged(config, workdir: Path, molecules: list[MoleculeMinima]) -> list[Refe
             relaxed[key].energy if relaxed[key].converged else float("nan"),
         )
         for m in molecules
-        for rank in range(min(len(m.minima), config.judged))
+        for rank in range(min(len(m.minima), config.num_reference_minima))
         for key in [f"{m.number}-{rank}"]
     ]
 

@@ -148,7 +148,7 @@ def create(
     if config["clip_norm"]:
         _check(config, {"clip_norm": _NOT_NEGATIVE})
         rule = optax.chain(optax.clip_by_global_norm(config["clip_norm"]), rule)
-    factors = rate_factors(config.get("rates", ""))
+    factors = rate_factors(config.get("lr_multipliers", ""))
     if factors:
         rule = optax.chain(
             rule,
@@ -195,7 +195,7 @@ def _of_matrices(params):
 
 
 def rate_factors(text: str) -> dict[str, float]:
-    """Parse the field "rates" into a dictionary {pattern: factor}.
+    """Parse the field "lr_multipliers" into a dictionary {pattern: factor}.
 
     >>> rate_factors("params/backbone/*=0.1, params/head_gap/*=2")
     {'params/backbone/*': 0.1, 'params/head_gap/*': 2.0}
@@ -212,7 +212,7 @@ def rate_factors(text: str) -> dict[str, float]:
             equals = ""
         if not (equals and pattern and math.isfinite(factors[pattern]) and factors[pattern] >= 0):
             raise ValueError(
-                f"optimizer.rates must be 'pattern=factor, pattern=factor' with factors of zero or more, "
+                f"optimizer.lr_multipliers must be 'pattern=factor, pattern=factor' with factors of zero or more, "
                 f"received {text!r}"
             )
     return factors
@@ -223,7 +223,7 @@ def _by_pattern(params, factors: Mapping[str, float]):
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [parameter_path(path) for path, _ in leaves]
     for pattern in factors:
-        _check_matches("optimizer.rates", pattern, paths)
+        _check_matches("optimizer.lr_multipliers", pattern, paths)
     return jax.tree.unflatten(
         structure,
         [

@@ -174,7 +174,7 @@ def test_a_changed_file_is_another_store(options, tmp_path, change):
 def test_other_reader_options_are_another_store(options, tmp_path):
     path = tmp_path / "frames.xyz"
     path.write_text(FRAMES)
-    data, other = options(path, refuse=False), options(path, refuse=False)
+    data, other = options(path, reject_invalid=False), options(path, reject_invalid=False)
     other.reader_options = "energy_key=free"
     first, second = source.open_store(data), source.open_store(other)
     assert first.path != second.path and len(stores(data)) == 2
@@ -246,15 +246,17 @@ def flipped(file):
 def test_what_the_checks_refuse_is_refused_also_if_it_was_converted_before(options, tmp_path):
     path = edited(tmp_path / "flipped.hdf5", flipped)
     with pytest.raises(
-        DatasetError, match="(?s)refused by the checks.*gradients.*data.refuse=False"
+        DatasetError, match="(?s)refused by the checks.*gradients.*data.reject_invalid=False"
     ):
         source.open_store(options(path))
-    assert len(source.open_store(options(path, refuse=False))) == 102
+    assert len(source.open_store(options(path, reject_invalid=False))) == 102
     with pytest.raises(
-        DatasetError, match="(?s)refused by the checks.*gradients.*data.refuse=False"
+        DatasetError, match="(?s)refused by the checks.*gradients.*data.reject_invalid=False"
     ):
         source.open_store(options(path))
-    assert any("gradients" in note for note in source.load(options(path, refuse=False)).notes)
+    assert any(
+        "gradients" in note for note in source.load(options(path, reject_invalid=False)).notes
+    )
 
 
 def test_what_is_not_there(options, tmp_path):
@@ -329,13 +331,13 @@ def test_outliers_among_the_conformations_of_a_molecule(options, tmp_path):
         ({"max_energy_z": 10.0, "max_force_z": 10.0}, [energy, force]),
         ({"max_energy_deviation": 0.4}, [energy]),
     ):
-        loaded = source.load(options(path, refuse=False, **filters))
+        loaded = source.load(options(path, reject_invalid=False, **filters))
         np.testing.assert_array_equal(
             loaded.indices, np.setdiff1d(everything, left_out), err_msg=str(filters)
         )
     assert loaded.counts["left out"] == {"energy outlier": 1}
     # Outliers are sought among what the other filters leave.
-    store = source.open_store(options(path, refuse=False))
+    store = source.open_store(options(path, reject_invalid=False))
     reasons = source.select(store, Filters(max_atoms=9, max_energy_z=10.0))
     assert (
         reasons[energy] == CODES["too many atoms"]
@@ -354,7 +356,7 @@ def test_notes_say_when_labels_are_not_those_of_spice(options, made, caplog):
         and "Zenodo" in note
         and note in caplog.text
     )
-    spice = source.load(options(SPICE, refuse=False))
+    spice = source.load(options(SPICE, reject_invalid=False))
     assert spice.level_of_theory == source.SPICE_LEVEL and not any(
         "semi-empirical" in n for n in spice.notes
     )
@@ -371,7 +373,9 @@ def test_other_data_with_xtb_labels_are_not_told_where_spice_is(options, tmp_pat
         frames.append(atoms)
     ase.io.write(tmp_path / "some.xyz", frames)
     loaded = source.load(
-        options(tmp_path / "some.xyz", refuse=False, reader_options="level_of_theory=GFN1-xTB")
+        options(
+            tmp_path / "some.xyz", reject_invalid=False, reader_options="level_of_theory=GFN1-xTB"
+        )
     )
     note = next(n for n in loaded.notes if "semi-empirical" in n)
     assert note == "The labels of this run are GFN1-xTB: a fast semi-empirical method."
@@ -500,7 +504,7 @@ def test_isolated_atoms_that_the_data_state(options, tmp_path):
             group["atNUM"] = np.array([8, 1, 1])
             group["atXYZ"] = np.array([[0.0, 0.0, 0.0], [x, 0.0, 0.0], [-0.24, 0.93, 0.0]])
             group["ePBE0+MBD"], group["totFOR"] = np.array([-2078.0 - x]), np.zeros((3, 3))
-    loaded = source.load(options(tmp_path / "1000.hdf5", reader="qm7x", refuse=False))
+    loaded = source.load(options(tmp_path / "1000.hdf5", reader="qm7x", reject_invalid=False))
     stated = loaded.store.manifest["atom_energies"]
     assert len(stated) > 3
     found = source.isolated_atoms(loaded)
@@ -512,7 +516,8 @@ def test_isolated_atoms_that_the_data_state(options, tmp_path):
 def test_isolated_atoms_that_are_not_known(options, tmp_path):
     (tmp_path / "frames.xyz").write_text(FRAMES)
     assert (
-        source.isolated_atoms(source.load(options(tmp_path / "frames.xyz", refuse=False))) is None
+        source.isolated_atoms(source.load(options(tmp_path / "frames.xyz", reject_invalid=False)))
+        is None
     )
 
     def without(file):
@@ -593,12 +598,12 @@ def test_molecules_of_fewer_conformers_of_the_training_part(options):
         ValueError, match=f"6 molecules with at least {more} conformations are asked for; 0 of"
     ):
         train(min_conformers=more)
-    found = train(min_conformers=more, fewer_conformers="last")
+    found = train(min_conformers=more, below_min_conformers="last")
     assert len(found) == 12 and np.array_equal(found, train())
-    with pytest.raises(ValueError, match="unknown data.fewer_conformers 'first'"):
-        train(fewer_conformers="first")
+    with pytest.raises(ValueError, match="unknown data.below_min_conformers 'first'"):
+        train(below_min_conformers="first")
     with pytest.raises(ValueError, match="data.selection must be 'random'"):
-        train(fewer_conformers="last", selection="maxmin")
+        train(below_min_conformers="last", selection="maxmin")
 
 
 def test_diverse_molecules_of_the_training_part(options, tmp_path):

@@ -83,7 +83,7 @@ def test_periodic_structures_among_others(tmp_path):
             ConversionSpec(str(tmp_path / "frames.xyz")),
             tmp_path / "store",
             num_processes=1,
-            refuse=False,
+            reject_invalid=False,
             progress=False,
         )
     )
@@ -122,7 +122,7 @@ def test_other_structures_in_the_same_folder_are_counted_anew(store, tmp_path):
         ConversionSpec(str(changed), atoms_per_shard=60),
         tmp_path / "other",
         num_processes=1,
-        refuse=False,
+        reject_invalid=False,
         progress=False,
     )
     shutil.copytree(store.path / "edges", other / "edges")
@@ -145,7 +145,7 @@ def test_filtered_stores_of_the_same_shards_have_their_own_counts(tmp_path):
                 ConversionSpec(str(changed), filters=filters, atoms_per_shard=60),
                 tmp_path / name,
                 num_processes=1,
-                refuse=False,
+                reject_invalid=False,
                 progress=False,
             )
         )
@@ -260,7 +260,7 @@ def test_all_pairs_of_a_store_with_periodic_structures_are_refused(tmp_path):
             ConversionSpec(str(tmp_path / "frames.xyz")),
             tmp_path / "store",
             num_processes=1,
-            refuse=False,
+            reject_invalid=False,
             progress=False,
         )
     )

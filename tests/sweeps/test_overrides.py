@@ -75,6 +75,17 @@ def test_overrides_of_a_config_come_through_text(overrides):
     )
 
 
+def test_overrides_with_former_names_set_the_new_fields(caplog):
+    """Caught: overrides of an older version that add a field, which no task reads."""
+    configs.warn_renamed.cache_clear()
+    config = override(spice.get_config(), {"optimizer.rates": "*=2", "data": {"refuse": False}})
+    assert (config.optimizer.lr_multipliers, config.data.reject_invalid) == ("*=2", False)
+    assert "rates" not in config.optimizer and "refuse" not in config.data
+    assert caplog.text.count("is deprecated: use optimizer.lr_multipliers") == 1
+    with pytest.raises(ConfigError, match="set only 'data.reject_invalid'"):
+        override(config, {"data.refuse": True, "data.reject_invalid": False})
+
+
 @pytest.mark.parametrize(
     "text", ["[1]", "{1: 2}", "{'seed': open('x')}", "{'seed': 1", "{'seed': infinity}", ""]
 )

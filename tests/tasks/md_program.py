@@ -23,7 +23,7 @@ def options(input, **changes):
         10,
         0.0,
     )
-    config.temperature, config.watch_bonds = 60.0, False
+    config.temperature, config.stop_on_bond_break = 60.0, False
     for name, value in changes.items():
         config[name] = value
     return config

@@ -82,7 +82,7 @@ def config(folder, **changes):
     c = property_defaults()
     c.data.path, c.data.directory = str(folder / "trajectories.lmdb"), str(folder)
     c.data.reader_options = "stages=('pm3','DFT_1st'); level_of_theory=made up"
-    c.data.refuse = False
+    c.data.reject_invalid = False
     c.data.num_train, c.data.num_valid, c.data.num_test = 0.5, 0.25, 0.25
     c.property.targets = ("gap",)
     c.model.name = "painn"

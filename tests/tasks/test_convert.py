@@ -157,7 +157,7 @@ def test_refused_data_and_the_way_out(tmp_path):
         and "look like gradients" in output
         and "change their sign" in output
     )
-    way_out = "--config.data.refuse=False"
+    way_out = "--config.data.reject_invalid=False"
     assert way_out in output and not is_store(tmp_path / "store")
     code, output = command(tmp_path / "store", data__path=source, data__refuse=False)
     assert code == 0 and "102 structures" in output and "error: these look like gradients" in output

@@ -67,7 +67,7 @@ def config_for(path, directory, **changes):
 
 def summary_of(path, directory, **changes):
     return inspect_data.summarize(
-        source.load(config_for(path, directory, refuse=False, **changes).data)
+        source.load(config_for(path, directory, reject_invalid=False, **changes).data)
     )
 
 

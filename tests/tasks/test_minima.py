@@ -18,7 +18,7 @@ from tests.simulation.analytic import pairwise
 
 def options(path, **changes):
     config = minima_defaults()
-    config.input, config.force_field, config.batch = str(path), "springs", 1
+    config.input, config.force_field, config.batch_molecules = str(path), "springs", 1
     (
         config.search.rounds,
         config.search.replicas,
@@ -77,20 +77,33 @@ def test_a_killed_search_goes_on(tmp_path, monkeypatch, springs):
 
 
 def test_beside_the_reference_method(tmp_path, springs):
-    page = minima.run(options(dimers(tmp_path), judged=2), tmp_path / "run").read_text()
+    config = options(dimers(tmp_path), num_reference_minima=2)
+    page = minima.run(config, tmp_path / "run").read_text()
     assert "Beside the reference method" in page
     assert (
         json.loads((tmp_path / "run/metrics.json").read_text())["judged"] is None
     )  # one minimum of each: no order
+
+    # an older version wrote the same workdir with the former names of the fields, and resumes
+    stored = json.loads((tmp_path / "run/config.json").read_text())
+    stored["judged"] = stored.pop("num_reference_minima")
+    stored["batch"] = stored.pop("batch_molecules")
+    (tmp_path / "run/config.json").write_text(json.dumps(stored))
+    (tmp_path / "run/report.html").unlink()
+    del config.num_reference_minima
+    config.judged = 2
+    assert (
+        minima.run(config, tmp_path / "run").read_text().count("Beside the reference method") == 1
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"force_field": ""}, "force_field is not given"),
-        ({"geometries": 0}, "geometries must be at least 1"),
+        ({"num_conformers": 0}, "num_conformers must be at least 1"),
         ({"search__rounds": -1}, "search.rounds must be"),
-        ({"judged": 1, "oracle__method": "GFN3"}, "unknown oracle.method 'GFN3'"),
+        ({"num_reference_minima": 1, "oracle__method": "GFN3"}, "unknown oracle.method 'GFN3'"),
     ],
 )
 def test_bad_settings_are_told(tmp_path, changes, message):

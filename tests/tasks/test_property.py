@@ -164,7 +164,7 @@ def test_fine_tuning_begins_with_all_that_is_there(scratch, folder):
         data__valid_geometry="pm3",
         data__test_geometries=("pm3", "labels"),
         train__num_steps=12,
-        optimizer__rates="params/backbone/*=0.1",
+        optimizer__lr_multipliers="params/backbone/*=0.1",
     )
     task.run(c, folder / "tuned")
     tuned = Predictor.load(folder / "tuned")
@@ -275,7 +275,11 @@ def test_relaxed_geometries_are_made_once(folder):
             "set data.geometry='labels'",
         ),
         ({"init__train": "head"}, ConfigError, "Did you mean 'heads'"),
-        ({"optimizer__rates": "params/backbone"}, ValueError, "optimizer.rates must be"),
+        (
+            {"optimizer__lr_multipliers": "params/backbone"},
+            ValueError,
+            "optimizer.lr_multipliers must be",
+        ),
         ({"property__heads": {"homo": {}}}, ConfigError, "unknown target in property.heads"),
     ],
 )

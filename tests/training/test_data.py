@@ -274,7 +274,7 @@ def test_periodic_structures_among_others_have_batches_of_one_form(tmp_path):
             ConversionSpec(str(tmp_path / "frames.xyz"), atoms_per_shard=1),
             tmp_path / "store",
             num_processes=1,
-            refuse=False,
+            reject_invalid=False,
             progress=False,
         )
     )

@@ -42,7 +42,7 @@ def convert(
     folder: str | Path,
     *,
     num_processes: int | None = None,
-    refuse: bool = True,
+    reject_invalid: bool = True,
     progress: bool = True,
 ) -> Path:
     """Convert a source to a store, or resume an interrupted conversion, and return the folder.
@@ -52,8 +52,8 @@ def convert(
       folder: Folder of the store. An intact finished store is returned unchanged; corrupted or
         missing shards are rebuilt.
       num_processes: Number of worker processes; None for one per core.
-      refuse: Whether to raise if the checks (checks.py) find errors. Otherwise they are logged as
-        warnings.
+      reject_invalid: Whether to raise if the checks (checks.py) find errors. Otherwise they are
+        logged as warnings.
       progress: Whether to show a progress bar.
 
     Raises:
@@ -77,7 +77,7 @@ def convert(
                     for number, bounds in enumerate(plan["ranges"])
                 ]
                 check_first = (
-                    functools.partial(_check_first_shard, jobs) if refuse else lambda: None
+                    functools.partial(_check_first_shard, jobs) if reject_invalid else lambda: None
                 )
                 _convert_missing(
                     [job for job in jobs if not job.is_done()],
@@ -101,7 +101,7 @@ def convert(
                     num_records=plan["records"],
                     shards=shards,
                     removed=removed,
-                    refuse=refuse,
+                    reject_invalid=reject_invalid,
                 )
                 return folder
         except (OSError, WorkdirError) as error:

@@ -52,7 +52,7 @@ def finalize(
     num_records: int,
     shards: list[FinishedShard],
     removed: Iterable[Iterable[str]],
-    refuse: bool,
+    reject_invalid: bool,
 ) -> None:
     """Write the index and the manifest of a store whose shards are finished.
 
@@ -64,7 +64,7 @@ def finalize(
       shards: All shards in order.
       removed: (structure, reason) of everything that was skipped or removed before the shards were
         written.
-      refuse: Whether to raise if the checks find errors.
+      reject_invalid: Whether to raise if the checks find errors.
 
     Raises:
       DatasetError: The checks reject the data, or no structure is left.
@@ -81,7 +81,7 @@ def finalize(
     findings = checks.combine(checks.Findings.from_json(s.metadata["findings"]) for s in shards)
     duplicates, _ = checks.count_duplicates(_gather(shards, "fingerprint"))
     problems = diagnose(findings, duplicates=duplicates)
-    if refuse:
+    if reject_invalid:
         reject_if_invalid(problems, source.path)
     reasons = _outliers(settings["filters"], shards)
     kept = np.flatnonzero(reasons == 0) if reasons.any() else None
@@ -140,7 +140,7 @@ def reject_if_invalid(problems: list[Problem], path: Path | str) -> None:
         raise DatasetError(
             f"{path}: rejected by the data checks:\n  - "
             + "\n  - ".join(errors)
-            + "\nIf the data are correct, set --config.data.refuse=False."
+            + "\nIf the data are correct, set --config.data.reject_invalid=False."
         )
 
 

@@ -269,7 +269,7 @@ class MolecularDynamics:
             loop,
             params,
             self._system.particles(
-                self._dtype, self._dof, kt, units.kB * self._hottest, s.watch_bonds
+                self._dtype, self._dof, kt, units.kB * self._hottest, s.stop_on_bond_break
             ),
             s.timestep * units.fs,
             self._device,

@@ -38,7 +38,7 @@ class Settings:
       frame_every: Steps between frames; 0 records none.
       skin: Distance by which neighbor lists exceed the cutoff (Å). Lists are rebuilt when an atom
         has moved by half of it.
-      watch_bonds: Whether to stop a molecule when one of its bonds breaks.
+      stop_on_bond_break: Whether to stop a molecule when one of its bonds breaks.
       bond_range: Range of the lengths of initially bonded pairs, relative to the sum of their
         covalent radii.
       max_temperature: Temperature above which a molecule counts as broken (K); None: ten times the
@@ -61,7 +61,7 @@ class Settings:
     record_every: int = 20
     frame_every: int = 200
     skin: float = 0.4
-    watch_bonds: bool = True
+    stop_on_bond_break: bool = True
     bond_range: tuple[float, float] = (0.5, 1.5)
     max_temperature: float | None = None
     dtype: str = "float32"

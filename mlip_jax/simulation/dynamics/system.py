@@ -120,7 +120,12 @@ class System:
         return [values[a:b] for a, b in zip(begin, begin[1:])]
 
     def particles(
-        self, dtype, dof: np.ndarray, target: np.ndarray, hottest: np.ndarray, watch_bonds: bool
+        self,
+        dtype,
+        dof: np.ndarray,
+        target: np.ndarray,
+        hottest: np.ndarray,
+        stop_on_bond_break: bool,
     ) -> Particles:
         """Return the `Particles` of the system, as NumPy arrays.
 
@@ -136,7 +141,7 @@ class System:
         number = np.arange(self.nodes) - np.append(begin[:-1], begin[-1])[molecule]
         masses = np.ones(self.nodes, dtype)
         masses[: begin[-1]] = np.concatenate([a.get_masses() for a in self.molecules])
-        bonds, lengths, shifts = self.bonds() if watch_bonds else _no_bonds()
+        bonds, lengths, shifts = self.bonds() if stop_on_bond_break else _no_bonds()
 
         states = (
             np.array([electronic_value(a, name) for a in self.molecules], dtype) for name in STATES

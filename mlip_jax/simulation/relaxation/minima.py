@@ -49,7 +49,7 @@ class SearchOptions:
         start no dynamics.
       fmax: Largest force of a relaxed geometry (eV/Å).
       max_steps: Maximum number of steps per relaxation.
-      same_energy, same_rmsd: Minima closer than both (eV and Å) are one.
+      energy_tolerance, rmsd_tolerance: Minima closer than both (eV and Å) are one.
       timestep: Time step of the dynamics (fs).
       dtype: "float32" or "float64".
       seed: Seed of the dynamics.
@@ -66,8 +66,8 @@ class SearchOptions:
     window: float = 0.5
     fmax: float = 0.02
     max_steps: int = 500
-    same_energy: float = 0.005
-    same_rmsd: float = 0.125
+    energy_tolerance: float = 0.005
+    rmsd_tolerance: float = 0.125
     timestep: float = 0.5
     dtype: str = "float32"
     seed: int = 0
@@ -83,8 +83,8 @@ class SearchOptions:
             "picoseconds",
             "window",
             "fmax",
-            "same_energy",
-            "same_rmsd",
+            "energy_tolerance",
+            "rmsd_tolerance",
             "timestep",
         ):
             if not 0 < getattr(self, name) < float("inf"):
@@ -269,7 +269,9 @@ class _MinimumPool:
     def _keep(self, new: Minimum) -> None:
         """Add a minimum, or count it as a known one and keep the lower energy."""
         near = [
-            old for old in self.minima if abs(old.energy - new.energy) < self._search.same_energy
+            old
+            for old in self.minima
+            if abs(old.energy - new.energy) < self._search.energy_tolerance
         ]
         distances = (
             cross_rmsd(
@@ -282,7 +284,7 @@ class _MinimumPool:
             if near
             else np.zeros(0)
         )
-        if len(near) and distances.min() < self._search.same_rmsd:
+        if len(near) and distances.min() < self._search.rmsd_tolerance:
             old = near[int(distances.argmin())]
             old.times += 1
             if new.energy < old.energy:

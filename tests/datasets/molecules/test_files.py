@@ -372,7 +372,7 @@ def test_store(tmp_path):
         ConversionSpec(str(tmp_path / "mols.xyz"), options={"forces_key": ""}),
         tmp_path / "store",
         num_processes=1,
-        refuse=False,
+        reject_invalid=False,
         progress=False,
     )
     records = read(store, skip={1})

@@ -65,7 +65,7 @@ def stores(tmp_path_factory):
         convert(
             ConversionSpec(str(file), "ase", options, filters={"require": "none"}, dtype="float64"),
             folder / str(smiles),
-            refuse=False,
+            reject_invalid=False,
             num_processes=1,
             progress=False,
         )
@@ -238,7 +238,7 @@ def test_a_structure_of_a_store_that_is_no_start(tmp_path, options, problem):
             filters={"require": "none"},
         ),
         tmp_path / "store",
-        refuse=False,
+        reject_invalid=False,
         num_processes=1,
         progress=False,
     )

@@ -222,7 +222,7 @@ def test_number_of_threads_changes_no_byte(tmp_path):
     """Workers compute with one thread, this process with many; a shard large enough for that comes from both."""
     source = repeated(tmp_path / "many.hdf5", 40)
     both = [
-        convert(recipe(source, 12_000), tmp_path / f"{n}", num_processes=n, refuse=False)
+        convert(recipe(source, 12_000), tmp_path / f"{n}", num_processes=n, reject_invalid=False)
         for n in (1, 2)
     ]
     assert len(shard_files(both[0])) >= 3 and contents(both[0]) == contents(both[1])
@@ -443,13 +443,13 @@ def test_gradients_for_forces_are_refused(tmp_path, atoms_per_shard):
     asked = recipe(source, atoms_per_shard)
     with pytest.raises(
         DatasetError,
-        match=r"(?s)wrong.hdf5: refused.*look like gradients.*--config.data.refuse=False",
+        match=r"(?s)wrong.hdf5: refused.*look like gradients.*--config.data.reject_invalid=False",
     ):
         convert(asked, tmp_path / "store")
     assert not is_store(tmp_path / "store")
     with pytest.raises(DatasetError, match="look like gradients"):
         convert(asked, tmp_path / "store")
-    store = Store(convert(asked, tmp_path / "store", refuse=False))
+    store = Store(convert(asked, tmp_path / "store", reject_invalid=False))
     assert [p["what"] for p in store.manifest["problems"] if p["severity"] == "error"] == [
         "gradients"
     ]
@@ -478,7 +478,7 @@ def test_what_the_first_shard_does_not_show_is_refused_in_the_end(tmp_path):
 
 def test_problems_are_told(tmp_path, caplog):
     source = edited(tmp_path / "wrong.hdf5", gradients_negated)
-    convert(recipe(source), tmp_path / "store", refuse=False)
+    convert(recipe(source), tmp_path / "store", reject_invalid=False)
     assert "look like gradients" in caplog.text
 
 
@@ -547,7 +547,7 @@ def test_filters_over_conformations(tmp_path):
 
     source = edited(tmp_path / "data.hdf5", outlier)
     settings = {"max_energy_z": 20.0, "max_force_z": 20.0}
-    folder = convert(recipe(source, filters=settings), tmp_path / "store", refuse=False)
+    folder = convert(recipe(source, filters=settings), tmp_path / "store", reject_invalid=False)
     store = Store(folder)
     with h5py.File(source) as file:
         expected = {
@@ -559,18 +559,20 @@ def test_filters_over_conformations(tmp_path):
     assert len(store) == 90 and store.manifest["filtered"]
     assert store.manifest["counts"]["removed"] == {"energy outlier": 6, "force outlier": 6}
     one = Store(
-        convert(recipe(source, 10**6, filters=settings), tmp_path / "one shard", refuse=False)
+        convert(
+            recipe(source, 10**6, filters=settings), tmp_path / "one shard", reject_invalid=False
+        )
     )
     assert removed(one.path) == removed(folder)
     np.testing.assert_array_equal(one.index("fingerprint"), store.index("fingerprint"))
 
 
-@pytest.mark.parametrize("refuse", [True, False])
-def test_nothing_is_left(tmp_path, refuse):
+@pytest.mark.parametrize("reject_invalid", [True, False])
+def test_nothing_is_left(tmp_path, reject_invalid):
     with pytest.raises(
         DatasetError, match="no structure is left of 102 read .*'too many atoms': 102.*the filters"
     ):
-        convert(recipe(filters={"max_atoms": 2}), tmp_path / "store", refuse=refuse)
+        convert(recipe(filters={"max_atoms": 2}), tmp_path / "store", reject_invalid=reject_invalid)
     assert not is_store(tmp_path / "store")
 
 

@@ -114,7 +114,7 @@ def stores(tmp_path_factory):
     return {
         name: (
             conversion.convert(
-                recipe, folder / name, num_processes=1, progress=False, refuse=False
+                recipe, folder / name, num_processes=1, progress=False, reject_invalid=False
             ),
             Columns.from_structures(expected_of(recipe)),
         )

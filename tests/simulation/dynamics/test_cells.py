@@ -31,7 +31,7 @@ def at_pressure(atoms, potential, **options):
             "thermostat_time": 50.0,
             "barostat_time": 200.0,
             "compressibility": 1e-4,
-            "watch_bonds": False,
+            "stop_on_bond_break": False,
         }
         | options,
     )

@@ -14,7 +14,7 @@ from mlip_jax.simulation.dynamics import md
 from tests.simulation.analytic import pairwise
 from tests.simulation.calculators.test_long_range import potential as point_charges
 
-QUIET = {"watch_bonds": False, "max_temperature": 1e6}
+QUIET = {"stop_on_bond_break": False, "max_temperature": 1e6}
 
 
 def cluster(seed=0, shake=0.1, temperature=0.0):
@@ -259,7 +259,7 @@ def test_what_breaks_is_marked_and_the_others_go_on():
     dynamics = every_step(
         [calm, torn, pressed, fast, calm],
         potential,
-        watch_bonds=True,
+        stop_on_bond_break=True,
         bond_range=(0.6, 1.5),
         timestep=0.1,
         max_temperature=1e9,
@@ -278,16 +278,16 @@ def test_what_breaks_is_marked_and_the_others_go_on():
             np.isfinite(ours.thermo.total[: step + 1]).all()
             and np.isnan(ours.thermo.total[step + 1 :]).all()
         )
-    alone = every_step(calm, potential, watch_bonds=True, bond_range=(0.6, 1.5), timestep=0.1).run(
-        200
-    )[0]
+    alone = every_step(
+        calm, potential, stop_on_bond_break=True, bond_range=(0.6, 1.5), timestep=0.1
+    ).run(200)[0]
     for ours in (runs[0], runs[4]):
         assert ours.broken is None and len(ours.frames) == 201
         np.testing.assert_allclose(
             ours.frames[-1].positions, alone.frames[-1].positions, atol=1e-10
         )
     hot = MolecularDynamics(
-        dimer(0.5), potential, ensemble="nve", max_temperature=100.0, watch_bonds=False
+        dimer(0.5), potential, ensemble="nve", max_temperature=100.0, stop_on_bond_break=False
     )
     assert "hotter than 100 K" in hot.run(5)[0].broken.reason and hot.run(5)[0].frames == []
 
