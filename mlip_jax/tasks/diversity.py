@@ -18,7 +18,7 @@ from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source
 from mlip_jax.datasets.molecules.connectivity import describe
-from mlip_jax.datasets.selection import generalization, splits, subsets
+from mlip_jax.datasets.selection import data_split, generalization, splits, subsets
 from mlip_jax.datasets.selection.held_out import RunData, entries, first_per_molecule
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.potential import Potential
@@ -315,7 +315,7 @@ def _whole_parts(data: RunData, training) -> RunData:
     asked = training.data.copy_and_resolve_references()
     asked.unlock()
     asked.path, asked.num_molecules = str(data.store.path), None
-    return dataclasses.replace(data, parts=source.split(source.load(asked), asked))
+    return dataclasses.replace(data, parts=data_split.split_data(source.load(asked), asked))
 
 
 def _sample(indices: np.ndarray, store: Store, options, seed: int) -> np.ndarray:

@@ -30,13 +30,13 @@ from mlip_jax.datasets import readers, source
 from mlip_jax.datasets.molecules import files
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import initial_geometries
-from mlip_jax.datasets.selection.held_out import RunData
-from mlip_jax.datasets.selection.initial_geometries import (
+from mlip_jax.datasets.selection.geometry_pools import (
     FilePool,
     InitialGeometry,
     SmilesPool,
     StorePool,
 )
+from mlip_jax.datasets.selection.held_out import RunData
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.force2geo.report import EvaluatedForceField, StartMolecules, write_report

@@ -20,6 +20,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets import property_data, source, statistics
 from mlip_jax.datasets.property_data import Samples, Target
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.selection import data_split
 from mlip_jax.datasets.selection import splits as splits_module
 from mlip_jax.graphs.edge_counts import edge_counts
 from mlip_jax.graphs.padding import graph_sizes
@@ -146,7 +147,7 @@ class Data:
             if (config.property.targets)
             else (loaded.indices, {})
         )
-        chosen = source.split(
+        chosen = data_split.split_data(
             dataclasses.replace(loaded, indices=index), c, molecule_features.of(c)
         )
         if distributed.leader():

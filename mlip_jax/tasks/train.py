@@ -20,6 +20,7 @@ from mlip_jax import defaults, distributed, fine_tuning, terms
 from mlip_jax.checkpoint import from_arrays
 from mlip_jax.datasets import source, statistics
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.selection import data_split
 from mlip_jax.datasets.selection import splits as splits_module
 from mlip_jax.graphs import resident
 from mlip_jax.graphs.edge_counts import edge_counts, pair_counts
@@ -103,7 +104,7 @@ def _log_terms(model) -> None:
 def _split(config, data, workdir, model, embed) -> dict[str, Split]:
     """Split the data and compute the sizes of all structures; write the split to splits.npz."""
     c = config.data
-    parts = source.split(data, c, embed)
+    parts = data_split.split_data(data, c, embed)
     molecule = data.store.index("molecule")
     about = splits_module.describe(parts, molecule)
     if distributed.leader():

@@ -20,6 +20,7 @@ from mlip_jax.datasets import readers, source
 from mlip_jax.datasets.molecules.fingerprints import morgan_fingerprint
 from mlip_jax.datasets.quality.filters import CODES, Filters
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.selection import data_split
 from mlip_jax.datasets.selection.scaffolds import murcko_scaffold
 from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 from mlip_jax.datasets.store.store import MANIFEST, Store, is_store
@@ -402,7 +403,7 @@ def test_every_method_of_splitting(options, made, by):
     # A filter, so that numbers in the store are not places in the selection.
     data = options(made, charge=0.0, min_atoms=7, split=by, num_train=60, num_valid=12, num_test=12)
     loaded = source.load(data)
-    parts = source.split(loaded, data)
+    parts = data_split.split_data(loaded, data)
     check_parts(parts, loaded)
     assert len(loaded.indices) < 102 and all(len(p) for p in parts.values())
     all_structures = structures()
@@ -417,14 +418,14 @@ def test_every_method_of_splitting(options, made, by):
         assert max(sizes[0]) < min(sizes[1]) and max(sizes[1]) < min(sizes[2])
     if by.startswith("scaffold"):
         assert disjoint(labels_of(parts, [murcko_scaffold(s.smiles) for s in all_structures]))
-    again = source.split(loaded, data)
+    again = data_split.split_data(loaded, data)
     assert all(np.array_equal(again[n], parts[n]) for n in parts)
 
 
 @pytest.mark.parametrize("by", ["random", "molecule"])
 def test_another_seed_is_another_split(options, made, by):
     parts = [
-        source.split(source.load(data), data)
+        data_split.split_data(source.load(data), data)
         for data in (
             options(made, split=by, split_seed=seed, num_train=60, num_valid=12, num_test=12)
             for seed in (0, 1)
@@ -447,7 +448,7 @@ def test_own_split_by_record(options, made, tmp_path):
     for files in (str(tmp_path / "split.json"), texts, named):
         data = options(made, charge=0.0, split_files=files)
         loaded = source.load(data)
-        parts = source.split(loaded, data)
+        parts = data_split.split_data(loaded, data)
         check_parts(parts, loaded)
         for name, records in RECORDS.items():
             np.testing.assert_array_equal(
@@ -460,13 +461,13 @@ def test_own_split_of_another_file(options, made, tmp_path):
     (tmp_path / "split.json").write_text(json.dumps({"train": [0, 1], "test": [17]}))
     data = options(made, split_files=str(tmp_path / "split.json"))
     with pytest.raises(DatasetError, match="beyond the last record 16"):
-        source.split(source.load(data), data)
+        data_split.split_data(source.load(data), data)
 
 
 def test_official_split_that_there_is_none_of(options, made):
     data = options(made, split="official")
     with pytest.raises(ValueError, match="no split of its own.*data.split_files"):
-        source.split(source.load(data), data)
+        data_split.split_data(source.load(data), data)
 
 
 def test_scaffolds_without_smiles(options, tmp_path):
@@ -476,7 +477,7 @@ def test_scaffolds_without_smiles(options, tmp_path):
 
     data = options(edited(tmp_path / "bare.hdf5", without), split="scaffold")
     with pytest.raises(DatasetError, match="needs SMILES.*Choose another data.split"):
-        source.split(source.load(data), data)
+        data_split.split_data(source.load(data), data)
 
 
 def test_isolated_atoms_implied_by_formation_energies(options, made):
@@ -567,7 +568,7 @@ def test_nested_subsets_of_the_training_part(options):
     def parts(**fields):
         data = options(DATA, num_train=80, num_valid=10, num_test=10, min_conformers=5, **fields)
         loaded = source.load(data)
-        return loaded.store, source.split(loaded, data)
+        return loaded.store, data_split.split_data(loaded, data)
 
     store, whole = parts()
     _, large = parts(num_molecules=6, num_conformers=5)
@@ -591,7 +592,7 @@ def test_molecules_of_fewer_conformers_of_the_training_part(options):
             **fields,
         )
         loaded = source.load(data)
-        return source.split(loaded, data)["train"]
+        return data_split.split_data(loaded, data)["train"]
 
     more = CONFORMERS + 1
     with pytest.raises(
@@ -618,7 +619,7 @@ def test_diverse_molecules_of_the_training_part(options, tmp_path):
             **fields,
         )
         loaded = source.load(data)
-        train = source.split(loaded, data)["train"]
+        train = data_split.split_data(loaded, data)["train"]
         codes, smiles = loaded.store.texts("smiles")
         return {smiles[c] for c in codes[train]}, len(train)
 
@@ -659,7 +660,7 @@ def test_molecules_of_the_training_part_by_features(options):
             **fields,
         )
         loaded = source.load(data)
-        train = source.split(loaded, data, embed)["train"]
+        train = data_split.split_data(loaded, data, embed)["train"]
         assert len(train) == 2 * fields["num_molecules"]
         return set(np.asarray(loaded.store.index("molecule")[train]).tolist())
 
@@ -670,7 +671,7 @@ def test_molecules_of_the_training_part_by_features(options):
         DATA, num_train=80, num_valid=10, num_test=10, num_molecules=3, selection="embedding"
     )
     with pytest.raises(ValueError, match="data.selection='embedding' needs the features"):
-        source.split(source.load(data), data)
+        data_split.split_data(source.load(data), data)
 
 
 def test_what_filters_took_is_listed(options, tmp_path):

@@ -26,7 +26,6 @@ read, because it is not documented that they share the frame of the positions.
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 from collections.abc import Iterator
@@ -39,11 +38,11 @@ from ase.data import atomic_numbers, chemical_symbols
 from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.formats.ase_database import AseDatabase, AseRow, is_ase_database
 from mlip_jax.datasets.formats.elements import validate_numbers
+from mlip_jax.datasets.formats.nabladft_summary import SummaryTable
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
 log = logging.getLogger(__name__)
-
 # Energies of isolated atoms (hartree), ωB97X-D/def2-SVP (iodine with its effective core potential),
 # as subtracted in the data set.
 _ATOM_ENERGIES = {
@@ -59,14 +58,6 @@ _ATOM_ENERGIES = {
     "I": -297.7564286148722,
 }
 _KEYS = {"moses_id", "conformation_id"}
-_SUMMARY = {
-    "homo": ("DFT HOMO", units.Hartree),
-    "lumo": ("DFT LUMO", units.Hartree),
-    "gap": ("DFT HOMO-LUMO GAP", units.Hartree),
-    "dipole_moment": ("DFT TOTAL DIPOLE", units.Debye),
-}
-_TOTAL = "DFT TOTAL ENERGY"
-_SAME_ENERGY = 1e-3  # hartree; allows for rounding in the summary, but not for another conformation
 
 
 class Reader(reader.Reader):
@@ -112,7 +103,7 @@ class Reader(reader.Reader):
         }
         self._subtracted = self._is_subtracted(first, f"{self.path.name}:{first.id}")
         self._summary_path = self._find_summary(summary)
-        self._summary: _SummaryTable | None = None
+        self._summary: SummaryTable | None = None
 
     @classmethod
     def matches(cls, path: Path) -> bool:
@@ -149,7 +140,7 @@ class Reader(reader.Reader):
         row.
         """
         if self._summary_path and self._summary is None:
-            self._summary = _SummaryTable(self._summary_path)
+            self._summary = SummaryTable(self._summary_path)
         for record, row in zip(records, self._database.rows(records)):
             report.records += 1
             source = f"{self.path.name}:{row.id}"
@@ -234,119 +225,6 @@ class Reader(reader.Reader):
                 f"gzip -d), {options.as_flag('summary', 'FILE')}, or '' for none."
             )
         return Path(summary)
-
-
-class _SummaryTable:
-    """Table of all conformations in the release (gigabytes).
-
-    Only the keys and offsets of its lines are kept in memory.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._file = path.open("rb")
-        try:
-            self._columns = self._header()
-            keys, offsets = self._index()
-        except BaseException:
-            self._file.close()
-            raise
-        order = np.argsort(keys, kind="stable")
-        self._keys, self._offsets = keys[order], offsets[order]
-        twice = np.flatnonzero(self._keys[1:] == self._keys[:-1])
-        if len(twice):
-            key = int(self._keys[twice[0]])
-            self._file.close()
-            raise DatasetError(
-                f"{path}: MOSES id {key >> 32}, CONFORMER id {key & 0xFFFFFFFF} occurs twice"
-            )
-
-    def close(self) -> None:
-        self._file.close()
-
-    def labels(self, row: AseRow, energy: float, source: str) -> dict[str, float]:
-        """Return orbital energies (eV) and dipole (e·Å) of a row, NaN if the table lacks it.
-
-        `energy` is the total energy of the row (hartree), which must agree with that of the table.
-        """
-        moses, conformation = (int(row.key_value_pairs[k]) for k in ("moses_id", "conformation_id"))
-        at = np.searchsorted(self._keys, _key(moses, conformation))
-        # Each step of an optimization has other orbitals. The table contains only those of the
-        # first or last conformation.
-        if (
-            at == len(self._keys)
-            or self._keys[at] != _key(moses, conformation)
-            or "iteration" in row.key_value_pairs
-        ):
-            return dict.fromkeys(_SUMMARY, math.nan)
-        self._file.seek(int(self._offsets[at]))
-        values = next(csv.reader([self._file.readline().decode("utf-8", "replace")]))
-        total = self._number(values, _TOTAL, source)
-        if abs(total - energy) > _SAME_ENERGY:
-            raise DatasetError(
-                f"{source}: the total energy is {energy:.6f} hartree, but {self.path.name} has "
-                f"{total:.6f} for MOSES id {moses}, CONFORMER id {conformation}. The table belongs "
-                "to another release; give the matching table, or summary='' for none."
-            )
-        return {
-            name: self._number(values, column, source) * unit
-            for name, (column, unit) in _SUMMARY.items()
-        }
-
-    def _header(self) -> dict[str, int]:
-        """Return the index of each column. Raise DatasetError if a required column is missing."""
-        header = next(csv.reader([self._file.readline().decode("utf-8", "replace")]), [])
-        columns = {name.strip(): i for i, name in enumerate(header)}
-        missing = [
-            c
-            for c in ("MOSES id", "CONFORMER id", _TOTAL, *(c for c, _ in _SUMMARY.values()))
-            if c not in columns
-        ]
-        if missing:
-            raise DatasetError(
-                f"{self.path}: has no column {missing[0]!r}; found {header[:30]}. Expected "
-                "summary.csv of ∇²DFT."
-            )
-        return columns
-
-    def _index(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the keys and the offsets of all lines, both of shape (lines,)."""
-        first, second = self._columns["MOSES id"], self._columns["CONFORMER id"]
-        needed, offset, number = max(first, second) + 1, self._file.tell(), 1
-        keys, offsets, parts = [], [], []
-        for line in self._file:
-            number += 1
-            if line.strip():
-                cells = line.split(b",", needed)
-                try:
-                    keys.append(_key(int(cells[first]), int(cells[second])))
-                except (IndexError, ValueError) as error:
-                    raise DatasetError(
-                        f"{self.path}: line {number}: expected the numbers of a molecule and a "
-                        f"conformation, found {line[:60]!r}"
-                    ) from error
-                offsets.append(offset)
-            offset += len(line)
-            if len(keys) == 1_000_000:  # arrays take less memory than lists of integers
-                parts.append((np.array(keys, np.int64), np.array(offsets, np.int64)))
-                keys, offsets = [], []
-        parts.append((np.array(keys, np.int64), np.array(offsets, np.int64)))
-        return tuple(np.concatenate(p) for p in zip(*parts))
-
-    def _number(self, values: list[str], column: str, source: str) -> float:
-        """Return a cell as a number, NaN if it is empty."""
-        try:
-            text = values[self._columns[column]].strip()
-            return float(text) if text else math.nan
-        except (IndexError, ValueError) as error:
-            raise DatasetError(
-                f"{self.path}: the line of {source} has no number for {column!r}: {values}"
-            ) from error
-
-
-def _key(moses: int, conformation: int) -> int:
-    """Combine the two numbers of a conformation into one integer."""
-    return moses << 32 | conformation
 
 
 def _check_layout(row: AseRow, source: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from ase import Atoms
 from ase.io import write as write_atoms
 
-from mlip_jax.datasets.selection.initial_geometries import InitialGeometry
+from mlip_jax.datasets.selection.geometry_pools import InitialGeometry
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports import sections
 from mlip_jax.reports.errors import json_safe

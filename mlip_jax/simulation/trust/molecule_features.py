@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def of(options: Any) -> Callable[[Store, np.ndarray], np.ndarray] | None:
-    """Return the function that computes the features for `source.split`; None if not needed.
+    """Return the function that computes the features for `data_split.split_data`; None if not needed.
 
     Args:
       options: config.data.

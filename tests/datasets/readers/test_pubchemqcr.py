@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from mlip_jax.config import ConfigError
+from mlip_jax.datasets.formats.lmdb_file import LmdbFile
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import pubchemqcr
 
@@ -495,7 +496,7 @@ def test_two_readers_of_one_file(sample):
     with pytest.raises(DatasetError, match="closed"):
         list(first)
     second.close()
-    assert not pubchemqcr._LmdbFile._open
+    assert not LmdbFile._open
 
 
 def test_assumed_level_of_theory_is_told(sample):

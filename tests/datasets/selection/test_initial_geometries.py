@@ -11,17 +11,15 @@ from ase.io import write
 from mlip_jax.datasets.molecules.connectivity import from_smiles, skeleton
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import initial_geometries
-from mlip_jax.datasets.selection.held_out import RunData, first_per_molecule
-from mlip_jax.datasets.selection.initial_geometries import (
+from mlip_jax.datasets.selection.geometry_pools import (
     PERIODIC,
-    SEEN,
     FilePool,
     InitialGeometry,
-    MoleculeSelection,
     SmilesPool,
     StorePool,
-    choose,
 )
+from mlip_jax.datasets.selection.held_out import RunData, first_per_molecule
+from mlip_jax.datasets.selection.initial_geometries import SEEN, MoleculeSelection, choose
 from mlip_jax.datasets.selection.split_files import save_split
 from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 from mlip_jax.datasets.store.store import Store

@@ -9,6 +9,7 @@ from mlip_jax import defaults
 from mlip_jax.checkpoint import CheckpointError
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source
+from mlip_jax.datasets.selection import data_split
 from mlip_jax.potential import Potential
 from mlip_jax.simulation import energies
 from mlip_jax.simulation.trust import molecule_features
@@ -51,17 +52,17 @@ def test_means_over_atoms(folder):
 def test_computed_once_for_a_force_field_and_chosen_by(folder, monkeypatch):
     data = options(folder)
     loaded, embed = source.load(data), molecule_features.of(data)
-    train = source.split(loaded, data, embed)["train"]
+    train = data_split.split_data(loaded, data, embed)["train"]
     assert len(np.unique(loaded.store.index("molecule")[train])) == len(train) == 5
-    drawn = source.split(loaded, options(folder, selection="random"))["train"]
+    drawn = data_split.split_data(loaded, options(folder, selection="random"))["train"]
     assert set(train.tolist()) != set(drawn.tolist())
     kept = list((loaded.store.path / "features").iterdir())
     assert len(kept) == 1 and kept[0].name.startswith(Potential.load(folder / "ff").digest())
     monkeypatch.setattr(molecule_features, "mean_features", None)
     for seed in (0, 1):
         other = options(folder, split_seed=seed)
-        source.split(loaded, other, molecule_features.of(other))
-    np.testing.assert_array_equal(source.split(loaded, data, embed)["train"], train)
+        data_split.split_data(loaded, other, molecule_features.of(other))
+    np.testing.assert_array_equal(data_split.split_data(loaded, data, embed)["train"], train)
 
 
 def test_what_cannot_be_meant(folder):
@@ -72,4 +73,4 @@ def test_what_cannot_be_meant(folder):
     assert molecule_features.of(options(folder, selection="maxmin")) is None
     data = options(folder, elements=None)
     with pytest.raises(ValueError, match="data.selection_force_field: .* was not trained on"):
-        source.split(source.load(data), data, molecule_features.of(data))
+        data_split.split_data(source.load(data), data, molecule_features.of(data))
