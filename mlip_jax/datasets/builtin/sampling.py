@@ -39,7 +39,9 @@ class Surface:
 
     def __init__(self, mol):
         from rdkit.Chem import rdForceFieldHelpers as helpers
-        from rdkit.ForceField import rdForceField  # noqa: F401  older versions register its classes only here
+
+        # Older versions register its classes only on this import.
+        from rdkit.ForceField import rdForceField  # noqa: F401
 
         self.shape = (mol.GetNumAtoms(), 3)
         if helpers.MMFFHasAllMoleculeParams(mol):

@@ -7,12 +7,14 @@ row per structure:
     numbers          int32 blob (n,)
     positions        float64 blob (n, 3)
     cell             float64 blob (3, 3);  pbc  INTEGER, bits 1, 2, 4 for the three vectors
-    energy, free_energy, magmom        REAL;  forces, stress, dipole, charges, magmoms  float64 blobs
+    energy, free_energy, magmom                 REAL
+    forces, stress, dipole, charges, magmoms    float64 blobs
     charge           REAL, the sum of the initial charges
     key_value_pairs  TEXT, JSON
-    data             BLOB (format 9): 8 bytes with the offset of a JSON text that refers to arrays in the bytes before;
-                     TEXT, JSON (formats 5 to 8). SchNetPack's older files store arrays as base64 text under `name`
-                     with `_shape_name` and `_dtype_name` next to it
+    data             BLOB (format 9): 8 bytes with the offset of a JSON text that refers to arrays
+                     in the bytes before; TEXT, JSON (formats 5 to 8). SchNetPack's older files
+                     store arrays as base64 text under `name` with `_shape_name` and `_dtype_name`
+                     next to it
 
 All numbers are little-endian. Table `information` contains the version of the format and the
 metadata (JSON). ASE itself stores eV and Å, but `data` and `key_value_pairs` are in units chosen by

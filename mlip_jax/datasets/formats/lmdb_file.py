@@ -103,9 +103,10 @@ def _check_header(path: Path) -> None:
     """
     page = page_size(path)
     if page is None:
-        what = "a folder" if path.is_dir() else f"{path.stat().st_size} bytes of something else"
+        content = "a folder" if path.is_dir() else f"{path.stat().st_size} bytes of something else"
         raise DatasetError(
-            f"{path}: not an LMDB file; found {what}, expected a single file (LMDB's subdir=False)"
+            f"{path}: not an LMDB file; found {content}, expected a single file (LMDB's "
+            "subdir=False)"
         )
     if path.stat().st_size < 2 * page:
         raise _truncation_error(path, 2 * page)

@@ -30,6 +30,7 @@ class SdfFile:
         return self.stop - self.start
 
     def close(self) -> None:
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 
@@ -99,6 +100,7 @@ class PropertyTable:
         return len(self._offsets) - 1
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def row(self, molecule: int) -> tuple[int, dict[str, float]]:

@@ -48,6 +48,7 @@ class SummaryTable:
             )
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def labels(self, row: AseRow, energy: float, source: str) -> dict[str, float]:

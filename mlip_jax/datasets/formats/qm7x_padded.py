@@ -42,6 +42,7 @@ class PaddedFile:
         return self._file.members["R"].shape[0]
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:

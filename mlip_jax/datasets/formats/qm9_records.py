@@ -85,9 +85,9 @@ UNITS_OF = {
     "C": {"ghz": 1.0},
     **{
         name: {
-            spelt: factor**power
+            spelling: factor**power
             for u, factor in LENGTH_UNITS.items()
-            for spelt in (f"{u}^{power}", f"{u}**{power}", " ".join([u] * power))
+            for spelling in (f"{u}^{power}", f"{u}**{power}", " ".join([u] * power))
         }
         for name, power in (("polarizability", 3), ("electronic_spatial_extent", 2))
     },
@@ -128,6 +128,7 @@ def parse_member(content: bytes, index: int, source: str) -> dict[str, Any]:
 
 
 def structure_fields(
+    *,
     numbers,
     positions,
     raw: dict[str, float],

@@ -218,7 +218,9 @@ def _side_by_side(positions: np.ndarray, fragments) -> np.ndarray:
 def _optimize(molecule) -> bool:
     """Relax all conformers with MMFF94. Return False if it lacks parameters for the molecule."""
     from rdkit.Chem import rdForceFieldHelpers as helpers
-    from rdkit.ForceField import rdForceField  # noqa: F401  older versions register its classes only here
+
+    # Older versions register its classes only on this import.
+    from rdkit.ForceField import rdForceField  # noqa: F401
 
     if not helpers.MMFFHasAllMoleculeParams(molecule):
         return False

@@ -148,7 +148,7 @@ class _Batch:
     def add(
         self, minima: np.ndarray, indices: tuple[np.ndarray, ...], a: np.ndarray, b: np.ndarray
     ) -> None:
-        """Add pairs of positions a and b, (P, n, 3), with minimum RMSDs for `indices` in `minima`."""
+        """Add pairs of positions a and b, (P, n, 3). Their minimum RMSDs go to minima[indices]."""
         padded_size = -(-a.shape[1] // _ATOMS) * _ATOMS
         # Padding atoms at the center contribute zero to all sums.
         padded = [np.pad(x, ((0, 0), (0, padded_size - x.shape[1]), (0, 0))) for x in (a, b)]

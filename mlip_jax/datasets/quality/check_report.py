@@ -27,7 +27,8 @@ def lines(findings: Findings, problems: list[Problem]) -> list[str]:
         d = findings.distributions[name]
         if d.count:
             text.append(
-                f"{title}: {d.smallest:.4g} to {d.largest:.4g}, median {d.median:.4g} {unit}".rstrip()
+                f"{title}: {d.smallest:.4g} to {d.largest:.4g}, "
+                f"median {d.median:.4g} {unit}".rstrip()
             )
     return (
         text

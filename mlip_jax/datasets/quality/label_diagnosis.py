@@ -37,7 +37,8 @@ def diagnose_labels(findings):
                 "warning",
                 "no labels",
                 "no structure has an energy or forces: properties can be learned, but not a force "
-                "field. If the file has such labels, check their names in the options of the reader",
+                "field. If the file has such labels, check their names in the options of the "
+                "reader",
             )
         ]
     if counts["no labels"] == total:

@@ -83,7 +83,7 @@ def neighbor_pairs(
 
 
 def close_pairs(columns: Columns, first: np.ndarray, second: np.ndarray) -> ClosePairs:
-    """Return the closest of the pairs from `neighbor_pairs` that have energies, at most MAX_PAIRS."""
+    """Return the closest pairs of `neighbor_pairs` that have energies, at most MAX_PAIRS."""
     pairs = _align(columns, first, second)
     scale = np.abs(columns.energy[pairs.first]) * _RESOLUTION
     informative = (np.maximum(np.abs(pairs.work), np.abs(pairs.energy)) > scale) & np.isfinite(

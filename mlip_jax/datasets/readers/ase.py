@@ -5,7 +5,7 @@ ASE is documented at wiki.fysik.dtu.dk/ase. Labels are looked up by name in `ato
 ... of extended XYZ. A typical frame of extended XYZ:
 
     3
-    Lattice="..." Properties=species:S:1:pos:R:3:forces:R:3 energy=-14.3 charge=0 smiles=O pbc="F F F"
+    Properties=species:S:1:pos:R:3:forces:R:3 energy=-14.3 charge=0 smiles=O pbc="F F F"
     O  0.0  0.0  0.119   0.01 0.02 -0.3
     ...
 
@@ -112,6 +112,7 @@ class Reader(reader.Reader):
     def __init__(
         self,
         path: str | Path,
+        *,
         energy_key: str = "energy",
         forces_key: str = "forces",
         charge_key: str = "charge",

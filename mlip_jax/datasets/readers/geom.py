@@ -3,18 +3,25 @@
 Layout (Axelrod and Gómez-Bombarelli, Sci. Data 9, 185, 2022; doi.org/10.7910/DVN/JNGTDF; tutorials
 of github.com/learningmatter-mit/geom):
 
-    rdkit_folder/summary_drugs.json, summary_qm9.json   {SMILES: {"pickle_path": "drugs/....pickle", "charge": 0, ...}}
-    rdkit_folder/drugs/*.pickle, qm9/*.pickle           one molecule each, as below, with "smiles"
-    drugs_crude.msgpack, qm9_crude.msgpack              a stream of maps {SMILES: molecule} of about 1000 molecules
+    rdkit_folder/
+      summary_drugs.json, summary_qm9.json   {SMILES: {"pickle_path": "drugs/....pickle", ...}}
+      drugs/*.pickle, qm9/*.pickle           one molecule each, as below, with "smiles"
+    drugs_crude.msgpack, qm9_crude.msgpack   stream of maps {SMILES: molecule}, 1000 molecules each
 
 A molecule is a dict with
 
     charge              e
-    ensembleenergy, ensemblefreeenergy   kcal/mol;  ensembleentropy  cal/(mol K);  lowestenergy  hartree
+    ensembleenergy, ensemblefreeenergy    kcal/mol
+    ensembleentropy     cal/(mol K)
+    lowestenergy        hartree
     totalconfs, uniqueconfs, temperature, ...
-    conformers          [{"totalenergy": hartree, "relativeenergy": kcal/mol above the lowest, "degeneracy": rotamers,
-                        "boltzmannweight": ..., "geom_id": ..., "set": ..., and "rd_mol": an RDKit molecule with one
-                        conformer in Å, or "xyz": [[atomic number, x, y, z], ...] in Å}, ...], in NO certain order
+    conformers          list of dicts, in NO certain order:
+      totalenergy       hartree
+      relativeenergy    kcal/mol above the lowest
+      degeneracy        number of rotamers
+      boltzmannweight, geom_id, set
+      rd_mol or xyz     RDKit molecule with one conformer in Å, or [[atomic number, x, y, z], ...]
+                        in Å
 
 A molecule lacks entries that were not computed for it. There are no forces. Labels are GFN2-xTB
 (CREST). Conformers can have reacted during the search: the bonds of an rd_mol may differ from those

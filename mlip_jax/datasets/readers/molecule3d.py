@@ -66,6 +66,7 @@ class Reader(reader.Reader):
     def __init__(
         self,
         path: str | Path,
+        *,
         split: str = "random",
         smiles: bool = False,
         energy_unit: str = "eV",

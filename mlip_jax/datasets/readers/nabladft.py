@@ -4,14 +4,17 @@ Layout (github.com/AIRI-Institute/nablaDFT; Khrabrov et al., arXiv 2406.14347, 2
 molecule with n atoms:
 
     numbers, positions                             (n,), (n, 3)  Å
-    key_value_pairs  moses_id, conformation_id     integers: the molecule's number in MOSES, and its conformation's
+    key_value_pairs  moses_id, conformation_id     integers: numbers of the molecule in MOSES and
+                                                   of its conformation
                      smiles                        without hydrogens
                      iteration                     integer, only in the optimization trajectories
-    data             energy                        (1,)    hartree, MINUS the energies of the isolated atoms
+    data             energy                        (1,)    hartree, MINUS the isolated atoms
                      forces                        (n, 3)  hartree/Å; true forces, not a gradient
 
-    metadata         _distance_unit, _property_unit_dict      "Ang", {"energy": "Hartree", "forces": "Hartree/Ang"}
-                     atomrefs                      {"energy": [hartree by atomic number]}; not in every file
+    metadata         _distance_unit                "Ang"
+                     _property_unit_dict           {"energy": "Hartree", "forces": "Hartree/Ang"}
+                     atomrefs                      {"energy": [hartree by atomic number]}; some
+                                                   files lack it
 
 Structures get total energies: the energies of the atoms are added. They are read from the file or,
 if it lacks them, from the constants of the data set below. Files with total energies are

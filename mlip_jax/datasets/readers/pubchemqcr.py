@@ -3,14 +3,17 @@
 Layout (huggingface.co/datasets/divelab/PubChemQCR, its database.md; Fu et al., arXiv:2506.23008):
 
     key     CID (PubChem's number of the compound) as 9 digits: b"000015111"
-    value   gzip-compressed pickle of {"pm3": [...], "hf": [...], "DFT_1st": [...], "DFT_2nd": [...]}: the stages of
-            one relaxation, each a list of snapshots in the order of the steps, an empty list, or None
+    value   gzip-compressed pickle of {"pm3": [...], "hf": [...], "DFT_1st": [...],
+            "DFT_2nd": [...]}: the stages of one relaxation, each a list of snapshots in the order
+            of the steps, an empty list, or None
 
 A snapshot is
 
-    coordinates  [{"atom": "C", "charge": 6.0, "x": ..., "y": ..., "z": ...}, ...]  Å; charge: of the nucleus
+    coordinates  [{"atom": "C", "charge": 6.0, "x": ..., "y": ..., "z": ...}, ...]
+                 Å; charge: of the nucleus
     energy       hartree
-    gradient     [{"atom": "C", "charge": 6.0, "dx": ..., "dy": ..., "dz": ...}, ...]  hartree/bohr: a GRADIENT
+    gradient     [{"atom": "C", "charge": 6.0, "dx": ..., "dy": ..., "dz": ...}, ...]
+                 hartree/bohr: a GRADIENT
 
 Steps from SMASH have no "charge". Steps from GAMESS may have symbols in capitals ("CL"). The last
 snapshot of a stage and the first one of the next stage have the same positions at two levels of
@@ -74,6 +77,7 @@ class Reader(reader.Reader):
     def __init__(
         self,
         path: str | Path,
+        *,
         stages: Sequence[str] = ("DFT_1st",),
         stride: int = 1,
         max_snapshots: int | None = None,

@@ -13,7 +13,8 @@ counts the SMILES strings, i their stereoisomers, c the conformers of these. "op
     eH, eL, HLgap           (1,)    eV
     vDIP, DIP               (3,), (1,)  e·Å
     mPOL                    (1,)    bohr³
-    hCHG, hVOL, hRAT        (n,) or (n, 1)  Hirshfeld charges (e), volumes (bohr³), ratios to the free atom
+    hCHG, hVOL, hRAT        (n,) or (n, 1)  Hirshfeld charges (e), volumes (bohr³) and ratios to the
+                            free atom
     atPOL                   (n,) or (n, 1)  bohr³
 
 About twenty more entries are not read. DupMols.dat, published with the files, lists duplicate

@@ -194,10 +194,14 @@ def _positions(columns: Columns, mask: np.ndarray, heavy: np.ndarray) -> np.ndar
 
 def _notes(problems: dict[str, int], max_symmetries: int) -> list[str]:
     texts = {
-        "other atoms": "{} conformers have their atoms in another order than the first unseen one of their molecule, "
-        "and are excluded from its RMSDs.",
-        "many symmetries": f"{{}} molecules have more than {max_symmetries} symmetries, of which this many are tried: "
-        "their RMSDs may be too large.",
+        "other atoms": (
+            "{} conformers have their atoms in another order than the first unseen one of their "
+            "molecule, and are excluded from its RMSDs."
+        ),
+        "many symmetries": (
+            f"{{}} molecules have more than {max_symmetries} symmetries, of which only this number "
+            "is tried: their RMSDs may be too large."
+        ),
         "unreadable": "RDKit cannot read {} molecules: their RMSDs are without symmetries.",
     }
     notes = [texts[name].format(count) for name, count in problems.items() if count]

@@ -1,7 +1,7 @@
 """Pools of molecules with initial geometries, for the evaluation of relaxations.
 
-Sources are a store (first snapshot of each molecule), a file of SMILES (embedded by RDKit) or a file
-of geometries.
+Sources are a store (first snapshot of each molecule), a file of SMILES (embedded by RDKit) or a
+file of geometries.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def nested_subset(
 def with_min_conformers(
     molecule: np.ndarray, indices: np.ndarray, min_conformers: int
 ) -> np.ndarray:
-    """Return the `indices` whose molecule occurs at least `min_conformers` times among them, in order.
+    """Return the `indices` whose molecule occurs at least `min_conformers` times, in order.
 
     Args:
       molecule: Molecule of each structure, (S,).

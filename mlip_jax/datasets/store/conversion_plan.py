@@ -24,7 +24,8 @@ from mlip_jax.workdir import write_json
 
 _SAMPLE = 32  # number of records that are read to estimate the record size of a source
 _MAX_RECORDS = 65_536  # maximum number of records per shard, even if the sampled ones are small
-# With at most _MAX_HASHED_FILES files, the first and last _END bytes of each are part of the identity.
+# With at most _MAX_HASHED_FILES files, the first and last _END bytes of each are part of the
+# identity.
 _MAX_HASHED_FILES, _END = 64, 2**20
 
 
