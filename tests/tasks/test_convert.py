@@ -153,7 +153,7 @@ def test_refused_data_and_the_way_out(tmp_path):
     code, output = command(tmp_path / "store", data__path=source)
     assert code != 0 and "Traceback" not in output and output.count("error:") == 1
     assert (
-        "wrong.hdf5: refused" in output
+        "wrong.hdf5: rejected" in output
         and "look like gradients" in output
         and "change their sign" in output
     )
@@ -168,11 +168,11 @@ def test_refused_data_and_the_way_out(tmp_path):
     "changes, error, words",
     [
         ({"data__path": "nowhere.hdf5"}, DatasetError, "nowhere.hdf5: no such file"),
-        ({"data__path": "*.nothing"}, DatasetError, "no file fits this pattern"),
+        ({"data__path": "*.nothing"}, DatasetError, "no file matches this pattern"),
         (
             {"data__path": str(Path(__file__))},
             DatasetError,
-            "layout of no known data set.*config.data.reader",
+            "layout of any known data set.*config.data.reader",
         ),
         ({"data__reader": "spise"}, ConfigError, "Did you mean 'spice'"),
         (
@@ -189,7 +189,7 @@ def test_refused_data_and_the_way_out(tmp_path):
         (
             {"data__max_atoms": 2},
             DatasetError,
-            "no structure is left of 102 read .*'too many atoms': 102",
+            "all 102 structures are excluded .*'too many atoms': 102",
         ),
         (
             {"store__dtype": "float16"},

@@ -95,7 +95,7 @@ class Archive:
                 )
             return self._tar.content(info).read()
         except (OSError, EOFError, tarfile.TarError) as error:
-            raise self._damaged(error) from error
+            raise self._corruption_error(error) from error
 
     def _members(self) -> Iterator[tarfile.TarInfo]:
         """Yield the members of all molecules from the beginning."""
@@ -105,7 +105,7 @@ class Archive:
                 if info.isfile() and MEMBER.search(info.name):
                     yield info
         except (OSError, EOFError, tarfile.TarError) as error:
-            raise self._damaged(error) from error
+            raise self._corruption_error(error) from error
 
     def _rewind(self) -> None:
         """Reopen the archive at its beginning."""

@@ -68,7 +68,7 @@ def _parse_frame(number: int, where: str, text: str) -> MoleculeRecord:
             f"expected a number of atoms, found {head[:40]!r}; the rest of the file is skipped"
         )
     elif len(rest) < int(head) + 1:
-        problem = f"the frame states {int(head)} atoms, but the file ends before"
+        problem = f"the frame states {int(head)} atoms, but the file is truncated"
     else:
         try:
             atoms = read(io.StringIO(text), format="extxyz")

@@ -99,10 +99,10 @@ class StorePool:
         reference_stage: str | None = None,
     ):
         self.store = store
-        self.first = first_per_molecule(store, self._of_stage(indices, stage))
+        self.first = first_per_molecule(store, self._in_stage(indices, stage))
         self.last = None
         if reference_stage:
-            last = first_per_molecule(store, self._of_stage(indices, reference_stage), last=True)
+            last = first_per_molecule(store, self._in_stage(indices, reference_stage), last=True)
             molecule = store.index("molecule")
             self.first = self.first[np.isin(molecule[self.first], molecule[last])]
             last_of = {m: s for m, s in zip(molecule[last].tolist(), last.tolist())}

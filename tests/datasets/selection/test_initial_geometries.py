@@ -1,4 +1,4 @@
-"""Molecules to judge by: where they start, what is left out and why, and that none was trained on."""
+"""Tests for initial geometries: sources, excluded molecules with reasons, and unseen molecules."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ NAMES = {
 
 
 def trajectories(path, smiles=True):
-    """Extended XYZ: for each molecule three frames of stage a and three of stage b; water has no b."""
+    """Write extended XYZ: per molecule three frames of stage a and three of b; water has no b."""
     frames = []
     for name, (of_ase, text) in NAMES.items():
         for stage in "ab" if name != "water" else "a":
@@ -54,9 +54,9 @@ def trajectories(path, smiles=True):
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    """With SMILES and without."""
+    """Stores with and without SMILES."""
     folder = tmp_path_factory.mktemp("stores")
-    made = {}
+    stores_by_smiles = {}
     for smiles in (True, False):
         file = trajectories(folder / f"{smiles}.xyz", smiles)
         options = {"molecule_key": "molecule", "energy_key": "", "forces_key": ""}
@@ -67,8 +67,8 @@ def stores(tmp_path_factory):
             num_processes=1,
             progress=False,
         )
-        made[smiles] = Store(folder / str(smiles))
-    return made
+        stores_by_smiles[smiles] = Store(folder / str(smiles))
+    return stores_by_smiles
 
 
 def everything(store):
@@ -76,13 +76,13 @@ def everything(store):
 
 
 def structure_of(store, name, stage, step):
-    found = [
+    actual = [
         s for s in (store[i] for i in range(len(store))) if (s.molecule, s.subset) == (name, stage)
     ]
-    return sorted(found, key=lambda s: (s.record, s.conformer))[step]
+    return sorted(actual, key=lambda s: (s.record, s.conformer))[step]
 
 
-def test_starts_are_first_snapshots_and_references_last_ones(stores):
+def test_initial_geometries_are_first_and_references_last_snapshots(stores):
     store = stores[True]
     pool = StorePool(store, everything(store), "a", "b")
     assert sorted(pool.names()) == sorted(set(NAMES) - {"water"})
@@ -104,7 +104,7 @@ def test_starts_are_first_snapshots_and_references_last_ones(stores):
         StorePool(store, everything(store)[:0])
 
 
-def test_a_start_survives_json_to_the_last_bit(stores):
+def test_initial_geometry_round_trip_is_exact(stores):
     for start in StorePool(stores[True], everything(stores[True]), "a", "b").make(range(4))[0]:
         again = InitialGeometry.from_json(json.loads(json.dumps(start.to_json())))
         assert (again.name, again.smiles, again.seen) == (start.name, start.smiles, start.seen)
@@ -114,12 +114,12 @@ def test_a_start_survives_json_to_the_last_bit(stores):
 
 
 @pytest.mark.parametrize("smiles", [True, False])
-def test_what_is_left_out_says_why(stores, smiles):
+def test_excluded_molecules_have_a_reason(stores, smiles):
     store = stores[smiles]
     choice = MoleculeSelection(10, elements=HCNO, seen=frozenset({skeleton(from_smiles("CCO"))}))
     starts, left_out = choose(StorePool(store, everything(store)), choice)
     assert {s.name for s in starts} == {"methane", "amine", "water"}
-    assert left_out == {"ethanol": SEEN, "thiol": "a force field does not know S"}
+    assert left_out == {"ethanol": SEEN, "thiol": "a force field does not support S"}
     allowed, left_out = choose(
         StorePool(store, everything(store)), dataclasses.replace(choice, allow_seen=True)
     )
@@ -130,7 +130,7 @@ def test_what_is_left_out_says_why(stores, smiles):
         "ethanol": True,
     }
     with pytest.raises(
-        DatasetError, match="none of 5 .* 4 × it is in the training .* 1 × .* not know S"
+        DatasetError, match="none of 5 .* 4 × it is in the training .* 1 × .* not support S"
     ):
         choose(
             StorePool(store, everything(store)),
@@ -143,7 +143,7 @@ def test_what_is_left_out_says_why(stores, smiles):
         )
 
 
-def test_choices(stores):
+def test_selections(stores):
     pool = StorePool(stores[True], everything(stores[True]))
     elements = HCNO | {16}
     picked, _ = choose(pool, MoleculeSelection(3, first="amine", elements=elements))
@@ -167,7 +167,7 @@ def test_choices(stores):
         MoleculeSelection(0)
 
 
-def test_smiles_are_embedded_and_failures_named(tmp_path):
+def test_smiles_are_embedded_and_failures_reported(tmp_path):
     path = tmp_path / "molecules.smi"
     path.write_text("CCO ethanol\nCCO again\nnonsense bad\nC[NH3+]\nO water\nS water\n")
     pool = SmilesPool(path)
@@ -182,7 +182,7 @@ def test_smiles_are_embedded_and_failures_named(tmp_path):
     assert [s.name for s in starts] == [pool.names()[0], *pool.names()[2:4]]
     assert left_out == {
         "bad": "RDKit cannot read it",
-        pool.names()[4]: "a force field does not know S",
+        pool.names()[4]: "a force field does not support S",
     }
     assert starts[1].atoms.info["charge"] == 1 and len(starts[1].atoms) == 8
     np.testing.assert_array_equal(
@@ -197,7 +197,7 @@ def test_smiles_are_embedded_and_failures_named(tmp_path):
         SmilesPool(tmp_path / "empty.smi")
 
 
-def test_each_geometry_of_a_file_is_a_start(tmp_path):
+def test_each_geometry_of_a_file_is_used(tmp_path):
     frames = [
         molecule("CH3CH2OH"),
         molecule("CH3OCH3"),
@@ -215,7 +215,7 @@ def test_each_geometry_of_a_file_is_a_start(tmp_path):
     assert [s.name for s in starts] == ["alcohol", "ether"]  # isomers are two molecules
     np.testing.assert_allclose(starts[1].atoms.positions, frames[1].positions, atol=1e-7)
     assert left_out["(f.xyz molecule 2)"] == PERIODIC
-    assert left_out["(f.xyz molecule 3)"] == "a force field does not know S"
+    assert left_out["(f.xyz molecule 3)"] == "a force field does not support S"
     assert "RDKit" in left_out["(f.xyz molecule 4)"] or "atoms" in left_out["(f.xyz molecule 4)"]
 
 
@@ -226,7 +226,7 @@ def test_each_geometry_of_a_file_is_a_start(tmp_path):
         ({"info": {"charge": float("inf")}}, "its charge is inf"),
     ],
 )
-def test_a_structure_of_a_store_that_is_no_start(tmp_path, options, problem):
+def test_unusable_structures_of_a_store_are_reported(tmp_path, options, problem):
     write(tmp_path / "p.xyz", molecule("H2O", **options), format="extxyz")
     convert(
         ConversionSpec(
@@ -244,7 +244,7 @@ def test_a_structure_of_a_store_that_is_no_start(tmp_path, options, problem):
     assert not starts and list(problems.values()) == [problem]
 
 
-def test_molecules_of_the_test_part_alone(stores, tmp_path):
+def test_molecules_only_in_the_test_split(stores, tmp_path):
     store = stores[True]
     molecules = np.array([store[i].molecule for i in range(len(store))])
     where = {name: np.flatnonzero(molecules == name) for name in NAMES}
@@ -259,8 +259,8 @@ def test_molecules_of_the_test_part_alone(stores, tmp_path):
     assert set(where["water"]) <= set(
         run.held_out().tolist()
     )  # all its structures, for it may start in any
-    found, unread = run.seen_skeletons()
-    assert found == {skeleton(from_smiles(s)) for s in ("CCO", "C", "CN")} and unread == 0
+    actual, unread = run.seen_skeletons()
+    assert actual == {skeleton(from_smiles(s)) for s in ("CCO", "C", "CN")} and unread == 0
     assert len(first_per_molecule(store, run.seen())) == 3
     assert len(first_per_molecule(store, everything(store)[:0])) == 0
     save_split(tmp_path / "splits.npz", parts, {"store": str(tmp_path / "gone")})
