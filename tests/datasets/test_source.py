@@ -610,7 +610,7 @@ def test_molecules_with_few_conformers_are_drawn_last(options):
     assert len(actual) == 12 and np.array_equal(actual, train())
     with pytest.raises(ValueError, match="unknown data.below_min_conformers 'first'"):
         train(below_min_conformers="first")
-    with pytest.raises(ValueError, match="data.selection must be 'random'"):
+    with pytest.raises(ValueError, match="requires data.selection='random'"):
         train(below_min_conformers="last", selection="maxmin")
 
 

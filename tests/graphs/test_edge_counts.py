@@ -172,7 +172,7 @@ def test_where_they_cannot_be_kept_they_are_right_and_it_is_said(store, caplog):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             np.testing.assert_array_equal(count(store), expected)
-        assert "cannot be kept" in caplog.text and str(store.path) in caplog.text
+        assert "cannot save" in caplog.text and str(store.path) in caplog.text
 
 
 def test_full_disk_leaves_nothing_behind(store, caplog, monkeypatch):

@@ -299,7 +299,7 @@ def test_molecules_that_were_trained_on_are_left_out(trained, tmp_path):
     left_out = json.loads((tmp_path / "run" / "left_out.json").read_text())
     assert set(left_out) == {"glycine", "acetate", "thiol"} and "training" in left_out["glycine"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "because it is in the training or validation part of a force field: 2." in page
+    assert "because it is in the training or validation split of a force field: 2." in page
     evaluate(
         tmp_path / "all",
         trained,

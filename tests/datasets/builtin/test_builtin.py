@@ -452,8 +452,8 @@ def test_interrupted_run_resumes_with_the_same_result(tmp_path, signal_number):
     assert 4 <= len(finished) < 24
 
     # A truncated part, as after a crash of the machine, is regenerated.
-    damaged = sorted(finished)[0]
-    damaged.write_bytes(damaged.read_bytes()[:100])
+    corrupted = sorted(finished)[0]
+    corrupted.write_bytes(corrupted.read_bytes()[:100])
     saved = []
     original = storage.Parts.save
     molecules = embedded_molecules()[200:224]

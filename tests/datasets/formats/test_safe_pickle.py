@@ -320,9 +320,9 @@ def test_corrupted_bytes_give_a_value_or_a_dataset_error():
     refused = 0
     for position in range(len(data)):
         for value in (0, 255, data[position] ^ 1, ord("."), ord("R"), ord("b")):
-            damaged = bytes(data[:position]) + bytes([value]) + bytes(data[position + 1 :])
+            corrupted = bytes(data[:position]) + bytes([value]) + bytes(data[position + 1 :])
             try:
-                loads(damaged)
+                loads(corrupted)
             except DatasetError:
                 refused += 1
     assert refused > len(data)

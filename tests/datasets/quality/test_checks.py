@@ -585,10 +585,10 @@ def test_pairs_of_crystals_are_not_rotated():
 
 
 @settings(max_examples=25, deadline=None)
-@given(cuts=st.lists(st.integers(0, 160), max_size=4), damaged=st.booleans())
-def test_combined_blocks_equal_the_whole(cuts, damaged):
+@given(cuts=st.lists(st.integers(0, 160), max_size=4), missing=st.booleans())
+def test_combined_blocks_equal_the_whole(cuts, missing):
     """Pairs and the fit of element energies are excluded, because they are computed per block."""
-    columns = labels_missing() if damaged else molecules()
+    columns = labels_missing() if missing else molecules()
     edges = [0, *sorted(cuts), 160]
     parts = [examine(columns.take(np.arange(a, b))) for a, b in zip(edges, edges[1:])]
     whole, together = examine(columns), combine(parts)

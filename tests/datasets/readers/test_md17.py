@@ -265,7 +265,7 @@ def test_other_layouts_are_rejected(tmp_path):
         assert not md17.Reader.matches(path)
         with pytest.raises(DatasetError, match="neither the layout of rMD17 .*found"):
             read(path)
-    with pytest.raises(DatasetError, match="no atomic numbers"):
+    with pytest.raises(DatasetError, match="invalid atomic numbers"):
         read(original(tmp_path / "b.npz", z=np.array([8, 1, 0])))
     with pytest.raises(DatasetError, match="contains no frames"):
         read(

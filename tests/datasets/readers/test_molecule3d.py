@@ -357,10 +357,10 @@ def test_overlapping_files_are_rejected(raw):
     ("old", "new", "message"),
     [
         ("999 V2000", "999 V3000", "expected a V2000 mol block.*V3000"),
-        (" C   0", " Xx  0", "damaged.*KeyError.*Xx"),
-        ("  5  4  0", " 70  4  0", "damaged.*70 atoms"),
-        ("  5  4  0", "  x  4  0", "damaged"),
-        ("-0.0000 C", "-0.0x00 C", "damaged"),
+        (" C   0", " Xx  0", "corrupted.*KeyError.*Xx"),
+        ("  5  4  0", " 70  4  0", "corrupted.*70 atoms"),
+        ("  5  4  0", "  x  4  0", "corrupted"),
+        ("-0.0000 C", "-0.0x00 C", "corrupted"),
         ("-0.0000 C", "    nan C", "not finite"),
     ],
 )

@@ -158,7 +158,7 @@ def test_mixed_and_unlikely_energies_are_rejected(tmp_path):
             total(rows[1], metadata),
             "includes the isolated atoms, unlike that of the first",
         ),
-        ("ev", total(rows[1], metadata) * HARTREE, "neither the total energy.*another unit"),
+        ("ev", total(rows[1], metadata) * HARTREE, "neither the total energy.*Check its unit"),
     ):
         path = rewrite(
             tmp_path / f"{name}.db",

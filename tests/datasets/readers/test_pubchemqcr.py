@@ -439,7 +439,7 @@ def test_truncated_files_do_not_kill_the_process(sample, tmp_path):
     assert complete == "read 17" and len(cut) == len(paths)
     for path, line in zip(paths, cut):
         assert re.search(
-            rf"{path.name}: truncated: {path.stem} bytes, where its header tells of \d+", line
+            rf"{path.name}: truncated: {path.stem} bytes, but its header states \d+", line
         )
 
 
@@ -503,7 +503,7 @@ def test_assumed_level_of_theory_is_noted(sample):
     path, _ = sample("pubchemqcr")
     with pubchemqcr.Reader(path) as source:
         (note,) = source.notes
-        assert "does not state its level of theory; B3LYP/6-31G* as published is assumed" in note
+        assert "does not state its level of theory; B3LYP/6-31G* is assumed, as published" in note
         assert '--config.data.reader_options="level_of_theory=...' in note
     with pubchemqcr.Reader(path, level_of_theory="B3LYP/6-31G*") as source:
         assert source.notes == []

@@ -130,7 +130,7 @@ def test_padded_format_equals_an_independent_parser():
 
 def test_padded_format_notes_that_molecules_are_not_identified():
     with qm7x.Reader(PADDED) as source:
-        assert any("one formula count as one molecule" in note for note in source.notes)
+        assert any("equal formulas count as one molecule" in note for note in source.notes)
 
 
 def test_forces_point_downhill():
@@ -165,7 +165,7 @@ def test_energies_in_another_unit_are_rejected(tmp_path, factor):
     with pytest.raises(DatasetError, match="a.npz:0: the energy .* not a total PBE0 energy in eV"):
         read(path)
     with pytest.raises(
-        DatasetError, match="a.hdf5:7/Geom-m7-i1-c1-opt: the energy .* no total PBE0 energy"
+        DatasetError, match="a.hdf5:7/Geom-m7-i1-c1-opt: the energy .* not a total PBE0 energy"
     ):
         read(one(tmp_path / "a.hdf5", **{"ePBE0+MBD": np.array([-2079.0 * factor])}))
 
@@ -268,7 +268,7 @@ def test_other_layouts_are_rejected(tmp_path):
     with pytest.raises(DatasetError, match=r"b.npz: expected the arrays z, R, E, F .*missing"):
         read(tmp_path / "b.npz")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DatasetError, match="folder: holds no .hdf5 files"):
+    with pytest.raises(DatasetError, match="folder: contains no .hdf5 files"):
         qm7x.Reader(tmp_path / "folder")
 
 

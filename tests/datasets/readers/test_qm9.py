@@ -186,7 +186,7 @@ def test_uncharacterized_molecules(tmp_path):
     with qm9.Reader(path) as source:
         assert (
             len(list(source)) == 5
-            and "uncharacterized.txt is not beside the data" in source.notes[0]
+            and "uncharacterized.txt is missing next to the data" in source.notes[0]
         )
     assert len(read(path, uncharacterized=listed)) == 4
     with pytest.raises(

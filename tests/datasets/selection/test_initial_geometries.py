@@ -100,7 +100,7 @@ def test_initial_geometries_are_first_and_references_last_snapshots(stores):
     assert of_b[0].reference is None
     with pytest.raises(DatasetError, match="unknown stage .* 'c'"):
         StorePool(store, everything(store), "c")
-    with pytest.raises(DatasetError, match="no molecule has a snapshot"):
+    with pytest.raises(DatasetError, match="no molecule has an initial snapshot"):
         StorePool(store, everything(store)[:0])
 
 

@@ -139,8 +139,8 @@ def test_missing_and_truncated_files_are_rejected(tmp_path, name):
         read_split_file(tmp_path / name)
     np.savez(tmp_path / "whole.npz", train=np.arange(500))
     content = (tmp_path / "whole.npz").read_bytes()
-    for damaged in (content[: len(content) // 2], b"", b"\xff\xfe\x00\x01 no text"):
-        (tmp_path / name).write_bytes(damaged)
+    for corrupted in (content[: len(content) // 2], b"", b"\xff\xfe\x00\x01 no text"):
+        (tmp_path / name).write_bytes(corrupted)
         with pytest.raises(DatasetError, match=name):
             read_split_file(tmp_path / name)
 
@@ -156,10 +156,10 @@ def test_file_names_without_a_split_are_rejected(tmp_path):
     train = text(tmp_path / "train.csv", [0])
     for files, message in (
         (str(a), "cannot infer the split"),
-        (f"dev={a}", "there is no part 'dev'"),
+        (f"dev={a}", "unknown split 'dev'"),
         (f"{train},train={a}", "second file for 'train'"),
-        (f"test={a}", "no training part"),
-        ("", "no training part in an empty list"),
+        (f"test={a}", "no training split"),
+        ("", "no training split in an empty list"),
     ):
         with pytest.raises(DatasetError, match=message):
             read_split_files(files)

@@ -184,7 +184,7 @@ def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, before):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == kept
 
 
-def damaged(tmp_path, change):
+def corrupted(tmp_path, change):
     """Write a shard after applying `change` to its bytes."""
     path = tmp_path / "00007.safetensors"
     write_shard(path, encode(water()))
@@ -247,7 +247,7 @@ def with_header(content, header):
     ],
 )
 def test_corrupted_file_is_reported(tmp_path, change):
-    path = damaged(tmp_path, change)
+    path = corrupted(tmp_path, change)
     with pytest.raises(
         DatasetError, match="00007.safetensors: the shard is corrupted.*convert again"
     ):
@@ -255,7 +255,7 @@ def test_corrupted_file_is_reported(tmp_path, change):
 
 
 def test_flipped_header_bytes_give_an_error_or_no_harm(tmp_path):
-    path = damaged(tmp_path, lambda c: c)
+    path = corrupted(tmp_path, lambda c: c)
     content = path.read_bytes()
     refused = 0
     for place in range(0, header_end(content)):

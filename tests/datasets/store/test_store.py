@@ -347,7 +347,7 @@ def test_verify_lists_the_corrupted_shards(copy):
 
 
 @pytest.mark.parametrize(
-    "spoil, found",
+    "spoil, actual",
     [
         (lambda p: p.unlink(), "is missing"),
         (lambda p: p.write_bytes(b""), "has 0 bytes"),
@@ -427,9 +427,7 @@ def test_is_store(stores, tmp_path, copy):
     )
     (copy / "manifest.json").unlink()
     assert not is_store(copy)
-    with pytest.raises(
-        DatasetError, match="no manifest.json; .*an unfinished conversion.*to resume"
-    ):
+    with pytest.raises(DatasetError, match="no manifest.json: .*an unfinished conversion.*resume"):
         Store(copy)
 
 
