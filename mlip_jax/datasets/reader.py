@@ -60,6 +60,7 @@ class Reader(abc.ABC):
         gradient", ...}.
       GENERAL: Whether the reader accepts many kinds of files. When the format is detected, readers
         of specific formats are tried first.
+      RENAMED_OPTIONS: Options of earlier versions: {old name: new name}. `open_data` accepts both.
       path: Path of the file or folder.
       level_of_theory: Level of theory of the labels in this file.
       atom_energies: Energies of isolated atoms (eV) by symbol, or None if the data set has none.
@@ -71,6 +72,7 @@ class Reader(abc.ABC):
     LEVEL_OF_THEORY: str = "unknown"
     UNITS: Mapping[str, str] = {}
     GENERAL: bool = False
+    RENAMED_OPTIONS: Mapping[str, str] = {}
     sequential: bool = False
 
     def __init__(self, path: str | Path):

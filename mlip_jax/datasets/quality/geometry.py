@@ -173,8 +173,8 @@ def shortest_periodic(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) 
     fractional = positions @ inverse
     # An upper bound of the distance limits the images that must be searched.
     bound = _shortest_image(fractional, cell, pbc, np.zeros((1, 3)), float(lengths.min()))
-    own = [range(-int(k), int(k) + 1) for k in np.where(pbc, np.floor(bound / heights), 0)]
-    multiples = np.array(list(itertools.product(*own)))
+    image_ranges = [range(-int(k), int(k) + 1) for k in np.where(pbc, np.floor(bound / heights), 0)]
+    multiples = np.array(list(itertools.product(*image_ranges)))
     multiples = multiples[np.any(multiples, axis=1)]
     if len(multiples):
         bound = min(bound, float(np.linalg.norm(multiples @ cell, axis=1).min()))

@@ -80,6 +80,7 @@ def open_data(path: str | Path, name: str = "auto", **options) -> Reader:
         )
     name = formats.pop()
     reader = get(name)
+    options = {reader.RENAMED_OPTIONS.get(option, option): v for option, v in options.items()}
     known = [p for p in inspect.signature(reader).parameters if p != "path"]
     for option in options:
         if option not in known:

@@ -54,11 +54,12 @@ class Reader(reader.Reader):
       path: File, or folder of such files.
       level: Level of theory of the labels: "wb97x_dz", "wb97x_tz", "ccsd(t)_cbs", or another level
         with energies.
-      keep_unlabelled: Whether to keep conformations without an energy at this level (as NaN).
+      keep_unlabeled: Whether to keep conformations without an energy at this level (as NaN).
         Otherwise they are skipped.
       high_energy: Whether to read ANI-1's conformations of high energy as well.
     """
 
+    RENAMED_OPTIONS = {"keep_unlabelled": "keep_unlabeled"}
     LEVEL_OF_THEORY = _LEVELS["wb97x_dz"]
     UNITS = {
         "positions": "Å",
@@ -72,12 +73,12 @@ class Reader(reader.Reader):
         self,
         path: str | Path,
         level: str = "wb97x_dz",
-        keep_unlabelled: bool = False,
+        keep_unlabeled: bool = False,
         high_energy: bool = False,
     ):
         super().__init__(path)
         self._level = options.text("level", level)
-        self._keep = options.flag("keep_unlabelled", keep_unlabelled)
+        self._keep = options.flag("keep_unlabeled", keep_unlabeled)
         self._high = options.flag("high_energy", high_energy)
         self._paths = _hdf5_files(self.path)
         self._files: list[h5py.File] = []
@@ -125,7 +126,7 @@ class Reader(reader.Reader):
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
         """Yield the structures of the records.
 
-        Conformations without an energy at the chosen level are skipped unless `keep_unlabelled` is
+        Conformations without an energy at the chosen level are skipped unless `keep_unlabeled` is
         set.
         """
         for record in records:

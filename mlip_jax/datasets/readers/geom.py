@@ -29,7 +29,7 @@ of the SMILES.
 
 The pickles require the package rdkit. An RDKit molecule in them is a byte string, which the
 restricted unpickler of datasets/formats/safe_pickle.py extracts and RDKit's own parser reads. That
-parser runs no code of the file, but it is not made for corrupted input: wrong bytes inside a
+parser runs no code of the file, but it is not designed for corrupted input: wrong bytes inside a
 molecule can end the process instead of raising an error. The MessagePack files contain no RDKit
 molecules.
 """

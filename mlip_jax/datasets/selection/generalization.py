@@ -199,8 +199,8 @@ def _notes(problems: dict[str, int], max_symmetries: int) -> list[str]:
             "molecule, and are excluded from its RMSDs."
         ),
         "many symmetries": (
-            f"{{}} molecules have more than {max_symmetries} symmetries, of which only this number "
-            "is tried: their RMSDs may be too large."
+            f"{{}} molecules have more than {max_symmetries} symmetries; only this number is "
+            "tried, so their RMSDs may be too large."
         ),
         "unreadable": "RDKit cannot read {} molecules: their RMSDs are without symmetries.",
     }

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mlip_jax.config import ConfigError
+from mlip_jax.datasets import readers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import ani
 
@@ -157,8 +158,15 @@ def test_conformations_without_an_energy_are_skipped():
     assert report.skipped == {"no ccsd(t)_cbs energy": 2} and report.structures == 4
     assert report.identities[0] == ("no ccsd(t)_cbs energy", "ani1x_small.hdf5:C1H6N2O5#1")
     assert all(s.forces is None and not s.properties for s in actual)
-    kept = read(GENUINE, level="ccsd(t)_cbs", keep_unlabelled=True)
+    kept = read(GENUINE, level="ccsd(t)_cbs", keep_unlabeled=True)
     assert [np.isnan(s.energy) for s in kept] == [False, False, False, True, True, False]
+
+
+def test_option_names_of_earlier_versions_are_accepted():
+    """A config with keep_unlabelled, the former name of keep_unlabeled, must not fail."""
+    options = {"level": "ccsd(t)_cbs", "keep_unlabelled": True}
+    with readers.open_data(GENUINE, "ani", **options) as source:
+        assert len(list(source)) == 6
 
 
 def test_missing_level_is_rejected():
@@ -310,7 +318,7 @@ def test_invalid_atomic_numbers_are_rejected(tmp_path, number):
 
 @pytest.mark.parametrize(
     "options",
-    [{"level": 5}, {"keep_unlabelled": "no"}, {"keep_unlabelled": 1}, {"high_energy": None}],
+    [{"level": 5}, {"keep_unlabeled": "no"}, {"keep_unlabeled": 1}, {"high_energy": None}],
 )
 def test_options_of_the_wrong_type_are_rejected(options):
     with pytest.raises(

@@ -87,7 +87,7 @@ def test_counts_are_close_to_the_request(molecule, counts, seed):
     for by, tolerance in (("random", 1.5), ("molecule", 1.0 * largest)):
         parts = split(by, counts, seed=seed, molecule=molecule)
         actual = np.array([len(parts[name]) for name in SPLITS])
-        # a part that got nothing by rounding is given one unit of its neighbours
+        # a split that is empty after rounding takes one unit from its neighbor
         tiny = 2 * (largest if by == "molecule" else 1) * (wanted < largest).sum()
         assert (np.abs(actual - wanted) <= tolerance + tiny).all(), (actual, wanted)
 

@@ -249,8 +249,8 @@ def test_resumes_after_being_killed_at_any_point(tmp_path):
         }
         convert(recipe(atoms_per_shard=500), folder)
         assert contents(folder) == expected, f"killed before file {moment}"
-        assert all(p.stat().st_mtime_ns == store for p, store in before.items()), (
-            "what is done is not done again"
+        assert all(p.stat().st_mtime_ns == modified for p, modified in before.items()), (
+            "finished shards must not be converted again"
         )
 
 
@@ -267,7 +267,7 @@ def processes():
     return actual
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux tells which processes run")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="requires /proc, which lists processes")
 def test_resumes_after_being_killed_with_two_processes(tmp_path):
     """No process continues in the background, and the next start converts the rest."""
     source = repeated(tmp_path / "many.hdf5", 6)
@@ -297,7 +297,7 @@ def test_resumes_after_being_killed_with_two_processes(tmp_path):
     }
     assert 5 <= len(done) < 102
     convert(recipe(source, 20), tmp_path / "store")
-    assert all(p.stat().st_mtime_ns == store for p, store in done.items())
+    assert all(p.stat().st_mtime_ns == modified for p, modified in done.items())
     assert contents(tmp_path / "store") == contents(
         convert(recipe(source, 20), tmp_path / "reference")
     )

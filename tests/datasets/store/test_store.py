@@ -162,7 +162,7 @@ def test_stores_cover_the_cases_of_these_tests(stores):
     empty = [
         s for s in Store(stores["no charged ones"][0]).manifest["shards"] if not s["structures"]
     ]
-    assert empty, "a shard of which the filters leave nothing"
+    assert empty, "expected a shard without any structure after filtering"
     columns = [
         shards.Shard(stores["mixed"][0] / "shards" / s["file"]).arrays.keys()
         for s in Store(stores["mixed"][0]).manifest["shards"]
@@ -302,7 +302,7 @@ def test_number_of_open_shards_is_limited(stores, monkeypatch, labels_only):
     opened.clear()
     for record in (0, 1, 0, 2, 0, 3, 0, 4, 0):
         actual.take([np.argmax(expected.record == record)], labels_only=labels_only)
-    assert opened["00000.safetensors"] <= 1 and len(opened) >= 4, "what was used last stays open"
+    assert opened["00000.safetensors"] <= 1 and len(opened) >= 4, "the last used shard must stay open"
 
 
 def in_memory(path):
@@ -317,7 +317,7 @@ def in_memory(path):
     return total
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="Linux tells what is in memory")
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="requires /proc, which lists memory maps")
 @pytest.mark.parametrize("labels_only", [False, True])
 def test_reading_does_not_accumulate_memory(stores, labels_only):
     path, expected = stores["molecules"]
