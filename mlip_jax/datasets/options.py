@@ -79,6 +79,7 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
 
 
 def _option_error(name: str, expected: str, value: Any) -> ConfigError:
+    """Return the error for an option of the wrong type."""
     return ConfigError(
         f"reader option {name} must be {expected}; received {reprlib.repr(value)} "
         f"({type(value).__name__})"

@@ -154,6 +154,7 @@ def select_labeled(
 
 
 def _is_known(columns: Columns, name: str) -> np.ndarray:
+    """Return whether each structure has a known value of a property, (S,) bool."""
     if name in columns.properties:
         return _finite(columns.properties[name])
     if name in columns.atom_properties:
@@ -205,6 +206,7 @@ def fit_targets(
 
 
 def _kind(name: str, values, columns: Columns) -> str:
+    """Return the kind of a property, a key of readouts.KINDS, from its shape."""
     if name in values:
         shape, kind = values[name].shape[1:], {(): "scalar", (3,): "vector"}
     else:
@@ -218,6 +220,7 @@ def _kind(name: str, values, columns: Columns) -> str:
 
 
 def _normalize(target: Target, columns: Columns, values: np.ndarray | None) -> Target:
+    """Return the target with shift, scale and element contributions fitted to the values."""
     values = columns.atom_properties[target.name] if values is None else values
     if target.kind == "atom":
         known = np.isfinite(values)
@@ -230,6 +233,7 @@ def _normalize(target: Target, columns: Columns, values: np.ndarray | None) -> T
         target = dataclasses.replace(target, elements=fit.solve())
     elif target.kind == "scalar":
         target = dataclasses.replace(target, shift=float(np.nanmean(values)))
+    # The scale is the root mean square of the values minus shift and element contributions.
     rest = target.to_training(values, columns)
     scale = float(np.sqrt(np.nanmean(rest**2)))
     if not scale > 1e-12 * np.nanmax(np.abs(values)):  # a smaller spread is rounding error

@@ -141,6 +141,7 @@ def _is_intact(folder: Path, verify: bool | None) -> bool:
 
 
 def _needs_verification(store: Store, wanted: bool | None) -> bool:
+    """Return whether the checksums of a store are verified: as requested, or if it is small."""
     size = sum(s["bytes"] for s in store.manifest["shards"])
     return size <= _VERIFY_UP_TO if wanted is None else wanted
 

@@ -29,7 +29,7 @@ def element_counts(
     num = NUM_ELEMENTS if elements is None else len(elements)
     column = numbers if elements is None else np.searchsorted(elements, numbers)
     # Count (structure, element) pairs by a single index.
-    flat = np.bincount(
+    flat = np.bincount(  # (S * E,)
         np.repeat(np.arange(len(n_atoms)), n_atoms) * num + column, minlength=len(n_atoms) * num
     )
     return flat.reshape(len(n_atoms), num).astype(np.float64)
@@ -186,6 +186,7 @@ def isolated_from_formation(blocks: Iterable[tuple[Columns, np.ndarray]]) -> np.
 
 
 def _complete(values, present, source):
+    """Return energies with zeros for absent elements. Raise ValueError if a present one is NaN."""
     missing = [chemical_symbols[z] for z in present if not np.isfinite(values[z])]
     if missing:
         raise ValueError(f"{source} lack {', '.join(missing)}, which occur in the training set")

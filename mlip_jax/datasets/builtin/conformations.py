@@ -206,6 +206,7 @@ def relax(
     directions = surface.soft_directions(positions)
 
     def energy_and_slope(steps):
+        """Return the energy (eV) and its derivative with respect to the steps."""
         moved = positions + (directions @ steps).reshape(-1, 3)
         energy, gradient = labels.energy_and_gradient(numbers, moved / Bohr, charge, unpaired)
         # In eV, the gradient is of order one per unit step, as the minimizer expects.

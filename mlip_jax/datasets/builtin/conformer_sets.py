@@ -179,6 +179,7 @@ def generate_conformers(
 
 
 def _check(options: ConformerOptions, molecules_per_file: int) -> None:
+    """Raise ValueError if an option is out of range."""
     if not 1 <= options.min_conformers <= options.num_conformers:
         raise ValueError(
             "min_conformers must be between 1 and num_conformers; received "

@@ -147,6 +147,7 @@ def _heavy_atom_rmsd(mol: Any) -> np.ndarray:
 
 
 def _relax(mol, numbers, surface, positions, gfn2_steps) -> np.ndarray:
+    """Relax positions (Å), (n, 3), by a few GFN2-xTB evaluations; unchanged if the number is 0."""
     if not gfn2_steps:
         return positions
     steps, directions = relax(mol, numbers, surface, positions, gfn2_steps)

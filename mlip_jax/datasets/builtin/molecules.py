@@ -109,6 +109,7 @@ def read_smiles_file(
 
 
 def _family(pairs, subset):
+    """Return molecules of one subset from pairs (name, SMILES)."""
     return [Molecule(name, smiles, subset) for name, smiles in pairs]
 
 

@@ -130,6 +130,7 @@ class Parts:
         write_atomically(parameters_file, self._parameters.encode())
 
     def _file(self, index):
+        """Return the path of a part."""
         return self.folder / f"{index:06d}.npz"
 
     def save(self, index: int, part: Conformations) -> None:

@@ -159,11 +159,13 @@ def skeleton(mol: Any) -> str:
 
 
 def _describe_chunk(chunk: tuple[list[IdentityQuery], bool]) -> list[Description | None]:
+    """Describe the molecules of one job of a worker process."""
     entries, fingerprints = chunk
     return [_describe(entry, fingerprints) for entry in entries]
 
 
 def _describe(entry: IdentityQuery, fingerprint: bool) -> Description | None:
+    """Describe one molecule, or return None if RDKit cannot read it."""
     from mlip_jax.datasets.molecules.fingerprints import morgan_fingerprint
 
     if entry.smiles:
@@ -182,6 +184,7 @@ def _describe(entry: IdentityQuery, fingerprint: bool) -> Description | None:
 
 
 def _bare_atom(number: int) -> Any:
+    """Return an RDKit atom without implicit hydrogens."""
     from rdkit import Chem
 
     atom = Chem.Atom(int(number))
@@ -190,6 +193,7 @@ def _bare_atom(number: int) -> Any:
 
 
 def _require_rdkit() -> None:
+    """Raise ImportError if RDKit is missing."""
     try:
         import rdkit  # noqa: F401
     except ImportError as error:

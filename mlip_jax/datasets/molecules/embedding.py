@@ -114,6 +114,7 @@ def embed_entry(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
 
 
 def _from_smiles(smiles: str):
+    """Return the RDKit molecule of a SMILES. Raise UnusableMoleculeError if it is invalid."""
     from rdkit import Chem
 
     if not smiles:
@@ -128,6 +129,7 @@ def _from_smiles(smiles: str):
 
 
 def _from_block(block: str):
+    """Return the RDKit molecule of a mol block. Raise UnusableMoleculeError if it is invalid."""
     from rdkit import Chem
 
     molecule = Chem.MolFromMolBlock(block, removeHs=False)
@@ -148,6 +150,7 @@ def _problems(molecule) -> str:
 
 
 def _short(text: str) -> str:
+    """Format a text for messages, cut at 80 characters."""
     return repr(text if len(text) <= 80 else text[:79] + "…")
 
 
@@ -189,6 +192,7 @@ def stable_seed(seed: int, smiles: str) -> int:
 
 
 def _embed_conformers(molecule, num_conformers: int, seed: int) -> None:
+    """Add conformers by ETKDGv3, with random initial coordinates if the default ones fail."""
     from rdkit import Chem
     from rdkit.Chem import rdDistGeom
 
@@ -238,6 +242,7 @@ def charge_and_unpaired(molecule) -> tuple[int, int]:
 
 
 def _conformers(molecule) -> list[tuple[Atoms, bytes]]:
+    """Return the atoms of each conformer, and the molecule without conformers in binary form."""
     numbers = [atom.GetAtomicNum() for atom in molecule.GetAtoms()]
     charge, unpaired = charge_and_unpaired(molecule)
     info = {"charge": float(charge)}

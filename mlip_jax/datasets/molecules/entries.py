@@ -75,6 +75,7 @@ def read_entries(path: Path, kind: str, columns: CsvColumns) -> Iterator[Entry]:
 
 
 def _smi(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
+    """Yield the molecules of a SMILES file."""
     numbers = itertools.count()
     for line, text in enumerate(file, start=1):
         words = text.split(maxsplit=1)
@@ -94,6 +95,7 @@ def _smi(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
 
 
 def _csv(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
+    """Yield the molecules of a CSV or TSV table."""
     rows = csv.reader(file, delimiter="\t" if ".tsv" in path.name.lower() else ",")
     numbers, line = itertools.count(), 1
     try:
@@ -120,6 +122,7 @@ def _column(
     option: str,
     optional: bool = False,
 ) -> int | None:
+    """Return the index of a column, or None if an optional one is missing."""
     if not header:
         raise DatasetError(f"{path}: is empty; expected a line with the names of the columns")
     lower = [cell.lower() for cell in header]
@@ -137,6 +140,7 @@ def _column(
 
 
 def _sdf(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
+    """Yield the molecules of an SDF file as mol blocks."""
     lines: list[str] = []
     numbers, start = itertools.count(), 1
     for line, text in enumerate(itertools.chain(file, ["$$$$"]), start=1):

@@ -196,6 +196,7 @@ def kind_of(path: str | Path) -> str:
 
 
 def _require_rdkit() -> None:
+    """Raise ImportError if RDKit is missing."""
     try:
         import rdkit  # noqa: F401
     except ImportError as error:

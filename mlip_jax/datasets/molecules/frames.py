@@ -59,6 +59,7 @@ def xyz_frames(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _parse_frame(number: int, where: str, text: str) -> MoleculeRecord:
+    """Parse a frame of extended XYZ. An invalid frame becomes a failed record."""
     from ase.io import read
 
     head, *rest = text.splitlines()
@@ -151,6 +152,7 @@ def count_frames(path: Path, kind: str) -> int:
 
 
 def _record(number: int, atoms: Atoms, labels: Any, initial_charge: float) -> MoleculeRecord:
+    """Return the record of a structure, with charge and unpaired electrons from its labels."""
     smiles, name = (_text(labels.get(key)) for key in ("smiles", "name"))
     info = {"charge": total_charge(labels.get("charge"), smiles, float(initial_charge))}
     unpaired = labels.get("num_unpaired_electrons", 0)
@@ -167,6 +169,7 @@ def _record(number: int, atoms: Atoms, labels: Any, initial_charge: float) -> Mo
 
 
 def _text(value: Any) -> str:
+    """Return a label as text, "" if it is missing or not a text or number."""
     return "" if value is None or isinstance(value, bool | dict | list | np.ndarray) else str(value)
 
 

@@ -129,6 +129,7 @@ def _blocks(
     for first_t in range(0, len(test), some_test):
         for first_r in range(0, len(train), some_train):
             a, b = test[first_t : first_t + some_test], train[first_r : first_r + some_train]
+            # Indices of all (test, training, permutation) triples of the block, each (P,).
             t, r, q = (x.ravel() for x in np.indices((len(a), len(b), len(orders))))
             yield (
                 t + first_t,
@@ -182,6 +183,7 @@ def _sums(a: np.ndarray, b: np.ndarray, dtype: type) -> np.ndarray:
 
 
 def _rows(values: np.ndarray, size: int) -> np.ndarray:
+    """Pad the first axis of `values` with zeros to `size`."""
     return (
         values if len(values) == size else np.pad(values, ((0, size - len(values)), (0, 0), (0, 0)))
     )

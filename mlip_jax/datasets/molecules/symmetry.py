@@ -162,6 +162,7 @@ def symmetries_of(
 
 
 def _find_symmetries(job: tuple[SymmetryQuery, int]) -> Symmetries | None:
+    """Find the symmetries of one molecule in a worker process."""
     entry, max_symmetries = job
     mol = molecule_of(*entry)
     return None if mol is None else symmetries(mol, max_symmetries)

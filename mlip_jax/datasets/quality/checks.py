@@ -230,7 +230,7 @@ def _examine_forces(columns, findings):
         else:
             none[structures] = columns.n_atoms[structures] == 0
             flat = np.abs(forces).ravel()
-        squares = segment_sum(np.einsum("ai,ai->a", forces, forces), starts)
+        squares = segment_sum(np.einsum("ai,ai->a", forces, forces), starts)  # (chunk,)
         net[structures] = np.sqrt(np.einsum("si,si->s", total, total))
         relative[structures] = net[structures] / np.sqrt(np.where(squares > 0, squares, np.nan))
         if (squares.max(initial=0.0)) > 0:
@@ -328,6 +328,7 @@ def _energy_residuals(columns, known):
     n_atoms = np.maximum(columns.n_atoms, 1)
     for _ in range(2):
         x, y = counts[used], columns.energy[used]
+        # Normal equations with weights 1 / n_atoms, so that large structures do not dominate.
         weighted = x / n_atoms[used, None]
         # einsum instead of BLAS: sums of BLAS depend on the number of threads.
         solution = np.linalg.lstsq(

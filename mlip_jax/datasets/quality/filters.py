@@ -209,7 +209,7 @@ def force_rms_per_structure(columns: Columns) -> np.ndarray:
     total, known = np.empty(len(columns)), np.empty(len(columns))
     for structures, atoms, starts in chunks(columns):
         forces = columns.forces[atoms]
-        squares = np.einsum("ai,ai->a", forces, forces)
+        squares = np.einsum("ai,ai->a", forces, forces)  # (atoms of the chunk,)
         total[structures] = segment_sum(squares, starts)
         known[structures] = 3 * columns.n_atoms[structures]
         if not np.isfinite(squares).all():  # count only the known components
@@ -252,6 +252,7 @@ def group_medians(group: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np
     median, count = np.full(len(values), np.nan), np.zeros(len(values), np.int64)
     if not len(known):
         return median, count
+    # Sort by group and, within a group, by value.
     order = known[np.lexsort((values[known], group[known]))]
     new = np.flatnonzero(np.concatenate([[True], group[order][1:] != group[order][:-1]]))
     counts = np.diff(np.append(new, len(order)))

@@ -168,12 +168,15 @@ def shortest_periodic(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) 
     if cell is None:
         return float("nan")
     inverse = np.linalg.inv(cell)
-    heights = 1 / np.linalg.norm(inverse, axis=0)
+    heights = 1 / np.linalg.norm(
+        inverse, axis=0
+    )  # distances of opposite faces of the cell (Å), (3,)
     lengths = np.linalg.norm(cell, axis=1)[pbc]
-    fractional = positions @ inverse
+    fractional = positions @ inverse  # (n, 3)
     # An upper bound of the distance limits the images that must be searched.
     bound = _shortest_image(fractional, cell, pbc, np.zeros((1, 3)), float(lengths.min()))
     image_ranges = [range(-int(k), int(k) + 1) for k in np.where(pbc, np.floor(bound / heights), 0)]
+    # Lattice vectors other than zero: distances between images of the same atom.
     multiples = np.array(list(itertools.product(*image_ranges)))
     multiples = multiples[np.any(multiples, axis=1)]
     if len(multiples):
@@ -195,7 +198,7 @@ def _shortest_image(fractional, cell, pbc, images, bound):
         difference = (fractional[None, start:] - fractional[start:stop, None])[later]  # (pairs, 3)
         difference -= np.where(pbc, np.rint(difference), 0)
         for image in images:
-            squares = (((difference + image) @ cell) ** 2).sum(-1)
+            squares = (((difference + image) @ cell) ** 2).sum(-1)  # (pairs,)
             bound = min(bound, float(np.sqrt(squares.min(initial=np.inf))))
     return bound
 

@@ -108,9 +108,10 @@ def bond_stiffness(columns: Columns, first: np.ndarray, second: np.ndarray) -> n
     stiffness = [np.zeros(0)]
     for n, part in same_size(columns.n_atoms[first]):
         start_a, start_b = (columns.offsets[s[part], None] for s in (first, second))
-        numbers = columns.numbers[start_a + np.arange(n)]
+        numbers = columns.numbers[start_a + np.arange(n)]  # (m, n)
         # Up to _HYDROGENS hydrogen atoms of each structure come first; other atoms are dropped.
         hydrogen = np.argsort(numbers != 1, axis=1, kind="stable")[:, :_MAX_HYDROGENS]
+        # From here on, one row per hydrogen atom.
         pair, k = np.nonzero(np.take_along_axis(numbers, hydrogen, 1) == 1)
         hydrogen, start_a, start_b = hydrogen[pair, k], start_a[pair, 0], start_b[pair, 0]
         step = max(1, _CHUNK // n)
@@ -141,7 +142,7 @@ def bond_stiffness(columns: Columns, first: np.ndarray, second: np.ndarray) -> n
 def _partners(positions, start, hydrogen, n):
     """Return the closest other atom of each hydrogen atom, within its structure of n atoms."""
     difference = positions[start[:, None] + np.arange(n)] - positions[start + hydrogen][:, None]
-    squares = np.einsum("mni,mni->mn", difference, difference)
+    squares = np.einsum("mni,mni->mn", difference, difference)  # (m, n)
     squares[np.arange(len(start)), hydrogen] = np.inf
     return squares.argmin(1)
 
@@ -171,6 +172,7 @@ def _choose_members(columns, usable, seed):
     molecules = np.flatnonzero(counts > 1)
     molecules = molecules[np.random.default_rng(seed).permutation(len(molecules))]
     each = int(np.clip(_MEMBERS // max(len(molecules), 1), _MEMBERS_OF_MANY, _MEMBERS_OF_ONE))
+    # Take whole molecules until the limit of the block is reached.
     taken = np.minimum(counts[molecules], each)
     molecules = molecules[np.cumsum(taken) <= _MEMBERS]
     chosen = [order[starts[g] : starts[g] + min(counts[g], each)] for g in molecules]
@@ -206,7 +208,7 @@ def _nearest(columns, members, group):
     for part in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
         if len(part) < 2:
             continue
-        x = probes[part] - probes[part].mean(0)
+        x = probes[part] - probes[part].mean(0)  # centered to reduce rounding errors
         norm = np.einsum("mi,mi->m", x, x)
         squares = norm[:, None] + norm - 2 * (x @ x.T)  # (members, members)
         squares[squares < _COPY_DISTANCE] = np.inf  # excludes the member itself and its copies
@@ -218,6 +220,7 @@ def _nearest(columns, members, group):
             squares[rows, nearest] = np.inf
     if not pairs:
         return members[:0], members[:0]
+    # (2, pairs) and (pairs,). A pair found from both of its members is kept once.
     pairs, distance = np.sort(np.concatenate(pairs, 1), axis=0), np.concatenate(distance)
     _, unique = np.unique(pairs, axis=1, return_index=True)
     unique = unique[np.isfinite(distance[unique])]
@@ -260,7 +263,7 @@ def _align(columns, first, second):
             displacement, force_b = _displacement_periodic(
                 columns, first[part], second[part], a, b, force_b
             )
-        rmsd[part] = np.sqrt(np.einsum("mni,mni->m", displacement, displacement) / n)
+        rmsd[part] = np.sqrt(np.einsum("mni,mni->m", displacement, displacement) / n)  # (m,)
         w = -0.5 * np.einsum("mni,mni->m", force_a + force_b, displacement)  # (pairs of size n,)
         norms = [
             np.sqrt(np.einsum("mni,mni->m", x, x))

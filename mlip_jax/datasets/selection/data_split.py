@@ -153,6 +153,7 @@ def _remove_held_out(parts, store: Store, files: str) -> dict[str, np.ndarray]:
 
 
 def _scaffolds(store: Store) -> np.ndarray:
+    """Return the scaffold index of each structure of a store, (len(store),) int32."""
     codes, smiles = store.texts("smiles")
     if smiles == [""]:
         raise DatasetError(

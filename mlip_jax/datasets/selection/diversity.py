@@ -113,6 +113,7 @@ def farthest_points(
     picks = np.empty(min(count, size), np.int64)
     picks[0] = first
     for n in range(1, len(picks)):
+        # Update the distances with the last pick, then take the farthest point.
         last = picks[n - 1]
         np.minimum(nearest, squares + squares[last] - 2.0 * (points @ points[last]), out=nearest)
         nearest[last] = -np.inf  # for all that follows, even where points are the same
@@ -190,6 +191,7 @@ def _rank(
     unit_of, num_units = group(molecule)
     one = np.zeros(num_units, np.int64)
     one[unit_of] = np.arange(len(unit_of))
+    # Candidates, sorted by their hash to be independent of the order of the structures.
     pool = np.flatnonzero(np.bincount(unit_of, minlength=num_units) >= min_conformers)
     pool = pool[np.argsort(stable_ids(np.asarray(molecule)[one[pool]]), kind="stable")]
     rank = np.full(num_units, count, np.int64)

@@ -140,6 +140,7 @@ def distances_to_training(
     order_of_tests = np.argsort(molecule[conformers], kind="stable")
     _, starts = np.unique(molecule[conformers][order_of_tests], return_index=True)
     tests = np.split(order_of_tests, starts[1:]) if len(order_of_tests) else []
+    # Training structures sorted by molecule, to find those of a molecule by bisection.
     order = train[np.argsort(molecule[train], kind="stable")]
     rmsd, problems = (
         np.full(len(conformers), np.nan),
@@ -182,17 +183,20 @@ def distances_to_training(
 
 
 def _entry(columns: Columns) -> SymmetryQuery:
+    """Return the query for the symmetries of a molecule, from its first structure."""
     first = columns[0]
     return SymmetryQuery(first.numbers, first.positions, first.smiles)
 
 
 def _positions(columns: Columns, mask: np.ndarray, heavy: np.ndarray) -> np.ndarray:
+    """Return the heavy-atom positions (Å) of the structures in `mask`, (C, n, 3)."""
     return np.array([columns[int(s)].positions[heavy] for s in np.flatnonzero(mask)]).reshape(
         -1, len(heavy), 3
     )
 
 
 def _notes(problems: dict[str, int], max_symmetries: int) -> list[str]:
+    """Format and log the problems that occurred."""
     texts = {
         "other atoms": (
             "{} conformers have their atoms in another order than the first unseen one of their "

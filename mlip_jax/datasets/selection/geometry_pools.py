@@ -159,6 +159,7 @@ class StorePool:
         return starts, problems
 
     def _in_stage(self, indices, stage):
+        """Return the indices of the structures in a stage (subset of the data); all for None."""
         if stage is None:
             return indices
         codes, stages = self.store.texts("subset")

@@ -101,6 +101,7 @@ def choose(
 
 
 def _reason(description: Description | None, choice: MoleculeSelection) -> str:
+    """Return the reason for excluding a molecule, "" if it is usable."""
     if description is None:
         return "RDKit cannot read it"
     if description.skeleton in choice.seen:
@@ -116,6 +117,7 @@ def _reason(description: Description | None, choice: MoleculeSelection) -> str:
 def _pick(
     names: list[str], descriptions: list[Description], choice: MoleculeSelection
 ) -> np.ndarray:
+    """Return the indices of the selected molecules in the order of picking."""
     if choice.first is not None and choice.selection == "maxmin" and choice.first not in names:
         raise DatasetError(
             unknown_name("first molecule (config.data.first)", choice.first, names[:1000])

@@ -117,6 +117,7 @@ def scaffold_index(
 def _all_scaffolds(
     smiles: list[str], num_processes: int | None, progress: bool
 ) -> list[str | None]:
+    """Return the scaffold of each SMILES, None if RDKit cannot read it."""
     chunks = [smiles[start : start + _CHUNK] for start in range(0, len(smiles), _CHUNK)]
     if num_processes is None:
         num_processes = workers.available_cores() if len(smiles) >= _LONG else 1
@@ -138,6 +139,7 @@ def _all_scaffolds(
 
 
 def _scaffolds_of(chunk: list[str]) -> list[str | None]:
+    """Return the scaffolds of one job of a worker process."""
     return [_scaffold(smiles) for smiles in chunk]
 
 
@@ -164,6 +166,7 @@ def _scaffold(smiles: str) -> str | None:
 
 
 def _require_rdkit() -> None:
+    """Raise ImportError if RDKit is missing."""
     try:
         import rdkit  # noqa: F401
     except ImportError as error:

@@ -147,6 +147,7 @@ def load_split(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return a hash of the indices of all splits."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(arrays):
         digest.update(f"{name}:{len(arrays[name])};".encode())
@@ -157,6 +158,7 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
 def _validate(
     parts: Mapping[str, Any], source: str, num_records: int | None
 ) -> dict[str, np.ndarray]:
+    """Return splits as int64. Raise DatasetError if they are invalid or exceed the records."""
     try:
         checked = check_parts(parts, source)
     except ValueError as error:
@@ -180,6 +182,7 @@ def _validate(
 
 
 def _split_in_name(path: Path) -> str:
+    """Return the split that a file name indicates."""
     words = {_WORDS[w] for w in re.split(r"[^a-z]+", path.name.lower()) if w in _WORDS}
     if len(words) != 1:
         raise DatasetError(
@@ -189,6 +192,7 @@ def _split_in_name(path: Path) -> str:
 
 
 def _by_name(members: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the arrays of a file by split, from names such as "train" or "val_idx"."""
     parts: dict[str, Any] = {}
     for key, numbers in members.items():
         words = [_WORDS[w] for w in re.split(r"[^a-z]+", key.lower()) if w in _WORDS]
@@ -204,6 +208,7 @@ def _by_name(members: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file, after checking that the splits are lists of integers."""
     try:
         content = json.loads(_read_bytes(path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -225,6 +230,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file."""
     _read_bytes(path, 0)
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -271,6 +277,7 @@ def _numbers(path: Path) -> np.ndarray:
 
 
 def _read_bytes(path: Path, limit: int = -1) -> bytes:
+    """Return the first `limit` bytes of a file, all by default."""
     try:
         with open(path, "rb") as file:
             return file.read(limit)

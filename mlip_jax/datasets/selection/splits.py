@@ -118,12 +118,12 @@ def split(
             name: np.sort(order[a:b]).astype(np.int64)
             for name, a, b in zip(SPLITS, bounds, bounds[1:])
         }
-    unit_of, num_units = group(molecule)
+    unit_of, num_units = group(molecule)  # units are molecules, (S,)
     if by == "molecule":
         order = np.random.default_rng(seed).permutation(num_units)
         return _deal(unit_of, order, requested, by)
     values = np.asarray(n_atoms if by == "size" else scaffold)
-    group_of, num_groups = group(values)
+    group_of, num_groups = group(values)  # groups are scaffolds or sizes, (S,)
     group_of_unit = _groups_of_units(group_of, unit_of, num_units, values, molecule, METHODS[by])
     # Split all structures first and thin each split afterwards. Otherwise, the rarest scaffolds or
     # the largest molecules would be excluded first.
@@ -193,6 +193,7 @@ def _bounds(sizes: np.ndarray, requested: np.ndarray, by: str, num_structures: i
             f"{num_structures} structures of {len(sizes)} {METHODS[by]} cannot be split by {by} "
             f"into {int((requested > 0).sum())} splits"
         )
+    # Middle of each unit on the axis of all structures, (units,).
     middle = np.cumsum(sizes, dtype=np.float64)
     middle -= 0.5 * sizes
     ends = np.searchsorted(middle, np.cumsum(requested), side="left").tolist()
@@ -210,12 +211,12 @@ def _deal(
     unit_of: np.ndarray, order: np.ndarray, requested: np.ndarray, by: str
 ) -> dict[str, np.ndarray]:
     """Assign the first units in `order` to train, the next to valid and test; return structures."""
-    sizes = np.bincount(unit_of, minlength=len(order))[order]
+    sizes = np.bincount(unit_of, minlength=len(order))[order]  # structures per unit, in order
     bounds = _bounds(sizes, requested, by, len(unit_of))
     part_of_unit = np.full(len(order), len(SPLITS), np.int8)
     for p in range(len(SPLITS)):
         part_of_unit[order[bounds[p] : bounds[p + 1]]] = p
-    part_of = part_of_unit[unit_of]
+    part_of = part_of_unit[unit_of]  # number of the split per structure, (S,)
     return {name: np.flatnonzero(part_of == p) for p, name in enumerate(SPLITS)}
 
 
@@ -244,8 +245,8 @@ def _groups_of_units(group_of, unit_of, num_units, values, molecule, word) -> np
         raise ValueError(
             f"molecule {molecule[s]!s} has the {word} {values[s]!s} (structure {s}) and "
             f"{values[last]!s} (structure {last}), and {len(np.unique(unit_of[other]))} molecules "
-            f"have several; such molecules would be in two splits. Assign one {word} to all "
-            "structures of a molecule."
+            f"have several; such molecules would be in two splits. Assign the same "
+            f"{word} to all structures of a molecule."
         )
     return group_of_unit
 
@@ -262,6 +263,7 @@ def _thin(
 
 
 def _official(official, record, molecule, counts, seed) -> dict[str, np.ndarray]:
+    """Return the structures of each official split, with "valid" drawn from "train" if missing."""
     parts = check_parts(official, "the official split")
     if "train" not in parts:
         raise ValueError(

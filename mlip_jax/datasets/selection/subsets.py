@@ -70,7 +70,7 @@ def nested_subset(
             f"conformer must be an integer for each of {len(molecule)} structures; received "
             f"{conformer.dtype} of shape {conformer.shape}"
         )
-    unit_of, num_units = group(molecule)
+    unit_of, num_units = group(molecule)  # units are molecules, (S,)
     sizes = np.bincount(unit_of, minlength=num_units)
     needed = num_conformers if fewer_last else min_size
     enough = np.flatnonzero(sizes >= needed)
@@ -83,10 +83,11 @@ def nested_subset(
     # Any structure of each molecule, to look up its label.
     one_of_unit = np.zeros(num_units, np.int64)
     one_of_unit[unit_of] = np.arange(len(unit_of))
-    ids = stable_ids(molecule[one_of_unit[enough]])
+    ids = stable_ids(molecule[one_of_unit[enough]])  # (candidates,)
     preference = (
         _mix(seed, _MOLECULES, ids) if rank is None else np.asarray(rank)[one_of_unit[enough]]
     )
+    # Molecules with more conformations come first, up to `min_size`; ties by preference.
     first = np.lexsort((preference, -np.minimum(sizes[enough], min_size)))[:num_molecules]
     rank = np.full(num_units, -1, unit_of.dtype)  # rank among the chosen molecules, or -1
     rank[enough[first]] = np.arange(num_molecules)
@@ -95,7 +96,7 @@ def nested_subset(
     keys = _mix(
         seed, _CONFORMERS, ids[first][rank_of], conformer[indices].astype(np.int64).view(np.uint64)
     )
-    order = np.lexsort((keys, rank_of))
+    order = np.lexsort((keys, rank_of))  # by molecule and, within a molecule, by key
     # Take the first conformations of each chosen molecule in the order of their keys.
     starts = np.concatenate([[0], np.cumsum(sizes[enough[first]])[:-1]])
     return np.sort(indices[order[(starts[:, None] + np.arange(num_conformers)).ravel()]])

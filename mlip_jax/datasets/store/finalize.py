@@ -145,6 +145,7 @@ def reject_if_invalid(problems: list[Problem], path: Path | str) -> None:
 
 
 def _source_metadata(source: Reader, settings, num_records: int) -> dict[str, Any]:
+    """Return the description of the source for the manifest, with checksums of its files."""
     files = source.files()
     log.info("computing checksums of %d source files", len(files))
     return {
@@ -191,6 +192,7 @@ def _outliers(filters: Mapping[str, Any], shards: list[FinishedShard]) -> np.nda
 def _excluded_structures(
     shards: list[FinishedShard], reasons: np.ndarray
 ) -> Iterable[tuple[str, str]]:
+    """Yield (structure, reason) for each structure excluded by filters over conformations."""
     start = 0
     for shard in shards:
         count = shard.metadata["totals"]["structures"]
@@ -222,11 +224,13 @@ def _write_index(
 
 
 def _save(folder: Path, name: str, values: np.ndarray) -> None:
+    """Write a column of the index atomically."""
     with atomic_open(folder / "index" / f"{name}.npy") as file:
         np.save(file, values)
 
 
 def _write_removed(path: Path, *removed: Iterable[Iterable[str]]) -> None:
+    """Write the CSV file of removed structures atomically."""
     with atomic_open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["structure", "reason"])
@@ -235,6 +239,7 @@ def _write_removed(path: Path, *removed: Iterable[Iterable[str]]) -> None:
 
 
 def _sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Return the sums of counts by name."""
     total: collections.Counter[str] = collections.Counter()
     for each in counts:
         total.update(each)
@@ -242,4 +247,5 @@ def _sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def _union(shapes: Iterable[Mapping[str, list[int]]]) -> dict[str, list[int]]:
+    """Return the union of the properties of all shards with their shapes."""
     return {name: shape for each in shapes for name, shape in each.items()}

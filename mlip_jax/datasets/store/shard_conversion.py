@@ -58,6 +58,7 @@ class ShardJob:
 
 @functools.lru_cache(maxsize=1)
 def _open_cached(path, reader, options) -> Reader:
+    """Open a source once per worker process."""
     return readers.open_data(path, reader, **dict(options))
 
 
@@ -74,6 +75,7 @@ def convert_shard(job: ShardJob, source: Reader | None = None) -> None:
     blocks, removed, block = [], [], []
 
     def flush():
+        """Filter the collected structures and append them as a block."""
         columns = Columns.from_structures(block)
         block.clear()
         reasons = filters.reasons(columns)

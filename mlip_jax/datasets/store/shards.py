@@ -72,6 +72,7 @@ def encode(columns: Columns, dtype=np.float32) -> dict[str, np.ndarray]:
 
 
 def _encode_text(name: str, texts: list[str]) -> dict[str, np.ndarray]:
+    """Return the three arrays of a text column."""
     codes: dict[str, int] = {}
     code = np.array([codes.setdefault(text, len(codes)) for text in texts], np.int32)
     encoded = [text.encode() for text in codes]
@@ -141,6 +142,7 @@ class Shard:
             ) from error
 
     def _array(self, name: str, start: int, entry: dict) -> np.ndarray:
+        """Return an array as a view of the memory map and store its offset in the file."""
         first, last = entry["data_offsets"]
         self._offsets[name] = start + first
         if not 0 <= first <= last:

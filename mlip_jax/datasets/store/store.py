@@ -133,6 +133,7 @@ class Store:
                 f"{indices.min()} to {indices.max()}"
             )
         physical = indices if self._physical is None else np.asarray(self._physical[indices])
+        # Shard of each structure, and the number of its first structure, both (S,).
         where = np.searchsorted(self._ends, physical, side="right")
         first = np.concatenate([[0], self._ends])[where]
         if labels_only:
@@ -206,6 +207,7 @@ class Store:
             )
 
     def _labels(self, indices, where, local) -> Columns:
+        """Return columns without texts and properties, read from the index and in small pieces."""
         n = len(indices)
         counts = np.asarray(self.index("n_atoms")[indices], np.int64)
         offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -215,7 +217,7 @@ class Store:
         cell, pbc = (np.zeros((n, 3, 3)), np.zeros((n, 3), bool)) if periodic else (None, None)
         for i, (w, s) in enumerate(zip(where.tolist(), local.tolist())):
             shard = self._shard(w)
-            a = int(shard.rows("offsets", s, s + 1)[0])
+            a = int(shard.rows("offsets", s, s + 1)[0])  # first atom within the shard
             rows, b = slice(offsets[i], offsets[i + 1]), a + int(counts[i])
             numbers[rows] = shard.rows("numbers", a, b)
             positions[rows] = shard.rows("positions", a, b)
@@ -242,6 +244,7 @@ class Store:
         )
 
     def _shard(self, number: int) -> Shard:
+        """Return an open shard and close the least recently used one if too many are open."""
         with self._lock:  # batches are built in a thread while another reads for validation
             shard = self._open.get(number)
             if shard is None:
@@ -258,6 +261,7 @@ _NOTHING = Columns.from_structures([])
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest. Raise DatasetError if it is missing, corrupted or too new."""
     file = path / MANIFEST
     if not file.is_file():
         raise DatasetError(
@@ -280,6 +284,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _load_index(path: Path) -> np.ndarray:
+    """Return a column of the index as a memory map. Raise DatasetError if it is corrupted."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
