@@ -43,8 +43,8 @@ class RunData:
         store = Path(meta.get("store", ""))
         if not is_store(store):
             raise DatasetError(
-                f"{workdir}: the data that it was trained on are not at {store.absolute()}. Run "
-                "the command where the training ran, or put the store back."
+                f"{workdir}: the store of its training data is missing at {store.absolute()}. Run the "
+                "command in the folder in which the training ran, or restore the store."
             )
         return cls(workdir, Store(store), parts)
 

@@ -112,7 +112,7 @@ def save_split(path: str | Path, parts: Mapping[str, np.ndarray], meta: Mapping[
     """
     path = Path(path)
     if path.suffix != ".npz":
-        raise ValueError(f"a split is kept as .npz; received {path}")
+        raise ValueError(f"a split is saved as .npz; received {path}")
     arrays = {name: np.asarray(indices, np.int64) for name, indices in parts.items()}
     with atomic_open(path) as file:
         np.savez(file, **arrays)

@@ -398,7 +398,8 @@ SCRIPT = """
 import sys
 from mlip_jax.datasets.builtin import embedded_molecules, generate_embedded
 if __name__ == "__main__":
-    generate_embedded(sys.argv[1], num_conformations=240, molecules=embedded_molecules()[200:224], num_processes=2)
+    molecules = embedded_molecules()[200:224]
+    generate_embedded(sys.argv[1], num_conformations=240, molecules=molecules, num_processes=2)
 """
 
 

@@ -51,7 +51,8 @@ def rewrite(path, metadata=None, rows=None):
 def line(index, row, total, *, homo=-0.31, lumo=0.017, dipole=4.2):
     pairs = row.key_value_pairs
     return (
-        f"{index},{pairs['moses_id']},{pairs['conformation_id']},data/moses/archive_0.tar,{total},-1,2,-3,4,1,2,3,"
+        f"{index},{pairs['moses_id']},{pairs['conformation_id']},data/moses/archive_0.tar,"
+        f"{total},-1,2,-3,4,1,2,3,"
         f'{dipole},.1,.2,.3,{homo},{lumo},{lumo - homo},-5,-6,"C,C",train_full'
     )
 
@@ -290,9 +291,10 @@ def with_summary(tmp_path):
         if i != 2
     ]
     near = rows[2].key_value_pairs
+    rest = "a,-1,,,,,,,,,,,,-9,-9,0,,,C,train_full"
     lines += [
-        f"9,{near['moses_id']},{near['conformation_id'] + 1},a,-1,,,,,,,,,,,,-9,-9,0,,,C,train_full",
-        f"8,{near['moses_id'] + 1},{near['conformation_id']},a,-1,,,,,,,,,,,,-9,-9,0,,,C,train_full",
+        f"9,{near['moses_id']},{near['conformation_id'] + 1},{rest}",
+        f"8,{near['moses_id'] + 1},{near['conformation_id']},{rest}",
     ]
     (tmp_path / "summary.csv").write_text("\n".join([HEADER, *lines[::-1]]) + "\n")
     return path

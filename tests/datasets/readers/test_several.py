@@ -176,8 +176,8 @@ def test_close_closes_all_files(folder):
 
 
 def test_several_files_in_one_store(folder, tmp_path):
-    recipe = ConversionSpec(f"{folder}/*.hdf5", atoms_per_shard=60)
-    store = Store(convert(recipe, tmp_path / "store", num_processes=2, progress=False))
+    spec = ConversionSpec(f"{folder}/*.hdf5", atoms_per_shard=60)
+    store = Store(convert(spec, tmp_path / "store", num_processes=2, progress=False))
     with readers.open_data(MOLECULES) as source:
         whole = list(source)
     assert store.index("record").tolist() == [s.record for s in whole]
@@ -188,4 +188,4 @@ def test_several_files_in_one_store(folder, tmp_path):
     )
     part(folder / "d.hdf5", 0, 1)  # the pattern fits one more now
     with pytest.raises(DatasetError, match=r"(?s)another source.*source.files: 3 -> 4"):
-        convert(recipe, tmp_path / "store", num_processes=1, progress=False)
+        convert(spec, tmp_path / "store", num_processes=1, progress=False)

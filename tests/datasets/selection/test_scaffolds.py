@@ -10,8 +10,11 @@ from mlip_jax.datasets.selection.scaffolds import murcko_scaffold, scaffold_inde
 from mlip_jax.datasets.selection.splits import split
 
 METHANE = "[H]C([H])([H])[H]"
-# 4-methylpyridinium with all atoms explicit and numbered, as SPICE writes its SMILES
-NUMBERED = "[c:1]1([H:8])[c:2]([H:9])[n+:3]([H:14])[c:4]([H:10])[c:5]([H:11])[c:6]1[C:7]([H:12])([H:13])[H:15]"
+# 4-methylpyridinium with all atoms explicit and numbered, as in SPICE
+NUMBERED = (
+    "[c:1]1([H:8])[c:2]([H:9])[n+:3]([H:14])[c:4]([H:10])[c:5]([H:11])[c:6]1"
+    "[C:7]([H:12])([H:13])[H:15]"
+)
 
 
 @pytest.mark.parametrize(

@@ -209,5 +209,5 @@ def test_failed_save_keeps_the_old_split(tmp_path, monkeypatch):
 
 
 def test_save_only_as_npz(tmp_path):
-    with pytest.raises(ValueError, match="kept as .npz"):
+    with pytest.raises(ValueError, match="saved as .npz"):
         save_split(tmp_path / "split.json", PARTS, {})

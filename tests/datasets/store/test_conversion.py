@@ -37,7 +37,7 @@ SCRIPT = """
 import os, signal, sys
 from mlip_jax.datasets.store import conversion
 
-def killed_at(recipe, folder, moment):
+def killed_at(spec, folder, moment):
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1]
@@ -50,24 +50,25 @@ def killed_at(recipe, folder, moment):
         replace(*paths)
 
     os.replace = counted
-    conversion.convert(recipe, f"{folder}/{moment}", num_processes=1, progress=False)
+    conversion.convert(spec, f"{folder}/{moment}", num_processes=1, progress=False)
     os._exit(0)
 
 if __name__ == "__main__":
     source, folder, processes = sys.argv[1:4]
     if len(sys.argv) == 4:
-        recipe = conversion.ConversionSpec(source, atoms_per_shard=20)
-        conversion.convert(recipe, folder, num_processes=int(processes), progress=False)
+        spec = conversion.ConversionSpec(source, atoms_per_shard=20)
+        conversion.convert(spec, folder, num_processes=int(processes), progress=False)
     for moment in map(int, sys.argv[4:]):
-        print(moment, killed_at(conversion.ConversionSpec(source, atoms_per_shard=500), folder, moment), flush=True)
+        spec = conversion.ConversionSpec(source, atoms_per_shard=500)
+        print(moment, killed_at(spec, folder, moment), flush=True)
 """
 
 
-def convert(recipe, folder, **options):
-    return conversion.convert(recipe, folder, **{"num_processes": 1, "progress": False} | options)
+def convert(spec, folder, **options):
+    return conversion.convert(spec, folder, **{"num_processes": 1, "progress": False} | options)
 
 
-def recipe(path=MOLECULES, atoms_per_shard=60, **fields):
+def spec_of(path=MOLECULES, atoms_per_shard=60, **fields):
     return ConversionSpec(str(path), atoms_per_shard=atoms_per_shard, **fields)
 
 
@@ -116,7 +117,7 @@ def repeated(path, times):
 @pytest.fixture(scope="module")
 def reference_store(tmp_path_factory):
     """A store of MOLECULES in many shards, converted without interruption."""
-    return convert(recipe(), tmp_path_factory.mktemp("reference") / "store")
+    return convert(spec_of(), tmp_path_factory.mktemp("reference") / "store")
 
 
 @pytest.fixture
@@ -139,9 +140,9 @@ def script(tmp_path, *arguments):
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("float64", 0)])
 @pytest.mark.parametrize("atoms_per_shard", [60, 10**6])
 def test_equals_reading_the_source(tmp_path, dtype, tolerance, atoms_per_shard):
-    with recipe().open() as source:
+    with spec_of().open() as source:
         expected = Columns.from_structures(source)
-    folder = convert(recipe(dtype=dtype, atoms_per_shard=atoms_per_shard), tmp_path / "store")
+    folder = convert(spec_of(dtype=dtype, atoms_per_shard=atoms_per_shard), tmp_path / "store")
     store = Store(folder)
     assert len(shard_files(folder)) == (17 if atoms_per_shard == 60 else 1)
     assert len(store) == len(expected) == 102 and store.manifest["dtype"] == dtype
@@ -156,7 +157,7 @@ def test_equals_reading_the_source(tmp_path, dtype, tolerance, atoms_per_shard):
 
 
 def test_shards_have_about_the_requested_size(tmp_path):
-    folder = convert(recipe(atoms_per_shard=200), tmp_path / "store")
+    folder = convert(spec_of(atoms_per_shard=200), tmp_path / "store")
     sizes = [s["atoms"] for s in Store(folder).manifest["shards"]]
     assert (
         all(100 <= size <= 220 for size in sizes[:-1])
@@ -190,7 +191,7 @@ def test_manifest_describes_the_store(reference_store):
 
 def test_properties_are_in_the_manifest(tmp_path):
     path = DATA / "readers" / "ani" / "ani1x_small.hdf5"
-    store = Store(convert(recipe(path, 10), tmp_path / "store"))
+    store = Store(convert(spec_of(path, 10), tmp_path / "store"))
     assert store.manifest["properties"] == {"dipole": [3]}
     assert store.manifest["atom_properties"] == {"cm5_charges": [], "hirshfeld_charges": []}
     assert len(store.manifest["shards"]) > 1
@@ -201,7 +202,7 @@ def test_properties_are_in_the_manifest(tmp_path):
 
 def test_official_split_is_stored(tmp_path):
     path = DATA / "readers" / "md17" / "rmd17_ethanol.npz"
-    store = Store(convert(recipe(path, 27), tmp_path / "store"))
+    store = Store(convert(spec_of(path, 27), tmp_path / "store"))
     rows = {
         part: np.loadtxt(path.parent / "splits" / f"ethanol_{part}_01.csv", dtype=int).tolist()
         for part in ("train", "test")
@@ -214,7 +215,7 @@ def test_official_split_is_stored(tmp_path):
 
 
 def test_bytes_do_not_depend_on_the_number_of_processes(reference_store, tmp_path):
-    folder = convert(recipe(), tmp_path / "two", num_processes=2)
+    folder = convert(spec_of(), tmp_path / "two", num_processes=2)
     assert contents(folder) == contents(reference_store)
 
 
@@ -222,7 +223,7 @@ def test_bytes_do_not_depend_on_the_number_of_threads(tmp_path):
     """Workers compute with one thread, this process with many, on a sufficiently large shard."""
     source = repeated(tmp_path / "many.hdf5", 40)
     stores = [
-        convert(recipe(source, 12_000), tmp_path / f"{n}", num_processes=n, reject_invalid=False)
+        convert(spec_of(source, 12_000), tmp_path / f"{n}", num_processes=n, reject_invalid=False)
         for n in (1, 2)
     ]
     assert len(shard_files(stores[0])) >= 3 and contents(stores[0]) == contents(stores[1])
@@ -231,7 +232,7 @@ def test_bytes_do_not_depend_on_the_number_of_threads(tmp_path):
 def test_resumes_after_being_killed_at_any_point(tmp_path):
     """Killed before each file that a conversion moves into place; temporary files remain."""
     moments = range(20)
-    expected = contents(convert(recipe(atoms_per_shard=500), tmp_path / "reference"))
+    expected = contents(convert(spec_of(atoms_per_shard=500), tmp_path / "reference"))
     (tmp_path / "killed").mkdir()
     process = script(tmp_path, MOLECULES, tmp_path / "killed", 1, *moments)
     output, errors = process.communicate(timeout=120)
@@ -247,7 +248,7 @@ def test_resumes_after_being_killed_at_any_point(tmp_path):
         before = {
             p: p.stat().st_mtime_ns for p in shard_files(folder) if p.with_suffix(".json").exists()
         }
-        convert(recipe(atoms_per_shard=500), folder)
+        convert(spec_of(atoms_per_shard=500), folder)
         assert contents(folder) == expected, f"killed before file {moment}"
         assert all(p.stat().st_mtime_ns == modified for p, modified in before.items()), (
             "finished shards must not be converted again"
@@ -267,7 +268,9 @@ def processes():
     return actual
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="requires /proc, which lists processes")
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="requires /proc, which lists processes"
+)
 def test_resumes_after_being_killed_with_two_processes(tmp_path):
     """No process continues in the background, and the next start converts the rest."""
     source = repeated(tmp_path / "many.hdf5", 6)
@@ -296,10 +299,10 @@ def test_resumes_after_being_killed_with_two_processes(tmp_path):
         if p.with_suffix(".json").exists()
     }
     assert 5 <= len(done) < 102
-    convert(recipe(source, 20), tmp_path / "store")
+    convert(spec_of(source, 20), tmp_path / "store")
     assert all(p.stat().st_mtime_ns == modified for p, modified in done.items())
     assert contents(tmp_path / "store") == contents(
-        convert(recipe(source, 20), tmp_path / "reference")
+        convert(spec_of(source, 20), tmp_path / "reference")
     )
 
 
@@ -310,7 +313,7 @@ def test_two_conversions_to_the_same_folder(tmp_path):
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
     assert contents(tmp_path / "store") == contents(
-        convert(recipe(source, 20), tmp_path / "reference")
+        convert(spec_of(source, 20), tmp_path / "reference")
     )
 
 
@@ -330,7 +333,7 @@ def test_only_the_corrupted_shard_is_rebuilt(reference_store, copy, spoil, finis
     spoil(copy / "shards" / "00005.safetensors")
     if not finished:
         (copy / "manifest.json").unlink()
-    convert(recipe(), copy)
+    convert(spec_of(), copy)
     changed = [p.name for p in shard_files(copy) if p.stat().st_mtime_ns != before[p.name]]
     assert changed == ["00005.safetensors"]
     assert contents(copy) == contents(reference_store)
@@ -345,9 +348,9 @@ def test_corrupted_store_is_unfinished_until_rebuilt(copy, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shard_conversion, "write_shard", full)
         with pytest.raises(DatasetError, match="No space left"):
-            convert(recipe(), copy)
+            convert(spec_of(), copy)
     assert not is_store(copy)
-    convert(recipe(), copy)
+    convert(spec_of(), copy)
     Store(copy).verify()
 
 
@@ -355,7 +358,7 @@ def test_corrupted_store_is_unfinished_until_rebuilt(copy, monkeypatch):
 def test_corrupted_metadata_of_a_shard_are_rebuilt(reference_store, copy, content):
     (copy / "shards" / "00002.json").write_text(content)
     (copy / "manifest.json").write_text(content)
-    convert(recipe(), copy)
+    convert(spec_of(), copy)
     assert contents(copy) == contents(reference_store)
 
 
@@ -363,7 +366,7 @@ def test_corrupted_metadata_of_a_shard_are_rebuilt(reference_store, copy, conten
 def test_corrupted_plan_is_rejected(copy, content):
     (copy / "conversion.json").write_text(content, errors="surrogateescape")
     with pytest.raises(DatasetError, match="conversion.json: is corrupted.*another folder"):
-        convert(recipe(), copy)
+        convert(spec_of(), copy)
 
 
 def test_second_conversion_changes_nothing(copy, monkeypatch):
@@ -378,7 +381,7 @@ def test_second_conversion_changes_nothing(copy, monkeypatch):
         (conversion_plan, "write_json"),
     ):
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("something is written"))
-    assert convert(recipe(), copy) == copy
+    assert convert(spec_of(), copy) == copy
     assert {
         p: p.stat().st_mtime_ns
         for p in copy.rglob("*")
@@ -398,7 +401,7 @@ def change_inside(path):
 @pytest.mark.parametrize("finished", [True, False])
 def test_changed_source_is_rejected(tmp_path, finished):
     source = Path(shutil.copy(MOLECULES, tmp_path / "data.hdf5"))
-    folder = convert(recipe(source), tmp_path / "store")
+    folder = convert(spec_of(source), tmp_path / "store")
     change_inside(source)
     if not finished:
         (folder / "manifest.json").unlink()
@@ -406,19 +409,19 @@ def test_changed_source_is_rejected(tmp_path, finished):
         DatasetError,
         match="(?s)another source or with other settings.*source.digest: .* -> .*another folder",
     ):
-        convert(recipe(source), folder)
+        convert(spec_of(source), folder)
     assert is_store(folder) == finished
 
 
 def test_source_with_another_modification_time_is_accepted(tmp_path):
     """A finished store with equal bytes is valid. An unfinished conversion is not resumed."""
     source = Path(shutil.copy(MOLECULES, tmp_path / "data.hdf5"))
-    folder = convert(recipe(source), tmp_path / "store")
+    folder = convert(spec_of(source), tmp_path / "store")
     os.utime(source, ns=(1, 1))
-    assert convert(recipe(source), folder) == folder
+    assert convert(spec_of(source), folder) == folder
     (folder / "manifest.json").unlink()
     with pytest.raises(DatasetError, match="source.modified: .* -> "):
-        convert(recipe(source), folder)
+        convert(spec_of(source), folder)
 
 
 @pytest.mark.parametrize(
@@ -431,20 +434,20 @@ def test_source_with_another_modification_time_is_accepted(tmp_path):
 )
 def test_other_settings_are_rejected(copy, fields, words):
     with pytest.raises(DatasetError, match=words):
-        convert(recipe(**fields), copy)
+        convert(spec_of(**fields), copy)
     assert is_store(copy)
 
 
 def test_shards_without_a_plan_are_rejected(copy):
     (copy / "conversion.json").unlink()
     with pytest.raises(DatasetError, match="contains shards but no conversion.json"):
-        convert(recipe(), copy)
+        convert(spec_of(), copy)
 
 
 @pytest.mark.parametrize("atoms_per_shard", [60, 400, 10**6])
 def test_gradients_instead_of_forces_are_rejected(tmp_path, atoms_per_shard):
     source = edited(tmp_path / "wrong.hdf5", gradients_negated)
-    spec = recipe(source, atoms_per_shard)
+    spec = spec_of(source, atoms_per_shard)
     with pytest.raises(
         DatasetError,
         match=r"(?s)wrong.hdf5: rejected.*look like gradients.*--config.data.reject_invalid=False",
@@ -457,7 +460,7 @@ def test_gradients_instead_of_forces_are_rejected(tmp_path, atoms_per_shard):
     assert [p["what"] for p in store.manifest["problems"] if p["severity"] == "error"] == [
         "gradients"
     ]
-    right = Store(convert(recipe(MOLECULES, atoms_per_shard), tmp_path / "right"))
+    right = Store(convert(spec_of(MOLECULES, atoms_per_shard), tmp_path / "right"))
     assert not right.manifest["problems"]
 
 
@@ -465,7 +468,7 @@ def test_rejected_source_is_not_converted_completely(tmp_path):
     """The pairs of the first shard suffice."""
     source = edited(tmp_path / "wrong.hdf5", gradients_negated)
     with pytest.raises(DatasetError, match="look like gradients"):
-        convert(recipe(source, 400), tmp_path / "store")
+        convert(spec_of(source, 400), tmp_path / "store")
     assert len(shard_files(tmp_path / "store")) == 1
 
 
@@ -476,13 +479,13 @@ def test_problems_beyond_the_first_shard_are_rejected_at_the_end(tmp_path):
 
     source = edited(tmp_path / "wrong.hdf5", all_but_first)
     with pytest.raises(DatasetError, match="look like gradients|wrong sign"):
-        convert(recipe(source), tmp_path / "store")
+        convert(spec_of(source), tmp_path / "store")
     assert len(shard_files(tmp_path / "store")) == 17 and not is_store(tmp_path / "store")
 
 
 def test_problems_are_logged(tmp_path, caplog):
     source = edited(tmp_path / "wrong.hdf5", gradients_negated)
-    convert(recipe(source), tmp_path / "store", reject_invalid=False)
+    convert(spec_of(source), tmp_path / "store", reject_invalid=False)
     assert "look like gradients" in caplog.text
 
 
@@ -494,7 +497,7 @@ def test_diagnosis_does_not_depend_on_interruptions(tmp_path):
             group["conformations"][2, 1] = group["conformations"][2, 0] + 0.1
 
     source = edited(tmp_path / "data.hdf5", collide)
-    store = Store(convert(recipe(source), tmp_path / "store"))
+    store = Store(convert(spec_of(source), tmp_path / "store"))
     assert ("warning", "atoms too close") in {
         (p["severity"], p["what"]) for p in store.manifest["problems"]
     }
@@ -502,7 +505,7 @@ def test_diagnosis_does_not_depend_on_interruptions(tmp_path):
     (tmp_path / "store" / "manifest.json").unlink()
     for number in range(9, 17):
         (tmp_path / "store" / "shards" / f"{number:05d}.safetensors").unlink()
-    convert(recipe(source), tmp_path / "store")
+    convert(spec_of(source), tmp_path / "store")
     assert contents(tmp_path / "store") == before
 
 
@@ -514,9 +517,9 @@ def test_filters_exclude_structures_with_their_reason(tmp_path):
         "max_force": 6.0,
         "require": "both",
     }
-    folder = convert(recipe(filters=settings), tmp_path / "store")
+    folder = convert(spec_of(filters=settings), tmp_path / "store")
     store = Store(folder)
-    with recipe().open() as source:
+    with spec_of().open() as source:
         everything = list(source)
 
     def passes(s):
@@ -551,7 +554,7 @@ def test_filters_over_conformations(tmp_path):
 
     source = edited(tmp_path / "data.hdf5", outlier)
     settings = {"max_energy_z": 20.0, "max_force_z": 20.0}
-    folder = convert(recipe(source, filters=settings), tmp_path / "store", reject_invalid=False)
+    folder = convert(spec_of(source, filters=settings), tmp_path / "store", reject_invalid=False)
     store = Store(folder)
     with h5py.File(source) as file:
         expected = {
@@ -564,7 +567,7 @@ def test_filters_over_conformations(tmp_path):
     assert store.manifest["counts"]["removed"] == {"energy outlier": 6, "force outlier": 6}
     one = Store(
         convert(
-            recipe(source, 10**6, filters=settings), tmp_path / "one shard", reject_invalid=False
+            spec_of(source, 10**6, filters=settings), tmp_path / "one shard", reject_invalid=False
         )
     )
     assert removed(one.path) == removed(folder)
@@ -576,7 +579,9 @@ def test_filters_that_exclude_everything_are_rejected(tmp_path, reject_invalid):
     with pytest.raises(
         DatasetError, match="all 102 structures are excluded .*'too many atoms': 102.*the filters"
     ):
-        convert(recipe(filters={"max_atoms": 2}), tmp_path / "store", reject_invalid=reject_invalid)
+        convert(
+            spec_of(filters={"max_atoms": 2}), tmp_path / "store", reject_invalid=reject_invalid
+        )
     assert not is_store(tmp_path / "store")
 
 
@@ -586,7 +591,7 @@ def test_skipped_conformations_are_counted_and_listed(tmp_path):
             group["conformations"][3, 0] = np.nan
 
     source = edited(tmp_path / "data.hdf5", lost)
-    store = Store(convert(recipe(source, filters={"charge": 0.0}), tmp_path / "store"))
+    store = Store(convert(spec_of(source, filters={"charge": 0.0}), tmp_path / "store"))
     with h5py.File(source) as file:
         names = list(file)
     named = {(f"data.hdf5:{names[n]}#3", "positions not finite") for n in (2, 5)}
@@ -603,7 +608,7 @@ def test_skipped_conformations_are_counted_and_listed(tmp_path):
 @pytest.mark.parametrize("written", [0, 1, 2, 4, 5, 9, 15])
 def test_full_disk_is_reported(tmp_path, monkeypatch, written):
     """The cause is reported, finished shards stay, and a rerun converts the rest."""
-    expected = contents(convert(recipe(atoms_per_shard=500), tmp_path / "reference"))
+    expected = contents(convert(spec_of(atoms_per_shard=500), tmp_path / "reference"))
     fsync, count = os.fsync, [0]
 
     def full(descriptor):
@@ -617,12 +622,12 @@ def test_full_disk_is_reported(tmp_path, monkeypatch, written):
         with pytest.raises(
             DatasetError, match="cannot write the store.*No space left.*Finished shards are kept"
         ):
-            convert(recipe(atoms_per_shard=500), tmp_path / "store")
+            convert(spec_of(atoms_per_shard=500), tmp_path / "store")
     assert count[0] == written + 1 and not is_store(tmp_path / "store")
     done = {p: p.stat().st_mtime_ns for p in shard_files(tmp_path / "store")}
     assert len(done) == min(written // 2, len(shard_files(tmp_path / "reference")))
     assert not list((tmp_path / "store").glob("shards/*.tmp"))
-    convert(recipe(atoms_per_shard=500), tmp_path / "store")
+    convert(spec_of(atoms_per_shard=500), tmp_path / "store")
     assert contents(tmp_path / "store") == expected
     complete = [p for i, p in enumerate(sorted(done)) if 2 * i + 3 <= written]
     assert all(p.stat().st_mtime_ns == done[p] for p in complete)
@@ -648,7 +653,7 @@ def test_read_only_folder_is_reported():
         (folder / "stores").mkdir()
         for path, mode in ((folder, 0o755), (source, 0o644), (folder / "stores", 0o555)):
             os.chmod(path, mode)
-        spec = recipe(source, reader="spice")
+        spec = spec_of(source, reader="spice")
         spec.open().close()  # imports now, because the modules may be unreadable for other users
         with (
             ordinary_user(),
@@ -661,7 +666,7 @@ def test_file_instead_of_the_folder_is_rejected(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "store"):
         with pytest.raises(DatasetError, match="cannot write the store"):
-            convert(recipe(), folder)
+            convert(spec_of(), folder)
 
 
 def test_errors_of_the_reader_pass_through_workers(tmp_path):
@@ -676,31 +681,31 @@ def test_errors_of_the_reader_pass_through_workers(tmp_path):
         with pytest.raises(
             DatasetError, match="data.hdf5:[-a-z]+ 003: conformations is in 'angstrom'"
         ):
-            convert(recipe(source), tmp_path / f"{n}", num_processes=n)
+            convert(spec_of(source), tmp_path / f"{n}", num_processes=n)
         assert not is_store(tmp_path / f"{n}") and shard_files(tmp_path / f"{n}")
 
 
 def test_invalid_settings_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="dtype must be.*'float16'"):
-        convert(recipe(dtype="float16"), tmp_path / "a")
+        convert(spec_of(dtype="float16"), tmp_path / "a")
     with pytest.raises(ConfigError, match="Did you mean 'spice'"):
-        convert(recipe(reader="spise"), tmp_path / "b")
+        convert(spec_of(reader="spise"), tmp_path / "b")
     with pytest.raises(ValueError, match="'Xx' is not the symbol"):
-        convert(recipe(filters={"elements": ["Xx"]}), tmp_path / "c")
+        convert(spec_of(filters={"elements": ["Xx"]}), tmp_path / "c")
     with pytest.raises(DatasetError, match="nowhere.hdf5: no such file"):
-        convert(recipe(tmp_path / "nowhere.hdf5"), tmp_path / "d")
+        convert(spec_of(tmp_path / "nowhere.hdf5"), tmp_path / "d")
     assert not any((tmp_path / name).exists() for name in "abd")
 
 
 def test_default_filters_keep_structures_without_labels(tmp_path):
     """A store may contain structures to relax. Training applies its own filters."""
-    assert Filters(**recipe().filters).require == "none"
+    assert Filters(**spec_of().filters).require == "none"
 
     def unlabelled(number, group):
         if number == 3:
             del group["dft_total_energy"], group["dft_total_gradient"]
 
-    store = Store(convert(recipe(edited(tmp_path / "data.hdf5", unlabelled)), tmp_path / "store"))
+    store = Store(convert(spec_of(edited(tmp_path / "data.hdf5", unlabelled)), tmp_path / "store"))
     without = np.flatnonzero(np.asarray(store.index("record")) == 3)
     assert len(store) == 102 and np.isnan(store.take(without).energy).all()
     assert (

@@ -68,7 +68,7 @@ def mixed_file(path):
     return path
 
 
-def recipes(folder):
+def specs(folder):
     options = {
         "molecule_key": "molecule",
         "property_keys": ["dipole", "gap"],
@@ -92,13 +92,13 @@ def recipes(folder):
     }
 
 
-def expected_of(recipe) -> list:
+def expected_of(spec) -> list:
     """Return the structures that the store must contain, read from the source one by one."""
-    with recipe.open() as source:
+    with spec.open() as source:
         structures = list(source)
-    if "charge" in recipe.filters:
+    if "charge" in spec.filters:
         structures = [s for s in structures if s.charge == 0 and len(s) <= 9]
-    if "max_energy_deviation" in recipe.filters:
+    if "max_energy_deviation" in spec.filters:
         median = {
             m: np.median([s.energy for s in structures if s.molecule == m])
             for m in {s.molecule for s in structures}
@@ -116,11 +116,11 @@ def stores(tmp_path_factory):
     return {
         name: (
             conversion.convert(
-                recipe, folder / name, num_processes=1, progress=False, reject_invalid=False
+                spec, folder / name, num_processes=1, progress=False, reject_invalid=False
             ),
-            Columns.from_structures(expected_of(recipe)),
+            Columns.from_structures(expected_of(spec)),
         )
-        for name, recipe in recipes(folder).items()
+        for name, spec in specs(folder).items()
     }
 
 
@@ -302,7 +302,9 @@ def test_number_of_open_shards_is_limited(stores, monkeypatch, labels_only):
     opened.clear()
     for record in (0, 1, 0, 2, 0, 3, 0, 4, 0):
         actual.take([np.argmax(expected.record == record)], labels_only=labels_only)
-    assert opened["00000.safetensors"] <= 1 and len(opened) >= 4, "the last used shard must stay open"
+    assert opened["00000.safetensors"] <= 1 and len(opened) >= 4, (
+        "the last used shard must stay open"
+    )
 
 
 def in_memory(path):
@@ -317,7 +319,9 @@ def in_memory(path):
     return total
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="requires /proc, which lists memory maps")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/smaps"), reason="requires /proc, which lists memory maps"
+)
 @pytest.mark.parametrize("labels_only", [False, True])
 def test_reading_does_not_accumulate_memory(stores, labels_only):
     path, expected = stores["molecules"]
@@ -413,7 +417,7 @@ def test_corrupted_index_is_rejected(copy, spoil):
         opened.index("energy")
     assert len(opened.take([0])) == 1  # the shards are sound
     (copy / "manifest.json").unlink()
-    conversion.convert(recipes(copy)["molecules"], copy, num_processes=1, progress=False)
+    conversion.convert(specs(copy)["molecules"], copy, num_processes=1, progress=False)
     assert len(Store(copy).index("energy")) == 102
 
 

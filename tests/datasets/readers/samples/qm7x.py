@@ -1,7 +1,7 @@
 """Two files in QM7-X's HDF5 layout with invented geometries and labels, near PBE0 energies.
 
-tests/data/readers/qm7x/qm7x_small.npz has original structures: eight pairs from the padded example file of
-thorben-frank/mlff (MIT), QM7-X itself is CC-BY 4.0.
+tests/data/readers/qm7x/qm7x_small.npz has original structures: eight pairs from the padded example
+file of thorben-frank/mlff (MIT). QM7-X itself is CC-BY 4.0.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An archive in QM9's layout of its first five molecules, and a list that names the second of them.
+"""The first five molecules of QM9 in the layout of its archive, and a list with the second one.
 
 Labels, and geometries to 8 decimals, are those of QM9 (CC0; via metatrain's test data, BSD-3).
 Charges and frequencies are invented. The fourth molecule is changed: it has Mathematica's exponents.
