@@ -117,6 +117,7 @@ def open_store(data: Any) -> Store:
         identity = json.dumps(
             [dataclasses.asdict(spec) | {"path": ""}, identify(source)], sort_keys=True
         )
+    # The name depends on settings and content, so that changed files get a new store.
     key = hashlib.sha256(identity.encode()).hexdigest()[:10]
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(path).stem)[:60]
     folder = Path(data.directory) / "stores" / f"{stem}-{key}"
@@ -226,6 +227,7 @@ def select(store: Store, filters: Filters) -> np.ndarray:
     reasons = np.zeros(len(store), np.int8)
     for block, columns in store.chunks(labels_only=True):
         reasons[block] = filters.reasons(columns, shortest=store.index("shortest_distance")[block])
+    # Outliers are determined among the structures that pass the other filters.
     if filters.compares_conformations:
         rows = np.flatnonzero(reasons == 0)
         reasons[rows] = filters.molecule_outliers(

@@ -117,6 +117,7 @@ def _minima(mol: Any, task: ConformerTask) -> tuple[sampling.Surface, list[np.nd
     )
     surface = sampling.Surface(mol)
     minima = [surface.minimum(conf_id, options.mmff_steps) for conf_id in ids]
+    # Keep the lowest minima that differ from all lower ones.
     order = np.argsort([surface.energy(positions) for positions in minima], kind="stable")
     distances = _heavy_atom_rmsd(mol)
     kept: list[int] = []

@@ -163,6 +163,7 @@ def allocate_conformations(
             problems.append(f"{molecule.name!r} has no valid SMILES: {molecule.smiles!r}")
             continue
         size = Chem.AddHs(mol).GetNumAtoms()
+        # Large and flexible molecules have more distinct conformations.
         weights.append(12 + size / 2 + 2 * CalcNumRotatableBonds(mol))
         costs.append(size**2.0)
     if problems or not molecules:
@@ -198,6 +199,7 @@ def make_parts(
             advance(task.count)
         elif task.count:
             missing.append(index)
+    # Nothing to do: do not start worker processes.
     if not missing:
         return
     # Longest tasks first, so that no process runs a long one at the end while the others are idle.

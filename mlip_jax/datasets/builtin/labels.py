@@ -129,6 +129,7 @@ def is_intact(positions: np.ndarray, radii: np.ndarray, bonded: np.ndarray) -> b
     if not np.all(np.isfinite(positions)):
         return False
     distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
+    # (n, n)
     radius_sum = radii[:, None] + radii[None]
     others = ~bonded & ~np.eye(len(radii), dtype=bool)
     return bool(

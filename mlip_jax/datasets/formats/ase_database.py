@@ -184,6 +184,7 @@ class AseDatabase:
                 f"{self.path}: is an ASE database of version {version}, expected {_VERSIONS.start} "
                 f"to {_VERSIONS[-1]}. Convert it with `ase db old.db --insert-into new.db`."
             )
+        # Files without metadata have no entry or an empty one.
         metadata = json.loads(stored.get("metadata") or "{}")
         return version, metadata if isinstance(metadata, dict) else {}
 
@@ -307,6 +308,7 @@ def _plain(value: Any, binary: bytes | None) -> Any:
         return complex(*value["__complex__"])
     if "__ndarray__" not in value:
         return {k: _plain(v, binary) for k, v in value.items()}
+    # `content` is a list of values, or the offset of the values in `binary`.
     shape, name, content = value["__ndarray__"]
     dtype = _numeric(name)
     if binary is None:

@@ -178,6 +178,7 @@ class _XyzFrames(FileFrames):
                     f"{len(offsets)}, found {line[:40]!r}. The file is corrupted or not an XYZ "
                     "file."
                 ) from error
+            # Skip the comment and the atoms of the frame.
             length = sum(1 for _ in itertools.islice(file, atoms + 1))
             if length < atoms + 1:
                 raise DatasetError(

@@ -103,6 +103,7 @@ def kind_of(path: Path) -> str | None:
         return "folder"
     with open(path, "rb") as file:
         head = file.read(_HEAD)
+    # Pickles of protocols 2 to 5 begin with 0x80 and the protocol.
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and b"conformers" in head:
         return "pickle"
     if head[:2] == b"\x1f\x8b":
@@ -275,6 +276,7 @@ class MessagePackStream:
         """Yield (record, GeomRecord) for each record. The stream continues from the last record."""
         if not records:
             return
+        # A stream cannot go backward: start again.
         if self._items is None or self._position > records.start:
             self.close()
             self._requested, self._position = records, 0
@@ -358,6 +360,7 @@ def _unpack(file, size: int, path: Path, skip) -> Iterator[tuple[str, object]]:
                         f"{path.name}: molecule {record} has the key "
                         f"{safe_pickle.short_repr(smiles)}, expected a SMILES"
                     )
+                # The limit applies per molecule.
                 last, file.left = smiles, MAX_MOLECULE
                 if skip(record):
                     file.left = size

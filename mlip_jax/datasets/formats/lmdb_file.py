@@ -129,6 +129,7 @@ def _open_lmdb(path: Path):
             f"{path}: cannot open it as LMDB ({error}). It is corrupted or not an LMDB file; "
             "download it again or recreate it."
         ) from error
+    # Every page that the file states must exist, because reads do not check the size.
     needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     if path.stat().st_size < needed:
         environment.close()

@@ -59,6 +59,7 @@ class SdfFile:
                 f"{self.path}: ends after {self._known} records, but its name states {len(self)}. "
                 "It is truncated; download it again."
             )
+        # Find all end marks at the start of a line.
         at = content.find(b"$$$$", 0, length)
         while at >= 0:
             end = content.find(b"\n", at, length)

@@ -37,6 +37,7 @@ class SummaryTable:
         except BaseException:
             self._file.close()
             raise
+        # Sorted keys allow for a binary search per row.
         order = np.argsort(keys, kind="stable")
         self._keys, self._offsets = keys[order], offsets[order]
         twice = np.flatnonzero(self._keys[1:] == self._keys[:-1])
@@ -69,6 +70,7 @@ class SummaryTable:
         self._file.seek(int(self._offsets[at]))
         values = next(csv.reader([self._file.readline().decode("utf-8", "replace")]))
         total = self._number(values, _TOTAL, source)
+        # Equal keys with other energies mean that the table is from another release.
         if abs(total - energy) > _SAME_ENERGY:
             raise DatasetError(
                 f"{source}: the total energy is {energy:.6f} hartree, but {self.path.name} has "

@@ -234,6 +234,7 @@ class NpzFile:
         """Return rows of a compressed array. Earlier rows than the last ones restart the stream."""
         if member.fortran:
             raise ValueError("it is in column-major order and too large to load completely")
+        # Bytes per row; rows are contiguous in row-major order.
         row = member.nbytes // member.shape[0]
         file, at = self._streams.get(member.name, (None, 0))
         if file is None or at > start:

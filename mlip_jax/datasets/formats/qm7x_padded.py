@@ -50,6 +50,7 @@ class PaddedFile:
         for at in range(0, len(records), _BLOCK):
             block = records[at : at + _BLOCK]
             start, stop = block[0], block[-1] + 1
+            # Arrays of the block: (b, N), (b, N, 3), (b, 1) and (b, N, 3).
             z, R, E, F = (self._file.rows(k, start, stop) for k in "zREF")
             for record in block:
                 i = record - start

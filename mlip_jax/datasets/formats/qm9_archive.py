@@ -66,6 +66,7 @@ class Archive:
         """Yield the records. Going back to an earlier record starts from the beginning again."""
         if not len(records):
             return
+        # A compressed stream cannot seek backward.
         if self._tar is None or self._next > records[0]:
             self._next, self._following = 0, self._members()
         while self._next < records.stop:

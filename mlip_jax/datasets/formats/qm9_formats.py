@@ -139,6 +139,7 @@ class _ExtendedXyz:
         except DatasetError:
             self.close()
             raise
+        # Only the complete data set in its original order identifies the molecules by position.
         self.has_indices = len(self._starts) == SIZE
 
     def __len__(self) -> int:
@@ -162,6 +163,7 @@ class _ExtendedXyz:
         n = int(self._file.readline())
         lines = [self._file.readline().decode("utf-8", "replace") for _ in range(n + 1)]
         comment = comment_fields(lines[0])
+        # Properties lists name, type and width of each group of columns.
         columns = comment.get("Properties", "species:S:1:pos:R:3").split(":")
         column_of, width_so_far = {}, 0
         for name, width in zip(columns[::3], columns[2::3]):

@@ -150,6 +150,7 @@ def skeleton(mol: Any) -> str:
     from rdkit import Chem, rdBase
 
     with rdBase.BlockLogs():
+        # Rebuild the molecule from elements and single bonds only.
         full, bare = Chem.AddHs(mol), Chem.RWMol()
         for atom in full.GetAtoms():
             bare.AddAtom(_bare_atom(atom.GetAtomicNum()))
@@ -175,6 +176,7 @@ def _describe(entry: IdentityQuery, fingerprint: bool) -> Description | None:
     if mol is None:
         return None
     elements = {atom.GetAtomicNum() for atom in mol.GetAtoms()}
+    # Implicit hydrogens are not atoms of the molecule.
     elements |= {1} if any(atom.GetTotalNumHs() for atom in mol.GetAtoms()) else set()
     return Description(
         skeleton(mol),

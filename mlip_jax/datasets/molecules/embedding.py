@@ -168,6 +168,7 @@ def _with_positions(molecule, smiles: str, options: EmbeddingOptions):
     if not molecule.GetNumAtoms():
         raise UnusableMoleculeError("the molecule has no atoms")
     given = molecule.GetNumConformers() and molecule.GetConformer().Is3D()
+    # Hydrogens get positions only if the other atoms have some.
     complete = Chem.AddHs(molecule, addCoords=bool(given))
     if given:
         if options.num_conformers != 1:

@@ -93,6 +93,7 @@ def _minima(molecules: Iterable[Conformers], dtype: type, each_pair: bool) -> It
         done.append(minima)
         for t, r, a, b in _blocks(test, train, molecule.permutations) if test.shape[1] else ():
             batch.add(minima, (t, r) if each_pair else (t,), a, b)
+            # Process the collected pairs once there are enough of them.
             if batch.count >= _AHEAD:
                 batch.run()
                 yield from done[:-1]  # the last molecule may have further pairs

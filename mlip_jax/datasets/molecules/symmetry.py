@@ -58,6 +58,7 @@ def symmetries(mol: Any, max_symmetries: int = MAX_SYMMETRIES) -> Symmetries:
     n = len(heavy)
     if n == 0:
         return Symmetries(heavy, np.zeros((1, 0), np.int64), True)
+    # Match the heavy atoms to themselves. One more match than allowed shows incompleteness.
     bare = Chem.RemoveAllHs(mol, sanitize=False)
     matches = bare.GetSubstructMatches(
         _equate_terminal_atoms(bare),

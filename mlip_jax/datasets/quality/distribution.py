@@ -168,6 +168,7 @@ def _bin_counts(values: np.ndarray) -> np.ndarray:
     """Return the number of finite values per bin, from the most negative bin upward."""
     with np.errstate(over="ignore"):
         bits = np.ascontiguousarray(values, np.float32).view(np.int32)
+    # Sign, exponent and first bits of the mantissa number the bin of a float32.
     key = bits & 0x7FFFFFFF
     key >>= _SHIFT
     key -= _LOWEST

@@ -165,6 +165,7 @@ class Histogram:
             raise ValueError(f"q must be between 0 and 1, received {q}")
         if not self.known:
             return math.nan
+        # Treat the ranges below and above the edges as two more bins.
         weights = np.concatenate([[self.below], self.counts, [self.above]])
         low, high = np.fmin(self.minimum, self.edges[0]), np.fmax(self.maximum, self.edges[-1])
         bounds = np.concatenate([[low], self.edges, [high]])

@@ -87,6 +87,7 @@ def diagnose_ratio(findings, length):
         findings.counts["no energy"], findings.counts["no forces"]
     )
     median = ratio.median
+    # Fraction of pairs within a factor of two of the median.
     share = ratio.share(*sorted((0.5 * median, 2 * median)))
     good = _RATIO_GOOD[0] <= median * length <= _RATIO_GOOD[1]
     flipped = _diagnose_signs(findings, length)
@@ -191,6 +192,7 @@ def diagnose_scale(findings, length):
         f"{bonds.count}, expected about {_BOND:g}"
     )
     ratio = findings.distributions["pair ratio"]
+    # The energies are known to fit the forces only if some pairs have been compared.
     fits = (
         ratio.count >= _FLIPPED_MIN_PAIRS
         and _RATIO_GOOD[0] <= ratio.median * length <= _RATIO_GOOD[1]

@@ -188,6 +188,7 @@ class Reader(reader.Reader):
         numbers = validate_numbers(symbols_to_numbers(symbols, source), source)
         smiles = _join_characters(group["smiles"][()]) if "smiles" in group else ""
         first = 0
+        # Conformations of high energy are numbered after the others.
         for suffix in ("", "HE") if self._high and "coordinatesHE" in group else ("",):
             positions = _positions(group, f"coordinates{suffix}", len(numbers), source)
             energy = _labels(group, f"energies{suffix}", (len(positions),), source) * units.Hartree

@@ -147,12 +147,14 @@ class Reader(reader.Reader):
         self._length = _unit(options.text("length_unit", length_unit), LENGTH_UNITS, "length_unit")
         forces_unit = options.text("forces_unit", forces_unit)
         self._force = _force_unit(forces_unit) if forces_unit else self._energy / self._length
+        # Forces are minus the gradient.
         self._force *= -1 if options.flag("forces_are_gradients", forces_are_gradients) else 1
         self._frames = open_frames(self.path, options.text("format", format))
         self.sequential = self._frames.sequential
         try:
             if not len(self._frames):
                 raise DatasetError(f"{self.path}: the file contains no frames")
+            # Check the options on the first frames, so that a typo is reported on opening.
             first = list(self._frames.read(range(min(_FIRST, len(self._frames)))))
             self._check_keys(first)
             self._property_shapes = self._shapes(first, property_keys, "property_keys", False)

@@ -189,6 +189,7 @@ class Reader(reader.Reader):
             if not np.isfinite(positions).all():
                 report.skip("positions not finite", where)
                 continue
+            # The charge of the molecule takes precedence over that of the conformer and the SMILES.
             if molecule.get("charge") is not None:
                 charge = _number(molecule["charge"], "charge", source)
             elif charge is None:

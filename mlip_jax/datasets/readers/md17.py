@@ -158,6 +158,7 @@ class Reader(reader.Reader):
         positions = self._rows("positions", start, stop)
         energy = self._rows("energy", start, stop).reshape(-1) * self._unit
         forces = self._rows("forces", start, stop) * self._unit
+        # One flag per frame, (frames,).
         finite = np.isfinite(positions).all((1, 2))
         for record in records:
             i = record - start
@@ -281,6 +282,7 @@ class Reader(reader.Reader):
             raise DatasetError(f"{self.path}: r_unit is {length!r}, expected Ang")
         unit = _E_UNITS[stated.lower()] if stated else _KCAL
         energy = self._rows("energy", 0, 1).reshape(-1)[0]
+        # Energies of the isolated atoms determine the scale of the total energy.
         rough = sum(_ROUGH_ATOMS.get(z, np.nan) for z in self.numbers.tolist())
         for name, factor in (("kcal/mol", _KCAL), ("eV", 1.0), ("hartree", units.Hartree)):
             if factor != unit and 0.9 < energy * factor / rough < 1.1:

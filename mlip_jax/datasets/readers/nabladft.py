@@ -93,6 +93,7 @@ class Reader(reader.Reader):
 
     def _open(self, summary: str) -> None:
         """Check layout and units of the database and find the atom energies and the summary."""
+        # The first row shows layout and kind of energy of the whole file.
         first = next(self._database.rows(range(min(1, len(self._database)))), None)
         if first is None:
             raise DatasetError(f"{self.path}: the database has no rows")
@@ -203,6 +204,7 @@ class Reader(reader.Reader):
 
     def _sum_of_atoms(self, row: AseRow, source: str) -> float:
         """Return the sum of the energies of the isolated atoms (hartree)."""
+        # The table of atom energies may end before the heaviest element.
         known = row.numbers < len(self._atoms)
         energies = self._atoms[np.where(known, row.numbers, 0)]
         missing = row.numbers[~known | ~np.isfinite(energies)]

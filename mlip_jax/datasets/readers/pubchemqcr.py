@@ -187,6 +187,7 @@ class Reader(reader.Reader):
                 if not np.isfinite(positions).all():
                     report.skip("positions not finite", where)
                     continue
+                # The table describes the end of one stage only.
                 is_final = stage == _SUMMARY_STAGE and step == len(snapshots) - 1
                 report.structures += 1
                 yield Structure(

@@ -253,6 +253,7 @@ def _in_order(group) -> list[str]:
     """
 
     def key(name):
+        # "-opt" counts as number 0, so the minimum comes before "-d1", "-d2", ...
         parts = re.split(r"(\d+)", name.replace("-opt", "-0"))
         return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 

@@ -124,6 +124,7 @@ class Reader(reader.Reader):
             if index in self._excluded:
                 report.skip("uncharacterized", source)
                 continue
+            # Parse only records that are not excluded.
             structure = raw()
             _check_energy(structure["energy"], structure["numbers"], source)
             if not np.isfinite(structure["positions"]).all():

@@ -98,6 +98,7 @@ class Reader(reader.Reader):
                         f"{source}: expected a group for each molecule, as in SPICE; found a "
                         f"{self._file.get(name, getclass=True).__name__}. Is this a SPICE file?"
                     )
+                # h5py decodes invalid UTF-8 in names with surrogates; encode them the same way.
                 group = h5py.h5g.open(self._file.id, name.encode("utf-8", "surrogateescape"))
                 if b"atomic_numbers" not in group:
                     raise DatasetError(

@@ -104,6 +104,7 @@ class StorePool:
         if reference_stage:
             last = first_per_molecule(store, self._in_stage(indices, reference_stage), last=True)
             molecule = store.index("molecule")
+            # Only molecules with both an initial and a reference geometry.
             self.first = self.first[np.isin(molecule[self.first], molecule[last])]
             last_of = {m: s for m, s in zip(molecule[last].tolist(), last.tolist())}
             self.last = np.array([last_of[m] for m in molecule[self.first].tolist()], np.int64)

@@ -43,8 +43,8 @@ class RunData:
         store = Path(meta.get("store", ""))
         if not is_store(store):
             raise DatasetError(
-                f"{workdir}: the store of its training data is missing at {store.absolute()}. Run the "
-                "command in the folder in which the training ran, or restore the store."
+                f"{workdir}: the store of its training data is missing at {store.absolute()}. Run "
+                "the command in the folder in which the training ran, or restore the store."
             )
         return cls(workdir, Store(store), parts)
 
@@ -91,6 +91,7 @@ def first_per_molecule(store: Store, indices: np.ndarray, last: bool = False) ->
     keys = [store.index(name)[indices] for name in ("conformer", "record", "molecule")]
     order = np.lexsort(keys)
     molecule = keys[2][order]
+    # Last position of each molecule in the sorted order, except the very last one.
     edge = np.flatnonzero(molecule[1:] != molecule[:-1])
     edge = np.append(edge, len(order) - 1) if last else np.append(0, edge + 1)
     return np.sort(indices[order[edge]]) if len(order) else indices[:0]

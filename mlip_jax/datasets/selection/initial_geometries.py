@@ -92,6 +92,7 @@ def choose(
             f"none of {len(names)} molecules is usable: {counts}. Set config.data.path to other "
             "molecules."
         )
+    # Indices among the usable molecules, converted to indices in the pool.
     picked = [
         usable[p]
         for p in _pick([names[p] for p in usable], [descriptions[p] for p in usable], choice)

@@ -91,6 +91,7 @@ def scaffold_index(
         raise ValueError(f"num_processes must be at least 1, received {num_processes}")
     _require_rdkit()
     smiles = np.array(smiles, object)
+    # Process each distinct SMILES once: `number` is the index among them, (S,).
     number, count = group(smiles)
     one_of = np.zeros(count, np.int64)
     one_of[number] = np.arange(len(number))

@@ -166,6 +166,7 @@ def _validate(
     for name, numbers in checked.items():
         beyond = numbers[numbers >= num_records] if num_records is not None else numbers[:0]
         if len(beyond):
+            # Numbers from 1 to num_records instead of 0 to num_records - 1 are a common mistake.
             from_one = (
                 numbers.max() == num_records
                 and min(p.min() for p in checked.values() if len(p)) >= 1

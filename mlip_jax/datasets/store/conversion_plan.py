@@ -70,6 +70,7 @@ def make_plan(spec: ConversionSpec, source: Reader, folder: Path) -> dict[str, A
                 f"{path}: is corrupted ({error}). Choose another folder, or delete this one."
             ) from error
         changed = differences({k: plan.get(k, {}) for k in settings}, settings)
+        # A copied file has another modification time but the same content.
         only_times = len(changed) == 1 and changed[0].startswith("source.modified:")
         if changed and not (only_times and _same_content(source, folder)):
             raise DatasetError(

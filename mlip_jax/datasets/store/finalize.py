@@ -210,6 +210,7 @@ def _write_index(
 ) -> int:
     """Write one file per index column, one column at a time, and return the number of molecules."""
     molecules = 0
+    # One column at a time keeps the memory small.
     for name in INDEX:
         values = _gather(shards, name)
         values = values if kept is None else values[kept]

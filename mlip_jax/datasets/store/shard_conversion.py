@@ -91,6 +91,7 @@ def convert_shard(job: ShardJob, source: Reader | None = None) -> None:
         raise DatasetError(f"{spec.path}: cannot be read ({error})") from error
     flush()
     columns = Columns.concatenate(blocks)
+    # Used by the checks and stored in the index.
     shortest = geometry.shortest_distances(columns)
     findings = checks.examine(columns, shortest=shortest)
     arrays = encode(columns, np.dtype(spec.dtype)) | _index_columns(columns, shortest)

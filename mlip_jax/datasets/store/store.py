@@ -183,6 +183,7 @@ class Store:
             shard = self._shard(number)
             code = shard.arrays[f"text.{name}.code"]
             distinct = shard.texts(name, np.arange(int(code.max(initial=-1)) + 1)).tolist()
+            # Map the codes of the shard to codes of the whole store.
             code_of = np.array([table.setdefault(text, len(table)) for text in distinct], np.int32)
             codes[start : start + len(code)] = code_of[code]
             start += len(code)

@@ -117,7 +117,7 @@ def test_sign_and_unit_of_forces(tmp_path):
 
 
 def test_dipole_is_in_e_angstrom():
-    """The dipole of the MBIS charges is most of the total; in debye it would be 5 times as large."""
+    """The MBIS charges give most of the dipole, which would be 5 times as large in debye."""
     ratios = []
     for s in read(GENUINE, level="wb97x_tz"):
         charges = s.atom_properties["mbis_charges"]

@@ -165,7 +165,7 @@ def test_official_split_in_the_folders_of_the_release(tmp_path):
         (
             "0\n20\n",
             "1\n",
-            "train.csv: 1 of its 2 rows, such as 20, are not among the 20 of .*another or a larger file",
+            "train.csv: 1 of its 2 rows, such as 20, are not among the 20 of .*another or a larger",
         ),
         ("-1\n", "1\n", "train.csv: 1 of its 1 rows, such as -1"),
         ("0\n1\n", "1\n2\n", "1 rows are in both.* is 1"),

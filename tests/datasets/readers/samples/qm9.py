@@ -1,7 +1,8 @@
 """The first five molecules of QM9 in the layout of its archive, and a list with the second one.
 
 Labels, and geometries to 8 decimals, are those of QM9 (CC0; via metatrain's test data, BSD-3).
-Charges and frequencies are invented. The fourth molecule is changed: it has Mathematica's exponents.
+Charges and frequencies are invented. The fourth molecule is changed: it has exponents of
+Mathematica.
 """
 
 import bz2
