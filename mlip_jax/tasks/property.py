@@ -41,11 +41,11 @@ from mlip_jax.training.nonfinite import TrainingError
 from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.outputs import restore
 from mlip_jax.training.prepare import (
-    count_updates,
+    count_steps,
     describe,
-    keep_split,
+    save_or_check_split,
     make_batches,
-    update_flops,
+    step_flops,
 )
 from mlip_jax.training.property_objective import Properties
 from mlip_jax.training.recorder import writing
@@ -194,7 +194,7 @@ class Data:
 def _keep(store, parts, c, workdir: Path) -> None:
     """Write the split as splits.npz and as lists of records."""
     molecule, record = store.index("molecule"), store.index("record")
-    keep_split(
+    save_or_check_split(
         workdir / "splits.npz",
         parts,
         {
@@ -271,8 +271,8 @@ def _train(config, workdir: Path, data: Data, begin, started: float) -> Path:
         properties=(*names, DISPLACEMENT, ENCODED),
         displace=displaced,
     )
-    per_epoch = batches.num_groups(train)
-    num_steps = count_updates(config, per_epoch)
+    per_epoch = batches.steps_per_epoch(train)
+    num_steps = count_steps(config, per_epoch)
     metadata = describe(
         config, _statistics(data, train, targets, heads, cutoff) | {"energies": energies}
     )
@@ -373,7 +373,7 @@ def _same_molecules(
     for geometry, (split, found) in tests.items():
         places = np.flatnonzero(np.isin(found.samples, common))
         kept[geometry] = (
-            split.part(places),
+            split.subset(places),
             dataclasses.replace(found, index=found.index[places], samples=found.samples[places]),
         )
     return kept
@@ -428,7 +428,7 @@ def _loop(
     trainer = Trainer(objective, optimizer.create(options, num_steps, per_epoch), c.train.ema_decay)
     schedules = {"learning_rate": optimizer.learning_rate(options, num_steps, per_epoch)}
     valid = valid.sample(c.train.max_valid, c.seed) if len(valid) else train
-    meter = ThroughputMeter(train.sizes, update_flops(trainer, batches, train, params))
+    meter = ThroughputMeter(train.sizes, step_flops(trainer, batches, train, params))
     batches = dataclasses.replace(batches, put=trainer.put)
     return TrainingLoop(
         trainer,

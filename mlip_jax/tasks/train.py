@@ -40,11 +40,11 @@ from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.options import check
 from mlip_jax.training.outputs import restore
 from mlip_jax.training.prepare import (
-    count_updates,
+    count_steps,
     describe,
-    keep_split,
+    save_or_check_split,
     make_batches,
-    update_flops,
+    step_flops,
 )
 from mlip_jax.training.recorder import writing
 from mlip_jax.training.step import Trainer
@@ -110,7 +110,7 @@ def _split(config, data, workdir, model, embed) -> dict[str, Split]:
         with writing(workdir):
             if not (workdir / "left_out.csv").exists():
                 source.write_left_out(workdir / "left_out.csv", data)
-            keep_split(
+            save_or_check_split(
                 workdir / "splits.npz",
                 parts,
                 {
@@ -149,8 +149,8 @@ def _train(config, workdir, model, data, splits, begin: Potential | None, starte
     batches, filled = make_batches(
         config, splits, model, np.array(statistics_["reference_energies"]), restored
     )
-    per_epoch = batches.num_groups(splits["train"])
-    num_steps = count_updates(config, per_epoch)
+    per_epoch = batches.steps_per_epoch(splits["train"])
+    num_steps = count_steps(config, per_epoch)
     metadata = describe(config, statistics_)
     if begin is None:
         params = jax.jit(model.init)(jax.random.key(config.seed), example_graph())
@@ -230,7 +230,7 @@ def _loop(
         c.train,
         num_steps,
         c.seed,
-        ThroughputMeter(train.sizes, update_flops(trainer, batches, train, params)),
+        ThroughputMeter(train.sizes, step_flops(trainer, batches, train, params)),
         optimizer.plateau_options(c.optimizer),
         per_call,
     )

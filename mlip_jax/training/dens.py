@@ -43,11 +43,11 @@ class BatchNoise:
     """Displacement of a random subset of the structures of a batch.
 
     Attributes:
-      displaced: Source of the noise. It has no frames.
+      noise: Generator of the displacements. It has no frames.
       share: Fraction of the structures that are displaced.
     """
 
-    displaced: CoordinateNoise
+    noise: CoordinateNoise
     share: float
 
     def __call__(
@@ -61,8 +61,8 @@ class BatchNoise:
         are incomplete is never displaced.
         """
         # displace all structures, then reset those that are not chosen
-        made = self.displaced(columns, samples, epoch, budget)
-        seed = self.displaced.seed
+        displaced = self.noise(columns, samples, epoch, budget)
+        seed = self.noise.seed
         chosen = np.array(
             [
                 np.random.default_rng([seed, epoch + 1, sample, 10**6]).random() < self.share
@@ -74,12 +74,12 @@ class BatchNoise:
         atoms &= np.repeat(known, columns.n_atoms)
         atoms = atoms[:, None]  # (A, 1)
         return dataclasses.replace(
-            made,
-            positions=np.where(atoms, made.positions, columns.positions),
+            displaced,
+            positions=np.where(atoms, displaced.positions, columns.positions),
             forces=np.where(atoms, np.nan, columns.forces),
             atom_properties={
                 **columns.atom_properties,
-                DISPLACEMENT: np.where(atoms, made.atom_properties[DISPLACEMENT], np.nan),
+                DISPLACEMENT: np.where(atoms, displaced.atom_properties[DISPLACEMENT], np.nan),
                 ENCODED: np.where(atoms, columns.forces, 0.0),
             },
         )

@@ -52,11 +52,11 @@ def predict(trainer: Trainer, params: Any, split: Split, batches: Batches) -> Pr
         np.zeros((len(columns.numbers), 3), np.float32),
     )
     with contextlib.closing(batches.in_order(split)) as stream:
-        for group, graphs in stream:
+        for plan, graphs in stream:
             evaluation = trainer.local(trainer.evaluate(params, graphs)[0])
-            for device, places in enumerate(batches.of_this_host(group)):
-                rows = columns.atoms_of(places)
-                energy[places] = evaluation.energy[device][: len(places)]
+            for device, members in enumerate(batches.local_members(plan)):
+                rows = columns.atoms_of(members)
+                energy[members] = evaluation.energy[device][: len(members)]
                 forces[rows] = evaluation.forces[device][: len(rows)]
     # each process has zeros for the structures of the others, so the sum is complete
     energy, forces = distributed.total(energy), distributed.total(forces)

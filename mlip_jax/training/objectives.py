@@ -88,16 +88,16 @@ class ForceField:
         if not self.energy_only:
             return self.evaluate(params, graph)[1]
         evaluation = evaluate(self.model, params, graph, self.energy_scale, with_forces=False)
-        return losses.sums(evaluation, self._trained_on(graph), **self.loss_options)
+        return losses.sums(evaluation, self._training_labels(graph), **self.loss_options)
 
     def counts(self, graph: jraph.GraphsTuple) -> losses.LossSums:
         """Return sums of which only the counts are meaningful. The model is not evaluated."""
-        nothing = Evaluation(
+        zeros = Evaluation(
             jnp.zeros_like(graph.globals["energy"]), jnp.zeros_like(graph.nodes["forces"]), None
         )
-        return losses.sums(nothing, self._trained_on(graph), **self.loss_options)
+        return losses.sums(zeros, self._training_labels(graph), **self.loss_options)
 
-    def _trained_on(self, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
+    def _training_labels(self, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
         """Return the batch, without force labels if training computes no forces."""
         if not self.energy_only:
             return graph

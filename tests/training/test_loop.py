@@ -174,17 +174,17 @@ def test_crowded_devices_are_waited_for(world, monkeypatch, tmp_path):
     monkeypatch.setattr(
         module.TrainingLoop,
         "_due",
-        lambda self, step, every: left.append(len(self._calls)) or False,
+        lambda self, step, every: left.append(len(self._unread)) or False,
     )
     loop.run(world.params)
-    assert loop._ahead == 0 and not loop._calls
+    assert loop._ahead == 0 and not loop._unread
 
 
 @pytest.mark.parametrize("per_call", [1, 4])
 def test_epochs_are_whole_at_their_ends(world, tmp_path, per_call):
     batches, ends = world.loop(tmp_path).batches, []
-    for step, (group, _) in enumerate(batches.training(world.train, 3), 1):
-        if group.progress == 1.0:
+    for step, (plan, _) in enumerate(batches.training(world.train, 3), 1):
+        if plan.progress == 1.0:
             ends.append(step)
         if len(ends) == 2:
             break
@@ -292,11 +292,11 @@ def test_learning_rate_goes_down_on_a_plateau(world, stop_at, monkeypatch, tmp_p
     """An epoch is one update here. A stop between has to change nothing."""
     losses = [5.0, 4.0, 4.0, 3.999, 4.2, 3.0, 3.1, 2.9999, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0]
     plateau = {"patience": 1, "factor": 0.5, "threshold": 1e-2, "floor": 0.1}
-    few = world.train.part(np.argsort(world.train.sizes.n_edge)[:2])
+    few = world.train.subset(np.argsort(world.train.sizes.n_edge)[:2])
     real = module.validate
 
     def validate(trainer, params, split, batches):
-        real(trainer, params, split.part(np.arange(1)), batches)
+        real(trainer, params, split.subset(np.arange(1)), batches)
         return as_sums(losses[int(current.step) - 1])
 
     def run():

@@ -56,21 +56,21 @@ def test_a_bad_update_is_passed_over(world, watched, tmp_path):
 
 
 def test_too_many_bad_updates_end_the_run(world, monkeypatch, tmp_path):
-    monkeypatch.setattr(nonfinite, "MOST_SKIPPED", 3)
-    with pytest.raises(TrainingError, match="4 updates were passed over"):
+    monkeypatch.setattr(nonfinite, "MAX_SKIPPED", 3)
+    with pytest.raises(TrainingError, match="4 steps were skipped"):
         world.run(tmp_path / "run", train=world.bad(range(30)), on_nonfinite="skip")
 
 
 @pytest.mark.parametrize("stop", [None, 7])
 def test_a_bad_update_rolls_the_run_back(world, stop_at, tmp_path, stop):
     """To the last checkpoint, on with batches that come later; and again where the structure comes again."""
-    places, first = (), 0
+    members, first = (), 0
     for place in range(30):  # one that comes after some checkpoints
         if (found := world.first_step_with(place)) in (10, 11):
-            places, first = (place,), found
+            members, first = (place,), found
             break
     bad, options = (
-        world.bad(places),
+        world.bad(members),
         {"on_nonfinite": "rollback", "log_every": 1, "checkpoint_every": 4, "valid_every": 4},
     )
     seen = []
@@ -114,8 +114,8 @@ def test_a_bad_update_rolls_the_run_back(world, stop_at, tmp_path, stop):
 
 
 def test_a_run_that_comes_to_nothing_ends_after_some_rollbacks(world, monkeypatch, tmp_path):
-    monkeypatch.setattr(nonfinite, "MOST_ROLLBACKS", 3)
-    with pytest.raises(TrainingError, match="gone back 3 times"):
+    monkeypatch.setattr(nonfinite, "MAX_ROLLBACKS", 3)
+    with pytest.raises(TrainingError, match="rolled back 3 times"):
         world.run(tmp_path / "run", train=world.bad(range(30)), on_nonfinite="rollback")
     assert saved(tmp_path / "run").metadata["position"]["rollbacks"] == 3
 

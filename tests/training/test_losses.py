@@ -421,10 +421,10 @@ def test_the_floor_of_relative_is_a_positive_number(floor):
 def test_penalties_that_cannot_be_meant():
     graph = batch_of([structure(2, 0)])
     with pytest.raises(
-        ValueError, match="set loss.force_penalty to 'norm' and loss.penalty to one of huber, mae"
+        ValueError, match="Set loss.force_penalty to 'norm' and loss.penalty to one of huber, mae"
     ):
         sums(evaluation_of(graph), graph, penalty="norm")
-    with pytest.raises(ValueError, match="set loss.force_penalty to 'relative'"):
+    with pytest.raises(ValueError, match="Set loss.force_penalty to 'relative'"):
         sums(evaluation_of(graph), graph, penalty="relative")
     for options in ({"penalty": "huber"}, {"force_penalty": "huber"}):
         with pytest.raises(
@@ -494,7 +494,7 @@ def test_beta_reaches_its_end_from_or_to_one(ends):
 
 @pytest.mark.parametrize("ends", [(-0.1, 0.5), (0.5, 1.1)])
 def test_beta_outside_of_its_range(ends):
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match="must be from 0 to 1"):
         beta_schedule(*ends, 0.5, 100)
 
 

@@ -86,7 +86,7 @@ def test_drawn_by_seed_epoch_and_sample_alone():
 
 def test_frames_of_other_atoms_are_refused():
     wrong = AlternativeGeometries(columns(6, 1, (6, 8, 6, 1, 1, 1)), FRAMES.index, FRAMES.first)
-    with pytest.raises(DatasetError, match="record [03]: its frames have other atoms"):
+    with pytest.raises(DatasetError, match="record [03]: the atoms of its frames"):
         for epoch in range(20):
             CoordinateNoise(0.0, CUTOFF, 0, 1.0, wrong)(REFERENCE, np.arange(1), epoch)
 

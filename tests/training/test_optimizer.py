@@ -313,7 +313,7 @@ def test_patterns_that_cannot_be_meant(patterns, message):
 
 
 def test_a_text_is_no_list_of_patterns():
-    with pytest.raises(ValueError, match=r"received the text 'params/\*'; write \('params/\*',\)"):
+    with pytest.raises(ValueError, match=r"received the text 'params/\*'. Write \('params/\*',\)"):
         optimizer.create(BASE | {"freeze": "params/*"}, 100)
 
 
@@ -335,7 +335,7 @@ def test_a_text_is_no_list_of_patterns():
         ),
         (
             {"learning_rate_end": 1.0},
-            r"_end must not be above optimizer.learning_rate \(0.001\), received 1.0",
+            r"_end must be at most optimizer.learning_rate \(0.001\), received 1.0",
         ),
         (
             {"schedule": "exponential", "learning_rate_end": 0.0},

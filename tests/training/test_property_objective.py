@@ -130,7 +130,7 @@ def test_parts_of_devices_add_up():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"property.targets": ()}, "there is nothing to learn"),
+        ({"property.targets": ()}, "nothing to learn: property.targets is empty"),
         ({"property.penalty": "l2"}, "unknown property.penalty 'l2'"),
         ({"align.loss": "cos"}, "Did you mean 'cosine'"),
         ({"align.weight": 0.1}, "no input is displaced"),

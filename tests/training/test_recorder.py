@@ -88,7 +88,7 @@ def test_full_disk_of_the_metrics(tmp_path):
     recorder.path.unlink()
     recorder.path.symlink_to("/dev/full")
     with pytest.raises(
-        WorkdirError, match="metrics.csv: cannot be written: .*No space left on device.*start again"
+        WorkdirError, match="metrics.csv: cannot be written: .*No space left on device.*then rerun"
     ):
         recorder.write(row(1))
     recorder.close()

@@ -52,16 +52,16 @@ def test_all_steps_of_an_epoch_share_one_compile(setup):
     state = trainer.init(params)
     before = trainer.num_compiles
     with contextlib.closing(batches.training(split, seed=0)) as stream:
-        for group, graphs in stream:
+        for plan, graphs in stream:
             state, _ = trainer.train(state, graphs)
-            if group.epoch == 2:
+            if plan.epoch == 2:
                 break
     assert trainer.num_compiles <= before + 1 and trainer.num_compiles == 1
 
 
 def test_update_is_a_gradient_step_of_the_stated_loss(setup):
     model, split, batches, trainer, params = setup
-    group, graphs = next(batches.training(split, seed=1))
+    plan, graphs = next(batches.training(split, seed=1))
     one = jax.tree.map(lambda x: jax.numpy.asarray(x[0, 0, 0]), graphs)
 
     def loss(p):
@@ -126,7 +126,7 @@ def test_micro_batches_are_one_large_batch(setup, penalty):
     """Also where some have no label of a kind, or nothing in them, and whatever beta is."""
     model, split, batches, _, params = setup
     options = {"penalty": penalty[0], "force_penalty": penalty[1], "huber_delta": 0.1}
-    places = np.array_split(np.arange(9), 3) + [np.zeros(0, np.int64)]
+    members = np.array_split(np.arange(9), 3) + [np.zeros(0, np.int64)]
     budget = choose_budget(split.sizes, 5)
     whole_budget = PaddingBudget(*(4 * n for n in budget))
     betas = np.array([0.7, 1.0, 0.0], np.float32)
@@ -146,14 +146,14 @@ def test_micro_batches_are_one_large_batch(setup, penalty):
         (_, s), grads = jax.value_and_grad(loss, has_aux=True)(p)
         return jax.tree.map(lambda p, g: p - RATE * g, p, grads), s
 
-    def built(split, places, budget):
-        return build_batch(split.columns(places), budget, model.cutoff, batches.reference)
+    def built(split, members, budget):
+        return build_batch(split.columns(members), budget, model.cutoff, batches.reference)
 
     for kind in ("all", "some", "no energies", "no forces", "none"):
         part = with_gaps(split, split.rows, kind)
         whole = built(part, np.arange(9), whole_budget)
         micro = jax.tree.map(
-            lambda x: x[None, None], stack([built(part, p, budget) for p in places])
+            lambda x: x[None, None], stack([built(part, p, budget) for p in members])
         )
         for step, beta in enumerate(betas):
             state = trainer.init(params)._replace(step=trainer.replicate(np.int32(step)))

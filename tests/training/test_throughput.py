@@ -9,7 +9,7 @@ from mlip_jax.graphs.shapes import Sizes
 from mlip_jax.training import throughput as module
 from mlip_jax.training.data import StepPlan
 from mlip_jax.training.losses import LossSums
-from mlip_jax.training.throughput import PARTS, ThroughputMeter
+from mlip_jax.training.throughput import ACTIVITIES, ThroughputMeter
 
 SIZES = Sizes(np.array([3, 5, 2, 7]), np.array([6, 20, 2, 30]))
 
@@ -27,8 +27,8 @@ def clock(monkeypatch):
     return made
 
 
-def group(*places):
-    return StepPlan([np.array(p, np.int64) for p in places], 0)
+def plan(*members):
+    return StepPlan([np.array(p, np.int64) for p in members], 0)
 
 
 def sums(values):
@@ -45,8 +45,8 @@ def pass_time(meter, clock, part, seconds, **options):
 
 def test_rates_are_those_of_training_alone(clock):
     meter = ThroughputMeter(SIZES)
-    meter.add([group([0, 1], [2])], sums([1.0]), np.array([True]))
-    meter.add([group([3], []), group([0])], sums([2.0, 3.0, 99.0]), np.array([True, True]))
+    meter.add([plan([0, 1], [2])], sums([1.0]), np.array([True]))
+    meter.add([plan([3], []), plan([0])], sums([2.0, 3.0, 99.0]), np.array([True, True]))
     for part, seconds in (("input", 2.0), ("validation", 3.0), ("checkpoint", 1.0)):
         pass_time(meter, clock, part, seconds)
     clock.now += 4.0
@@ -70,10 +70,10 @@ def test_rates_are_those_of_training_alone(clock):
 def test_a_line_begins_where_the_last_one_ended(clock):
     meter = ThroughputMeter(SIZES)
     pass_time(meter, clock, "input", 5.0)
-    meter.add([group([0])], sums([1.0]), np.array([True]))
+    meter.add([plan([0])], sums([1.0]), np.array([True]))
     meter.next_line()
     clock.now += 2.0
-    meter.add([group([1])], sums([4.0]), np.array([True]))
+    meter.add([plan([1])], sums([4.0]), np.array([True]))
     total, row = meter.next_line()
     assert (
         total.energy_loss == 4.0
@@ -101,10 +101,10 @@ def test_time_counts_when_an_error_comes(clock):
 def test_what_came_before_the_start_does_not_count(clock):
     meter = ThroughputMeter(SIZES)
     pass_time(meter, clock, "input", 5.0)
-    meter.add([group([0])], sums([1.0]), np.array([True]))
+    meter.add([plan([0])], sums([1.0]), np.array([True]))
     meter.start()
     clock.now += 1.0
-    assert meter.summary() == dict.fromkeys(PARTS, 0.0)
+    assert meter.summary() == dict.fromkeys(ACTIVITIES, 0.0)
     assert meter.next_line()[1]["structures_per_second"] == 0.0
 
 
@@ -119,7 +119,7 @@ def test_updates_that_were_passed_over_are_in_no_sum(calls):
     meter = ThroughputMeter(SIZES)
     for call in calls:
         values = [value if finite else np.nan for value, finite in call]
-        meter.add([group([0])] * len(call), sums(values), np.array([finite for _, finite in call]))
+        meter.add([plan([0])] * len(call), sums(values), np.array([finite for _, finite in call]))
     total, row = meter.next_line()
     kept = [value for call in calls for value, finite in call if finite]
     if kept:
@@ -131,8 +131,8 @@ def test_updates_that_were_passed_over_are_in_no_sum(calls):
 
 def test_share_of_what_the_devices_can_do(clock, monkeypatch):
     monkeypatch.setattr(module, "peak_flops", lambda: 100.0)
-    meter = ThroughputMeter(SIZES, flops_per_update=60.0)
-    meter.add([group([0]), group([1])], sums([1.0, 1.0]), np.array([True, False]))
+    meter = ThroughputMeter(SIZES, flops_per_step=60.0)
+    meter.add([plan([0]), plan([1])], sums([1.0, 1.0]), np.array([True, False]))
     clock.now += 4.0
     assert meter.next_line()[1]["mfu"] == pytest.approx(60 * 2 / 4 / 100)
     assert "mfu" not in ThroughputMeter(SIZES).next_line()[1]

@@ -70,7 +70,9 @@ class World:
         return make_trainer(
             self.model,
             data=self.collect(columns),
-            build=lambda data, places, bucket: resident.gather(data, places, self.budgets[bucket]),
+            build=lambda data, members, bucket: resident.gather(
+                data, members, self.budgets[bucket]
+            ),
         )
 
     def collect(self, columns):
@@ -130,18 +132,18 @@ class World:
         """Go on with the run in `workdir`, or begin it."""
         return self.loop(workdir, **options).run(self.params, restore(workdir))
 
-    def bad(self, places=(BAD,)):
+    def bad(self, members=(BAD,)):
         """The training data, some forces of which overflow when they are squared."""
         forces = self.columns.forces.copy()
-        forces[self.columns.atoms_of(self.train.indices[list(places)])] = 1e30
+        forces[self.columns.atoms_of(self.train.indices[list(members)])] = 1e30
         return dataclasses.replace(
             self.train, rows=dataclasses.replace(self.columns, forces=forces)
         )
 
     def first_step_with(self, place):
         """At which the structure comes first, from 1."""
-        for step, (group, _) in enumerate(self.loop(Path(".")).batches.training(self.train, 3), 1):
-            if any(place in places for places in group.places):
+        for step, (plan, _) in enumerate(self.loop(Path(".")).batches.training(self.train, 3), 1):
+            if any(place in members for members in plan.members):
                 return step
 
 
