@@ -104,7 +104,7 @@ def test_another_process_reads_it(store):
 
 
 def test_reading_where_nothing_is(tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoints there"):
+    with pytest.raises(CheckpointError, match="contains no checkpoints"):
         CheckpointStore(tmp_path / "nowhere", read_only=True)
     assert not (tmp_path / "nowhere").exists()
 
@@ -156,7 +156,7 @@ def test_damaged_newest_gives_way_to_the_one_before(two_checkpoints, tmp_path, c
         assert restored.metadata["config"] == {"name": "painn"}, name
         assert restored.metadata["statistics"] == {"cutoff": 5.0}, name
         warned = any(
-            r.name == checkpoint.__name__ and "is damaged" in r.getMessage() for r in caplog.records
+            r.name == checkpoint.__name__ and "corrupted checkpoint" in r.getMessage() for r in caplog.records
         )
         assert warned == (restored.step == 1), name
         fell_back += restored.step == 1
@@ -183,7 +183,7 @@ def test_all_damaged(two_checkpoints, tmp_path):
     for step in (1, 2):
         shutil.rmtree(copy / str(step) / "arrays")
     reader = CheckpointStore(copy, read_only=True)
-    with pytest.raises(CheckpointError, match=r"none of the checkpoints \[1, 2\] can be read"):
+    with pytest.raises(CheckpointError, match=r"all checkpoints are corrupted, steps \[1, 2\]"):
         reader.restore()
     reader.close()
 
@@ -255,7 +255,7 @@ def test_full_disk_leaves_older_ones_readable(store, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(store._orbax, "save", fail_with_full_disk)
         with pytest.raises(
-            CheckpointError, match="step 3 cannot be written.*No space left.*free some space"
+            CheckpointError, match="step 3 cannot be written.*No space left.*Free up disk space"
         ):
             store.save(3, tree_of(3), {})
     assert store.steps() == [1, 2]

@@ -61,7 +61,7 @@ def test_a_profile_is_of_training(tmp_path):
     started = start("--config=inspect_data", f"--workdir={tmp_path / 'run'}", "--profile=3", *old)
     output, _ = started.communicate(timeout=120)
     assert started.returncode == 1 and "Traceback" not in output
-    assert "--profile is of training; the task of this config is 'inspect_data'" in output
+    assert "--profile requires the task 'train', received 'inspect_data'" in output
     assert output.count("config field data.refuse is deprecated: use data.reject_invalid") == 1
 
 
@@ -116,10 +116,10 @@ def test_an_unknown_config_tells_the_nearest(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("")
     for given, message in (
         ("spicy", "Did you mean 'spice'.* Known: convert, .* stability"),
-        ("configs/spicy.py:painn", "no config file configs/spicy.py.* Did you mean 'spice'"),
-        ("spice.py", "no config file spice.py"),
+        ("configs/spicy.py:painn", "configs/spicy.py: no such config file.* Did you mean 'spice'"),
+        ("spice.py", "spice.py: no such config file"),
         ("", "unknown shipped config ''"),
-        ("mine", "Your own file is --config=mine.py"),
+        ("mine", "For your own file, use --config=mine.py"),
     ):
         with pytest.raises(ConfigError, match=message):
             flags.with_found_config([f"--config={given}"])

@@ -38,12 +38,13 @@ def variant_names(
     for name, same in indices_by_name.items():
         if len(same) > 1 and any(given[i] for i in same):
             raise ConfigError(
-                f"{config_file}: variants {same} of the sweep have the same name {name!r}"
+                f"{config_file}: variants {same} of the sweep have the same name {name!r}. Choose "
+                "different names."
             )
         if len({to_text(dict(sorted(overrides[i].items()))) for i in same}) < len(same):
             raise ConfigError(
-                f"{config_file}: variants {same} of the sweep are the same, {overrides[same[0]]!r}; give "
-                'each a "name" if that is meant'
+                f"{config_file}: variants {same} of the sweep are identical, {overrides[same[0]]!r}. If that "
+                'is intended, add a "name" to each.'
             )
         if len(same) > 1:
             for i in same:
@@ -56,9 +57,9 @@ def variant_names(
             or name.startswith("sweep")
         ):
             raise ConfigError(
-                f"{config_file}: {name!r} cannot be the name of a variant, which is that of its folder: letters, "
-                f"digits and . _ + = , - (the first a letter or digit), at most {MAX_LENGTH}, not beginning with "
-                "'sweep'"
+                f"{config_file}: invalid name {name!r} of a variant, which is also the name of its folder: "
+                f"expected at most {MAX_LENGTH} letters, digits and . _ + = , - (the first a letter or "
+                "digit), not beginning with 'sweep'"
             )
     return names
 

@@ -46,7 +46,7 @@ def override(
             if not isinstance(target, ml_collections.ConfigDict):
                 where = ".".join(parents[:depth])
                 raise ConfigError(
-                    f"config field {where!r} holds no further fields; received {path!r}"
+                    f"config field {where!r} contains no further fields, received {path!r}"
                 )
         value = overrides[path]
         with (
@@ -102,8 +102,8 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ConfigError(
-        f"a config field cannot be overridden with {value!r} of type {type(value).__name__}; "
-        "expected a number, string, boolean, None, or a list, tuple or dictionary of them"
+        f"invalid value {value!r} of type {type(value).__name__} for a config field; expected a number, "
+        "string, boolean, None, or a list, tuple or dictionary of them"
     )
 
 
@@ -125,11 +125,11 @@ def parse(text: str) -> dict[str, Any]:
         overrides = ast.literal_eval(_NumberNames().visit(ast.parse(text.strip(), mode="eval")))
     except (SyntaxError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(
-            f"overrides are no dictionary: {text!r} ({error}); expected one such as "
+            f"invalid overrides {text!r} ({error}); expected a dictionary such as "
             "\"{'model.options.degrees': (1, 2), 'seed': 1}\""
         ) from error
     if not isinstance(overrides, dict) or not all(isinstance(k, str) for k in overrides):
-        raise ConfigError(f"overrides must be a dictionary of config fields; received {text!r}")
+        raise ConfigError(f"overrides must be a dictionary of config fields, received {text!r}")
     return overrides
 
 

@@ -163,6 +163,18 @@ def describe(config: ml_collections.ConfigDict, statistics: dict[str, Any]) -> d
     }
 
 
+def log_model(name: str, params: Any) -> None:
+    """Log the number of parameters of the model, and the devices that it is trained on."""
+    log.info(
+        "%s: %d parameters, %d device(s) of %s in %d process(es)",
+        name,
+        sum(p.size for p in jax.tree.leaves(params)),
+        jax.device_count(),
+        jax.devices()[0].device_kind,
+        distributed.count(),
+    )
+
+
 def step_flops(trainer, batches, train, params) -> float | None:
     """Return the FLOPs of one step on the local devices, or None if their peak is unknown.
 

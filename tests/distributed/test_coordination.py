@@ -181,7 +181,7 @@ def test_the_leader_ends_last(party):
 
 def test_end_that_only_one_comes_to(party):
     with pytest.raises(
-        RuntimeError, match="process 0 of this run has not come to 'end of the run' within 0.1 s"
+        RuntimeError, match="process 0 of this run has not reached 'end of the run' within 0.1 s"
     ):
         party(2).places[1].close(0.1)
 
@@ -189,7 +189,7 @@ def test_end_that_only_one_comes_to(party):
 def test_different_programs_are_an_error(party):
     leader, other = party(2).places
     found = together([lambda: leader.barrier("here"), lambda: other.barrier("there", 0.5)])
-    assert isinstance(found[0], RuntimeError) and "process 1 at 'here', which is at 'there'" in str(
+    assert isinstance(found[0], RuntimeError) and "process 1 at 'here', but that process is at 'there'" in str(
         found[0]
     )
 

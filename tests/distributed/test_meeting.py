@@ -29,7 +29,7 @@ def started(monkeypatch):
 
 
 def test_processes_that_do_not_come(started):
-    with pytest.raises(RuntimeError, match="within 0.3 s.*that they are 4,.*firewall"):
+    with pytest.raises(RuntimeError, match="within 0.3 s.*that their number is 4,.*firewall"):
         meet(Environment(f"localhost:{free_port()}", 4, 0), 0.3)
     (options,) = started[0]
     assert options["initialization_timeout"] > 30  # JAX would abort this process
@@ -55,7 +55,7 @@ def test_error_of_jax_says_what_to_check(started, monkeypatch):
         raise RuntimeError("must be called before any JAX calls")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(RuntimeError, match="(?s)before any JAX calls.*processes reach each other"):
+    with pytest.raises(RuntimeError, match="(?s)before any JAX calls.*processes can connect to each other"):
         meet(Environment(), 5)
 
 

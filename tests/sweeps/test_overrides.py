@@ -125,9 +125,9 @@ def test_fields_that_refer_to_others_follow():
         ({"train.batch_sise": 3}, "Did you mean 'train.batch_size'"),
         ({"trian.batch_size": 3}, "Did you mean 'train'"),
         ({"trian": {"batch_size": 3}}, "Did you mean 'train'"),
-        ({"seed.value": 3}, "'seed' holds no further fields"),
+        ({"seed.value": 3}, "'seed' contains no further fields"),
         ({"seed": "three"}, "'seed'.*str"),
-        ({"train": 3}, "'train' holds further fields"),
+        ({"train": 3}, "'train' contains further fields"),
         ({"train.batch_size": None}, "'train.batch_size' must have a value, received None"),
     ],
 )

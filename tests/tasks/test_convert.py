@@ -88,7 +88,7 @@ def finished(tmp_path_factory):
 def test_says_what_was_done(finished):
     workdir, output = finished
     assert "90 structures of 15 molecules (GFN2-xTB" in output
-    assert "skipped when read: none; taken out by filters: {'charge': 12}" in output
+    assert "skipped by the reader: none; removed by filters: {'charge': 12}" in output
     assert "90 structures, 792 atoms; without energy 0, without forces 0" in output
     assert "net force" in output and "17/17 records" in output
     assert "Traceback" not in output and str(workdir) in output
@@ -214,7 +214,7 @@ def test_skipped_and_filtered_are_told_apart(tmp_path, caplog):
         tmp_path / "store", data__path=str(edited(tmp_path / "data.hdf5", lost)), data__max_atoms=10
     )
     assert (
-        "skipped when read: {'positions not finite': 1}; taken out by filters: {'too many atoms': 12}"
+        "skipped by the reader: {'positions not finite': 1}; removed by filters: {'too many atoms': 12}"
         in caplog.text
     )
     assert "89 structures of 15 molecules" in caplog.text

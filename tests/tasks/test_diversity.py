@@ -16,6 +16,7 @@ from mlip_jax.datasets.selection.held_out import RunData
 from mlip_jax.reports.diversity.generalization import NAMES
 from mlip_jax.sweeps.variants import load
 from mlip_jax.tasks import train
+from mlip_jax.tasks.force_field_training.preparation import energy_only
 from tests.tasks.runs import DATA, REPOSITORY, environment
 
 SETTINGS = {
@@ -102,7 +103,7 @@ def test_one_number_scales_them():
     alone, both = diversity_n_fixed.get_config(), diversity_ns_fixed.get_config("beta=0.9")
     assert (alone.data.require, both.data.require) == ("energy", "both")
     assert both.loss.beta == both.loss.beta_end == 0.9
-    assert train.energy_only(alone) and not train.energy_only(both)
+    assert energy_only(alone) and not energy_only(both)
     for text, message in (
         ("beta=1", "beta, the weight of forces, must be"),
         ("selection=maxmim", "Did you mean 'maxmin'"),

@@ -144,7 +144,10 @@ def test_scores_without_labels_of_a_kind(folder):
 
 
 def test_errors(folder):
-    for members, message in (((), "two or more"), (("m0",), "two or more")):
+    for members, message in (
+        ((), "at least two training runs"),
+        (("m0",), "at least two training runs"),
+    ):
         with pytest.raises(ConfigError, match=message):
             run(folder, members)
     with pytest.raises(ValueError, match="each another one"):

@@ -45,7 +45,7 @@ def test_export_and_read_back(tmp_path):
 
 
 def test_errors(tmp_path):
-    with pytest.raises(ConfigError, match="force_field is not given"):
+    with pytest.raises(ConfigError, match="force_field is required"):
         export.run(config(""), tmp_path / "out")
     with pytest.raises(CheckpointError, match="no such directory"):
         export.run(config(tmp_path / "nothing"), tmp_path / "out")

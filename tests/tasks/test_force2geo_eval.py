@@ -27,6 +27,7 @@ from mlip_jax.simulation.reference import oracle
 from mlip_jax.simulation.relaxation.metrics import KCAL_PER_MOL
 from mlip_jax.simulation.relaxation.relax import relax
 from mlip_jax.tasks import force2geo_eval
+from mlip_jax.tasks.relaxation_evaluation import evaluation
 from mlip_jax.workdir import WorkdirError
 
 DATA = Path(__file__).parents[1] / "data" / "gfn2_small.hdf5"
@@ -34,7 +35,7 @@ MODEL = {
     "name": "painn",
     "options": {"num_features": 8, "num_layers": 1, "num_radial": 4, "cutoff": 3.0},
 }
-REAL_RELAXER = force2geo_eval.make_relaxer
+REAL_RELAXER = evaluation.make_relaxer
 TEST = ("formamide", "methyl-amine", "oxirane", "urea", "glycolic-acid", "acrylic-acid")
 ELEMENTS = [1, 6, 7, 8]
 
@@ -154,7 +155,7 @@ class Relaxer:
 
 @pytest.fixture(autouse=True)
 def relaxer(monkeypatch):
-    monkeypatch.setattr(force2geo_eval, "make_relaxer", Relaxer)
+    monkeypatch.setattr(evaluation, "make_relaxer", Relaxer)
     Relaxer.asked, Relaxer.stop_after = [], None
 
 
@@ -245,7 +246,7 @@ def test_a_stopped_run_goes_on_and_does_nothing_twice(trained, tmp_path, monkeyp
 
 
 def test_the_batched_relaxation(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(force2geo_eval, "make_relaxer", REAL_RELAXER)
+    monkeypatch.setattr(evaluation, "make_relaxer", REAL_RELAXER)
     report = evaluate(tmp_path / "run", trained, data__num_molecules=3, relax__max_steps=4)
     found = rows(report.parent)
     assert len(found) == 3 and {r["status"] for r in found.values()} <= {
@@ -284,9 +285,7 @@ def test_several_force_fields_share_the_oracle(trained, tmp_path):
     assert (
         not (report.parent / "oracle.jsonl").exists() and (tmp_path / "cache.jsonl").stat().st_size
     )
-    assert (
-        "second was trained on labels of GFN2-xTB, and the oracle is GFN1-xTB" in report.read_text()
-    )
+    assert "second was trained on GFN2-xTB labels, but the oracle is GFN1-xTB" in report.read_text()
 
 
 def test_molecules_that_were_trained_on_are_left_out(trained, tmp_path):
@@ -326,7 +325,7 @@ def test_a_force_field_of_unknown_data_is_told_of(trained, tmp_path):
     smiles = tmp_path / "mine.smi"
     smiles.write_text("CO methanol\n")
     report = evaluate(tmp_path / "run", tmp_path / "moved", data__path=str(smiles))
-    assert "What moved was trained on is not known" in report.read_text()
+    assert "The training data of moved are unknown" in report.read_text()
     with pytest.raises(DatasetError, match="config.data.path"):
         evaluate(tmp_path / "own", tmp_path / "moved")
 

@@ -215,8 +215,8 @@ def test_a_trajectory_that_has_lost_something_is_told(world, tmp_path):
 def test_bad_input_is_told(world, tmp_path):
     for changes, error, words in [
         ({"num_steps": 0}, ConfigError, "num_steps must be at least 1"),
-        ({"input": ""}, ConfigError, "input is not given"),
-        ({"force_field": ""}, ConfigError, "force_field is not given"),
+        ({"input": ""}, ConfigError, "input is required"),
+        ({"force_field": ""}, ConfigError, "force_field is required"),
         ({"ensemble": "nvt"}, ConfigError, "unknown ensemble 'nvt'"),
         ({"trajectory_format": "hdf"}, ConfigError, "Did you mean 'hdf5'"),
         ({"ensemble": "npt"}, ValueError, "periodic in all directions"),

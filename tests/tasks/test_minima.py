@@ -100,7 +100,7 @@ def test_beside_the_reference_method(tmp_path, springs):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"force_field": ""}, "force_field is not given"),
+        ({"force_field": ""}, "force_field is required"),
         ({"num_conformers": 0}, "num_conformers must be at least 1"),
         ({"search__rounds": -1}, "search.rounds must be"),
         ({"num_reference_minima": 1, "oracle__method": "GFN3"}, "unknown oracle.method 'GFN3'"),

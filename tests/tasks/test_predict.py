@@ -45,7 +45,9 @@ def test_a_line_for_each_molecule(folder):
         "failed",
     ] + ["predicted"] * 2
     assert [row["name"] for row in rows] == ["ethanol", "methane", "bad", "", "", "benzene", ""]
-    assert "cannot read the SMILES" in rows[2]["reason"] and "does not know Xe" in rows[4]["reason"]
+    assert (
+        "cannot read the SMILES" in rows[2]["reason"] and "not trained on Xe" in rows[4]["reason"]
+    )
     done = [row for row in rows if row["status"] == "predicted"]
     assert all(
         float(row["gap_expected_error"]) >= 0 and row["outside_domain"] in "01" for row in done
@@ -104,8 +106,8 @@ def test_molecules_are_relaxed_first(folder):
 
 def test_what_cannot_be_meant(folder):
     for changes, message in (
-        ({"predictor": ""}, "predictor is not given"),
-        ({"input": ""}, "input is not given"),
+        ({"predictor": ""}, "predictor is required"),
+        ({"input": ""}, "input is required"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"fmax": 0.0}, "fmax must be"),
     ):

@@ -268,11 +268,11 @@ def test_relaxed_geometries_are_made_once(folder):
         ),
         ({"data__test_geometries": ("relaxed(pm3)",)}, ConfigError, "set data.force_field"),
         ({"property__targets": ("gop",)}, DatasetError, "Did you mean 'gap'"),
-        ({"model__name": ""}, ConfigError, "no init.workdir to take it from"),
+        ({"model__name": ""}, ConfigError, "model.name and init.workdir are both empty"),
         (
             {"align__weight": 0.1, "align__noise": 0.1, "data__geometry": "pm3"},
             ConfigError,
-            "set data.geometry='labels'",
+            "Set data.geometry='labels'",
         ),
         ({"init__train": "head"}, ConfigError, "Did you mean 'heads'"),
         (

@@ -190,8 +190,8 @@ def test_killed_stopped_and_finished_by_two_processes(
     os.kill(process.pid, signal.SIGTERM)
     code, output = finish(process)
     stopped = recorded(workdir)
-    assert code == 75 and "the same command goes on from there" in output, output
-    assert f"going on: {len(killed)} of {MOLECULES} molecules are done" in output
+    assert code == 75 and "Rerun the same command to resume" in output, output
+    assert f"resuming: {len(killed)} of {MOLECULES} molecules are done" in output
     assert 3 < len(killed) < len(stopped) < MOLECULES
     code, output = finish(start(workdir, force_field, molecules, processes=2))
     assert code == 0, output
@@ -247,7 +247,7 @@ def test_smiles_to_sdf(tmp_path, force_field):
 def test_errors_are_one_message(tmp_path, force_field, molecules):
     (tmp_path / "empty.smi").write_text("# nothing\n")
     for inputs, changes, words in (
-        ((force_field, tmp_path / "empty.smi"), {}, "empty.smi: holds no molecules"),
+        ((force_field, tmp_path / "empty.smi"), {}, "empty.smi: contains no molecules"),
         ((force_field, molecules), {"optimizer": "bfgz"}, "bfgs"),
     ):
         code, output = finish(start(tmp_path / "run", *inputs, **changes))

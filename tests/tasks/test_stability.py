@@ -111,7 +111,7 @@ def test_beside_the_reference_method(tmp_path, monkeypatch):
 
 def test_bad_settings_are_told(tmp_path):
     for changes, words in [
-        ({"force_field": ""}, "force_field is not given"),
+        ({"force_field": ""}, "force_field is required"),
         ({"picoseconds": 0.0}, "picoseconds"),
         ({"temperatures": ()}, "temperatures"),
         ({"replicas": 0}, "replicas"),

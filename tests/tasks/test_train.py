@@ -244,7 +244,7 @@ def test_full_disk_leaves_the_last_checkpoint(finished, tmp_path):
         env=environment(),
         timeout=120,
     )
-    assert process.returncode == 3 and "free some space" in process.stdout, (
+    assert process.returncode == 3 and "Free up disk space" in process.stdout, (
         process.stdout + process.stderr
     )
     assert newest(workdir).step == step

@@ -102,11 +102,11 @@ def test_weights_in_open_files(first, tmp_path):
     [
         (
             {"model__options__num_features": 16},
-            r"another model .*model.options.num_features: 8 -> 16.*model.name=''",
+            r"its model differs .*model.options.num_features: 8 -> 16.*model.name=''",
         ),
         ({"model__options__cutoff": 4.0}, "model.options.cutoff: 5.0 -> 4.0"),
         ({"potential__zbl": True}, "terms.zbl"),
-        ({"init__workdir": "", "model__name": ""}, "there is no init.workdir to take it from"),
+        ({"init__workdir": "", "model__name": ""}, "model.name and init.workdir are both empty"),
     ],
 )
 def test_what_does_not_fit_is_named(first, tmp_path, fields, message):

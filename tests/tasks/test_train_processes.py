@@ -111,7 +111,7 @@ def test_the_end_of_one_process_is_the_end_of_all(tmp_path):
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGTERM)
     code, output = finish(process, timeout=90)
-    assert code == 75 and f"going on from the checkpoint of step {step}" in output, output
+    assert code == 75 and f"resuming from the checkpoint at step {step}" in output, output
 
 
 def _process_one(workdir):

@@ -121,10 +121,7 @@ def test_a_run_whose_store_changed_underneath_is_refused(trained, tmp_path):
         before = arrays(trained / "of_store")
         code, output = train(trained / "store", trained / "of_store")
         assert code != 0 and "Traceback" not in output
-        assert (
-            "splits.npz: the data or the split are no longer those that this run was begun with"
-            in output
-        )
+        assert "splits.npz: the data or the split have changed since this run was started" in output
         assert "--workdir" in output
         after = arrays(trained / "of_store")
         assert all(np.array_equal(after[k], v) for k, v in before.items())

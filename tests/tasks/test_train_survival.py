@@ -73,7 +73,7 @@ def test_a_signal_saves_and_asks_to_be_started_again(undisturbed, tmp_path, numb
     assert code == 75 and step is not None and 30 <= step < 240, output
     assert "Traceback" not in output and newest(workdir).step == step
     code, output = run(workdir, **LONG)
-    assert code == 0 and f"going on from the checkpoint of step {step}" in output
+    assert code == 0 and f"resuming from the checkpoint at step {step}" in output
     assert_same_parameters(workdir, undisturbed)
 
 
@@ -142,8 +142,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(undisturbed, tmp_path)
     code, output = run(workdir, **LONG)
     assert (
         code == 0
-        and "is damaged" in output
-        and f"going on from the checkpoint of step {before}" in output
+        and "corrupted checkpoint" in output
+        and f"resuming from the checkpoint at step {before}" in output
     )
     assert_alike(workdir, undisturbed)
 
@@ -165,7 +165,7 @@ def test_full_disk_in_mid_run(undisturbed, tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)),
     )
     code, output = finish(process)
-    assert code not in (0, 75) and "cannot be written" in output and "free some space" in output, (
+    assert code not in (0, 75) and "cannot be written" in output and "Free up disk space" in output, (
         output
     )
     assert "Traceback" not in output and "tensorstore_spec" not in output
@@ -261,7 +261,7 @@ def test_a_loss_that_is_not_finite(with_absurd_energy, tmp_path, choice):
     fields, name = with_absurd_energy
     workdir = tmp_path / "run"
     code, output = run(workdir, train__on_nonfinite="stop", **fields)
-    step = int(re.search(r"not finite in step (\d+)", output)[1])
+    step = int(re.search(r"gradient in step (\d+)", output)[1])
     assert code == 1 and name in output and "Traceback" not in output, output
     ((at, names),) = recorded(workdir).items()
     assert at == step and sum(n.endswith(name) for n in names) == 1
@@ -275,6 +275,6 @@ def test_a_loss_that_is_not_finite(with_absurd_energy, tmp_path, choice):
     met = recorded(workdir)
     assert step in met and 3 <= len(met) <= 4  # in each epoch of 16 updates
     assert all(sum(n.endswith(name) for n in names) >= 1 for names in met.values())
-    said = "The update is passed over" if choice == "skip" else "Going back to the last checkpoint"
+    said = "Skipping this step" if choice == "skip" else "Rolling back to the last checkpoint"
     assert output.count(said) >= 3
-    assert (output.count("going on from the checkpoint of step") >= 3) == (choice == "rollback")
+    assert (output.count("resuming from the checkpoint at step") >= 3) == (choice == "rollback")

@@ -205,7 +205,7 @@ def make_parts(
         [tasks[index] for index in waiting],
         num_processes,
         initializer=quiet_rdkit,
-        one_stays_here=False,
+        single_inline=False,
     ):
         task = tasks[waiting[done]]
         parts.save(waiting[done], part)
