@@ -223,8 +223,9 @@ class CheckpointStore:
             written = True
         except Exception as error:  # a full disk raises various types, and devices may fail as well
             raise CheckpointError(
-                f"{self.directory}: checkpoint of step {step} cannot be written: {_shorten(error)}. "
-                "Older checkpoints are unchanged. Free up disk space or fix the problem above, then rerun."
+                f"{self.directory}: checkpoint of step {step} cannot be written: "
+                f"{_shorten(error)}. Older checkpoints are unchanged. Free up disk space or fix "
+                "the problem above, then rerun."
             ) from error
         finally:
             if not written:
@@ -306,8 +307,8 @@ class CheckpointStore:
                 )
         if steps:
             raise CheckpointError(
-                f"{self.directory}: all checkpoints are corrupted, steps {steps}. Restore one from a backup, "
-                "or choose another --workdir."
+                f"{self.directory}: all checkpoints are corrupted, steps {steps}. Restore one from "
+                "a backup, or choose another --workdir."
             )
         return None
 

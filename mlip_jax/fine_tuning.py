@@ -53,17 +53,17 @@ def load_initial_force_field(config: ml_collections.ConfigDict) -> Potential | N
     model = create_model(config.model, config.potential)
     if model != initial.model:
         raise ConfigError(
-            f"{config.init.workdir}: its model differs from that of this config, so training cannot start "
-            "from it:\n  "
+            f"{config.init.workdir}: its model differs from that of this config, so training "
+            "cannot start from it:\n  "
             + "\n  ".join(differences(initial_model, describe(model)))
-            + "\nSet --config.model.name='' to use its architecture. Energy terms are set in the part "
-            "'potential'."
+            + "\nSet --config.model.name='' to use its architecture. Energy terms are set in the "
+            "part 'potential'."
         )
     return initial
 
 
 def parameters(initial: Potential) -> Any:
-    """Return the parameters of `initial`, cast to the dtypes in which its model initializes them."""
+    """Return the parameters of `initial`, cast to the dtypes of its model's initial parameters."""
     shapes = jax.eval_shape(initial.model.init, jax.random.key(0), example_graph())
     return jax.tree.map(lambda shape, leaf: np.asarray(leaf, shape.dtype), shapes, initial.params)
 
@@ -74,9 +74,9 @@ def reference_energies(
     """Fit reference energies (eV), shape (119,), such that `initial` agrees with the training data.
 
     The fit uses at most 2,000 random structures; elements that none of them contains keep the
-    reference energies of `initial`. The energies of these structures minus the predictions of `initial`
-    are fitted by least squares, with one value per element, and the result is added to the
-    reference energies of `initial`.
+    reference energies of `initial`. The energies of these structures minus the predictions of
+    `initial` are fitted by least squares, with one value per element, and the result is added to
+    the reference energies of `initial`.
 
     Args:
       initial: Force field that training is initialized from.

@@ -1,7 +1,7 @@
 """mlip-jax --config=spice --workdir=runs/spice
 
-Runs the task of a config. Change fields on the command line: --config.train.batch_size=32. Rerun the
-same command to resume a stopped run. --config=spice --help describes a config and its fields.
+Runs the task of a config. Change fields on the command line: --config.train.batch_size=32. Rerun
+the same command to resume a stopped run. --config=spice --help describes a config and its fields.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _dispatch(arguments: list[str]) -> None:
     from mlip_jax.cli import flags
 
     flags.check(arguments[1:])
-    config = flags.overridden(FLAGS.config)
+    config = flags.apply_overrides(FLAGS.config)
     if FLAGS.sweep:  # first, because the variants need the devices and ports
         from mlip_jax.sweeps import runner
 

@@ -44,8 +44,8 @@ def claimed(workdir: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
         except OSError as error:
             lock.seek(0)
             raise WorkdirError(
-                f"{workdir}: in use by another run (process {lock.read().strip() or 'unknown'}). Wait "
-                "for it to finish, or choose another --workdir."
+                f"{workdir}: in use by another run (process {lock.read().strip() or 'unknown'}). "
+                "Wait for it to finish, or choose another --workdir."
             ) from error
         lock.truncate(0)
         lock.write(str(os.getpid()))

@@ -121,7 +121,7 @@ def stream(
                 result = _run_isolated(function, job, on_death)
                 executor = _Executor(num_processes)
                 pending = deque(
-                    (j, f if _succeeded(f) else _submit(executor, function, j)) for j, f in pending
+                    (j, f if _has_result(f) else _submit(executor, function, j)) for j, f in pending
                 )
             yield result
     finally:
@@ -138,7 +138,7 @@ def _submit(executor: _Executor, function: Callable[[Any], Any], job: Any) -> Fu
         return future
 
 
-def _succeeded(future: Future) -> bool:
+def _has_result(future: Future) -> bool:
     """Return whether a future got its result before its executor broke."""
     return future.done() and future.exception() is None
 

@@ -156,7 +156,8 @@ def test_damaged_newest_gives_way_to_the_one_before(two_checkpoints, tmp_path, c
         assert restored.metadata["config"] == {"name": "painn"}, name
         assert restored.metadata["statistics"] == {"cutoff": 5.0}, name
         warned = any(
-            r.name == checkpoint.__name__ and "corrupted checkpoint" in r.getMessage() for r in caplog.records
+            r.name == checkpoint.__name__ and "corrupted checkpoint" in r.getMessage()
+            for r in caplog.records
         )
         assert warned == (restored.step == 1), name
         fell_back += restored.step == 1

@@ -93,13 +93,13 @@ def test_shipped_configs_are_found_in_any_folder(tmp_path, monkeypatch):
     (tmp_path / "md").mkdir()
     shipped = REPOSITORY / "configs"
     given = ["--workdir=runs/a", "--config=configs/spice.py:painn", "--config", "configs/md.py"]
-    assert flags.with_found_config(given) == [
+    assert flags.with_config_path(given) == [
         "--workdir=runs/a",
         f"--config={shipped}/spice.py:painn",
         "--config",
         f"{shipped}/md.py",
     ]
-    assert flags.with_found_config(["--config=spice:painn", "-config", "md"]) == [
+    assert flags.with_config_path(["--config=spice:painn", "-config", "md"]) == [
         f"--config={shipped}/spice.py:painn",
         "-config",
         f"{shipped}/md.py",
@@ -122,7 +122,7 @@ def test_an_unknown_config_tells_the_nearest(tmp_path, monkeypatch):
         ("mine", "For your own file, use --config=mine.py"),
     ):
         with pytest.raises(ConfigError, match=message):
-            flags.with_found_config([f"--config={given}"])
+            flags.with_config_path([f"--config={given}"])
 
 
 def test_a_config_that_imports_from_configs_is_told_the_new_place(tmp_path, monkeypatch):

@@ -24,8 +24,8 @@ def define() -> None:
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "Config file, which defines get_config(), or name of a shipped config: spice. An argument of "
-        "get_config() follows a colon: spice:painn.",
+        "Config file, which defines get_config(), or name of a shipped config: spice. An argument "
+        "of get_config() follows a colon: spice:painn.",
         sys_argv=with_current_fields(sys.argv),
     )
     flags.DEFINE_string("workdir", None, "Folder of the run, for checkpoints, metrics and report.")
@@ -73,15 +73,15 @@ def parse(args: Sequence[str], about: str) -> list[str]:
     """
     try:
         _show_help(args[1:], about)
-        remaining = flags.FLAGS(with_current_fields(with_found_config(args)))
+        remaining = flags.FLAGS(with_current_fields(with_config_path(args)))
         drop_former_fields(flags.FLAGS.config, flags.FLAGS["config"].override_values)
         return remaining
     except ModuleNotFoundError as error:
         if error.name != "configs":
             raise
         sys.exit(
-            "error: the config imports from `configs`, but the shipped configs are in `mlip_jax.configs`. "
-            "Write `from mlip_jax.configs import NAME`."
+            "error: the config imports from `configs`, but the shipped configs are in "
+            "`mlip_jax.configs`. Write `from mlip_jax.configs import NAME`."
         )
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         if any(a.lstrip("-").startswith("config.data.reader_options.") for a in args):
@@ -113,7 +113,7 @@ def check(arguments: Sequence[str]) -> None:
         raise ConfigError(f"{', '.join(given)} requires --sweep")
 
 
-def overridden(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def apply_overrides(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Return the config with the values of --overrides applied."""
     from mlip_jax.sweeps.overrides import override, parse
 
@@ -135,7 +135,7 @@ def set_profile(config: ml_collections.ConfigDict) -> None:
     config.train.profile_steps = flags.FLAGS.profile
 
 
-def with_found_config(args: Sequence[str]) -> list[str]:
+def with_config_path(args: Sequence[str]) -> list[str]:
     """Return the arguments with the value of --config replaced by the path of the config file.
 
     Raises:

@@ -78,7 +78,8 @@ _SMALL_BYTES = 65_536
 _RERUN = "Rerun the same command to resume from the last checkpoint."
 # Error messages of collectives and of the coordination service if another process has died.
 _PEER_ERRORS = re.compile(
-    r"gloo.{0,80}(failed|timed? ?out)|connect(ing|ion)?.{0,40}gloo|coordination.?service|heartbeat timeout"
+    r"gloo.{0,80}(failed|timed? ?out)|connect(ing|ion)?.{0,40}gloo|coordination.?service"
+    r"|heartbeat timeout"
     r"|tasks? (is|are) unhealthy|preempted/died|ncclRemoteError"
     r"|nccl.{0,200}(remote (process|error)|connection (closed|reset|refused)|abort|timed? ?out)",
     re.IGNORECASE | re.DOTALL,

@@ -145,8 +145,9 @@ class Coordination:
         received, _, body = message.partition(b"\0")
         if received != name.encode():
             raise RuntimeError(
-                f"process {self.index} of this run waits for process {k} at {name!r}, but that process is at "
-                f"{received.decode()!r}. Start all processes with the same program and the same config."
+                f"process {self.index} of this run waits for process {k} at {name!r}, but that "
+                f"process is at {received.decode()!r}. Start all processes with the same program "
+                "and the same config."
             )
         return body
 

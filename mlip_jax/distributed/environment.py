@@ -68,8 +68,9 @@ def _from_variables(env: Mapping[str, str]) -> Environment | None:
     missing = [name for name in _VARIABLES if name not in env]
     if missing:
         raise ValueError(
-            f"{', '.join(env)} set, but not {', '.join(missing)}: a run of several processes requires all of "
-            f"{', '.join(_VARIABLES)} (launch/local.sh sets them). For a single process, unset them."
+            f"{', '.join(env)} set, but not {', '.join(missing)}: a run of several processes "
+            f"requires all of {', '.join(_VARIABLES)} (launch/local.sh sets them). For a single "
+            "process, unset them."
         )
     coordinator = env["MLIP_JAX_COORDINATOR"]
     host, _, port = coordinator.rpartition(":")
@@ -89,8 +90,8 @@ def _slurm(env: Mapping[str, str]) -> Environment:
     if missing or not nodes:
         raise ValueError(
             f"a SLURM step of {env['SLURM_STEP_NUM_TASKS']} tasks without "
-            f"{', '.join(missing) or 'SLURM_STEP_NODELIST'}. Start with `srun python -m mlip_jax.main`, "
-            "or set MLIP_JAX_NUM_PROCESSES=1 for a single process."
+            f"{', '.join(missing) or 'SLURM_STEP_NODELIST'}. Start with `srun python -m "
+            "mlip_jax.main`, or set MLIP_JAX_NUM_PROCESSES=1 for a single process."
         )
     count, index = _number(env, "SLURM_STEP_NUM_TASKS"), _number(env, "SLURM_PROCID")
     _check_index(count, index, "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")

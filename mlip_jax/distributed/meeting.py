@@ -46,15 +46,16 @@ def meet(environment: Environment, timeout: float) -> None:
         error = result.get(timeout=timeout)
     except queue.Empty:
         raise RuntimeError(
-            f"not all processes of this run have connected within {timeout:g} s. Read the logs of the others. "
-            f"Check that their number is {environment.num_processes or 'that which JAX detects'}, that each has "
-            "its own index from 0, and that no firewall separates them from process 0 "
+            f"not all processes of this run have connected within {timeout:g} s. Read the logs of "
+            "the others. Check that their number is "
+            f"{environment.num_processes or 'that which JAX detects'}, that each has its own index "
+            "from 0, and that no firewall separates them from process 0 "
             f"({environment.coordinator or 'detected by JAX'})."
         ) from None
     if error is not None:
         raise RuntimeError(
-            f"JAX cannot start a run of several processes: {error}\nCheck that no code has used JAX's devices "
-            "before, and that the processes can connect to each other."
+            f"JAX cannot start a run of several processes: {error}\nCheck that no code has used "
+            "JAX's devices before, and that the processes can connect to each other."
         ) from error
 
 
@@ -74,8 +75,8 @@ def _options(environment: Environment) -> dict:
             ).close()
         except OSError as error:
             raise RuntimeError(
-                f"process 0 cannot listen on port {port} ({error}); another run may use it. Choose another "
-                "port for MLIP_JAX_COORDINATOR."
+                f"process 0 cannot listen on port {port} ({error}); another run may use it. Choose "
+                "another port for MLIP_JAX_COORDINATOR."
             ) from error
     ids = environment.local_device_ids
     return {

@@ -57,7 +57,8 @@ def _without_arrays(value, arrays, path):
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(
-        f"{path}: {type(value).__name__}; expected numbers, text, lists, dictionaries or NumPy arrays"
+        f"{path}: {type(value).__name__}; expected numbers, text, lists, dictionaries or NumPy "
+        "arrays"
     )
 
 

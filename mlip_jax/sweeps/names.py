@@ -43,8 +43,8 @@ def variant_names(
             )
         if len({to_text(dict(sorted(overrides[i].items()))) for i in same}) < len(same):
             raise ConfigError(
-                f"{config_file}: variants {same} of the sweep are identical, {overrides[same[0]]!r}. If that "
-                'is intended, add a "name" to each.'
+                f"{config_file}: variants {same} of the sweep are identical, "
+                f'{overrides[same[0]]!r}. If that is intended, add a "name" to each.'
             )
         if len(same) > 1:
             for i in same:
@@ -57,9 +57,9 @@ def variant_names(
             or name.startswith("sweep")
         ):
             raise ConfigError(
-                f"{config_file}: invalid name {name!r} of a variant, which is also the name of its folder: "
-                f"expected at most {MAX_LENGTH} letters, digits and . _ + = , - (the first a letter or "
-                "digit), not beginning with 'sweep'"
+                f"{config_file}: invalid name {name!r} of a variant, which is also the name of its "
+                f"folder: expected at most {MAX_LENGTH} letters, digits and . _ + = , - (the first "
+                "a letter or digit), not beginning with 'sweep'"
             )
     return names
 

@@ -28,7 +28,8 @@ def override(
         a whole.
 
     Raises:
-      ConfigError: A field does not exist (the message suggests the nearest name), or a value has the wrong type.
+      ConfigError: A field does not exist (the message suggests the nearest name), or a value has
+        the wrong type.
     """
     # a deep copy keeps references between fields and placeholders of required fields
     changed = configs.rename_fields(copy.deepcopy(config))
@@ -70,8 +71,8 @@ def _with_current_names(task: str | None, overrides: Mapping[str, Any]) -> dict[
             configs.warn_renamed(path, names[path])
             if names[path] in overrides:
                 raise ConfigError(
-                    f"overrides set {path!r} and {names[path]!r}, which are the same field; set only "
-                    f"{names[path]!r}"
+                    f"overrides set {path!r} and {names[path]!r}, which are the same field; set "
+                    f"only {names[path]!r}"
                 )
         renamed[names.get(path, path)] = value
     return renamed
@@ -102,8 +103,8 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ConfigError(
-        f"invalid value {value!r} of type {type(value).__name__} for a config field; expected a number, "
-        "string, boolean, None, or a list, tuple or dictionary of them"
+        f"invalid value {value!r} of type {type(value).__name__} for a config field; expected a "
+        "number, string, boolean, None, or a list, tuple or dictionary of them"
     )
 
 

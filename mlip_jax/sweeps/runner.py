@@ -85,9 +85,9 @@ def run(
     environment = distributed.from_environment()
     if environment is not None and index is None and not collect_only:
         raise ConfigError(
-            "a sweep runs its variants one after another, but this is one of several processes of a run. "
-            "Add --sweep_index=NUMBER to run one variant on all of them, or start the sweep as a single "
-            "process."
+            "a sweep runs its variants one after another, but this is one of several processes of "
+            "a run. Add --sweep_index=NUMBER to run one variant on all of them, or start the sweep "
+            "as a single process."
         )
     sweep = Sweep(
         Path(workdir),
@@ -107,8 +107,9 @@ def _check_arguments(arguments: Sequence[str], variants: Sequence[Variant]) -> N
     foreign = [v.name for v in variants if v.config_file]
     if fields and foreign:
         raise ConfigError(
-            f"{fields[0]}: not supported, because {len(foreign)} variants of this sweep, e.g. {foreign[0]}, "
-            "are of other config files with other fields. Change sweep() of the config file instead."
+            f"{fields[0]}: not supported, because {len(foreign)} variants of this sweep, e.g. "
+            f"{foreign[0]}, are of other config files with other fields. Change sweep() of the "
+            "config file instead."
         )
 
 
@@ -126,13 +127,13 @@ def _parse_index(index: str, count: int) -> int:
     text = os.environ.get("SLURM_ARRAY_TASK_ID") if index == "slurm" else index
     if text is None:
         raise ConfigError(
-            "--sweep_index=slurm reads the number of the variant from SLURM_ARRAY_TASK_ID, which is not "
-            "set. Start the sweep as a job array, or pass the number."
+            "--sweep_index=slurm reads the number of the variant from SLURM_ARRAY_TASK_ID, which "
+            "is not set. Start the sweep as a job array, or pass the number."
         )
     if not text.isdecimal() or int(text) >= count:
         raise ConfigError(
-            f"--sweep_index: the variants are numbered from 0 to {count - 1}, received {text!r}. List them "
-            "with --sweep --sweep_list."
+            f"--sweep_index: the variants are numbered from 0 to {count - 1}, received {text!r}. "
+            "List them with --sweep --sweep_list."
         )
     return int(text)
 

@@ -62,7 +62,8 @@ def product(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     for path, values in axes.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise ConfigError(
-                f"product: values of {path!r} must be a list with at least one value, received {values!r}"
+                f"product: values of {path!r} must be a list with at least one value, received "
+                f"{values!r}"
             )
     return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
 
@@ -71,7 +72,8 @@ def load(config_file: str, config: ml_collections.ConfigDict) -> list[Variant]:
     """Return the checked variants that sweep() of a config file defines.
 
     Args:
-      config_file: "FILE" or "FILE:ARGUMENT", as given to --config. sweep() receives the argument if it takes one.
+      config_file: "FILE" or "FILE:ARGUMENT", as given to --config. sweep() receives the argument if
+        it takes one.
       config: Config that the overrides are applied to.
 
     Raises:

@@ -53,7 +53,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             log.info(line)
         counts = store.manifest["counts"]
         log.info(
-            "%s: %d structures of %d molecules (%s); skipped by the reader: %s; removed by filters: %s",
+            "%s: %d structures of %d molecules (%s); skipped by the reader: %s; removed by "
+            "filters: %s",
             folder,
             len(store),
             store.manifest["molecules"],

@@ -224,8 +224,8 @@ def _of_known_elements(
     kept = np.concatenate([*kept, indices[:0]])
     if len(kept) < len(indices):
         notes.append(
-            f"IID-S: {len(indices) - len(kept)} of {len(indices)} structures are skipped, because they "
-            "have elements that the training molecules of this run lack."
+            f"IID-S: {len(indices) - len(kept)} of {len(indices)} structures are skipped, because "
+            "they have elements that the training molecules of this run lack."
         )
         log.warning("%s", notes[-1])
     return kept
@@ -251,7 +251,7 @@ def _conformers(data: RunData, training, options) -> tuple[np.ndarray, generaliz
         max_molecules=options.max_molecules,
         among=np.flatnonzero(source.select(store, source.filters_of(training.data)) == 0),
     )
-    conformers = _known(conformers, store)
+    conformers = _with_energy(conformers, store)
     log.info("%d unseen conformers of the training molecules", len(conformers))
     return conformers, generalization.distances_to_training(
         store, conformers, part, num_processes=options.num_processes or None
@@ -277,8 +277,8 @@ def _other_molecules(
     notes = []
     if loaded.level_of_theory != level:
         notes.append(
-            f"OOD-S: its labels are {loaded.level_of_theory}, but training used {level}. Its errors "
-            "include the difference between the two."
+            f"OOD-S: its labels are {loaded.level_of_theory}, but training used {level}. Its "
+            "errors include the difference between the two."
         )
         log.warning("%s", notes[-1])
     first = first_of_each(store, indices)
@@ -319,7 +319,7 @@ def _with_whole_splits(data: RunData, training) -> RunData:
 
 def _sample(indices: np.ndarray, store: Store, options, seed: int) -> np.ndarray:
     """Return at most options.max_structures structures with an energy, drawn at random."""
-    indices = _known(np.asarray(indices, np.int64), store)
+    indices = _with_energy(np.asarray(indices, np.int64), store)
     if len(indices) <= options.max_structures:
         return indices
     return np.sort(
@@ -327,7 +327,7 @@ def _sample(indices: np.ndarray, store: Store, options, seed: int) -> np.ndarray
     )
 
 
-def _known(indices: np.ndarray, store: Store) -> np.ndarray:
+def _with_energy(indices: np.ndarray, store: Store) -> np.ndarray:
     """Return the indices of structures with an energy label."""
     return indices[np.isfinite(store.index("energy")[indices])]
 

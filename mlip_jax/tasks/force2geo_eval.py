@@ -112,8 +112,8 @@ def _compare_levels(potentials: dict[str, Potential], oracle: str) -> list[str]:
         level = potential.metadata.get("statistics", {}).get("level_of_theory", "unknown")
         if oracle.lower() not in level.lower():
             notes.append(
-                f"{name} was trained on {level} labels, but the oracle is {oracle}. Where the two methods "
-                "differ, even a perfect force field has errors in this report."
+                f"{name} was trained on {level} labels, but the oracle is {oracle}. Where the two "
+                "methods differ, even a perfect force field has errors in this report."
             )
     return notes
 

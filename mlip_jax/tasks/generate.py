@@ -54,6 +54,7 @@ def _read_molecules(path):
         log.warning("skipped %s", problem)
     if not molecules:
         raise ValueError(
-            f"data.molecules: {path} contains no usable molecule; expected one SMILES string per line"
+            f"data.molecules: {path} contains no usable molecule; expected one SMILES string per "
+            "line"
         )
     return molecules

@@ -75,8 +75,8 @@ def _check(c) -> Settings:
             raise ConfigError(f"{name} is required, e.g. --config.{name}={example}")
     if distributed.count() > 1:
         raise ConfigError(
-            f"dynamics run in one process, but this run has {distributed.count()}. Divide the molecules "
-            "into several files and start a run with its own workdir for each."
+            f"dynamics run in one process, but this run has {distributed.count()}. Divide the "
+            "molecules into several files and start a run with its own workdir for each."
         )
     try:
         return Settings(**{f.name: c[f.name] for f in dataclasses.fields(Settings)})

@@ -159,7 +159,7 @@ def _fit_targets(config, data: PropertyData) -> tuple[Target, ...]:
 
 
 def _check_geometries(config, targets: Sequence[Target]) -> None:
-    """Raise ConfigError if vectors or atom properties are used with other geometries than theirs."""
+    """Raise ConfigError if vectors or atom properties are used with geometries of other sources."""
     names = [t.name for t in targets if t.kind != "scalar"]
     sources = {
         config.data.geometry,
@@ -168,9 +168,9 @@ def _check_geometries(config, targets: Sequence[Target]) -> None:
     } - {LABELS}
     if names and (sources or config.align.frames):
         raise ConfigError(
-            f"{', '.join(names)}: vectors and atom properties belong to the geometry of the labels; "
-            "data.geometry, valid_geometry and test_geometries must be 'labels' and align.frames empty, "
-            f"received {', '.join(sorted(sources)) or config.align.frames}"
+            f"{', '.join(names)}: vectors and atom properties belong to the geometry of the "
+            "labels; data.geometry, valid_geometry and test_geometries must be 'labels' and "
+            f"align.frames empty, received {', '.join(sorted(sources)) or config.align.frames}"
         )
 
 

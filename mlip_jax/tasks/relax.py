@@ -219,7 +219,8 @@ def _finish(config, workdir: Path, total: int, potential: Potential, domain: Dom
     results = read_results(workdir / RESULTS)
     if len(results) != total:
         raise RuntimeError(
-            f"{workdir / RESULTS}: contains {len(results)} of {total} molecules. Rerun the same command."
+            f"{workdir / RESULTS}: contains {len(results)} of {total} molecules. Rerun the same "
+            "command."
         )
     report = write_relaxation_report(
         workdir,

@@ -159,7 +159,8 @@ class DeNS:
 
     def line(self, row: Mapping[str, float], prefix: str) -> str:
         """Format the errors in `row` for the log."""
-        return f"{self.force_field.line(row, prefix)}  denoising {figure(row[f'{prefix}_denoising'], 3)}"
+        denoising = figure(row[f"{prefix}_denoising"], 3)
+        return f"{self.force_field.line(row, prefix)}  denoising {denoising}"
 
     def _denoising(self, predicted, graph):
         """Return the sum of penalties and the number of displaced atoms.

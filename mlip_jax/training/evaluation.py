@@ -43,8 +43,8 @@ def restore_best(workdir: Path) -> Restored:
     best = restore(workdir, BEST)
     if best is None:
         raise TrainingError(
-            "no best checkpoint to evaluate: the validation loss was never finite. Inspect valid_loss "
-            "in metrics.csv and lower optimizer.learning_rate."
+            "no best checkpoint to evaluate: the validation loss was never finite. Inspect "
+            "valid_loss in metrics.csv and lower optimizer.learning_rate."
         )
     log.info("evaluating the best checkpoint (step %d)", best.step)
     return best

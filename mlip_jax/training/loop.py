@@ -5,8 +5,9 @@ One iteration of the loop (`TrainingLoop._steps`):
 1. Take the batches of the next steps from the stream (`DispatchSource.next`). They share a size
    bucket and end at the next step that logs, validates or saves.
 2. Dispatch these steps to the devices (`Trainer.train`). This returns before they are done.
-3. Read the results of earlier dispatches (`_process_results`): log a line, note a stop request, or handle a
-   non-finite loss. At most `_AHEAD` results stay unread, none before a validation or a checkpoint.
+3. Read the results of earlier dispatches (`_process_results`): log a line, note a stop request, or
+   handle a non-finite loss. At most `_AHEAD` results stay unread, none before a validation or a
+   checkpoint.
 4. Validate every `valid_every` steps (`_validate`): save the best parameters, and reduce the
    learning rate on a plateau.
 5. Save a checkpoint every `checkpoint_every` steps (`_save`).
@@ -302,9 +303,8 @@ class TrainingLoop:
             k: float(f(dispatch.step)) for k, f in self.schedules.items()
         }
         row["learning_rate"] *= progress.plateau.get("scale", 1.0)
-        epoch = int(
-            dispatch.plans[-1].epoch + dispatch.plans[-1].progress
-        )  # rounded as in _validate
+        last = dispatch.plans[-1]
+        epoch = int(last.epoch + last.progress)  # rounded as in _validate
         self._outputs.write(
             {"step": dispatch.step, "epoch": epoch, "seconds": progress.seconds, **row}
         )

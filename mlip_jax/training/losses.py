@@ -207,8 +207,9 @@ def check_penalties(
     """
     if penalty in ("norm", "relative"):
         raise ValueError(
-            f"loss.penalty: {penalty!r} applies only to vectors, not to energies. Set loss.force_penalty "
-            f"to {penalty!r} and loss.penalty to one of {', '.join(sorted(PENALTIES))}."
+            f"loss.penalty: {penalty!r} applies only to vectors, not to energies. Set "
+            f"loss.force_penalty to {penalty!r} and loss.penalty to one of "
+            f"{', '.join(sorted(PENALTIES))}."
         )
     if penalty not in PENALTIES:
         raise ValueError(unknown_name("loss.penalty", penalty, PENALTIES))

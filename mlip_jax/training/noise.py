@@ -24,8 +24,8 @@ from mlip_jax.graphs.shapes import PaddingBudget, Sizes
 
 DISPLACEMENT = "displacement"
 # Noise can add edges to a structure. Batches are planned for a factor _EDGE_FACTOR of the edges and
-# for at least _MIN_EXTRA_EDGES additional ones. If a batch is too small, its noise is drawn again, at
-# most _MAX_TRIES times.
+# for at least _MIN_EXTRA_EDGES additional ones. If a batch is too small, its noise is drawn again,
+# at most _MAX_TRIES times.
 _EDGE_FACTOR, _MIN_EXTRA_EDGES, _MAX_TRIES = 1.05, 8, 20
 
 
@@ -78,8 +78,8 @@ class CoordinateNoise:
             if budget is None or count_all(displaced, self.cutoff).sum() <= budget.n_edge:
                 return displaced
         raise ValueError(
-            f"{len(samples)} structures with noise of {self.noise} Å do not fit into {budget.n_edge} "
-            f"edges after {_MAX_TRIES} tries. Lower align.noise."
+            f"{len(samples)} structures with noise of {self.noise} Å do not fit into "
+            f"{budget.n_edge} edges after {_MAX_TRIES} tries. Lower align.noise."
         )
 
     def bounds(self, sizes: Sizes, frame_edges: np.ndarray | None = None) -> Sizes:
@@ -135,8 +135,8 @@ class CoordinateNoise:
         frame = frames.rows.take(rows[rng.integers(len(rows))][None], labels_only=True)
         if not np.array_equal(frame.numbers, numbers):
             raise DatasetError(
-                f"record {int(frame.record[0])}: the atoms of its frames, or their order, differ from "
-                "those of the geometry that the property belongs to"
+                f"record {int(frame.record[0])}: the atoms of its frames, or their order, differ "
+                "from those of the geometry that the property belongs to"
             )
         return frame.positions
 

@@ -20,8 +20,9 @@ MAX_ROLLBACKS, MAX_SKIPPED = 10, 100
 
 # Hint for the first step, before which nothing was trained: the learning rate cannot be the cause.
 _FIRST_STEP_HINT = (
-    "In the first step, the cause is a label that is too large or the initial model: a deep model, such "
-    "as so3krates with more than four layers, may need layer norms (model.options.layer_norm_1=True). "
+    "In the first step, the cause is a label that is too large or the initial model: a deep model, "
+    "such as so3krates with more than four layers, may need layer norms "
+    "(model.options.layer_norm_1=True). "
 )
 
 
@@ -71,15 +72,17 @@ class NonFinite:
         if self._choice == "stop":
             raise TrainingError(
                 f"{text}; {self._file.name} lists all of them. Parameters and checkpoints are from "
-                f"before this step. {_FIRST_STEP_HINT if first == 1 else ''}Inspect these structures, "
-                "lower optimizer.learning_rate, exclude the largest forces (data.max_force), or skip "
-                "such batches: --config.train.on_nonfinite=skip (or rollback)."
+                f"before this step. {_FIRST_STEP_HINT if first == 1 else ''}Inspect these "
+                "structures, lower optimizer.learning_rate, exclude the largest forces "
+                "(data.max_force), or skip such batches: --config.train.on_nonfinite=skip (or "
+                "rollback)."
             )
         self._skipped += len(bad)
         if self._choice == "rollback":
             if rollbacks >= MAX_ROLLBACKS:
                 raise TrainingError(
-                    f"{text}; the run was rolled back {rollbacks} times. Lower optimizer.learning_rate."
+                    f"{text}; the run was rolled back {rollbacks} times. Lower "
+                    "optimizer.learning_rate."
                 )
             log.warning(
                 "%s. Rolling back to the last checkpoint and continuing with different batches",

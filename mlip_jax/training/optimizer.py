@@ -212,8 +212,8 @@ def parse_multipliers(text: str) -> dict[str, float]:
             equals = ""
         if not (equals and pattern and math.isfinite(factors[pattern]) and factors[pattern] >= 0):
             raise ValueError(
-                "optimizer.lr_multipliers must be 'pattern=factor, pattern=factor' with factors of at "
-                f"least 0, received {text!r}"
+                "optimizer.lr_multipliers must be 'pattern=factor, pattern=factor' with factors of "
+                f"at least 0, received {text!r}"
             )
     return factors
 
@@ -286,8 +286,8 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
     matched = [any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns) for path in paths]
     if all(matched):
         raise ValueError(
-            f"optimizer.freeze: {', '.join(map(repr, patterns))} match all {len(paths)} parameters. "
-            "Freeze fewer parameters."
+            f"optimizer.freeze: {', '.join(map(repr, patterns))} match all {len(paths)} "
+            "parameters. Freeze fewer parameters."
         )
     return jax.tree.unflatten(structure, matched)
 
@@ -365,8 +365,8 @@ def _check_rates(config, steps_per_epoch):
     peak, end = config["learning_rate"], config["learning_rate_end"]
     if config["schedule"] != "constant" and end > peak:
         raise ValueError(
-            f"optimizer.learning_rate_end must be at most optimizer.learning_rate ({peak}), received "
-            f"{end}. Lower it, or set optimizer.schedule to 'constant'."
+            f"optimizer.learning_rate_end must be at most optimizer.learning_rate ({peak}), "
+            f"received {end}. Lower it, or set optimizer.schedule to 'constant'."
         )
     if not (math.isfinite(steps_per_epoch) and steps_per_epoch > 0):
         raise ValueError(f"steps_per_epoch must be a positive number, received {steps_per_epoch!r}")

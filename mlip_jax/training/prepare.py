@@ -51,8 +51,8 @@ def save_or_check_split(path: Path, parts, meta) -> None:
         stored, _ = load_split(path)
         if any(not np.array_equal(stored[name], parts[name]) for name in parts):
             raise DatasetError(
-                f"{path}: the data or the split have changed since this run was started. Choose another "
-                "--workdir, or restore the data."
+                f"{path}: the data or the split have changed since this run was started. Choose "
+                "another --workdir, or restore the data."
             )
         return
     save_split(path, parts, meta)
@@ -126,8 +126,9 @@ def _log_batches(config, budgets, micro_batches: int, plan, fill) -> None:
     batch_size = config.train.batch_size
     if mean * micro_batches > _LARGER * batch_size:
         log.warning(
-            "step: about %.4g structures instead of train.batch_size = %.4g, because each of the %d "
-            "micro-batches contains at least one. Use fewer devices or micro-batches for smaller steps.",
+            "step: about %.4g structures instead of train.batch_size = %.4g, because each of the "
+            "%d micro-batches contains at least one. Use fewer devices or micro-batches for "
+            "smaller steps.",
             mean * micro_batches,
             batch_size,
             micro_batches,
@@ -146,8 +147,8 @@ def count_steps(config: ml_collections.ConfigDict, per_epoch: float) -> int:
     )
     if config.optimizer.warmup_steps >= num_steps:
         log.warning(
-            "optimizer.warmup_steps (%d) is not below the number of training steps (%d): the learning "
-            "rate never decays. Lower optimizer.warmup_steps.",
+            "optimizer.warmup_steps (%d) is not below the number of training steps (%d): the "
+            "learning rate never decays. Lower optimizer.warmup_steps.",
             config.optimizer.warmup_steps,
             num_steps,
         )

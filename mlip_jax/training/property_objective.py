@@ -195,8 +195,8 @@ def check(property_: Mapping[str, Any], align: Mapping[str, Any], dens: Mapping[
         property_["targets"] or align["weight"] or align["frames"] or not align["noise"]
     ):
         raise ConfigError(
-            "dens.weight is set: a force field is trained with denoising. Then property.targets and "
-            "align.frames must be empty, align.weight 0 and align.noise above 0 (Å)."
+            "dens.weight is set: a force field is trained with denoising. Then property.targets "
+            "and align.frames must be empty, align.weight 0 and align.noise above 0 (Å)."
         )
     if dens["weight"] and not dens["share"]:
         raise ConfigError("dens.share must be above 0 if dens.weight is set, received 0.0")

@@ -157,6 +157,6 @@ def writing(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise WorkdirError(
-            f"{path}: cannot be written: {error}. Checkpoints are unchanged. Free up disk space or fix "
-            "the problem above, then rerun."
+            f"{path}: cannot be written: {error}. Checkpoints are unchanged. Free up disk space or "
+            "fix the problem above, then rerun."
         ) from error

@@ -42,7 +42,8 @@ class Trace:
         dispatches = self._dispatches - _WARM_UP
         self._dispatches = _WARM_UP + self._steps + 1
         log.info(
-            "trace of %d dispatches written to %s. View it with tensorboard --logdir or ui.perfetto.dev.",
+            "trace of %d dispatches written to %s. View it with tensorboard --logdir or "
+            "ui.perfetto.dev.",
             dispatches,
             self._directory,
         )

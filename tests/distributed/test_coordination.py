@@ -189,9 +189,9 @@ def test_end_that_only_one_comes_to(party):
 def test_different_programs_are_an_error(party):
     leader, other = party(2).places
     found = together([lambda: leader.barrier("here"), lambda: other.barrier("there", 0.5)])
-    assert isinstance(found[0], RuntimeError) and "process 1 at 'here', but that process is at 'there'" in str(
-        found[0]
-    )
+    assert isinstance(
+        found[0], RuntimeError
+    ) and "process 1 at 'here', but that process is at 'there'" in str(found[0])
 
 
 def test_what_jax_keeps_private_is_still_there():

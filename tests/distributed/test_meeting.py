@@ -55,7 +55,9 @@ def test_error_of_jax_says_what_to_check(started, monkeypatch):
         raise RuntimeError("must be called before any JAX calls")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(RuntimeError, match="(?s)before any JAX calls.*processes can connect to each other"):
+    with pytest.raises(
+        RuntimeError, match="(?s)before any JAX calls.*processes can connect to each other"
+    ):
         meet(Environment(), 5)
 
 

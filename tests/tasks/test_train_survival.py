@@ -165,9 +165,9 @@ def test_full_disk_in_mid_run(undisturbed, tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)),
     )
     code, output = finish(process)
-    assert code not in (0, 75) and "cannot be written" in output and "Free up disk space" in output, (
-        output
-    )
+    assert (
+        code not in (0, 75) and "cannot be written" in output and "Free up disk space" in output
+    ), output
     assert "Traceback" not in output and "tensorstore_spec" not in output
     assert newest(workdir).step == step
     code, output = run(workdir, **LONG)

@@ -21,8 +21,8 @@ from mlip_jax.training.throughput import ThroughputMeter
 
 log = logging.getLogger(__name__)
 
-# If the data are stored on the device: steps per dispatch, and maximum fraction of the memory of the
-# device that the data may take up.
+# If the data are stored on the device: steps per dispatch, and maximum fraction of its memory that
+# the data may take up.
 _STEPS_PER_DISPATCH, _MAX_MEMORY_FRACTION = 25, 0.2
 
 

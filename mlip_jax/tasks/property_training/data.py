@@ -189,8 +189,8 @@ def _create_noise(
         return None
     if config.data.geometry != LABELS:
         raise ConfigError(
-            "align.noise and align.frames displace training inputs from the geometries of the labels. "
-            "Set data.geometry='labels'."
+            "align.noise and align.frames displace training inputs from the geometries of the "
+            "labels. Set data.geometry='labels'."
         )
     frames = None
     if a.frames:

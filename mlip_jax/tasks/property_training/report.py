@@ -143,7 +143,8 @@ def _predict(predictor: Predictor, columns: Columns) -> dict[str, np.ndarray]:
     if known.all():
         return predictor.predict(columns)
     log.warning(
-        "%d of %d structures contain an element that is not in the training split; they are excluded",
+        "%d of %d structures contain an element that is not in the training split; they are "
+        "excluded",
         (~known).sum(),
         len(columns),
     )

@@ -67,8 +67,8 @@ def choose_starts(
     if seen:
         notes.insert(
             0,
-            f"{seen:,} of {len(starts):,} molecules were in the training or validation split of a force "
-            "field (data.allow_seen): the molecules of this evaluation are not all unseen.",
+            f"{seen:,} of {len(starts):,} molecules were in the training or validation split of a "
+            "force field (data.allow_seen): the molecules of this evaluation are not all unseen.",
         )
     if len(starts) < config.data.num_molecules and config.data.selection != "all":
         notes.append(
@@ -112,8 +112,8 @@ def _seen(runs: dict[str, RunData], notes, num_processes) -> frozenset[str]:
         skeletons |= seen
         if unread:
             notes.append(
-                f"RDKit cannot read {unread:,} training molecules of {name}, which may be among these "
-                "molecules."
+                f"RDKit cannot read {unread:,} training molecules of {name}, which may be among "
+                "these molecules."
             )
     return frozenset(skeletons)
 
