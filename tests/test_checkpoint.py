@@ -63,7 +63,7 @@ def test_round_trip_is_bit_exact(store):
         assert restored.metadata[key] == value
 
 
-def test_tree_of_the_same_kind_comes_back(store):
+def test_a_tree_of_the_same_types_is_restored(store):
     store.save(1, TREE, {})
     tree = from_arrays(TREE, store.restore().arrays)
     assert tree["params"]["list"][0].tolist() == [0, 1, 2]
@@ -76,7 +76,7 @@ def test_device_arrays_are_stored(store):
     np.testing.assert_array_equal(store.restore().arrays["a"], np.arange(4.0))
 
 
-def test_newest_first_and_only_so_many(store):
+def test_the_newest_is_restored_and_old_ones_are_removed(store):
     assert store.restore() is None and store.steps() == []
     for step in (1, 2, 5, 9):
         store.save(step, tree_of(step), {})
@@ -93,7 +93,7 @@ def test_the_same_step_is_replaced(store):
     assert restored.metadata["note"] == "second" and store.steps() == [2, 3]
 
 
-def test_another_process_reads_it(store):
+def test_another_process_can_read_checkpoints(store):
     store.save(4, tree_of(4), {})
     reader = CheckpointStore(store.directory, read_only=True)
     assert_holds(reader.restore(), 4)
@@ -103,7 +103,7 @@ def test_another_process_reads_it(store):
     reader.close()
 
 
-def test_reading_where_nothing_is(tmp_path):
+def test_reading_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="contains no checkpoints"):
         CheckpointStore(tmp_path / "nowhere", read_only=True)
     assert not (tmp_path / "nowhere").exists()
@@ -134,7 +134,9 @@ def two_checkpoints(tmp_path_factory):
 # orbax closes its event loop at the first array that cannot be read; those still being read find it closed
 @pytest.mark.filterwarnings(r"ignore:(?s)Exception ignored in.*Event loop is closed:Warning")
 @pytest.mark.parametrize("damage", [truncate, flip])
-def test_damaged_newest_gives_way_to_the_one_before(two_checkpoints, tmp_path, caplog, damage):
+def test_a_corrupted_newest_checkpoint_falls_back_to_the_previous_one(
+    two_checkpoints, tmp_path, caplog, damage
+):
     """Each file of the newest one in turn: what is restored is whole, and a fall back is told."""
     files = sorted(
         f.relative_to(two_checkpoints) for f in (two_checkpoints / "2").rglob("*") if f.is_file()
@@ -164,7 +166,7 @@ def test_damaged_newest_gives_way_to_the_one_before(two_checkpoints, tmp_path, c
     assert fell_back > 0
 
 
-def test_directories_emptied_or_missing(two_checkpoints, tmp_path):
+def test_emptied_or_missing_directories_count_as_corrupted(two_checkpoints, tmp_path):
     for n, names in enumerate(
         (["arrays"], ["metadata"], [p.name for p in (two_checkpoints / "2").iterdir()])
     ):
@@ -178,7 +180,7 @@ def test_directories_emptied_or_missing(two_checkpoints, tmp_path):
         reader.close()
 
 
-def test_all_damaged(two_checkpoints, tmp_path):
+def test_all_corrupted(two_checkpoints, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(two_checkpoints, copy)
     for step in (1, 2):
@@ -189,7 +191,7 @@ def test_all_damaged(two_checkpoints, tmp_path):
     reader.close()
 
 
-def test_writing_goes_on_after_a_fall_back(two_checkpoints, tmp_path):
+def test_writing_continues_after_a_fallback(two_checkpoints, tmp_path):
     """A run that resumed from step 1 writes step 2 anew over the damaged one."""
     copy = tmp_path / "copy"
     shutil.copytree(two_checkpoints, copy)
@@ -203,7 +205,7 @@ def test_writing_goes_on_after_a_fall_back(two_checkpoints, tmp_path):
     again.close()
 
 
-def test_damaged_ones_are_removed_first(two_checkpoints, tmp_path):
+def test_corrupted_checkpoints_are_removed_first(two_checkpoints, tmp_path):
     """A damaged checkpoint of a later step must not push out what is written after the fall back."""
     copy = tmp_path / "copy"
     shutil.copytree(two_checkpoints, copy)
@@ -221,7 +223,7 @@ def test_damaged_ones_are_removed_first(two_checkpoints, tmp_path):
 
 @settings(deadline=None, max_examples=6)
 @given(keep=st.integers(1, 3), steps=st.lists(st.integers(1, 6), min_size=1, max_size=5))
-def test_what_was_just_written_stays(tmp_path_factory, keep, steps):
+def test_the_checkpoint_just_written_is_kept(tmp_path_factory, keep, steps):
     with contextlib.closing(CheckpointStore(tmp_path_factory.mktemp("some"), keep=keep)) as made:
         for n, step in enumerate(steps):
             before = made.steps()
@@ -276,7 +278,7 @@ def test_full_disk_while_replacing_keeps_the_checkpoint(store, monkeypatch):
     assert [p.name for p in store.directory.iterdir()] == ["5"]
 
 
-def test_run_that_ended_while_replacing(store):
+def test_recovery_of_a_run_that_ended_while_replacing(store):
     store.save(5, tree_of(5), {})
     (store.directory / "5").rename(store.directory / "5.replaced")
     again = CheckpointStore(store.directory)
@@ -295,7 +297,7 @@ def test_reading_while_the_only_one_is_replaced(store):
     assert (store.directory / "5.replaced").is_dir()
 
 
-def test_unfinished_ones_do_not_count_and_give_back_their_space(store):
+def test_unfinished_checkpoints_are_ignored_and_removed(store):
     store.save(1, tree_of(1), {})
     unfinished = store.directory / "2.orbax-checkpoint-tmp"
     shutil.copytree(store.directory / "1", unfinished)
@@ -304,7 +306,7 @@ def test_unfinished_ones_do_not_count_and_give_back_their_space(store):
     assert sorted(p.name for p in store.directory.iterdir()) == ["1", "3"]
 
 
-def test_on_the_disk_before_the_older_one_goes(tmp_path, monkeypatch):
+def test_a_checkpoint_is_on_disk_before_the_older_one_is_removed(tmp_path, monkeypatch):
     opened, synced, steps, fsync, open_file = {}, [], [], os.fsync, os.open
 
     def opening(path, *args, **kwargs):
@@ -356,7 +358,7 @@ class Gate:
         return held
 
 
-def test_background_saves_leave_the_caller_alone(store, monkeypatch):
+def test_background_saves_do_not_block_the_caller(store, monkeypatch):
     gate, metadata = Gate(store, monkeypatch), {"nested": {"value": 1}}
     assert not store.busy
     store.save_in_background(1, {k: jnp.asarray(v) for k, v in tree_of(1).items()}, metadata)
@@ -377,7 +379,7 @@ def test_background_saves_leave_the_caller_alone(store, monkeypatch):
         assert reader._read(1).metadata["nested"] == {"value": 1}
 
 
-def test_reading_waits_for_the_save_under_way(store, monkeypatch):
+def test_reading_waits_for_a_save_in_progress(store, monkeypatch):
     gate = Gate(store, monkeypatch)
     store.save_in_background(1, tree_of(1), {})
     threading.Timer(0.1, gate.open.set).start()
@@ -411,13 +413,13 @@ def test_error_in_the_background_is_raised_once(tmp_path, monkeypatch, call):
         assert_holds(reader.restore(), 1 if call == "close" else 5)
 
 
-def test_metadata_that_json_cannot_hold_is_refused_at_once(store):
+def test_metadata_that_json_cannot_represent_is_an_error(store):
     with pytest.raises(TypeError, match="JSON serializable"):
         store.save_in_background(1, tree_of(1), {"array": np.zeros(2)})
     assert not store.busy and store.steps() == []
 
 
-def test_two_stores_at_a_time(tmp_path):
+def test_two_stores_write_at_the_same_time(tmp_path):
     made = [CheckpointStore(tmp_path / name, keep=2) for name in ("latest", "best")]
     for step in range(1, 6):
         for each in made:

@@ -126,7 +126,7 @@ store.save_in_background(3, large, {})""",
     assert newest(tmp_path).step == 1
 
 
-def test_a_folder_that_cannot_be_made_keeps_no_thread_waiting(tmp_path, start):
+def test_a_folder_that_cannot_be_created_blocks_no_thread(tmp_path, start):
     """Orbax's threads would wait ten minutes for the folders, and the end of the process for them."""
     returned, out, errors = finish(
         start(
@@ -186,7 +186,7 @@ for line in sys.stdin:  # after so many times the duration of the first save
 """
 
 
-def test_killed_at_any_moment(tmp_path, start):
+def test_a_process_killed_at_any_moment_leaves_a_valid_checkpoint(tmp_path, start):
     """Each time, what is left is whole, and no older than what was said to be on the disk."""
     process = start(KILLED, tmp_path)
     for times in np.random.default_rng(0).uniform(0, 3, 12):
@@ -227,7 +227,7 @@ else:
 """
 
 
-def test_only_one_of_two_processes_takes_part(tmp_path, start):
+def test_only_the_first_of_two_processes_writes(tmp_path, start):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

@@ -14,7 +14,7 @@ from mlip_jax.sweeps.variants import Variant
 from mlip_jax.workdir import WorkdirError, claimed
 
 
-def test_folders_of_runs_from_before_a_field_was_there_go_on(tmp_path):
+def test_workdirs_older_than_a_field_resume(tmp_path):
     for make in (
         defaults.train_defaults,
         defaults.property_defaults,
@@ -38,7 +38,7 @@ def test_folders_of_runs_from_before_a_field_was_there_go_on(tmp_path):
             pass
 
 
-def test_a_later_field_that_is_set_tells_folders_apart():
+def test_a_newer_field_with_another_value_is_another_run():
     plain, chosen = defaults.train_defaults(), defaults.train_defaults()
     chosen.data.selection = "maxmin"
     assert config.differences(config.identity(plain), config.identity(chosen)) == [

@@ -41,7 +41,7 @@ def catches(process, number):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("number, program", [(signal.SIGTERM, MODULE), (signal.SIGUSR1, SCRIPT)])
-def test_a_signal_of_the_first_seconds_asks_to_be_started_again(tmp_path, number, program):
+def test_a_signal_in_the_first_seconds_requests_a_restart(tmp_path, number, program):
     started = start("--config=configs/spice.py", f"--workdir={tmp_path / 'run'}", program=program)
     deadline = time.monotonic() + 60
     while not catches(started, number):
@@ -56,7 +56,7 @@ def test_a_signal_of_the_first_seconds_asks_to_be_started_again(tmp_path, number
     assert not (tmp_path / "run").exists()
 
 
-def test_a_profile_is_of_training(tmp_path):
+def test_profile_requires_training(tmp_path):
     old = ("--config.data.refuse=False", "--config.data.path=x")  # with a former name
     started = start("--config=inspect_data", f"--workdir={tmp_path / 'run'}", "--profile=3", *old)
     output, _ = started.communicate(timeout=120)
@@ -111,7 +111,7 @@ def test_shipped_configs_are_found_in_any_folder(tmp_path, monkeypatch):
     assert load("spice_sweep", call_config_file("configs/spice_sweep.py", "get_config", ""))
 
 
-def test_an_unknown_config_tells_the_nearest(tmp_path, monkeypatch):
+def test_an_unknown_config_is_an_error_with_the_nearest_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("")
     for given, message in (
@@ -125,7 +125,7 @@ def test_an_unknown_config_tells_the_nearest(tmp_path, monkeypatch):
             flags.with_config_path([f"--config={given}"])
 
 
-def test_a_config_that_imports_from_configs_is_told_the_new_place(tmp_path, monkeypatch):
+def test_a_config_that_imports_from_configs_is_an_error_with_the_new_module(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("from configs import spice\n")
     monkeypatch.setitem(sys.modules, "configs", None)  # as away from the repository
     with pytest.raises(SystemExit, match="from mlip_jax.configs import NAME"):

@@ -58,7 +58,7 @@ def python(code, cwd, *arguments, **environment):
 
 
 @pytest.mark.parametrize("way", ["direct", "archived"])
-def test_the_wheel_holds_one_package_with_all_files_and_configs(folder, way):
+def test_the_wheel_contains_one_package_with_all_files_and_configs(folder, way):
     """A second folder at the top would shadow or overwrite other packages: `configs` is a common name."""
     with zipfile.ZipFile(next((folder / way).glob("*.whl"))) as file:
         names = file.namelist()
@@ -82,7 +82,7 @@ def test_the_wheel_holds_one_package_with_all_files_and_configs(folder, way):
 
 
 @pytest.mark.slow
-def test_the_wheel_runs_away_from_the_repository(folder, tmp_path):
+def test_the_wheel_runs_outside_of_the_repository(folder, tmp_path):
     """A config of the user that builds on a shipped one, which itself builds on another."""
     installed, work = tmp_path / "installed", tmp_path / "work"
     zipfile.ZipFile(next((folder / "direct").glob("*.whl"))).extractall(installed)

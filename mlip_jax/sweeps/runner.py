@@ -159,6 +159,7 @@ class Sweep:
         values: Sequence[dict[str, Any]],
         arguments: Sequence[str],
         title: str,
+        *,
         follower: bool = False,
         report: Callable[[Path], Any] | None = None,
     ):

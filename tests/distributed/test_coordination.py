@@ -120,7 +120,7 @@ def test_barrier_waits_for_the_last(party):
     assert min(passed) >= max(times.values())
 
 
-def test_to_part_is_no_failure(party, monkeypatch):
+def test_disconnecting_is_not_a_failure(party, monkeypatch):
     """The leader is the last to leave: the store ends with it."""
     run, left = party(3), []
 
@@ -179,7 +179,7 @@ def test_the_leader_ends_last(party):
     assert "process 1" in run.failed(0) and "process 1" in run.failed(2)
 
 
-def test_end_that_only_one_comes_to(party):
+def test_a_missing_process_at_the_end_is_an_error(party):
     with pytest.raises(
         RuntimeError, match="process 0 of this run has not reached 'end of the run' within 0.1 s"
     ):
@@ -194,7 +194,7 @@ def test_different_programs_are_an_error(party):
     ) and "process 1 at 'here', but that process is at 'there'" in str(found[0])
 
 
-def test_what_jax_keeps_private_is_still_there():
+def test_the_private_api_of_jax_exists():
     """What has gone is named; other tests would hang or end in pages of C++."""
     state = type(jax_internals.coordination())
     missing = [

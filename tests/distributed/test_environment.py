@@ -40,7 +40,7 @@ def test_own_variables_come_first():
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_half_of_the_variables_is_an_error(name):
+def test_incomplete_variables_are_an_error(name):
     with pytest.raises(ValueError, match=f"not {name}.*local.sh"):
         from_environment({k: v for k, v in OWN.items() if k != name})
 
@@ -55,7 +55,7 @@ def test_half_of_the_variables_is_an_error(name):
         ({"MLIP_JAX_PROCESS_ID": "-1"}, "integer of at least 0"),
     ],
 )
-def test_variables_that_make_no_sense(wrong, message):
+def test_invalid_variables_are_errors(wrong, message):
     with pytest.raises(ValueError, match=message):
         from_environment(OWN | wrong)
 
@@ -107,7 +107,7 @@ def test_slurm_gpus(more, devices):
     assert from_environment(STEP | more).local_device_ids == devices
 
 
-def test_slurm_gpus_that_cannot_be_dealt_out():
+def test_slurm_gpus_that_cannot_be_distributed_are_an_error():
     with pytest.raises(ValueError, match="3 GPUs.*2 tasks"):
         from_environment(STEP | {"CUDA_VISIBLE_DEVICES": "0,1,2"})
 
@@ -150,6 +150,6 @@ def test_hostlist_of_racks():
 
 
 @pytest.mark.parametrize("text", ["", "a,,b", "a[1", "a]1", "a[]", "a[3-1]", "a[x]", "a b"])
-def test_not_a_hostlist(text):
+def test_invalid_hostlists_are_errors(text):
     with pytest.raises(ValueError, match=r"expected e.g."):
         expand_hostlist(text)

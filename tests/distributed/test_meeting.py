@@ -28,14 +28,14 @@ def started(monkeypatch):
     come.set()
 
 
-def test_processes_that_do_not_come(started):
+def test_missing_processes_are_an_error(started):
     with pytest.raises(RuntimeError, match="within 0.3 s.*that their number is 4,.*firewall"):
         meet(Environment(f"localhost:{free_port()}", 4, 0), 0.3)
     (options,) = started[0]
     assert options["initialization_timeout"] > 30  # JAX would abort this process
 
 
-def test_only_this_machine_reaches_a_run_on_it(started):
+def test_a_local_run_accepts_only_local_connections(started):
     started[1].set()
     for host, bound in (("localhost", True), (socket.gethostname(), False)):
         coordinator = f"{host}:{free_port()}"
@@ -50,7 +50,7 @@ def test_only_this_machine_reaches_a_run_on_it(started):
         ) == (coordinator, 2, 0, [1, 2])
 
 
-def test_error_of_jax_says_what_to_check(started, monkeypatch):
+def test_an_error_of_jax_lists_what_to_check(started, monkeypatch):
     def fail(**options):
         raise RuntimeError("must be called before any JAX calls")
 
@@ -61,7 +61,7 @@ def test_error_of_jax_says_what_to_check(started, monkeypatch):
         meet(Environment(), 5)
 
 
-def test_port_in_use(started):
+def test_a_port_in_use_is_an_error(started):
     with socket.create_server(("127.0.0.1", 0)) as server:
         with pytest.raises(RuntimeError, match="cannot listen.*MLIP_JAX_COORDINATOR"):
             meet(Environment(f"localhost:{server.getsockname()[1]}", 2, 0), 2)

@@ -108,7 +108,7 @@ def test_ignored_signals_stay_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_output_is_shown_and_kept(tmp_path, capsys):
+def test_output_is_printed_and_logged(tmp_path, capsys):
     command = ["sh", "-c", "echo 'one ä'; echo two >&2; exit 3"]
     for _ in range(2):
         with SignalForwarder() as signals:

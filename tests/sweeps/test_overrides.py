@@ -49,7 +49,7 @@ def typed(value):
 
 @settings(deadline=None, max_examples=50)
 @given(st.dictionaries(st.text(), literals, max_size=3))
-def test_overrides_come_through_text(overrides):
+def test_overrides_survive_conversion_to_text(overrides):
     text = to_text(overrides)
     assert text.isascii() and "\n" not in text and "\0" not in text
     assert typed(parse(text)) == typed(overrides)
@@ -57,7 +57,7 @@ def test_overrides_come_through_text(overrides):
 
 @settings(deadline=None, max_examples=30)
 @given(fields)
-def test_overrides_of_a_config_come_through_text(overrides):
+def test_overrides_of_a_config_survive_conversion_to_text(overrides):
     config = defaults.train_defaults()
     there = override(config, parse(to_text(overrides)))
     for path, value in overrides.items():
@@ -89,12 +89,12 @@ def test_overrides_with_former_names_set_the_new_fields(caplog):
 @pytest.mark.parametrize(
     "text", ["[1]", "{1: 2}", "{'seed': open('x')}", "{'seed': 1", "{'seed': infinity}", ""]
 )
-def test_text_that_is_no_dictionary(text):
+def test_text_that_is_not_a_dictionary_is_an_error(text):
     with pytest.raises(ConfigError, match="dictionary"):
         parse(text)
 
 
-def test_numpy_numbers_become_numbers_and_others_are_refused():
+def test_numpy_numbers_become_numbers_and_other_types_are_errors():
     assert typed(parse(to_text({"a": np.float32(0.5), "b": (np.int64(3),)}))) == typed(
         {"a": 0.5, "b": (3,)}
     )
@@ -131,12 +131,12 @@ def test_fields_that_refer_to_others_follow():
         ({"train.batch_size": None}, "'train.batch_size' must have a value, received None"),
     ],
 )
-def test_wrong_fields(overrides, message):
+def test_invalid_fields_are_errors(overrides, message):
     with pytest.raises(ConfigError, match=message):
         override(defaults.train_defaults(), overrides)
 
 
-def test_not_a_number_is_no_difference():
+def test_nan_equals_nan():
     """data.charge=nan, which takes any charge, must not keep a run from going on."""
     assert configs.differences({"charge": float("nan")}, {"charge": float("nan")}) == []
     assert configs.differences({"charge": float("nan")}, {"charge": 0.0}) == ["charge: nan -> 0.0"]

@@ -125,7 +125,7 @@ def test_a_failure_does_not_stop_the_others(start, tmp_path, capsys):
     assert starts(tmp_path / "run") == "121" and states(tmp_path / "run") == ["done"] * 3
 
 
-def test_a_variant_that_wants_to_be_started_again_stops_the_sweep(start, tmp_path):
+def test_a_variant_that_requests_a_restart_stops_the_sweep(start, tmp_path):
     do(tmp_path / "run/b", "exit 75")
     assert start() == 75
     assert starts(tmp_path / "run") == "110" and states(tmp_path / "run") == [
@@ -164,7 +164,7 @@ def test_one_variant_by_its_number(start, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("index", ["3", "-1", "a", "1.0", ""])
-def test_number_that_does_not_exist(start, index):
+def test_an_unknown_number_is_an_error(start, index):
     with pytest.raises(ConfigError, match="numbered from 0 to 2, received"):
         start(index=index)
 
@@ -186,7 +186,7 @@ def test_collect_writes_only_the_table(start, tmp_path):
     )
 
 
-def test_a_variant_that_is_done_with_another_config_is_not_done(start, tmp_path):
+def test_a_variant_done_with_another_config_is_not_done(start, tmp_path):
     assert start() == 0
     assert start(change={"data": {"min_atoms": 2}}, collect_only=True) == 0
     assert states(tmp_path / "run") == ["waiting"] * 3
@@ -195,7 +195,7 @@ def test_a_variant_that_is_done_with_another_config_is_not_done(start, tmp_path)
     assert starts(tmp_path / "run") == "222"
 
 
-def test_a_variant_without_results_leaves_its_folder_to_the_corrected_one(start, tmp_path):
+def test_a_variant_without_results_releases_its_folder(start, tmp_path):
     do(tmp_path / "run/a", "rm $workdir/starts $workdir/do; exit 1")
     do(tmp_path / "run/b", "exit 1")
     for name in "ab":
@@ -267,7 +267,7 @@ def test_a_sweep_that_was_killed_is_not_running(start, tmp_path):
     assert start(collect_only=True) == 0 and states(tmp_path / "run")[1] == "running"
 
 
-def test_the_folder_of_a_run_is_refused(start, tmp_path):
+def test_the_workdir_of_a_run_is_an_error(start, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text("{}")
     with pytest.raises(WorkdirError, match="the workdir of a single run"):
@@ -311,7 +311,7 @@ def test_a_variant_that_needs_a_failed_one_fails(start, tmp_path, caplog):
     assert start(DEPENDENT) == 0 and starts(tmp_path / "run") == "211"
 
 
-def test_a_single_variant_does_not_wait_for_what_it_needs(start, tmp_path, caplog):
+def test_a_single_variant_does_not_wait_for_required_variants(start, tmp_path, caplog):
     assert start(DEPENDENT, index="0") == 1 and "b: requires a first" in caplog.text
     assert start(DEPENDENT, index="1") == 0 and start(DEPENDENT, index="0") == 0
 

@@ -85,7 +85,7 @@ def finished(tmp_path_factory):
     return workdir, output
 
 
-def test_says_what_was_done(finished):
+def test_the_log_summarizes_the_conversion(finished):
     workdir, output = finished
     assert "90 structures of 15 molecules (GFN2-xTB" in output
     assert "skipped by the reader: none; removed by filters: {'charge': 12}" in output
@@ -94,7 +94,7 @@ def test_says_what_was_done(finished):
     assert "Traceback" not in output and str(workdir) in output
 
 
-def test_leaves_a_store_with_its_checks(finished):
+def test_the_workdir_is_a_store_with_checks(finished):
     workdir, _ = finished
     store = Store(workdir)
     store.verify()
@@ -124,7 +124,7 @@ def test_other_number_of_processes_is_accepted(finished):
     assert times(workdir) == before and "records" not in output
 
 
-def test_other_filters_are_refused_with_the_difference(finished):
+def test_other_filters_are_an_error_with_the_difference(finished):
     workdir, _ = finished
     code, output = command(workdir, data__charge=0.0, store__atoms_per_shard=100, data__max_atoms=9)
     assert code != 0 and "data.max_atoms: None -> 9" in output and "Traceback" not in output
@@ -139,7 +139,7 @@ def test_other_filters_are_refused_with_the_difference(finished):
     assert is_store(workdir)
 
 
-def test_file_that_is_cut_is_one_message(tmp_path):
+def test_a_truncated_file_is_an_error_with_one_message(tmp_path):
     cut = tmp_path / "cut.hdf5"
     cut.write_bytes(DATA.read_bytes()[:40_000])
     code, output = command(tmp_path / "store", data__path=cut, data__reader="spice")
@@ -147,7 +147,7 @@ def test_file_that_is_cut_is_one_message(tmp_path):
     assert "cut.hdf5: cannot be opened as HDF5 (40000 bytes" in output and "download" in output
 
 
-def test_refused_data_and_the_way_out(tmp_path):
+def test_rejected_data_can_be_converted_with_a_flag(tmp_path):
     """The command that the message gives works in the same workdir."""
     source = edited(tmp_path / "wrong.hdf5", gradients_negated)
     code, output = command(tmp_path / "store", data__path=source)
@@ -198,13 +198,13 @@ def test_refused_data_and_the_way_out(tmp_path):
         ),
     ],
 )
-def test_settings_that_cannot_be_followed(tmp_path, changes, error, words):
+def test_invalid_settings_are_errors(tmp_path, changes, error, words):
     with pytest.raises(error, match=words):
         run(tmp_path / "store", **changes)
     assert not is_store(tmp_path / "store")
 
 
-def test_skipped_and_filtered_are_told_apart(tmp_path, caplog):
+def test_skipped_and_filtered_structures_are_counted_separately(tmp_path, caplog):
     def lost(group):
         if len(group["atomic_numbers"]) == 6:
             group["conformations"][0, 0] = np.nan

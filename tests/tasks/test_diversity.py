@@ -72,7 +72,7 @@ def test_published_grids(module, first, last):
     assert (c.optimizer.learning_rate, c.optimizer.learning_rate_end) == (1e-4, 1e-8)
 
 
-def test_one_number_scales_them():
+def test_one_number_scales_the_grids():
     variants = load(
         f"{diversity_n_fixed.__file__}:scale=0.08,grid=2,model=painn",
         diversity_n_fixed.get_config("scale=0.08,grid=2,model=painn"),
@@ -119,7 +119,7 @@ def test_one_number_scales_them():
 
 
 @pytest.mark.slow
-def test_from_the_sweep_to_the_report(tmp_path):
+def test_a_study_from_the_sweep_to_the_report(tmp_path):
     """Two variants of two seeds; what is complete is not done again; the four metrics are of the right structures.
 
     A further one is trained on forces.

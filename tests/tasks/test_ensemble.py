@@ -66,7 +66,7 @@ def run(folder, members, **changes):
     return ensemble.run(c, out), out
 
 
-def test_expected_errors_agree_with_those_found(folder):
+def test_expected_errors_agree_with_actual_errors(folder):
     page, out = run(folder, ("m0", "m1"))
     found = json.loads((out / "ensemble.json").read_text())
     data = RunData.load(folder / "m0")
@@ -97,7 +97,7 @@ def test_expected_errors_agree_with_those_found(folder):
     assert Calibration.load(out).energy.factor == found["energy"]["factor"]
 
 
-def test_what_members_were_trained_on_is_left_out(folder):
+def test_training_structures_of_members_are_excluded(folder):
     _, out = run(folder, ("m0", "m2"))
     parts = {m: RunData.load(folder / m) for m in ("m0", "m2")}
     molecule = np.asarray(parts["m0"].store.index("molecule"))
@@ -117,7 +117,7 @@ def test_what_members_were_trained_on_is_left_out(folder):
         ensemble_calibration.held_out(paths, members, "nothing", 3)
 
 
-def test_a_member_whose_data_are_gone(folder):
+def test_a_member_without_its_data(folder):
     shutil.copytree(folder / "m1/best", folder / "moved/best")
     members = [Potential.load(folder / m) for m in ("m0", "moved")]
     _, chosen, notes = ensemble_calibration.held_out(

@@ -176,7 +176,7 @@ def rows(workdir):
         return {(r["force_field"], r["molecule"]): r for r in csv.DictReader(file)}
 
 
-def test_what_is_told_of_molecules_whose_end_is_known(trained, tmp_path, monkeypatch):
+def test_the_report_of_relaxations_with_known_outcomes(trained, tmp_path, monkeypatch):
     report = evaluate(tmp_path / "run", trained)
     found = rows(report.parent)
     assert {name for _, name in found} == set(TEST) == set(Relaxer.asked)
@@ -227,7 +227,7 @@ def test_what_is_told_of_molecules_whose_end_is_known(trained, tmp_path, monkeyp
     )
 
 
-def test_a_stopped_run_goes_on_and_does_nothing_twice(trained, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_without_repetition(trained, tmp_path, monkeypatch):
     Relaxer.stop_after = 2
     with pytest.raises(KeyboardInterrupt):
         evaluate(tmp_path / "run", trained)
@@ -288,7 +288,7 @@ def test_several_force_fields_share_the_oracle(trained, tmp_path):
     assert "second was trained on GFN2-xTB labels, but the oracle is GFN1-xTB" in report.read_text()
 
 
-def test_molecules_that_were_trained_on_are_left_out(trained, tmp_path):
+def test_training_molecules_are_excluded(trained, tmp_path):
     smiles = tmp_path / "mine.smi"
     smiles.write_text(
         "C1CO1 oxirane\nNCC(=O)O glycine\nCC(=O)[O-] acetate\nCS thiol\nCO methanol\n"
@@ -319,7 +319,7 @@ def test_molecules_that_were_trained_on_are_left_out(trained, tmp_path):
         evaluate(tmp_path / "none", trained, data__path=str(smiles))
 
 
-def test_a_force_field_of_unknown_data_is_told_of(trained, tmp_path):
+def test_a_force_field_with_unknown_data_is_reported(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "moved")
     (tmp_path / "moved" / "splits.npz").unlink()
     smiles = tmp_path / "mine.smi"
@@ -352,7 +352,7 @@ def test_a_reference_geometry_of_the_data(trained, tmp_path):
     "text, message",
     [(None, "give the workdir"), ("a=x,a=y", "different names"), ("a=", "different names")],
 )
-def test_force_fields_that_are_none(text, message):
+def test_invalid_lists_of_force_fields_are_errors(text, message):
     with pytest.raises(ConfigError, match=message):
         force2geo_eval.force_fields(text)
 

@@ -130,7 +130,7 @@ def test_the_table_has_the_columns_of_the_papers(looked):
     )
 
 
-def test_numbers_are_those_of_numpy(looked, structures):
+def test_numbers_equal_those_computed_with_numpy(looked, structures):
     told = json.loads((looked[0] / "dataset.json").read_text())
     sizes = [len(s) for s in structures]
     molecules, conformers = np.unique([s.molecule for s in structures], return_counts=True)
@@ -170,7 +170,7 @@ def test_numbers_are_those_of_numpy(looked, structures):
     assert told["counts"]["read from the source"] == 102 and told["problems"] == []
 
 
-def test_energies_less_the_least_squares_of_elements(looked, structures):
+def test_energies_minus_reference_energies(looked, structures):
     told = json.loads((looked[0] / "dataset.json").read_text())
     present = sorted({z for s in structures for z in s.numbers.tolist()})
     counts = np.array([[(s.numbers == z).sum() for z in present] for s in structures], float)
@@ -193,7 +193,7 @@ def test_further_labels(looked, structures):
     )
 
 
-def test_the_figure_is_a_picture(looked):
+def test_the_figure_is_an_image(looked):
     picture = image.imread(looked[0] / "dataset.png")
     assert picture.ndim == 3 and min(picture.shape[:2]) > 500 and picture[..., :3].std() > 0.05
 
@@ -211,7 +211,7 @@ def test_filters_apply_and_are_counted(tmp_path, structures):
     assert summary.n_atoms.known == len(kept) and summary.force.known == sum(len(s) for s in kept)
 
 
-def test_a_file_with_flipped_gradients_is_described_and_the_problem_said(tmp_path):
+def test_flipped_gradients_are_reported(tmp_path):
     path = tmp_path / "flipped.hdf5"
     shutil.copy(DATA, path)
     with h5py.File(path, "a") as file:
@@ -325,7 +325,7 @@ def test_conformers_of_geom(tmp_path):
     check_report(tmp_path / "report", summary)
 
 
-def test_frames_of_ase_with_a_crystal_among_them(tmp_path):
+def test_ase_frames_including_a_crystal(tmp_path):
     summary = summary_of(sample("ase", tmp_path / "ase"), tmp_path / "data")
     assert summary.num_structures == 4 and summary.labels == {"energy": 0.75, "forces": 1.0}
     assert summary.charges == {0.0: 3, 1.0: 1} and {"Na", "Cl"} < set(summary.elements)

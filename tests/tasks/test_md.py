@@ -94,7 +94,7 @@ def test_results(world, tmp_path):
     )
 
 
-def test_both_forms_hold_the_same(world, tmp_path):
+def test_both_trajectory_formats_contain_the_same_frames(world, tmp_path):
     report = world("hdf5", trajectory_format="hdf5", drawn=True)
     world("text")
     assert (
@@ -116,7 +116,7 @@ def test_both_forms_hold_the_same(world, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["extxyz", "hdf5"])
-def test_a_stopped_run_writes_the_same(world, tmp_path, monkeypatch, form):
+def test_a_stopped_run_writes_the_same_output(world, tmp_path, monkeypatch, form):
     world = functools.partial(world, trajectory_format=form)
     world("whole")
     write_files, calls = DynamicsOutputs.write, []
@@ -141,7 +141,7 @@ def test_a_stopped_run_writes_the_same(world, tmp_path, monkeypatch, form):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["extxyz", "hdf5"])
-def test_a_killed_run_writes_the_same(tmp_path, form):
+def test_a_killed_run_writes_the_same_output(tmp_path, form):
     path = tmp_path / "clusters.xyz"
     write(path, [cluster(0), cluster(1)[:9]])
 
@@ -184,7 +184,7 @@ def test_a_killed_run_writes_the_same(tmp_path, form):
     assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
 
 
-def test_what_was_begun_otherwise_is_refused(world, tmp_path):
+def test_other_settings_than_those_of_the_run_are_errors(world, tmp_path):
     world(num_steps=4)
     with pytest.raises(WorkdirError, match="temperature: 60.0 -> 70.0"):
         world(num_steps=4, temperature=70.0)
@@ -201,7 +201,7 @@ def test_what_was_begun_otherwise_is_refused(world, tmp_path):
         world(num_steps=8)
 
 
-def test_a_trajectory_that_has_lost_something_is_told(world, tmp_path):
+def test_a_truncated_trajectory_is_an_error(world, tmp_path):
     world(num_steps=20, trajectory_format="hdf5")
     path = tmp_path / "run/trajectories/2.h5"
     h5md.cut(path, 1)
@@ -212,7 +212,7 @@ def test_a_trajectory_that_has_lost_something_is_told(world, tmp_path):
         world(trajectory_format="hdf5")
 
 
-def test_bad_input_is_told(world, tmp_path):
+def test_invalid_input_is_an_error(world, tmp_path):
     for changes, error, words in [
         ({"num_steps": 0}, ConfigError, "num_steps must be at least 1"),
         ({"input": ""}, ConfigError, "input is required"),

@@ -45,7 +45,7 @@ def dimers(folder, *others):
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on(tmp_path, monkeypatch, springs):
+def test_a_killed_search_resumes(tmp_path, monkeypatch, springs):
     path = dimers(tmp_path, molecule("CH4"))
     search, calls = minima.find_minima, []
 
@@ -76,7 +76,7 @@ def test_a_killed_search_goes_on(tmp_path, monkeypatch, springs):
     assert "Energies of the minima" in page and "trained on C" in page and page.count("<img") == 1
 
 
-def test_beside_the_reference_method(tmp_path, springs):
+def test_comparison_with_the_reference_method(tmp_path, springs):
     config = options(dimers(tmp_path), num_reference_minima=2)
     page = minima.run(config, tmp_path / "run").read_text()
     assert "Beside the reference method" in page
@@ -106,12 +106,12 @@ def test_beside_the_reference_method(tmp_path, springs):
         ({"num_reference_minima": 1, "oracle__method": "GFN3"}, "unknown oracle.method 'GFN3'"),
     ],
 )
-def test_bad_settings_are_told(tmp_path, changes, message):
+def test_invalid_settings_are_errors(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         minima.run(options(dimers(tmp_path), **changes), tmp_path / "run")
 
 
-def test_a_file_of_which_nothing_can_be_searched(tmp_path, springs):
+def test_a_file_without_usable_molecules_is_an_error(tmp_path, springs):
     path = tmp_path / "methane.xyz"
     write(path, molecule("CH4"))
     with pytest.raises(

@@ -37,7 +37,7 @@ def run(folder, name, **changes):
         return list(csv.DictReader(file))
 
 
-def test_a_line_for_each_molecule(folder):
+def test_one_row_per_molecule(folder):
     rows = run(folder, "one", batch_size=2)
     assert [row["status"] for row in rows] == ["predicted"] * 2 + [
         "failed",
@@ -70,7 +70,7 @@ def test_an_ensemble_has_a_mean_and_a_spread(folder):
     assert "gap_std" not in alone[0][0]
 
 
-def test_more_molecules_go_on_and_none_is_done_twice(folder, monkeypatch):
+def test_a_rerun_predicts_only_new_molecules(folder, monkeypatch):
     counted, real = [], predict.Ensemble.predict
     monkeypatch.setattr(
         predict.Ensemble,
@@ -104,7 +104,7 @@ def test_molecules_are_relaxed_first(folder):
     assert plain[0]["gap"] != relaxed[0]["gap"]
 
 
-def test_what_cannot_be_meant(folder):
+def test_invalid_configs_are_errors(folder):
     for changes, message in (
         ({"predictor": ""}, "predictor is required"),
         ({"input": ""}, "input is required"),

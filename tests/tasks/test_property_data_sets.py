@@ -25,7 +25,7 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_a_predictor_of_each(name, tmp_path):
+def test_a_predictor_for_each_data_set(name, tmp_path):
     reader, targets, changes, options = CASES[name]
     path, own = importlib.import_module(f"tests.datasets.readers.samples.{reader}").make(tmp_path)
     c = config(

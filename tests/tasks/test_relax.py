@@ -187,7 +187,7 @@ def test_results(world, tmp_path):
     )
 
 
-def test_a_second_run_does_nothing_and_says_the_same(world, tmp_path):
+def test_a_second_run_changes_nothing(world, tmp_path):
     world(Counting())
     before = outputs(tmp_path / "run")
     again = Counting()
@@ -196,7 +196,7 @@ def test_a_second_run_does_nothing_and_says_the_same(world, tmp_path):
 
 
 @pytest.mark.parametrize("error", [SystemExit(75), KeyboardInterrupt(), MemoryError()])
-def test_no_molecule_twice_and_the_same_results_after_any_number_of_ends(world, tmp_path, error):
+def test_interrupted_runs_relax_each_molecule_once_with_the_same_results(world, tmp_path, error):
     world(Counting(frames=True), "whole", trajectory_every=1)
     starts = []
     while True:
@@ -212,7 +212,7 @@ def test_no_molecule_twice_and_the_same_results_after_any_number_of_ends(world, 
     assert outputs(tmp_path / "run") == outputs(tmp_path / "whole")
 
 
-def test_results_that_were_cut_off_are_made_anew(world, tmp_path):
+def test_truncated_results_are_recomputed(world, tmp_path):
     world(Counting(), "whole")
     world(Counting())
     lines = (tmp_path / "run/parts/part-0.csv").read_bytes().splitlines(keepends=True)
@@ -223,7 +223,7 @@ def test_results_that_were_cut_off_are_made_anew(world, tmp_path):
     assert 1 <= len(again.seen) <= 3 and outputs(tmp_path / "run") == outputs(tmp_path / "whole")
 
 
-def test_several_processes_share_and_any_number_goes_on(world, tmp_path, monkeypatch):
+def test_processes_share_the_work_and_any_number_resumes(world, tmp_path, monkeypatch):
     """Three processes, of which two come to an end; then two, then one."""
     world(Counting(), "whole")
     seen = []
@@ -261,7 +261,7 @@ def test_conformers(world, tmp_path):
     assert np.abs(a.positions - b.positions).max() > 1e-3 and a.info["smiles"] == b.info["smiles"]
 
 
-def test_first_some_then_all(world, tmp_path):
+def test_a_limit_can_be_raised(world, tmp_path):
     world(Counting(), "whole")
     some = Counting()
     world(some, limit=3)
@@ -286,7 +286,7 @@ def test_formats(world, tmp_path):
     assert set(outputs(tmp_path / "bonds")) == {"results.csv", "relaxed.xyz"}
 
 
-def test_nothing_that_can_be_relaxed(world, tmp_path):
+def test_a_file_without_usable_molecules(world, tmp_path):
     path = tmp_path / "bad.smi"
     path.write_text("C1CC\nX\n")
     report = world(Counting(), input=path, drawn=True)
@@ -294,7 +294,7 @@ def test_nothing_that_can_be_relaxed(world, tmp_path):
     assert [r["status"] for r in rows(tmp_path / "run")] == ["failed"] * 2
 
 
-def test_bad_input_beside_good(world, tmp_path):
+def test_invalid_molecules_among_valid_ones(world, tmp_path):
     """What cannot be read fails with its place, what can goes to the relaxation, which judges overlaps and elements."""
     path = tmp_path / "mixed.xyz"
     path.write_text(
@@ -328,7 +328,7 @@ def test_bad_input_beside_good(world, tmp_path):
         ({"no_such": 1}, "no_such"),
     ],
 )
-def test_bad_configs(world, tmp_path, changes, words):
+def test_invalid_configs_are_errors(world, tmp_path, changes, words):
     config = relax_defaults()
     config.unlock()
     for name, value in ({"input": "x.smi", "force_field": "tiny"} | changes).items():
@@ -347,7 +347,7 @@ def test_bad_configs(world, tmp_path, changes, words):
         ("missing.smi", "no such file"),
     ],
 )
-def test_files_without_molecules_leave_the_folder_to_the_right_ones(world, tmp_path, name, words):
+def test_files_without_molecules_release_the_workdir(world, tmp_path, name, words):
     path = tmp_path / name
     if "missing" not in name:
         path.write_text("")
@@ -357,7 +357,7 @@ def test_files_without_molecules_leave_the_folder_to_the_right_ones(world, tmp_p
     assert len(rows(tmp_path / "run")) == 12
 
 
-def test_other_molecules_force_fields_and_settings_are_refused(world, tmp_path):
+def test_other_molecules_force_fields_and_settings_are_errors(world, tmp_path):
     world(Counting(), limit=2)
     with pytest.raises(WorkdirError, match="fmax: 0.05 -> 0.01"):
         world(Counting(), fmax=0.01)
@@ -376,7 +376,7 @@ def test_other_molecules_force_fields_and_settings_are_refused(world, tmp_path):
         world(Counting(), force_field="other")
 
 
-def test_error_of_the_relaxation_comes_out_and_leaves_what_was_done(world, tmp_path):
+def test_an_error_of_the_relaxation_is_raised_and_keeps_finished_results(world, tmp_path):
     with pytest.raises(ValueError, match="device"):
         world(Counting(stop_after=4, error=ValueError("the device is gone")))
     assert len(journal.finished(tmp_path / "run/parts", relax.LAYOUT)) >= 4
@@ -385,7 +385,7 @@ def test_error_of_the_relaxation_comes_out_and_leaves_what_was_done(world, tmp_p
     assert len(rest.seen) == 6
 
 
-def test_full_disk(world, tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error(world, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -398,7 +398,7 @@ def test_full_disk(world, tmp_path, monkeypatch):
     assert len(rows(tmp_path / "run")) == 12
 
 
-def test_molecules_that_the_relaxation_loses_are_an_error(world):
+def test_molecules_without_a_result_are_an_error(world):
     class Losing(Counting):
         def stream(self, molecules):
             yield from itertools.islice(super().stream(molecules), 3)
@@ -418,13 +418,13 @@ def test_force_fields_by_name(tmp_path, monkeypatch):
         relax.load_force_field(str(tmp_path / "missing:x"))
 
 
-def test_force_fields_are_told_apart():
+def test_force_fields_have_different_digests():
     a, b = random_potential("tiny", 0), random_potential("tiny", 1)
     assert a.digest() == dataclasses.replace(a).digest() != b.digest()
     assert dataclasses.replace(a, energy_scale=2.0).digest() != a.digest()
 
 
-def test_sigterm_in_the_midst(world, tmp_path):
+def test_sigterm_during_the_relaxation(world, tmp_path):
     """As in a run: the signal becomes SystemExit, wherever the program is."""
 
     class Terminated(Counting):
@@ -443,7 +443,7 @@ def test_sigterm_in_the_midst(world, tmp_path):
     ]
 
 
-def test_what_lies_outside_of_the_domain_is_told(world, tmp_path, monkeypatch):
+def test_molecules_outside_the_domain_are_reported(world, tmp_path, monkeypatch):
     """As the calculator tells it of the relaxed geometries; nothing of those that there are none of."""
     world(Counting(), "unknown", drawn=True)
     assert json.loads((tmp_path / "unknown/metrics.json").read_text())["outside_domain"] is None
@@ -473,7 +473,7 @@ def test_what_lies_outside_of_the_domain_is_told(world, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run/metrics.json").read_text())["outside_domain"] == outside
 
 
-def test_parts_are_not_taken_for_outputs(world, tmp_path):
+def test_part_files_are_not_outputs(world, tmp_path):
     world(Counting(), drawn=True)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         ".lock",

@@ -202,7 +202,7 @@ def test_killed_stopped_and_finished_by_two_processes(
 
 
 @pytest.mark.slow
-def test_two_processes_of_which_one_is_killed(tmp_path, force_field, molecules, undisturbed):
+def test_two_processes_end_if_one_is_killed(tmp_path, force_field, molecules, undisturbed):
     workdir = tmp_path / "run"
     process = start(workdir, force_field, molecules, processes=2)
     wait_for(lambda: len(recorded(workdir)) > 2, process)
@@ -244,7 +244,7 @@ def test_smiles_to_sdf(tmp_path, force_field):
     )  # the same SMILES
 
 
-def test_errors_are_one_message(tmp_path, force_field, molecules):
+def test_errors_are_a_single_message(tmp_path, force_field, molecules):
     (tmp_path / "empty.smi").write_text("# nothing\n")
     for inputs, changes, words in (
         ((force_field, tmp_path / "empty.smi"), {}, "empty.smi: contains no molecules"),

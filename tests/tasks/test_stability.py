@@ -30,7 +30,7 @@ def options(path, **changes):
     return config
 
 
-def test_hot_molecules_break_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
+def test_hot_molecules_break_and_a_stopped_run_resumes(tmp_path, monkeypatch):
     path = tmp_path / "dimers.xyz"
     write(path, [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), Atoms("H2", [[0, 0, 0], [0, 0, 0.7]])])
     monkeypatch.setattr(
@@ -71,7 +71,7 @@ def test_hot_molecules_break_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
     assert table == (tmp_path / "whole/stability.csv").read_text()
 
 
-def test_beside_the_reference_method(tmp_path, monkeypatch):
+def test_comparison_with_the_reference_method(tmp_path, monkeypatch):
     path = tmp_path / "dimers.xyz"
     write(path, [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), Atoms("Ar2", [[0, 0, 0], [0, 0, 0.75]])])
     monkeypatch.setattr(
@@ -109,7 +109,7 @@ def test_beside_the_reference_method(tmp_path, monkeypatch):
     assert made.stat().st_mtime_ns == before
 
 
-def test_bad_settings_are_told(tmp_path):
+def test_invalid_settings_are_errors(tmp_path):
     for changes, words in [
         ({"force_field": ""}, "force_field is required"),
         ({"picoseconds": 0.0}, "picoseconds"),

@@ -85,7 +85,7 @@ def arrays(workdir):
     return restored.arrays
 
 
-def test_a_store_trains_as_the_file_does(trained):
+def test_training_on_a_store_equals_training_on_the_file(trained):
     scores = [
         json.loads((trained / name / "metrics.json").read_text())
         for name in ("of_file", "of_store")
@@ -108,7 +108,7 @@ def test_a_given_store_is_not_converted_again(trained):
     assert len(stores) == 1 and stores[0].name.startswith("gfn2_small-"), "that of the file alone"
 
 
-def test_a_run_whose_store_changed_underneath_is_refused(trained, tmp_path):
+def test_a_changed_store_is_an_error(trained, tmp_path):
     """The folder of the store has other molecules now, so that the split is another one."""
     changed = tmp_path / "changed.hdf5"
     shutil.copy(DATA, changed)

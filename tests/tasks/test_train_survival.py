@@ -66,7 +66,7 @@ def assert_same_parameters(workdir, expected):
         *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1)),
     ],
 )
-def test_a_signal_saves_and_asks_to_be_started_again(undisturbed, tmp_path, number):
+def test_a_signal_saves_a_checkpoint_and_requests_a_restart(undisturbed, tmp_path, number):
     workdir = tmp_path / "run"
     code, output = stop_at(workdir, 30, number, **LONG)
     step = stopped_step(output)
@@ -78,7 +78,7 @@ def test_a_signal_saves_and_asks_to_be_started_again(undisturbed, tmp_path, numb
 
 
 @pytest.mark.slow
-def test_the_second_interrupt_ends_the_run_at_once(tmp_path):
+def test_a_second_interrupt_ends_the_run_immediately(tmp_path):
     # many updates in a call: the run could not stop by itself between the two signals
     fields = LONG | {
         "train__num_steps": 100_000,
@@ -112,7 +112,7 @@ def test_the_second_interrupt_ends_the_run_at_once(tmp_path):
     assert newest(workdir) is None
 
 
-def test_an_interrupt_before_the_first_step_asks_to_be_started_again(tmp_path):
+def test_an_interrupt_before_the_first_step_requests_a_restart(tmp_path):
     log = tmp_path / "log"
     with open(log, "w") as file:
         process = subprocess.Popen(
@@ -130,7 +130,7 @@ def test_an_interrupt_before_the_first_step_asks_to_be_started_again(tmp_path):
     assert "Traceback" not in log.read_text() and newest(tmp_path / "run") is None
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(undisturbed, tmp_path):
+def test_a_corrupted_checkpoint_falls_back_to_the_previous_one(undisturbed, tmp_path):
     workdir = tmp_path / "run"
     code, _ = stop_at(workdir, 90, signal.SIGKILL, **LONG)
     assert code == -signal.SIGKILL
@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(undisturbed, tmp_path)
 
 
 @pytest.mark.slow
-def test_full_disk_in_mid_run(undisturbed, tmp_path):
+def test_a_full_disk_during_a_run(undisturbed, tmp_path):
     """A file-size limit stands for the full disk."""
     workdir = tmp_path / "run"
     code, _ = stop_at(workdir, 30, **LONG)
@@ -176,7 +176,7 @@ def test_full_disk_in_mid_run(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_folder_that_cannot_be_written_in_mid_run(undisturbed, tmp_path):
+def test_a_folder_that_becomes_unwritable_during_a_run(undisturbed, tmp_path):
     workdir = tmp_path / "run"
     process = start(workdir, **LONG)
     wait_for_step(workdir, 30, process)
@@ -194,7 +194,7 @@ def test_a_folder_that_cannot_be_written_in_mid_run(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-def test_data_that_vanish_in_mid_run(undisturbed, tmp_path):
+def test_data_that_disappear_during_a_run(undisturbed, tmp_path):
     workdir, long = tmp_path / "run", LONG | {"data__directory": tmp_path / "data"}
     process = start(workdir, **long)
     wait_for_step(workdir, 30, process)
@@ -257,7 +257,7 @@ def assert_finished(workdir, output, num_steps):
 
 
 @pytest.mark.parametrize("choice", ["skip", pytest.param("rollback", marks=pytest.mark.slow)])
-def test_a_loss_that_is_not_finite(with_absurd_energy, tmp_path, choice):
+def test_a_nonfinite_loss_in_a_whole_run(with_absurd_energy, tmp_path, choice):
     fields, name = with_absurd_energy
     workdir = tmp_path / "run"
     code, output = run(workdir, train__on_nonfinite="stop", **fields)

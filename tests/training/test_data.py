@@ -122,7 +122,7 @@ def shape(budget, num_devices, per_device=1):
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 5])
-def test_every_epoch_holds_every_structure_once_in_another_order(
+def test_every_epoch_contains_every_structure_once_in_a_new_order(
     split, reference, small_windows, num_devices
 ):
     made = batches(split, reference, num_devices)
@@ -144,7 +144,7 @@ def test_every_epoch_holds_every_structure_once_in_another_order(
     assert len(orders) == 3
 
 
-def test_one_window_for_all_is_the_rule_for_small_data(split, reference):
+def test_small_data_have_a_single_window(split, reference):
     made = batches(split, reference, 1)
     assert made._window_size(split, made._num_micro_batches) >= 4096
     (steps,) = epochs_of(made.training(split, seed=0), 1)
@@ -152,7 +152,7 @@ def test_one_window_for_all_is_the_rule_for_small_data(split, reference):
     assert len(steps) < 1.3 * len(split) / 3
 
 
-def test_same_seed_same_batches_another_seed_others(split, reference, small_windows):
+def test_the_seed_determines_the_batches(split, reference, small_windows):
     made = batches(split, reference)
     first, again, other = (epochs_of(made.training(split, seed), 2) for seed in (3, 3, 4))
     for a, b in zip(first, again):
@@ -163,7 +163,7 @@ def test_same_seed_same_batches_another_seed_others(split, reference, small_wind
     assert np.concatenate(members_of(first[1])).tolist() != orders[1]
 
 
-def test_a_batch_holds_the_structures_that_its_group_names(split, reference, store, small_windows):
+def test_a_batch_contains_the_structures_of_its_plan(split, reference, store, small_windows):
     made = batches(split, reference)
     (steps,) = epochs_of(made.training(split, seed=1), 1)
     seen = 0
@@ -208,7 +208,9 @@ def test_a_resumed_stream_gives_the_same_bytes(split, reference, small_windows, 
 
 
 @pytest.mark.parametrize("per_host", [1, 2])
-def test_hosts_together_do_what_one_process_does(split, reference, small_windows, per_host):
+def test_the_batches_of_all_hosts_equal_those_of_one_process(
+    split, reference, small_windows, per_host
+):
     alone = batches(split, reference, 2 * per_host)
     hosts = [batches(split, reference, per_host, num_hosts=2, host=h) for h in range(2)]
     expected = epochs_of(alone.training(split, seed=2), 2)
@@ -228,7 +230,9 @@ def test_hosts_together_do_what_one_process_does(split, reference, small_windows
             assert_identical(joined, whole)
 
 
-def test_in_order_covers_once_and_in_order_but_for_gaps(split, reference, small_windows):
+def test_in_order_yields_every_structure_once_in_order_except_for_gaps(
+    split, reference, small_windows
+):
     made = batches(split, reference)
     with contextlib.closing(made.in_order(split)) as stream:
         steps = list(stream)
@@ -248,7 +252,7 @@ def test_in_order_covers_once_and_in_order_but_for_gaps(split, reference, small_
         assert_same_steps(list(stream), steps)
 
 
-def test_an_empty_part_has_no_batches(split, reference):
+def test_an_empty_split_has_no_batches(split, reference):
     made = batches(split, reference)
     with contextlib.closing(made.in_order(split.subset(np.zeros(0, np.int64)))) as stream:
         assert list(stream) == []
@@ -267,7 +271,7 @@ def test_more_devices_than_structures(split, reference):
             )
 
 
-def test_periodic_structures_among_others_have_batches_of_one_form(tmp_path):
+def test_mixed_periodic_structures_have_batches_of_one_structure(tmp_path):
     (tmp_path / "frames.xyz").write_text(FRAMES)
     store = Store(
         convert(
@@ -299,7 +303,7 @@ def test_periodic_structures_among_others_have_batches_of_one_form(tmp_path):
     assert not found[1][0].any() and np.isnan(found[2][2][0]).all()
 
 
-def test_parts_and_samples(split):
+def test_subsets_and_samples(split):
     part = split.subset(np.array([5, 1, 8]))
     np.testing.assert_array_equal(part.indices, split.indices[[5, 1, 8]])
     for name in ("n_node", "n_edge"):
@@ -337,7 +341,7 @@ def test_columns_are_those_of_the_store(split, store):
     np.testing.assert_array_equal(split.columns(labels_only=True).energy, split.columns().energy)
 
 
-def test_a_structure_that_does_not_fit_is_named(split, reference):
+def test_a_structure_that_does_not_fit_is_an_error(split, reference):
     largest = int(np.argmax(split.sizes.n_node))
     made = batches(split, reference)
     made = Batches(
@@ -350,7 +354,7 @@ def test_a_structure_that_does_not_fit_is_named(split, reference):
         next(stream)
 
 
-def test_a_shard_that_is_lost_while_training_is_an_error_and_no_end(store, reference, tmp_path):
+def test_a_shard_that_disappears_during_training_is_an_error(store, reference, tmp_path):
     sizes = graph_sizes(store.take(np.arange(len(store))), CUTOFF)
     copy = Store(shutil.copytree(store.path, tmp_path / "store"))  # none of its shards is open yet
     split = Split(copy, np.arange(len(copy)), sizes)

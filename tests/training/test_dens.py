@@ -47,7 +47,7 @@ DATA = Columns.from_structures(columns())
 CORRUPTED = BatchNoise(CoordinateNoise(NOISE, CUTOFF, 1), 0.3)
 
 
-def test_a_share_of_the_structures_is_displaced_and_the_others_are_as_they_were():
+def test_a_fraction_of_the_structures_is_displaced_and_the_others_are_unchanged():
     made = CORRUPTED(DATA, np.arange(60), 0)
     moved = np.isfinite(made.atom_properties[DISPLACEMENT]).all((1,)).reshape(60, 3)
     assert (moved.all(1) == moved.any(1)).all() and 8 < moved.all(1).sum() < 30
@@ -62,7 +62,7 @@ def test_a_share_of_the_structures_is_displaced_and_the_others_are_as_they_were(
     np.testing.assert_array_equal(CORRUPTED(DATA, np.arange(60), 0).positions, made.positions)
 
 
-def test_structures_without_all_forces_stay():
+def test_structures_with_unknown_forces_are_not_displaced():
     unknown = Columns.from_structures(columns(20, known=False))
     made = CORRUPTED(unknown, np.arange(20), 0)
     np.testing.assert_array_equal(made.positions, unknown.positions)
@@ -84,7 +84,7 @@ def setup():
     return model, params, graph, DeNS(field, 0.5, NOISE, SCALE)
 
 
-def test_loss_by_hand(setup):
+def test_the_loss_equals_a_calculation_by_hand(setup):
     model, params, graph, objective = setup
     evaluation, sums = jax.jit(objective.evaluate)(params, graph)
     labels = graph.nodes["properties"][DISPLACEMENT]
@@ -108,7 +108,7 @@ def test_loss_by_hand(setup):
 
 
 @pytest.mark.slow
-def test_forces_tell_of_structures_that_are_displaced_alone(setup):
+def test_encoded_forces_affect_only_displaced_structures(setup):
     model, params, graph, objective = setup
     evaluation = jax.jit(objective.evaluate)(params, graph)[0]
     other = dict(graph.nodes["properties"])
@@ -130,7 +130,7 @@ def test_forces_tell_of_structures_that_are_displaced_alone(setup):
 
 
 @pytest.mark.slow
-def test_large_forces_do_not_blow_the_features_up():
+def test_large_forces_do_not_make_the_features_overflow():
     model = models.create(
         "painn", num_features=128, num_layers=3, cutoff=CUTOFF, force_encoding=True
     )

@@ -35,7 +35,7 @@ def undisturbed(world, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_resident_data_and_many_updates_a_call_change_nothing(world, undisturbed):
+def test_resident_data_and_several_steps_per_dispatch_change_nothing(world, undisturbed):
     one, many = undisturbed(1), undisturbed(4)
     a, b = saved(one), saved(many)
     assert a.step == b.step == STEPS
@@ -75,9 +75,7 @@ def test_each_bucket_is_compiled_once(world, undisturbed, tmp_path):
 @pytest.mark.parametrize(
     ("per_call", "step"), [(1, 1), (1, 6), (1, 7), (1, 17), (1, 20), (4, 1), (4, 13)]
 )
-def test_a_run_that_was_stopped_goes_on_bit_by_bit(
-    world, undisturbed, stop_at, tmp_path, per_call, step
-):
+def test_a_stopped_run_resumes_bit_by_bit(world, undisturbed, stop_at, tmp_path, per_call, step):
     expected = undisturbed(per_call)
     workdir, stop_at.step = tmp_path / "run", step
     with pytest.raises(distributed.Stopped, match="SIGTERM"):
@@ -89,7 +87,7 @@ def test_a_run_that_was_stopped_goes_on_bit_by_bit(
     assert_same_run(workdir, expected, begun)
 
 
-def test_a_stop_between_two_shapes_loses_no_batch(world, stop_at, tmp_path):
+def test_a_stop_between_two_size_buckets_loses_no_batch(world, stop_at, tmp_path):
     """The first batch of the other shape has been taken by then, and is worked on before the run stops."""
     rarely = {"per_call": 4, "log_every": 20, "valid_every": 20, "checkpoint_every": 20}
     world.run(tmp_path / "undisturbed", **rarely)
@@ -109,7 +107,7 @@ def test_a_stop_between_two_shapes_loses_no_batch(world, stop_at, tmp_path):
 
 
 @pytest.mark.parametrize("calls", [3, 9, 19])
-def test_a_run_that_was_killed_goes_on_bit_by_bit(world, undisturbed, monkeypatch, tmp_path, calls):
+def test_a_killed_run_resumes_bit_by_bit(world, undisturbed, monkeypatch, tmp_path, calls):
     """From its last checkpoint, and past metrics and a best checkpoint that are later."""
     expected, real, made = undisturbed(1), Trainer.train, []
 
@@ -129,7 +127,7 @@ def test_a_run_that_was_killed_goes_on_bit_by_bit(world, undisturbed, monkeypatc
     assert_same_run(tmp_path / "run", expected, begun)
 
 
-def test_a_run_that_is_done_does_nothing(world, undisturbed, monkeypatch):
+def test_a_finished_run_does_nothing(world, undisturbed, monkeypatch):
     workdir = undisturbed(1)
     before = without_times(workdir)
     monkeypatch.setattr(Trainer, "train", None)
@@ -137,7 +135,7 @@ def test_a_run_that_is_done_does_nothing(world, undisturbed, monkeypatch):
     assert position.step == STEPS and without_times(workdir) == before
 
 
-def test_nothing_waits_for_the_newest_calls(world, monkeypatch, tmp_path):
+def test_the_loop_does_not_wait_for_the_newest_dispatches(world, monkeypatch, tmp_path):
     """But where something is due that needs the state."""
     newest, seen = [0], []
     train, single = Trainer.train, Trainer.single
@@ -167,7 +165,7 @@ def test_nothing_waits_for_the_newest_calls(world, monkeypatch, tmp_path):
     assert sum(at not in due for _, at in seen) >= 5
 
 
-def test_crowded_devices_are_waited_for(world, monkeypatch, tmp_path):
+def test_the_loop_waits_for_oversubscribed_devices(world, monkeypatch, tmp_path):
     monkeypatch.setattr(Trainer, "oversubscribed", True)
     loop = world.loop(tmp_path / "run", num_steps=3)
     left = []
@@ -181,7 +179,7 @@ def test_crowded_devices_are_waited_for(world, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("per_call", [1, 4])
-def test_epochs_are_whole_at_their_ends(world, tmp_path, per_call):
+def test_the_epoch_is_an_integer_at_its_end(world, tmp_path, per_call):
     batches, ends = world.loop(tmp_path).batches, []
     for step, (plan, _) in enumerate(batches.training(world.train, 3), 1):
         if plan.progress == 1.0:
@@ -198,7 +196,7 @@ def test_epochs_are_whole_at_their_ends(world, tmp_path, per_call):
     ]
 
 
-def test_averages_and_frozen_parameters(world, watched, monkeypatch, tmp_path):
+def test_averages_of_parameters_and_frozen_parameters(world, watched, monkeypatch, tmp_path):
     frozen = [k for k in by_path(world.params) if "embed" in k.lower()]
     assert 0 < len(frozen) < len(by_path(world.params))
     rule = optimizer.create(
@@ -239,7 +237,7 @@ def test_averages_and_frozen_parameters(world, watched, monkeypatch, tmp_path):
             assert same == (name in frozen), (kind, name)
 
 
-def test_orthogonal_steps_go_on_bit_by_bit(world, stop_at, tmp_path):
+def test_muon_resumes_bit_by_bit(world, stop_at, tmp_path):
     """Muon keeps a state of another shape than Adam's, and frozen parameters have none in it."""
     frozen = [k for k in by_path(world.params) if "filter" in k and k.endswith("kernel")][:1]
     assert len(frozen) == 1
@@ -288,7 +286,7 @@ def reduce_on_plateau(losses, patience, factor, threshold, floor):
 
 
 @pytest.mark.parametrize("stop", [None, 6])
-def test_learning_rate_goes_down_on_a_plateau(world, stop_at, monkeypatch, tmp_path, stop):
+def test_the_learning_rate_is_reduced_on_a_plateau(world, stop_at, monkeypatch, tmp_path, stop):
     """An epoch is one update here. A stop between has to change nothing."""
     losses = [5.0, 4.0, 4.0, 3.999, 4.2, 3.0, 3.1, 2.9999, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0]
     plateau = {"patience": 1, "factor": 0.5, "threshold": 1e-2, "floor": 0.1}

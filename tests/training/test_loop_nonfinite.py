@@ -15,7 +15,7 @@ from tests.training.world import BAD, STEPS, as_sums, assert_same_run, rows, sav
 
 
 @pytest.mark.parametrize("per_call", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_a_loss_that_is_not_finite_stops_the_run(world, tmp_path, per_call):
+def test_a_nonfinite_loss_stops_the_run(world, tmp_path, per_call):
     bad, first = world.bad(), world.first_step_with(BAD)
     columns = world.columns.take(world.train.indices[[BAD]])
     name = f"{columns.source[0]}#{columns.conformer[0]}"
@@ -35,7 +35,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(world, tmp_path, per_call):
     assert all(np.isfinite(x).all() for x in found.arrays.values())
 
 
-def test_a_bad_update_is_passed_over(world, watched, tmp_path):
+def test_a_nonfinite_step_is_skipped(world, watched, tmp_path):
     workdir, first = tmp_path / "run", world.first_step_with(BAD)
     position = world.run(workdir, train=world.bad(), on_nonfinite="skip", log_every=1)
     assert position.step == STEPS
@@ -55,14 +55,14 @@ def test_a_bad_update_is_passed_over(world, watched, tmp_path):
     assert [step for step, loss in logged.items() if not np.isfinite(loss)] == wrong
 
 
-def test_too_many_bad_updates_end_the_run(world, monkeypatch, tmp_path):
+def test_too_many_nonfinite_steps_end_the_run(world, monkeypatch, tmp_path):
     monkeypatch.setattr(nonfinite, "MAX_SKIPPED", 3)
     with pytest.raises(TrainingError, match="4 steps were skipped"):
         world.run(tmp_path / "run", train=world.bad(range(30)), on_nonfinite="skip")
 
 
 @pytest.mark.parametrize("stop", [None, 7])
-def test_a_bad_update_rolls_the_run_back(world, stop_at, tmp_path, stop):
+def test_a_nonfinite_step_rolls_the_run_back(world, stop_at, tmp_path, stop):
     """To the last checkpoint, on with batches that come later; and again where the structure comes again."""
     members, first = (), 0
     for place in range(30):  # one that comes after some checkpoints
@@ -113,14 +113,14 @@ def test_a_bad_update_rolls_the_run_back(world, stop_at, tmp_path, stop):
     assert saved(tmp_path / "run").step == STEPS
 
 
-def test_a_run_that_comes_to_nothing_ends_after_some_rollbacks(world, monkeypatch, tmp_path):
+def test_a_run_without_progress_ends_after_some_rollbacks(world, monkeypatch, tmp_path):
     monkeypatch.setattr(nonfinite, "MAX_ROLLBACKS", 3)
     with pytest.raises(TrainingError, match="rolled back 3 times"):
         world.run(tmp_path / "run", train=world.bad(range(30)), on_nonfinite="rollback")
     assert saved(tmp_path / "run").metadata["position"]["rollbacks"] == 3
 
 
-def test_the_best_so_far_outlives_a_rollback(world, monkeypatch, tmp_path):
+def test_the_best_checkpoint_survives_a_rollback(world, monkeypatch, tmp_path):
     """What is loaded is what has the lowest loss of all that was validated."""
     place = next(p for p in range(30) if world.first_step_with(p) in (9, 10))
     losses = iter([3.0, 1.0, 2.0, 1.5, 1.2, 1.1])  # back to the start after two validations

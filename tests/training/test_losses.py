@@ -102,7 +102,7 @@ def test_sums_of_known_numbers():
 
 
 @pytest.mark.parametrize(("penalty", "force_penalty"), PAIRS)
-def test_missing_labels_count_nowhere_and_keep_gradients_finite(penalty, force_penalty):
+def test_missing_labels_are_ignored_and_keep_gradients_finite(penalty, force_penalty):
     some = np.random.default_rng(1).normal(size=(3, 3))
     some[1, 2] = np.nan
     graph = batch_of(
@@ -140,7 +140,7 @@ def test_missing_labels_count_nowhere_and_keep_gradients_finite(penalty, force_p
     assert by_forces[3, :2].all() == (force_penalty not in ("norm", "relative"))
 
 
-def test_no_label_at_all_is_zero_loss():
+def test_the_loss_without_labels_is_zero():
     graph = batch_of([structure(2, 0, energy=float("nan"), forces=None)])
     evaluation = Evaluation(jnp.ones(6), jnp.ones((16, 3)), jnp.zeros(16))
     for penalty in FORCE_PENALTIES:
@@ -150,7 +150,7 @@ def test_no_label_at_all_is_zero_loss():
 
 @pytest.mark.parametrize("padding", [0.0, 1e6, np.nan])
 @pytest.mark.parametrize("force_penalty", ["mse", "norm", "rmse"])
-def test_padding_counts_nowhere(padding, force_penalty):
+def test_padding_is_ignored(padding, force_penalty):
     structures = [structure(3, 0), structure(2, 1)]
     graph, wide = batch_of(structures, 0), batch_of(structures, 9)
     expected = compiled(evaluation_of(graph), graph, force_penalty=force_penalty)
@@ -211,7 +211,7 @@ def reference_sums(structures, energies, forces, penalty, force_penalty, per_ato
     missing=st.sampled_from([0.0, 0.2, 0.7, 1.0]),
     per_atom=st.booleans(),
 )
-def test_sums_are_those_of_a_plain_loop_and_parts_add_up(
+def test_sums_equal_those_of_a_plain_loop_and_parts_add_up(
     penalty, force_penalty, sizes, cut, seed, missing, per_atom
 ):
     """Also where a part holds nothing that is known, or nothing at all: sums over counts, no mean of means."""
@@ -270,7 +270,7 @@ def test_counts_do_not_depend_on_predictions(penalty, force_penalty):
 
 
 @pytest.mark.parametrize(("penalty", "force_penalty"), PAIRS)
-def test_derivatives_are_finite_where_there_is_no_error(penalty, force_penalty):
+def test_derivatives_are_finite_at_zero_error(penalty, force_penalty):
     graph = batch_of([structure(2, 0), structure(1, 1)])
 
     def loss(errors):
@@ -312,7 +312,7 @@ def test_forces_can_be_trained(force_penalty, double_precision):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(("penalty", "force_penalty"), PAIRS)
-def test_a_prediction_that_is_not_finite_shows(penalty, force_penalty, value):
+def test_a_nonfinite_prediction_makes_the_loss_nonfinite(penalty, force_penalty, value):
     graph = batch_of([structure(2, 0)])
     evaluation = evaluation_of(graph)
     broken = evaluation._replace(
@@ -377,7 +377,7 @@ def test_penalties():
     assert below == pytest.approx(above, rel=1e-3)
 
 
-def test_unknown_penalty_names_the_nearest():
+def test_an_unknown_penalty_is_an_error_with_the_nearest_name():
     graph = batch_of([structure(2, 0)])
     with pytest.raises(ValueError, match="unknown loss.penalty 'hubert'. Did you mean 'huber'"):
         sums(evaluation_of(graph), graph, penalty="hubert")
@@ -386,14 +386,14 @@ def test_unknown_penalty_names_the_nearest():
 
 
 @pytest.mark.parametrize("delta", [0.0, -1.0, float("nan"), float("inf")])
-def test_where_huber_turns_is_a_positive_number(delta):
+def test_huber_delta_must_be_positive(delta):
     """Infinity would be MSE, but its gradient is not a number."""
     with pytest.raises(ValueError, match="loss.huber_delta must be a positive number"):
         check_penalties("huber", None, delta)
     check_penalties("mse", "norm", delta)
 
 
-def test_relative_sees_the_direction_of_small_forces():
+def test_relative_weights_the_direction_of_small_forces():
     """A force that points the wrong way costs the same where it is large and where it is small."""
     labels = np.array([[5.0, 0.0, 0.0], [0.5, 0.0, 0.0]])
     graph = batch_of([Structure(np.array([6, 6]), np.eye(2, 3), energy=0.0, forces=labels)])
@@ -412,13 +412,13 @@ def test_relative_sees_the_direction_of_small_forces():
 
 
 @pytest.mark.parametrize("floor", [0.0, -1.0, float("nan"), float("inf")])
-def test_the_floor_of_relative_is_a_positive_number(floor):
+def test_force_floor_must_be_positive(floor):
     with pytest.raises(ValueError, match="loss.force_floor must be a positive number"):
         check_penalties("mse", "relative", 0.05, floor)
     check_penalties("mse", "mae", 0.05, floor)
 
 
-def test_penalties_that_cannot_be_meant():
+def test_inconsistent_penalties_are_errors():
     graph = batch_of([structure(2, 0)])
     with pytest.raises(
         ValueError, match="Set loss.force_penalty to 'norm' and loss.penalty to one of huber, mae"
@@ -443,7 +443,7 @@ def test_beta_is_constant_then_geometric():
     assert all(a > b for a, b in zip(values, values[1:]))
 
 
-def test_beta_goes_linearly():
+def test_beta_changes_linearly():
     beta = beta_schedule(0.99, 0.5, 0.5, 1000, "linear")
     np.testing.assert_allclose(
         [float(beta(s)) for s in (0, 500, 600, 750, 1000, 2000)],
@@ -493,12 +493,12 @@ def test_beta_reaches_its_end_from_or_to_one(ends):
 
 
 @pytest.mark.parametrize("ends", [(-0.1, 0.5), (0.5, 1.1)])
-def test_beta_outside_of_its_range(ends):
+def test_beta_outside_of_its_range_is_an_error(ends):
     with pytest.raises(ValueError, match="must be from 0 to 1"):
         beta_schedule(*ends, 0.5, 100)
 
 
-def test_beta_schedules_that_cannot_be_meant():
+def test_invalid_beta_schedules_are_errors():
     with pytest.raises(
         ValueError, match="unknown loss.beta_schedule 'liner'. Did you mean 'linear'"
     ):

@@ -66,7 +66,7 @@ SETUPS = [(1, 1), (2, 1), (8, 1), (3, 1), (1, 2), (2, 2), (4, 3), (1, 8)]
 
 @pytest.mark.parametrize(("devices", "hosts"), SETUPS)
 @pytest.mark.parametrize("micro_batches", [8, 5])
-def test_devices_of_all_hosts_share_out_the_same_plan(
+def test_devices_of_all_hosts_share_one_plan(
     split, reference, small_windows, devices, hosts, micro_batches
 ):
     """Each micro-batch of an update once, in order, the devices that are left with empty ones."""
@@ -94,7 +94,7 @@ def test_devices_of_all_hosts_share_out_the_same_plan(
 
 
 @pytest.mark.parametrize("step", [1, 5, 11, 16])
-def test_a_stream_goes_on_with_other_devices_where_it_was(split, reference, small_windows, step):
+def test_a_stream_resumes_on_other_devices(split, reference, small_windows, step):
     expected = plans_of(taken(in_buckets(split, reference, 8, 8), split, 25)[0])
     state = taken(in_buckets(split, reference, 8, 8), split, step)[1]
     for devices, hosts in ((2, 1), (1, 1), (3, 2)):
@@ -104,7 +104,7 @@ def test_a_stream_goes_on_with_other_devices_where_it_was(split, reference, smal
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3, 8])
-def test_updates_hold_batches_of_one_shape_and_epochs_all_structures(
+def test_steps_have_one_size_bucket_and_epochs_all_structures(
     split, reference, small_windows, micro_batches
 ):
     made = in_buckets(split, reference, 1, micro_batches)
@@ -127,7 +127,7 @@ def test_updates_hold_batches_of_one_shape_and_epochs_all_structures(
 
 
 @pytest.mark.parametrize(("devices", "hosts"), [(1, 1), (2, 2), (3, 1)])
-def test_batches_of_resident_data_are_places_of_the_same_structures(
+def test_batches_of_resident_data_are_indices_of_the_same_structures(
     split, reference, small_windows, devices, hosts
 ):
     for host in range(hosts):
@@ -147,7 +147,7 @@ def test_batches_of_resident_data_are_places_of_the_same_structures(
                 assert_identical(graph, build_batch(split.columns(real), budget, CUTOFF, reference))
 
 
-def test_batches_are_put_where_they_are_wanted(split, reference):
+def test_training_batches_are_transferred_by_put(split, reference):
     made = in_buckets(split, reference, 1, 2, put=lambda batch: ("there", batch.n_node.shape[:3]))
     assert [batch for _, batch in taken(made, split, 3)[0]] == [("there", (1, 1, 2))] * 3
     with contextlib.closing(made.in_order(split)) as stream:
@@ -155,7 +155,7 @@ def test_batches_are_put_where_they_are_wanted(split, reference):
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 8, 30])
-def test_updates_of_an_epoch_are_as_estimated(
+def test_the_estimate_of_steps_per_epoch_is_right(
     split, reference, small_windows, monkeypatch, micro_batches
 ):
     """The last updates of a window lack micro-batches, which counts where an epoch has few."""
@@ -166,7 +166,7 @@ def test_updates_of_an_epoch_are_as_estimated(
         assert made.steps_per_epoch(split) == pytest.approx(np.mean(found), rel=0.25)
 
 
-def test_updates_of_an_epoch_are_estimated_from_a_part(split, reference, small_windows):
+def test_steps_per_epoch_are_estimated_from_a_sample(split, reference, small_windows):
     made = in_buckets(split, reference, 1, 2)
     assert made.steps_per_epoch(split, max_structures=40) == pytest.approx(
         made.steps_per_epoch(split), rel=0.25

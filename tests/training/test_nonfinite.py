@@ -33,7 +33,7 @@ def written(workdir):
         return [(int(row["step"]), row["structure"]) for row in csv.DictReader(file)]
 
 
-def test_structures_of_all_micro_batches_are_named(split, tmp_path):
+def test_structures_of_all_micro_batches_are_listed(split, tmp_path):
     with pytest.raises(
         TrainingError, match="step 7 with the structures mol#48, mol#47, mol#9; "
     ) as raised:
@@ -42,20 +42,20 @@ def test_structures_of_all_micro_batches_are_named(split, tmp_path):
     assert written(tmp_path) == [(7, "mol#48"), (7, "mol#47"), (7, "mol#9")]
 
 
-def test_only_those_of_the_first_bad_update_are_in_the_message(split, tmp_path):
+def test_the_message_lists_only_structures_of_the_first_nonfinite_step(split, tmp_path):
     with pytest.raises(TrainingError, match="step 3 with the structures mol#49; "):
         NonFinite("stop", split, tmp_path).should_roll_back([(3, plan([0])), (5, plan([1]))], 0)
     assert written(tmp_path) == [(3, "mol#49"), (5, "mol#48")]
 
 
-def test_a_large_batch_is_not_listed_in_full_but_written(split, tmp_path):
+def test_a_large_batch_is_listed_in_part_and_written_in_full(split, tmp_path):
     with pytest.raises(TrainingError, match="mol#30 and 15 more;") as raised:
         NonFinite("stop", split, tmp_path).should_roll_back([(1, plan(np.arange(35)))], 0)
     assert "mol#29" not in str(raised.value)
     assert len(written(tmp_path)) == 35
 
 
-def test_what_is_met_again_is_written_once(split, tmp_path):
+def test_a_structure_is_written_once(split, tmp_path):
     """Also by another start of the run."""
     for _ in range(2):
         judge = NonFinite("skip", split, tmp_path)
@@ -65,13 +65,13 @@ def test_what_is_met_again_is_written_once(split, tmp_path):
 
 
 @pytest.mark.parametrize(("step", "said"), [(1, True), (2, False)])
-def test_what_is_bad_from_the_start_is_laid_to_the_model(split, tmp_path, step, said):
+def test_a_nonfinite_first_step_hints_at_the_model(split, tmp_path, step, said):
     with pytest.raises(TrainingError, match=f"in step {step} with the structures mol#49") as raised:
         NonFinite("stop", split, tmp_path).should_roll_back([(step, plan([0]))], 0)
     assert ("model.options.layer_norm_1=True" in str(raised.value)) == said
 
 
-def test_the_structures_are_named_though_nothing_can_be_written(split, tmp_path, caplog):
+def test_the_structures_are_listed_even_if_nothing_can_be_written(split, tmp_path, caplog):
     (tmp_path / "nonfinite.csv").mkdir()
     with pytest.raises(TrainingError, match="step 7 with the structures mol#49; "):
         NonFinite("stop", split, tmp_path).should_roll_back([(7, plan([0]))], 0)
@@ -84,7 +84,7 @@ def test_only_one_process_writes(split, tmp_path):
 
 
 @pytest.mark.parametrize(("calls", "each"), [(100, 1), (20, 5)])
-def test_many_may_be_passed_over_but_not_more(split, tmp_path, calls, each, caplog):
+def test_the_number_of_skipped_steps_is_limited(split, tmp_path, calls, each, caplog):
     judge = NonFinite("skip", split, tmp_path)
     with caplog.at_level(logging.WARNING):
         for call in range(calls):
@@ -102,7 +102,7 @@ def test_rollbacks_are_counted_by_the_run(split, tmp_path):
         judge.should_roll_back([(1, plan([0]))], module.MAX_ROLLBACKS)
 
 
-def test_an_unknown_choice_names_the_nearest(split, tmp_path):
+def test_an_unknown_choice_is_an_error_with_the_nearest_name(split, tmp_path):
     with pytest.raises(
         ConfigError, match="train.on_nonfinite 'roll_back'. Did you mean 'rollback'"
     ):

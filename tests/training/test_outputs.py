@@ -29,7 +29,7 @@ def steps_of(workdir):
         return [int(row["step"]) for row in csv.DictReader(file)]
 
 
-def test_a_process_that_does_not_write_leaves_nothing(tmp_path):
+def test_an_inactive_process_writes_nothing(tmp_path):
     idle = TrainingOutputs(tmp_path, False, COLUMNS)
     idle.begin(0)
     idle.write({"step": 1})
@@ -41,7 +41,7 @@ def test_a_process_that_does_not_write_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_checkpoints_come_back(made, tmp_path):
+def test_checkpoints_are_restored(made, tmp_path):
     assert restore(tmp_path) is None and restore(tmp_path, "best") is None
     made.save(3, TREE, {"position": {"step": 3}})
     made.save_best(2, TREE["params"], {"loss": 0.5})
@@ -51,11 +51,11 @@ def test_checkpoints_come_back(made, tmp_path):
     np.testing.assert_array_equal(latest.arrays["params/w"], best.arrays["params/w"])
 
 
-def test_there_is_nothing_to_restore_in_a_folder_that_is_not_there(tmp_path):
+def test_restore_returns_none_for_a_missing_folder(tmp_path):
     assert restore(tmp_path / "nowhere") is None
 
 
-def test_metrics_go_on_after_a_step(made, tmp_path):
+def test_metrics_resume_after_a_step(made, tmp_path):
     made.begin(0)
     for step in (1, 2, 3, 4):
         made.write({"step": step, "train_loss": 0.5})
@@ -65,7 +65,7 @@ def test_metrics_go_on_after_a_step(made, tmp_path):
     assert steps_of(tmp_path) == [1, 2, 3]
 
 
-def test_a_checkpoint_comes_after_the_best_that_it_tells_of(made, tmp_path, monkeypatch):
+def test_a_checkpoint_is_written_after_the_best_one_that_it_refers_to(made, tmp_path, monkeypatch):
     seen, write = [], CheckpointStore._write
 
     def noted(self, step, tree, metadata):
@@ -82,7 +82,7 @@ def test_a_checkpoint_comes_after_the_best_that_it_tells_of(made, tmp_path, monk
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_a_better_one_of_an_earlier_step_takes_the_place_of_later_ones(tmp_path, again):
+def test_a_best_checkpoint_of_an_earlier_step_replaces_later_ones(tmp_path, again):
     """As after a rollback, or by a run that goes on from before."""
     made = TrainingOutputs(tmp_path, True, COLUMNS)
     for step in (5, 90, 95):
@@ -103,7 +103,7 @@ def test_a_better_one_of_an_earlier_step_takes_the_place_of_later_ones(tmp_path,
 
 
 @pytest.mark.parametrize("save", ["save", "save_best"])
-def test_an_error_of_the_background_comes_out(tmp_path, monkeypatch, save):
+def test_an_error_in_the_background_is_raised(tmp_path, monkeypatch, save):
     made = TrainingOutputs(tmp_path, True, COLUMNS)
     made.begin(0)
 
@@ -123,7 +123,7 @@ def test_an_error_of_the_background_comes_out(tmp_path, monkeypatch, save):
     assert made._recorder is None, "what cannot be written keeps nothing open"
 
 
-def test_all_processes_go_on_from_what_the_leader_found(made, tmp_path, monkeypatch):
+def test_all_processes_resume_from_the_checkpoint_of_the_leader(made, tmp_path, monkeypatch):
     made.save(3, TREE, {"position": {"step": 3}})
     made.wait()
     told = []

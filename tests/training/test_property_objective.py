@@ -66,7 +66,7 @@ def objective(**options):
     return Properties(Fixed, TARGETS, **options)
 
 
-def test_by_hand():
+def test_sums_equal_a_calculation_by_hand():
     o = objective(penalty="mse", align_weight=0.1)
     _, sums = o.evaluate(PREDICTED, graph())
     # one known gap, off by 0.5; six components, two of them off by one; two known charges, one off by 0.5
@@ -91,13 +91,13 @@ def test_by_hand():
     assert "gap 0.2500 eV" in o.line(row, "train")
 
 
-def test_counts_need_no_model():
+def test_counts_do_not_evaluate_the_model():
     o = objective(align_weight=1.0)
     sums, counts = o.sums(PREDICTED, graph()), o.counts(graph())
     assert counts.count == sums.count and counts.aligned == sums.aligned
 
 
-def test_denoising_is_of_noise_in_its_own_unit():
+def test_denoising_errors_are_in_units_of_the_noise():
     o = Properties(Fixed, (), align_weight=1.0, alignment="mse", noise=0.1)
     sums = o.sums(
         {DISPLACEMENT: jnp.array([[1.0, 0, 0], [0, 0, 0], [0, 1, 0], [7, 7, 7]])}, graph()
@@ -108,7 +108,7 @@ def test_denoising_is_of_noise_in_its_own_unit():
 
 @pytest.mark.parametrize("alignment", ["cosine", "mse"])
 @pytest.mark.parametrize("penalty", ["mse", "mae", "huber"])
-def test_gradients_are_finite_where_labels_are_not(penalty, alignment):
+def test_gradients_are_finite_without_labels(penalty, alignment):
     o = objective(penalty=penalty, align_weight=0.3, alignment=alignment)
     zero = jax.tree.map(jnp.zeros_like, PREDICTED)
     for params in (PREDICTED, zero):
@@ -147,7 +147,7 @@ def test_parts_of_devices_add_up():
         ),
     ],
 )
-def test_configs_that_cannot_be_meant(changes, message):
+def test_inconsistent_configs_are_errors(changes, message):
     c = property_defaults()
     c.property.targets = ("gap",)
     c.update_from_flattened_dict(changes)

@@ -56,7 +56,7 @@ def test_rows_are_in_both_files(tmp_path):
     assert all(e.wall_time > 1e9 for e in events)
 
 
-def test_names_of_properties_become_tags(tmp_path):
+def test_property_names_become_valid_tags(tmp_path):
     """TensorBoard shows a series of its own for each spelling, so the tags are those of SummaryWriter."""
     recorder = Recorder(tmp_path, 0, (*COLUMNS, "train_heat capacity (eV)"))
     recorder.write({"step": 1, "train_heat capacity (eV)": 2.0})
@@ -64,7 +64,7 @@ def test_names_of_properties_become_tags(tmp_path):
     assert scalars_of(events_of(tmp_path)) == [(1, "train_heat_capacity__eV_", 2.0)]
 
 
-def test_what_came_after_the_step_is_dropped(tmp_path):
+def test_rows_after_the_step_are_dropped(tmp_path):
     first = Recorder(tmp_path, 0, COLUMNS)
     for step in (1, 2, 3):
         first.write(row(step))
@@ -83,7 +83,7 @@ def test_what_came_after_the_step_is_dropped(tmp_path):
     assert events[restart].step == 3 and [e.step for e in events[restart + 1 :]] == [3, 3]
 
 
-def test_full_disk_of_the_metrics(tmp_path):
+def test_a_full_disk_is_an_error_of_the_metrics(tmp_path):
     recorder = Recorder(tmp_path, 0, COLUMNS)
     recorder.path.unlink()
     recorder.path.symlink_to("/dev/full")
@@ -94,7 +94,7 @@ def test_full_disk_of_the_metrics(tmp_path):
     recorder.close()
 
 
-def test_full_disk_of_tensorboard(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_of_tensorboard(tmp_path, monkeypatch):
     """The run must neither wait for ever for a thread that has died, nor go on as if nothing were."""
     monkeypatch.setattr(
         "mlip_jax.training.recorder.RecordWriter", lambda path: RecordWriter("/dev/full")
@@ -120,7 +120,7 @@ def test_full_disk_of_tensorboard(tmp_path, monkeypatch):
         raise caught[0]
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_an_unwritable_folder_is_an_error(tmp_path):
     (tmp_path / "tensorboard").write_text("a file in the place of the folder")
     with pytest.raises(WorkdirError, match="tensorboard: cannot be written"):
         Recorder(tmp_path, 0, COLUMNS)

@@ -122,7 +122,7 @@ def with_gaps(split, columns, kind):
         *(pytest.param(p, marks=pytest.mark.slow) for p in (("huber", "norm"), ("mae", None))),
     ],
 )
-def test_micro_batches_are_one_large_batch(setup, penalty):
+def test_micro_batches_equal_one_large_batch(setup, penalty):
     """Also where some have no label of a kind, or nothing in them, and whatever beta is."""
     model, split, batches, _, params = setup
     options = {"penalty": penalty[0], "force_penalty": penalty[1], "huber_delta": 0.1}
@@ -178,7 +178,7 @@ def test_micro_batches_are_one_large_batch(setup, penalty):
     assert trainer.num_compiles == 1
 
 
-def test_rate_is_scaled_and_nothing_is_compiled_for_it(setup):
+def test_the_learning_rate_is_scaled_without_compilation(setup):
     _, split, batches, trainer, params = setup
     with contextlib.closing(batches.training(split, seed=1)) as stream:
         _, graphs = next(stream)
@@ -190,7 +190,7 @@ def test_rate_is_scaled_and_nothing_is_compiled_for_it(setup):
     assert trainer.single(state.rate_scale) == 0.25 and trainer.num_compiles == before
 
 
-def test_a_snapshot_outlives_the_steps_after_it(setup):
+def test_a_snapshot_survives_later_steps(setup):
     """Whose state is given away to them."""
     _, split, batches, trainer, params = setup
     with contextlib.closing(batches.training(split, seed=1)) as stream:
@@ -206,7 +206,7 @@ def test_a_snapshot_outlives_the_steps_after_it(setup):
         trainer.train(first, next(batches.training(split, seed=1))[1])
 
 
-def test_every_process_learns_of_the_wish_to_stop(setup):
+def test_every_process_receives_a_stop_request(setup):
     _, split, batches, trainer, params = setup
     with contextlib.closing(batches.training(split, seed=1)) as stream:
         _, graphs = next(stream)
@@ -216,7 +216,7 @@ def test_every_process_learns_of_the_wish_to_stop(setup):
         assert (trainer.single(result.stop)[0] > 0) == wish
 
 
-def test_energies_alone_give_the_update_of_beta_zero(setup):
+def test_energy_only_training_equals_beta_zero(setup):
     """Without a derivative by the positions in the program, and without a word on forces."""
     model, split, batches, _, params = setup
     graph = next(iter(batches.in_order(split)))[1]

@@ -43,7 +43,7 @@ def pass_time(meter, clock, part, seconds, **options):
         clock.now += seconds
 
 
-def test_rates_are_those_of_training_alone(clock):
+def test_rates_exclude_validation_and_checkpoints(clock):
     meter = ThroughputMeter(SIZES)
     meter.add([plan([0, 1], [2])], sums([1.0]), np.array([True]))
     meter.add([plan([3], []), plan([0])], sums([2.0, 3.0, 99.0]), np.array([True, True]))
@@ -67,7 +67,7 @@ def test_rates_are_those_of_training_alone(clock):
     assert meter.summary() == pytest.approx({"input": 0.2, "validation": 0.3, "checkpoint": 0.1})
 
 
-def test_a_line_begins_where_the_last_one_ended(clock):
+def test_a_log_line_begins_at_the_end_of_the_previous_one(clock):
     meter = ThroughputMeter(SIZES)
     pass_time(meter, clock, "input", 5.0)
     meter.add([plan([0])], sums([1.0]), np.array([True]))
@@ -83,14 +83,14 @@ def test_a_line_begins_where_the_last_one_ended(clock):
     assert meter.summary()["input"] == pytest.approx(5 / 7)
 
 
-def test_input_that_devices_did_not_wait_for_is_no_wait(clock):
+def test_input_time_counts_only_if_devices_wait(clock):
     meter = ThroughputMeter(SIZES)
     pass_time(meter, clock, "input", 3.0, unless=lambda: True)
     pass_time(meter, clock, "input", 1.0, unless=lambda: False)
     assert meter.seconds == {"input": 1.0, "checkpoint": 0.0, "validation": 0.0}
 
 
-def test_time_counts_when_an_error_comes(clock):
+def test_time_is_counted_despite_an_error(clock):
     meter = ThroughputMeter(SIZES)
     with pytest.raises(OSError), meter.clock("checkpoint"):
         clock.now += 2.0
@@ -98,7 +98,7 @@ def test_time_counts_when_an_error_comes(clock):
     assert meter.seconds["checkpoint"] == 2.0
 
 
-def test_what_came_before_the_start_does_not_count(clock):
+def test_time_before_the_start_is_not_counted(clock):
     meter = ThroughputMeter(SIZES)
     pass_time(meter, clock, "input", 5.0)
     meter.add([plan([0])], sums([1.0]), np.array([True]))
@@ -115,7 +115,7 @@ def test_what_came_before_the_start_does_not_count(clock):
         max_size=6,
     )
 )
-def test_updates_that_were_passed_over_are_in_no_sum(calls):
+def test_skipped_steps_are_not_in_the_sums(calls):
     meter = ThroughputMeter(SIZES)
     for call in calls:
         values = [value if finite else np.nan for value, finite in call]
@@ -129,7 +129,7 @@ def test_updates_that_were_passed_over_are_in_no_sum(calls):
     assert row["structures_per_second"] > 0
 
 
-def test_share_of_what_the_devices_can_do(clock, monkeypatch):
+def test_utilization_of_the_peak_flops(clock, monkeypatch):
     monkeypatch.setattr(module, "peak_flops", lambda: 100.0)
     meter = ThroughputMeter(SIZES, flops_per_step=60.0)
     meter.add([plan([0]), plan([1])], sums([1.0, 1.0]), np.array([True, False]))
@@ -148,7 +148,7 @@ def test_share_of_what_the_devices_can_do(clock, monkeypatch):
         ("cpu", None),
     ],
 )
-def test_peaks_are_those_of_the_device(monkeypatch, kind, expected):
+def test_peak_flops_of_devices(monkeypatch, kind, expected):
     device = type("Device", (), {"device_kind": kind})()
     monkeypatch.setattr(module.jax, "local_devices", lambda: [device, device])
     monkeypatch.setattr(module.jax, "local_device_count", lambda: 2)
