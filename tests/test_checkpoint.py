@@ -1,4 +1,4 @@
-"""Checkpoints: bit-exact, and never worse off after a damaged, missing or unfinished one."""
+"""Tests for checkpoints: bit-exact, and robust against corrupted and unfinished ones."""
 
 import contextlib
 import logging

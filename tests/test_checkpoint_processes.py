@@ -1,4 +1,4 @@
-"""Checkpoints of processes that end, are killed, or are several."""
+"""Tests for checkpoints of processes that end, are killed, or are several."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Processes find each other, tell each other what they must, and none outlives another that has failed."""
+"""Tests for several processes: they exchange values, and all of them end if one fails."""
 
 import gc
 import hashlib

@@ -1,4 +1,4 @@
-"""The launchers start the same command; schedulers are scripts on PATH that note how they were called."""
+"""Tests for the launchers, with fake schedulers on PATH."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""The command: signals of its first seconds, the configs that it finds, and flags that do not go with the config."""
+"""Tests for the command: early signals, search for configs, and flags."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The wheel: what it installs, and that it runs away from the repository."""
+"""Tests for the wheel: its content, and use outside of the repository."""
 
 import importlib.metadata
 import os

@@ -1,4 +1,4 @@
-"""tests/versions.sh with interpreters that only write down how they were called."""
+"""Tests for tests/versions.sh, with fake interpreters."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Text of --help with --config: the purpose of each config, and its fields."""
+"""Tests for the help of a config: its docstring and its fields."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Contract of the declared config fields: descriptions, valid defaults, choices that exist, and checks of values."""
+"""Tests for the declared config fields: descriptions, defaults, choices and checks of values."""
 
 import math
 import pkgutil
@@ -206,7 +206,8 @@ def test_a_field_that_may_be_unset_keeps_its_type_and_is_not_shared():
 # Left out of the config.json of the workdirs of existing runs, which would belong to other configs otherwise.
 LEFT_OUT = {
     "train": "data.reject_invalid data.verify train.on_nonfinite train.resident "
-    "train.steps_per_dispatch train.profile_steps data.held_out data.selection data.selection_force_field data.below_min_conformers optimizer.lr_multipliers "
+    "train.steps_per_dispatch train.profile_steps data.held_out data.selection "
+    "data.selection_force_field data.below_min_conformers optimizer.lr_multipliers "
     "report.max_domain potential.zbl init.workdir",
     "property": "data.test_geometries dens.weight dens.share",
     "convert": "store.num_processes",

@@ -1,4 +1,4 @@
-"""Which process of which run this is, by the variables of launchers and schedulers."""
+"""Tests for the detection of the run from the variables of launchers and schedulers."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The start of a run of several processes: which arguments JAX gets, and what the user hears when it fails."""
+"""Tests for the start of a run of several processes: arguments for JAX, and error messages."""
 
 import socket
 import threading

@@ -1,4 +1,7 @@
-"""Task `md` with a force field that is written down: python md_program.py INPUT WORKDIR STEPS FORM."""
+"""Program that runs the task `md` with an analytic force field.
+
+python md_program.py INPUT WORKDIR STEPS FORMAT
+"""
 
 import sys
 

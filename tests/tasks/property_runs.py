@@ -1,4 +1,4 @@
-"""A small data set in PubChemQCR's layout with made-up gaps, and runs of the task `property` on it."""
+"""Runs of the task `property` on a small data set with artificial gaps, for the tests."""
 
 import numpy as np
 from ase.build import molecule

@@ -1,4 +1,4 @@
-"""Task `convert`, from the command line and called: what it says, what it leaves, what it refuses."""
+"""Tests for the task `convert`: log, store and errors."""
 
 import logging
 import os

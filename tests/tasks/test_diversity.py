@@ -1,4 +1,4 @@
-"""Task diversity: a small study from the sweep to the report, on a small set with GFN2-xTB labels."""
+"""Tests for the task `diversity`: a small study from the sweep to the report."""
 
 import json
 import subprocess
@@ -15,7 +15,6 @@ from mlip_jax.configs import diversity_n_fixed, diversity_ns_fixed
 from mlip_jax.datasets.selection.held_out import RunData
 from mlip_jax.reports.diversity.generalization import NAMES
 from mlip_jax.sweeps.variants import load
-from mlip_jax.tasks import train
 from mlip_jax.tasks.force_field_training.preparation import energy_only
 from tests.tasks.runs import DATA, REPOSITORY, environment
 

@@ -1,4 +1,4 @@
-"""Task `ensemble`: from trained members to expected errors that agree with those found."""
+"""Tests for the task `ensemble`: expected errors agree with actual errors."""
 
 import json
 import shutil

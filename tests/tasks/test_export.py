@@ -1,4 +1,4 @@
-"""Task `export`: all four files, once; a mistake leaves nothing."""
+"""Tests for the task `export`: all files, and errors."""
 
 from __future__ import annotations
 

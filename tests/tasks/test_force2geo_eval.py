@@ -1,4 +1,4 @@
-"""Task `force2geo_eval`: from a trained force field and its data to a report, by relaxers whose answers are known."""
+"""Tests for the task `force2geo_eval`, with relaxers whose answers are known."""
 
 import csv
 import json

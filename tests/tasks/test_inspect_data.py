@@ -1,4 +1,4 @@
-"""What a data set is, from the command line to the report: the numbers are those that NumPy finds in the file."""
+"""Tests for the task `inspect_data`: the numbers agree with those computed by NumPy."""
 
 import importlib.util
 import json
@@ -37,9 +37,9 @@ def command(workdir, **fields):
 
 
 @pytest.fixture(scope="module")
-def looked(tmp_path_factory):
+def inspected(tmp_path_factory):
     """Workdir and output of a run on the whole file."""
-    folder = tmp_path_factory.mktemp("looked")
+    folder = tmp_path_factory.mktemp("inspected")
     process = subprocess.run(
         command(folder / "run", path=DATA),
         cwd=folder,
@@ -108,8 +108,8 @@ def cells(text, first):
     return [cell.strip() for cell in row.strip("|").split("|")]
 
 
-def test_the_table_has_the_columns_of_the_papers(looked):
-    workdir, output = looked
+def test_the_table_has_the_columns_of_the_papers(inspected):
+    workdir, output = inspected
     text = (workdir / "dataset.md").read_text()
     assert cells(text, "data set") == ["data set", "n_s", "n_c", "N", "level of theory", "elements"]
     assert cells(text, "gfn2\\_small.hdf5") == [
@@ -130,27 +130,27 @@ def test_the_table_has_the_columns_of_the_papers(looked):
     )
 
 
-def test_numbers_equal_those_computed_with_numpy(looked, structures):
-    told = json.loads((looked[0] / "dataset.json").read_text())
+def test_numbers_equal_those_computed_with_numpy(inspected, structures):
+    content = json.loads((inspected[0] / "dataset.json").read_text())
     sizes = [len(s) for s in structures]
     molecules, conformers = np.unique([s.molecule for s in structures], return_counts=True)
     assert (
-        (told["num_structures"], told["num_molecules"])
+        (content["num_structures"], content["num_molecules"])
         == (len(structures), len(molecules))
         == (102, 17)
     )
-    assert told["mean_conformers"] == 6.0
-    check_distribution(told["n_atoms"], sizes)
-    assert [told["n_atoms"]["counts"][n - 6] for n in range(6, 12)] == np.bincount(sizes)[
+    assert content["mean_conformers"] == 6.0
+    check_distribution(content["n_atoms"], sizes)
+    assert [content["n_atoms"]["counts"][n - 6] for n in range(6, 12)] == np.bincount(sizes)[
         6:
     ].tolist()
-    check_distribution(told["conformers"], conformers)
+    check_distribution(content["conformers"], conformers)
     check_distribution(
-        told["force"], np.concatenate([np.linalg.norm(s.forces, axis=1) for s in structures])
+        content["force"], np.concatenate([np.linalg.norm(s.forces, axis=1) for s in structures])
     )
-    check_distribution(told["total_energy_per_atom"], [s.energy / len(s) for s in structures])
+    check_distribution(content["total_energy_per_atom"], [s.energy / len(s) for s in structures])
     check_distribution(
-        told["shortest_distance"],
+        content["shortest_distance"],
         [
             np.linalg.norm(s.positions[:, None] - s.positions[None], axis=-1)[
                 np.triu_indices(len(s), 1)
@@ -159,42 +159,42 @@ def test_numbers_equal_those_computed_with_numpy(looked, structures):
         ],
     )
     numbers = np.concatenate([s.numbers for s in structures])
-    assert told["elements"] == {
+    assert content["elements"] == {
         chemical_symbols[z]: int(n) for z, n in zip(*np.unique(numbers, return_counts=True))
     }
     charges = {
         float(c): int(n)
         for c, n in zip(*np.unique([s.charge for s in structures], return_counts=True))
     }
-    assert {float(c): n for c, n in told["charges"].items()} == charges and len(charges) == 3
-    assert told["counts"]["read from the source"] == 102 and told["problems"] == []
+    assert {float(c): n for c, n in content["charges"].items()} == charges and len(charges) == 3
+    assert content["counts"]["read from the source"] == 102 and content["problems"] == []
 
 
-def test_energies_minus_reference_energies(looked, structures):
-    told = json.loads((looked[0] / "dataset.json").read_text())
+def test_energies_minus_reference_energies(inspected, structures):
+    content = json.loads((inspected[0] / "dataset.json").read_text())
     present = sorted({z for s in structures for z in s.numbers.tolist()})
     counts = np.array([[(s.numbers == z).sum() for z in present] for s in structures], float)
     energy = np.array([s.energy for s in structures])
     fitted, *_ = np.linalg.lstsq(counts, energy, rcond=None)
-    check_distribution(told["energy_per_atom"], (energy - counts @ fitted) / counts.sum(1))
+    check_distribution(content["energy_per_atom"], (energy - counts @ fitted) / counts.sum(1))
     for z, value in zip(present, fitted):
         np.testing.assert_allclose(
-            told["reference_energies"][chemical_symbols[z]], value, rtol=1e-6
+            content["reference_energies"][chemical_symbols[z]], value, rtol=1e-6
         )
 
 
-def test_further_labels(looked, structures):
-    told = json.loads((looked[0] / "dataset.json").read_text())["properties"]
+def test_further_labels(inspected, structures):
+    content = json.loads((inspected[0] / "dataset.json").read_text())["properties"]
     formation = [float(s.properties["formation_energy"]) for s in structures]
-    assert set(told) == {"formation_energy"} and told["formation_energy"]["labelled"] == 1.0
+    assert set(content) == {"formation_energy"} and content["formation_energy"]["labelled"] == 1.0
     np.testing.assert_allclose(
-        [told["formation_energy"]["minimum"], told["formation_energy"]["maximum"]],
+        [content["formation_energy"]["minimum"], content["formation_energy"]["maximum"]],
         [min(formation), max(formation)],
     )
 
 
-def test_the_figure_is_an_image(looked):
-    picture = image.imread(looked[0] / "dataset.png")
+def test_the_figure_is_an_image(inspected):
+    picture = image.imread(inspected[0] / "dataset.png")
     assert picture.ndim == 3 and min(picture.shape[:2]) > 500 and picture[..., :3].std() > 0.05
 
 
@@ -316,12 +316,12 @@ def test_conformers_of_geom(tmp_path):
     )
     assert summary.labels["forces"] == 0.0 and summary.force is None
     assert set(summary.properties) == {name for s in structures for name in s.properties}
-    for name, told in summary.properties.items():
+    for name, content in summary.properties.items():
         values = np.array([s.properties.get(name, np.nan) for s in structures], float)
         np.testing.assert_allclose(
-            [told.minimum, told.maximum], [np.nanmin(values), np.nanmax(values)], err_msg=name
+            [content.minimum, content.maximum], [np.nanmin(values), np.nanmax(values)], err_msg=name
         )
-        np.testing.assert_allclose(told.labelled, np.isfinite(values).mean(), err_msg=name)
+        np.testing.assert_allclose(content.labelled, np.isfinite(values).mean(), err_msg=name)
     check_report(tmp_path / "report", summary)
 
 

@@ -1,4 +1,4 @@
-"""Task `md`: what it writes, and that a run that is stopped anywhere writes the same in the end."""
+"""Tests for the task `md`: its files, which do not depend on interruptions."""
 
 import csv
 import functools
@@ -30,7 +30,7 @@ from tests.tasks.runs import environment
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
+def run_task(tmp_path, monkeypatch):
     """run(workdir="run", **changes of the config) of two clusters."""
     path = tmp_path / "clusters.xyz"
     write(path, [cluster(0), cluster(1)[:9]])
@@ -62,8 +62,8 @@ def arrays(path):
         return {name: file[name][:].tobytes() for name in h5md._names(file)}
 
 
-def test_results(world, tmp_path):
-    report = world(drawn=True)
+def test_results(run_task, tmp_path):
+    report = run_task(drawn=True)
     workdir = tmp_path / "run"
     page = report.read_text()
     assert report == workdir / "report.html" and page.count("<img") == 2 and "Ar13" in page
@@ -94,9 +94,9 @@ def test_results(world, tmp_path):
     )
 
 
-def test_both_trajectory_formats_contain_the_same_frames(world, tmp_path):
-    report = world("hdf5", trajectory_format="hdf5", drawn=True)
-    world("text")
+def test_both_trajectory_formats_contain_the_same_frames(run_task, tmp_path):
+    report = run_task("hdf5", trajectory_format="hdf5", drawn=True)
+    run_task("text")
     assert (
         "<img" in report.read_text()
         and (tmp_path / "hdf5/thermo.csv").read_bytes()
@@ -116,9 +116,9 @@ def test_both_trajectory_formats_contain_the_same_frames(world, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["extxyz", "hdf5"])
-def test_a_stopped_run_writes_the_same_output(world, tmp_path, monkeypatch, form):
-    world = functools.partial(world, trajectory_format=form)
-    world("whole")
+def test_a_stopped_run_writes_the_same_output(run_task, tmp_path, monkeypatch, form):
+    run_task = functools.partial(run_task, trajectory_format=form)
+    run_task("whole")
     write_files, calls = DynamicsOutputs.write, []
 
     def fails(self, *arguments):
@@ -130,12 +130,12 @@ def test_a_stopped_run_writes_the_same_output(world, tmp_path, monkeypatch, form
     monkeypatch.setattr(DynamicsOutputs, "write", fails)
     for _ in range(2):
         with pytest.raises(SystemExit):
-            world("stopped")
-    world("stopped", num_steps=100)
-    world("stopped")
+            run_task("stopped")
+    run_task("stopped", num_steps=100)
+    run_task("stopped")
     assert len(calls) > 5 and outputs(tmp_path / "stopped") == outputs(tmp_path / "whole")
     before = len(calls)
-    world("stopped")
+    run_task("stopped")
     assert len(calls) == before, "nothing is left to do"
 
 
@@ -184,35 +184,35 @@ def test_a_killed_run_writes_the_same_output(tmp_path, form):
     assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
 
 
-def test_other_settings_than_those_of_the_run_are_errors(world, tmp_path):
-    world(num_steps=4)
+def test_other_settings_than_those_of_the_run_are_errors(run_task, tmp_path):
+    run_task(num_steps=4)
     with pytest.raises(WorkdirError, match="temperature: 60.0 -> 70.0"):
-        world(num_steps=4, temperature=70.0)
+        run_task(num_steps=4, temperature=70.0)
     with pytest.raises(WorkdirError, match="force_field"):
-        world(num_steps=4, force_field="other")
+        run_task(num_steps=4, force_field="other")
     restart = tmp_path / "run/restart.npz"
     content = restart.read_bytes()
     restart.write_bytes(content[:200])
     with pytest.raises(OutputError, match="is damaged .* Remove it"):
-        world(num_steps=8)
+        run_task(num_steps=8)
     restart.write_bytes(content)
     (tmp_path / "run/thermo.csv").write_text("step")
     with pytest.raises(OutputError, match="thermo.csv: has 4 bytes"):
-        world(num_steps=8)
+        run_task(num_steps=8)
 
 
-def test_a_truncated_trajectory_is_an_error(world, tmp_path):
-    world(num_steps=20, trajectory_format="hdf5")
+def test_a_truncated_trajectory_is_an_error(run_task, tmp_path):
+    run_task(num_steps=20, trajectory_format="hdf5")
     path = tmp_path / "run/trajectories/2.h5"
     h5md.cut(path, 1)
     with pytest.raises(OutputError, match="2.h5: has 1 frames, and had 3"):
-        world(trajectory_format="hdf5")
+        run_task(trajectory_format="hdf5")
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(OutputError, match="2.h5: cannot be read or cut to 3 frames"):
-        world(trajectory_format="hdf5")
+        run_task(trajectory_format="hdf5")
 
 
-def test_invalid_input_is_an_error(world, tmp_path):
+def test_invalid_input_is_an_error(run_task, tmp_path):
     for changes, error, words in [
         ({"num_steps": 0}, ConfigError, "num_steps must be at least 1"),
         ({"input": ""}, ConfigError, "input is required"),
@@ -224,8 +224,8 @@ def test_invalid_input_is_an_error(world, tmp_path):
         ({"timestep": -1.0}, ConfigError, "timestep must be positive"),
     ]:
         with pytest.raises(error, match=words):
-            world(**changes)
+            run_task(**changes)
     empty = tmp_path / "broken.xyz"
     empty.write_text("2\n\nAr 0 0 0\nXx 0 0 zero\n")
     with pytest.raises(DatasetError, match="molecule 0 cannot be simulated"):
-        world(input=empty)
+        run_task(input=empty)

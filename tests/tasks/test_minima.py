@@ -1,4 +1,4 @@
-"""Task `minima`: what it writes, that it goes on where it was killed, and what it refuses."""
+"""Tests for the task `minima`: its files, resumption and errors."""
 
 import csv
 import json

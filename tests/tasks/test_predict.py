@@ -1,4 +1,4 @@
-"""Task `predict`: a line for each molecule, whatever becomes of it; nothing twice; and how far to trust it."""
+"""Tests for the task `predict`: one row per molecule, resumption and uncertainty."""
 
 import csv
 

@@ -1,4 +1,4 @@
-"""Task `property` on small data: from scratch, from a force field, at other geometries; and what it leaves."""
+"""Tests for the task `property`: training from scratch and from a force field, and its files."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Property predictors on the data sets of the papers, each a few molecules in the layout of its own files."""
+"""Tests for property predictors on small files in the layout of published data sets."""
 
 import importlib
 import json

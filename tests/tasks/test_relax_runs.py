@@ -1,4 +1,4 @@
-"""The command `relax` with a small PaiNN that has minima: killed, stopped, and in several processes."""
+"""Tests for runs of `relax` with a small PaiNN: killed, stopped, and in several processes."""
 
 import csv
 import os
@@ -137,15 +137,15 @@ def assert_alike(workdir, expected):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, force_field, molecules):
-    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+def uninterrupted(tmp_path_factory, force_field, molecules):
+    workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
     code, output = finish(start(workdir, force_field, molecules))
     assert code == 0, output
     return workdir, output
 
 
-def test_whole_run(undisturbed):
-    workdir, output = undisturbed
+def test_whole_run(uninterrupted):
+    workdir, output = uninterrupted
     found = {int(r["index"]): r for r in rows(workdir)}
     assert sorted(found) == list(range(MOLECULES)) and sorted(recorded(workdir)) == list(
         range(MOLECULES)
@@ -175,7 +175,7 @@ def test_whole_run(undisturbed):
 
 @pytest.mark.slow
 def test_killed_stopped_and_finished_by_two_processes(
-    tmp_path, force_field, molecules, undisturbed
+    tmp_path, force_field, molecules, uninterrupted
 ):
     workdir = tmp_path / "run"
     process = start(workdir, force_field, molecules)
@@ -198,11 +198,11 @@ def test_killed_stopped_and_finished_by_two_processes(
     assert sorted(recorded(workdir)) == list(
         range(MOLECULES)
     )  # each once, before anything is put together
-    assert_alike(workdir, undisturbed[0])
+    assert_alike(workdir, uninterrupted[0])
 
 
 @pytest.mark.slow
-def test_two_processes_end_if_one_is_killed(tmp_path, force_field, molecules, undisturbed):
+def test_two_processes_end_if_one_is_killed(tmp_path, force_field, molecules, uninterrupted):
     workdir = tmp_path / "run"
     process = start(workdir, force_field, molecules, processes=2)
     wait_for(lambda: len(recorded(workdir)) > 2, process)
@@ -213,7 +213,7 @@ def test_two_processes_end_if_one_is_killed(tmp_path, force_field, molecules, un
     code, output = finish(start(workdir, force_field, molecules, processes=3))
     assert code == 0, output
     assert sorted(recorded(workdir)) == list(range(MOLECULES))
-    assert_alike(workdir, undisturbed[0])
+    assert_alike(workdir, uninterrupted[0])
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Task `stability` on argon: cold clusters hold together, dimers on weak springs do not."""
+"""Tests for the task `stability`: cold argon clusters survive, weakly bound dimers break."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""The main job from the command line to the report, on a small data set with GFN2-xTB labels."""
+"""Tests for the task `train` from the command line to the report."""
 
 import json
 import shutil
@@ -86,7 +86,7 @@ def test_training_lowers_the_error(tmp_path):
 
 @pytest.mark.parametrize("after_steps", [6, pytest.param(13, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_like_an_uninterrupted_one(finished, tmp_path, after_steps):
-    undisturbed, _ = finished
+    uninterrupted, _ = finished
     workdir = tmp_path / "run"
     process = start(workdir)
     wait_for_step(workdir, after_steps - 4, process)
@@ -94,13 +94,14 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(finished, tmp_path, after_s
     process.communicate()
     code, output = run(workdir)
     assert code == 0, output
-    expected, resumed = newest(undisturbed), newest(workdir)
+    expected, resumed = newest(uninterrupted), newest(workdir)
     assert resumed.step == expected.step == 24
     for name, value in expected.arrays.items():
         np.testing.assert_array_equal(resumed.arrays[name], value, err_msg=name)
     columns = ("step", "train_loss", "valid_loss")
     curves = [
-        np.genfromtxt(w / "metrics.csv", delimiter=",", names=True) for w in (undisturbed, workdir)
+        np.genfromtxt(w / "metrics.csv", delimiter=",", names=True)
+        for w in (uninterrupted, workdir)
     ]
     for column in columns:
         np.testing.assert_array_equal(curves[0][column], curves[1][column])

@@ -1,4 +1,4 @@
-"""Training that begins from a force field: what it takes over, and what it refuses."""
+"""Tests for training that is initialized from a force field."""
 
 import shutil
 

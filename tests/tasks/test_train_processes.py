@@ -1,4 +1,4 @@
-"""Runs on several devices and in several processes: the same as on one, and the end of one is the end of all."""
+"""Tests for training on several devices and in several processes."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Training from a store that was made before: the same result as from the file, and nothing else underneath a run."""
+"""Tests for training on an existing store."""
 
 import json
 import os

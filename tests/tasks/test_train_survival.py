@@ -1,4 +1,4 @@
-"""A run that is stopped, that cannot write or that loses its data says so, and goes on as if nothing had been."""
+"""Tests for runs that are stopped, cannot write or lose their data."""
 
 import csv
 import re
@@ -43,9 +43,9 @@ LONG = {
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """A finished run."""
-    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
     code, output = run(workdir, **LONG)
     assert code == 0, output
     return workdir
@@ -66,7 +66,7 @@ def assert_same_parameters(workdir, expected):
         *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1)),
     ],
 )
-def test_a_signal_saves_a_checkpoint_and_requests_a_restart(undisturbed, tmp_path, number):
+def test_a_signal_saves_a_checkpoint_and_requests_a_restart(uninterrupted, tmp_path, number):
     workdir = tmp_path / "run"
     code, output = stop_at(workdir, 30, number, **LONG)
     step = stopped_step(output)
@@ -74,7 +74,7 @@ def test_a_signal_saves_a_checkpoint_and_requests_a_restart(undisturbed, tmp_pat
     assert "Traceback" not in output and newest(workdir).step == step
     code, output = run(workdir, **LONG)
     assert code == 0 and f"resuming from the checkpoint at step {step}" in output
-    assert_same_parameters(workdir, undisturbed)
+    assert_same_parameters(workdir, uninterrupted)
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_an_interrupt_before_the_first_step_requests_a_restart(tmp_path):
     assert "Traceback" not in log.read_text() and newest(tmp_path / "run") is None
 
 
-def test_a_corrupted_checkpoint_falls_back_to_the_previous_one(undisturbed, tmp_path):
+def test_a_corrupted_checkpoint_falls_back_to_the_previous_one(uninterrupted, tmp_path):
     workdir = tmp_path / "run"
     code, _ = stop_at(workdir, 90, signal.SIGKILL, **LONG)
     assert code == -signal.SIGKILL
@@ -145,11 +145,11 @@ def test_a_corrupted_checkpoint_falls_back_to_the_previous_one(undisturbed, tmp_
         and "corrupted checkpoint" in output
         and f"resuming from the checkpoint at step {before}" in output
     )
-    assert_alike(workdir, undisturbed)
+    assert_alike(workdir, uninterrupted)
 
 
 @pytest.mark.slow
-def test_a_full_disk_during_a_run(undisturbed, tmp_path):
+def test_a_full_disk_during_a_run(uninterrupted, tmp_path):
     """A file-size limit stands for the full disk."""
     workdir = tmp_path / "run"
     code, _ = stop_at(workdir, 30, **LONG)
@@ -172,11 +172,11 @@ def test_a_full_disk_during_a_run(undisturbed, tmp_path):
     assert newest(workdir).step == step
     code, output = run(workdir, **LONG)
     assert code == 0, output
-    assert_same_parameters(workdir, undisturbed)
+    assert_same_parameters(workdir, uninterrupted)
 
 
 @pytest.mark.slow
-def test_a_folder_that_becomes_unwritable_during_a_run(undisturbed, tmp_path):
+def test_a_folder_that_becomes_unwritable_during_a_run(uninterrupted, tmp_path):
     workdir = tmp_path / "run"
     process = start(workdir, **LONG)
     wait_for_step(workdir, 30, process)
@@ -190,11 +190,11 @@ def test_a_folder_that_becomes_unwritable_during_a_run(undisturbed, tmp_path):
     (tmp_path / "checkpoints").rename(workdir / "checkpoints")
     code, output = run(workdir, **LONG)
     assert code == 0, output
-    assert_same_parameters(workdir, undisturbed)
+    assert_same_parameters(workdir, uninterrupted)
 
 
 @pytest.mark.slow
-def test_data_that_disappear_during_a_run(undisturbed, tmp_path):
+def test_data_that_disappear_during_a_run(uninterrupted, tmp_path):
     workdir, long = tmp_path / "run", LONG | {"data__directory": tmp_path / "data"}
     process = start(workdir, **long)
     wait_for_step(workdir, 30, process)
@@ -214,14 +214,14 @@ def test_data_that_disappear_during_a_run(undisturbed, tmp_path):
         shutil.copy(kept / shard.name, shard)
     code, output = run(workdir, **long)
     assert code == 0, output
-    assert_same_parameters(workdir, undisturbed)
+    assert_same_parameters(workdir, uninterrupted)
 
 
 @pytest.fixture(scope="module")
-def with_absurd_energy(undisturbed, tmp_path_factory):
+def with_absurd_energy(uninterrupted, tmp_path_factory):
     """(fields of a run, name of the structure): a training structure's energy is finite, but its square is not."""
-    parts, meta = load_split(undisturbed / "splits.npz")
-    bad = Store(undisturbed.parent / meta["store"])[int(parts["train"][7])]
+    parts, meta = load_split(uninterrupted / "splits.npz")
+    bad = Store(uninterrupted.parent / meta["store"])[int(parts["train"][7])]
     path = tmp_path_factory.mktemp("absurd") / "absurd.hdf5"
     shutil.copy(DATA, path)
     group = bad.source.rpartition("/")[2].rpartition(":")[2]

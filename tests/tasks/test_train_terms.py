@@ -1,4 +1,4 @@
-"""A run with further energy terms: it trains them, goes on where it was stopped, and is a calculator afterwards."""
+"""Tests for training with additional energy terms."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What tests of the loop share; its programs are compiled once for all of them."""
+"""Fixtures for tests of the training loop. Their programs are compiled once for all tests."""
 
 import types
 
@@ -6,12 +6,12 @@ import pytest
 
 from mlip_jax.training import loop as module
 from mlip_jax.training.step import Trainer
-from tests.training.world import World
+from tests.training.toy import ToyTraining
 
 
 @pytest.fixture(scope="session")
-def world():
-    return World()
+def toy():
+    return ToyTraining()
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def stop_at(monkeypatch):
 
 
 @pytest.fixture
-def watched(monkeypatch):
+def recorded_steps(monkeypatch):
     """Parameters, average and whether all was finite after each update of trainers that do one a call."""
     states, real = [], Trainer.train
 

@@ -1,4 +1,4 @@
-"""What a run trains on: every structure once an epoch, the same batches on all hosts and from every position."""
+"""Tests for batches: each structure once per epoch, identical on all hosts and when resumed."""
 
 import contextlib
 import json
@@ -125,9 +125,9 @@ def shape(budget, num_devices, per_device=1):
 def test_every_epoch_contains_every_structure_once_in_a_new_order(
     split, reference, small_windows, num_devices
 ):
-    made = batches(split, reference, num_devices)
-    assert len(split) / made._window_size(split, made._num_micro_batches) > 3
-    epochs = epochs_of(made.training(split, seed=3), 3)
+    factory = batches(split, reference, num_devices)
+    assert len(split) / factory._window_size(split, factory._num_micro_batches) > 3
+    epochs = epochs_of(factory.training(split, seed=3), 3)
     for steps in epochs:
         np.testing.assert_array_equal(
             np.sort(np.concatenate(members_of(steps))), np.arange(len(split))
@@ -139,22 +139,22 @@ def test_every_epoch_contains_every_structure_once_in_a_new_order(
                 "senders": batch.senders.shape,
                 "n_node": batch.n_node.shape,
             }
-            assert got == shape(made.budgets[0], num_devices)
+            assert got == shape(factory.budgets[0], num_devices)
     orders = {tuple(np.concatenate(members_of(steps)).tolist()) for steps in epochs}
     assert len(orders) == 3
 
 
 def test_small_data_have_a_single_window(split, reference):
-    made = batches(split, reference, 1)
-    assert made._window_size(split, made._num_micro_batches) >= 4096
-    (steps,) = epochs_of(made.training(split, seed=0), 1)
+    factory = batches(split, reference, 1)
+    assert factory._window_size(split, factory._num_micro_batches) >= 4096
+    (steps,) = epochs_of(factory.training(split, seed=0), 1)
     np.testing.assert_array_equal(np.sort(np.concatenate(members_of(steps))), np.arange(len(split)))
     assert len(steps) < 1.3 * len(split) / 3
 
 
 def test_the_seed_determines_the_batches(split, reference, small_windows):
-    made = batches(split, reference)
-    first, again, other = (epochs_of(made.training(split, seed), 2) for seed in (3, 3, 4))
+    factory = batches(split, reference)
+    first, again, other = (epochs_of(factory.training(split, seed), 2) for seed in (3, 3, 4))
     for a, b in zip(first, again):
         assert_same_steps(a, b)
     orders = [np.concatenate(members_of(epochs[0])).tolist() for epochs in (first, other)]
@@ -164,11 +164,11 @@ def test_the_seed_determines_the_batches(split, reference, small_windows):
 
 
 def test_a_batch_contains_the_structures_of_its_plan(split, reference, store, small_windows):
-    made = batches(split, reference)
-    (steps,) = epochs_of(made.training(split, seed=1), 1)
+    factory = batches(split, reference)
+    (steps,) = epochs_of(factory.training(split, seed=1), 1)
     seen = 0
     for plan, batch in steps:
-        for device, members in enumerate(made.local_members(plan)):
+        for device, members in enumerate(factory.local_members(plan)):
             one = jax.tree.map(lambda x: x[device, 0, 0], batch)  # noqa: B023
             ends = np.cumsum(one.n_node)
             for g, place in enumerate(members):
@@ -196,14 +196,14 @@ def test_a_batch_contains_the_structures_of_its_plan(split, reference, store, sm
 
 @pytest.mark.parametrize("step", [0, 1, 2, 6, 15, 16, 17, 29, 40])
 def test_a_resumed_stream_gives_the_same_bytes(split, reference, small_windows, step):
-    made = batches(split, reference)
-    with contextlib.closing(made.training(split, seed=5)) as stream:
+    factory = batches(split, reference)
+    with contextlib.closing(factory.training(split, seed=5)) as stream:
         for _ in range(step):
             next(stream)
         state = json.loads(json.dumps(stream.state))
         expected = [next(stream) for _ in range(25)]
     assert step < 29 or expected[0][0].epoch > 0
-    with contextlib.closing(made.training(split, seed=5, state=state)) as stream:
+    with contextlib.closing(factory.training(split, seed=5, state=state)) as stream:
         assert_same_steps([next(stream) for _ in range(25)], expected)
 
 
@@ -214,14 +214,14 @@ def test_the_batches_of_all_hosts_equal_those_of_one_process(
     alone = batches(split, reference, 2 * per_host)
     hosts = [batches(split, reference, per_host, num_hosts=2, host=h) for h in range(2)]
     expected = epochs_of(alone.training(split, seed=2), 2)
-    parts = [epochs_of(made.training(split, seed=2), 2) for made in hosts]
+    parts = [epochs_of(factory.training(split, seed=2), 2) for factory in hosts]
     for epoch in range(2):
         assert len(parts[0][epoch]) == len(parts[1][epoch]) == len(expected[epoch])
         for (plan, whole), *steps in zip(expected[epoch], *(part[epoch] for part in parts)):
             for other, _ in steps:
                 assert [p.tolist() for p in other.members] == [p.tolist() for p in plan.members]
             together = [
-                p for made, (other, _) in zip(hosts, steps) for p in made.local_members(other)
+                p for factory, (other, _) in zip(hosts, steps) for p in factory.local_members(other)
             ]
             assert [p.tolist() for p in together if len(p)] == [p.tolist() for p in plan.members]
             joined = jax.tree.map(
@@ -233,11 +233,11 @@ def test_the_batches_of_all_hosts_equal_those_of_one_process(
 def test_in_order_yields_every_structure_once_in_order_except_for_gaps(
     split, reference, small_windows
 ):
-    made = batches(split, reference)
-    with contextlib.closing(made.in_order(split)) as stream:
+    factory = batches(split, reference)
+    with contextlib.closing(factory.in_order(split)) as stream:
         steps = list(stream)
     unseen = set(range(len(split)))
-    size = made._window_size(split, made._num_micro_batches)
+    size = factory._window_size(split, factory._num_micro_batches)
     windows = []
     for members in members_of(steps):
         if len(members):
@@ -248,26 +248,26 @@ def test_in_order_yields_every_structure_once_in_order_except_for_gaps(
             windows.append(members[0] // size)
     assert not unseen
     assert windows == sorted(windows) and len(set(windows)) > 3
-    with contextlib.closing(made.in_order(split)) as stream:
+    with contextlib.closing(factory.in_order(split)) as stream:
         assert_same_steps(list(stream), steps)
 
 
 def test_an_empty_split_has_no_batches(split, reference):
-    made = batches(split, reference)
-    with contextlib.closing(made.in_order(split.subset(np.zeros(0, np.int64)))) as stream:
+    factory = batches(split, reference)
+    with contextlib.closing(factory.in_order(split.subset(np.zeros(0, np.int64)))) as stream:
         assert list(stream) == []
 
 
 def test_more_devices_than_structures(split, reference):
     few = split.subset(np.array([4, 2]))
-    made = Batches((choose_budget(few.sizes, 1),), CUTOFF, reference, 5)
-    with contextlib.closing(made.training(few, seed=0)) as stream:
+    factory = Batches((choose_budget(few.sizes, 1),), CUTOFF, reference, 5)
+    with contextlib.closing(factory.training(few, seed=0)) as stream:
         for epoch in range(3):
             plan, batch = next(stream)
             assert plan.epoch == epoch
             assert sorted(p.tolist() for p in plan.members) == [[0], [1]]
             np.testing.assert_array_equal(
-                batch.n_node[:, 0, 0, 0] == made.budgets[0].n_node, [False] * 2 + [True] * 3
+                batch.n_node[:, 0, 0, 0] == factory.budgets[0].n_node, [False] * 2 + [True] * 3
             )
 
 
@@ -285,8 +285,8 @@ def test_mixed_periodic_structures_have_batches_of_one_structure(tmp_path):
     assert len(store.manifest["shards"]) == 3
     sizes = graph_sizes(store.take(np.arange(3)), 2.5)
     split = Split(store, np.arange(3), sizes)
-    made = Batches((choose_budget(sizes, 1),), 2.5, np.zeros(119), 2)
-    with contextlib.closing(made.in_order(split)) as stream:
+    factory = Batches((choose_budget(sizes, 1),), 2.5, np.zeros(119), 2)
+    with contextlib.closing(factory.in_order(split)) as stream:
         steps = list(stream)
     forms = {jax.tree.structure(batch) for _, batch in steps}
     assert len(forms) == 1 and all(
@@ -343,12 +343,15 @@ def test_columns_are_those_of_the_store(split, store):
 
 def test_a_structure_that_does_not_fit_is_an_error(split, reference):
     largest = int(np.argmax(split.sizes.n_node))
-    made = batches(split, reference)
-    made = Batches(
-        (made.budgets[0]._replace(n_node=int(split.sizes.n_node[largest])),), CUTOFF, reference, 1
+    factory = batches(split, reference)
+    factory = Batches(
+        (factory.budgets[0]._replace(n_node=int(split.sizes.n_node[largest])),),
+        CUTOFF,
+        reference,
+        1,
     )
     with (
-        contextlib.closing(made.training(split, seed=0)) as stream,
+        contextlib.closing(factory.training(split, seed=0)) as stream,
         pytest.raises(ValueError, match="does not fit"),
     ):
         next(stream)
@@ -359,9 +362,9 @@ def test_a_shard_that_disappears_during_training_is_an_error(store, reference, t
     copy = Store(shutil.copytree(store.path, tmp_path / "store"))  # none of its shards is open yet
     split = Split(copy, np.arange(len(copy)), sizes)
     (copy.path / "shards" / copy.manifest["shards"][8]["file"]).unlink()
-    made = batches(split, reference)
+    factory = batches(split, reference)
     with (
-        contextlib.closing(made.in_order(split)) as stream,
+        contextlib.closing(factory.in_order(split)) as stream,
         pytest.raises((OSError, ValueError), match="00008"),
     ):
         list(stream)

@@ -1,4 +1,4 @@
-"""Loss sums: what is unknown or padding counts nowhere, and sums of parts are the sums of the whole."""
+"""Tests for loss sums: unknown labels and padding are ignored, and sums of parts add up."""
 
 import jax
 import jax.numpy as jnp

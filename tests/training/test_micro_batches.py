@@ -1,4 +1,4 @@
-"""Updates of several micro-batches: one plan, in one or more shapes, shared out over any devices and hosts."""
+"""Tests for steps of several micro-batches, which any number of devices and hosts share."""
 
 import contextlib
 import json
@@ -48,9 +48,9 @@ def in_buckets(split, reference, devices=1, micro_batches=None, hosts=1, host=0,
     return Batches(budgets, CUTOFF, reference, devices, micro_batches, hosts, host, **options)
 
 
-def taken(made, split, count, state=None):
+def taken(factory, split, count, state=None):
     """The first groups and batches of a stream, and its state after them."""
-    with contextlib.closing(made.training(split, seed=4, state=state)) as stream:
+    with contextlib.closing(factory.training(split, seed=4, state=state)) as stream:
         return [next(stream) for _ in range(count)], json.loads(json.dumps(stream.state))
 
 
@@ -71,13 +71,13 @@ def test_devices_of_all_hosts_share_one_plan(
 ):
     """Each micro-batch of an update once, in order, the devices that are left with empty ones."""
     expected, _ = taken(in_buckets(split, reference, 1, micro_batches), split, 12)
-    made = [
+    factory = [
         in_buckets(split, reference, devices, micro_batches, hosts, host) for host in range(hosts)
     ]
-    shares = [taken(batches, split, 12)[0] for batches in made]
+    shares = [taken(batches, split, 12)[0] for batches in factory]
     per_device = -(-micro_batches // (devices * hosts))
-    assert {batches.per_device for batches in made} == {per_device}
-    assert {plan.bucket for plan, _ in expected} == set(range(len(made[0].budgets)))
+    assert {batches.per_device for batches in factory} == {per_device}
+    assert {plan.bucket for plan, _ in expected} == set(range(len(factory[0].budgets)))
     for (plan, _), *of_hosts in zip(expected, *shares):
         assert plans_of(of_hosts) == plans_of([(plan, None)]) * hosts
         graphs = [
@@ -86,7 +86,7 @@ def test_devices_of_all_hosts_share_one_plan(
             for d in range(devices)
             for k in range(per_device)
         ]
-        budget = made[0].budgets[plan.bucket]
+        budget = factory[0].budgets[plan.bucket]
         for number, graph in enumerate(graphs):
             members = plan.members[number] if number < len(plan.members) else np.zeros(0, np.int64)
             assert_identical(graph, build_batch(split.columns(members), budget, CUTOFF, reference))
@@ -99,16 +99,16 @@ def test_a_stream_resumes_on_other_devices(split, reference, small_windows, step
     state = taken(in_buckets(split, reference, 8, 8), split, step)[1]
     for devices, hosts in ((2, 1), (1, 1), (3, 2)):
         for host in range(hosts):
-            made = in_buckets(split, reference, devices, 8, hosts, host)
-            assert plans_of(taken(made, split, 25 - step, state)[0]) == expected[step:]
+            factory = in_buckets(split, reference, devices, 8, hosts, host)
+            assert plans_of(taken(factory, split, 25 - step, state)[0]) == expected[step:]
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3, 8])
 def test_steps_have_one_size_bucket_and_epochs_all_structures(
     split, reference, small_windows, micro_batches
 ):
-    made = in_buckets(split, reference, 1, micro_batches)
-    for epoch, steps in enumerate(epochs_of(made.training(split, seed=1), 2)):
+    factory = in_buckets(split, reference, 1, micro_batches)
+    for epoch, steps in enumerate(epochs_of(factory.training(split, seed=1), 2)):
         np.testing.assert_array_equal(
             np.sort(np.concatenate(members_of(steps))), np.arange(len(split))
         )
@@ -117,7 +117,7 @@ def test_steps_have_one_size_bucket_and_epochs_all_structures(
             progress == sorted(set(progress)) and progress[0] > epoch and progress[-1] == epoch + 1
         )
         for plan, batch in steps:
-            budget = made.budgets[plan.bucket]
+            budget = factory.budgets[plan.bucket]
             assert batch.nodes["positions"].shape == (1, 1, micro_batches, budget.n_node, 3)
             for members in plan.members:
                 assert (
@@ -148,9 +148,11 @@ def test_batches_of_resident_data_are_indices_of_the_same_structures(
 
 
 def test_training_batches_are_transferred_by_put(split, reference):
-    made = in_buckets(split, reference, 1, 2, put=lambda batch: ("there", batch.n_node.shape[:3]))
-    assert [batch for _, batch in taken(made, split, 3)[0]] == [("there", (1, 1, 2))] * 3
-    with contextlib.closing(made.in_order(split)) as stream:
+    factory = in_buckets(
+        split, reference, 1, 2, put=lambda batch: ("there", batch.n_node.shape[:3])
+    )
+    assert [batch for _, batch in taken(factory, split, 3)[0]] == [("there", (1, 1, 2))] * 3
+    with contextlib.closing(factory.in_order(split)) as stream:
         assert next(stream)[1].n_node.ndim == 2, "validation is not put"
 
 
@@ -161,17 +163,17 @@ def test_the_estimate_of_steps_per_epoch_is_right(
     """The last updates of a window lack micro-batches, which counts where an epoch has few."""
     for window in (7, 40, 4096):
         monkeypatch.setattr(data, "_WINDOW", window)
-        made = in_buckets(split, reference, 1, micro_batches)
-        found = [len(steps) for steps in epochs_of(made.training(split, seed=0), 3)]
-        assert made.steps_per_epoch(split) == pytest.approx(np.mean(found), rel=0.25)
+        factory = in_buckets(split, reference, 1, micro_batches)
+        found = [len(steps) for steps in epochs_of(factory.training(split, seed=0), 3)]
+        assert factory.steps_per_epoch(split) == pytest.approx(np.mean(found), rel=0.25)
 
 
 def test_steps_per_epoch_are_estimated_from_a_sample(split, reference, small_windows):
-    made = in_buckets(split, reference, 1, 2)
-    assert made.steps_per_epoch(split, max_structures=40) == pytest.approx(
-        made.steps_per_epoch(split), rel=0.25
+    factory = in_buckets(split, reference, 1, 2)
+    assert factory.steps_per_epoch(split, max_structures=40) == pytest.approx(
+        factory.steps_per_epoch(split), rel=0.25
     )
-    assert made.steps_per_epoch(split, max_structures=5) == pytest.approx(
-        made.steps_per_epoch(split), rel=0.6
+    assert factory.steps_per_epoch(split, max_structures=5) == pytest.approx(
+        factory.steps_per_epoch(split), rel=0.6
     )
-    assert made.steps_per_epoch(split.subset(np.zeros(0, np.int64))) == 0
+    assert factory.steps_per_epoch(split.subset(np.zeros(0, np.int64))) == 0

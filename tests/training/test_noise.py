@@ -1,4 +1,4 @@
-"""Displaced inputs: the way back leads to the reference, and what is drawn depends on seed, epoch and sample alone."""
+"""Tests for displaced inputs: they point back to the reference and are reproducible."""
 
 import numpy as np
 import pytest
@@ -30,26 +30,26 @@ FRAMES = AlternativeGeometries(
 
 @pytest.mark.parametrize("frames", [None, FRAMES])
 def test_displacements_point_to_the_reference(frames):
-    made = CoordinateNoise(0.1, CUTOFF, 3, 0.5, frames)(REFERENCE, np.arange(4), 2)
+    displaced = CoordinateNoise(0.1, CUTOFF, 3, 0.5, frames)(REFERENCE, np.arange(4), 2)
     for s in range(4):
         atoms = slice(REFERENCE.offsets[s], REFERENCE.offsets[s + 1])
         reference, back = (
             REFERENCE.positions[atoms],
-            made.positions[atoms] + made.atom_properties[DISPLACEMENT][atoms],
+            displaced.positions[atoms] + displaced.atom_properties[DISPLACEMENT][atoms],
         )
         np.testing.assert_allclose(
             np.linalg.norm(back[:, None] - back, axis=-1),
             np.linalg.norm(reference[:, None] - reference, axis=-1),
             atol=1e-9,
         )
-    assert made.numbers is REFERENCE.numbers
+    assert displaced.numbers is REFERENCE.numbers
 
 
 def test_noise_has_the_given_size_and_displacements_contain_no_rigid_motion():
     many = columns(400)
-    made = CoordinateNoise(0.1, CUTOFF, 0)(many, np.arange(400), 0)
-    assert (made.positions - many.positions).std() == pytest.approx(0.1, rel=0.03)
-    moved = made.atom_properties[DISPLACEMENT].reshape(400, 6, 3)
+    displaced = CoordinateNoise(0.1, CUTOFF, 0)(many, np.arange(400), 0)
+    assert (displaced.positions - many.positions).std() == pytest.approx(0.1, rel=0.03)
+    moved = displaced.atom_properties[DISPLACEMENT].reshape(400, 6, 3)
     np.testing.assert_allclose(moved.mean(1), 0, atol=1e-9)
     # of 18 coordinates 6 are the place and turn of the molecule
     assert moved.std() == pytest.approx(0.1 * np.sqrt(12 / 18), rel=0.05)

@@ -1,4 +1,4 @@
-"""What is said, written and decided about updates that are not finite."""
+"""Tests for the handling of non-finite steps: message, file and decision."""
 
 import csv
 import logging

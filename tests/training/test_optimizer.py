@@ -1,4 +1,4 @@
-"""Learning-rate schedules, optimizers, frozen parameters, plateaus, and errors that say what is wrong."""
+"""Tests for schedules, optimizers, frozen parameters, plateaus and error messages."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Nonsense in the part "train" of a config is refused by name before anything is read."""
+"""Tests that invalid options of the part "train" are errors before anything is read."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The loss of properties by hand: unknown labels and padding count nowhere, parts of several devices add up."""
+"""Tests for the loss of properties: unknown labels, padding and sums over devices."""
 
 import jax
 import jax.numpy as jnp

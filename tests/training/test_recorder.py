@@ -1,4 +1,4 @@
-"""Metrics of a run are in both files, after the right step; an error names the file that cannot be written."""
+"""Tests for the recorded metrics: both files, rows after a resumption, and write errors."""
 
 import csv
 import struct

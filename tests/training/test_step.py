@@ -1,4 +1,4 @@
-"""The compiled training step: one compile, the right gradient, the average of the parameters."""
+"""Tests for the compiled training step: one compilation, gradient and average of parameters."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""What is counted between two lines of the log, and what time went into."""
+"""Tests for throughput and time breakdown between two log lines."""
 
 import numpy as np
 import pytest

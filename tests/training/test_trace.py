@@ -1,4 +1,4 @@
-"""Which calls a trace holds, and that it is always ended."""
+"""Tests for profiler traces: their dispatches, and that they are always stopped."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""Small data and trainers for tests of the loop, and what a run leaves behind."""
+"""Small data and trainers for tests of the loop, and helpers to compare runs."""
 
 import csv
 import dataclasses
@@ -40,7 +40,7 @@ def make_trainer(model, rule=None, decay=0.9, **on_device):
     )
 
 
-class World:
+class ToyTraining:
     """Small data in two buckets, and the trainers, which are compiled once for all tests."""
 
     def __init__(self):
