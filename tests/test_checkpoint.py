@@ -122,7 +122,7 @@ def flip(path):
 
 @pytest.fixture(scope="module")
 def two_checkpoints(tmp_path_factory):
-    """A directory with checkpoints of the steps 1 and 2."""
+    """Directory with checkpoints of the steps 1 and 2."""
     directory = tmp_path_factory.mktemp("two") / "checkpoints"
     made = CheckpointStore(directory)
     for step in (1, 2):
@@ -131,13 +131,13 @@ def two_checkpoints(tmp_path_factory):
     return directory
 
 
-# orbax closes its event loop at the first array that cannot be read; those still being read find it closed
+# orbax closes its event loop at the first unreadable array; pending reads then raise this error
 @pytest.mark.filterwarnings(r"ignore:(?s)Exception ignored in.*Event loop is closed:Warning")
 @pytest.mark.parametrize("damage", [truncate, flip])
 def test_a_corrupted_newest_checkpoint_falls_back_to_the_previous_one(
     two_checkpoints, tmp_path, caplog, damage
 ):
-    """Each file of the newest one in turn: what is restored is whole, and a fall back is told."""
+    """Each file of the newest checkpoint is corrupted in turn; a fallback is logged."""
     files = sorted(
         f.relative_to(two_checkpoints) for f in (two_checkpoints / "2").rglob("*") if f.is_file()
     )
@@ -192,7 +192,7 @@ def test_all_corrupted(two_checkpoints, tmp_path):
 
 
 def test_writing_continues_after_a_fallback(two_checkpoints, tmp_path):
-    """A run that resumed from step 1 writes step 2 anew over the damaged one."""
+    """A run that resumed from step 1 overwrites the corrupted checkpoint of step 2."""
     copy = tmp_path / "copy"
     shutil.copytree(two_checkpoints, copy)
     shutil.rmtree(copy / "2" / "arrays")
@@ -206,7 +206,7 @@ def test_writing_continues_after_a_fallback(two_checkpoints, tmp_path):
 
 
 def test_corrupted_checkpoints_are_removed_first(two_checkpoints, tmp_path):
-    """A damaged checkpoint of a later step must not push out what is written after the fall back."""
+    """A corrupted checkpoint of a later step must not displace those written after the fallback."""
     copy = tmp_path / "copy"
     shutil.copytree(two_checkpoints, copy)
     (copy / "2").rename(copy / "8")
@@ -335,7 +335,7 @@ def fail_with_full_disk(*args, **kwargs):
 
 
 class Gate:
-    """Stands before a store's writing: holds it until opened, and knows which threads came through."""
+    """Gate that blocks the writes of a store until it is opened, and records their threads."""
 
     def __init__(self, store, monkeypatch):
         self.open, self.threads = threading.Event(), []

@@ -81,7 +81,7 @@ FORMER = {
 
 
 def with_former_names(task):
-    """Return the default config of a task, in which renamed fields are set by their former names."""
+    """Return the default config of a task with renamed fields set by their former names."""
     old = defaults.TASKS[task].build()
     for name, value in FORMER[task].items():
         part, _, last = name.rpartition(".")
@@ -123,7 +123,7 @@ def test_a_former_name_means_one_field_in_all_tasks():
 
 @pytest.mark.parametrize("task", FORMER)
 def test_a_config_with_former_names_is_the_config_with_the_new_ones(task, caplog):
-    """Caught: a former name that is ignored, or that is used without a word."""
+    """The fault caught: a former name that is ignored, or used silently."""
     config.warn_renamed.cache_clear()
     done = config.complete(with_former_names(task), defaults.TASKS[task].build())
     assert config.to_dict(done) == config.to_dict(with_new_names(task))
@@ -135,7 +135,7 @@ def test_a_config_with_former_names_is_the_config_with_the_new_ones(task, caplog
 
 @pytest.mark.parametrize("task", FORMER)
 def test_a_workdir_with_former_names_belongs_to_the_config_with_the_new_ones(task, tmp_path):
-    """Caught: a renamed field that makes an old workdir that of another config."""
+    """The fault caught: a renamed field that turns an old workdir into one of another config."""
     before = old_identity(task)
     assert config.with_current_names(before) != before
     with claimed(tmp_path / "run", before):

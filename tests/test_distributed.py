@@ -162,7 +162,7 @@ def test_a_second_sigterm_ends_the_process_immediately():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_within_a_garbage_collection_is_not_lost(number):
-    """Python ignores what is raised there, and JAX has it call Python."""
+    """Python discards exceptions there, and JAX registers a Python callback for collections."""
 
     def collected(phase, info):
         if phase == "stop" and not sent:
@@ -231,7 +231,7 @@ def wait_for(paths, started):
 
 
 def test_processes_exchange_values(tmp_path, monkeypatch):
-    """Started by launch/local.sh."""
+    """The processes are started by launch/local.sh."""
     for name in [n for n in os.environ if n.startswith(("SLURM", "MLIP_JAX", "XLA_FLAGS"))]:
         monkeypatch.delenv(name)
     done = subprocess.run(
@@ -276,7 +276,7 @@ def test_processes_exchange_values(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("killed", [1, 0])
 def test_the_survivor_of_a_kill_ends_within_seconds(processes, tmp_path, killed):
-    """JAX finds the death of process 1 within eleven seconds; that of process 0 shows at its port."""
+    """JAX detects the death of process 1 within 11 s; that of process 0 is detected by its port."""
     started = processes()
     wait_for([tmp_path / f"steps_{k}" for k in range(2)], started)
     assert (tmp_path / "steps_0").read_text() == "2"
@@ -289,7 +289,7 @@ def test_the_survivor_of_a_kill_ends_within_seconds(processes, tmp_path, killed)
 
 
 def test_an_error_of_one_process_ends_both(processes, tmp_path):
-    """While the other waits for it within a step."""
+    """The other process waits for it within a step."""
     assert [p.wait() for p in processes("--config=raise_1")] == [distributed.EXIT_PEER_FAILED, 1]
     assert (
         "process 1 of this run has failed: ValueError: the third step went wrong"

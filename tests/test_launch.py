@@ -47,7 +47,7 @@ sys.exit(int(code))
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder with the module `program`, and a clean environment."""
+    """Folder with the module `program`, and a clean environment."""
     for name in [n for n in os.environ if n.startswith(("SLURM", "MLIP_JAX", "CUDA_VIS"))]:
         monkeypatch.delenv(name)
     (tmp_path / "program.py").write_text(PROGRAM)
@@ -230,7 +230,7 @@ def wait_for(process, *paths):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_local_passes_signals_on_once(workplace, monkeypatch, number):
-    """To the whole group, as Ctrl-C in a terminal does; a run that was told to stop is not started again."""
+    """The signal goes to the whole group like Ctrl-C; a run that was stopped is not restarted."""
     monkeypatch.setenv("CODES", "wait,wait")
     with started(
         LAUNCH / "local.sh", "-n", "2", "--restarts", "3", "-m", "program", "--", "--workdir=out"
@@ -332,7 +332,7 @@ def test_slurm_array_is_a_sweep(cluster, monkeypatch):
 
 
 def test_slurm_warning_reaches_the_program_and_not_the_shells(cluster):
-    """SLURM signals every process of the step; the batch script must outlive that and requeue."""
+    """SLURM signals every process of the step; the batch script must survive and requeue."""
     fake(cluster, "srun", "trap : USR1" + SRUN)  # the real one stands outside of the step
     fake(cluster, "python", "trap 'exit 75' USR1\ntouch ready\nsleep 30 & wait")
     with started("bash", LAUNCH / "slurm.sbatch", "--workdir=out") as process:
@@ -344,7 +344,7 @@ def test_slurm_warning_reaches_the_program_and_not_the_shells(cluster):
 
 @pytest.mark.parametrize("folder", [None, "", "/scratch/compiled"])
 def test_slurm_does_not_change_the_compilation_cache(cluster, monkeypatch, folder):
-    """The program has one for each kind of processor, as nodes may differ; empty means that nothing is kept."""
+    """The program uses one folder per kind of processor; an empty value turns the cache off."""
     fake(cluster, "python", 'printf %s "${JAX_COMPILATION_CACHE_DIR-unset}" > folder')
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     if folder is not None:

@@ -34,7 +34,7 @@ def start(*arguments, program=MODULE):
 
 
 def catches(process, number):
-    """Whether a process has a handler of a signal."""
+    """Return whether a process has a handler of a signal."""
     mask = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())[1]
     return bool(int(mask, 16) >> (number - 1) & 1)
 
@@ -66,7 +66,7 @@ def test_profile_requires_training(tmp_path):
 
 
 def test_the_allocator_is_tuned_by_the_same_command(monkeypatch):
-    """With the interpreter's options and the program as given, and only if nothing is set yet."""
+    """The restart keeps the interpreter's options, and happens only if the variable is unset."""
     calls = []
     monkeypatch.setattr(process.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(
@@ -88,7 +88,7 @@ def test_the_allocator_is_tuned_by_the_same_command(monkeypatch):
 
 
 def test_shipped_configs_are_found_in_any_folder(tmp_path, monkeypatch):
-    """By their path in the repository or by their name; a file at the given path goes first, a folder does not."""
+    """They are found by path or name; an existing file takes precedence, a folder does not."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "md").mkdir()
     shipped = REPOSITORY / "configs"
@@ -133,7 +133,7 @@ def test_a_config_that_imports_from_configs_is_an_error_with_the_new_module(tmp_
 
 
 def test_the_installed_command_finds_modules_of_the_current_folder(tmp_path, monkeypatch):
-    """As `python -m` does, so that both run the same configs."""
+    """Like `python -m`, so that both run the same configs."""
     monkeypatch.chdir(tmp_path)
     for owner, name in ((process, "exit_on_signals"), (process, "tune_allocator"), (main, "main")):
         monkeypatch.setattr(owner, name, lambda: None)
@@ -144,7 +144,7 @@ def test_the_installed_command_finds_modules_of_the_current_folder(tmp_path, mon
 
 
 def test_runs_in_any_folder(tmp_path):
-    """With nothing installed, a config that imports a shipped one."""
+    """A config that imports a shipped one runs without installation."""
     text = "from mlip_jax.configs import md\n\ndef get_config():\n    return md.get_config()\n"
     (tmp_path / "mine.py").write_text(text)
     environment = os.environ | {"GLIBC_TUNABLES": "", "PYTHONPATH": str(REPOSITORY)}

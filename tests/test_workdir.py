@@ -1,4 +1,4 @@
-"""Tests for atomic file replacement: a file holds its old content or the new one, whatever fails."""
+"""Tests for atomic file replacement: a file has its old content or the new one."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_processes_that_share_a_file_have_separate_temporary_files(tmp_path, mon
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
-    """A file that is written in place would be left half-written by an error, a kill or a full disk."""
+    """A file written in place would be incomplete after an error, a kill or a full disk."""
     path = tmp_path / "state.json"
     write_json(path, {"step": 1})
     with pytest.raises(TypeError):

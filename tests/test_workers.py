@@ -1,4 +1,4 @@
-"""Tests for workers: each job runs once, errors reach the caller, and no worker outlives its parent."""
+"""Tests for workers: jobs run once, errors are raised, and workers end with their parent."""
 
 import contextlib
 import math
@@ -149,7 +149,7 @@ def test_leaving_the_iterator_ends_the_workers():
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux reports the end of any process")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_a_parent_that_is_killed(tmp_path, number):
-    """In the middle of a job of ten minutes."""
+    """The parent is killed during a job of ten minutes."""
     (tmp_path / "script.py").write_text(SCRIPT)
     with subprocess.Popen(
         [sys.executable, str(tmp_path / "script.py")],

@@ -35,7 +35,7 @@ def described(part):
 
 
 def problems_of(part, prefix=""):
-    """Names of members that break the contract of declarations."""
+    """Yield the names of members that violate the rules of declarations."""
     known = {name for name, _ in part.fields()}
     for name, description, field in described(part):
         if not re.fullmatch(r'["A-Z(].*[^ ]\.', description) or description.startswith("Of "):
@@ -97,7 +97,7 @@ def test_every_task_has_declared_fields():
     ],
 )
 def test_choices_are_those_of_the_code(task, name, values):
-    """Declarations repeat the names, since importing the code takes seconds, which --help must not."""
+    """Declarations repeat the names, because --help must not import the code."""
     assert set(dict(TASKS[task].fields())[name].choices) == set(values)
 
 
@@ -203,7 +203,7 @@ def test_a_field_that_may_be_unset_keeps_its_type_and_is_not_shared():
         one.limit = "three"
 
 
-# Left out of the config.json of the workdirs of existing runs, which would belong to other configs otherwise.
+# Fields that are absent in config.json of existing workdirs. They must not make them another run.
 LEFT_OUT = {
     "train": "data.reject_invalid data.verify train.on_nonfinite train.resident "
     "train.steps_per_dispatch train.profile_steps data.held_out data.selection "

@@ -12,7 +12,7 @@ from mlip_jax.distributed.coordination import Coordination
 
 
 class Store:
-    """JAX's key-value store and its watch over processes, for threads that stand for processes."""
+    """Fake of JAX's key-value store and its monitoring of processes, for threads in their place."""
 
     def __init__(self):
         self._values, self._changed, self._ended, self.closed = (
@@ -89,7 +89,7 @@ def create_group():
 
 
 def together(functions):
-    """What each gives, or its exception."""
+    """Call functions in parallel and return their results or exceptions."""
     results = [None] * len(functions)
 
     def call(k):
@@ -121,7 +121,7 @@ def test_barrier_waits_for_the_last(create_group):
 
 
 def test_disconnecting_is_not_a_failure(create_group, monkeypatch):
-    """The leader is the last to leave: the store ends with it."""
+    """The leader must disconnect last, because the store ends with it."""
     run, left = create_group(3), []
 
     def leave():
@@ -157,7 +157,7 @@ def test_death_reaches_all_others(create_group, k):
 
 
 def test_death_of_the_leader_reaches_all_others(create_group):
-    """By its port: the client may have no more to say."""
+    """It is detected by its port, because calls of the client may never return."""
     run = create_group(3)
     run.port.close()
     for other in (1, 2):
@@ -165,7 +165,7 @@ def test_death_of_the_leader_reaches_all_others(create_group):
 
 
 def test_the_leader_ends_last(create_group):
-    """Else the others would hear of its end only, and not of the process that began."""
+    """Otherwise, the others would report the leader instead of the process that failed first."""
     run = create_group(3)
     write, others = run.store.key_value_set_bytes, threading.Event()
     run.store.key_value_set_bytes = lambda key, value: (
@@ -195,7 +195,7 @@ def test_different_programs_are_an_error(create_group):
 
 
 def test_the_private_api_of_jax_exists():
-    """What has gone is named; other tests would hang or end in pages of C++."""
+    """Other tests would hang or print pages of C++ errors if it changed."""
     state = type(jax_internals.coordination())
     missing = [
         name

@@ -18,7 +18,7 @@ def free_port():
 
 @pytest.fixture
 def started(monkeypatch):
-    """Arguments of jax.distributed.initialize, which comes back when it is let."""
+    """Arguments of jax.distributed.initialize, a fake that returns when the test allows it."""
     monkeypatch.setattr(meeting, "_wait_before_aborts", lambda: None)
     calls, come = [], threading.Event()
     monkeypatch.setattr(

@@ -13,7 +13,7 @@ import pytest
 from mlip_jax.sweeps.child_process import SignalForwarder, run_logged
 
 REPOSITORY = Path(__file__).parents[2]
-# Writes "ready" and the names of the signals that it receives to a pipe; the first ends it with 75 if it is asked to.
+# Program that writes "ready" and the names of its signals to a pipe; the first may end it with 75.
 PROGRAM = """
 import os, signal, sys
 signal.alarm(60)

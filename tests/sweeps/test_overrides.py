@@ -42,7 +42,7 @@ fields = st.fixed_dictionaries(
 
 
 def typed(value):
-    """Text that tells types apart and in which nan is nan; ConfigDict sorts its fields."""
+    """Return a text that distinguishes types and in which nan equals nan."""
     value = dict(sorted(value.items())) if isinstance(value, dict) else value
     return f"{type(value).__name__} {value!r}"
 
@@ -76,7 +76,7 @@ def test_overrides_of_a_config_survive_conversion_to_text(overrides):
 
 
 def test_overrides_with_former_names_set_the_new_fields(caplog):
-    """Caught: overrides of an older version that add a field, which no task reads."""
+    """The fault caught: overrides of an older version that set a field which no task reads."""
     configs.warn_renamed.cache_clear()
     config = override(spice.get_config(), {"optimizer.rates": "*=2", "data": {"refuse": False}})
     assert (config.optimizer.lr_multipliers, config.data.reject_invalid) == ("*=2", False)
@@ -137,6 +137,6 @@ def test_invalid_fields_are_errors(overrides, message):
 
 
 def test_nan_equals_nan():
-    """data.charge=nan, which takes any charge, must not keep a run from going on."""
+    """data.charge=nan, which allows any charge, must not prevent a run from resuming."""
     assert configs.differences({"charge": float("nan")}, {"charge": float("nan")}) == []
     assert configs.differences({"charge": float("nan")}, {"charge": 0.0}) == ["charge: nan -> 0.0"]

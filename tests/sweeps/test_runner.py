@@ -1,4 +1,4 @@
-"""Tests for the runner: a sweep runs what is missing, whatever happens to its variants, and its table shows it."""
+"""Tests for the runner: a sweep runs its incomplete variants and writes their table."""
 
 import csv
 import json
@@ -44,8 +44,8 @@ def report(folder):
     (folder / "made").write_text("x")
     return folder / "made"
 """
-# Stands for Python in the command of a variant: writes the command to the file "starts" of its workdir, and does what
-# the file "do" of that folder, or of the one above, says.
+# Fake of Python in the command of a variant: appends the command to the file "starts" of its
+# workdir, and runs the file "do" of that folder or of its parent.
 PYTHON = """#!/bin/sh
 for argument; do
     case $argument in --workdir=*) workdir=${argument#--workdir=};; esac
@@ -60,7 +60,7 @@ done
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """A function that runs a sweep with the shell script above in place of Python; returns the exit code."""
+    """Function that runs a sweep with the shell script above as Python."""
     python = tmp_path / "python"
     python.write_text(PYTHON)
     python.chmod(0o755)
@@ -85,7 +85,7 @@ def do(folder, command):
 
 
 def starts(folder):
-    """Number of starts of each variant."""
+    """Return the number of starts per variant."""
     return "".join(
         str(len(f.read_text().splitlines()) if (f := folder / n / "starts").exists() else 0)
         for n in "abc"
@@ -208,7 +208,7 @@ def test_a_variant_without_results_releases_its_folder(start, tmp_path):
 
 
 def test_several_sweeps_share_the_work(start, tmp_path):
-    """A second process starts while the first one runs a variant: none repeats work of the other."""
+    """A second process that starts while the first one runs a variant does not repeat its work."""
     do(tmp_path / "run/a", "read go < $workdir/gate")
     os.mkfifo(tmp_path / "run/a/gate")
     assert start(list_only=True) == 0  # writes the config file
@@ -369,7 +369,7 @@ def run(config, workdir):
 
 
 def test_from_the_command_line(tmp_path):
-    """Overrides of a variant replace those of the command line, and an error of a variant is shown at the end."""
+    """Overrides of a variant replace flags, and the error of a variant is shown at the end."""
     (tmp_path / "stub.py").write_text(TASK)
     overrides = {"data.elements": ("H", "C", "O"), "data.max_atoms": None, "data.charge": 0.0}
     (tmp_path / "config.py").write_text(

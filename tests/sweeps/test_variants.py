@@ -25,7 +25,7 @@ def get_config(model="so3krates"):
 
 @pytest.fixture
 def variants(tmp_path):
-    """A function: the variants of a config file whose sweep() has this body."""
+    """Function that returns the variants of a config file whose sweep() has the given body."""
 
     def variants(body, argument="", config=None, parameters=""):
         path = tmp_path / "config.py"

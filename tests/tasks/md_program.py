@@ -12,7 +12,7 @@ from tests.simulation.analytic import pairwise
 
 
 def options(input, **changes):
-    """Hot clusters of argon, of which little is written."""
+    """Return a config for hot argon clusters with little output."""
     config = md_defaults()
     config.input, config.force_field, config.replicas, config.num_steps = (
         str(input),

@@ -23,7 +23,7 @@ DATA = REPOSITORY / "tests" / "data" / "gfn2_small.hdf5"
 
 
 def command(workdir, **changes):
-    """Exit code and output (white space folded) of a run."""
+    """Run the command and return its exit code and output, with white space folded."""
     fields = {"data.path": DATA, "store.num_processes": 1} | {
         k.replace("__", "."): v for k, v in changes.items()
     }
@@ -46,7 +46,7 @@ def command(workdir, **changes):
 
 
 def run(workdir, **changes):
-    """The same without a process of its own."""
+    """Run the task in this process."""
     config = convert_defaults()
     config.data.path, config.store.num_processes = str(DATA), 1
     for name, value in changes.items():
@@ -56,7 +56,7 @@ def run(workdir, **changes):
 
 
 def edited(path, change):
-    """A copy of the data set where `change` was applied to every group."""
+    """Write a copy of the data set with `change` applied to every group."""
     shutil.copy(DATA, path)
     with h5py.File(path, "a") as file:
         for group in file.values():
@@ -148,7 +148,7 @@ def test_a_truncated_file_is_an_error_with_one_message(tmp_path):
 
 
 def test_rejected_data_can_be_converted_with_a_flag(tmp_path):
-    """The command that the message gives works in the same workdir."""
+    """The flag that the message suggests works in the same workdir."""
     source = edited(tmp_path / "wrong.hdf5", gradients_negated)
     code, output = command(tmp_path / "store", data__path=source)
     assert code != 0 and "Traceback" not in output and output.count("error:") == 1

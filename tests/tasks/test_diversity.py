@@ -119,9 +119,9 @@ def test_one_number_scales_the_grids():
 
 @pytest.mark.slow
 def test_a_study_from_the_sweep_to_the_report(tmp_path):
-    """Two variants of two seeds; what is complete is not done again; the four metrics are of the right structures.
+    """Two variants with two seeds; a complete run is not repeated; the metrics use the right sets.
 
-    A further one is trained on forces.
+    Another variant is trained on forces.
     """
     config = tmp_path / "small.py"
     config.write_text(
@@ -166,7 +166,7 @@ def test_a_study_from_the_sweep_to_the_report(tmp_path):
 
 
 def _check_forces(sweep):
-    """Force errors of the run that was trained on forces, as the calculator has them; none of the others."""
+    """Only the run that was trained on forces has force errors, and they equal the calculator's."""
     of = {
         name: json.loads((sweep / name / "diversity.json").read_text())["metrics"]
         for name in ("c2-s0", "forces")

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow  # whole runs
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two trained members of other seeds; and the second one once more, as if it were of another split."""
+    """Two members with different seeds, and a copy of the second one with another split."""
     made = tmp_path_factory.mktemp("ensemble")
     shares = dict(
         data__num_train=200, data__num_valid=100, data__num_test=100

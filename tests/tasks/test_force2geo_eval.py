@@ -41,7 +41,7 @@ ELEMENTS = [1, 6, 7, 8]
 
 
 def named(path):
-    """The small data set as extended XYZ, with the names that its molecules have there."""
+    """Write the small data set as extended XYZ and return the names of its molecules."""
     frames = []
     with spice.Reader(DATA) as reader:
         for s in reader:
@@ -63,7 +63,7 @@ def named(path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A workdir as training leaves it: a checkpoint, and a split of a store."""
+    """Write a workdir like that of a training run: a checkpoint, and a split of a store."""
     folder = tmp_path_factory.mktemp("trained")
     convert(
         ConversionSpec(
@@ -109,7 +109,7 @@ def trained(tmp_path_factory):
 
 
 class Relaxer:
-    """Does to each molecule what its name asks for; remembers whom it was given."""
+    """Fake relaxer whose result depends on the name of a molecule, and which records the names."""
 
     asked: list = []
     stop_after = None

@@ -72,14 +72,14 @@ def summary_of(path, directory, **changes):
 
 
 def histogram(plain):
-    """From dataset.json."""
+    """Return a histogram of dataset.json."""
     h = Histogram(plain["edges"], plain["counts"], plain["below"], plain["above"], plain["missing"])
     h.minimum, h.maximum, h.finite = plain["minimum"], plain["maximum"], int(h.counts.sum())
     return h
 
 
 def check_distribution(plain, values):
-    """A histogram of dataset.json holds these values: counts, mean, extremes, and quantiles to within a bin."""
+    """Assert that a histogram describes these values; its quantiles are accurate to one bin."""
     values = np.asarray(values, float)
     h = histogram(plain)
     assert h.known == len(values) and h.missing == 0
@@ -103,7 +103,7 @@ def check_distribution(plain, values):
 
 
 def cells(text, first):
-    """The cells of the row of a Markdown table that begins with `first`."""
+    """Return the cells of the row of a Markdown table that begins with `first`."""
     row = next(line for line in text.splitlines() if line.startswith(f"| {first} |"))
     return [cell.strip() for cell in row.strip("|").split("|")]
 
@@ -225,7 +225,7 @@ def test_flipped_gradients_are_reported(tmp_path):
 
 
 def without(tmp_path, name, *fields):
-    """The data set without some labels."""
+    """Write the data set without some labels."""
     path = tmp_path / f"{name}.hdf5"
     shutil.copy(DATA, path)
     with h5py.File(path, "a") as file:
@@ -236,7 +236,7 @@ def without(tmp_path, name, *fields):
 
 
 def check_report(folder, summary):
-    """The report of any summary can be written, and holds the titles of what is known."""
+    """Assert that the report of a summary contains the titles of the known quantities."""
     text = write_dataset_report(folder, summary).read_text()
     assert text == markdown(summary) and (folder / "dataset.png").stat().st_size > 10_000
     assert (
@@ -299,7 +299,7 @@ def sample(name, folder):
 
 
 def test_conformers_of_geom(tmp_path):
-    """Energies and many properties, no forces, unlike numbers of conformers."""
+    """GEOM has energies, many properties, no forces, and different numbers of conformers."""
     path = sample("geom", tmp_path / "geom")
     with readers.open_data(path) as opened:
         structures = list(opened)

@@ -31,7 +31,7 @@ from tests.tasks.runs import environment
 
 @pytest.fixture
 def run_task(tmp_path, monkeypatch):
-    """run(workdir="run", **changes of the config) of two clusters."""
+    """Function run(workdir="run", **config changes) that simulates two clusters."""
     path = tmp_path / "clusters.xyz"
     write(path, [cluster(0), cluster(1)[:9]])
     monkeypatch.setattr(
@@ -57,7 +57,7 @@ def outputs(workdir):
 
 
 def arrays(path):
-    """What an HDF5 file says, to the bit; where in the file it says it depends on how often it was opened."""
+    """Return the arrays of an HDF5 file as bytes, independent of its layout."""
     with h5py.File(path) as file:
         return {name: file[name][:].tobytes() for name in h5md._names(file)}
 

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scratch(folder):
-    """A run from scratch, tested at three geometries."""
+    """Workdir of a run from scratch, tested at three geometries."""
     task.run(
         config(folder, data__test_geometries=GEOMETRIES, train__num_steps=72), folder / "scratch"
     )

@@ -46,9 +46,9 @@ class Result:
 
 
 class Counting:
-    """Moves atoms by an amount that depends on the molecule alone, and takes note of which it has had.
+    """Fake relaxer that moves atoms by an amount that depends only on the molecule.
 
-    Finishes molecules out of order, with some in flight, as slots on a device do.
+    It records its molecules and finishes them out of order, like the slots of a device.
     """
 
     num_compiles = 1
@@ -110,7 +110,7 @@ def options(path, **changes):
 
 @pytest.fixture
 def run_task(tmp_path, monkeypatch):
-    """run(relaxer, **changes of the config) of twelve molecules."""
+    """Function run(relaxer, **config changes) that relaxes twelve molecules."""
     path = tmp_path / "mols.smi"
     path.write_text("".join(f"{s} name{i}\n" for i, s in enumerate(SMILES)))
     monkeypatch.setattr(
@@ -224,7 +224,7 @@ def test_truncated_results_are_recomputed(run_task, tmp_path):
 
 
 def test_processes_share_the_work_and_any_number_resumes(run_task, tmp_path, monkeypatch):
-    """Three processes, of which two come to an end; then two, then one."""
+    """Three processes, two of which finish, are followed by two, then by one."""
     run_task(Counting(), "whole")
     seen = []
 
@@ -295,7 +295,7 @@ def test_a_file_without_usable_molecules(run_task, tmp_path):
 
 
 def test_invalid_molecules_among_valid_ones(run_task, tmp_path):
-    """What cannot be read fails with its place, what can goes to the relaxation, which judges overlaps and elements."""
+    """Unreadable molecules fail with their index; the relaxation checks the others."""
     path = tmp_path / "mixed.xyz"
     path.write_text(
         "1\n\nHe 0 0 0\n2\n\nH 0 0 0\nH 0 0 nan\n2\n\nH 0 0 0\nH 0 0 0.01\n1\n\nQq 0 0 0\n"
@@ -425,7 +425,7 @@ def test_force_fields_have_different_digests():
 
 
 def test_sigterm_during_the_relaxation(run_task, tmp_path):
-    """As in a run: the signal becomes SystemExit, wherever the program is."""
+    """As in a run, the signal raises SystemExit at any point."""
 
     class Terminated(Counting):
         def _relaxed(self, atoms):
@@ -444,7 +444,7 @@ def test_sigterm_during_the_relaxation(run_task, tmp_path):
 
 
 def test_molecules_outside_the_domain_are_reported(run_task, tmp_path, monkeypatch):
-    """As the calculator tells it of the relaxed geometries; nothing of those that there are none of."""
+    """The cells agree with the calculator, and are empty for molecules without a geometry."""
     run_task(Counting(), "unknown", drawn=True)
     assert json.loads((tmp_path / "unknown/metrics.json").read_text())["outside_domain"] is None
     assert {(r["domain_distance"], r["outside_domain"]) for r in rows(tmp_path / "unknown")} == {

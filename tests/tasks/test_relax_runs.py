@@ -22,7 +22,7 @@ MOLECULES = 60
 
 @pytest.fixture(scope="module")
 def force_field(tmp_path_factory, request):
-    """A workdir as training leaves it."""
+    """Workdir like that of a training run."""
     potential = request.getfixturevalue("morse_potential")
     folder = tmp_path_factory.mktemp("force_field")
     store = CheckpointStore(folder / "best")
@@ -48,7 +48,7 @@ def force_field(tmp_path_factory, request):
 
 @pytest.fixture(scope="module")
 def molecules(tmp_path_factory):
-    """Methanol again and again, distorted, and what cannot be relaxed in between; as extended XYZ."""
+    """Extended XYZ file of distorted methanol molecules, and some that cannot be relaxed."""
     from ase.build import molecule
 
     rng = np.random.default_rng(0)
@@ -72,7 +72,7 @@ def molecules(tmp_path_factory):
 
 
 def arguments(workdir, force_field, molecules, **changes):
-    # float64, and little at a time: results do not depend on neighbours then, and runs can be interrupted
+    # float64 and small batches: results do not depend on the batch, and runs can be interrupted
     fields = {
         "force_field": force_field,
         "input": molecules,
@@ -108,7 +108,7 @@ def start(*inputs, processes=1, **changes):
 
 
 def recorded(workdir):
-    """Indices of all lines of all parts, in any order."""
+    """Return the indices of all lines of all part files, in any order."""
     return [
         line.index
         for path in sorted((workdir / "parts").glob("*.csv"))

@@ -29,7 +29,7 @@ from tests.tasks.runs import (
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run: its workdir and output."""
+    """Workdir and output of a finished run."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     code, output = run(workdir)
     assert code == 0, output
@@ -173,7 +173,7 @@ def test_truncated_file(tmp_path):
 
 
 def edited(path, change):
-    """A copy of the data set where `change` was applied to every group."""
+    """Write a copy of the data set with `change` applied to every group."""
     shutil.copy(DATA, path)
     with h5py.File(path, "a") as file:
         for group in file.values():
@@ -220,7 +220,7 @@ def test_training_only_on_forces(tmp_path):
 
 
 def test_full_disk_leaves_the_last_checkpoint(finished, tmp_path):
-    """A file-size limit stands for a full disk: the write fails in the middle of a checkpoint."""
+    """A limit of the file size simulates a full disk: writing a checkpoint fails halfway."""
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     step = newest(workdir).step

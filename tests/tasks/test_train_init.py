@@ -42,7 +42,7 @@ def first(tmp_path_factory):
 
 
 def still(folder, **fields):
-    """Fine-tuning that changes nothing."""
+    """Return the config of a fine-tuning run that changes nothing."""
     own = {
         "init__workdir": str(folder / "first"),
         "optimizer__learning_rate": 1e-12,

@@ -76,7 +76,7 @@ def test_thirty_kills_change_nothing(tmp_path):
 
 
 def _sound(workdir):
-    """The newest step; every checkpoint that claims to be complete can be read."""
+    """Return the newest step, and assert that every complete checkpoint can be read."""
     from mlip_jax.checkpoint import CheckpointStore
 
     steps = steps_of(workdir)

@@ -33,7 +33,7 @@ RUN = {
 
 
 def launch(workdir, *, changes, processes=2, **options):
-    """launch/local.sh with so many processes."""
+    """Start launch/local.sh with `count` processes."""
     arguments = [
         str(REPOSITORY / "launch/local.sh"),
         "-n",
@@ -115,7 +115,7 @@ def test_all_processes_end_if_one_ends(tmp_path):
 
 
 def _process_one(workdir):
-    """Number of the second process of a run."""
+    """Return the process ID of the second process of a run."""
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
             try:

@@ -36,7 +36,7 @@ SMALL = {
 
 
 def run(config, workdir, cwd, fields):
-    """Exit code and output (white space folded) of a command line."""
+    """Run a command and return its exit code and output, with white space folded."""
     process = subprocess.run(
         [
             sys.executable,
@@ -68,7 +68,7 @@ def convert(path, folder, **fields):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with a run on the file, a store of many shards and a run on that."""
+    """Folder with a run on the file, a store of many shards, and a run on the store."""
     folder = tmp_path_factory.mktemp("trained")
     store = convert(DATA, folder / "store")
     assert len(store.manifest["shards"]) > 5
@@ -109,7 +109,7 @@ def test_a_given_store_is_not_converted_again(trained):
 
 
 def test_a_changed_store_is_an_error(trained, tmp_path):
-    """The folder of the store has other molecules now, so that the split is another one."""
+    """The folder of the store now contains other molecules, so the split differs."""
     changed = tmp_path / "changed.hdf5"
     shutil.copy(DATA, changed)
     with h5py.File(changed, "a") as file:

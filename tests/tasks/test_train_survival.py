@@ -44,7 +44,7 @@ LONG = {
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """A finished run."""
+    """Workdir of a finished run."""
     workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
     code, output = run(workdir, **LONG)
     assert code == 0, output
@@ -150,7 +150,7 @@ def test_a_corrupted_checkpoint_falls_back_to_the_previous_one(uninterrupted, tm
 
 @pytest.mark.slow
 def test_a_full_disk_during_a_run(uninterrupted, tmp_path):
-    """A file-size limit stands for the full disk."""
+    """A limit of the file size simulates a full disk."""
     workdir = tmp_path / "run"
     code, _ = stop_at(workdir, 30, **LONG)
     assert code == 75
@@ -219,7 +219,7 @@ def test_data_that_disappear_during_a_run(uninterrupted, tmp_path):
 
 @pytest.fixture(scope="module")
 def with_absurd_energy(uninterrupted, tmp_path_factory):
-    """(fields of a run, name of the structure): a training structure's energy is finite, but its square is not."""
+    """Fields of a run and name of a structure whose energy is finite, but its square is not."""
     parts, meta = load_split(uninterrupted / "splits.npz")
     bad = Store(uninterrupted.parent / meta["store"])[int(parts["train"][7])]
     path = tmp_path_factory.mktemp("absurd") / "absurd.hdf5"
@@ -240,7 +240,7 @@ def with_absurd_energy(uninterrupted, tmp_path_factory):
 
 
 def recorded(workdir):
-    """Rows of nonfinite.csv: {step: names}."""
+    """Return the rows of nonfinite.csv as {step: names}."""
     with open(workdir / "nonfinite.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len({tuple(r.values()) for r in rows}) == len(rows)

@@ -40,7 +40,7 @@ def config(**potential):
 
 @pytest.fixture(scope="module", autouse=True)
 def working_folder(tmp_path_factory):
-    """Stores are made here; and what is compiled runs few times, so that it is compiled quickly."""
+    """Folder of the stores. Programs are compiled quickly, because they run only a few times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("cwd"))
         jax.config.update("jax_disable_most_optimizations", True)
@@ -50,7 +50,7 @@ def working_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, working_folder):
-    """A finished run within 5 Å, less than the molecules measure: its workdir and log."""
+    """Workdir and log of a finished run with a cutoff (5 Å) below the size of the molecules."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     lines = []
     handler = logging.Handler()

@@ -16,7 +16,7 @@ def toy():
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """Has a signal come when the call that reaches step `stop_at.step` is made; None: never."""
+    """Simulate a signal at the dispatch that reaches `stop_at.step`, or never if it is None."""
     wish = types.SimpleNamespace(step=None, loop=None)
     begun, real = [], Trainer.train
 
@@ -43,7 +43,7 @@ def stop_at(monkeypatch):
 
 @pytest.fixture
 def recorded_steps(monkeypatch):
-    """Parameters, average and whether all was finite after each update of trainers that do one a call."""
+    """List of (parameters, average, finite) after each step, for one step per dispatch."""
     states, real = [], Trainer.train
 
     def train(self, state, inputs, count=1, **options):

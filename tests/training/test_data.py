@@ -37,7 +37,7 @@ He 0.0 0.0 0.0
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A store of a shard for each molecule."""
+    """Store with one shard per molecule."""
     store = Store(
         convert(
             ConversionSpec(str(DATA), atoms_per_shard=60),
@@ -52,7 +52,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["store", "columns"])
 def split(request, store):
-    """A part of the data whose numbers are neither dense nor ascending."""
+    """Split whose indices are neither dense nor ascending."""
     indices = np.random.default_rng(0).permutation(len(store))[:77]
     rows = store if request.param == "store" else store.take(np.arange(len(store)))
     sizes = graph_sizes(store.take(np.arange(len(store))), CUTOFF)
@@ -84,7 +84,7 @@ def batches(split, reference, num_devices=2, num_hosts=1, host=0, batch_size=3):
 
 
 def epochs_of(stream, count):
-    """The groups and batches of the first epochs: [[(plan, batch), ...], ...]."""
+    """Return plans and batches of the first epochs: [[(plan, batch), ...], ...]."""
     epochs = [[] for _ in range(count)]
     with contextlib.closing(stream):
         for plan, batch in stream:
@@ -98,7 +98,7 @@ def members_of(steps):
 
 
 def assert_identical(a, b):
-    """Trees of the same structure and arrays of the same type, shape and bytes."""
+    """Assert that trees have the same structure, and arrays of the same type, shape and bytes."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
         assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()

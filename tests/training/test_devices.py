@@ -15,7 +15,7 @@ REPOSITORY = PROGRAM.parents[2]
 
 
 def train(output, devices, resident=False, per_call=1):
-    """Losses and parameters after 20 updates on so many devices, in a process of its own."""
+    """Return losses and parameters after 20 steps on `devices` devices, in another process."""
     environment = dict(
         os.environ,
         PYTHONPATH=str(REPOSITORY),

@@ -22,7 +22,7 @@ from tests.training.toy import (
 
 @pytest.fixture(scope="module")
 def uninterrupted(toy, tmp_path_factory):
-    """Workdirs of runs that nothing has disturbed, by the updates of a call."""
+    """Workdirs of uninterrupted runs, by the number of steps per dispatch."""
     made = {}
 
     def get(per_call):
@@ -88,7 +88,7 @@ def test_a_stopped_run_resumes_bit_by_bit(toy, uninterrupted, stop_at, tmp_path,
 
 
 def test_a_stop_between_two_size_buckets_loses_no_batch(toy, stop_at, tmp_path):
-    """The first batch of the other shape has been taken by then, and is worked on before the run stops."""
+    """The first batch of the other bucket is already taken; it is trained on before the stop."""
     rarely = {"per_call": 4, "log_every": 20, "valid_every": 20, "checkpoint_every": 20}
     toy.run(tmp_path / "uninterrupted", **rarely)
     expected, ends = saved(tmp_path / "uninterrupted"), set()
@@ -108,7 +108,7 @@ def test_a_stop_between_two_size_buckets_loses_no_batch(toy, stop_at, tmp_path):
 
 @pytest.mark.parametrize("calls", [3, 9, 19])
 def test_a_killed_run_resumes_bit_by_bit(toy, uninterrupted, monkeypatch, tmp_path, calls):
-    """From its last checkpoint, and past metrics and a best checkpoint that are later."""
+    """It resumes from its last checkpoint, although metrics and best checkpoint are newer."""
     expected, real, made = uninterrupted(1), Trainer.train, []
 
     def train(self, *arguments, **options):
@@ -136,7 +136,7 @@ def test_a_finished_run_does_nothing(toy, uninterrupted, monkeypatch):
 
 
 def test_the_loop_does_not_wait_for_the_newest_dispatches(toy, monkeypatch, tmp_path):
-    """But where something is due that needs the state."""
+    """Results are read immediately only if a validation or a checkpoint is due."""
     newest, seen = [0], []
     train, single = Trainer.train, Trainer.single
 
@@ -235,7 +235,7 @@ def test_averages_of_parameters_and_frozen_parameters(toy, recorded_steps, monke
 
 
 def test_muon_resumes_bit_by_bit(toy, stop_at, tmp_path):
-    """Muon keeps a state of another shape than Adam's, and frozen parameters have none in it."""
+    """The state of Muon has other shapes than that of Adam, and none for frozen parameters."""
     frozen = [k for k in by_path(toy.params) if "filter" in k and k.endswith("kernel")][:1]
     assert len(frozen) == 1
     rule = optimizer.create(
@@ -270,8 +270,10 @@ def test_muon_resumes_bit_by_bit(toy, stop_at, tmp_path):
 
 
 def reduce_on_plateau(losses, patience, factor, threshold, floor):
-    """Scales after each of `losses`, as torch.optim.lr_scheduler.ReduceLROnPlateau(mode="min",
-    threshold_mode="rel", cooldown=0) goes about it."""
+    """Return the scale after each loss by the rule of torch.optim.lr_scheduler.ReduceLROnPlateau.
+
+    Its options are mode="min", threshold_mode="rel" and cooldown=0.
+    """
     best, num_bad, scale, scales = np.inf, 0, 1.0, []
     for loss in losses:
         better = loss < best * (1 - threshold)
@@ -284,7 +286,7 @@ def reduce_on_plateau(losses, patience, factor, threshold, floor):
 
 @pytest.mark.parametrize("stop", [None, 6])
 def test_the_learning_rate_is_reduced_on_a_plateau(toy, stop_at, monkeypatch, tmp_path, stop):
-    """An epoch is one update here. A stop between has to change nothing."""
+    """An epoch has one step here. An interruption must not change anything."""
     losses = [5.0, 4.0, 4.0, 3.999, 4.2, 3.0, 3.1, 2.9999, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0]
     plateau = {"patience": 1, "factor": 0.5, "threshold": 1e-2, "floor": 0.1}
     few = toy.train.subset(np.argsort(toy.train.sizes.n_edge)[:2])

@@ -61,7 +61,7 @@ def test_too_many_nonfinite_steps_end_the_run(toy, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("stop", [None, 7])
 def test_a_nonfinite_step_rolls_the_run_back(toy, stop_at, tmp_path, stop):
-    """To the last checkpoint, on with batches that come later; and again where the structure comes again."""
+    """The run returns to the last checkpoint with later batches, also at the next occurrence."""
     members, first = (), 0
     for place in range(30):  # one that comes after some checkpoints
         if (found := toy.first_step_with(place)) in (10, 11):
@@ -119,7 +119,7 @@ def test_a_run_without_progress_ends_after_some_rollbacks(toy, monkeypatch, tmp_
 
 
 def test_the_best_checkpoint_survives_a_rollback(toy, monkeypatch, tmp_path):
-    """What is loaded is what has the lowest loss of all that was validated."""
+    """The best checkpoint has the lowest loss of all validations."""
     place = next(p for p in range(30) if toy.first_step_with(p) in (9, 10))
     losses = iter([3.0, 1.0, 2.0, 1.5, 1.2, 1.1])  # back to the start after two validations
     given = []

@@ -50,14 +50,14 @@ def structure(n, seed, energy=None, forces=True):
 
 
 def batch_of(structures, spare=0):
-    """One shape for all, unless `spare` says otherwise: eager operations are compiled by shape."""
+    """Return a batch, by default of one shape, because eager operations are compiled per shape."""
     columns = Columns.from_structures(structures)
     budget = PaddingBudget(16 + spare, 200, 6 + spare)
     return jax.tree.map(jnp.asarray, build_batch(columns, budget, 2.0))
 
 
 def evaluation_of(graph, seed=0, padding=0.0):
-    """Predictions at random; `padding` stands where padding is."""
+    """Return random predictions, with the value `padding` for padding."""
     rng = np.random.default_rng(seed)
     nodes, graphs = graph.nodes["forces"].shape[0], graph.n_node.shape[0]
     forces, energy = rng.normal(size=(nodes, 3)), rng.normal(size=graphs)
@@ -166,7 +166,7 @@ def test_padding_is_ignored(padding, force_penalty):
 
 
 def reference_sums(structures, energies, forces, penalty, force_penalty, per_atom, delta):
-    """Sums, structure by structure and number by number."""
+    """Compute the sums in a loop over structures and numbers."""
     total = dict.fromkeys(LossSums._fields, 0.0)
     single = {
         "mse": lambda x: x * x,
@@ -214,7 +214,7 @@ def reference_sums(structures, energies, forces, penalty, force_penalty, per_ato
 def test_sums_equal_those_of_a_plain_loop_and_parts_add_up(
     penalty, force_penalty, sizes, cut, seed, missing, per_atom
 ):
-    """Also where a part holds nothing that is known, or nothing at all: sums over counts, no mean of means."""
+    """Parts may have no labels or no structures: the loss is not a mean of means."""
     rng = np.random.default_rng(seed)
     structures = [
         structure(
@@ -259,7 +259,7 @@ def test_sums_equal_those_of_a_plain_loop_and_parts_add_up(
 
 @pytest.mark.parametrize(("penalty", "force_penalty"), PAIRS)
 def test_counts_do_not_depend_on_predictions(penalty, force_penalty):
-    """Exactly right predictions are terms as well."""
+    """Exact predictions are counted as well."""
     graph = batch_of([structure(2, 0), structure(3, 1)])
     right = Evaluation(graph.globals["energy"], graph.nodes["forces"], jnp.zeros(16))
     options = {"penalty": penalty, "force_penalty": force_penalty}
@@ -288,7 +288,7 @@ def test_derivatives_are_finite_at_zero_error(penalty, force_penalty):
 
 @pytest.mark.parametrize("force_penalty", sorted(FORCE_PENALTIES))
 def test_forces_can_be_trained(force_penalty, double_precision):
-    """The derivative by a parameter, through forces that are derivatives themselves, against differences."""
+    """The derivative of a force loss with respect to a parameter equals finite differences."""
     graph = jax.tree.map(
         lambda x: jnp.asarray(x, jnp.float64) if x.dtype.kind == "f" else x,
         batch_of([structure(3, 0), structure(2, 1)]),
@@ -345,7 +345,7 @@ def test_averages_of_known_numbers():
 
 
 def test_averages_without_labels():
-    """What has no labels is no part of the loss, but what is not finite does not pass for it."""
+    """A term without labels is not part of the loss, but a non-finite term is."""
     part = LossSums(
         energy_loss=0.0,
         force_loss=8.0,
@@ -387,14 +387,14 @@ def test_an_unknown_penalty_is_an_error_with_the_nearest_name():
 
 @pytest.mark.parametrize("delta", [0.0, -1.0, float("nan"), float("inf")])
 def test_huber_delta_must_be_positive(delta):
-    """Infinity would be MSE, but its gradient is not a number."""
+    """Infinity would mean MSE, but its gradient is NaN."""
     with pytest.raises(ValueError, match="loss.huber_delta must be a positive number"):
         check_penalties("huber", None, delta)
     check_penalties("mse", "norm", delta)
 
 
 def test_relative_weights_the_direction_of_small_forces():
-    """A force that points the wrong way costs the same where it is large and where it is small."""
+    """A force with the wrong direction has the same loss whether it is large or small."""
     labels = np.array([[5.0, 0.0, 0.0], [0.5, 0.0, 0.0]])
     graph = batch_of([Structure(np.array([6, 6]), np.eye(2, 3), energy=0.0, forces=labels)])
 
@@ -486,7 +486,7 @@ def test_beta_without_a_change(ends):
 
 @pytest.mark.parametrize("ends", [(1.0, 0.5), (0.9, 1.0)])
 def test_beta_reaches_its_end_from_or_to_one(ends):
-    """A weight of exactly one at an end is allowed, and the other end must not be ignored in silence."""
+    """A weight of one at either end is allowed; the other end must not be ignored silently."""
     beta = beta_schedule(*ends, 0.5, 100)
     assert float(beta(0)) == pytest.approx(ends[0], abs=1e-3)
     assert float(beta(100)) == pytest.approx(ends[1], abs=1e-3)

@@ -41,7 +41,7 @@ def small_windows(monkeypatch):
 
 
 def in_buckets(split, reference, devices=1, micro_batches=None, hosts=1, host=0, **options):
-    """Batches in several shapes."""
+    """Return a factory of batches with several size buckets."""
     small = np.argsort(split.sizes.n_edge)[: len(split) // 2]
     low, high = choose_budget(split.sizes.take(small), 1), choose_budget(split.sizes, 5)
     budgets = (low, PaddingBudget(*np.maximum(low, high).tolist()))
@@ -49,7 +49,7 @@ def in_buckets(split, reference, devices=1, micro_batches=None, hosts=1, host=0,
 
 
 def taken(factory, split, count, state=None):
-    """The first groups and batches of a stream, and its state after them."""
+    """Return the first plans and batches of a stream, and its state after them."""
     with contextlib.closing(factory.training(split, seed=4, state=state)) as stream:
         return [next(stream) for _ in range(count)], json.loads(json.dumps(stream.state))
 
@@ -69,7 +69,7 @@ SETUPS = [(1, 1), (2, 1), (8, 1), (3, 1), (1, 2), (2, 2), (4, 3), (1, 8)]
 def test_devices_of_all_hosts_share_one_plan(
     split, reference, small_windows, devices, hosts, micro_batches
 ):
-    """Each micro-batch of an update once, in order, the devices that are left with empty ones."""
+    """Each micro-batch of a step occurs once, in order; the remaining devices get empty ones."""
     expected, _ = taken(in_buckets(split, reference, 1, micro_batches), split, 12)
     factory = [
         in_buckets(split, reference, devices, micro_batches, hosts, host) for host in range(hosts)
@@ -160,7 +160,7 @@ def test_training_batches_are_transferred_by_put(split, reference):
 def test_the_estimate_of_steps_per_epoch_is_right(
     split, reference, small_windows, monkeypatch, micro_batches
 ):
-    """The last updates of a window lack micro-batches, which counts where an epoch has few."""
+    """The last steps of a window lack micro-batches, which matters if an epoch has few steps."""
     for window in (7, 40, 4096):
         monkeypatch.setattr(data, "_WINDOW", window)
         factory = in_buckets(split, reference, 1, micro_batches)

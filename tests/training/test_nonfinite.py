@@ -17,7 +17,7 @@ from mlip_jax.training.nonfinite import NonFinite, TrainingError
 
 @pytest.fixture(scope="module")
 def split():
-    """Places 0, 1, ... are structures mol#49, mol#48, ..."""
+    """Split whose members 0, 1, ... are the structures mol#49, mol#48, ..."""
     columns = Columns.from_structures(
         Structure(np.array([1]), np.zeros((1, 3)), source="mol", conformer=k) for k in range(50)
     )
@@ -56,7 +56,7 @@ def test_a_large_batch_is_listed_in_part_and_written_in_full(split, tmp_path):
 
 
 def test_a_structure_is_written_once(split, tmp_path):
-    """Also by another start of the run."""
+    """Also if the run was restarted."""
     for _ in range(2):
         judge = NonFinite("skip", split, tmp_path)
         for step in (4, 9):

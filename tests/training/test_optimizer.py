@@ -154,7 +154,7 @@ def test_optimizers_descend(name):
 
 @pytest.mark.parametrize("name", ("adam", "amsgrad", "adamw"))
 def test_updates_match_the_equations_of_the_papers(name):
-    """Against NumPy, with gradients whose size shrinks, so that the largest second moment is not the last."""
+    """Gradients shrink, so that the largest second moment is not the last one."""
     rng = np.random.default_rng(0)
     gradients = rng.normal(size=(8, 2, 3)) * np.geomspace(1.0, 1e-3, 8)[:, None, None]
     rule = optimizer.create(
@@ -178,7 +178,7 @@ def test_updates_match_the_equations_of_the_papers(name):
 
 
 def test_muon_updates_are_orthogonal_matrices():
-    """Each head is a matrix of its own; all singular values of a step are nearly alike."""
+    """Each head is a separate matrix; all singular values of an update are nearly equal."""
     rule = optimizer.create(
         BASE
         | {
@@ -232,7 +232,7 @@ def test_weight_decay_excludes_biases():
 
 
 def test_gradients_are_clipped():
-    """Adam forgets the scale of gradients, its second moment does not."""
+    """Adam's update is independent of the scale of gradients, but its second moment is not."""
     params = {"a": jnp.ones(3)}
     huge = {"a": jnp.array([1e6, 0.0, 0.0])}
     for clip, norm in ((10.0, 10.0), (0.0, 1e6), (None, 1e6)):
@@ -261,7 +261,7 @@ def test_frozen_parameters_do_not_change_and_have_no_moments(name):
 
 
 def test_frozen_parameters_do_not_affect_the_others():
-    """The norm that is clipped is that of the trained gradients."""
+    """The clipped norm is that of the trained parameters."""
     config = BASE | {
         "clip_norm": 0.1,
         "eps": 0.1,
@@ -277,7 +277,7 @@ def test_frozen_parameters_do_not_affect_the_others():
 
 
 def test_the_state_without_frozen_parameters_is_unchanged():
-    """Checkpoints of runs without them go on to be read."""
+    """Checkpoints of runs without frozen parameters can still be read."""
     plain = optax.chain(
         optax.clip_by_global_norm(10.0), optax.adam(optimizer.learning_rate(BASE, 100))
     )
@@ -404,7 +404,7 @@ def scales(values, epochs, plateau=None, **changes):
 
 @pytest.fixture(scope="module")
 def optax_plateau():
-    """Scales of optax.contrib.reduce_on_plateau for losses of whole epochs; its patience is one more than torch's."""
+    """Return the scales of optax.contrib.reduce_on_plateau, whose patience is torch's plus one."""
     rule = optax.contrib.reduce_on_plateau(
         factor=OPTIONS["factor"],
         patience=OPTIONS["patience"] + 1,
@@ -433,7 +433,7 @@ def test_plateau_equals_that_of_optax_for_whole_epochs(optax_plateau, values):
 
 
 def test_plateau_of_known_numbers():
-    """One epoch more than the patience without a better value; then patience starts anew; never below the floor."""
+    """The reduction follows one epoch after the patience, which restarts; the floor holds."""
     assert scales([5.0] + [4.9] * 16, range(1, 18)) == [1.0] * 4 + [0.5] * 4 + [0.25] * 4 + [
         0.125
     ] * 4 + [0.1]

@@ -86,7 +86,7 @@ def test_invalid_options_are_errors(field, value):
     ],
 )
 def test_the_task_checks_options_before_it_reads_data(tmp_path, monkeypatch, field, value, message):
-    """Nor does the folder belong to a config with a slip, which the corrected one then could not use."""
+    """The workdir must not belong to the invalid config, so that the corrected one can use it."""
     monkeypatch.setattr(train.source, "load", lambda _: pytest.fail("data are loaded"))
     c = train_defaults()
     c.data.path = str(tmp_path / "nowhere.hdf5")

@@ -85,7 +85,7 @@ def test_a_checkpoint_is_written_after_the_best_one_that_it_refers_to(
 
 @pytest.mark.parametrize("again", [False, True])
 def test_a_best_checkpoint_of_an_earlier_step_replaces_later_ones(tmp_path, again):
-    """As after a rollback, or by a run that goes on from before."""
+    """This happens after a rollback, or in a run that resumes from an earlier step."""
     outputs = TrainingOutputs(tmp_path, True, COLUMNS)
     for step in (5, 90, 95):
         outputs.save_best(step, TREE, {"way": "first"})

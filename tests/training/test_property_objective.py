@@ -20,7 +20,7 @@ TARGETS = (
 
 
 class Fixed:
-    """A model whose outputs are its parameters."""
+    """Model whose outputs are its parameters."""
 
     @staticmethod
     def apply(params, graph):
@@ -28,7 +28,7 @@ class Fixed:
 
 
 def graph(gap=(1.0, np.nan, 7.0), charge=0.5):
-    """Two molecules of two and one atoms, and padding of one atom."""
+    """Batch of two molecules with two atoms and one atom, and one padding atom."""
     n = 4
     return jraph.GraphsTuple(
         nodes={
@@ -69,7 +69,7 @@ def objective(**options):
 def test_sums_equal_a_calculation_by_hand():
     o = objective(penalty="mse", align_weight=0.1)
     _, sums = o.evaluate(PREDICTED, graph())
-    # one known gap, off by 0.5; six components, two of them off by one; two known charges, one off by 0.5
+    # one gap with error 0.5; six components, two with error 1; two charges, one with error 0.5
     assert {k: float(v) for k, v in sums.count.items()} == {"gap": 1, "dipole": 6, "charges": 2}
     assert float(sums.penalty["gap"]) == pytest.approx(0.25) and float(
         sums.absolute["gap"]

@@ -20,7 +20,7 @@ def row(step):
 
 
 def events_of(workdir):
-    """Events of TensorBoard's files in the order in which they were written."""
+    """Return the events of TensorBoard's files in the order in which they were written."""
     events = []
     for path in sorted((workdir / "tensorboard").iterdir(), key=lambda p: p.stat().st_mtime_ns):
         data = path.read_bytes()
@@ -57,7 +57,7 @@ def test_rows_are_in_both_files(tmp_path):
 
 
 def test_property_names_become_valid_tags(tmp_path):
-    """TensorBoard shows a series of its own for each spelling, so the tags are those of SummaryWriter."""
+    """The tags equal those of SummaryWriter, because each spelling is a separate series."""
     recorder = Recorder(tmp_path, 0, (*COLUMNS, "train_heat capacity (eV)"))
     recorder.write({"step": 1, "train_heat capacity (eV)": 2.0})
     recorder.close()
@@ -76,7 +76,7 @@ def test_rows_after_the_step_are_dropped(tmp_path):
     second.close()
     with open(tmp_path / "metrics.csv", newline="") as file:
         assert [r["step"] for r in csv.DictReader(file)] == ["1", "2", "3"]
-    # in a file of its own, though within the same second; TensorBoard forgets what it had from this step on
+    # a separate file, even within one second; TensorBoard drops older events from this step on
     events = events_of(tmp_path)
     assert [step for step, tag, _ in scalars_of(events) if tag == "beta"] == [1, 2, 3, 3]
     restart = next(i for i, e in enumerate(events) if e.HasField("session_log"))
@@ -95,7 +95,7 @@ def test_a_full_disk_is_an_error_of_the_metrics(tmp_path):
 
 
 def test_a_full_disk_is_an_error_of_tensorboard(tmp_path, monkeypatch):
-    """The run must neither wait for ever for a thread that has died, nor go on as if nothing were."""
+    """The run must not wait forever for a dead thread, and must not continue silently."""
     monkeypatch.setattr(
         "mlip_jax.training.recorder.RecordWriter", lambda path: RecordWriter("/dev/full")
     )

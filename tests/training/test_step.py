@@ -98,7 +98,7 @@ def test_sums_add_up_over_steps():
 
 
 def with_gaps(split, columns, kind):
-    """A split where labels are missing: of some structures, or of all."""
+    """Return a split in which some or all structures lack labels."""
     energy, forces = columns.energy.copy(), columns.forces.copy()
     if kind == "some":
         energy[::3] = np.nan
@@ -123,7 +123,7 @@ def with_gaps(split, columns, kind):
     ],
 )
 def test_micro_batches_equal_one_large_batch(setup, penalty):
-    """Also where some have no label of a kind, or nothing in them, and whatever beta is."""
+    """Some micro-batches lack labels or structures, and beta has several values."""
     model, split, batches, _, params = setup
     options = {"penalty": penalty[0], "force_penalty": penalty[1], "huber_delta": 0.1}
     members = np.array_split(np.arange(9), 3) + [np.zeros(0, np.int64)]
@@ -191,7 +191,7 @@ def test_the_learning_rate_is_scaled_without_compilation(setup):
 
 
 def test_a_snapshot_survives_later_steps(setup):
-    """Whose state is given away to them."""
+    """The buffers of the state are donated to later steps."""
     _, split, batches, trainer, params = setup
     with contextlib.closing(batches.training(split, seed=1)) as stream:
         first = trainer.init(params)
@@ -217,7 +217,7 @@ def test_every_process_receives_a_stop_request(setup):
 
 
 def test_energy_only_training_equals_beta_zero(setup):
-    """Without a derivative by the positions in the program, and without a word on forces."""
+    """The program computes no derivative with respect to positions and reports no force errors."""
     model, split, batches, _, params = setup
     graph = next(iter(batches.in_order(split)))[1]
     inputs = jax.tree.map(lambda x: x[:, None, None], graph)

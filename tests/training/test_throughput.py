@@ -32,7 +32,7 @@ def plan(*members):
 
 
 def sums(values):
-    """Sums of several updates, each field another multiple of `values`."""
+    """Return sums of several steps, in which each field is another multiple of `values`."""
     return LossSums(
         *(np.asarray(values, np.float32) * k for k in range(1, len(LossSums._fields) + 1))
     )

@@ -8,7 +8,7 @@ from mlip_jax.training.trace import _WARM_UP, Trace
 
 @pytest.fixture
 def profiler(monkeypatch):
-    """What was asked of the profiler, which refuses what JAX's refuses."""
+    """List of calls of a fake profiler, which raises the same errors as JAX's."""
     asked = []
 
     def start(directory):

@@ -41,7 +41,7 @@ def make_trainer(model, rule=None, decay=0.9, **on_device):
 
 
 class ToyTraining:
-    """Small data in two buckets, and the trainers, which are compiled once for all tests."""
+    """Small data with two size buckets, and trainers that are compiled once for all tests."""
 
     def __init__(self):
         with readers.open_data(DATA) as source:
@@ -89,7 +89,7 @@ class ToyTraining:
         plateau=None,
         **options,
     ):
-        """A loop over data of the host, one update a call, or over resident data."""
+        """Return a loop over data on the host (one step per dispatch) or on the device."""
         train, streamed = train or self.train, per_call == 1
         trainer = trainer or (self.streamed if streamed else self.on_device)
         batches = Batches(
@@ -129,11 +129,11 @@ class ToyTraining:
         )
 
     def run(self, workdir, **options):
-        """Go on with the run in `workdir`, or begin it."""
+        """Start the run in `workdir`, or resume it."""
         return self.loop(workdir, **options).run(self.params, restore(workdir))
 
     def bad(self, members=(BAD,)):
-        """The training data, some forces of which overflow when they are squared."""
+        """Return the training split with some forces whose squares overflow."""
         forces = self.columns.forces.copy()
         forces[self.columns.atoms_of(self.train.indices[list(members)])] = 1e30
         return dataclasses.replace(
@@ -141,7 +141,7 @@ class ToyTraining:
         )
 
     def first_step_with(self, place):
-        """At which the structure comes first, from 1."""
+        """Return the first step (from 1) that contains the structure."""
         for step, (plan, _) in enumerate(self.loop(Path(".")).batches.training(self.train, 3), 1):
             if any(place in members for members in plan.members):
                 return step
@@ -153,7 +153,7 @@ def rows(workdir):
 
 
 def without_times(workdir, begun=0):
-    """Rows of metrics. Averages that began before step `begun`, from which a run went on, are left out too."""
+    """Return rows of metrics without times and without averages across the resumption at `begun`."""
     cut = begun + 5 - begun % 5 if begun % 5 else None
     timed = (
         "seconds",
@@ -181,7 +181,7 @@ def saved(workdir, kind="checkpoints"):
 
 
 def assert_same_run(workdir, expected, begun):
-    """Bit for bit: arrays, position and metrics."""
+    """Assert that arrays, progress and metrics of two runs are identical."""
     for kind in ("checkpoints", "best"):
         a, b = saved(workdir, kind), saved(expected, kind)
         assert a.step == b.step and a.arrays.keys() == b.arrays.keys()
@@ -202,5 +202,5 @@ def by_path(tree):
 
 
 def as_sums(loss):
-    """Sums of a validation whose loss, with beta 0.7, is `loss`."""
+    """Return the sums of a validation whose loss with beta = 0.7 is `loss`."""
     return LossSums(loss, loss, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
