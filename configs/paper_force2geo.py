@@ -1,15 +1,22 @@
-"""Tables and figures of Force2Geo and Force2Prop (Fu et al., arXiv:2507.00407) at reduced size, in one report.
+"""Tables and figures of Force2Geo and Force2Prop (arXiv:2507.00407) at reduced size.
 
-    python -m mlip_jax.main --config=configs/paper_force2geo.py:DATA.lmdb --workdir=runs/paper --sweep
-    python -m mlip_jax.main --config=configs/paper_force2geo.py:DATA.lmdb,runs/qcr --workdir=runs/paper --sweep
+All results are in one report.
 
-DATA.lmdb has trajectories in PubChemQCR's layout, along with a summary.csv that contains the gap, preferably with
-off-equilibrium geometries (benchmarks/off_equilibrium.py). Force fields are pre-trained first, on molecules that are in
-no test split. runs/qcr is an existing force field to use instead of the main one; it must not be trained on the test
-molecules. The report is runs/paper/report.html. Rerun the same command to resume; two at a time share the work. For the
-published size use configs/force2prop.py, configs/geometry_finetune.py and configs/denoise.py without "small".
+    python -m mlip_jax.main --config=configs/paper_force2geo.py:DATA.lmdb \\
+        --workdir=runs/paper --sweep
+    python -m mlip_jax.main --config=configs/paper_force2geo.py:DATA.lmdb,runs/qcr \\
+        --workdir=runs/paper --sweep
 
-Hardware: with 2,400 training molecules about 3 minutes per variant on one CPU core, two hours on two cores.
+DATA.lmdb has trajectories in PubChemQCR's layout, along with a summary.csv that contains the
+gap, preferably with off-equilibrium geometries (benchmarks/off_equilibrium.py). Force fields
+are pre-trained first, on molecules that are in no test split. runs/qcr is an existing force
+field to use instead of the main one; it must not be trained on the test molecules. The report
+is runs/paper/report.html. Rerun the same command to resume; two at a time share the work. For
+the published size use configs/force2prop.py, configs/geometry_finetune.py and
+configs/denoise.py without "small".
+
+Hardware: with 2,400 training molecules about 3 minutes per variant on one CPU core, two hours
+on two cores.
 """
 
 from pathlib import Path
@@ -125,7 +132,7 @@ class _Runs:
             self.variants.append(variant)
 
     def split(self, by):
-        """Add a run that only provides its split, which the training of the force field requires."""
+        """Add a run that only provides its split for the training of the force field."""
         self.variants.append(
             {
                 "name": "split" if by == "molecule" else f"{by}-split",

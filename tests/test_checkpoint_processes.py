@@ -169,7 +169,7 @@ def train(durable):
             store.wait()
             os.write(durable, b"%d %f\\n" % (step, time.monotonic() - begin))
 
-for line in sys.stdin:  # after so many times the duration of the first save
+for line in sys.stdin:  # each line: a delay in units of the duration of the first save
     reading, durable = os.pipe()
     child = os.fork()
     if child == 0:

@@ -333,7 +333,7 @@ def test_slurm_array_is_a_sweep(cluster, monkeypatch):
 
 def test_slurm_warning_reaches_the_program_and_not_the_shells(cluster):
     """SLURM signals every process of the step; the batch script must survive and requeue."""
-    fake(cluster, "srun", "trap : USR1" + SRUN)  # the real one stands outside of the step
+    fake(cluster, "srun", "trap : USR1" + SRUN)  # the real srun is outside of the step
     fake(cluster, "python", "trap 'exit 75' USR1\ntouch ready\nsleep 30 & wait")
     with started("bash", LAUNCH / "slurm.sbatch", "--workdir=out") as process:
         wait_for(process, cluster / "ready")

@@ -67,7 +67,7 @@ def test_overrides_of_a_config_survive_conversion_to_text(overrides):
                 found = found[part]
             found = found.to_dict() if isinstance(found, ml_collections.ConfigDict) else found
             assert typed(found) == typed(inner)
-    # it is a config that a task takes, and nothing else in it has changed
+    # a task accepts the config, and nothing else in it has changed
     before, after = (configs.to_dict(configs.complete(c, config)) for c in (config, there))
     changed = {line.split(": ")[0] for line in configs.differences(before, after)}
     assert all(

@@ -370,7 +370,7 @@ def test_other_molecules_force_fields_and_settings_are_errors(run_task, tmp_path
     (tmp_path / "mols.smi").write_text(content)
     run_task(Counting(), num_processes=2, batch_atoms=99)
     config = json.loads((tmp_path / "run/config.json").read_text())
-    config["force_field"] = "other"  # the same name, trained anew
+    config["force_field"] = "other"  # the same name, but other parameters
     (tmp_path / "run/config.json").write_text(json.dumps(config))
     with pytest.raises(WorkdirError, match="force_field: "):
         run_task(Counting(), force_field="other")

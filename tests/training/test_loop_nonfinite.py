@@ -104,9 +104,8 @@ def test_a_nonfinite_step_rolls_the_run_back(toy, stop_at, tmp_path, stop):
         toy.run(tmp_path / "run", train=bad, **options)
     stop_at.step = None
     toy.run(tmp_path / "run", train=bad, **options)
-    if (
-        stop < first - module._AHEAD - 1
-    ):  # else what was ahead at the rollback differs, and with it what is left out
+    # otherwise, the dispatches ahead of the rollback differ, and so do the discarded batches
+    if stop < first - module._AHEAD - 1:
         assert_same_run(tmp_path / "run", tmp_path / "uninterrupted", 0)
     assert saved(tmp_path / "run").step == STEPS
 

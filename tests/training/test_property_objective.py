@@ -76,7 +76,7 @@ def test_sums_equal_a_calculation_by_hand():
     ) == pytest.approx(0.25)
     assert float(sums.penalty["dipole"]) == 2 and float(sums.absolute["dipole"]) == 4
     assert float(sums.penalty["charges"]) == pytest.approx(0.25)
-    # at right angles, and along; an atom that lies where it belongs has no direction
+    # perpendicular and parallel; an atom at its reference position has no direction
     assert float(sums.aligned) == 2 and float(sums.alignment) == pytest.approx(1.0)
     loss = float(o.combine(sums, sums, 0))
     assert loss == pytest.approx(2 * 0.25 + 2 / 6 + 0.25 / 2 + 0.1 * 1.0 / 2)
