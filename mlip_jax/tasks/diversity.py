@@ -126,7 +126,7 @@ def evaluate(
     """
     workdir = Path(workdir)
     potential, data = Potential.load(workdir), RunData.load(workdir)
-    seed, train_part = training.seed, data.parts["train"]
+    seed, train_indices = training.seed, data.parts["train"]
     compute_errors = functools.partial(_errors, potential, with_forces=not energy_only(training))
     sets: dict[str, Errors] = {}
     indices, notes = {}, []  # indices of the structures of each set in their store
@@ -145,7 +145,7 @@ def evaluate(
     for name, chosen in members.items():
         sets[name], indices[name] = unseen.take(chosen), conformers[chosen]
     notes += distances.notes
-    mapped = {"train": (data.store, train_part), "iid_s": (data.store, indices["iid_s"])}
+    mapped = {"train": (data.store, train_indices), "iid_s": (data.store, indices["iid_s"])}
     if options.ood_path:
         store, indices["ood_s"], ood_notes = _other_molecules(data, potential, training, options)
         sets["ood_s"] = compute_errors(store, indices["ood_s"])
@@ -157,7 +157,7 @@ def evaluate(
         workdir / FINGERPRINTS, {name: _fingerprints(*rows, seed) for name, rows in mapped.items()}
     )
     result = {
-        "train": _training(data.store, train_part, training),
+        "train": _training(data.store, train_indices, training),
         "notes": notes,
         "metrics": {name: summary(sets[name]) if name in sets else None for name in NAMES},
         "by_rmsd": by_distance(unseen, distances.rmsd, np.array(options.rmsd_bins, float)),
@@ -180,11 +180,11 @@ def evaluate(
     return result
 
 
-def _training(store: Store, part: np.ndarray, training) -> dict[str, Any]:
+def _training(store: Store, indices: np.ndarray, training) -> dict[str, Any]:
     """Return the size and settings of the training set for the report."""
-    molecules = splits.group(np.asarray(store.index("molecule")[part]))[1]
+    molecules = splits.group(np.asarray(store.index("molecule")[indices]))[1]
     return {
-        "num_structures": len(part),
+        "num_structures": len(indices),
         "num_molecules": molecules,
         "num_conformers": training.data.num_conformers if training.data.num_molecules else None,
         "seed": training.seed,
@@ -233,7 +233,11 @@ def _of_known_elements(
 
 def _conformers(data: RunData, training, options) -> tuple[np.ndarray, generalization.Distances]:
     """Return unseen conformers of training molecules and their distances to training conformers."""
-    draw, store, part = generalization.drawn(training.data), data.store, data.parts["train"]
+    draw, store, train_indices = (
+        generalization.drawn(training.data),
+        data.store,
+        data.parts["train"],
+    )
     if draw is None:
         log.warning(
             "IID-C and OOD-C are empty: training used all conformers of its molecules "
@@ -245,7 +249,7 @@ def _conformers(data: RunData, training, options) -> tuple[np.ndarray, generaliz
     conformers = generalization.unseen_conformers(
         molecule,
         conformer,
-        part,
+        train_indices,
         num_conformers=draw[0],
         seed=draw[1],
         max_molecules=options.max_molecules,
@@ -254,7 +258,7 @@ def _conformers(data: RunData, training, options) -> tuple[np.ndarray, generaliz
     conformers = _with_energy(conformers, store)
     log.info("%d unseen conformers of the training molecules", len(conformers))
     return conformers, generalization.distances_to_training(
-        store, conformers, part, num_processes=options.num_processes or None
+        store, conformers, train_indices, num_processes=options.num_processes or None
     )
 
 

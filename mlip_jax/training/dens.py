@@ -126,7 +126,7 @@ class DeNS:
         return self.evaluate(params, graph)[1]
 
     def counts(self, graph: jraph.GraphsTuple) -> DenoisingSums:
-        """Return sums of which only the counts are meaningful. The model is not evaluated."""
+        """Return sums with meaningful counts only, without evaluating the model."""
         return DenoisingSums(self.force_field.counts(graph), *self._denoising(None, graph))
 
     def evaluate(self, params: Any, graph: jraph.GraphsTuple) -> tuple[Evaluation, DenoisingSums]:

@@ -34,7 +34,7 @@ class Objective(Protocol):
         """Compute sums over a padded batch. Pure and differentiable with respect to `params`."""
 
     def counts(self, graph: jraph.GraphsTuple) -> Any:
-        """Return sums of which only the counts are meaningful. The model is not evaluated."""
+        """Return sums with meaningful counts only, without evaluating the model."""
 
     def combine(self, local: Any, total: Any, step: Any) -> jax.Array:
         """Compute this device's share of the loss at a step; the shares add up to the loss.
@@ -91,7 +91,7 @@ class ForceField:
         return losses.sums(evaluation, self._training_labels(graph), **self.loss_options)
 
     def counts(self, graph: jraph.GraphsTuple) -> losses.LossSums:
-        """Return sums of which only the counts are meaningful. The model is not evaluated."""
+        """Return sums with meaningful counts only, without evaluating the model."""
         zeros = Evaluation(
             jnp.zeros_like(graph.globals["energy"]), jnp.zeros_like(graph.nodes["forces"]), None
         )

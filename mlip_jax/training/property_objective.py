@@ -83,7 +83,7 @@ class Properties:
         return self.evaluate(params, graph)[1]
 
     def counts(self, graph: jraph.GraphsTuple) -> PropertySums:
-        """Return sums of which only the counts are meaningful. The model is not evaluated."""
+        """Return sums with meaningful counts only, without evaluating the model."""
         return self._sums(None, graph)
 
     def evaluate(
