@@ -350,7 +350,7 @@ def test_a_reference_geometry_of_the_data(trained, tmp_path):
 
 @pytest.mark.parametrize(
     "text, message",
-    [(None, "give the workdir"), ("a=x,a=y", "different names"), ("a=", "different names")],
+    [(None, "force_field is required"), ("a=x,a=y", "different names"), ("a=", "different names")],
 )
 def test_invalid_lists_of_force_fields_are_errors(text, message):
     with pytest.raises(ConfigError, match=message):

@@ -206,8 +206,8 @@ def test_filters_apply_and_are_counted(tmp_path, structures):
         len({s.molecule for s in kept}),
     )
     assert set(summary.elements) == {"H", "C", "N", "O"} and summary.charges == {0.0: len(kept)}
-    assert summary.counts["left out here: charge"] == 12
-    assert summary.counts["left out here: elements"] == 102 - 12 - len(kept)
+    assert summary.counts["skipped here: charge"] == 12
+    assert summary.counts["skipped here: elements"] == 102 - 12 - len(kept)
     assert summary.n_atoms.known == len(kept) and summary.force.known == sum(len(s) for s in kept)
 
 

@@ -14,6 +14,7 @@ from mlip_jax.predictor import Predictor, begin_from, pretrained
 from mlip_jax.simulation.geometry_sources import Sources
 from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.tasks import property as task
+from mlip_jax.tasks.property_training.data import PropertyData
 from tests.tasks.property_runs import NAMES, config, write_data, write_force_field
 
 GEOMETRIES = ("labels", "pm3:first", "etkdg")
@@ -68,16 +69,16 @@ def test_files_of_a_run(scratch):
 def test_no_molecule_is_in_two_splits_and_the_split_is_reusable(scratch, folder):
     parts = json.loads((scratch / "split_records.json").read_text())
     assert sorted(sum(parts.values(), [])) == list(range(len(NAMES)))
-    other = task.Data.load(
+    other = PropertyData.load(
         config(folder, data__split_seed=5, data__held_out=str(scratch / "split_records.json")),
-        _made(folder / "held_out"),
+        _create_folder(folder / "held_out"),
     )
     records = other.loaded.store.index("record")[other.index]
     for name in ("train", "valid"):
-        assert not set(records[other.parts[name]].tolist()) & set(parts["test"])
+        assert not set(records[other.splits[name]].tolist()) & set(parts["test"])
 
 
-def _made(path):
+def _create_folder(path):
     path.mkdir(exist_ok=True)
     return path
 
@@ -87,8 +88,8 @@ def test_training_lowers_the_error_and_the_predictor_predicts(scratch, folder):
         [float(r["gap"]) for r in table(scratch / "predictions_train.csv")]
     )
     predictor = Predictor.load(scratch)
-    data = task.Data.load(config(folder), _made(folder / "again"))
-    columns = data.loaded.store.take(data.index[data.parts["test"]])
+    data = PropertyData.load(config(folder), _create_folder(folder / "again"))
+    columns = data.loaded.store.take(data.index[data.splits["test"]])
     predicted = predictor.predict(columns, batch_size=2)
     np.testing.assert_allclose(
         predicted["gap"],
@@ -96,7 +97,7 @@ def test_training_lowers_the_error_and_the_predictor_predicts(scratch, folder):
         rtol=1e-4,
     )
     assert predicted["embedding"].shape == (6, 8)
-    atoms = [data.loaded.store[int(i)] for i in data.index[data.parts["test"]]]
+    atoms = [data.loaded.store[int(i)] for i in data.index[data.splits["test"]]]
     assert [a.molecule for a in atoms] == [
         r["molecule"] for r in table(scratch / "predictions_test_labels.csv")
     ]
@@ -239,7 +240,7 @@ def test_each_kind_of_workdir_is_opened_only_as_its_kind(folder, scratch):
 
 def test_relaxed_geometries_are_computed_once(folder):
     write_force_field(folder / "relaxer")
-    data = task.Data.load(config(folder), _made(folder / "sources"))
+    data = PropertyData.load(config(folder), _create_folder(folder / "sources"))
     loads = []
 
     def load():
