@@ -278,11 +278,7 @@ class CheckpointStore:
             try:
                 shutil.rmtree(folder)
             except OSError as error:
-                log.warning(
-                    "%s: cannot remove the old checkpoint (%s). Remove it to free disk space.",
-                    folder,
-                    error,
-                )
+                log.warning("%s: old checkpoint cannot be removed, delete it: %s", folder, error)
 
     def restore(self) -> Restored | None:
         """Return the newest intact checkpoint, or None if there are no checkpoints.
