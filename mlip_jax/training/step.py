@@ -318,8 +318,8 @@ def _gradient(objective, params, step, micro_batch, num_micro_batches):
         return jax.tree.map(jnp.add, tree, other)
 
     # the counts of all micro-batches are the denominators of the loss, so the gradients need them
-    indices = jnp.arange(num_micro_batches)
-    counts = jax.lax.map(lambda k: objective.counts(micro_batch(k)), indices)  # leading axis (K,)
+    # with a leading axis (K,)
+    counts = jax.lax.map(lambda k: objective.counts(micro_batch(k)), jnp.arange(num_micro_batches))
     total_counts = jax.lax.psum(jax.tree.map(lambda x: x.sum(0), counts), _AXIS)
 
     # scan, so that only the activations of one micro-batch are in memory at a time
@@ -336,5 +336,5 @@ def _gradient(objective, params, step, micro_batch, num_micro_batches):
     zeros = jax.tree.map(
         jnp.zeros_like, (jax.eval_shape(objective.sums, params, micro_batch(0)), params)
     )
-    (local, grads), _ = jax.lax.scan(body, zeros, indices)
+    (local, grads), _ = jax.lax.scan(body, zeros, jnp.arange(num_micro_batches))
     return jax.lax.psum((local, grads), _AXIS)
