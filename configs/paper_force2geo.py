@@ -54,9 +54,8 @@ def sweep(what: str = "data/trajectories.lmdb") -> list[dict]:
     runs.property("force2prop", "all", field, SEEDS)
     runs.fine_tuning("finetune", SEEDS)
     runs.fine_tuning("finetune-no-alignment", SEEDS, weight=0.0)
-    runs.fine_tuning(
-        "continued", SEEDS, weight=0.0, noise=0.0, frames=""
-    )  # equally long, without noise or alignment
+    # equally long, without noise or alignment
+    runs.fine_tuning("continued", SEEDS, weight=0.0, noise=0.0, frames="")
     runs.property("heads", "heads", field, SEEDS)
     runs.property("random-heads", "random_heads", seeds=SEEDS)
     for molecules in (250, 800):

@@ -162,9 +162,8 @@ def test_local_shows_who_failed_and_ends_the_others(workplace, monkeypatch):
     monkeypatch.setenv("CODES", "wait,3")
     script, text = workplace / "local.sh", (LAUNCH / "local.sh").read_text()
     found = re.search(r"GRACE_FAILED=(\d+)", text)
-    assert (
-        int(found[1]) > distributed._WORD_SECONDS
-    )  # otherwise the others end before they say which process has died
+    # otherwise the others end before they say which process has died
+    assert int(found[1]) > distributed._WORD_SECONDS
     script.write_text(text.replace(found[0], "GRACE_FAILED=1"))
     begin = time.monotonic()
     done = subprocess.run(
@@ -173,9 +172,8 @@ def test_local_shows_who_failed_and_ends_the_others(workplace, monkeypatch):
         text=True,
         timeout=60,
     )
-    assert (
-        done.returncode == 3 and time.monotonic() - begin < 15
-    )  # the other would sleep for a minute
+    # the other would sleep for a minute
+    assert done.returncode == 3 and time.monotonic() - begin < 15
     assert "process 1 ended with exit code 3" in done.stderr
     assert "output of process 1" in done.stderr  # the end of its log
 

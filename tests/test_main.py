@@ -47,9 +47,8 @@ def test_a_signal_in_the_first_seconds_requests_a_restart(tmp_path, number, prog
     while not catches(started, number):
         assert started.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)
-    assert (
-        "jaxlib" not in Path(f"/proc/{started.pid}/maps").read_text()
-    )  # which takes seconds to import
+    # JAX takes seconds to import
+    assert "jaxlib" not in Path(f"/proc/{started.pid}/maps").read_text()
     started.send_signal(number)
     output, _ = started.communicate(timeout=60)
     assert started.returncode == distributed.EXIT_REQUEUE == process.EXIT_REQUEUE and not output

@@ -141,9 +141,8 @@ def test_leaving_the_iterator_ends_the_workers():
 
     started = time.monotonic()
     first()  # its iterator is closed when it is collected
-    assert (
-        not multiprocessing.active_children() and time.monotonic() - started < 15
-    )  # 200 jobs would take 40 s
+    # 200 jobs would take 40 s
+    assert not multiprocessing.active_children() and time.monotonic() - started < 15
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux reports the end of any process")

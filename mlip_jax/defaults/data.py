@@ -201,9 +201,8 @@ SPLIT = Part(
 CONVERT = task(
     "convert",
     "Conversion of a data set into a store.",
-    data=DATA.replace(
-        require="none"
-    ),  # unlabeled structures may have properties, or be relaxed later
+    # unlabeled structures may have properties, or be relaxed later
+    data=DATA.replace(require="none"),
     store=Part(
         "Layout of the store.",
         dtype=dtype("positions, forces and atom properties"),

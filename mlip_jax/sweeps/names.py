@@ -32,9 +32,8 @@ def variant_names(
     names = [name or _name_of_values(each, short) for name, each in zip(given, overrides)]
     indices_by_name: dict[str, list[int]] = {}
     for index, name in enumerate(names):
-        indices_by_name.setdefault(str(name).lower(), []).append(
-            index
-        )  # some file systems ignore case
+        # some file systems ignore case
+        indices_by_name.setdefault(str(name).lower(), []).append(index)
     for name, same in indices_by_name.items():
         if len(same) > 1 and any(given[i] for i in same):
             raise ConfigError(

@@ -35,9 +35,8 @@ def override(
     changed = configs.rename_fields(copy.deepcopy(config))
     changed.unlock()
     overrides = _with_current_names(config.get("task"), dict(_flatten(overrides)))
-    for path in sorted(
-        overrides, key=lambda p: p.count(".")
-    ):  # parents before the fields that they contain
+    # parents before the fields that they contain
+    for path in sorted(overrides, key=lambda p: p.count(".")):
         *parents, name = path.split(".")
         target = changed
         for depth, parent in enumerate(parents, 1):
@@ -50,9 +49,8 @@ def override(
                     f"config field {where!r} contains no further fields, received {path!r}"
                 )
         value = overrides[path]
-        with (
-            changed.ignore_type()
-        ):  # `complete` checks the types below, with the name of the field in its message
+        # `complete` checks the types below, with the name of the field in its message
+        with changed.ignore_type():
             target[name] = ml_collections.ConfigDict(value) if isinstance(value, Mapping) else value
     configs.complete(changed, config)
     return changed

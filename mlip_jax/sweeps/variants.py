@@ -24,9 +24,8 @@ from mlip_jax.sweeps.names import variant_names
 from mlip_jax.sweeps.overrides import override, plain, to_text
 
 SWEEP_FOLDER = "{sweep}"  # placeholder for the folder of the sweep in the value of a field
-_VARIANT_FOLDER = re.compile(
-    r"\{sweep\}/([A-Za-z0-9._+=-]+)"
-)  # ends at a comma: a value may list several folders
+# ends at a comma: a value may list several folders
+_VARIANT_FOLDER = re.compile(r"\{sweep\}/([A-Za-z0-9._+=-]+)")
 
 
 class Variant(NamedTuple):

@@ -301,9 +301,8 @@ def _make_update(objective, optimizer, ema_decay):
 
 def _gradient(objective, params, step, micro_batch, num_micro_batches):
     """Return the sums over all micro-batches of all devices, and the gradient of their loss."""
-    if (
-        num_micro_batches == 1
-    ):  # the sums contain the counts, so one evaluation of the model is enough
+    # the sums contain the counts, so one evaluation of the model is enough
+    if num_micro_batches == 1:
         graph = micro_batch(0)
 
         def loss(params):

@@ -39,9 +39,8 @@ def test_the_help_shows_the_values_of_the_config_with_its_argument():
         < text.index("  loss: Training loss")
         < text.index("  loss.beta = ")
     )
-    assert (
-        max(map(len, text.partition("Options of the model")[0].splitlines())) <= 120
-    )  # docstrings' own width
+    # docstrings' own width
+    assert max(map(len, text.partition("Options of the model")[0].splitlines())) <= 120
 
 
 def test_errors_contain_the_config():
@@ -58,7 +57,6 @@ def test_the_command_prints_the_help_and_exits(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         flags._show_help(arguments, "")
     assert end.value.code == 0 and "  timestep = " in capsys.readouterr().out
-    flags._show_help(
-        ["--config=configs/md.py"], ""
-    )  # without a request nothing is printed, and the run begins
+    # without a request nothing is printed, and the run begins
+    flags._show_help(["--config=configs/md.py"], "")
     assert not capsys.readouterr().out

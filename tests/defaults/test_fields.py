@@ -43,9 +43,8 @@ def problems_of(part, prefix=""):
         if field is not None:
             if field.problem(name, field.default) or set(field.only_with) - known:
                 yield f"{name}: default or only_with"
-            if (field.type is not None) != bool(
-                field.unset
-            ):  # None is valid, and can be set, only with both
+            # None is valid, and can be set, only with both
+            if (field.type is not None) != bool(field.unset):
                 yield f"{name}: meaning of unset"
 
 
@@ -236,9 +235,8 @@ def test_workdirs_of_existing_runs_are_recognized(task):
 @pytest.mark.parametrize("task", TASKS)
 def test_the_identity_has_the_fields_that_change_results(task):
     for name, field in TASKS[task].fields():
-        without_effect = (
-            name.startswith(("dens.", "potential.")) or field.only_with
-        )  # of parts that are off
+        # of parts that are off
+        without_effect = name.startswith(("dens.", "potential.")) or field.only_with
         if isinstance(field.default, int | float) and not without_effect:
             config = TASKS[task].build()
             before = configs.identity(config)

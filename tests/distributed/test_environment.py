@@ -92,6 +92,7 @@ def test_incomplete_step_is_an_error():
         from_environment({k: v for k, v in STEP.items() if k != "SLURM_PROCID"})
 
 
+# one task on the second node
 @pytest.mark.parametrize(
     "more, devices",
     [
@@ -102,7 +103,7 @@ def test_incomplete_step_is_an_error():
         ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "2"}, None),
         ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_STEP_TASKS_PER_NODE": "3,1"}, None),
     ],
-)  # one task on the second node
+)
 def test_slurm_gpus(more, devices):
     assert from_environment(STEP | more).local_device_ids == devices
 
@@ -118,9 +119,8 @@ def test_tpu_pod():
 
 
 names = st.from_regex(r"[a-z][a-z-]{0,4}", fullmatch=True)
-ranges = st.tuples(
-    st.integers(0, 120), st.integers(0, 6), st.integers(1, 4)
-)  # first, length - 1, width
+# first, length - 1, width
+ranges = st.tuples(st.integers(0, 120), st.integers(0, 6), st.integers(1, 4))
 hosts = st.tuples(names, st.lists(ranges, max_size=3), st.sampled_from(["", "-ib", ".local"]))
 
 

@@ -281,9 +281,8 @@ def test_several_processes_of_a_run_share_one_variant(start, tmp_path, monkeypat
         start()
     (tmp_path / "run/b").mkdir(parents=True)
     assert start(index="1") == 0
-    assert (
-        starts(tmp_path / "run") == "010" and not (tmp_path / "run/sweep.csv").exists()
-    )  # process 0 writes the table
+    # process 0 writes the table
+    assert starts(tmp_path / "run") == "010" and not (tmp_path / "run/sweep.csv").exists()
     monkeypatch.setattr(
         runner.distributed, "from_environment", lambda: environment._replace(process_id=0)
     )

@@ -137,9 +137,8 @@ def test_a_study_from_the_sweep_to_the_report(tmp_path):
             [*run, *arguments], env=environment(), check=True, capture_output=True, timeout=900
         )
     log = (tmp_path / "sweep/c1-s0/log.txt").read_text()
-    assert (
-        log.count("evaluating the best checkpoint") == 1
-    )  # the variant that was complete was not run again
+    # the variant that was complete was not run again
+    assert log.count("evaluating the best checkpoint") == 1
     for name, n_s, n_c in (("c1-s0", 8, 1), ("c2-s1", 4, 2), ("forces", 4, 2)):
         _check_result(tmp_path / "sweep" / name, n_s, n_c)
     _check_forces(tmp_path / "sweep")
@@ -213,9 +212,8 @@ def _check_result(workdir, n_s, n_c):
         s for s in data.parts["test"] if set(data.store[s].numbers.tolist()) <= elements
     }
     assert not np.isin(molecule[of["iid_s"]], molecule[train]).any()
-    assert (
-        len(of["unseen_c"]) == 2 * n_s and not np.isin(of["unseen_c"], train).any()
-    )  # 6 but for the 4 put aside
+    # 6 minus the 4 that were moved
+    assert len(of["unseen_c"]) == 2 * n_s and not np.isin(of["unseen_c"], train).any()
     assert set(molecule[of["unseen_c"]]) == set(molecule[train])
     assert (
         set(of["iid_c"]) | set(of["ood_c"]) == set(of["unseen_c"])

@@ -28,9 +28,8 @@ pytestmark = pytest.mark.slow  # whole runs
 def folder(tmp_path_factory):
     """Two members with different seeds, and a copy of the second one with another split."""
     made = tmp_path_factory.mktemp("ensemble")
-    shares = dict(
-        data__num_train=200, data__num_valid=100, data__num_test=100
-    )  # more than there are
+    # more structures than exist
+    shares = dict(data__num_train=200, data__num_valid=100, data__num_test=100)
     longer = dict(
         train__num_steps=120,
         train__valid_every=60,

@@ -52,6 +52,5 @@ def test_errors(tmp_path):
     write_force_field(tmp_path / "ff")
     with pytest.raises(ValueError, match="max_atoms"):
         export.run(config(tmp_path / "ff", max_atoms=0), tmp_path / "out")
-    export.run(
-        config(tmp_path / "ff", max_atoms=4, platforms=("cpu",)), tmp_path / "out"
-    )  # the folder is free still
+    # the folder is released
+    export.run(config(tmp_path / "ff", max_atoms=4, platforms=("cpu",)), tmp_path / "out")

@@ -85,9 +85,8 @@ def trained(tmp_path_factory):
     save_split(folder / "run" / "splits.npz", parts, {"store": str(folder / "store")})
     model = create_model(MODEL)
     checkpoints = CheckpointStore(folder / "run" / "best")
-    rng = np.random.default_rng(
-        0
-    )  # the initialisation would take longer to compile than the tests take
+    # the initialization would take longer to compile than the tests take
+    rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
     checkpoints.save(

@@ -175,9 +175,8 @@ def test_a_killed_run_writes_the_same_output(tmp_path, form):
         time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        for file in (tmp_path / "killed/trajectories").glob(
-            "*.h5"
-        ):  # a text may end within a frame
+        # a text may end within a frame
+        for file in (tmp_path / "killed/trajectories").glob("*.h5"):
             steps = [a.info["step"] for a in read_trajectory(file)]
             assert steps and steps == list(range(0, 10 * len(steps), 10))
     assert start("killed").wait(600) == 0

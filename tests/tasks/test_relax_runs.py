@@ -179,9 +179,8 @@ def test_killed_stopped_and_finished_by_two_processes(
 ):
     workdir = tmp_path / "run"
     process = start(workdir, force_field, molecules)
-    wait_for(
-        lambda: len(recorded(workdir)) > 3, process
-    )  # as soon as a first batch of results is on the disk
+    # as soon as the first batch of results is on disk
+    wait_for(lambda: len(recorded(workdir)) > 3, process)
     os.kill(process.pid, signal.SIGKILL)
     finish(process)
     killed = recorded(workdir)
@@ -195,9 +194,8 @@ def test_killed_stopped_and_finished_by_two_processes(
     assert 3 < len(killed) < len(stopped) < MOLECULES
     code, output = finish(start(workdir, force_field, molecules, processes=2))
     assert code == 0, output
-    assert sorted(recorded(workdir)) == list(
-        range(MOLECULES)
-    )  # each once, before anything is put together
+    # each molecule once, before the results are merged
+    assert sorted(recorded(workdir)) == list(range(MOLECULES))
     assert_alike(workdir, uninterrupted[0])
 
 
@@ -239,9 +237,8 @@ def test_smiles_to_sdf(tmp_path, force_field):
             molecule.GetConformer().GetPositions(), atoms.positions, atol=1e-4
         )
         assert Chem.MolToSmiles(Chem.RemoveHs(molecule)) == "CO"
-    np.testing.assert_allclose(
-        frames[0].positions, frames[1].positions, atol=1e-6
-    )  # the same SMILES
+    # the same SMILES
+    np.testing.assert_allclose(frames[0].positions, frames[1].positions, atol=1e-6)
 
 
 def test_errors_are_a_single_message(tmp_path, force_field, molecules):

@@ -92,9 +92,8 @@ def test_comparison_with_the_reference_method(tmp_path, monkeypatch):
     config = options(path, **changes)
     config.oracle.method, config.oracle.num_processes = "ase.calculators.emt:EMT", 1
     page = stability.run(config, tmp_path / "run").read_text()
-    (compared,) = json.loads((tmp_path / "run/metrics.json").read_text())[
-        "compared"
-    ]  # EMT knows no argon
+    # EMT knows no argon
+    (compared,) = json.loads((tmp_path / "run/metrics.json").read_text())["compared"]
     assert (
         compared["name"] == "H2"
         and 0 <= compared["spectrum_overlap"] <= 1

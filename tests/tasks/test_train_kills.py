@@ -35,9 +35,8 @@ def test_thirty_kills_change_nothing(tmp_path):
     code, output = run(uninterrupted, **RUN)
     assert code == 0, output
     begin = time.monotonic()
-    code, output = run(
-        tmp_path / "again", **RUN
-    )  # with all programs compiled: how long a run takes
+    # duration of a run with all programs compiled
+    code, output = run(tmp_path / "again", **RUN)
     duration = time.monotonic() - begin
     assert code == 0, output
     chance = random.Random(0)

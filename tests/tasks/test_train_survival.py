@@ -122,9 +122,8 @@ def test_an_interrupt_before_the_first_step_requests_a_restart(tmp_path):
             cwd=tmp_path,
             env=environment(),
         )
-    wait_for(
-        lambda: "structures of" in log.read_text(), process
-    )  # the data are read, nothing is compiled
+    # the data are read, nothing is compiled
+    wait_for(lambda: "structures of" in log.read_text(), process)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=120) == EXIT_REQUEUE, log.read_text()
     assert "Traceback" not in log.read_text() and newest(tmp_path / "run") is None
@@ -227,6 +226,7 @@ def with_absurd_energy(uninterrupted, tmp_path_factory):
     group = bad.source.rpartition("/")[2].rpartition(":")[2]
     with h5py.File(path, "a") as file:
         file[group]["dft_total_energy"][bad.conformer] = 1e28
+    # clipping would make zeros of such a gradient
     fields = LONG | {
         "data__path": path,
         "data__refuse": False,
@@ -235,7 +235,7 @@ def with_absurd_energy(uninterrupted, tmp_path_factory):
         "train__num_steps": 48,
         "train__checkpoint_every": 4,
         "optimizer__clip_norm": 0.0,
-    }  # clipping would make zeros of such a gradient
+    }
     return fields, f"{group}#{bad.conformer}"
 
 

@@ -143,10 +143,8 @@ def test_the_loop_does_not_wait_for_the_newest_dispatches(toy, monkeypatch, tmp_
     def counted(self, *arguments, **options):
         state, result = train(self, *arguments, **options)
         newest[0] += 1
-        order[id(result.finite)] = (
-            newest[0],
-            result,
-        )  # kept, so that no other object gets its number
+        # keep the result, so that no other object gets its id
+        order[id(result.finite)] = (newest[0], result)
         return state, result
 
     def looked_at(tree):

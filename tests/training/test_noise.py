@@ -23,9 +23,8 @@ def columns(count=4, seed=0, numbers=(6, 6, 8, 1, 1, 1)):
 
 
 REFERENCE = columns()
-FRAMES = AlternativeGeometries(
-    columns(6, 1), np.array([0, 3, 4]), np.array([0, 2, 2, 3, 3])
-)  # of samples 0 (two) and 2 (one)
+# of samples 0 (two) and 2 (one)
+FRAMES = AlternativeGeometries(columns(6, 1), np.array([0, 3, 4]), np.array([0, 2, 2, 3, 3]))
 
 
 @pytest.mark.parametrize("frames", [None, FRAMES])

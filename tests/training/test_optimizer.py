@@ -207,11 +207,8 @@ def test_muon_updates_are_orthogonal_matrices():
     for matrix in (updates["dense"]["kernel"], *updates["heads"]["kernel"]):
         values = np.linalg.svd(matrix, compute_uv=False) / (1e-3 * 0.2 * max(matrix.shape) ** 0.5)
         assert (values > 0.6).all() and (values < 1.25).all()
-    for name, part in (
-        ("dense", "bias"),
-        ("final", "kernel"),
-        ("embedding", "embedding"),
-    ):  # Adam's first step
+    # Adam's first step
+    for name, part in (("dense", "bias"), ("final", "kernel"), ("embedding", "embedding")):
         np.testing.assert_allclose(
             np.abs(updates[name][part]), np.abs(updates[name][part]).max(), rtol=1e-3
         )
@@ -262,10 +259,8 @@ def test_frozen_parameters_do_not_change_and_have_no_moments(name):
 
 def test_frozen_parameters_do_not_affect_the_others():
     """The clipped norm is that of the trained parameters."""
-    config = BASE | {
-        "clip_norm": 0.1,
-        "eps": 0.1,
-    }  # so large an epsilon shows the size of the gradients
+    # with a large epsilon, the update shows the size of the gradients
+    config = BASE | {"clip_norm": 0.1, "eps": 0.1}
     gradients = {"a": jnp.array([0.3, -0.2]), "b": jnp.array([1e6, 1e6])}
     params = jax.tree.map(jnp.ones_like, gradients)
     rule, alone = optimizer.create(config | {"freeze": ("b",)}, 100), optimizer.create(config, 100)

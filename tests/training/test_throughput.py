@@ -61,9 +61,8 @@ def test_rates_exclude_validation_and_checkpoints(clock):
             "checkpoint_share": 0.1,
         }
     )
-    assert total == LossSums(
-        *(6.0 * k for k in range(1, 9))
-    )  # what was not done (99) does not count
+    # a step that was not performed (99) is not counted
+    assert total == LossSums(*(6.0 * k for k in range(1, 9)))
     assert meter.summary() == pytest.approx({"input": 0.2, "validation": 0.3, "checkpoint": 0.1})
 
 
