@@ -39,9 +39,9 @@ def tree_of(step):
 
 @pytest.fixture
 def store(tmp_path):
-    made = CheckpointStore(tmp_path / "checkpoints", keep=3)
-    yield made
-    made.close()
+    store = CheckpointStore(tmp_path / "checkpoints", keep=3)
+    yield store
+    store.close()
 
 
 def assert_holds(restored, step):
@@ -124,10 +124,12 @@ def flip(path):
 def two_checkpoints(tmp_path_factory):
     """Directory with checkpoints of the steps 1 and 2."""
     directory = tmp_path_factory.mktemp("two") / "checkpoints"
-    made = CheckpointStore(directory)
+    store = CheckpointStore(directory)
     for step in (1, 2):
-        made.save(step, tree_of(step), {"config": {"name": "painn"}, "statistics": {"cutoff": 5.0}})
-    made.close()
+        store.save(
+            step, tree_of(step), {"config": {"name": "painn"}, "statistics": {"cutoff": 5.0}}
+        )
+    store.close()
     return directory
 
 
@@ -224,14 +226,14 @@ def test_corrupted_checkpoints_are_removed_first(two_checkpoints, tmp_path):
 @settings(deadline=None, max_examples=6)
 @given(keep=st.integers(1, 3), steps=st.lists(st.integers(1, 6), min_size=1, max_size=5))
 def test_the_checkpoint_just_written_is_kept(tmp_path_factory, keep, steps):
-    with contextlib.closing(CheckpointStore(tmp_path_factory.mktemp("some"), keep=keep)) as made:
+    with contextlib.closing(CheckpointStore(tmp_path_factory.mktemp("some"), keep=keep)) as store:
         for n, step in enumerate(steps):
-            before = made.steps()
-            made.save(step, tree_of(step), {"turn": n})
-            assert step in made.steps() and set(made.steps()) <= {*before, step}
-            assert len(made.steps()) == min(keep, len({*before, step}))
-        newest = made.restore()
-        assert_holds(newest, max(made.steps()))
+            before = store.steps()
+            store.save(step, tree_of(step), {"turn": n})
+            assert step in store.steps() and set(store.steps()) <= {*before, step}
+            assert len(store.steps()) == min(keep, len({*before, step}))
+        newest = store.restore()
+        assert_holds(newest, max(store.steps()))
         assert newest.metadata["turn"] == max(
             n for n, step in enumerate(steps) if step == newest.step
         )
@@ -317,17 +319,17 @@ def test_a_checkpoint_is_on_disk_before_the_older_one_is_removed(tmp_path, monke
     def syncing(descriptor):
         fsync(descriptor)
         synced.append(opened[descriptor])
-        steps.append({p.name for p in made.directory.iterdir()})
+        steps.append({p.name for p in store.directory.iterdir()})
 
-    with contextlib.closing(CheckpointStore(tmp_path, keep=1)) as made:
-        made.save(1, tree_of(1), {})
+    with contextlib.closing(CheckpointStore(tmp_path, keep=1)) as store:
+        store.save(1, tree_of(1), {})
         with monkeypatch.context() as patch:
             patch.setattr(os, "open", opening)
             patch.setattr(os, "fsync", syncing)
-            made.save(2, tree_of(2), {})
+            store.save(2, tree_of(2), {})
         assert set(synced) == {tmp_path, tmp_path / "2", *(tmp_path / "2").rglob("*")}
         assert all(names == {"1", "2"} for names in steps)
-        assert made.steps() == [2]
+        assert store.steps() == [2]
 
 
 def fail_with_full_disk(*args, **kwargs):
@@ -420,11 +422,11 @@ def test_metadata_that_json_cannot_represent_is_an_error(store):
 
 
 def test_two_stores_write_at_the_same_time(tmp_path):
-    made = [CheckpointStore(tmp_path / name, keep=2) for name in ("latest", "best")]
+    stores = [CheckpointStore(tmp_path / name, keep=2) for name in ("latest", "best")]
     for step in range(1, 6):
-        for each in made:
+        for each in stores:
             each.save_in_background(step, tree_of(step), {})
-    for each in made:
+    for each in stores:
         each.close()
         with contextlib.closing(CheckpointStore(each.directory, read_only=True)) as reader:
             assert reader.steps() == [4, 5]

@@ -41,8 +41,8 @@ DEPENDENT = [
 ]
 REPORT = """
 def report(folder):
-    (folder / "made").write_text("x")
-    return folder / "made"
+    (folder / "report.txt").write_text("x")
+    return folder / "report.txt"
 """
 # Fake of Python in the command of a variant: appends the command to the file "starts" of its
 # workdir, and runs the file "do" of that folder or of its parent.
@@ -295,7 +295,7 @@ def test_needed_variants_come_first(start, tmp_path, capsys):
     assert starts(tmp_path / "run") == "111"
     order = sorted("abc", key=lambda n: (tmp_path / "run" / n / "done.json").stat().st_mtime_ns)
     assert order == ["a", "b", "c"]
-    assert (tmp_path / "run/made").exists() and "report: " in capsys.readouterr().out
+    assert (tmp_path / "run/report.txt").exists() and "report: " in capsys.readouterr().out
     assert (
         f"'data.path': '{tmp_path}/run/b,{tmp_path}/run/a'"
         in (tmp_path / "run/c/starts").read_text()

@@ -101,9 +101,9 @@ def write_force_field(workdir, seed=0, **options):
     model = {"name": "painn", "options": {**MODEL, **options}}
     from mlip_jax.potential import example_graph
 
-    made = backbone_of({"model": model})
+    backbone = backbone_of({"model": model})
     shapes, rng = (
-        jax.eval_shape(made.init, jax.random.key(0), example_graph()),
+        jax.eval_shape(backbone.init, jax.random.key(0), example_graph()),
         np.random.default_rng(seed),
     )
     params = jax.tree.map(lambda s: rng.normal(0, 0.1, s.shape).astype(np.float32), shapes)
@@ -114,7 +114,7 @@ def write_force_field(workdir, seed=0, **options):
         {
             "config": {"task": "train", "model": model, "potential": {}},
             "statistics": {
-                "cutoff": made.cutoff,
+                "cutoff": backbone.cutoff,
                 "reference_energies": [0.0] * 119,
                 "energy_scale": 1.0,
                 "elements": [1, 6, 7, 8],

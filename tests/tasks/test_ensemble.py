@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow  # whole runs
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two members with different seeds, and a copy of the second one with another split."""
-    made = tmp_path_factory.mktemp("ensemble")
+    root = tmp_path_factory.mktemp("ensemble")
     # more structures than exist
     shares = dict(data__num_train=200, data__num_valid=100, data__num_test=100)
     longer = dict(
@@ -38,23 +38,23 @@ def folder(tmp_path_factory):
     )
     for seed in (0, 1):
         code, output = runs.run(
-            made / f"m{seed}",
+            root / f"m{seed}",
             model="schnet",
             seed=seed,
             data__split_seed=0,
-            data__directory=made / "data",
+            data__directory=root / "data",
             report__max_domain=0,
             **shares,
             **longer,
         )
         assert code == 0, output
-    shutil.copytree(made / "m1", made / "m2")
-    store = RunData.load(made / "m0").store
+    shutil.copytree(root / "m1", root / "m2")
+    store = RunData.load(root / "m0").store
     other = splits.split(
         "molecule", (200, 100, 100), seed=1, molecule=np.asarray(store.index("molecule"))
     )
-    save_split(made / "m2/splits.npz", other, {"store": str(store.path)})
-    return made
+    save_split(root / "m2/splits.npz", other, {"store": str(store.path)})
+    return root
 
 
 def run(folder, members, **changes):
@@ -134,11 +134,11 @@ def test_scores_without_labels_of_a_kind(folder):
     )
     found = ensemble_calibration.evaluate(members, store, chosen)
     found.force_error[:] = np.nan
-    made = scores(Calibration.fit(members, found), found)
+    metrics = scores(Calibration.fit(members, found), found)
     assert (
-        made["forces"] is None
-        and made["energy"]["z_rms"] == pytest.approx(1)
-        and made["num_structures"] == 8
+        metrics["forces"] is None
+        and metrics["energy"]["z_rms"] == pytest.approx(1)
+        and metrics["num_structures"] == 8
     )
 
 

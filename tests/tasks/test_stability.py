@@ -100,12 +100,12 @@ def test_comparison_with_the_reference_method(tmp_path, monkeypatch):
         and compared["temperature_k"] > 0
     )
     assert 0 <= compared["distances_overlap"] <= 1 and "Beside the reference method" in page
-    made = tmp_path / "run/compared/reference/0.npz"
-    before = made.stat().st_mtime_ns
+    reference_file = tmp_path / "run/compared/reference/0.npz"
+    before = reference_file.stat().st_mtime_ns
     (tmp_path / "run/report.html").unlink()
     stability.run(config, tmp_path / "run")
     assert json.loads((tmp_path / "run/metrics.json").read_text())["compared"] == [compared]
-    assert made.stat().st_mtime_ns == before
+    assert reference_file.stat().st_mtime_ns == before
 
 
 def test_invalid_settings_are_errors(tmp_path):

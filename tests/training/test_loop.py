@@ -23,13 +23,13 @@ from tests.training.toy import (
 @pytest.fixture(scope="module")
 def uninterrupted(toy, tmp_path_factory):
     """Workdirs of uninterrupted runs, by the number of steps per dispatch."""
-    made = {}
+    workdirs = {}
 
     def get(per_call):
-        if per_call not in made:
-            made[per_call] = tmp_path_factory.mktemp("uninterrupted") / "run"
-            toy.run(made[per_call], per_call=per_call)
-        return made[per_call]
+        if per_call not in workdirs:
+            workdirs[per_call] = tmp_path_factory.mktemp("uninterrupted") / "run"
+            toy.run(workdirs[per_call], per_call=per_call)
+        return workdirs[per_call]
 
     return get
 
@@ -109,11 +109,11 @@ def test_a_stop_between_two_size_buckets_loses_no_batch(toy, stop_at, tmp_path):
 @pytest.mark.parametrize("calls", [3, 9, 19])
 def test_a_killed_run_resumes_bit_by_bit(toy, uninterrupted, monkeypatch, tmp_path, calls):
     """It resumes from its last checkpoint, although metrics and best checkpoint are newer."""
-    expected, real, made = uninterrupted(1), Trainer.train, []
+    expected, real, dispatched = uninterrupted(1), Trainer.train, []
 
     def train(self, *arguments, **options):
-        made.append(1)
-        if len(made) > calls:
+        dispatched.append(1)
+        if len(dispatched) > calls:
             raise OSError("the power is gone")
         return real(self, *arguments, **options)
 

@@ -128,20 +128,20 @@ def test_an_error_in_the_background_is_raised(tmp_path, monkeypatch, save):
 def test_all_processes_resume_from_the_checkpoint_of_the_leader(outputs, tmp_path, monkeypatch):
     outputs.save(3, TREE, {"position": {"step": 3}})
     outputs.wait()
-    told = []
+    sent = []
 
     def broadcast(value):
-        told.append(value)
+        sent.append(value)
         return value
 
     monkeypatch.setattr(module.distributed, "count", lambda: 2)
     monkeypatch.setattr(module.distributed, "broadcast", broadcast)
     leader = restore(tmp_path)
-    assert leader.step == 3 and len(told) == 2
+    assert leader.step == 3 and len(sent) == 2
 
     def taken(value):
         assert not value, "only the leader reads"
-        return told.pop(0)
+        return sent.pop(0)
 
     monkeypatch.setattr(module.distributed, "leader", lambda: False)
     monkeypatch.setattr(module.distributed, "broadcast", taken)

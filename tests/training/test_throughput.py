@@ -23,8 +23,8 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    monkeypatch.setattr(module, "time", made := Clock())
-    return made
+    monkeypatch.setattr(module, "time", fake_clock := Clock())
+    return fake_clock
 
 
 def plan(*members):
