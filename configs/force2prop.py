@@ -10,8 +10,8 @@ The method is that of section 2.3.
     python -m mlip_jax.main --config=configs/force2prop.py:heads --config.data.path=DATA \\
         --config.init.workdir=runs/qcr --workdir=runs/gap_heads
 
-The argument selects what is trained: all parameters ("all"), only the head on fixed features
-("heads"; "random_heads" on features of an untrained model), or the same architecture from
+The argument selects the trained parameters: all of them ("all"), only the head on fixed
+features ("heads"; "random_heads" on features of an untrained model), or the same architecture from
 random parameters ("scratch", PaiNN; "scratch,schnet"). Adam starts at 5e-4, which is halved
 every 40 epochs, with batches of 256 molecules, as published. The data must contain properties:
 Molecule3D, QM9, ∇²DFT, PubChemQCR with a summary.csv, or your own table along with geometries.
@@ -37,8 +37,8 @@ PAINN = {
 }
 
 
-def get_config(what: str = "all") -> ml_collections.ConfigDict:
-    words = [w.strip() for w in what.split(",")]
+def get_config(argument: str = "all") -> ml_collections.ConfigDict:
+    words = [w.strip() for w in argument.split(",")]
     models = ("painn", "schnet", "so3krates", "equivariant_transformer")
     for word in words:
         if word not in (*MODES, *SIZES, *models):

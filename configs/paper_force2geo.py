@@ -36,14 +36,14 @@ _TRAINING_STAGES = "stages=('DFT_1st','DFT_2nd'); level_of_theory=GFN2-xTB"
 _HELD_OUT = "{sweep}/split/split_records.json,{sweep}/scaffold-split/split_records.json"
 
 
-def get_config(what: str = "data/trajectories.lmdb") -> ml_collections.ConfigDict:
+def get_config(argument: str = "data/trajectories.lmdb") -> ml_collections.ConfigDict:
     c = force2prop.get_config("scratch,small")
-    c.data.path, c.data.reader_options = what.partition(",")[0], _STAGES
+    c.data.path, c.data.reader_options = argument.partition(",")[0], _STAGES
     return c
 
 
-def sweep(what: str = "data/trajectories.lmdb") -> list[dict]:
-    data, _, given = what.partition(",")
+def sweep(argument: str = "data/trajectories.lmdb") -> list[dict]:
+    data, _, given = argument.partition(",")
     field = given or "{sweep}/" + MAIN
     runs = _Runs(data, field)
     for split in ("molecule", "scaffold"):

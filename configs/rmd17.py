@@ -35,8 +35,8 @@ MODELS = {name: spice.MODELS[name] for name in ("so3krates", "painn")}
 TRAINING = {"so3krates": (100_000, 0.95, 0.8), "painn": (50_000, 0.98, 0.95)}
 
 
-def get_config(what: str = "ethanol,so3krates") -> ml_collections.ConfigDict:
-    molecule, _, model = what.partition(",")
+def get_config(argument: str = "ethanol,so3krates") -> ml_collections.ConfigDict:
+    molecule, _, model = argument.partition(",")
     model = model or "so3krates"
     if molecule not in MOLECULES:
         raise ValueError(unknown_name("molecule of rMD17", molecule, MOLECULES))

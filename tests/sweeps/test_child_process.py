@@ -118,9 +118,7 @@ def test_output_is_printed_and_logged(tmp_path, capsys):
     assert capsys.readouterr().out == "one ä\ntwo\n" * 2
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux", reason="only Linux tells a process that its parent has ended"
-)
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals the death of the parent")
 def test_a_process_is_asked_to_stop_when_its_parent_is_killed(tmp_path, pipe):
     script = (
         "import pathlib, sys\nfrom mlip_jax.sweeps.child_process import SignalForwarder, run_logged\n"

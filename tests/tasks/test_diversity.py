@@ -99,10 +99,10 @@ def test_one_number_scales_the_grids():
         diversity_ns_fixed.get_config(f"selection={s}").data.selection
         for s in ("maxmin", "embedding")
     } == {"maxmin", "embedding"}
-    alone, both = diversity_n_fixed.get_config(), diversity_ns_fixed.get_config("beta=0.9")
-    assert (alone.data.require, both.data.require) == ("energy", "both")
+    energies_only, both = diversity_n_fixed.get_config(), diversity_ns_fixed.get_config("beta=0.9")
+    assert (energies_only.data.require, both.data.require) == ("energy", "both")
     assert both.loss.beta == both.loss.beta_end == 0.9
-    assert energy_only(alone) and not energy_only(both)
+    assert energy_only(energies_only) and not energy_only(both)
     for text, message in (
         ("beta=1", "beta, the weight of forces, must be"),
         ("selection=maxmim", "Did you mean 'maxmin'"),
@@ -173,10 +173,10 @@ def _check_forces(sweep):
     assert all(m is None or m["force_mae_mev_per_ang"] is None for m in of["c2-s0"].values())
     data, calculator = RunData.load(sweep / "forces"), MLIPCalculator.from_workdir(sweep / "forces")
     with (
-        np.load(sweep / "c2-s0/diversity.npz") as alone,
+        np.load(sweep / "c2-s0/diversity.npz") as energies_only,
         np.load(sweep / "forces/diversity.npz") as found,
     ):
-        assert set(found.files) - set(alone.files) == {"force_error"}
+        assert set(found.files) - set(energies_only.files) == {"force_error"}
         arrays = {name: found[name] for name in found.files}
     for name in ("unseen_c", "iid_s"):
         here = arrays["set"] == name

@@ -90,7 +90,7 @@ def test_results(run_task, tmp_path):
     start = read(workdir / "trajectories/0.xyz", 0).positions
     np.testing.assert_allclose(start, cluster(0).positions, atol=1e-5)
     assert (start == read(workdir / "trajectories/1.xyz", 0).positions).all(), (
-        "replicas begin alike, but for momenta"
+        "replicas start identically, except for momenta"
     )
 
 
@@ -124,7 +124,7 @@ def test_a_stopped_run_writes_the_same_output(run_task, tmp_path, monkeypatch, f
     def fails(self, *arguments):
         calls.append(0)
         write_files(self, *arguments)
-        if len(calls) in (3, 5):  # what is written is not in a restart file yet
+        if len(calls) in (3, 5):  # the frames are not in a restart file yet
             raise SystemExit
 
     monkeypatch.setattr(DynamicsOutputs, "write", fails)

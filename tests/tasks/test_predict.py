@@ -61,13 +61,15 @@ def test_one_row_per_molecule(folder):
 
 def test_an_ensemble_has_a_mean_and_a_spread(folder):
     both = run(folder, "both", predictor=f"{folder / 'gap-0'},{folder / 'gap-1'}")
-    alone = [run(folder, f"alone-{seed}", predictor=str(folder / f"gap-{seed}")) for seed in (0, 1)]
-    for b, *single in zip(both, *alone):
+    single_runs = [
+        run(folder, f"alone-{seed}", predictor=str(folder / f"gap-{seed}")) for seed in (0, 1)
+    ]
+    for b, *single in zip(both, *single_runs):
         if b["status"] == "predicted":
             values = [float(s["gap"]) for s in single]
             assert float(b["gap"]) == pytest.approx(np.mean(values), rel=1e-5)
             assert float(b["gap_std"]) == pytest.approx(np.std(values, ddof=1), rel=1e-4)
-    assert "gap_std" not in alone[0][0]
+    assert "gap_std" not in single_runs[0][0]
 
 
 def test_a_rerun_predicts_only_new_molecules(folder, monkeypatch):

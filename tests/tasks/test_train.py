@@ -300,4 +300,4 @@ def test_energy_only_training_reports_no_force_errors(tmp_path):
     assert (
         metrics["test"]["num_nonfinite_predictions"] == 0 and metrics["domain_auc"]["force"] is None
     )
-    assert "Energies alone were trained on" in (tmp_path / "run/report.html").read_text()
+    assert "The training used only energies" in (tmp_path / "run/report.html").read_text()

@@ -105,7 +105,7 @@ def test_training_on_a_store_equals_training_on_the_file(trained):
 
 def test_a_given_store_is_not_converted_again(trained):
     stores = list((trained / "data" / "stores").iterdir())
-    assert len(stores) == 1 and stores[0].name.startswith("gfn2_small-"), "that of the file alone"
+    assert len(stores) == 1 and stores[0].name.startswith("gfn2_small-"), "only that of the file"
 
 
 def test_a_changed_store_is_an_error(trained, tmp_path):

@@ -18,11 +18,11 @@ def toy():
 def stop_at(monkeypatch):
     """Simulate a signal at the dispatch that reaches `stop_at.step`, or never if it is None."""
     wish = types.SimpleNamespace(step=None, loop=None)
-    begun, real = [], Trainer.train
+    counts, real = [], Trainer.train
 
     class Signal:
         def __enter__(self):
-            begun.clear()
+            counts.clear()
             return self
 
         def __exit__(self, *_):
@@ -30,10 +30,10 @@ def stop_at(monkeypatch):
 
         @property
         def received(self):
-            return "SIGTERM" if wish.step is not None and sum(begun) >= wish.step else None
+            return "SIGTERM" if wish.step is not None and sum(counts) >= wish.step else None
 
     def train(self, state, inputs, count=1, **options):
-        begun.append(count)
+        counts.append(count)
         return real(self, state, inputs, count, **options)
 
     monkeypatch.setattr(module.distributed, "StopSignal", Signal)

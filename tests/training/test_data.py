@@ -211,9 +211,9 @@ def test_a_resumed_stream_gives_the_same_bytes(split, reference, small_windows, 
 def test_the_batches_of_all_hosts_equal_those_of_one_process(
     split, reference, small_windows, per_host
 ):
-    alone = batches(split, reference, 2 * per_host)
+    single = batches(split, reference, 2 * per_host)
     hosts = [batches(split, reference, per_host, num_hosts=2, host=h) for h in range(2)]
-    expected = epochs_of(alone.training(split, seed=2), 2)
+    expected = epochs_of(single.training(split, seed=2), 2)
     parts = [epochs_of(factory.training(split, seed=2), 2) for factory in hosts]
     for epoch in range(2):
         assert len(parts[0][epoch]) == len(parts[1][epoch]) == len(expected[epoch])

@@ -80,11 +80,11 @@ def test_a_stopped_run_resumes_bit_by_bit(toy, uninterrupted, stop_at, tmp_path,
     workdir, stop_at.step = tmp_path / "run", step
     with pytest.raises(distributed.Stopped, match="SIGTERM"):
         toy.run(workdir, per_call=per_call)
-    begun = saved(workdir).step
-    assert step <= begun <= min(step + 3 * per_call, STEPS)
+    resumed_at = saved(workdir).step
+    assert step <= resumed_at <= min(step + 3 * per_call, STEPS)
     stop_at.step = None
     toy.run(workdir, per_call=per_call)
-    assert_same_run(workdir, expected, begun)
+    assert_same_run(workdir, expected, resumed_at)
 
 
 def test_a_stop_between_two_size_buckets_loses_no_batch(toy, stop_at, tmp_path):
@@ -121,10 +121,10 @@ def test_a_killed_run_resumes_bit_by_bit(toy, uninterrupted, monkeypatch, tmp_pa
         patch.setattr(Trainer, "train", train)
         with pytest.raises(OSError, match="power"):
             toy.run(tmp_path / "run")
-    begun = calls // 6 * 6
-    assert [x.step for x in [restore(tmp_path / "run")] if x] == [begun] * bool(begun)
+    resumed_at = calls // 6 * 6
+    assert [x.step for x in [restore(tmp_path / "run")] if x] == [resumed_at] * bool(resumed_at)
     toy.run(tmp_path / "run")
-    assert_same_run(tmp_path / "run", expected, begun)
+    assert_same_run(tmp_path / "run", expected, resumed_at)
 
 
 def test_a_finished_run_does_nothing(toy, uninterrupted, monkeypatch):
@@ -257,10 +257,10 @@ def test_muon_resumes_bit_by_bit(toy, stop_at, tmp_path):
     stop_at.step = 4
     with pytest.raises(distributed.Stopped, match="SIGTERM"):
         toy.run(tmp_path / "run", **how)
-    begun, stop_at.step = saved(tmp_path / "run").step, None
-    assert 4 <= begun < 10
+    resumed_at, stop_at.step = saved(tmp_path / "run").step, None
+    assert 4 <= resumed_at < 10
     toy.run(tmp_path / "run", **how)
-    assert_same_run(tmp_path / "run", tmp_path / "uninterrupted", begun)
+    assert_same_run(tmp_path / "run", tmp_path / "uninterrupted", resumed_at)
     arrays = saved(tmp_path / "run").arrays
     for name, start in by_path(toy.params).items():
         same = arrays[f"params/{name}"].tobytes() == np.asarray(start).tobytes()

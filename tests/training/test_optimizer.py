@@ -263,10 +263,13 @@ def test_frozen_parameters_do_not_affect_the_others():
     config = BASE | {"clip_norm": 0.1, "eps": 0.1}
     gradients = {"a": jnp.array([0.3, -0.2]), "b": jnp.array([1e6, 1e6])}
     params = jax.tree.map(jnp.ones_like, gradients)
-    rule, alone = optimizer.create(config | {"freeze": ("b",)}, 100), optimizer.create(config, 100)
+    rule, unfrozen_rule = (
+        optimizer.create(config | {"freeze": ("b",)}, 100),
+        optimizer.create(config, 100),
+    )
     updates, _ = rule.update(gradients, rule.init(params), params)
     a = {"a": params["a"]}
-    expected, _ = alone.update({"a": gradients["a"]}, alone.init(a), a)
+    expected, _ = unfrozen_rule.update({"a": gradients["a"]}, unfrozen_rule.init(a), a)
     np.testing.assert_array_equal(updates["a"], expected["a"])
     assert updates["a"].all() and not updates["b"].any()
 

@@ -222,8 +222,8 @@ def test_energy_only_training_equals_beta_zero(setup):
     graph = next(iter(batches.in_order(split)))[1]
     inputs = jax.tree.map(lambda x: x[:, None, None], graph)
     after, sums = [], []
-    for alone in (False, True):
-        objective = ForceField(model, 1.3, lambda step: 0.0, 0.0, OPTIONS, energy_only=alone)
+    for energy_only in (False, True):
+        objective = ForceField(model, 1.3, lambda step: 0.0, 0.0, OPTIONS, energy_only=energy_only)
         trainer = Trainer(objective, optax.sgd(RATE), DECAY)
         state, result = trainer.train(trainer.init(params), inputs)
         after.append(trainer.single(state.params))

@@ -152,9 +152,9 @@ def rows(workdir):
         return list(csv.DictReader(file))
 
 
-def without_times(workdir, begun=0):
-    """Return rows of metrics without times and without averages across the resumption at `begun`."""
-    cut = begun + 5 - begun % 5 if begun % 5 else None
+def without_times(workdir, resumed_at=0):
+    """Return rows of metrics without times and without averages across the resumption at `resumed_at`."""
+    cut = resumed_at + 5 - resumed_at % 5 if resumed_at % 5 else None
     timed = (
         "seconds",
         "structures_per_second",
@@ -180,7 +180,7 @@ def saved(workdir, kind="checkpoints"):
     return found
 
 
-def assert_same_run(workdir, expected, begun):
+def assert_same_run(workdir, expected, resumed_at):
     """Assert that arrays, progress and metrics of two runs are identical."""
     for kind in ("checkpoints", "best"):
         a, b = saved(workdir, kind), saved(expected, kind)
@@ -191,7 +191,7 @@ def assert_same_run(workdir, expected, begun):
             {k: v for k, v in x.metadata["position"].items() if k != "seconds"} for x in (a, b)
         ]
         assert positions[0] == positions[1]
-    assert without_times(workdir, begun) == without_times(expected, begun)
+    assert without_times(workdir, resumed_at) == without_times(expected, resumed_at)
 
 
 def by_path(tree):
