@@ -137,6 +137,8 @@ class TrainingLoop:
           CheckpointError: A checkpoint cannot be written, or `restored` does not fit the model.
         """
         self._params = params
+        self._unread.clear()
+        self._stop_requested = False
         state, progress = self._start(restored)
         # must be identical on all processes; otherwise they would stop at different steps
         self._ahead = distributed.broadcast(0 if self.trainer.oversubscribed else _AHEAD)
