@@ -104,7 +104,7 @@ def read(workdir: Path, log: str, busy: BusyShare) -> dict:
     seconds = float(rows[-1]["seconds"]) - float(rows[0]["seconds"])
     over = (workdir / "metrics.csv").stat().st_mtime
     folded = " ".join(log.split())
-    shares = re.search(r"of the time, ([\d.]+) % input, ([\d.]+) % checkpoint", folded)
+    shares = re.search(r"time breakdown: ([\d.]+) % input, ([\d.]+) % checkpoint", folded)
     return {
         "structures": statistics.median(float(r["structures_per_second"]) for r in rows),
         "atoms": statistics.median(float(r["atoms_per_second"]) for r in rows),
@@ -112,7 +112,7 @@ def read(workdir: Path, log: str, busy: BusyShare) -> dict:
         "input": 100 * statistics.mean(float(r["input_share"]) for r in rows),
         "checkpoint": 100 * statistics.mean(float(r["checkpoint_share"]) for r in rows),
         "whole": (float(shares[1]), float(shares[2])),
-        "padding": float(re.search(r"([\d.]+) % of edges are padding", folded)[1]),
+        "padding": float(re.search(r"padding: .*?([\d.]+) % of edges", folded)[1]),
         "train": int(re.search(r"train: (\d+) structures", folded)[1]),
         "mfu": [100 * float(r["mfu"]) for r in rows if r["mfu"]],
         "busy": busy.between(over - seconds, over),

@@ -70,7 +70,11 @@ def find_file(path: str) -> str:
         return path
     if given.name == file and given.suffix != ".py":
         if file not in shipped_names():
-            hint = f" Your own file is --config={file}.py." if Path(f"{file}.py").is_file() else ""
+            hint = (
+                f" For your own file, use --config={file}.py."
+                if Path(f"{file}.py").is_file()
+                else ""
+            )
             raise ConfigError(unknown_name("shipped config", file, shipped_names()) + hint)
         return f"{_SHIPPED / file}.py{colon}{argument}"
     shipped = _SHIPPED / given.name
@@ -103,26 +107,26 @@ def complete(
 def _merge(target, given, path):
     """Copy the values of `given` to `target`, whose fields have the prefix `path`."""
     for key in given:
-        where = f"{path}{key}"
+        name = f"{path}{key}"
         if key not in target:
-            raise ConfigError(unknown_name("config field", where, [f"{path}{k}" for k in target]))
+            raise ConfigError(unknown_name("config field", name, [f"{path}{k}" for k in target]))
         try:
             value = given.get_ref(key).get() if hasattr(given, "get_ref") else given[key]
         except ValueError as error:  # None for a field that is not declared as optional
-            raise ConfigError(f"config field {where!r} must have a value, received None") from error
-        if where in FREE_FIELDS:
+            raise ConfigError(f"config field {name!r} must have a value, received None") from error
+        if name in FREE_FIELDS:
             target[key] = value
         elif isinstance(target[key], ml_collections.ConfigDict):
             if not isinstance(value, ml_collections.ConfigDict):
                 raise ConfigError(
-                    f"config field {where!r} holds further fields; received {value!r}"
+                    f"config field {name!r} contains further fields, received {value!r}"
                 )
-            _merge(target[key], value, f"{where}.")
+            _merge(target[key], value, f"{name}.")
         else:
             try:
                 target[key] = value
             except TypeError as error:
-                raise ConfigError(f"config field {where!r}: {error}") from error
+                raise ConfigError(f"config field {name!r}: {error}") from error
 
 
 # {former dotted name: dotted name} of the renamed fields of all tasks.

@@ -17,7 +17,7 @@ LARGE = np.random.default_rng(0).bytes(3_000_001)
 
 
 def steps(folder, config):
-    """Steps across all devices for ever, or until all know that one has been told to stop."""
+    """Perform steps across all devices until all processes know that one received a stop request."""
 
     def step(stop):
         return jax.lax.psum((stop, 1), "devices")
@@ -40,7 +40,7 @@ def steps(folder, config):
 
 
 def words(folder, config):
-    """All that processes tell each other."""
+    """Exchange values with all functions of the module."""
     rank = distributed.index()
     value = (
         {"name": "Ångström", "sizes": np.arange(5, dtype=np.int16), "pair": (1, None)}

@@ -14,7 +14,7 @@ from mlip_jax.sweeps.variants import Variant
 from mlip_jax.workdir import WorkdirError, claimed
 
 
-def test_folders_of_runs_from_before_a_field_was_there_go_on(tmp_path):
+def test_workdirs_older_than_a_field_resume(tmp_path):
     for make in (
         defaults.train_defaults,
         defaults.property_defaults,
@@ -38,7 +38,7 @@ def test_folders_of_runs_from_before_a_field_was_there_go_on(tmp_path):
             pass
 
 
-def test_a_later_field_that_is_set_tells_folders_apart():
+def test_a_newer_field_with_another_value_is_another_run():
     plain, chosen = defaults.train_defaults(), defaults.train_defaults()
     chosen.data.selection = "maxmin"
     assert config.differences(config.identity(plain), config.identity(chosen)) == [
@@ -81,7 +81,7 @@ FORMER = {
 
 
 def with_former_names(task):
-    """Return the default config of a task, in which renamed fields are set by their former names."""
+    """Return the default config of a task with renamed fields set by their former names."""
     old = defaults.TASKS[task].build()
     for name, value in FORMER[task].items():
         part, _, last = name.rpartition(".")
@@ -123,7 +123,7 @@ def test_a_former_name_means_one_field_in_all_tasks():
 
 @pytest.mark.parametrize("task", FORMER)
 def test_a_config_with_former_names_is_the_config_with_the_new_ones(task, caplog):
-    """Caught: a former name that is ignored, or that is used without a word."""
+    """The fault caught: a former name that is ignored, or used silently."""
     config.warn_renamed.cache_clear()
     done = config.complete(with_former_names(task), defaults.TASKS[task].build())
     assert config.to_dict(done) == config.to_dict(with_new_names(task))
@@ -135,7 +135,7 @@ def test_a_config_with_former_names_is_the_config_with_the_new_ones(task, caplog
 
 @pytest.mark.parametrize("task", FORMER)
 def test_a_workdir_with_former_names_belongs_to_the_config_with_the_new_ones(task, tmp_path):
-    """Caught: a renamed field that makes an old workdir that of another config."""
+    """The fault caught: a renamed field that turns an old workdir into one of another config."""
     before = old_identity(task)
     assert config.with_current_names(before) != before
     with claimed(tmp_path / "run", before):

@@ -1,4 +1,4 @@
-"""Models of a config with their energy terms, and what evaluation makes of terms and predictions."""
+"""Tests for models with energy terms, and for their evaluation."""
 
 import json
 import math

@@ -2,13 +2,18 @@
 
 Defaults, checks, help, documentation and the identity of a run are derived from them.
 
-A part of a config is a `Part` of named fields and further parts. Its `build` returns the ConfigDict of the defaults:
+A part of a config is a `Part` of named fields and further parts. Its `build` returns the ConfigDict
+of the defaults:
 
-    >>> loss = Part("Training loss.", beta=Field(0.99, "Weight of the forces.", bounds=Bounds("[0, 1]")),
-    ...             penalty=Field("mse", "Penalty of an error.", choices=("mse", "mae")))
+    >>> loss = Part(
+    ...     "Training loss.",
+    ...     beta=Field(0.99, "Weight of the forces.", bounds=Bounds("[0, 1]")),
+    ...     penalty=Field("mse", "Penalty of an error.", choices=("mse", "mae")),
+    ... )
     >>> loss.build().beta
     0.99
-    >>> list(loss.problems({"beta": 2.0, "penalty": "nae"}, "loss."))  # doctest: +NORMALIZE_WHITESPACE
+    >>> values = {"beta": 2.0, "penalty": "nae"}
+    >>> list(loss.problems(values, "loss."))  # doctest: +NORMALIZE_WHITESPACE
     ['loss.beta must be from 0 to 1, received 2.0',
      "unknown loss.penalty 'nae'. Did you mean 'mae'? Known: mae, mse."]
 """
@@ -100,7 +105,8 @@ class Field:
             return unknown_name(name, unknown[0], self.choices) + others if unknown else None
         if self.bounds is not None and not all(v in self.bounds for v in values):
             unit = f" ({self.unit})" if self.unit else ""
-            return f"{name} must be {self.bounds}{' or unset' if self.unset else ''}{unit}, received {value!r}"
+            or_unset = " or unset" if self.unset else ""
+            return f"{name} must be {self.bounds}{or_unset}{unit}, received {value!r}"
         return None
 
     def explain(self) -> str:

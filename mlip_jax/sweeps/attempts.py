@@ -112,7 +112,7 @@ class VariantFolder:
     def log_tail(self) -> str:
         """Return the last lines that the last attempt logged."""
         if not self.log.exists():
-            return "(the log no longer exists)"
+            return "(no log)"
         with open(self.log, "rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
             lines = file.read().decode("utf-8", "replace").splitlines()
@@ -173,5 +173,5 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise WorkdirError(
-            f"{path} is not valid JSON ({error}); delete it to run the variant again"
+            f"{path}: not valid JSON ({error}). Delete it to rerun the variant."
         ) from error

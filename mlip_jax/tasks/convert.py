@@ -32,7 +32,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     with claimed(workdir, configs.identity(config)) as folder:
         data = config.data
         filters = {f.name: data[f.name] for f in dataclasses.fields(Filters)}
-        recipe = ConversionSpec(
+        spec = ConversionSpec(
             locate(data),
             data.reader,
             reader_options(data.reader_options),
@@ -41,7 +41,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             config.store.atoms_per_shard,
         )
         convert(
-            recipe,
+            spec,
             folder,
             num_processes=config.store.num_processes or None,
             reject_invalid=data.reject_invalid,
@@ -54,7 +54,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             log.info(line)
         counts = store.manifest["counts"]
         log.info(
-            "%s: %d structures of %d molecules (%s); skipped when read: %s; taken out by filters: %s",
+            "%s: %d structures of %d molecules (%s); skipped by the reader: %s; removed by "
+            "filters: %s",
             folder,
             len(store),
             store.manifest["molecules"],

@@ -102,7 +102,7 @@ def test_reference_has_every_field():
         part = page.split(f"### Task `{name}` ")[1].split("\n###")[0]
         for field, _ in task.fields():
             assert f"| `{field}` |" in part, (name, field)
-    assert "| `fmax` | `0.05` | (eV/Å, positive) Largest force on an atom" in page
+    assert "| `fmax` | `0.05` | (eV/Å, positive) Maximum force on an atom" in page
     for name in reference.experiments():
         assert f"### `configs/{name}.py`" in page
 

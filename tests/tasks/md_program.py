@@ -1,4 +1,7 @@
-"""Task `md` with a force field that is written down: python md_program.py INPUT WORKDIR STEPS FORM."""
+"""Program that runs the task `md` with an analytic force field.
+
+python md_program.py INPUT WORKDIR STEPS FORMAT
+"""
 
 import sys
 
@@ -9,7 +12,7 @@ from tests.simulation.analytic import pairwise
 
 
 def options(input, **changes):
-    """Hot clusters of argon, of which little is written."""
+    """Return a config for hot argon clusters with little output."""
     config = md_defaults()
     config.input, config.force_field, config.replicas, config.num_steps = (
         str(input),

@@ -209,7 +209,7 @@ def make_parts(
         [tasks[index] for index in missing],
         num_processes,
         initializer=quiet_rdkit,
-        one_stays_here=False,
+        single_inline=False,
     ):
         task = tasks[missing[position]]
         parts.save(missing[position], part)
