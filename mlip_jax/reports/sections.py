@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mlip_jax.reports import errors, figures
+from mlip_jax.reports import error_figures, errors, figures
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.predictions import Predictions
 
@@ -144,13 +144,13 @@ def curves_and_parity(content: ReportData) -> Iterator[str]:
             f"Energies of {int(np.isfinite(p.energy).sum()):,} structures per atom, predicted against reference, less "
             "a sum of energies per element that is fitted to the reference: a perfect model lies on the dashed line."
         )
-        parity.append(page.figure(figures.energy_parity(p, color), caption))
+        parity.append(page.figure(error_figures.energy_parity(p, color), caption))
     if values["force_mae_mev_per_ang"] is not None:
         caption = (
             f"All {int(np.isfinite(p.forces).sum()):,} force components, predicted against reference, as they come "
             "from the labels: a perfect model lies on the dashed line."
         )
-        parity.append(page.figure(figures.force_parity(p, color), caption))
+        parity.append(page.figure(error_figures.force_parity(p, color), caption))
     if not parity:
         yield page.paragraph("There are no labels to compare with.")
         return
@@ -160,7 +160,7 @@ def curves_and_parity(content: ReportData) -> Iterator[str]:
         "How errors are distributed on a logarithmic scale: a train line that is much narrower than the others means "
         "overfitting, a shifted one a bias, and wide feet rare large errors."
     )
-    yield page.figure(figures.error_distributions(labelled), caption, wide=True)
+    yield page.figure(error_figures.error_distributions(labelled), caption, wide=True)
 
 
 def drift(content: ReportData) -> Iterator[str]:
@@ -205,7 +205,7 @@ def _told_slope(content: ReportData, slope: float, stderr: float | None) -> Iter
         "line and a band of two standard errors; sizes are jittered sideways to show all dots."
     )
     color = figures.SPLIT_COLORS["train"]
-    fig = figures.energy_error_against_size(content.splits[content.shown], color)
+    fig = error_figures.energy_error_against_size(content.splits[content.shown], color)
     yield page.figure(fig, caption, wide=True)
 
 
@@ -268,7 +268,7 @@ def per_group(content: ReportData) -> Iterator[str]:
             f"Force error of the atoms of each element: {worst.label}, with {worst.num_atoms:,} atoms, has the largest "
             "MAE."
         )
-        yield page.figure(figures.element_errors(elements, color), caption, wide=True)
+        yield page.figure(error_figures.element_errors(elements, color), caption, wide=True)
     rows = [
         (g.label, g.num_structures, g.num_atoms, g.force_mae_mev_per_ang, g.force_rmse_mev_per_ang)
         for g in elements
@@ -279,7 +279,7 @@ def per_group(content: ReportData) -> Iterator[str]:
     yield page.heading("Per subset")
     if has_labels:
         caption = "Energy and force errors of each part of the data set, the largest part on top."
-        yield page.figure(figures.subset_errors(subsets, color), caption, wide=True)
+        yield page.figure(error_figures.subset_errors(subsets, color), caption, wide=True)
     yield page.table(
         ("subset", *_GROUP_HEADER), _group_rows(content.metrics["per_subset"][:_MAX_GROUPS])
     )

@@ -39,7 +39,8 @@ from mlip_jax.datasets.selection.initial_geometries import (
 )
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
-from mlip_jax.reports.force2geo.report import EvaluatedForceField, StartMolecules, write_report
+from mlip_jax.reports.force2geo.comparison import EvaluatedForceField, StartMolecules
+from mlip_jax.reports.force2geo.report import write_report
 from mlip_jax.simulation.reference.oracle import Method, Oracle, ReferenceEvaluation
 from mlip_jax.simulation.reference.result_cache import ResultCache, key_of
 from mlip_jax.simulation.relaxation.metrics import Limits

@@ -10,14 +10,10 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from mlip_jax.datasets.quality.histogram import Histogram
-from mlip_jax.reports.dataset import (
-    DatasetSummary,
-    PropertySummary,
-    dataset_figure,
-    markdown,
-    print_summary,
-    write_dataset_report,
-)
+from mlip_jax.reports.dataset.figure import dataset_figure
+from mlip_jax.reports.dataset.report import write_dataset_report
+from mlip_jax.reports.dataset.summary import DatasetSummary, PropertySummary
+from mlip_jax.reports.dataset.tables import markdown, print_summary
 
 # what other tests left to the garbage collector is none of these tests' business
 pytestmark = pytest.mark.filterwarnings(

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from ase import units
 
-from mlip_jax.reports.minima import (
+from mlip_jax.reports.minima.report import write_minima_report
+from mlip_jax.reports.minima.results import (
     MoleculeMinima,
     ReferenceMinimum,
     ReportedMinimum,
     metrics,
-    write_minima_report,
 )
 
 EV = units.kcal / units.mol  # a kcal/mol

@@ -9,7 +9,7 @@ import pytest
 
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.reports.domain import roc
-from mlip_jax.reports.force2geo import paper
+from mlip_jax.reports.force2geo import paper, seeds
 from mlip_jax.reports.property import PredictedProperties, score, write_property_report
 
 TARGETS = (Target("gap", "scalar"), Target("dipole", "vector"), Target("charges", "atom"))
@@ -107,19 +107,19 @@ def test_roc_by_hand():
 
 def test_verdicts_of_the_paper(tmp_path):
     def spread(*values):
-        return paper.spread({str(i): v for i, v in enumerate(values)})
+        return seeds.spread({str(i): v for i, v in enumerate(values)})
 
     one, other = spread(0.40, 0.41, 0.42), spread(0.48, 0.49, 0.50)
-    assert "holds" in paper.verdict("x", one, other)
-    assert "does not hold" in paper.verdict("x", other, one)
-    assert "is not decided" in paper.verdict("x", one, spread(0.3, 0.5, 0.45))
+    assert "holds" in seeds.verdict("x", one, other)
+    assert "does not hold" in seeds.verdict("x", other, one)
+    assert "is not decided" in seeds.verdict("x", one, spread(0.3, 0.5, 0.45))
     # the same predictors, each a little better
     near = spread(0.395, 0.405, 0.416)
-    assert "is not decided" in paper.verdict("x", near, one)
-    assert "holds" in paper.verdict("x", near, one, paired=True)
-    assert "single seed" in paper.verdict("x", spread(0.3), other)
-    assert np.isnan(paper.gain(spread(0.3), other)[0])
-    assert paper.gain(one, other)[0] == pytest.approx(100 * (1 - 0.41 / 0.49))
+    assert "is not decided" in seeds.verdict("x", near, one)
+    assert "holds" in seeds.verdict("x", near, one, paired=True)
+    assert "single seed" in seeds.verdict("x", spread(0.3), other)
+    assert np.isnan(seeds.gain(spread(0.3), other)[0])
+    assert seeds.gain(one, other)[0] == pytest.approx(100 * (1 - 0.41 / 0.49))
     for name, mae in (
         ("scratch-0", 0.5),
         ("scratch-1", 0.6),
@@ -132,7 +132,7 @@ def test_verdicts_of_the_paper(tmp_path):
         )
         if name != "waiting-0":
             (tmp_path / name / "done.json").write_text("{}")
-    found = paper.read(tmp_path)
+    found = seeds.read(tmp_path)
     assert found["scratch"]["labels"].mean == pytest.approx(0.55) and "waiting" not in found
     html = paper.write_paper_report(tmp_path).read_text()
     assert "0.550 ± 0.071" in html and "not measured" in html

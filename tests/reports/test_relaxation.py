@@ -11,14 +11,14 @@ from ase.data.colors import jmol_colors
 from matplotlib.figure import Figure
 
 from mlip_jax.reports.molecules import Picture, _views, bonds, draw, molecule_figure
-from mlip_jax.reports.relaxation import (
+from mlip_jax.reports.relaxation.figures import distribution_figure
+from mlip_jax.reports.relaxation.report import write_relaxation_report
+from mlip_jax.reports.relaxation.results import (
     STATUSES,
     choose,
-    distribution_figure,
     kind_of_reason,
     metrics,
     read_results,
-    write_relaxation_report,
 )
 from tests.reports.test_training import HOSTILE, parse
 

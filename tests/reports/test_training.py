@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from mlip_jax.reports import figures
+from mlip_jax.reports import error_figures, figures
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import metrics, read_metrics, write_report
@@ -257,10 +257,10 @@ def test_every_axis_has_a_label_and_every_figure_its_unit():
     columns = {name: np.arange(1.0, 5) for name in HEADER.split(",")}
     p = make()
     drawn = [
-        figures.energy_parity(p),
-        figures.force_parity(make(count=400)),
-        figures.energy_error_against_size(p),
-        figures.error_distributions({"test": p}),
+        error_figures.energy_parity(p),
+        error_figures.force_parity(make(count=400)),
+        error_figures.energy_error_against_size(p),
+        error_figures.error_distributions({"test": p}),
         figures.learning_curves(columns),
     ]
     for fig in drawn:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from mlip_jax.reports import figures
 from mlip_jax.reports import html_page as page
+from mlip_jax.reports.force2geo.seeds import PROPERTY, Spread, gain, read, verdict
 from mlip_jax.workdir import write_text
 
 RELAXED = "relaxed(pm3:first)"
@@ -28,71 +27,6 @@ _PUBLISHED = {
     "force2prop": "16 % (Molecule3D, random)",
     "scaffold-force2prop": "16 % (Molecule3D, scaffold)",
 }
-_PROPERTY = "gap"
-
-
-class Spread(NamedTuple):
-    """Mean and spread over seeds.
-
-    Attributes:
-      mean: Mean of the values.
-      std: Sample standard deviation, NaN for a single seed.
-      count: Number of seeds.
-      values: {seed: value}.
-    """
-
-    mean: float
-    std: float
-    count: int
-    values: dict[str, float] = {}
-
-    def __str__(self) -> str:
-        if not self.count:
-            return "–"
-        return f"{self.mean:.3f}" + (f" ± {self.std:.3f}" if self.count > 1 else "")
-
-
-def read(folder: Path) -> dict[str, dict[str, Spread]]:
-    """Read the MAE in eV of the completed seeds, by variant and source of the test geometries.
-
-    The names of variants do not contain the seed.
-    """
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for path in sorted(folder.glob("*/metrics.json")):
-        if not (path.parent / "done.json").exists():
-            continue
-        scores = json.loads(path.read_text()).get("scores") or {}
-        before, _, seed = path.parent.name.rpartition("-")
-        name = before if seed.isdigit() else path.parent.name
-        for part, of in scores.items():
-            if part.startswith("test ") and _PROPERTY in of and of[_PROPERTY]["mae"] is not None:
-                found.setdefault(name, {}).setdefault(part.removeprefix("test "), {})[seed] = of[
-                    _PROPERTY
-                ]["mae"]
-    return {name: {g: spread(v) for g, v in by.items()} for name, by in found.items()}
-
-
-def spread(values: Mapping[str, float]) -> Spread:
-    """Compute mean and spread of {seed: value}."""
-    numbers = list(values.values())
-    return Spread(
-        statistics.fmean(numbers),
-        statistics.stdev(numbers) if len(numbers) > 1 else float("nan"),
-        len(numbers),
-        dict(values),
-    )
-
-
-def gain(of: Spread, baseline: Spread) -> tuple[float, float]:
-    """Return the reduction of an MAE relative to a baseline in percent, and its standard error.
-
-    Both are NaN if either has fewer than two seeds.
-    """
-    if min(of.count, baseline.count) < 2:
-        return float("nan"), float("nan")
-    ratio = of.mean / baseline.mean
-    relative = [s.std / s.mean / np.sqrt(s.count) for s in (of, baseline)]
-    return 100 * (1 - ratio), 100 * ratio * float(np.hypot(*relative))
 
 
 def write_paper_report(folder: Path) -> Path:
@@ -135,42 +69,6 @@ def write_paper_report(folder: Path) -> Path:
         shared=True,
     )
     return Path(folder) / "report.html"
-
-
-def verdict(name: str, better: Spread, worse: Spread, paired: bool = False) -> str:
-    """Return a sentence that states whether `better` has a lower MAE than `worse`.
-
-    A difference counts if it is larger than twice its standard error.
-
-    Args:
-      name: Claim to test.
-      better: MAE that should be lower.
-      worse: MAE that should be higher.
-      paired: Whether to use the differences per seed, because both belong to the same predictors or
-        one predictor was initialized from the other.
-    """
-    if not better.count or not worse.count:
-        return f"{name}: not measured."
-    seeds = sorted(better.values.keys() & worse.values.keys())
-    if min(better.count, worse.count, len(seeds) if paired else 2) < 2:
-        return f"{name}: is not decided, of a single seed ({worse} against {better} eV)."
-    if paired:
-        differences = [worse.values[s] - better.values[s] for s in seeds]
-        difference, error = (
-            statistics.fmean(differences),
-            statistics.stdev(differences) / np.sqrt(len(seeds)),
-        )
-    else:
-        difference = worse.mean - better.mean
-        error = float(np.hypot(*(s.std / np.sqrt(s.count) for s in (better, worse))))
-    shown = (
-        "holds"
-        if difference > 2 * error
-        else "does not hold"
-        if difference < -2 * error
-        else "is not decided"
-    )
-    return f"{name}: {shown} ({worse} against {better} eV; difference {difference:+.3f} ± {error:.3f})."
 
 
 def _claims(at) -> Iterator[str]:
@@ -314,7 +212,7 @@ def _num_train(folder: Path) -> int:
         return (
             json.loads(path.read_text())["scores"]
             .get("train", {})
-            .get(_PROPERTY, {})
+            .get(PROPERTY, {})
             .get("count", 0)
         )
     return 0

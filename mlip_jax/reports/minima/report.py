@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -11,212 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import Atoms, units
-from ase.calculators.singlepoint import SinglePointCalculator
 from matplotlib.figure import Figure
 
 from mlip_jax.reports import figures, sections
 from mlip_jax.reports import html_page as page
+from mlip_jax.reports.minima.results import (
+    KCAL_PER_MOL,
+    MoleculeMinima,
+    ReferenceMinimum,
+    group_by_molecule,
+    metrics,
+)
 from mlip_jax.reports.molecules import Picture, molecule_figure
-from mlip_jax.simulation.relaxation.minima import MinimaResult
-from mlip_jax.structure import electronic_value
 from mlip_jax.workdir import write_text
 
-_KCAL = units.mol / units.kcal  # kcal/mol per eV
 _MOST_ROWS, _MOST_LEVELS, _MOST_PICTURES, _MOST_ATOMS = 60, 12, 5, 120
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportedMinimum:
-    """Minimum of a molecule.
-
-    Attributes:
-      energy: Energy in eV.
-      positions: Positions in Å, (n, 3).
-      round: Round of the search that found the minimum first.
-      times: Number of times that the minimum was found.
-    """
-
-    energy: float
-    positions: Any
-    round: int
-    times: int
-
-    def to_atoms(self, molecule: MoleculeMinima) -> Atoms:
-        """Return the minimum as ASE `Atoms` with its energy as a single-point result."""
-        atoms = Atoms(
-            molecule.numbers,
-            self.positions,
-            cell=molecule.cell,
-            pbc=molecule.cell is not None,
-            info={"charge": molecule.charge} if molecule.charge else {},
-        )
-        atoms.calc = SinglePointCalculator(atoms, energy=self.energy)
-        return atoms
-
-
-@dataclasses.dataclass(frozen=True)
-class MoleculeMinima:
-    """Molecule with its minima in the order of energy, or the reason why there are none.
-
-    Attributes:
-      number: Index of the molecule in its file.
-      name: Name of the molecule.
-      failure: Reason why the molecule was not searched, or "".
-      numbers: Atomic numbers, (n,).
-      charge: Total charge in e.
-      cell: Cell vectors in Å, (3, 3), None if not periodic.
-      minima: Minima, the lowest first.
-      relaxed: Number of geometries relaxed per round.
-      new: Number of minima found first per round.
-      left_out: Number of relaxed geometries that are not minima of the molecule, by reason.
-    """
-
-    number: int
-    name: str
-    failure: str = ""
-    numbers: Sequence[int] = ()
-    charge: float = 0.0
-    cell: Any = None
-    minima: Sequence[ReportedMinimum] = ()
-    relaxed: Sequence[int] = ()
-    new: Sequence[int] = ()
-    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def of(cls, number: int, name: str, failure: str, found: MinimaResult | None) -> MoleculeMinima:
-        """Create an instance from the result of a search, which is None after a failure."""
-        if found is None or not found.minima:
-            left_out = {} if found is None else dict(found.left_out)
-            return cls(number, name, failure, left_out=left_out)
-        first = found.minima[0].atoms
-        return cls(
-            number,
-            name,
-            failure,
-            first.numbers.tolist(),
-            electronic_value(first, "charge"),
-            first.cell.array.tolist() if first.pbc.any() else None,
-            [
-                ReportedMinimum(m.energy, m.atoms.positions.tolist(), m.round, m.times)
-                for m in found.minima
-            ],
-            found.relaxed,
-            found.new,
-            dict(found.left_out),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the attributes as plain values, ready for JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> MoleculeMinima:
-        """Create an instance from the result of `to_json`."""
-        return cls(**{**values, "minima": [ReportedMinimum(**m) for m in values["minima"]]})
-
-
-@dataclasses.dataclass(frozen=True)
-class ReferenceMinimum:
-    """Energies of the reference method for a minimum of the force field.
-
-    Attributes:
-      molecule: Molecule of the minimum.
-      rank: Index of the minimum in the order of the force field's energies.
-      energy: Energy at the minimum of the force field in eV, NaN if the method failed.
-      relaxed: Energy after relaxation with the reference method in eV, NaN if it failed or did not
-        converge.
-    """
-
-    molecule: MoleculeMinima
-    rank: int
-    energy: float
-    relaxed: float
-
-
-def metrics(
-    molecules: Sequence[MoleculeMinima], judgements: Sequence[ReferenceMinimum]
-) -> dict[str, Any]:
-    """Return the content of `metrics.json`; None for unknown values.
-
-    Energies are in kcal/mol, the usual unit for conformers.
-    """
-    found = [m for m in molecules if m.minima]
-    by_molecule = {number: _compare(own) for number, own in _grouped(judgements).items()}
-    compared = [c for c in by_molecule.values() if c is not None]
-    return {
-        "molecules": len(molecules),
-        "without_minima": len(molecules) - len(found),
-        "minima": sum(len(m.minima) for m in found),
-        "relaxed": sum(sum(m.relaxed) for m in found),
-        "lowest_found_later": sum(m.minima[0].round > 0 for m in found),
-        "judged": None
-        if not compared
-        else {
-            "molecules": len(compared),
-            **{
-                name: float(np.mean([c[name] for c in compared]))
-                for name in (
-                    "relative_mae_kcal_mol",
-                    "lowest_above_best_kcal_mol",
-                    "lowest_is_best",
-                )
-            },
-            "rank_correlation": _mean([c["rank_correlation"] for c in compared]),
-        },
-        "by_molecule": [
-            {
-                "molecule": m.number,
-                "name": m.name,
-                "failure": m.failure,
-                "minima": len(m.minima),
-                "new": list(m.new),
-                "relaxed": list(m.relaxed),
-                "left_out": dict(m.left_out),
-                "judged": by_molecule.get(m.number),
-            }
-            for m in molecules
-        ],
-    }
-
-
-def _grouped(judgements: Sequence[ReferenceMinimum]) -> dict[int, list[ReferenceMinimum]]:
-    """Group reference minima by the index of their molecule."""
-    groups: dict[int, list[ReferenceMinimum]] = {}
-    for judgement in judgements:
-        groups.setdefault(judgement.molecule.number, []).append(judgement)
-    return groups
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.mean(known)) if known else None
-
-
-def _compare(judgements: Sequence[ReferenceMinimum]) -> dict[str, Any] | None:
-    """Compare the minima of one molecule with the reference method.
-
-    Compute the errors of relative energies, and the energy of the force field's lowest minimum,
-    once relaxed with the reference method, above the lowest energy found this way. Return None if
-    fewer than two minima have reference energies, or if the lowest minimum has none.
-    """
-    known = [j for j in judgements if math.isfinite(j.energy) and math.isfinite(j.relaxed)]
-    if len(known) < 2 or known[0].rank:
-        return None
-    own = _KCAL * np.array([j.molecule.minima[j.rank].energy for j in known])
-    there, relaxed = (
-        _KCAL * np.array([getattr(j, name) for j in known]) for name in ("energy", "relaxed")
-    )
-    errors = (own - own.mean()) - (there - there.mean())  # (k,) for k minima
-    above = float(relaxed[0] - relaxed.min())
-    ranks = [np.argsort(np.argsort(x)) for x in (own, there)]
-    return {
-        "minima": len(known),
-        "relative_mae_kcal_mol": float(np.abs(errors).mean()),
-        "lowest_above_best_kcal_mol": above,
-        "lowest_is_best": above < 0.1,
-        "rank_correlation": float(np.corrcoef(*ranks)[0, 1]) if len(known) > 2 else None,
-    }
 
 
 def write_minima_report(
@@ -317,7 +125,7 @@ def levels_figure(molecules: Sequence[MoleculeMinima]) -> Figure:
     for column, m in enumerate(molecules):
         for minimum in m.minima:
             ax.hlines(
-                _KCAL * (minimum.energy - m.minima[0].energy),
+                KCAL_PER_MOL * (minimum.energy - m.minima[0].energy),
                 column - 0.38,
                 column + 0.38,
                 linewidth=1.4,
@@ -374,12 +182,12 @@ def reference_figure(judgements: Sequence[ReferenceMinimum]) -> Figure:
     """Draw energies of minima by the force field against energies by the reference method."""
     fig, ax = figures.figure("Energies of minima")
     points: list[np.ndarray] = []
-    for group in _grouped(judgements).values():
+    for group in group_by_molecule(judgements).values():
         own = np.array(
             [[j.molecule.minima[j.rank].energy, j.energy] for j in group if math.isfinite(j.energy)]
         ).reshape(-1, 2)
         if len(own):
-            points.append(_KCAL * (own - own.mean(0)))
+            points.append(KCAL_PER_MOL * (own - own.mean(0)))
     x = np.concatenate(points) if points else np.zeros((0, 2))
     reach = 1.1 * max(np.abs(x).max(initial=0.0), 0.1)
     ax.plot([-reach, reach], [-reach, reach], color=figures.GREY, linewidth=0.8)
@@ -425,7 +233,7 @@ def _pictures(molecules: Sequence[MoleculeMinima]) -> Iterator[str]:
                     figures.escape_label(m.name, 18),
                     second,
                     first,
-                    f"+{_KCAL * (m.minima[1].energy - m.minima[0].energy):.2f} kcal/mol above",
+                    f"+{KCAL_PER_MOL * (m.minima[1].energy - m.minima[0].energy):.2f} kcal/mol above",
                 )
             )
     if pictures:
