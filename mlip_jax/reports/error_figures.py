@@ -44,7 +44,7 @@ def energy_parity(predictions: Predictions, color: str = BLUE) -> Figure:
         for energy in (predictions.energy, predictions.energy_predicted)
     )
     fig, ax = figure("Energy")
-    axis = "energy less per-element fit (meV/atom)"
+    axis = "energy minus per-element fit (meV/atom)"
     parity(
         ax,
         reference,
@@ -97,7 +97,7 @@ def energy_error_against_size(predictions: Predictions, color: str = BLUE) -> Fi
         add_legend(ax, loc="upper left")
     ax.set(xlabel="number of atoms", ylabel="predicted − reference (meV)", ylim=(low, high))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _outside(ax, error.size - int(inside.sum()))
+    _annotate_outside(ax, error.size - int(inside.sum()))
     return fig
 
 
@@ -130,7 +130,8 @@ def error_distributions(splits: dict[str, Predictions]) -> Figure:
             }
             ax.stairs(np.where(counts, density, np.nan), edges, baseline=None, **style)
         add_legend(ax)
-        _outside(ax, sum(int(np.sum(np.abs(v) > reach)) for v in values.values()), place="left")
+        outside = sum(int(np.sum(np.abs(v) > reach)) for v in values.values())
+        _annotate_outside(ax, outside, side="left")
     return fig
 
 
@@ -192,9 +193,9 @@ def _robust_limits(values: np.ndarray) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def _outside(ax: Axes, count: int, place: str = "right") -> None:
+def _annotate_outside(ax: Axes, count: int, side: str = "right") -> None:
     """Annotate the number of points outside the axis limits."""
     if count:
         text = f"{count:,} {'point' if count == 1 else 'points'} outside"
-        x = 0.97 if place == "right" else 0.03
-        ax.text(x, 0.97, text, transform=ax.transAxes, ha=place, va="top", fontsize=8.5, color=GREY)
+        x = 0.97 if side == "right" else 0.03
+        ax.text(x, 0.97, text, transform=ax.transAxes, ha=side, va="top", fontsize=8.5, color=GREY)

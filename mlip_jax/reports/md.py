@@ -29,7 +29,7 @@ _COLUMNS = {
     "volume": "volume_ang3",
     "pressure": "pressure_bar",
 }
-_MOST_LINES, _MOST_ROWS, _MOST_POINTS = 12, 40, 2000
+_MAX_LINES, _MAX_ROWS, _MAX_POINTS = 12, 40, 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,14 +195,14 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
                 "speed",
                 page.number(content["steps_per_second"]),
                 "steps/s",
-                f"{page.number(content['nanoseconds_per_day'])} ns/day of each molecule; {page.duration(content['seconds'])} "
-                "in all, compilation included",
+                f"{page.number(content['nanoseconds_per_day'])} ns/day per molecule; "
+                f"{page.duration(content['seconds'])} in total, including compilation",
             ),
             (
                 "largest drift",
                 page.number(content["largest_drift_mev_per_atom_per_ps"]),
                 "meV/atom/ps",
-                "of the conserved energy, by least squares, of molecules that did not break",
+                "slope of the conserved energy; molecules that did not break",
             ),
         ]
     )
@@ -216,30 +216,26 @@ def _broken(about: Run) -> Iterator[str]:
         for m, (step, reason) in sorted(about.broken.items())
     ]
     more = (
-        [f"… and {len(lines) - _MOST_ROWS} more, see metrics.json"]
-        if len(lines) > _MOST_ROWS
-        else []
+        [f"… and {len(lines) - _MAX_ROWS} more, see metrics.json"] if len(lines) > _MAX_ROWS else []
     )
-    yield page.callout("\n".join(lines[:_MOST_ROWS] + more))
+    yield page.callout("\n".join(lines[:_MAX_ROWS] + more))
 
 
 def _curves(about: Run, thermo) -> Iterator[str]:
     yield page.heading("Energy and temperature")
     if not thermo:
-        yield page.paragraph("No steps were recorded, so there is nothing to show.")
+        yield page.paragraph("No steps were recorded.")
         return
-    shown = (
-        ""
-        if len(thermo) <= _MOST_LINES
-        else f" {_MOST_LINES} of {len(thermo)} molecules are drawn."
+    omitted = (
+        "" if len(thermo) <= _MAX_LINES else f" {_MAX_LINES} of {len(thermo)} molecules are drawn."
     )
     yield page.figure(
         curve_figure(about, thermo),
         (
-            "What exact dynamics would conserve, less its value at the start (above left: its slope is the drift), "
-            "temperature, potential energy less its mean, and the distribution of the temperature over all molecules and "
-            "the second half of the time. The dashed line is the temperature that was asked for."
-            + shown
+            "Conserved energy minus its initial value (its slope is the drift), or the volume at "
+            "constant pressure; temperature; potential energy minus its mean; distribution of the "
+            "temperature over all molecules in the second half of the run. Dashed lines mark the "
+            "temperature of the thermostat." + omitted
         ),
         wide=True,
     )
@@ -258,9 +254,9 @@ def curve_figure(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> 
         "Distribution of the temperature",
         size=(9.2, 6.2),
     )
-    for m in list(thermo)[:_MOST_LINES]:
+    for m in list(thermo)[:_MAX_LINES]:
         columns, size = thermo[m], about.sizes[m]
-        every = max(1, len(columns["time"]) // _MOST_POINTS)
+        every = max(1, len(columns["time"]) // _MAX_POINTS)
         t = {k: v[::every] for k, v in columns.items()}
         x, style = t["time"] / 1000, {"linewidth": 0.9, "alpha": 0.8}
         first = t["volume"] if at_pressure else 1000 * (t["conserved"] - t["conserved"][0]) / size
@@ -269,10 +265,10 @@ def curve_figure(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> 
         axes[2].plot(x, 1000 * (t["potential"] - t["potential"].mean()) / size, **style)
     axes[0].set(xlabel="time (ps)", ylabel="volume (Å³)" if at_pressure else "change (meV/atom)")
     axes[1].set(xlabel="time (ps)", ylabel="temperature (K)")
-    axes[2].set(xlabel="time (ps)", ylabel="less its mean (meV/atom)")
+    axes[2].set(xlabel="time (ps)", ylabel="energy − mean (meV/atom)")
     late = np.concatenate([c["temperature"][len(c["temperature"]) // 2 :] for c in thermo.values()])
     late = late[np.isfinite(late)]
-    axes[3].set(xlabel="temperature (K)", ylabel="share (1/K)")
+    axes[3].set(xlabel="temperature (K)", ylabel="density (1/K)")
     if len(late) > 1 and np.ptp(late) > 0:
         bins = min(60, max(10, int(math.sqrt(len(late)))))
         axes[3].hist(late, bins=bins, density=True, color=figures.BLUE, alpha=0.8)
@@ -303,18 +299,19 @@ def _table(content: Mapping[str, Any]) -> Iterator[str]:
         )
         for e in content["each"]
     ]
-    yield page.table(header, rows[:_MOST_ROWS])
-    if len(rows) > _MOST_ROWS:
-        yield page.paragraph(f"{len(rows) - _MOST_ROWS} more are in metrics.json.")
+    yield page.table(header, rows[:_MAX_ROWS])
+    if len(rows) > _MAX_ROWS:
+        yield page.paragraph(f"{len(rows) - _MAX_ROWS} more are in metrics.json.")
 
 
 def _pictures(pictures: Sequence[Picture]) -> Iterator[str]:
     if pictures:
-        yield page.heading("At the start and at the end")
+        yield page.heading("Initial and final geometries")
         yield page.figure(
             molecule_figure(pictures),
             (
-                "Molecules at the start (above) and in the last frame (below), aligned and seen from the same side."
+                "Molecules at the start (top) and in the last frame (bottom), aligned and viewed "
+                "from the same direction."
             ),
             wide=True,
         )

@@ -162,7 +162,7 @@ def _search(batch, potential: Potential, search: SearchOptions) -> list[Molecule
         made.append((number, first, failure))
     found = iter(find_minima(starts, potential, **dataclasses.asdict(search)) if starts else [])
     return [
-        MoleculeMinima.of(
+        MoleculeMinima.from_result(
             number,
             first.name or first.smiles or f"molecule {number}",
             failure,

@@ -331,7 +331,7 @@ def _report(
             title=f"{config.model.name} on {data.name}",
             metrics_csv=workdir / "metrics.csv",
             seconds=metadata["seconds"]["training"],
-            judged=judged,
+            evaluation=judged,
             notes=data.notes
             + (
                 [

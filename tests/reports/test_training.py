@@ -185,7 +185,7 @@ def test_unknown_split_is_an_error(tmp_path):
 def test_failed_figure_leaves_the_old_report(tmp_path, monkeypatch):
     path, _ = report(tmp_path, {"test": make()})
     before = path.read_bytes()
-    monkeypatch.setattr(figures, "energy_parity", lambda *_: 1 / 0)
+    monkeypatch.setattr(error_figures, "energy_parity", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report(tmp_path, {"test": make(seed=1)})
     assert path.read_bytes() == before

@@ -45,7 +45,7 @@ def dataset_figure(summary: DatasetSummary):
 def _draw_histogram(ax, h: Histogram, label: str, counted: str) -> None:
     """Draw a histogram with its median; the x axis is logarithmic if the bins are."""
     ax.set(xlabel=label, ylabel=counted)
-    edges, counts = _shown(h)
+    edges, counts = _bins_to_draw(h)
     beyond = h.known - int(counts.sum())
     median = h.quantile(0.5)
     note = f"median {number(int(median) if h.of_whole_numbers else median)}"
@@ -81,7 +81,7 @@ def _draw_histogram(ax, h: Histogram, label: str, counted: str) -> None:
     ax.axvline(h.quantile(0.5), color=figures.VERMILLION, linewidth=1.4)
 
 
-def _shown(h: Histogram) -> tuple[np.ndarray, np.ndarray]:
+def _bins_to_draw(h: Histogram) -> tuple[np.ndarray, np.ndarray]:
     """Return edges and counts of the bins to draw, without outliers that compress the plot."""
     filled = np.flatnonzero(h.counts)
     if not len(filled):
@@ -90,12 +90,14 @@ def _shown(h: Histogram) -> tuple[np.ndarray, np.ndarray]:
     if h.known >= 200:
         low, high = np.searchsorted(h.edges, [h.quantile(q) for q in (5e-4, 0.9995)])
         first, last = max(first, min(low - 2, last)), min(last, max(high + 1, first))
-    return _coarser(h.edges[first : last + 2], h.counts[first : last + 1], 80)
+    return _merge_bins(h.edges[first : last + 2], h.counts[first : last + 1], max_bins=80)
 
 
-def _coarser(edges: np.ndarray, counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Merge neighboring bins to at most `most` bins; the last one may be narrower."""
-    step = math.ceil(len(counts) / most)
+def _merge_bins(
+    edges: np.ndarray, counts: np.ndarray, max_bins: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Merge neighboring bins to at most `max_bins` bins; the last one may be narrower."""
+    step = math.ceil(len(counts) / max_bins)
     return np.append(edges[:-1:step], edges[-1]), np.add.reduceat(
         counts, np.arange(0, len(counts), step)
     )
@@ -107,11 +109,11 @@ def _draw_bars(ax, counts: Mapping[str, int], total: int, label: str, share: str
     x = np.arange(len(values))
     ax.bar(x, values, width=0.68, color=figures.GREEN)
     fine = len(values) <= 14
-    for place, value in zip(x, values):
+    for position, value in zip(x, values):
         if fine:
             ax.annotate(
                 f"{value:.2g}" if value < 99.95 else "100",
-                (place, value),
+                (position, value),
                 (0, 2),
                 ha="center",
                 textcoords="offset points",

@@ -22,8 +22,8 @@ DISTRIBUTIONS = (
     ("conformers", "Conformers per molecule", "number of conformations", "", "molecules"),
     (
         "energy_per_atom",
-        "Energy less reference",
-        "energy less reference of elements",
+        "Energy minus reference",
+        "energy minus reference of elements",
         "eV/atom",
         "structures",
     ),
@@ -117,13 +117,12 @@ class DatasetSummary:
         unknown = [symbol for symbol in self.elements if symbol not in atomic_numbers]
         if unknown:
             raise ValueError(f"elements: {unknown[0]!r} is not the symbol of an element")
-        for name, share in [
-            *self.labels.items(),
-            *((n, p.labelled) for n, p in self.properties.items()),
-        ]:
-            if not 0 <= share <= 1:
+        fractions = [*self.labels.items(), *((n, p.labelled) for n, p in self.properties.items())]
+        for name, fraction in fractions:
+            if not 0 <= fraction <= 1:
                 raise ValueError(
-                    f"the share of structures with {name!r} must be between 0 and 1, received {share}"
+                    f"the fraction of structures with {name!r} must be between 0 and 1, "
+                    f"received {fraction}"
                 )
 
     @property

@@ -27,7 +27,7 @@ def markdown(summary: DatasetSummary) -> str:
     lines += [
         *_table(*_overview(summary)),
         "",
-        f"Source: {', '.join(map(_inline, summary.files)) or 'not told'}",
+        f"Source: {', '.join(map(_inline, summary.files)) or 'unknown'}",
         "",
         "![Distributions](dataset.png)",
         "",
@@ -52,10 +52,10 @@ def print_summary(summary: DatasetSummary, console: Console | None = None) -> No
             pad_edge=False,
             collapse_padding=True,
         )
-        for place, name in enumerate(header):
+        for column, name in enumerate(header):
             table.add_column(
                 Text(name),
-                justify="left" if place == 0 or name in _TEXT_COLUMNS else "right",
+                justify="left" if column == 0 or name in _TEXT_COLUMNS else "right",
                 no_wrap=name == "",
             )
         for row in rows:
@@ -98,7 +98,7 @@ def _sections(
         header, elements = header[:-1], [row[:-1] for row in elements]
     sections = {
         "Labels": (
-            ("label", "structures that have it"),
+            ("label", "structures with it"),
             [(k, _percent(v)) for k, v in summary.labels.items()],
         ),
         "Distributions": _distribution_table(summary, brief),
@@ -111,7 +111,7 @@ def _sections(
             ],
         ),
         "Further labels": (
-            ("label", "shape", "unit", "structures that have it", "min", "max"),
+            ("label", "shape", "unit", "structures with it", "min", "max"),
             [
                 (
                     name,
@@ -163,8 +163,8 @@ def _cell(value: Any) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     align = [
-        "---" if place == 0 or name in _TEXT_COLUMNS else "---:"
-        for place, name in enumerate(header)
+        "---" if column == 0 or name in _TEXT_COLUMNS else "---:"
+        for column, name in enumerate(header)
     ]
     return [
         "| " + " | ".join(cells) + " |"

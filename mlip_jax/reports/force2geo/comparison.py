@@ -31,8 +31,8 @@ class StartMolecules:
     oracle: str
 
     @property
-    def own_minima(self) -> bool:
-        """Whether the geometries to compare with are the oracle's own minima."""
+    def end_at_oracle_minima(self) -> bool:
+        """Whether the geometries to compare with are minima of the oracle."""
         return all(isinstance(e, ReferenceRelaxation) for e in self.at_end)
 
 
@@ -53,7 +53,7 @@ class EvaluatedForceField:
 
     def outcomes(self, molecules: StartMolecules) -> Outcomes:
         """Return the energies and forces that the metrics are computed from."""
-        return _outcomes(
+        return _combine(
             molecules,
             self.at_relaxed,
             np.array([r["status"] in ("diverged", "failed") for r in self.relaxed], bool),
@@ -71,12 +71,12 @@ class ForceFieldComparison:
     limits: Limits
 
 
-def _outcomes(molecules, at_relaxed, failed) -> Outcomes:
+def _combine(molecules, at_relaxed, failed) -> Outcomes:
     """Combine the oracle's energies and largest forces of M molecules."""
     return Outcomes(
         *(
-            np.array([e.energy for e in found], float)
-            for found in (molecules.at_start, at_relaxed, molecules.at_end)
+            np.array([e.energy for e in evaluations], float)
+            for evaluations in (molecules.at_start, at_relaxed, molecules.at_end)
         ),
         fmax=np.array([e.fmax for e in at_relaxed], float),
         failed=failed,
@@ -85,9 +85,9 @@ def _outcomes(molecules, at_relaxed, failed) -> Outcomes:
 
 def baselines(molecules: StartMolecules) -> dict[str, Outcomes]:
     """Return the outcomes of two baselines: the start geometries and the minima to compare with."""
-    nothing = np.zeros(len(molecules.starts), bool)
-    own = f"{molecules.oracle} itself" if molecules.own_minima else "reference geometries"
+    none_failed = np.zeros(len(molecules.starts), bool)
+    end = f"{molecules.oracle} itself" if molecules.end_at_oracle_minima else "reference geometries"
     return {
-        "start geometries": _outcomes(molecules, molecules.at_start, nothing),
-        own: _outcomes(molecules, molecules.at_end, nothing),
+        "start geometries": _combine(molecules, molecules.at_start, none_failed),
+        end: _combine(molecules, molecules.at_end, none_failed),
     }

@@ -27,18 +27,18 @@ PUBLISHED = {
 def comparison_metrics(content: ForceFieldComparison) -> dict[str, Any]:
     """Return the content of metrics.json."""
     m, names = content.molecules, [e.name for e in content.evaluated]
-    judged = metrics.judged(next(iter(content.outcomes.values())))
+    evaluated = metrics.judged(next(iter(content.outcomes.values())))
     gap = np.array([a.energy - b.energy for a, b in zip(m.at_start, m.at_end)], float)
     result = {
         "oracle": m.oracle,
         "num_molecules": len(m.starts),
-        "num_judged": int(judged.sum()),
-        "num_without_gap": int((judged & (gap < content.limits.min_gap)).sum()),
+        "num_judged": int(evaluated.sum()),
+        "num_without_gap": int((evaluated & (gap < content.limits.min_gap)).sum()),
         "num_seen": sum(s.seen for s in m.starts),
         "limits": dataclasses.asdict(content.limits),
         "published": PUBLISHED,
     }
-    if m.own_minima:
+    if m.end_at_oracle_minima:
         result["num_oracle_minima_not_converged"] = sum(
             not e.converged and not e.error for e in m.at_end
         )
@@ -138,7 +138,7 @@ def write_geometries(folder: Path, content: ForceFieldComparison) -> None:
     """Write start, reference (or the oracle's) and relaxed geometries as extended XYZ files."""
     m = content.molecules
     sets = {"start": [s.atoms.positions for s in m.starts]}
-    if m.own_minima:
+    if m.end_at_oracle_minima:
         sets["oracle"] = [e.positions for e in m.at_end]
     else:
         sets["reference"] = [s.reference for s in m.starts]

@@ -32,11 +32,11 @@ from mlip_jax.workdir import atomic_open, write_text
 
 PUBLISHED_NAME = "PaiNN on PubChemQCR, as published"
 _COLUMNS = {
-    "mean_percentage": "energy minimisation (%)",
+    "mean_percentage": "energy minimization (%)",
     "success_rate": "success (%)",
     "divergence_rate": "divergence (%)",
     "force_convergence_rate": "force convergence (%)",
-    "mean_percentage_of_all": "energy minimisation, all (%)",
+    "mean_percentage_of_all": "energy minimization, all (%)",
     "median_residual": "median residual (kcal/mol)",
     "mean_residual": "mean residual (kcal/mol)",
 }
@@ -83,7 +83,7 @@ def write_report(
         write_csv(file, content)
     write_geometries(folder, content)
     body = [
-        page.heading("Relaxations judged by " + molecules.oracle, 1),
+        page.heading("Relaxations evaluated with " + molecules.oracle, 1),
         *_headline(content, notes),
         *_table(content),
         *_figures(content),
@@ -99,7 +99,7 @@ def _headline(content: ForceFieldComparison, notes) -> Iterator[str]:
     """Yield cards with published numbers for comparison, notes and warnings."""
     first = content.evaluated[0].name
     summary = content.summaries[first]
-    published = "published: {} %, another method and data set"
+    published = "published: {} %, for another level of theory and data set"
     yield page.cards(
         (
             _COLUMNS[key].removesuffix(" (%)"),
@@ -109,22 +109,24 @@ def _headline(content: ForceFieldComparison, notes) -> Iterator[str]:
         )
         for key in PUBLISHED
     )
-    others = f" The cards are of {first}." if len(content.evaluated) > 1 else ""
+    subject = f" The cards are for {first}." if len(content.evaluated) > 1 else ""
     numbers = comparison_metrics(content)
     yield page.paragraph(
-        f"{numbers['num_judged']:,} of {numbers['num_molecules']:,} molecules are judged: the oracle has energies of "
-        f"their start and minimum.{others}"
+        f"{numbers['num_judged']:,} of {numbers['num_molecules']:,} molecules are evaluated: the "
+        f"reference method has energies of their start and of their minimum.{subject}"
     )
     yield from (page.callout(note) for note in notes)
     if numbers["num_without_gap"]:
         yield page.callout(
-            f"{numbers['num_without_gap']:,} starts are less than {content.limits.min_gap:g} eV above the minimum that "
-            "they are compared with, or below it. They have no percentage and are in the rates alone."
+            f"{numbers['num_without_gap']:,} starts are less than {content.limits.min_gap:g} eV "
+            "above the minimum that they are compared with, or below it. They have no percentage "
+            "and only count in the rates."
         )
     if numbers.get("num_oracle_minima_not_converged"):
         yield page.callout(
-            f"The oracle's own relaxation came to its last step at {numbers['num_oracle_minima_not_converged']:,} "
-            "molecules before its forces were small: their minima are lower than what force fields are compared with."
+            "The relaxation with the reference method reached its step limit for "
+            f"{numbers['num_oracle_minima_not_converged']:,} molecules. Their minima are lower than "
+            "the energies that force fields are compared with."
         )
 
 
@@ -137,26 +139,26 @@ def _table(content: ForceFieldComparison) -> Iterator[str]:
     ]
     published = [f"{PUBLISHED[key]:g}" if key in PUBLISHED else "–" for key in _COLUMNS]
     rows.insert(len(content.evaluated), (PUBLISHED_NAME, *published, "–", "–"))
-    yield page.table(("", *_COLUMNS.values(), "own forces converged (%)", "steps"), rows)
+    header = ("", *_COLUMNS.values(), "forces of the force field converged (%)", "steps")
+    yield page.table(header, rows)
     yield page.paragraph(
-        "± is the standard error of a bootstrap over molecules. Energy minimisation is averaged over molecules that "
-        "did not diverge, as published; the column “all” takes the diverged ones in, with nothing clipped, as far as "
-        "the oracle has an energy of them, so that a single wild molecule can decide it. Rates are of all judged "
-        "molecules, residuals of those that did not diverge. The published line is of PaiNN trained on PubChemQCR with "
-        "DFT (B3LYP/6-31G*) as the oracle (Fu et al., arXiv:2507.00407): another level of theory and other molecules, "
-        "to be read for its size, not as a competitor."
+        "± is the standard error of a bootstrap over molecules. Energy minimization is averaged "
+        "over molecules that did not diverge, as published. The column “all” includes diverged "
+        "molecules for which the reference method has an energy, without clipping, so a single "
+        "molecule can dominate it. Rates refer to all evaluated molecules, residuals to those that "
+        "did not diverge. The published row is for PaiNN trained on PubChemQCR and evaluated with "
+        "DFT (B3LYP/6-31G*; Fu et al., arXiv:2507.00407): another level of theory and other "
+        "molecules, so only the order of magnitude is comparable."
     )
 
 
 def _course(content: ForceFieldComparison, name: str) -> tuple[str, str]:
     """Return the percentage of converged relaxations and the mean number of steps."""
-    found = next((e for e in content.evaluated if e.name == name), None)
-    if found is not None:
-        steps, done = (
-            [r["steps"] for r in found.relaxed],
-            [r["status"] == "converged" for r in found.relaxed],
-        )
-    elif content.molecules.own_minima and name != "start geometries":
+    force_field = next((e for e in content.evaluated if e.name == name), None)
+    if force_field is not None:
+        steps = [r["steps"] for r in force_field.relaxed]
+        done = [r["status"] == "converged" for r in force_field.relaxed]
+    elif content.molecules.end_at_oracle_minima and name != "start geometries":
         steps, done = zip(*((e.steps, e.converged) for e in content.molecules.at_end), strict=True)
     else:
         return "–", "–"
@@ -165,10 +167,13 @@ def _course(content: ForceFieldComparison, name: str) -> tuple[str, str]:
 
 def _figures(content: ForceFieldComparison) -> Iterator[str]:
     """Yield figures of the molecules that the oracle can evaluate."""
-    can = metrics.judged(next(iter(content.outcomes.values())))
-    sizes = np.array([len(s.atoms) for s in content.molecules.starts])[can]
+    evaluated = metrics.judged(next(iter(content.outcomes.values())))
+    sizes = np.array([len(s.atoms) for s in content.molecules.starts])[evaluated]
     names = [e.name for e in content.evaluated]
-    pct = {name: metrics.percentage(content.outcomes[name], content.limits)[can] for name in names}
+    pct = {
+        name: metrics.percentage(content.outcomes[name], content.limits)[evaluated]
+        for name in names
+    }
     residuals, forces = {}, {}
     for label, name in [
         *((n, n) for n in names),
@@ -176,32 +181,33 @@ def _figures(content: ForceFieldComparison) -> Iterator[str]:
     ]:
         o = content.outcomes[name]
         residuals[label], forces[label] = (
-            np.where(o.failed, np.nan, v)[can] for v in (metrics.residual_energy(o), o.fmax)
+            np.where(o.failed, np.nan, v)[evaluated] for v in (metrics.residual_energy(o), o.fmax)
         )
     residuals.pop("oracle")  # zero everywhere
-    yield page.heading("How far down, and how close to the minimum")
+    yield page.heading("Energies and forces at the relaxed geometries")
     yield page.grid(
         [
             page.figure(
                 figures.percentages(pct),
-                "Energy minimisation percentage of each molecule: 100 % is the minimum "
-                "that it is compared with, more is another and lower one, below 0 % is a divergence.",
+                "Energy minimization percentage of each molecule. 100 % corresponds to the minimum "
+                "that it is compared with, more to a lower minimum, and less than 0 % to a "
+                "divergence.",
             ),
             page.figure(
                 figures.against_size(pct, sizes),
-                "The same against the number of atoms, with the median of "
-                "molecules of about one size.",
+                "The same against the number of atoms, with medians over molecules of similar size.",
             ),
             page.figure(
                 figures.residuals(residuals, content.limits.chemical_accuracy),
-                "Share of molecules whose relaxed geometry is at most so far above the minimum, by the oracle; "
-                "where a line crosses the dashed one is the success rate. Linear to ± 1 kcal/mol, logarithmic "
-                "beyond.",
+                "Cumulative distribution of the reference energy of the relaxed geometry above the "
+                "minimum. Each curve crosses the dashed line at its success rate. The axis is "
+                "linear up to ± 1 kcal/mol and logarithmic beyond.",
             ),
             page.figure(
                 figures.largest_forces(forces, content.limits.fmax),
-                "Share of molecules at whose relaxed geometry the oracle's largest force on an atom is at most so "
-                "large; where a line crosses the dashed one is the force convergence rate.",
+                "Cumulative distribution of the largest force on an atom at the relaxed geometry, "
+                "from the reference method. Each curve crosses the dashed line at its force "
+                "convergence rate.",
             ),
         ]
     )
@@ -210,15 +216,15 @@ def _figures(content: ForceFieldComparison) -> Iterator[str]:
 def _failures(content: ForceFieldComparison) -> Iterator[str]:
     """Yield tables of failures of the oracle and of divergences."""
     m = content.molecules
-    lost = [
+    failed = [
         (s.name, a.error or b.error)
         for s, a, b in zip(m.starts, m.at_start, m.at_end)
         if a.error or b.error
     ]
-    if lost:
-        yield page.heading("Where the oracle fails")
-        yield page.table(("molecule", "reason"), lost[:_MAX_FAILURES])
-        yield from _more(len(lost))
+    if failed:
+        yield page.heading("Failures of the reference method")
+        yield page.table(("molecule", "reason"), failed[:_MAX_FAILURES])
+        yield from _more(len(failed))
     yield page.heading("Divergences")
     for e in content.evaluated:
         rows = list(_divergences(content, e))
@@ -228,7 +234,7 @@ def _failures(content: ForceFieldComparison) -> Iterator[str]:
             yield page.paragraph("None.")
             continue
         yield page.table(
-            ("molecule", "SMILES", "atoms", "percentage", "steps", "why"), rows[:_MAX_FAILURES]
+            ("molecule", "SMILES", "atoms", "percentage", "steps", "reason"), rows[:_MAX_FAILURES]
         )
         yield from _more(len(rows))
 
@@ -240,13 +246,13 @@ def _divergences(content: ForceFieldComparison, e: EvaluatedForceField) -> Itera
     for i in np.flatnonzero(metrics.diverged(o, content.limits)):
         s, r, at = content.molecules.starts[i], e.relaxed[i], e.at_relaxed[i]
         if o.failed[i]:
-            why = f"{r['status']}: {r['reason']}"
+            reason = f"{r['status']}: {r['reason']}"
         elif at.error:
-            why = f"oracle at the relaxed geometry: {at.error}"
+            reason = f"reference method at the relaxed geometry: {at.error}"
         else:
-            risen = (o.energy_relaxed[i] - o.energy_start[i]) / metrics.KCAL_PER_MOL
-            why = f"the oracle's energy rises by {page.number(float(risen))} kcal/mol"
-        yield s.name, s.smiles, len(s.atoms), float(pct[i]), r["steps"], why
+            increase = (o.energy_relaxed[i] - o.energy_start[i]) / metrics.KCAL_PER_MOL
+            reason = f"the reference energy rises by {page.number(float(increase))} kcal/mol"
+        yield s.name, s.smiles, len(s.atoms), float(pct[i]), r["steps"], reason
 
 
 def _more(count: int) -> Iterator[str]:
@@ -258,19 +264,24 @@ def _definitions(content: ForceFieldComparison) -> Iterator[str]:
     """Yield the definitions of the metrics."""
     limits = content.limits
     end = (
-        "the oracle's own minimum, which its BFGS reaches from the start"
-        if content.molecules.own_minima
-        else ("the reference geometry of the data")
+        "the minimum that the reference method reaches with BFGS from the start"
+        if content.molecules.end_at_oracle_minima
+        else "the reference geometry of the data"
     )
-    yield page.heading("What is measured")
+    yield page.heading("Definitions")
     yield page.pairs(
         {
-            "energy minimisation": f"100 (E(start) − E(relaxed)) / (E(start) − E(opt)), by the oracle; opt is {end}",
-            "success": f"E(relaxed) − E(opt) < {limits.chemical_accuracy:g} kcal/mol; lower than opt is a success",
-            "divergence": "the percentage is negative, or the relaxation diverged or failed, or the oracle fails there",
-            "force convergence": f"the oracle's largest force on an atom at the relaxed geometry < {limits.fmax:g} eV/Å",
-            "no gap": f"where E(start) − E(opt) < {limits.min_gap:g} eV there is no percentage; such a molecule has "
-            "diverged if its energy rises by more than that",
+            "energies and forces": "those of the reference method",
+            "energy minimization": "100 (E(start) − E(relaxed)) / (E(start) − E(opt)), where opt "
+            f"is {end}",
+            "success": f"E(relaxed) − E(opt) < {limits.chemical_accuracy:g} kcal/mol, which "
+            "includes energies below opt",
+            "divergence": "the percentage is negative, the relaxation diverged or failed, or the "
+            "reference method fails at the relaxed geometry",
+            "force convergence": "the largest force on an atom at the relaxed geometry is below "
+            f"{limits.fmax:g} eV/Å",
+            "no gap": f"if E(start) − E(opt) < {limits.min_gap:g} eV, the percentage is undefined; "
+            "the molecule diverges if its energy rises by more than that",
         }
     )
 

@@ -39,19 +39,19 @@ def read(folder: Path) -> dict[str, dict[str, Spread]]:
 
     The names of variants do not contain the seed.
     """
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    errors: dict[str, dict[str, dict[str, float]]] = {}  # variant, geometry, seed
     for path in sorted(folder.glob("*/metrics.json")):
         if not (path.parent / "done.json").exists():
             continue
         scores = json.loads(path.read_text()).get("scores") or {}
         before, _, seed = path.parent.name.rpartition("-")
         name = before if seed.isdigit() else path.parent.name
-        for part, of in scores.items():
-            if part.startswith("test ") and PROPERTY in of and of[PROPERTY]["mae"] is not None:
-                found.setdefault(name, {}).setdefault(part.removeprefix("test "), {})[seed] = of[
-                    PROPERTY
-                ]["mae"]
-    return {name: {g: spread(v) for g, v in by.items()} for name, by in found.items()}
+        for split, score in scores.items():
+            mae = score.get(PROPERTY, {}).get("mae")
+            if split.startswith("test ") and mae is not None:
+                geometry = split.removeprefix("test ")
+                errors.setdefault(name, {}).setdefault(geometry, {})[seed] = mae
+    return {name: {g: spread(v) for g, v in by.items()} for name, by in errors.items()}
 
 
 def spread(values: Mapping[str, float]) -> Spread:
@@ -65,15 +65,15 @@ def spread(values: Mapping[str, float]) -> Spread:
     )
 
 
-def gain(of: Spread, baseline: Spread) -> tuple[float, float]:
+def gain(improved: Spread, baseline: Spread) -> tuple[float, float]:
     """Return the reduction of an MAE relative to a baseline in percent, and its standard error.
 
     Both are NaN if either has fewer than two seeds.
     """
-    if min(of.count, baseline.count) < 2:
+    if min(improved.count, baseline.count) < 2:
         return float("nan"), float("nan")
-    ratio = of.mean / baseline.mean
-    relative = [s.std / s.mean / np.sqrt(s.count) for s in (of, baseline)]
+    ratio = improved.mean / baseline.mean
+    relative = [s.std / s.mean / np.sqrt(s.count) for s in (improved, baseline)]
     return 100 * (1 - ratio), 100 * ratio * float(np.hypot(*relative))
 
 
@@ -93,7 +93,7 @@ def verdict(name: str, better: Spread, worse: Spread, paired: bool = False) -> s
         return f"{name}: not measured."
     seeds = sorted(better.values.keys() & worse.values.keys())
     if min(better.count, worse.count, len(seeds) if paired else 2) < 2:
-        return f"{name}: is not decided, of a single seed ({worse} against {better} eV)."
+        return f"{name}: undecided, single seed ({worse} compared with {better} eV)."
     if paired:
         differences = [worse.values[s] - better.values[s] for s in seeds]
         difference, error = (
@@ -108,6 +108,9 @@ def verdict(name: str, better: Spread, worse: Spread, paired: bool = False) -> s
         if difference > 2 * error
         else "does not hold"
         if difference < -2 * error
-        else "is not decided"
+        else "undecided"
     )
-    return f"{name}: {shown} ({worse} against {better} eV; difference {difference:+.3f} ± {error:.3f})."
+    return (
+        f"{name}: {shown} ({worse} compared with {better} eV; "
+        f"difference {difference:+.3f} ± {error:.3f})."
+    )

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from mlip_jax.reports import figures, sections
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.minima.results import (
-    KCAL_PER_MOL,
+    KCAL_PER_EV,
     MoleculeMinima,
     ReferenceMinimum,
     group_by_molecule,
@@ -24,13 +24,13 @@ from mlip_jax.reports.minima.results import (
 from mlip_jax.reports.molecules import Picture, molecule_figure
 from mlip_jax.workdir import write_text
 
-_MOST_ROWS, _MOST_LEVELS, _MOST_PICTURES, _MOST_ATOMS = 60, 12, 5, 120
+_MAX_ROWS, _MAX_LEVELS, _MAX_PICTURES, _MAX_ATOMS = 60, 12, 5, 120
 
 
 def write_minima_report(
     workdir: str | os.PathLike,
     molecules: Sequence[MoleculeMinima],
-    judgements: Sequence[ReferenceMinimum],
+    references: Sequence[ReferenceMinimum],
     *,
     title: str,
     info: Mapping[str, Mapping[str, Any]],
@@ -41,7 +41,7 @@ def write_minima_report(
     Args:
       workdir: Folder of the report.
       molecules: Molecules with their minima.
-      judgements: Reference energies of the lowest minima; may be empty.
+      references: Reference energies of the lowest minima; may be empty.
       title: Headline of the page.
       info: Sections of names and values.
       files: Names of further files in the workdir, to list on the page.
@@ -49,7 +49,7 @@ def write_minima_report(
     Returns:
       Path of `report.html`.
     """
-    workdir, content = Path(workdir), metrics(molecules, judgements)
+    workdir, content = Path(workdir), metrics(molecules, references)
     write_text(
         workdir / "metrics.json",
         json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
@@ -58,7 +58,7 @@ def write_minima_report(
         page.heading(title, 1),
         *_headline(content),
         *_levels(molecules),
-        *_reference(judgements, content),
+        *_reference(references, content),
         *_molecules(content),
         *_pictures(molecules),
         *sections.provenance(info, files),
@@ -79,26 +79,26 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
                 f"{page.number(content['relaxed'])} relaxations",
             ),
             (
-                "lowest found by dynamics",
+                "lowest minimum from dynamics",
                 page.number(content["lowest_found_later"]),
                 "",
-                "molecules of which no starting geometry led to the lowest minimum",
+                "molecules whose lowest minimum was not reached from any initial geometry",
             ),
             *(
                 []
                 if judged is None
                 else [
                     (
-                        "energies between minima",
+                        "relative energies",
                         page.number(judged["relative_mae_kcal_mol"]),
                         "kcal/mol",
                         "mean error against the reference method",
                     ),
                     (
-                        "the lowest one",
+                        "lowest minimum",
                         page.number(judged["lowest_above_best_kcal_mol"]),
                         "kcal/mol",
-                        "above the best of those judged, once the reference method has relaxed them",
+                        "above the best reference minimum, after relaxation with the reference method",
                     ),
                 ]
             ),
@@ -107,13 +107,13 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _levels(molecules: Sequence[MoleculeMinima]) -> Iterator[str]:
-    shown = [m for m in molecules if m.minima][:_MOST_LEVELS]
+    shown = [m for m in molecules if m.minima][:_MAX_LEVELS]
     yield page.heading("Energies of the minima")
     yield page.figure(
         levels_figure(shown),
         (
-            "A line for each minimum, above the lowest one of its molecule. Blue: found from the starting geometries; "
-            "vermillion: found first by dynamics."
+            "Energy of each minimum above the lowest one of its molecule. Blue: reached from the "
+            "initial geometries; vermillion: reached first from dynamics."
         ),
         wide=True,
     )
@@ -125,7 +125,7 @@ def levels_figure(molecules: Sequence[MoleculeMinima]) -> Figure:
     for column, m in enumerate(molecules):
         for minimum in m.minima:
             ax.hlines(
-                KCAL_PER_MOL * (minimum.energy - m.minima[0].energy),
+                KCAL_PER_EV * (minimum.energy - m.minima[0].energy),
                 column - 0.38,
                 column + 0.38,
                 linewidth=1.4,
@@ -144,15 +144,15 @@ def levels_figure(molecules: Sequence[MoleculeMinima]) -> Figure:
     return fig
 
 
-def _reference(judgements: Sequence[ReferenceMinimum], content: Mapping[str, Any]) -> Iterator[str]:
-    if not judgements:
+def _reference(references: Sequence[ReferenceMinimum], content: Mapping[str, Any]) -> Iterator[str]:
+    if not references:
         return
-    yield page.heading("Beside the reference method")
+    yield page.heading("Comparison with the reference method")
     yield page.figure(
-        reference_figure(judgements),
+        reference_figure(references),
         (
-            "Energies of the lowest minima above their mean for each molecule, by the force field and by the reference "
-            "method at the same geometries."
+            "Energies of the lowest minima minus their mean per molecule, from the force field and "
+            "from the reference method at the same geometries."
         ),
     )
     rows = [
@@ -172,22 +172,22 @@ def _reference(judgements: Sequence[ReferenceMinimum], content: Mapping[str, Any
             "minima",
             "error (kcal/mol)",
             "rank correlation",
-            "lowest above the best (kcal/mol)",
+            "lowest above best (kcal/mol)",
         ),
-        rows[:_MOST_ROWS],
+        rows[:_MAX_ROWS],
     )
 
 
-def reference_figure(judgements: Sequence[ReferenceMinimum]) -> Figure:
+def reference_figure(references: Sequence[ReferenceMinimum]) -> Figure:
     """Draw energies of minima by the force field against energies by the reference method."""
     fig, ax = figures.figure("Energies of minima")
     points: list[np.ndarray] = []
-    for group in group_by_molecule(judgements).values():
-        own = np.array(
+    for group in group_by_molecule(references).values():
+        energies = np.array(
             [[j.molecule.minima[j.rank].energy, j.energy] for j in group if math.isfinite(j.energy)]
         ).reshape(-1, 2)
-        if len(own):
-            points.append(KCAL_PER_MOL * (own - own.mean(0)))
+        if len(energies):
+            points.append(KCAL_PER_EV * (energies - energies.mean(0)))
     x = np.concatenate(points) if points else np.zeros((0, 2))
     reach = 1.1 * max(np.abs(x).max(initial=0.0), 0.1)
     ax.plot([-reach, reach], [-reach, reach], color=figures.GREY, linewidth=0.8)
@@ -215,31 +215,30 @@ def _molecules(content: Mapping[str, Any]) -> Iterator[str]:
         for m in content["by_molecule"]
     ]
     yield page.table(
-        ("molecule", "minima", "new in each round", "relaxed in each round", "left out"),
-        rows[:_MOST_ROWS],
+        ("molecule", "minima", "new per round", "relaxed per round", "discarded"), rows[:_MAX_ROWS]
     )
-    if len(rows) > _MOST_ROWS:
-        yield page.paragraph(f"{len(rows) - _MOST_ROWS} more are in metrics.json.")
+    if len(rows) > _MAX_ROWS:
+        yield page.paragraph(f"{len(rows) - _MAX_ROWS} more are in metrics.json.")
 
 
 def _pictures(molecules: Sequence[MoleculeMinima]) -> Iterator[str]:
     """Yield a figure with the lowest and the second lowest minimum of some molecules."""
     pictures = []
     for m in molecules:
-        if len(m.minima) > 1 and len(m.numbers) <= _MOST_ATOMS and len(pictures) < _MOST_PICTURES:
+        if len(m.minima) > 1 and len(m.numbers) <= _MAX_ATOMS and len(pictures) < _MAX_PICTURES:
             second, first = (m.minima[k].to_atoms(m) for k in (1, 0))
             pictures.append(
                 Picture(
                     figures.escape_label(m.name, 18),
                     second,
                     first,
-                    f"+{KCAL_PER_MOL * (m.minima[1].energy - m.minima[0].energy):.2f} kcal/mol above",
+                    f"+{KCAL_PER_EV * (m.minima[1].energy - m.minima[0].energy):.2f} kcal/mol above",
                 )
             )
     if pictures:
         yield page.heading("The lowest minima")
         yield page.figure(
             molecule_figure(pictures, ("second lowest", "lowest")),
-            ("The second lowest minimum and the lowest, turned onto each other."),
+            "The second lowest and the lowest minimum, aligned.",
             wide=True,
         )

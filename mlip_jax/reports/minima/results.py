@@ -14,7 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from mlip_jax.simulation.relaxation.minima import MinimaResult
 from mlip_jax.structure import electronic_value
 
-KCAL_PER_MOL = units.mol / units.kcal  # kcal/mol per eV
+KCAL_PER_EV = units.mol / units.kcal  # kcal/mol per eV
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +75,14 @@ class MoleculeMinima:
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, number: int, name: str, failure: str, found: MinimaResult | None) -> MoleculeMinima:
+    def from_result(
+        cls, number: int, name: str, failure: str, result: MinimaResult | None
+    ) -> MoleculeMinima:
         """Create an instance from the result of a search, which is None after a failure."""
-        if found is None or not found.minima:
-            left_out = {} if found is None else dict(found.left_out)
+        if result is None or not result.minima:
+            left_out = {} if result is None else dict(result.left_out)
             return cls(number, name, failure, left_out=left_out)
-        first = found.minima[0].atoms
+        first = result.minima[0].atoms
         return cls(
             number,
             name,
@@ -90,11 +92,11 @@ class MoleculeMinima:
             first.cell.array.tolist() if first.pbc.any() else None,
             [
                 ReportedMinimum(m.energy, m.atoms.positions.tolist(), m.round, m.times)
-                for m in found.minima
+                for m in result.minima
             ],
-            found.relaxed,
-            found.new,
-            dict(found.left_out),
+            result.relaxed,
+            result.new,
+            dict(result.left_out),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -126,21 +128,23 @@ class ReferenceMinimum:
 
 
 def metrics(
-    molecules: Sequence[MoleculeMinima], judgements: Sequence[ReferenceMinimum]
+    molecules: Sequence[MoleculeMinima], references: Sequence[ReferenceMinimum]
 ) -> dict[str, Any]:
     """Return the content of `metrics.json`; None for unknown values.
 
     Energies are in kcal/mol, the usual unit for conformers.
     """
-    found = [m for m in molecules if m.minima]
-    by_molecule = {number: _compare(own) for number, own in group_by_molecule(judgements).items()}
+    searched = [m for m in molecules if m.minima]
+    by_molecule = {
+        number: _compare(group) for number, group in group_by_molecule(references).items()
+    }
     compared = [c for c in by_molecule.values() if c is not None]
     return {
         "molecules": len(molecules),
-        "without_minima": len(molecules) - len(found),
-        "minima": sum(len(m.minima) for m in found),
-        "relaxed": sum(sum(m.relaxed) for m in found),
-        "lowest_found_later": sum(m.minima[0].round > 0 for m in found),
+        "without_minima": len(molecules) - len(searched),
+        "minima": sum(len(m.minima) for m in searched),
+        "relaxed": sum(sum(m.relaxed) for m in searched),
+        "lowest_found_later": sum(m.minima[0].round > 0 for m in searched),
         "judged": None
         if not compared
         else {
@@ -171,11 +175,11 @@ def metrics(
     }
 
 
-def group_by_molecule(judgements: Sequence[ReferenceMinimum]) -> dict[int, list[ReferenceMinimum]]:
+def group_by_molecule(references: Sequence[ReferenceMinimum]) -> dict[int, list[ReferenceMinimum]]:
     """Group reference minima by the index of their molecule."""
     groups: dict[int, list[ReferenceMinimum]] = {}
-    for judgement in judgements:
-        groups.setdefault(judgement.molecule.number, []).append(judgement)
+    for reference in references:
+        groups.setdefault(reference.molecule.number, []).append(reference)
     return groups
 
 
@@ -184,23 +188,23 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _compare(judgements: Sequence[ReferenceMinimum]) -> dict[str, Any] | None:
+def _compare(references: Sequence[ReferenceMinimum]) -> dict[str, Any] | None:
     """Compare the minima of one molecule with the reference method.
 
     Compute the errors of relative energies, and the energy of the force field's lowest minimum,
     once relaxed with the reference method, above the lowest energy found this way. Return None if
     fewer than two minima have reference energies, or if the lowest minimum has none.
     """
-    known = [j for j in judgements if math.isfinite(j.energy) and math.isfinite(j.relaxed)]
+    known = [j for j in references if math.isfinite(j.energy) and math.isfinite(j.relaxed)]
     if len(known) < 2 or known[0].rank:
         return None
-    own = KCAL_PER_MOL * np.array([j.molecule.minima[j.rank].energy for j in known])
-    there, relaxed = (
-        KCAL_PER_MOL * np.array([getattr(j, name) for j in known]) for name in ("energy", "relaxed")
+    predicted = KCAL_PER_EV * np.array([r.molecule.minima[r.rank].energy for r in known])
+    reference, relaxed = (
+        KCAL_PER_EV * np.array([getattr(r, name) for r in known]) for name in ("energy", "relaxed")
     )
-    errors = (own - own.mean()) - (there - there.mean())  # (k,) for k minima
+    errors = (predicted - predicted.mean()) - (reference - reference.mean())  # (k,) for k minima
     above = float(relaxed[0] - relaxed.min())
-    ranks = [np.argsort(np.argsort(x)) for x in (own, there)]
+    ranks = [np.argsort(np.argsort(x)) for x in (predicted, reference)]
     return {
         "minima": len(known),
         "relative_mae_kcal_mol": float(np.abs(errors).mean()),

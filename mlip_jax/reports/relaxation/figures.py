@@ -16,10 +16,10 @@ def distribution_figure(results: Relaxations) -> Figure:
     """Draw histograms of steps, energy gained (eV), RMSD (Å), and fmax before and after (eV/Å)."""
     done = results.of("converged", "step limit")
     fig, axes = figures.figure(
-        "Steps", "Energy gained", "RMSD to the start", "Largest force", size=(9.2, 6.0)
+        "Steps", "Energy decrease", "RMSD to the start", "Largest force", size=(9.2, 6.0)
     )
     _histogram(axes[0], results.steps[done], "steps", whole=True)
-    _histogram(axes[1], results.gained[done], "energy gained (eV)")
+    _histogram(axes[1], results.gained[done], "energy decrease (eV)")
     _histogram(axes[2], results.rmsd[done], "RMSD (Å)")
     _forces(axes[3], results.fmax_start[done], results.fmax[done])
     return fig
@@ -58,8 +58,8 @@ def _histogram(ax, values: np.ndarray, label: str, whole: bool = False) -> None:
 def _forces(ax, before: np.ndarray, after: np.ndarray) -> None:
     """Draw histograms of the largest forces (eV/Å) before and after, on a logarithmic axis."""
     ax.set(xlabel="largest force on an atom (eV/Å)", ylabel="molecules", xscale="log")
-    found = {"start": (before, figures.GREY), "end": (after, figures.BLUE)}
-    values = {k: (v[np.isfinite(v) & (v > 0)], c) for k, (v, c) in found.items()}
+    forces = {"start": (before, figures.GREY), "end": (after, figures.BLUE)}
+    values = {k: (v[np.isfinite(v) & (v > 0)], c) for k, (v, c) in forces.items()}
     known = np.concatenate([v for v, _ in values.values()])
     if not len(known):
         ax.set_xscale("linear")

@@ -71,10 +71,11 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
         if outside is None
         else [
             (
-                "outside of the domain",
+                "outside the domain",
                 page.number(outside),
                 "",
-                "end farther from training than 99 % of validation",
+                "relaxed geometries farther from the training split than 99 % of the validation "
+                "split",
             )
         ]
     )
@@ -84,21 +85,22 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
                 "molecules",
                 page.number(total),
                 "",
-                f"{page.number(content['steps_in_all'])} steps in all",
+                f"{page.number(content['steps_in_all'])} steps in total",
             ),
             (
                 "converged",
                 percent,
                 "%",
                 f"{page.number(content['converged'])} of {page.number(total)}; "
-                f"{page.number(content['step_limit'])} at the step limit, {page.number(content['diverged'])} diverged",
+                f"{page.number(content['step_limit'])} at the step limit, "
+                f"{page.number(content['diverged'])} diverged",
             ),
-            ("failed", page.number(content["failed"]), "", "not relaxed at all; reasons below"),
+            ("failed", page.number(content["failed"]), "", "not relaxed; reasons below"),
             (
                 "speed",
                 page.number(content["molecules_per_second"]),
                 "molecules/s",
-                f"{page.duration(content['seconds'])} in all, compilation included",
+                f"{page.duration(content['seconds'])} in total, including compilation",
             ),
             (
                 "steps, median",
@@ -107,7 +109,7 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
                 f"95 % need at most {page.number(steps.get('p95'))}",
             ),
             (
-                "energy gained, median",
+                "energy decrease, median",
                 page.number(gained.get("median")),
                 "eV",
                 f"mean {page.number(gained.get('mean'))} eV",
@@ -120,14 +122,14 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
 def _distributions(results: Relaxations) -> Iterator[str]:
     yield page.heading("Distributions")
     if not results.of("converged", "step limit").any():
-        yield page.paragraph("No molecule was relaxed, so there is nothing to show.")
+        yield page.paragraph("No molecule was relaxed.")
         return
     yield page.figure(
         distribution_figure(results),
         (
-            "Steps, energy at the start less energy at the end, root mean square distance between start and end after "
-            "alignment, and the largest force on an atom, of molecules that converged or came to the step limit. Lines are "
-            "medians."
+            "Steps, energy at the start minus energy at the end, root mean square distance between "
+            "start and end after alignment, and largest force on an atom, for molecules that "
+            "converged or reached the step limit. Vertical lines are medians."
         ),
         wide=True,
     )
@@ -135,12 +137,12 @@ def _distributions(results: Relaxations) -> Iterator[str]:
 
 def _pictures(pictures: Sequence[Picture]) -> Iterator[str]:
     if pictures:
-        yield page.heading("Some molecules before and after")
+        yield page.heading("Molecules before and after")
         yield page.figure(
             molecule_figure(pictures),
             (
-                "Molecules at the start (above) and relaxed (below), aligned and seen from the same side, from small to "
-                "large changes of their geometry."
+                "Molecules at the start (top) and relaxed (bottom), aligned and viewed from the "
+                "same direction, ordered from small to large changes of the geometry."
             ),
             wide=True,
         )
@@ -162,8 +164,8 @@ def _reasons(results: Relaxations) -> Iterator[str]:
         )
         for (status, kind), (count, example) in reasons_by_count(results)
     ]
-    yield page.table(("reason", "status", "molecules", "share", "for example"), rows[:_MAX_REASONS])
+    yield page.table(("reason", "status", "molecules", "share", "example"), rows[:_MAX_REASONS])
     if len(rows) > _MAX_REASONS:
         yield page.paragraph(
-            f"{len(rows) - _MAX_REASONS} rarer reasons are not shown; results.csv has them all."
+            f"{len(rows) - _MAX_REASONS} rarer reasons are omitted; results.csv contains all."
         )

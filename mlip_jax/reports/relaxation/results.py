@@ -81,14 +81,13 @@ def read_results(path: Path) -> Relaxations:
             status.append(STATUSES.index(row["status"]))
             for name, column in _NUMBERS.items():
                 numbers[name].append(float(row[column] or "nan"))
-            outside.append(
-                float(row.get("outside_domain") or "nan")
-            )  # tables of earlier runs do not have it
+            # tables of earlier versions do not have this column
+            outside.append(float(row.get("outside_domain") or "nan"))
             if row["reason"] or row["status"] != "converged":
                 key = row["status"], kind_of_reason(row["reason"])
-                who = row["name"] or row["smiles"] or f"molecule {row['index']}"
+                name = row["name"] or row["smiles"] or f"molecule {row['index']}"
                 count, example = reasons.get(
-                    key, (0, f"{who}: {row['reason']}" if row["reason"] else who)
+                    key, (0, f"{name}: {row['reason']}" if row["reason"] else name)
                 )
                 reasons[key] = count + 1, example
     return Relaxations(
@@ -124,7 +123,7 @@ def metrics(results: Relaxations, seconds: float) -> dict[str, Any]:
         "fmax_ev_per_ang": results.fmax,
     }
     ran = len(results) - results.count("failed")
-    judged = np.isfinite(results.outside)
+    known = np.isfinite(results.outside)
     return {
         "molecules": len(results),
         **{s.replace(" ", "_"): results.count(s) for s in STATUSES},
@@ -132,7 +131,7 @@ def metrics(results: Relaxations, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "molecules_per_second": ran / seconds if seconds > 0 else None,
         "steps_in_all": int(np.nansum(results.steps)),
-        "outside_domain": int(results.outside[judged].sum()) if judged.any() else None,
+        "outside_domain": int(results.outside[known].sum()) if known.any() else None,
         **{name: _quantiles(values[done]) for name, values in quantities.items()},
         "reasons": [
             {"status": s, "reason": kind, "count": count, "example": example}
@@ -158,7 +157,7 @@ def _quantiles(values: np.ndarray) -> dict[str, float] | None:
 
 
 def choose(
-    results: Relaxations, num_conformers: int = 1, count: int = 6, most_atoms: int = 60
+    results: Relaxations, num_conformers: int = 1, count: int = 6, max_atoms: int = 60
 ) -> list[int]:
     """Choose converged molecules to show, and return their indices from small to large RMSD.
 
@@ -169,17 +168,17 @@ def choose(
       results: Result of `read_results`.
       num_conformers: Number of conformers per molecule.
       count: Maximum number of molecules to show.
-      most_atoms: Number of atoms up to which a molecule is small.
+      max_atoms: Number of atoms up to which a molecule is small.
     """
     good = np.flatnonzero(
         results.of("converged") & np.isfinite(results.rmsd) & (results.n_atoms > 1)
     )
-    small = good[results.n_atoms[good] <= most_atoms]
+    small = good[results.n_atoms[good] <= max_atoms]
     good = small if len(small) >= count else good
     good = good[np.lexsort((results.index[good], results.rmsd[good]))]
     one_of_each = np.sort(np.unique(results.index[good] // num_conformers, return_index=True)[1])
     good = good[one_of_each] if len(one_of_each) >= count else good
-    places = (
-        np.unique(np.linspace(0, len(good) - 1, count).round().astype(int)) if len(good) else []
-    )
-    return [int(results.index[good[i]]) for i in places]
+    if not len(good):
+        return []
+    indices = np.unique(np.linspace(0, len(good) - 1, count).round().astype(int))
+    return [int(results.index[good[i]]) for i in indices]
