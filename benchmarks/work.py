@@ -43,7 +43,7 @@ def make_work(folder: Path, data: str | None, conformations: int, seed: int = 0)
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         store = _open(folder, data, conformations, seed, name)
-        columns = _shuffled(store, seed)
+        columns = _shuffle(store, seed)
         arrays = {
             name: getattr(columns, name) for name in ("numbers", "positions", "forces", "offsets")
         }
@@ -77,7 +77,7 @@ def _open(folder: Path, data: str | None, conformations: int, seed: int, name: s
     )
 
 
-def _shuffled(store: Store, seed: int) -> Columns:
+def _shuffle(store: Store, seed: int) -> Columns:
     if not len(store):
         raise ValueError(f"{store.path}: no structure with energy and forces")
     return store.take(np.random.default_rng(seed).permutation(len(store))[:MAX_STRUCTURES])

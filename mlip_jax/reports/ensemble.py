@@ -185,8 +185,8 @@ def _figures(calibrated: Mapping[str, _CalibratedErrors]) -> Iterator[str]:
         yield page.figure(
             fig,
             f"{name} of {len(errors.error):,} {samples}. Left: root mean square error of {samples} "
-            "with similar expected errors; both agree on the dashed line. Right: detection of large "
-            f"errors by the spread; area under the ROC curve {area:.2f} (chance: 0.5).",
+            "with similar expected errors; both agree on the dashed line. Right: detection of "
+            f"large errors by the spread; area under the ROC curve {area:.2f} (chance: 0.5).",
             wide=True,
         )
 

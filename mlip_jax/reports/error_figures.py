@@ -45,15 +45,8 @@ def energy_parity(predictions: Predictions, color: str = BLUE) -> Figure:
     )
     fig, ax = figure("Energy")
     axis = "energy minus per-element fit (meV/atom)"
-    parity(
-        ax,
-        reference,
-        predicted,
-        color,
-        axis,
-        errors.energy_errors_per_atom(predictions),
-        "meV/atom",
-    )
+    error = errors.energy_errors_per_atom(predictions)
+    parity(ax, reference, predicted, color=color, axis=axis, error=error, unit="meV/atom")
     return fig
 
 
@@ -61,8 +54,8 @@ def force_parity(predictions: Predictions, color: str = BLUE) -> Figure:
     """Draw predicted against reference force components in eV/Å."""
     fig, ax = figure("Forces")
     reference, predicted = predictions.forces.ravel(), predictions.forces_predicted.ravel()
-    residual = 1e3 * errors.force_errors(predictions)
-    parity(ax, reference, predicted, color, "force component (eV/Å)", residual, "meV/Å")
+    error, axis = 1e3 * errors.force_errors(predictions), "force component (eV/Å)"
+    parity(ax, reference, predicted, color=color, axis=axis, error=error, unit="meV/Å")
     return fig
 
 

@@ -111,6 +111,7 @@ def parity(
     ax: Axes,
     reference: np.ndarray,
     predicted: np.ndarray,
+    *,
     color: str,
     axis: str,
     error: np.ndarray,

@@ -97,14 +97,14 @@ def metrics(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> dict[
         if columns is not None:
             late = slice(len(columns["time"]) // 2, None)  # the first half may depend on the start
             entry |= {
-                "mean_temperature_k": _known(columns["temperature"][late].mean()),
-                "std_temperature_k": _known(columns["temperature"][late].std()),
-                "mean_potential_ev": _known(columns["potential"][late].mean()),
-                "drift_mev_per_atom_per_ps": _known(
+                "mean_temperature_k": _finite_or_none(columns["temperature"][late].mean()),
+                "std_temperature_k": _finite_or_none(columns["temperature"][late].std()),
+                "mean_potential_ev": _finite_or_none(columns["potential"][late].mean()),
+                "drift_mev_per_atom_per_ps": _finite_or_none(
                     drift(columns["time"], columns["conserved"], size)
                 ),
-                "mean_volume_ang3": _known(columns["volume"][late].mean()),
-                "mean_pressure_bar": _known(columns["pressure"][late].mean()),
+                "mean_volume_ang3": _finite_or_none(columns["volume"][late].mean()),
+                "mean_pressure_bar": _finite_or_none(columns["pressure"][late].mean()),
             }
         molecules.append(entry)
     drifts = [
@@ -119,14 +119,16 @@ def metrics(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> dict[
         "ensemble": about.ensemble,
         "broken": len(about.broken),
         "seconds": round(about.seconds, 3),
-        "steps_per_second": _known(about.steps / about.seconds if about.seconds > 0 else math.nan),
-        "nanoseconds_per_day": _known(about.nanoseconds_per_day),
+        "steps_per_second": _finite_or_none(
+            about.steps / about.seconds if about.seconds > 0 else math.nan
+        ),
+        "nanoseconds_per_day": _finite_or_none(about.nanoseconds_per_day),
         "largest_drift_mev_per_atom_per_ps": max(map(abs, drifts), default=None),
         "each": molecules,
     }
 
 
-def _known(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     """Return the value as a float, or None if it is not finite."""
     return float(value) if math.isfinite(value) else None
 
@@ -165,7 +167,7 @@ def write_md_report(
     body = [
         page.heading(title, 1),
         *_headline(content),
-        *_broken(about),
+        *_broken_molecules(about),
         *_curves(about, thermo),
         *_table(content),
         *_pictures(pictures),
@@ -208,7 +210,7 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _broken(about: Run) -> Iterator[str]:
+def _broken_molecules(about: Run) -> Iterator[str]:
     if not about.broken:
         return
     lines = [

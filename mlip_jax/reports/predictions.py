@@ -156,6 +156,6 @@ def _check_offsets(offsets: np.ndarray, numbers: np.ndarray) -> None:
     if empty.size:
         s = empty[0]
         raise ValueError(
-            f"offsets: every structure must have at least one atom, but structure {s} has the atoms "
-            f"{offsets[s]} to {offsets[s + 1]} (exclusive)"
+            f"offsets: every structure must have at least one atom, but structure {s} has the "
+            f"atoms {offsets[s]} to {offsets[s + 1]} (exclusive)"
         )

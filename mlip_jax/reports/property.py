@@ -215,10 +215,10 @@ def _figures(outcomes, targets, first, metrics_csv) -> Iterator[str]:
                 ax,
                 outcome.labels[t.name],
                 outcome.predicted[t.name],
-                figures.BLUE,
-                f"{t.name} ({t.unit})" if t.unit else t.name,
-                outcome.absolute(t.name),
-                t.unit,
+                color=figures.BLUE,
+                axis=f"{t.name} ({t.unit})" if t.unit else t.name,
+                error=outcome.absolute(t.name),
+                unit=t.unit,
             )
             parity.append(page.figure(fig, f"Predicted against reference {t.name}, {first}."))
     layout = [("Loss", "loss", {"train_loss": "train", "valid_loss": "valid"})]

@@ -55,7 +55,7 @@ def headline(content: ReportData, notes: Sequence[str]) -> Iterator[str]:
         )
 
     stderr = page.number(values.get("energy_slope_stderr_mev_per_atom"))
-    slope = _signed(values.get("energy_slope_mev_per_atom"))
+    slope = _with_sign(values.get("energy_slope_mev_per_atom"))
     yield page.cards(
         [
             card(
@@ -109,7 +109,9 @@ def error_table(content: ReportData) -> Iterator[str]:
             values["energy_slope_mev_per_atom"],
             values["energy_slope_stderr_mev_per_atom"],
         )
-        text = _signed(slope) if stderr is None else f"{_signed(slope)} ± {page.number(stderr)}"
+        text = (
+            _with_sign(slope) if stderr is None else f"{_with_sign(slope)} ± {page.number(stderr)}"
+        )
         rows.append((name, *(values[key] for key in keys), text))
     yield page.heading("Errors")
     yield page.table(header, rows) if rows else page.paragraph("No predictions were given.")
@@ -162,7 +164,8 @@ def curves_and_parity(content: ReportData) -> Iterator[str]:
     labelled = {name: split for name, split in content.splits.items() if split.num_structures}
     caption = (
         "Distributions of errors on a logarithmic scale. A train curve that is much narrower than "
-        "the others indicates overfitting, a shifted curve a bias, and wide tails rare large errors."
+        "the others indicates overfitting, a shifted curve a bias, and wide tails rare large "
+        "errors."
     )
     yield page.figure(error_figures.error_distributions(labelled), caption, wide=True)
 
@@ -183,7 +186,8 @@ def drift(content: ReportData) -> Iterator[str]:
     )
     if slope is None:
         yield page.paragraph(
-            "The slope is undefined: it requires reference energies for at least two molecule sizes."
+            "The slope is undefined: it requires reference energies for at least two molecule "
+            "sizes."
         )
     else:
         yield from _slope_section(content, slope, stderr)
@@ -196,7 +200,7 @@ def drift(content: ReportData) -> Iterator[str]:
 
 def _slope_section(content: ReportData, slope: float, stderr: float | None) -> Iterator[str]:
     """Yield a sentence on the slope and its significance, and the figure with the fit."""
-    text = f"The slope is {_signed(slope)}"
+    text = f"The slope is {_with_sign(slope)}"
     if stderr is None:
         text += " meV/atom; there are too few molecules for a standard error."
     elif abs(slope) <= 2 * stderr:
@@ -234,7 +238,7 @@ def _correction(content: ReportData) -> Iterator[str]:
     for name, fit in fits.items():
         before, after = fit["mae_before_mev_per_atom"], fit["mae_after_mev_per_atom"]
         gain = (
-            f"{_signed(round(100 * (1 - after / before), 1))} %"
+            f"{_with_sign(round(100 * (1 - after / before), 1))} %"
             if before and after is not None
             else "–"
         )
@@ -253,7 +257,7 @@ def _correction(content: ReportData) -> Iterator[str]:
     rows = [
         (
             name.removeprefix("fitted_on_"),
-            *(_signed(fit["correction_mev_per_atom"].get(e)) for e in elements),
+            *(_with_sign(fit["correction_mev_per_atom"].get(e)) for e in elements),
         )
         for name, fit in fits.items()
     ]
@@ -273,8 +277,8 @@ def per_group(content: ReportData) -> Iterator[str]:
         known = [g for g in elements if np.isfinite(g.force_mae_mev_per_ang)]
         worst = max(known, key=lambda g: g.force_mae_mev_per_ang)
         caption = (
-            f"Force error by element. {worst.label}, with {worst.num_atoms:,} atoms, has the largest "
-            "MAE."
+            f"Force error by element. {worst.label}, with {worst.num_atoms:,} atoms, has the "
+            "largest MAE."
         )
         yield page.figure(error_figures.element_errors(elements, color), caption, wide=True)
     rows = [
@@ -355,5 +359,5 @@ def _extent(content: ReportData) -> str:
     return f"{train['num_structures']:,} training structures" if train else ""
 
 
-def _signed(value: float | None) -> str:
+def _with_sign(value: float | None) -> str:
     return "–" if value is None else ("+" if value > 0 else "") + page.number(value)

@@ -146,7 +146,7 @@ def metrics(result: Stability) -> dict[str, Any]:
                 "survived": len(replicas) - len(times),
                 "first_break_ps": min(times, default=None),
                 "lived_ps": lived,
-                # estimate for an exponential distribution: total simulated time over number of breaks
+                # estimate for an exponential distribution: simulated time / number of breaks
                 "mean_time_to_break_ps": lived / len(times) if times else None,
             }
         )

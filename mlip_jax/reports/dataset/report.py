@@ -1,4 +1,4 @@
-"""Report of a data set: `dataset.md`, `dataset.png` and `dataset.json` from counts and histograms."""
+"""Report of a data set: `dataset.md`, `dataset.png` and `dataset.json`."""
 
 from __future__ import annotations
 

@@ -105,8 +105,8 @@ def read_results(sweeps: Sequence[str | Path]) -> list[DiversityRun]:
                 )
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{path}: corrupted ({error}). Delete it and rerun the sweep, which reevaluates "
-                    "this run."
+                    f"{path}: corrupted ({error}). Delete it and rerun the sweep, which "
+                    "reevaluates this run."
                 ) from error
             if result.num_conformers is None:
                 log.warning("%s: skipped, trained on all conformers of its molecules", path)
@@ -281,8 +281,8 @@ def _model_section(model: str, points: list[SeedGroup], unit: str) -> list[str]:
         body.append(
             page.figure(
                 figures.against_rmsd(groups, "N" if fixed else "n_s", unit),
-                "Error of unseen conformers against their RMSD to the nearest training conformer of "
-                "their molecule.",
+                "Error of unseen conformers against their RMSD to the nearest training conformer "
+                "of their molecule.",
                 wide=True,
             )
         )

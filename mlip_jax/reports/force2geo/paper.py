@@ -44,9 +44,9 @@ def write_paper_report(folder: Path) -> Path:
     body = [
         page.heading("Force2Prop and geometry fine-tuning", 1),
         page.paragraph(
-            "Mean absolute error of the HOMO-LUMO gap in eV on test molecules on which no predictor "
-            "and no force field was trained, as mean ± sample standard deviation over seeds. A gain "
-            "is the reduction of the mean, ± its standard error over the seeds."
+            "Mean absolute error of the HOMO-LUMO gap in eV on test molecules on which no "
+            "predictor and no force field was trained, as mean ± sample standard deviation over "
+            "seeds. A gain is the reduction of the mean, ± its standard error over the seeds."
         ),
         *_claims(at),
         *_training(at),

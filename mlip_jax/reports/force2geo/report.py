@@ -125,8 +125,8 @@ def _headline(content: ForceFieldComparison, notes) -> Iterator[str]:
     if numbers.get("num_oracle_minima_not_converged"):
         yield page.callout(
             "The relaxation with the reference method reached its step limit for "
-            f"{numbers['num_oracle_minima_not_converged']:,} molecules. Their minima are lower than "
-            "the energies that force fields are compared with."
+            f"{numbers['num_oracle_minima_not_converged']:,} molecules. Their minima are lower "
+            "than the energies that force fields are compared with."
         )
 
 
@@ -195,7 +195,8 @@ def _figures(content: ForceFieldComparison) -> Iterator[str]:
             ),
             page.figure(
                 figures.against_size(pct, sizes),
-                "The same against the number of atoms, with medians over molecules of similar size.",
+                "The same against the number of atoms, with medians over molecules of similar "
+                "size.",
             ),
             page.figure(
                 figures.residuals(residuals, content.limits.chemical_accuracy),

@@ -98,7 +98,8 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
                         "lowest minimum",
                         page.number(judged["lowest_above_best_kcal_mol"]),
                         "kcal/mol",
-                        "above the best reference minimum, after relaxation with the reference method",
+                        "above the best reference minimum, after relaxation with the reference "
+                        "method",
                     ),
                 ]
             ),
@@ -227,14 +228,9 @@ def _pictures(molecules: Sequence[MoleculeMinima]) -> Iterator[str]:
     for m in molecules:
         if len(m.minima) > 1 and len(m.numbers) <= _MAX_ATOMS and len(pictures) < _MAX_PICTURES:
             second, first = (m.minima[k].to_atoms(m) for k in (1, 0))
-            pictures.append(
-                Picture(
-                    figures.escape_label(m.name, 18),
-                    second,
-                    first,
-                    f"+{KCAL_PER_EV * (m.minima[1].energy - m.minima[0].energy):.2f} kcal/mol above",
-                )
-            )
+            above = KCAL_PER_EV * (m.minima[1].energy - m.minima[0].energy)
+            name = figures.escape_label(m.name, 18)
+            pictures.append(Picture(name, second, first, f"+{above:.2f} kcal/mol above"))
     if pictures:
         yield page.heading("The lowest minima")
         yield page.figure(
