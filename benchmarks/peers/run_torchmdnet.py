@@ -1,6 +1,6 @@
-"""TorchMD-Net: equivariant transformer and TensorNet. Runs in that peer's environment.
+"""Measurements of TorchMD-Net: equivariant transformer and TensorNet, in the environment of TorchMD-Net.
 
-The models make their neighbour lists inside the call, which is in every figure.
+The models compute their neighbor lists, which is included in all measurements.
 """
 
 import tempfile

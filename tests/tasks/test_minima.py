@@ -78,7 +78,7 @@ def test_a_killed_search_goes_on(tmp_path, monkeypatch, springs):
 
 def test_beside_the_reference_method(tmp_path, springs):
     page = minima.run(options(dimers(tmp_path), judged=2), tmp_path / "run").read_text()
-    assert "Beside the reference method" in page
+    assert "Comparison with the reference method" in page
     assert (
         json.loads((tmp_path / "run/metrics.json").read_text())["judged"] is None
     )  # one minimum of each: no order

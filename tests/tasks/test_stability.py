@@ -100,7 +100,9 @@ def test_beside_the_reference_method(tmp_path, monkeypatch):
         and 0 <= compared["spectrum_overlap"] <= 1
         and compared["temperature_k"] > 0
     )
-    assert 0 <= compared["distances_overlap"] <= 1 and "Beside the reference method" in page
+    assert (
+        0 <= compared["distances_overlap"] <= 1 and "Comparison with the reference method" in page
+    )
     made = tmp_path / "run/compared/reference/0.npz"
     before = made.stat().st_mtime_ns
     (tmp_path / "run/report.html").unlink()
