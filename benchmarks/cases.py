@@ -1,4 +1,4 @@
-"""Cases of benchmarks/models.py: models of this package and of others with the same width and depth."""
+"""Cases of benchmarks/models.py: models of this package and of others, equally wide and deep."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def molecule(rng: np.random.Generator, n_atoms: int) -> np.ndarray:
 def write_spice(
     path: Path, num_molecules: int, conformations: int = 50, n_atoms: int = 40, seed: int = 0
 ) -> int:
-    """Write a file in SPICE's layout with harmonic energies and forces; return the number of structures."""
+    """Write a file in SPICE's layout with harmonic energies; return the number of structures."""
     rng = np.random.default_rng(seed)
     templates = [molecule(rng, n_atoms) for _ in range(20)]
     with h5py.File(path, "w") as file:
@@ -253,7 +253,7 @@ def run_memory(folder: Path, atoms: int) -> None:
 
 
 def _memory_of(folder: Path, atoms: int) -> None:
-    """Measure the memory for a store with `atoms` atoms, with a model that needs little memory itself."""
+    """Measure the memory for a store with `atoms` atoms and a small model."""
     path = folder / "spice.hdf5"
     count = write_spice(path, atoms // (40 * 50))
     print(

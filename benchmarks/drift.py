@@ -2,8 +2,8 @@
 
     python benchmarks/drift.py --force_field=DIR --picoseconds=100
 
-Molecules of --smiles are relaxed and heated by 5 ps of Langevin dynamics. Then they move at constant
-energy. The drift is the slope of the total energy, the fluctuation its standard deviation.
+Molecules of --smiles are relaxed and heated by 5 ps of Langevin dynamics. Then they move at
+constant energy. The drift is the slope of the total energy, the fluctuation its standard deviation.
 """
 
 import argparse

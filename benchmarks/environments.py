@@ -144,7 +144,7 @@ def _install(pip: list[str], python: Path, environment: Environment) -> None:
 
 
 def installed_version(python: Path, package: str) -> str | None:
-    """Return the version of a package in the environment of an interpreter, None if it is missing."""
+    """Return the version of a package in an environment, None if either is missing."""
     if not python.exists():
         return None
     code = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"

@@ -3,9 +3,10 @@
     python benchmarks/fragments.py fragments.smi zinc.txt pubchem.smi --min_atoms=18 \\
         --max_atoms=36 --min_rotatable=4
 
-Each bond that BRICS cuts (Degen et al., ChemMedChem 3, 1503 (2008)) gives two fragments, capped with
-hydrogen. The output contains neutral connected molecules of H, C, N, O, F, S and Cl, each once, in a
-random order (--seed). A CPU can label conformers of such molecules (configs/geom_like.py).
+Each bond that BRICS cuts (Degen et al., ChemMedChem 3, 1503 (2008)) gives two fragments, capped
+with hydrogen. The output contains neutral connected molecules of H, C, N, O, F, S and Cl, each
+once, in a random order (--seed). A CPU can label conformers of such molecules
+(configs/geom_like.py).
 """
 
 import argparse
@@ -19,7 +20,7 @@ ELEMENTS = {"H", "C", "N", "O", "F", "S", "Cl"}
 
 
 def molecules(path: Path):
-    """Yield RDKit molecules of the first column of a file with columns separated by commas or blanks."""
+    """Yield RDKit molecules of the first column of a file; commas or blanks separate columns."""
     for line in path.read_text().splitlines():
         fields = line.replace(",", " ").split()
         mol = Chem.MolFromSmiles(fields[0]) if fields and "." not in fields[0] else None

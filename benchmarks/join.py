@@ -1,12 +1,13 @@
-"""Join several data sets in one file of SPICE's layout, without the test molecules of a force field.
+"""Join data sets in one file of SPICE's layout, without the test molecules of a force field.
 
-    python benchmarks/join.py JOINED.hdf5 TRAJECTORIES.lmdb SPICE.hdf5 'runs/geom_drugs/data/*.hdf5' \\
-        --options="stages=('DFT_1st','DFT_2nd'); level_of_theory=GFN2-xTB" --without=TRAJECTORIES.lmdb:split.json
+    python benchmarks/join.py JOINED.hdf5 MORE.lmdb SPICE.hdf5 'runs/geom_drugs/data/*.hdf5' \\
+        --options="stages=('DFT_1st','DFT_2nd'); level_of_theory=GFN2-xTB" \\
+        --without=MORE.lmdb:split.json
 
 All labels must be from one level of theory (GFN2-xTB in the benchmarks). --without=FILE:SPLIT.json
 excludes molecules of the "test" and "valid" splits from all data sets; molecules are identified by
-their connectivity without stereochemistry. --options are the options of the reader of the first data
-set; --conformers is the maximum number of conformers per molecule of the other data sets.
+their connectivity without stereochemistry. --options are the options of the reader of the first
+data set; --conformers is the maximum number of conformers per molecule of the other data sets.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def held_out(text, options):
 
 
 def write(file, name, group):
-    """Write one molecule in bohr, hartree and hartree/bohr as in SPICE; return its number of structures."""
+    """Write a molecule in bohr, hartree and hartree/bohr; return its number of structures."""
     first = group[0]
     same = [s for s in group if np.array_equal(s.numbers, first.numbers)]
     target = file.create_group(name)

@@ -1,18 +1,18 @@
-"""Molecular dynamics: the on-device loop against ASE's and jax-md's loops, with the same force field.
+"""Molecular dynamics: the on-device loop against ASE's and jax-md's, with one force field.
 
     taskset -c 1 python benchmarks/md.py --force_field=runs/spice
-    taskset -c 1 python benchmarks/md.py --force_field=runs/spice --sizes=20 --replicas=32 --rounds=5
+    taskset -c 1 python benchmarks/md.py --force_field=runs/spice --sizes=20 --replicas=32
     taskset -c 1 python benchmarks/md.py --model=painn --features=16,32,64,128
 
 The systems are paracetamol (20 atoms), a glyceride (61 atoms), and 50 separate molecules of
 paracetamol (1000 atoms), all non-periodic, at constant energy in float32 with steps of 0.5 fs,
-starting at 300 K. The loops are measured alternately, without compilation. jax-md is measured if it is
-installed (`pip install jax-md`), with its own integrator and neighbor list, a skin of the same width,
-and our force field.
+starting at 300 K. The loops are measured alternately, without compilation. jax-md is measured if it
+is installed (`pip install jax-md`), with its own integrator and neighbor list, a skin of the same
+width, and our force field.
 
-With --model, untrained models of several widths show how the ratio to ASE's loop depends on the cost
-of the model. These simulations have no physical meaning: the models do not hold molecules together,
-so only a few steps at a temperature close to zero are performed.
+With --model, untrained models of several widths show how the ratio to ASE's loop depends on the
+cost of the model. These simulations have no physical meaning: the models do not hold molecules
+together, so only a few steps at a temperature close to zero are performed.
 """
 
 from __future__ import annotations

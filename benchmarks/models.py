@@ -1,7 +1,7 @@
 """Models of this package and of others: training, latency, repeatability and roofline.
 
     python benchmarks/models.py all --home=DIR --pin=0          # everything
-    python benchmarks/models.py all --home=DIR --pin=0 --quick  # PaiNN, SchNet, So3krates, one round
+    python benchmarks/models.py all --home=DIR --pin=0 --quick  # PaiNN, SchNet, So3krates once
     python benchmarks/models.py train latency --home=DIR --only=painn --only=schnet
     python benchmarks/models.py roofline --home=DIR             # on a GPU: several batch sizes
     python benchmarks/models.py table --home=DIR                # tables of existing results

@@ -5,13 +5,13 @@
         --workdir=runs/more \
         --config.data.reader_options="stages=('DFT_1st','DFT_2nd'); level_of_theory=GFN2-xTB"
 
-Snapshots of a relaxation are close to the path to the minimum. A force field that is trained only on
-them is inaccurate elsewhere. Each molecule gets `frames` geometries in the stage DFT_2nd, labeled with
-GFN2-xTB: random snapshots of one of --stages with two kinds of noise. White noise (up to --white)
-changes bonds and angles; noise that is correlated over 1.5 to 3 Å (up to --smooth) changes angles and
-torsions. With --white=0.03 --smooth=0, the forces contain the Hessian along random directions. The
-molecules are those of the trajectories, so a split by molecule is valid for both. Geometries with a
-force above --max_force are omitted.
+Snapshots of a relaxation are close to the path to the minimum. A force field that is trained only
+on them is inaccurate elsewhere. Each molecule gets `frames` geometries in the stage DFT_2nd,
+labeled with GFN2-xTB: random snapshots of one of --stages with two kinds of noise. White noise (up
+to --white) changes bonds and angles; noise that is correlated over 1.5 to 3 Å (up to --smooth)
+changes angles and torsions. With --white=0.03 --smooth=0, the forces contain the Hessian along
+random directions. The molecules are those of the trajectories, so a split by molecule is valid for
+both. Geometries with a force above --max_force are omitted.
 """
 
 import argparse

@@ -39,7 +39,7 @@ REPEATED_STEPS = 3
 
 
 def make_model(job: dict[str, Any]):
-    """Return the model, with a nonzero energy head so that all gradients are nonzero from the start."""
+    """Return the model, with a nonzero energy head, so that no gradient is zero at the start."""
     options = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in job["options"].items()
@@ -84,7 +84,8 @@ class Setup:
         )
         if self.trainer.num_devices != 1:
             raise ValueError(
-                f"expected one device, found {self.trainer.num_devices}. Set CUDA_VISIBLE_DEVICES=0."
+                f"expected one device, found {self.trainer.num_devices}. "
+                "Set CUDA_VISIBLE_DEVICES=0."
             )
         self.state = self.trainer.init(params)
         self.data = [

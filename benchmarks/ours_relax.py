@@ -73,7 +73,7 @@ def molecules_of(job: dict[str, Any]) -> list:
 
 
 def batched(job: dict[str, Any]) -> dict[str, Any]:
-    """Relax all molecules twice with one `Relaxer`: compile in the first run, measure the second."""
+    """Relax all molecules twice with one `Relaxer`; measure the second run, which does not compile."""
     molecules, force_field = molecules_of(job), potential(job)
     relaxer = Relaxer(
         force_field,
@@ -138,7 +138,7 @@ class FullBatch:
             self._positions[m, : len(atoms)] = atoms.positions - atoms.positions.mean(0)
 
     def milliseconds(self) -> dict[str, float]:
-        """Measure processor time in ms per molecule of the batch for neighbors, model and minimizer."""
+        """Measure processor time per molecule in ms for neighbors, model and minimizer."""
         p, minimizer = self._potential, self._pool._options["minimizer"]
         build = jax.jit(
             lambda s, x: slot_graphs.build(s, x, self._budget, p.cutoff, p.long_range_cutoff)

@@ -2,13 +2,14 @@
 
     python benchmarks/relax.py all --home=DIR --pin=0
     python benchmarks/relax.py painn morse --home=DIR --pin=0 --only=ours --rounds=3
-    python benchmarks/relax.py painn --home=DIR --force_field=runs/qcr  # only ours, your force field
-    python benchmarks/relax.py table --home=DIR                         # tables of the last results
+    python benchmarks/relax.py painn --home=DIR --force_field=runs/qcr  # ours, your force field
+    python benchmarks/relax.py table --home=DIR                         # tables of results
 
-Parts: `environments` (PyTorch, SchNetPack and torch-sim in DIR), `painn` (RDKit geometries of drugs,
-with weights that SchNetPack trains once in a few minutes), `morse` (drops of 40 atoms with a Morse
-potential, where the minimizer dominates the cost), `check` (compares the steps for 50 drugs with ASE's
-BFGS in float64), `table`. Each measurement is a separate process. Rates exclude compilation.
+Parts: `environments` (PyTorch, SchNetPack and torch-sim in DIR), `painn` (RDKit geometries of
+drugs, with weights that SchNetPack trains once in a few minutes), `morse` (drops of 40 atoms with a
+Morse potential, where the minimizer dominates the cost), `check` (compares the steps for 50 drugs
+with ASE's BFGS in float64), `table`. Each measurement is a separate process. Rates exclude
+compilation.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def make_starts(folder: Path, count: int) -> Path:
 
 
 def make_weights(runner: Runner, folder: Path) -> Path:
-    """Return the path of the weights, which SchNetPack trains briefly on conformations of the drugs."""
+    """Return the path of the weights, which SchNetPack trains on conformations of the drugs."""
     path = folder / "painn.npz"
     if not path.is_file():
         work = make_work(folder, None, CONFORMATIONS)
@@ -191,9 +192,9 @@ def check(runner: Runner, folder: Path, molecules: int) -> None:
     if "failed" in result:
         sys.exit(f"check: {result['failed']}")
     print(
-        f"  check: {result['same_number_of_steps']} of {result['molecules']} molecules take as many "
-        f"steps as with ASE (lowest, median, highest: {result['steps']}); largest deviation in the "
-        f"first 60 steps {result['largest_deviation']:.2g} Å",
+        f"  check: {result['same_number_of_steps']} of {result['molecules']} molecules take as "
+        f"many steps as with ASE (lowest, median, highest: {result['steps']}); largest deviation "
+        f"in the first 60 steps {result['largest_deviation']:.2g} Å",
         *result["others"],
         flush=True,
     )

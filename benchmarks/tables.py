@@ -67,7 +67,7 @@ def ratios(
 
 
 def fastest_peer(lines: Sequence[Line], milliseconds: Callable[[Line], float]) -> str:
-    """Return the name of the case of another package with the lowest median, "" if there is none."""
+    """Return the name of the fastest case of another package, "" if there is none."""
     times: dict[str, list[float]] = {}
     for line in lines:
         if not _IS_OURS[line["case"]]:
@@ -106,7 +106,7 @@ def _by_case(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
 
 
 def training(lines: Sequence[Line]) -> str:
-    """Return the table of part `train`. Ratios are of processor time on a CPU, of wall time on a GPU."""
+    """Return the table of part `train`; ratios are of wall time on a GPU, else of processor time."""
 
     def rate(line):
         return line["structures_per_cpu_s" if line["device"] == "cpu" else "structures_per_s"]
@@ -264,7 +264,8 @@ def roofline(lines: Sequence[Line]) -> str:
 def share(line: Line) -> dict[str, float]:
     """Return the fractions of the device's FLOP/s and bytes/s that a training step uses.
 
-    The larger one is the fraction of the roofline. On a CPU, rates are per second of processor time.
+    The larger one is the fraction of the roofline. On a CPU, rates are per second of processor
+    time.
     """
     if line["device"] == "cpu":
         seconds = line["real_per_batch"]["structures"] / line["structures_per_cpu_s"]

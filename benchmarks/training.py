@@ -4,9 +4,9 @@
     python benchmarks/training.py FILE --home=DIR --batch=32,128,512,2048  # on a GPU
     python benchmarks/training.py FILE --home=DIR --devices=1,2  # virtual devices on a CPU
 
-Each measurement runs the command of a user, with configs/spice.py on FILE, in a separate process. Rates
-are medians over the lines of the log except for the first ones. The utilization of a GPU is measured
-with nvidia-smi during the run.
+Each measurement runs the command of a user, with configs/spice.py on FILE, in a separate process.
+Rates are medians over the lines of the log except for the first ones. The utilization of a GPU is
+measured with nvidia-smi during the run.
 """
 
 from __future__ import annotations

@@ -93,7 +93,10 @@ def _remainders(columns: Columns) -> np.ndarray:
 
 
 def latency_systems(columns: Columns, seed: int) -> dict[str, np.ndarray]:
-    """Return numbers and positions of structures with about SMALL and MEDIUM atoms, and of a water cluster."""
+    """Return numbers and positions of the systems of part latency.
+
+    These are the structures closest to SMALL and MEDIUM atoms, and a water cluster.
+    """
     arrays = {}
     for name, size in (("small", SMALL), ("medium", MEDIUM)):
         nearest = columns[int(np.argmin(np.abs(columns.n_atoms - size)))]
@@ -103,7 +106,7 @@ def latency_systems(columns: Columns, seed: int) -> dict[str, np.ndarray]:
 
 
 def water_cluster(side: int, seed: int) -> Atoms:
-    """Return side³ randomly rotated water molecules on a cubic lattice with the density of the liquid."""
+    """Return side³ randomly rotated water molecules on a cubic lattice, as dense as the liquid."""
     rng, water = np.random.default_rng(seed), molecule("H2O")
     cluster, spacing = Atoms(), WATER_VOLUME ** (1 / 3)
     for site in np.ndindex(side, side, side):

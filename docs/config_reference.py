@@ -2,8 +2,8 @@
 
     python docs/config_reference.py > config-reference.md
 
-The page lists the fields that `mlip_jax/defaults` declares, and the docstrings of `configs/*.py` with
-the fields that each config sets.
+The page lists the fields that `mlip_jax/defaults` declares, and the docstrings of `configs/*.py`
+with the fields that each config sets.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hook of mkdocs that converts equations to MathML, so that pages need no scripts from other hosts."""
+"""Hook of mkdocs that converts equations to MathML, so that pages need no scripts."""
 
 import html
 import re

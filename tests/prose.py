@@ -1,7 +1,8 @@
 """Count the words, names and sizes that make code hard to read: `python tests/prose.py [PATH ...]`.
 
-Prose is docstrings, comments, messages (string literals of three words or more) and Markdown without its code. Of a
-notebook, the text cells count. Without paths, each part of the repository has a column and the targets are printed.
+Prose is docstrings, comments, messages (string literals of three words or more) and Markdown
+without its code. Of a notebook, the text cells count. Without paths, each part of the repository
+has a column and the targets are printed.
 
     python tests/prose.py mlip_jax/graphs tests/graphs    # only these files and folders
     python tests/prose.py --list what made mlip_jax       # where "what" and "made" occur
@@ -37,17 +38,19 @@ WORDS = {
     "anew": (r"anew|mend|mends|mended|begun|alike|damaged|whatever", None),
     "beside": (r"beside|but for|of which|of whom|less the|nor", None),
     "british": (
-        r"\w*neighbour\w*|\w*(?:optimi|minimi|initiali|recogni|normali|organi|summari|generali|equilibri|visuali|"
-        r"speciali|parametri|seriali|locali|characteri|standardi|vectori)s(?:e|es|ed|er|ers|ing|ation|ations)"
-        r"|behaviour\w*|colour\w*|centre\w*|centring|favour\w*|labell\w*|modell\w*|analys(?:e|ed|es|ing)|grey|metre\w*",
+        r"\w*neighbour\w*|\w*(?:optimi|minimi|initiali|recogni|normali|organi|summari|generali|"
+        r"visuali|speciali|parametri|seriali|locali|characteri|standardi|vectori)"
+        r"s(?:e|es|ed|er|ers|ing|ation|ations)|behaviour\w*|colour\w*|centre\w*|centring|favour\w*"
+        r"|labell\w*|modell\w*|analys(?:e|ed|es|ing)|grey|metre\w*",
         None,
     ),
 }
 # A private function whose whole name is one of these, or ends in "ed", is called by a participle.
 PARTICIPLES = set(
-    "told made begun found drawn kept held left given known seen shown written taken got gone sent built laid lain "
-    "stood become chosen broken fallen grown hidden risen spoken sought brought bought thought caught meant met lost "
-    "paid said sold sorted spent stuck swept thrown torn worn won bound".split()
+    "told made begun found drawn kept held left given known seen shown written taken got gone sent "
+    "built laid lain stood become chosen broken fallen grown hidden risen spoken sought brought "
+    "bought thought caught meant met lost paid said sold spent stuck swept thrown torn worn won "
+    "bound".split()
 )
 NOT_PARTICIPLES = set("embed feed seed need speed shed exceed proceed succeed red bed".split())
 LOCALS = ("found", "made", "told", "own")
@@ -66,7 +69,16 @@ class Passage(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """Measures of one Python file; `functions` maps each function's position to its number of non-blank lines."""
+    """Measures of one Python file.
+
+    Attributes:
+      passages: Prose.
+      functions: Functions and methods.
+      lengths: Number of non-blank lines of each function, without docstring.
+      widths: Width of each non-blank line.
+      comment_lines: Number of lines with only a comment.
+      locals: (name, line) of assignments to names in LOCALS.
+    """
 
     passages: list[Passage]
     functions: list[ast.FunctionDef]
@@ -88,7 +100,7 @@ def files(paths: list[Path]) -> list[Path]:
 
 
 def markdown(path: Path, text: str, line: int = 1) -> list[Passage]:
-    """Return the prose of a Markdown text, by line, without code blocks, inline code and link targets."""
+    """Return the prose of a Markdown text by line, without code and link targets."""
     passages, fenced = [], False
     for number, row in enumerate(text.splitlines(), line):
         if row.lstrip().startswith("```"):
@@ -191,7 +203,7 @@ def count(pattern: str, text: str) -> int:
 
 
 def word_rates(paths: list[Path]) -> dict[str, float]:
-    """Return the occurrences per 10,000 words of prose of each entry of WORDS, and the number of words."""
+    """Return the number of words, and occurrences of each entry of WORDS per 10,000 words."""
     text = "\n".join(passage.text for passage in prose(paths))
     words = len(re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*", text))
     rates = {name: 1e4 * count(p, text) / max(words, 1) for name, (p, _) in WORDS.items()}
@@ -276,7 +288,7 @@ def table(columns: dict[str, list[Path]]) -> str:
 
 
 def occurrences(names: list[str], paths: list[Path]) -> list[str]:
-    """Return "path:line: kind: text" of each occurrence of the entries `names` of WORDS, or of other words."""
+    """Return "path:line: kind: text" of each occurrence of the entries `names` of WORDS or words."""
     pattern = "|".join(WORDS.get(name, (re.escape(name),))[0] for name in names)
     lines = [
         f"{passage.path}:{passage.line}: {passage.kind}: {passage.text.strip()}"

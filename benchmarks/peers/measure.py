@@ -1,7 +1,8 @@
 """Functions that all measuring processes share: workload, clocks, and format of the results.
 
 This file runs in the environments of other packages and only imports NumPy, ASE and the standard
-library. A process receives one job as JSON (`benchmarks/models.py: Job`) and prints one line of JSON.
+library. A process receives one job as JSON (`benchmarks/models.py: Job`) and prints one line of
+JSON.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def batches(job: dict[str, Any]) -> list[list[Molecule]]:
 
 
 def edges(positions: np.ndarray, cutoff: float = CUTOFF) -> tuple[np.ndarray, np.ndarray]:
-    """Return receivers and senders of all directed pairs within the cutoff, (E,), sorted by receiver."""
+    """Return receivers and senders of directed pairs within the cutoff, (E,), by receiver."""
     squares = ((positions[:, None] - positions[None]) ** 2).sum(-1)
     np.fill_diagonal(squares, np.inf)
     return np.nonzero(squares < cutoff**2)
@@ -177,7 +178,9 @@ def real_sizes(groups: Sequence[Sequence[Molecule]]) -> list[tuple[int, int, int
 
 
 def latency(job: dict[str, Any], make: Callable[[Any], Any]) -> dict[str, Any]:
-    """Time energy and forces of one structure with an ASE calculator, displacing atoms before each call.
+    """Time energy and forces of one structure with an ASE calculator.
+
+    The atoms are slightly displaced before each call.
 
     Args:
       job: Job of part latency.

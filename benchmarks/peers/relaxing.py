@@ -1,4 +1,4 @@
-"""Functions that all relaxing processes share: start geometries, ASE one by one, format of the results.
+"""Functions that all relaxing processes share: start geometries, ASE one by one, results.
 
 This file runs in the environments of other packages and only imports NumPy, ASE and the standard
 library.
@@ -47,7 +47,7 @@ def drops(count: int) -> list:
 
 
 def one_by_one(molecules: Sequence, calculator) -> dict[str, Any]:
-    """Relax the molecules one by one with ASE's BFGS, after a first evaluation of each, which compiles."""
+    """Relax the molecules one by one with ASE's BFGS, after a first evaluation of each."""
     from ase.optimize import BFGS
 
     calls = Clocked(calculator.calculate)

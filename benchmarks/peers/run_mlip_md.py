@@ -1,11 +1,11 @@
-"""Molecular dynamics with mlip: its on-device loop (jax-md's) against ASE's loop with its calculator.
+"""Molecular dynamics with mlip: its on-device loop (jax-md's) against ASE's with its calculator.
 
-    taskset -c 1 python benchmarks/peers/run_mlip_md.py MOLECULE.xyz --model=visnet --features=16,128
+    taskset -c 1 python benchmarks/peers/run_mlip_md.py MOLECULE.xyz --features=16,128
 
 This script runs in an environment with mlip and jax-md (`pip install mlip jax-md`). The models are
-untrained and do not hold molecules together, so the time step is 0.01 fs; constant energy, cutoff 5 Å.
-Both loops are measured alternately. Rates exclude compilation and episodes that are repeated because a
-capacity was exceeded.
+untrained and do not hold molecules together, so the time step is 0.01 fs; constant energy, cutoff 5
+Å. Both loops are measured alternately. Rates exclude compilation and episodes that are repeated
+because a capacity was exceeded.
 """
 
 import argparse

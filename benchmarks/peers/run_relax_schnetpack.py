@@ -1,4 +1,4 @@
-"""Relaxations with SchNetPack's PaiNN and ASE. Part `weights` trains the weights for all packages."""
+"""Relaxations with SchNetPack's PaiNN and ASE; part `weights` trains the weights for all."""
 
 import measure
 import numpy as np

@@ -1,4 +1,4 @@
-"""Measurements of SchNetPack: PaiNN and SchNet. This script runs in the environment of SchNetPack."""
+"""Measurements of SchNetPack: PaiNN and SchNet. This script runs in SchNetPack's environment."""
 
 from typing import TypeVar
 

@@ -1,6 +1,7 @@
-"""Measurements of TorchMD-Net: equivariant transformer and TensorNet, in the environment of TorchMD-Net.
+"""Measurements of TorchMD-Net: equivariant transformer and TensorNet.
 
-The models compute their neighbor lists, which is included in all measurements.
+This script runs in the environment of TorchMD-Net. The models compute their neighbor lists, which is
+included in all measurements.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""Relaxations with torch-sim's batched minimizers, SchNetPack's PaiNN and torch-sim's Morse potential."""
+"""Relaxations with torch-sim, SchNetPack's PaiNN and torch-sim's Morse potential."""
 
 import copy
 

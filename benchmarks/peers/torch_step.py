@@ -63,8 +63,8 @@ def train(
 class _Counter(TorchDispatchMode):
     """Counter of FLOPs and bytes of the operators that run while it is active.
 
-    FLOPs are those of matrix products and convolutions, as registered by PyTorch. Bytes are those of
-    all tensors read and written, except by views.
+    FLOPs are those of matrix products and convolutions, as registered by PyTorch. Bytes are those
+    of all tensors read and written, except by views.
     """
 
     def __init__(self):

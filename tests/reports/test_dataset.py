@@ -75,7 +75,7 @@ def bare(**changes):
 
 
 def tables(text):
-    """Return {first cell: [cells]} of the rows of all tables; check that the rows are equally long."""
+    """Return {first cell: [cells]} of the rows of all tables; check their lengths."""
     rows, width = {}, None
     for line in text.splitlines():
         if not line.startswith("|"):

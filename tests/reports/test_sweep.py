@@ -1,4 +1,4 @@
-"""Tests for the table of a sweep: scores of the runs, and averages over seeds as NumPy computes them."""
+"""Tests for the table of a sweep: scores of the runs, and averages over seeds."""
 
 import csv
 import json

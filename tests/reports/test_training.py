@@ -1,4 +1,4 @@
-"""Tests for the report of a training run: self-contained, complete for any run, no HTML from names."""
+"""Tests for the report of a training run: self-contained, complete, no HTML from names."""
 
 import html.parser
 import json
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.filterwarnings(
 )
 HOSTILE = "<script>alert('$x^')</script>\"&$\\frac"
 HEADER = (
-    "step,epoch,seconds,learning_rate,train_loss,train_energy_mae_mev_per_atom,train_force_mae_mev_per_ang,"
-    "valid_loss,valid_energy_mae_mev_per_atom,valid_force_mae_mev_per_ang,structures_per_second"
+    "step,epoch,seconds,learning_rate,train_loss,train_energy_mae_mev_per_atom,"
+    "train_force_mae_mev_per_ang,valid_loss,valid_energy_mae_mev_per_atom,valid_force_mae_mev_per_ang,structures_per_second"
 )
 VOID = {"meta", "img", "br", "link"}
 

@@ -166,7 +166,7 @@ def test_force_errors_are_weighted_by_atoms():
 
 
 def test_runs_with_forces_and_runs_of_earlier_versions(tmp_path):
-    """Results without force errors are read, and runs with other selections or betas are separate."""
+    """Results without force errors are read; runs with other selections or betas are separate."""
     study(tmp_path)
     bins = {
         "edges_ang": EDGES,
