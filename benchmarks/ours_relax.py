@@ -73,7 +73,7 @@ def molecules_of(job: dict[str, Any]) -> list:
 
 
 def batched(job: dict[str, Any]) -> dict[str, Any]:
-    """Relax all molecules twice with one `Relaxer`; measure the second run, which does not compile."""
+    """Relax all molecules twice with one `Relaxer`, and measure the second run."""
     molecules, force_field = molecules_of(job), potential(job)
     relaxer = Relaxer(
         force_field,

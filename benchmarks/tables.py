@@ -106,7 +106,7 @@ def _by_case(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
 
 
 def training(lines: Sequence[Line]) -> str:
-    """Return the table of part `train`; ratios are of wall time on a GPU, else of processor time."""
+    """Return the table of part `train`, with ratios of processor time (on a GPU: wall time)."""
 
     def rate(line):
         return line["structures_per_cpu_s" if line["device"] == "cpu" else "structures_per_s"]

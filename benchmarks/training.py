@@ -176,7 +176,7 @@ def main() -> None:
     print(f"{describe(PACKAGES)}\n")
     print(
         "| model | batch | devices | structures/s | atoms/s | edges/s | waiting for input, % | "
-        "checkpoints, % | padding edges, % | GPU utilization, % | MFU, % | minutes for 100 epochs |\n|"
+        "checkpoints, % | padding edges, % | GPU utilization, % | MFU, % | minutes/100 epochs |\n|"
         + "---|"
         * 12
     )

@@ -288,7 +288,7 @@ def table(columns: dict[str, list[Path]]) -> str:
 
 
 def occurrences(names: list[str], paths: list[Path]) -> list[str]:
-    """Return "path:line: kind: text" of each occurrence of the entries `names` of WORDS or words."""
+    """Return "path:line: kind: text" of each occurrence of entries of WORDS or of other words."""
     pattern = "|".join(WORDS.get(name, (re.escape(name),))[0] for name in names)
     lines = [
         f"{passage.path}:{passage.line}: {passage.kind}: {passage.text.strip()}"

@@ -1,7 +1,7 @@
 """Measurements of TorchMD-Net: equivariant transformer and TensorNet.
 
-This script runs in the environment of TorchMD-Net. The models compute their neighbor lists, which is
-included in all measurements.
+This script runs in the environment of TorchMD-Net. All measurements include the neighbor lists,
+which the models compute.
 """
 
 import tempfile

@@ -31,7 +31,7 @@ def train(
     Args:
       job: Job of part train.
       model: Model to train.
-      collate: Function that builds a batch on DEVICE from molecules, including neighbor lists if the
+      collate: Function that builds a batch on DEVICE from molecules, with neighbor lists if the
         model requires them.
       predict: Function from a batch to energies, their labels, forces and their labels.
     """

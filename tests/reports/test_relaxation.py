@@ -141,7 +141,8 @@ def test_kinds_of_reasons():
     assert kind_of_reason("energy or forces are not finite") == "energy or forces are not finite"
     assert (
         kind_of_reason(
-            "m.xyz structure 4: 1 of 2 atoms have NaN or infinite coordinates, the first of them atom 1"
+            "m.xyz structure 4: 1 of 2 atoms have NaN or infinite coordinates, "
+            "the first of them atom 1"
         )
         == "… of … atoms have NaN or infinite coordinates, the first of them atom …"
     )

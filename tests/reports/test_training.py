@@ -18,7 +18,8 @@ pytestmark = pytest.mark.filterwarnings(
 HOSTILE = "<script>alert('$x^')</script>\"&$\\frac"
 HEADER = (
     "step,epoch,seconds,learning_rate,train_loss,train_energy_mae_mev_per_atom,"
-    "train_force_mae_mev_per_ang,valid_loss,valid_energy_mae_mev_per_atom,valid_force_mae_mev_per_ang,structures_per_second"
+    "train_force_mae_mev_per_ang,valid_loss,valid_energy_mae_mev_per_atom,"
+    "valid_force_mae_mev_per_ang,structures_per_second"
 )
 VOID = {"meta", "img", "br", "link"}
 
