@@ -22,7 +22,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 COLUMNS = {
     "package": ("mlip_jax", "configs"),
-    "docs": ("docs", "README.md", "notebooks", "benchmarks/README.md"),
+    "docs": ("docs", "README.md", "CONTRIBUTING.md", "notebooks", "benchmarks/README.md"),
     "tests": ("tests", "benchmarks", "launch"),
 }
 
@@ -56,7 +56,14 @@ NOT_PARTICIPLES = set("embed feed seed need speed shed exceed proceed succeed re
 LOCALS = ("found", "made", "told", "own")
 MAX_POSITIONAL, MAX_LINES, MAX_PARTICIPLES = 6, 400, 10
 
-EXCLUDED = {"__pycache__", "site", "runs", ".venv", ".ipynb_checkpoints", "peers"}
+# Comments and string literals of Python code.
+_TOKEN = re.compile(
+    r"""#[^\n]*|[rRbBfFuU]{0,2}(?:\"{3}(?:[^"\\]|\\.|"(?!""))*\"{3}"""
+    r"""|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')""",
+    re.DOTALL,
+)
+
+EXCLUDED = {"__pycache__", "site", "runs", ".venv", ".ipynb_checkpoints"}
 
 
 class Passage(NamedTuple):
@@ -69,10 +76,9 @@ class Passage(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """Measures of one Python file.
+    """Measures of the code of one Python file.
 
     Attributes:
-      passages: Prose.
       functions: Functions and methods.
       lengths: Number of non-blank lines of each function, without docstring.
       widths: Width of each non-blank line.
@@ -80,12 +86,16 @@ class Measures(NamedTuple):
       locals: (name, line) of assignments to names in LOCALS.
     """
 
-    passages: list[Passage]
     functions: list[ast.FunctionDef]
     lengths: list[int]
     widths: list[int]
     comment_lines: int
     locals: list[tuple[str, int]]
+
+
+def paths_of(column: str) -> list[Path]:
+    """Return the files and folders of an entry of COLUMNS."""
+    return [ROOT / path for path in COLUMNS[column]]
 
 
 def files(paths: list[Path]) -> list[Path]:
@@ -112,16 +122,19 @@ def markdown(path: Path, text: str, line: int = 1) -> list[Passage]:
 
 
 def notebook(path: Path) -> list[Passage]:
+    """Return the prose of the text cells of a notebook."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
     return [passage for text in texts for passage in markdown(path, text)]
 
 
 def is_message(text: str) -> bool:
+    """Return whether a string literal has three words or more."""
     return len(re.findall(r"[A-Za-z]{2,}", text)) >= 3 and " " in text.strip()
 
 
 def docstring(node: ast.AST) -> ast.Constant | None:
+    """Return the docstring of a node, None if it has none."""
     body = getattr(node, "body", None)
     if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
         value = body[0].value
@@ -131,74 +144,64 @@ def docstring(node: ast.AST) -> ast.Constant | None:
 
 
 @functools.cache
-def measure(path: Path) -> Measures:
-    """Parse a Python file once and return all its measures."""
-    text = path.read_text(encoding="utf-8")
-    rows = text.splitlines()
-    nodes = list(ast.walk(ast.parse(text)))
-    strings = [n for n in nodes if isinstance(n, ast.JoinedStr)]
-    strings += [n for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    functions = [n for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    docs = {id(d) for n in nodes if isinstance(n, documented) and (d := docstring(n))}
+def passages(path: Path) -> list[Passage]:
+    """Return the docstrings, comments and messages of a Python file, line by line."""
+    text, found, line, end = path.read_text(encoding="utf-8"), [], 1, 0
+    for token in _TOKEN.finditer(text):
+        line, end = line + text.count("\n", end, token.start()), token.start()
+        if token[0].startswith("#"):
+            kind, content = "comment", token[0][1:]
+        else:
+            content = token[0].lstrip("rRbBfFuU").strip("\"'")
+            before = text[text.rfind("\n", 0, token.start()) + 1 : token.start()]
+            is_docstring = token[0].endswith('"""') and not before.strip()
+            kind = "docstring" if is_docstring else "message"
+            content = re.sub(r"`[^`]*`" if is_docstring else r"\{[^{}]*\}", " ", content)
+            if not is_docstring and not is_message(content):
+                continue
+        found += [Passage(path, line + k, kind, row) for k, row in enumerate(content.split("\n"))]
+    return found
 
-    passages = []
-    for node in strings:
-        if isinstance(node, ast.Constant) and (id(node) in docs or is_message(node.value)):
-            kind = "docstring" if id(node) in docs else "message"
-            text = re.sub(r"`[^`]*`", " ", node.value) if kind == "docstring" else node.value
-            passages += [
-                Passage(path, node.lineno + k, kind, row) for k, row in enumerate(text.split("\n"))
-            ]
-    comments = _comments(rows, strings)
-    passages += [Passage(path, line, "comment", comment) for line, comment in comments]
+
+@functools.cache
+def measure(path: Path) -> Measures:
+    """Parse a Python file once and return its measures."""
+    text = path.read_text(encoding="utf-8")
+    rows, nodes = text.splitlines(), list(ast.walk(ast.parse(text)))
+    functions = [n for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     lengths = []
     for function in functions:
         first = function.body[1:] if docstring(function) else function.body
         start = first[0].lineno if first else function.end_lineno + 1
-        body = rows[start - 1 : function.end_lineno]
-        lengths.append(1 + sum(bool(row.strip()) for row in body))
+        lengths.append(1 + sum(bool(row.strip()) for row in rows[start - 1 : function.end_lineno]))
     names = [
         (n.id, n.lineno)
         for n in nodes
         if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and n.id in LOCALS
     ]
     widths = [len(row) for row in rows if row.strip()]
-    alone = sum(row.lstrip().startswith("#") for row in rows)
-    return Measures(passages, functions, lengths, widths, alone, names)
+    comment_lines = sum(row.lstrip().startswith("#") for row in rows)
+    return Measures(functions, lengths, widths, comment_lines, names)
 
 
-def _comments(rows: list[str], strings: list[ast.expr]) -> list[tuple[int, str]]:
-    """Return (line, text) of each comment: the text after a # outside of all string literals."""
-    inside = collections.defaultdict(list)  # line: [(first column, end column)]
-    for node in strings:
-        for line in range(node.lineno, node.end_lineno + 1):
-            start = node.col_offset if line == node.lineno else 0
-            end = node.end_col_offset if line == node.end_lineno else 1 << 30
-            inside[line].append((start, end))
-    found = []
-    for line, row in enumerate(rows, 1):
-        for match in re.finditer("#", row):
-            column = len(row[: match.start()].encode())
-            if not any(start <= column < end for start, end in inside[line]):
-                found.append((line, row[match.end() :]))
-                break
-    return found
+def private_functions(paths: list[Path]) -> list[str]:
+    """Return the names of private functions and methods."""
+    texts = (f.read_text(encoding="utf-8") for f in files(paths) if f.suffix == ".py")
+    return [name for text in texts for name in re.findall(r"(?m)^\s*def (_[a-z]\w*)", text)]
 
 
 def prose(paths: list[Path]) -> list[Passage]:
-    passages = []
-    for path in files(paths):
-        if path.suffix == ".py":
-            passages += measure(path.resolve()).passages
-        elif path.suffix == ".md":
-            passages += markdown(path, path.read_text(encoding="utf-8"))
-        else:
-            passages += notebook(path)
-    return passages
+    """Return the prose of all files in `paths`."""
+    readers = {
+        ".py": passages,
+        ".md": lambda path: markdown(path, path.read_text(encoding="utf-8")),
+        ".ipynb": notebook,
+    }
+    return [passage for path in files(paths) for passage in readers[path.suffix](path)]
 
 
 def count(pattern: str, text: str) -> int:
+    """Return the number of occurrences of a pattern as whole words."""
     return len(re.findall(rf"\b(?:{pattern})\b", text, re.IGNORECASE))
 
 
@@ -218,6 +221,7 @@ def is_participle(name: str) -> bool:
 
 
 def positional(function: ast.FunctionDef) -> int:
+    """Return the number of positional arguments without self."""
     arguments = [*function.args.posonlyargs, *function.args.args]
     return len([a for a in arguments if a.arg not in {"self", "cls"}])
 
@@ -226,12 +230,12 @@ def code_measures(paths: list[Path]) -> dict[str, float | str]:
     """Return the measures of the Python files in `paths` by their name in the table."""
     measures = [measure(f.resolve()) for f in files(paths) if f.suffix == ".py"]
     functions = [f for m in measures for f in m.functions]
-    private = [f.name for f in functions if f.name.startswith("_") and not f.name.startswith("__")]
+    private = private_functions(paths)
     docs = [d.value for f in functions if (d := docstring(f))]
     first = collections.Counter(d.split()[0].lower() for d in docs if d.split())
     lengths = [n for m in measures for n in m.lengths] or [0]
     widths = [n for m in measures for n in m.widths] or [0]
-    locals_ = collections.Counter(name for m in measures for name, _ in m.locals)
+    assigned = collections.Counter(name for m in measures for name, _ in m.locals)
     return {
         "functions with a docstring, %": 100 * len(docs) / max(len(functions), 1),
         "lines per function, median": np.median(lengths),
@@ -242,7 +246,7 @@ def code_measures(paths: list[Path]) -> dict[str, float | str]:
         "line width, maximum": max(widths),
         "private helpers": len(private),
         "of these, bare participles": sum(map(is_participle, private)),
-        **{f"assignments to {name}": locals_[name] for name in LOCALS},
+        **{f"assignments to {name}": assigned[name] for name in LOCALS},
         f"functions with over {MAX_POSITIONAL} positional arguments": sum(
             positional(f) > MAX_POSITIONAL for f in functions
         ),
@@ -295,14 +299,14 @@ def occurrences(names: list[str], paths: list[Path]) -> list[str]:
         for passage in prose(paths)
         if count(pattern, passage.text)
     ]
-    names_ = [
+    assignments = [
         f"{path}:{line}: assignment to {name}"
         for path in files(paths)
         if path.suffix == ".py"
         for name, line in measure(path.resolve()).locals
         if name in names
     ]
-    return lines + names_
+    return lines + assignments
 
 
 def main() -> None:
@@ -315,11 +319,10 @@ def main() -> None:
     if options.list:  # the words come first; arguments that are paths follow them
         paths = [Path(a) for a in options.list if Path(a).exists()] + options.paths
         words = [a for a in options.list if not Path(a).exists()]
-        print(
-            "\n".join(occurrences(words, paths or [ROOT / p for c in COLUMNS.values() for p in c]))
-        )
+        everything = [path for name in COLUMNS for path in paths_of(name)]
+        print("\n".join(occurrences(words, paths or everything)))
         return
-    columns = {name: [ROOT / p for p in paths] for name, paths in COLUMNS.items()}
+    columns = {name: paths_of(name) for name in COLUMNS}
     columns["all"] = [path for paths in columns.values() for path in paths]
     print(table({"given": options.paths} if options.paths else columns))
 
