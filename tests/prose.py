@@ -63,7 +63,16 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 
-EXCLUDED = {"__pycache__", "site", "runs", ".venv", ".ipynb_checkpoints"}
+# Names of files and folders that do not count; this script and its test contain the words.
+EXCLUDED = {
+    "__pycache__",
+    "site",
+    "runs",
+    ".venv",
+    ".ipynb_checkpoints",
+    "prose.py",
+    "test_prose.py",
+}
 
 
 class Passage(NamedTuple):
@@ -146,7 +155,7 @@ def docstring(node: ast.AST) -> ast.Constant | None:
 @functools.cache
 def passages(path: Path) -> list[Passage]:
     """Return the docstrings, comments and messages of a Python file, line by line."""
-    text, found, line, end = path.read_text(encoding="utf-8"), [], 1, 0
+    text, result, line, end = path.read_text(encoding="utf-8"), [], 1, 0
     for token in _TOKEN.finditer(text):
         line, end = line + text.count("\n", end, token.start()), token.start()
         if token[0].startswith("#"):
@@ -159,8 +168,8 @@ def passages(path: Path) -> list[Passage]:
             content = re.sub(r"`[^`]*`" if is_docstring else r"\{[^{}]*\}", " ", content)
             if not is_docstring and not is_message(content):
                 continue
-        found += [Passage(path, line + k, kind, row) for k, row in enumerate(content.split("\n"))]
-    return found
+        result += [Passage(path, line + k, kind, row) for k, row in enumerate(content.split("\n"))]
+    return result
 
 
 @functools.cache

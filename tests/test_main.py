@@ -88,7 +88,7 @@ def test_the_allocator_is_tuned_by_restarting_the_same_command(monkeypatch):
 
 
 def test_shipped_configs_are_found_in_any_folder(tmp_path, monkeypatch):
-    """Configs are found by path or name. A file at the given path has precedence, a folder not."""
+    """Configs are found by path or name. A file at the given path has precedence, but not a folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "md").mkdir()
     shipped = REPOSITORY / "configs"
@@ -105,9 +105,9 @@ def test_shipped_configs_are_found_in_any_folder(tmp_path, monkeypatch):
         f"{shipped}/md.py",
     ]
     (tmp_path / "configs").mkdir()
-    for own in ("configs/md.py", "spice"):
-        (tmp_path / own).write_text("")
-        assert config.find_file(own) == own
+    for name in ("configs/md.py", "spice"):
+        (tmp_path / name).write_text("")
+        assert config.find_file(name) == name
     assert load("spice_sweep", call_config_file("configs/spice_sweep.py", "get_config", ""))
 
 

@@ -186,7 +186,7 @@ def _stick(
 ) -> list[_Shape]:
     """Return the shapes of a stick between two balls.
 
-    Each half has the color of its atom and lies over a slightly wider dark bar, its outline.
+    Each half has the color of its atom and is drawn over a slightly wider dark bar, its outline.
     """
     direction = ends[1] - ends[0]
     across = np.array([-direction[1], direction[0]])

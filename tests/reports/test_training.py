@@ -24,7 +24,9 @@ HEADER = (
 VOID = {"meta", "img", "br", "link"}
 
 
-def make(count=60, seed=0, energies=True, forces=True, noise=0.02, name="molecule", sizes=(3, 12)):
+def make(
+    *, count=60, seed=0, energies=True, forces=True, noise=0.02, name="molecule", sizes=(3, 12)
+):
     rng = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(rng.integers(*sizes, count))]).astype(int)
     atoms = offsets[-1]
