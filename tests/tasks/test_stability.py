@@ -64,7 +64,7 @@ def test_hot_molecules_break_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
         and metrics["molecules"][0]["broken"] == 3
     )
     page = report.read_text()
-    assert page.count("<img") == 1 and "Why they broke" in page
+    assert page.count("<img") == 1 and "Reasons of breaks" in page
     table = (tmp_path / "run/stability.csv").read_text()
     rows = list(csv.DictReader(table.splitlines()))
     assert len(rows) == 12 and rows[0]["broke_at_ps"] == "" and "H0–H1" in rows[-1]["reason"]

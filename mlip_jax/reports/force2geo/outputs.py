@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from ase import Atoms
 from ase.io import write as write_atoms
 
-from mlip_jax.reports.force2geo.comparison import ForceFieldComparison
+from mlip_jax.reports.force2geo.comparison import EvaluatedForceField, ForceFieldComparison
 from mlip_jax.simulation.relaxation import metrics
 from mlip_jax.workdir import atomic_path
 
@@ -22,6 +23,13 @@ PUBLISHED = {
     "divergence_rate": 8.1,
     "force_convergence_rate": 4.2,
 }
+_CSV_COLUMNS = (
+    *("force_field", "molecule", "smiles", "source", "n_atoms", "charge", "seen_in_training"),
+    *("status", "reason", "steps", "energy_start_ev", "energy_relaxed_ev", "energy_opt_ev"),
+    *("percentage", "residual_kcal_per_mol"),
+    *("oracle_fmax_start_ev_per_ang", "oracle_fmax_ev_per_ang"),
+    *("judged", "diverged", "success", "force_converged", "oracle_error", "oracle_steps"),
+)
 
 
 def comparison_metrics(content: ForceFieldComparison) -> dict[str, Any]:
@@ -60,78 +68,47 @@ def comparison_metrics(content: ForceFieldComparison) -> dict[str, Any]:
 
 def write_csv(file: IO[str], content: ForceFieldComparison) -> None:
     """Write one line per force field and molecule."""
-    m = content.molecules
     writer = csv.writer(file)
-    writer.writerow(
-        [
-            "force_field",
-            "molecule",
-            "smiles",
-            "source",
-            "n_atoms",
-            "charge",
-            "seen_in_training",
-            "status",
-            "reason",
-            "steps",
-            "energy_start_ev",
-            "energy_relaxed_ev",
-            "energy_opt_ev",
-            "percentage",
-            "residual_kcal_per_mol",
-            "oracle_fmax_start_ev_per_ang",
-            "oracle_fmax_ev_per_ang",
-            "judged",
-            "diverged",
-            "success",
-            "force_converged",
-            "oracle_error",
-            "oracle_steps",
-        ]
+    writer.writerow(_CSV_COLUMNS)
+    for force_field in content.evaluated:
+        writer.writerows(_csv_rows(content, force_field))
+
+
+def _csv_rows(content: ForceFieldComparison, force_field: EvaluatedForceField) -> Iterator[list]:
+    """Yield the rows of a force field in the order of _CSV_COLUMNS."""
+    m, o, limits = content.molecules, content.outcomes[force_field.name], content.limits
+    energies = (o.energy_start, o.energy_relaxed, o.energy_opt)
+    values = (
+        metrics.percentage(o, limits),
+        metrics.residual_energy(o),
+        [e.fmax for e in m.at_start],
+        o.fmax,
     )
-    for e in content.evaluated:
-        o = content.outcomes[e.name]
-        columns = [metrics.percentage(o, content.limits), metrics.residual_energy(o)]
-        flags = [
-            metrics.judged(o),
-            *(
-                f(o, content.limits)
-                for f in (metrics.diverged, metrics.succeeded, metrics.force_converged)
-            ),
+    flags = (
+        metrics.judged(o),
+        metrics.diverged(o, limits),
+        metrics.succeeded(o, limits),
+        metrics.force_converged(o, limits),
+    )
+    for i, (s, r) in enumerate(zip(m.starts, force_field.relaxed)):
+        evaluations = (m.at_start[i], m.at_end[i], force_field.at_relaxed[i])
+        yield [
+            force_field.name,
+            s.name,
+            s.smiles,
+            s.source,
+            len(s.atoms),
+            f"{s.atoms.info.get('charge', 0):g}",
+            int(s.seen),
+            r["status"],
+            r["reason"],
+            r["steps"],
+            *("" if np.isnan(x[i]) else f"{x[i]:.8f}" for x in energies),
+            *("" if np.isnan(x[i]) else f"{x[i]:.8g}" for x in values),
+            *(int(flag[i]) for flag in flags),
+            "; ".join(x.error for x in evaluations if x.error),
+            getattr(m.at_end[i], "steps", ""),
         ]
-        for i, (s, r) in enumerate(zip(m.starts, e.relaxed)):
-            energies = (
-                o.energy_start[i],
-                o.energy_relaxed[i],
-                o.energy_opt[i],
-                *(c[i] for c in columns),
-                m.at_start[i].fmax,
-                o.fmax[i],
-            )
-            errors = "; ".join(
-                x.error for x in (m.at_start[i], m.at_end[i], e.at_relaxed[i]) if x.error
-            )
-            writer.writerow(
-                [
-                    e.name,
-                    s.name,
-                    s.smiles,
-                    s.source,
-                    len(s.atoms),
-                    f"{s.atoms.info.get('charge', 0):g}",
-                    int(s.seen),
-                    r["status"],
-                    r["reason"],
-                    r["steps"],
-                    *(
-                        "" if np.isnan(x) else f"{x:.8g}" if n > 2 else f"{x:.8f}"
-                        for n, x in enumerate(energies)
-                    ),
-                    *(int(flag[i]) for flag in flags),
-                    errors,
-                    getattr(m.at_end[i], "steps", ""),
-                ]
-            )
 
 
 def write_geometries(folder: Path, content: ForceFieldComparison) -> None:
