@@ -88,7 +88,7 @@ def test_the_allocator_is_tuned_by_restarting_the_same_command(monkeypatch):
 
 
 def test_shipped_configs_are_found_in_any_folder(tmp_path, monkeypatch):
-    """Configs are found by path or name. A file at the given path has precedence, but not a folder."""
+    """Configs are found by path or name. A file at the given path has precedence."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "md").mkdir()
     shipped = REPOSITORY / "configs"
