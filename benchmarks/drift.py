@@ -2,8 +2,8 @@
 
     python benchmarks/drift.py --force_field=DIR --picoseconds=100
 
-Molecules of --smiles are relaxed, brought to the temperature by 5 ps of Langevin dynamics, and left alone. The drift is
-the slope of the total energy; the fluctuation its standard deviation.
+Molecules of --smiles are relaxed and heated by 5 ps of Langevin dynamics. Then they move at
+constant energy. The drift is the slope of the total energy, the fluctuation its standard deviation.
 """
 
 import argparse
@@ -62,13 +62,14 @@ def main():
         for m, trajectory in enumerate(dynamics.run(min(_CHUNK, steps - dynamics.step))):
             energies[m] += (trajectory.thermo.potential + trajectory.thermo.kinetic).tolist()
             temperatures[m] += trajectory.thermo.temperature.tolist()
-        tell(smiles, molecules, energies, temperatures, dynamics, a.timestep)
+        print_drift(smiles, molecules, energies, temperatures, dynamics, a.timestep)
 
 
-def tell(smiles, molecules, energies, temperatures, dynamics, timestep):
+def print_drift(smiles, molecules, energies, temperatures, dynamics, timestep):
     picoseconds = 1e-3 * timestep * dynamics.step
     print(
-        f"{picoseconds:.1f} ps, {dynamics.steps_per_second:.0f} steps/s, broken: {dynamics.broken or 'none'}"
+        f"{picoseconds:.1f} ps, {dynamics.steps_per_second:.0f} steps/s, "
+        f"broken: {dynamics.broken or 'none'}"
     )
     for name, atoms, energy, temperature in zip(smiles, molecules, energies, temperatures):
         per_atom = 1e3 * np.array(energy) / len(atoms)

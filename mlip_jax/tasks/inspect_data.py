@@ -17,12 +17,9 @@ from mlip_jax.datasets.quality.histogram import Histogram
 from mlip_jax.datasets.selection import splits
 from mlip_jax.datasets.statistics import Summary, sum_reference
 from mlip_jax.datasets.store.store import Store
-from mlip_jax.reports.dataset import (
-    DatasetSummary,
-    PropertySummary,
-    print_summary,
-    write_dataset_report,
-)
+from mlip_jax.reports.dataset.report import write_dataset_report
+from mlip_jax.reports.dataset.summary import DatasetSummary, PropertySummary
+from mlip_jax.reports.dataset.tables import print_summary
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,8 @@ from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, kind_of, 
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
-from mlip_jax.reports.minima import MoleculeMinima, ReferenceMinimum, write_minima_report
+from mlip_jax.reports.minima.report import write_minima_report
+from mlip_jax.reports.minima.results import MoleculeMinima, ReferenceMinimum
 from mlip_jax.simulation.reference.oracle import Method, Oracle
 from mlip_jax.simulation.reference.result_cache import ResultCache
 from mlip_jax.simulation.relaxation.minima import SearchOptions, find_minima
@@ -166,7 +167,7 @@ def _search(batch, potential: Potential, search: SearchOptions) -> list[Molecule
         outcomes.append((number, first, failure))
     minima = iter(find_minima(starts, potential, **dataclasses.asdict(search)) if starts else [])
     return [
-        MoleculeMinima.of(
+        MoleculeMinima.from_result(
             number,
             first.name or first.smiles or f"molecule {number}",
             failure,

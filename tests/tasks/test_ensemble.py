@@ -91,7 +91,7 @@ def test_expected_errors_agree_with_actual_errors(folder):
         assert of["z_rms"] == pytest.approx(1) and 0 <= of["roc_auc"] <= 1
         assert 0.2 < found["scores"]["test"][name]["z_rms"] < 5
     text = page.read_text()
-    assert text.count("<figure") == 4 and "area under the curve" in text
+    assert text.count("<figure") == 4 and "area under the ROC curve" in text
     assert "http" not in text.replace("http-equiv", "") and 'src="data:' in text  # self-contained
     assert Calibration.load(out).energy.factor == found["energy"]["factor"]
 

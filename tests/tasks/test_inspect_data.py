@@ -17,7 +17,8 @@ from matplotlib import image
 from mlip_jax import defaults
 from mlip_jax.datasets import readers, source
 from mlip_jax.datasets.quality.histogram import Histogram
-from mlip_jax.reports.dataset import markdown, write_dataset_report
+from mlip_jax.reports.dataset.report import write_dataset_report
+from mlip_jax.reports.dataset.tables import markdown
 from mlip_jax.tasks import inspect_data
 
 REPOSITORY = Path(__file__).parents[2]

@@ -76,7 +76,7 @@ def test_a_killed_search_resumes(tmp_path, monkeypatch, springs):
 def test_comparison_with_the_reference_method(tmp_path, springs):
     config = options(dimers(tmp_path), num_reference_minima=2)
     page = minima.run(config, tmp_path / "run").read_text()
-    assert "Beside the reference method" in page
+    assert "Comparison with the reference method" in page
     # one minimum per molecule has no rank correlation
     assert json.loads((tmp_path / "run/metrics.json").read_text())["judged"] is None
 
@@ -89,7 +89,10 @@ def test_comparison_with_the_reference_method(tmp_path, springs):
     del config.num_reference_minima
     config.judged = 2
     assert (
-        minima.run(config, tmp_path / "run").read_text().count("Beside the reference method") == 1
+        minima.run(config, tmp_path / "run")
+        .read_text()
+        .count("Comparison with the reference method")
+        == 1
     )
 
 

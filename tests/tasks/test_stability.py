@@ -64,7 +64,7 @@ def test_hot_molecules_break_and_a_stopped_run_resumes(tmp_path, monkeypatch):
         and metrics["molecules"][0]["broken"] == 3
     )
     page = report.read_text()
-    assert page.count("<img") == 1 and "Why they broke" in page
+    assert page.count("<img") == 1 and "Reasons of breaks" in page
     table = (tmp_path / "run/stability.csv").read_text()
     rows = list(csv.DictReader(table.splitlines()))
     assert len(rows) == 12 and rows[0]["broke_at_ps"] == "" and "H0–H1" in rows[-1]["reason"]
@@ -99,7 +99,9 @@ def test_comparison_with_the_reference_method(tmp_path, monkeypatch):
         and 0 <= compared["spectrum_overlap"] <= 1
         and compared["temperature_k"] > 0
     )
-    assert 0 <= compared["distances_overlap"] <= 1 and "Beside the reference method" in page
+    assert (
+        0 <= compared["distances_overlap"] <= 1 and "Comparison with the reference method" in page
+    )
     reference_file = tmp_path / "run/compared/reference/0.npz"
     before = reference_file.stat().st_mtime_ns
     (tmp_path / "run/report.html").unlink()

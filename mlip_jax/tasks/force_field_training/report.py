@@ -74,7 +74,7 @@ def report_run(
             title=f"{run.config.model.name} on {run.data.name}",
             metrics_csv=workdir / "metrics.csv",
             seconds=seconds,
-            judged=evaluation,
+            evaluation=evaluation,
             notes=[*run.data.notes, *([_ENERGY_ONLY_NOTE] if run.energy_only else [])],
             info=_provenance(run, loop, params, seconds, fill, best.step),
         )

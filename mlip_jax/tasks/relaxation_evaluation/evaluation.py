@@ -18,7 +18,7 @@ from rich.progress import (
 
 from mlip_jax.datasets.selection.geometry_pools import InitialGeometry
 from mlip_jax.potential import Potential
-from mlip_jax.reports.force2geo.report import EvaluatedForceField, StartMolecules
+from mlip_jax.reports.force2geo.comparison import EvaluatedForceField, StartMolecules
 from mlip_jax.simulation.reference.oracle import Oracle, ReferenceEvaluation
 from mlip_jax.simulation.reference.result_cache import ResultCache, key_of
 
