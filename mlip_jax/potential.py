@@ -196,8 +196,8 @@ class Potential:
         restored = read_checkpoint(path)
         if "reference_energies" not in restored.metadata["statistics"]:
             raise CheckpointError(
-                f"{path}: holds a predictor of properties, not a force field; "
-                "mlip_jax.predictor.Predictor.load opens it"
+                f"{path}: contains a predictor of properties, not a force field. Open it with "
+                "mlip_jax.predictor.Predictor.load."
             )
         return cls.from_checkpoint(restored.arrays, restored.metadata)
 
@@ -242,7 +242,8 @@ class Potential:
         unknown = sorted(set(np.asarray(numbers).tolist()) - set(self.elements))
         if unknown:
             raise ValueError(
-                f"this force field was not trained on {', '.join(chemical_symbols[z] for z in unknown)}; it knows "
+                "this force field was not trained on "
+                f"{', '.join(chemical_symbols[z] for z in unknown)}, only on "
                 f"{', '.join(chemical_symbols[z] for z in self.elements)}"
             )
 
@@ -255,12 +256,14 @@ def read_checkpoint(path: str | Path) -> Restored:
     """
     path = Path(path)
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such directory; a workdir of a training run is expected")
+        raise CheckpointError(f"{path}: no such directory. Give the workdir of a training run.")
     store = CheckpointStore(path / BEST if (path / BEST).is_dir() else path, read_only=True)
     restored = store.restore()
     store.close()
     if restored is None:
-        raise CheckpointError(f"{path}: no finished checkpoint there; has the run validated once?")
+        raise CheckpointError(
+            f"{path}: no complete checkpoint. The first one is written by the first validation."
+        )
     return restored
 
 

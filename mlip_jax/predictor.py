@@ -60,8 +60,8 @@ class Predictor:
         restored = read_checkpoint(path)
         if restored.metadata["config"].get("task") != TASK:
             raise CheckpointError(
-                f"{path}: holds a force field, not a predictor of properties. Train one from it: "
-                f"--config=configs/force2prop.py --config.init.workdir={path}"
+                f"{path}: contains a force field, not a predictor of properties. Train one "
+                f"from it: --config=configs/force2prop.py --config.init.workdir={path}"
             )
         return cls.from_checkpoint(restored.arrays, restored.metadata)
 
@@ -125,7 +125,8 @@ class Predictor:
         unknown = sorted(set(np.asarray(numbers).tolist()) - set(self.elements))
         if unknown:
             raise ValueError(
-                f"this predictor was not trained on {', '.join(chemical_symbols[z] for z in unknown)}; it knows "
+                "this predictor was not trained on "
+                f"{', '.join(chemical_symbols[z] for z in unknown)}, only on "
                 f"{', '.join(chemical_symbols[z] for z in self.elements)}"
             )
 
@@ -134,7 +135,7 @@ class Predictor:
     ) -> dict[str, np.ndarray]:
         """Compute the outputs in batches; return them in the order of the structures."""
         if not len(columns):
-            raise ValueError("there are no structures to predict")
+            raise ValueError("there are no structures to predict: give at least one")
         sizes = graph_sizes(columns, self.cutoff, self.model.long_range_cutoff)
         budget = growing.fit(choose_budget(sizes, min(batch_size, len(columns))))
         parts, order = [], []
@@ -243,7 +244,8 @@ def begin_from(params: Any, arrays: Mapping[str, np.ndarray], source: str) -> tu
             parts[name] = from_arrays(own, found, f"{name}/")
         except CheckpointError as error:
             raise CheckpointError(
-                f"{source} cannot be begun from: in {name!r} {error}\nLeave config.model.name empty "
-                "to take its architecture, or change config.model.options."
+                f"{source} cannot initialize this model: in {name!r} {error}\nLeave "
+                "config.model.name empty to use its architecture, or change "
+                "config.model.options."
             ) from error
     return {**params, "params": parts}, fresh

@@ -85,7 +85,7 @@ def electronic_value(atoms, name: str) -> float:
         value = np.nan
     if not np.isfinite(value):
         raise ValueError(
-            f"atoms.info[{name!r}] must be a finite number, received {given!r}; leave it out for 0"
+            f"atoms.info[{name!r}] must be a finite number, received {given!r}. Remove it for 0."
         )
     return value
 

@@ -61,9 +61,7 @@ def neighbor_list(
     """
     positions = np.asarray(positions, np.float64)
     if not np.isfinite(positions).all():
-        raise ValueError(
-            "positions hold NaN or infinite values; no neighbour list can be made of them"
-        )
+        raise ValueError("positions contain NaN or infinite values: cannot build a neighbor list")
     if pbc is not None and np.any(pbc):
         return _periodic(positions, cutoff, np.asarray(cell, np.float64), np.asarray(pbc, bool))
     if len(positions) <= _DENSE_LIMIT:
@@ -105,9 +103,7 @@ def long_range_list(
     """
     positions = np.asarray(positions, np.float64)
     if not np.isfinite(positions).all():
-        raise ValueError(
-            "positions hold NaN or infinite values; no long-range list can be made of them"
-        )
+        raise ValueError("positions contain NaN or infinite values: cannot build a long-range list")
     if pbc is not None and np.any(pbc):
         if np.isinf(cutoff):
             raise infinite_pairs(pbc)
@@ -126,8 +122,9 @@ def long_range_list(
 def infinite_pairs(pbc) -> ValueError:
     """Return the error for an infinite long-range cutoff of a periodic structure."""
     return ValueError(
-        f"a periodic structure (pbc={np.asarray(pbc).tolist()}) has pairs without end: its long-range "
-        "cutoff must be finite, received inf. Give the terms of long range a cutoff."
+        f"a periodic structure (pbc={np.asarray(pbc).tolist()}) has infinitely many pairs: its "
+        "long-range cutoff must be finite, received inf. Set a cutoff for the long-range "
+        "terms."
     )
 
 
@@ -270,7 +267,7 @@ def _periodic_half(positions, cutoff, cell, pbc) -> tuple[np.ndarray, np.ndarray
     """Return receivers, senders and shifts of pairs with receivers <= senders, sorted."""
     if cell.shape != (3, 3) or not np.isfinite(cell).all():
         raise ValueError(
-            f"a periodic structure needs a finite cell of shape (3, 3), received {cell!r}"
+            f"the cell of a periodic structure must be finite with shape (3, 3), received {cell!r}"
         )
     if (np.linalg.norm(cell, axis=1)[pbc] < 1e-9).any():
         raise ValueError(
@@ -278,7 +275,7 @@ def _periodic_half(positions, cutoff, cell, pbc) -> tuple[np.ndarray, np.ndarray
         )
     full = _completed_cell(cell, pbc)
     if abs(np.linalg.det(full)) < 1e-9:
-        raise ValueError(f"the lattice vectors {cell.tolist()} lie in one plane; they span no cell")
+        raise ValueError(f"the lattice vectors are coplanar and span no cell: {cell.tolist()}")
     inverse = np.linalg.inv(full)
     offset = np.where(pbc, np.floor(positions @ inverse), 0.0)
     wrapped = positions - offset @ full

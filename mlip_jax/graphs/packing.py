@@ -80,7 +80,8 @@ def plan_buckets(
         a > b for low, high in zip(budgets, budgets[1:]) for a, b in zip(low, high)
     ):
         raise ValueError(
-            f"expected one or more budgets, each at least as large as the one before, received {budgets}"
+            "budgets must not be empty, and each must be at least as large as the one before, "
+            f"received {budgets}"
         )
     ordered = sizes.take(order)
     check_sizes(ordered, budgets[-1], lambda s: f"structure {order[s]}")
@@ -171,9 +172,10 @@ def check_sizes(
             else ("", "")
         )
         raise ValueError(
-            f"{name(s)} has {sizes.n_node[s]} atoms and {sizes.n_edge[s]} edges{has} and does not fit into a batch of "
-            f"{budget.n_node - 1} atoms and {budget.n_edge} edges{limit}; {too_large.sum()} such structures. "
-            "Give a larger batch size or leave them out with data.max_atoms."
+            f"{name(s)} has {sizes.n_node[s]} atoms and {sizes.n_edge[s]} edges{has} and does "
+            f"not fit into a batch of {budget.n_node - 1} atoms and {budget.n_edge} "
+            f"edges{limit}; {too_large.sum()} structures are too large. Increase the batch "
+            "size or exclude them with data.max_atoms."
         )
 
 

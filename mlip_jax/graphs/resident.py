@@ -142,12 +142,12 @@ def collect(
         totals += [pieces[-1][name].sum(dtype=np.int64) for name in ("n_atom", "n_edge", "n_pair")]
         if (totals > _MOST).any():
             raise ValueError(
-                "the structures, or those of them that were counted, have {} atoms, {} edges and {} long-range pairs; "
-                "at most {} of each can stay on a device, whose indices are int32. Keep these structures on the host, "
-                "or give fewer.".format(*totals, _MOST)
+                "the structures (or the counted sample of them) have {} atoms, {} edges and {} "
+                "long-range pairs; a device holds at most {} of each, because indices are "
+                "int32. Keep the structures on the host, or select fewer.".format(*totals, _MOST)
             )
     if not pieces:
-        raise ValueError("there are no structures to collect")
+        raise ValueError("cannot build a device data set: there are no structures")
     return _joined(pieces)
 
 
@@ -274,8 +274,8 @@ def gather(resident: DeviceDataset, places: jax.Array, budget: PaddingBudget) ->
     """
     if places.shape != (budget.n_graph - 1,):
         raise ValueError(
-            f"expected the places of {budget.n_graph - 1} structures for {budget}, -1 after the last, "
-            f"received shape {places.shape}"
+            f"expected the indices of {budget.n_graph - 1} structures for {budget}, with -1 "
+            f"after the last, received shape {places.shape}"
         )
     resident = jax.tree.map(jnp.asarray, resident)
     real = places >= 0  # (G - 1,)

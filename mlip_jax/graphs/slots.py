@@ -138,8 +138,8 @@ def build(
     size = slots.numbers.shape[1]
     if budget.n_node <= size or budget.n_edge % 2:
         raise ValueError(
-            f"a graph of slots with {size} atoms needs room for more than {size} atoms and an even number "
-            f"of edges, received {budget}"
+            f"a graph of slots with {size} atoms needs a budget for more than {size} atoms and "
+            f"an even number of edges, received {budget}"
         )
     here = jnp.arange(size) < slots.count[:, None]  # (M, n)
     both = here[:, :, None] & here[:, None, :] & ~jnp.eye(size, dtype=bool)

@@ -48,8 +48,9 @@ class Weights:
         """
         if name not in self._arrays:
             raise WeightsError(
-                f"the weights hold no {name!r}; the hyper-parameters do not belong to them, or they are "
-                f"not of mlff v1.0. There are {', '.join(sorted(self._arrays)[:8])}, ..."
+                f"the weights do not contain {name!r}: the hyper-parameters belong to other "
+                "weights, or the weights are not from mlff v1.0. Present are "
+                f"{', '.join(sorted(self._arrays)[:8])}, ..."
             )
         self._taken.add(name)
         return self._arrays[name]
@@ -90,7 +91,8 @@ class Weights:
         found = [name for name in self._arrays if name.endswith(f"/{end}")]
         if len(found) != 1:
             raise WeightsError(
-                f"expected one weight whose name ends with {end!r}, found {len(found)}: {found}"
+                f"expected exactly one weight whose name ends with {end!r}, received "
+                f"{len(found)}: {found}"
             )
         return found[0].removesuffix(end)
 
@@ -102,8 +104,8 @@ class Weights:
         left = sorted(set(self._arrays) - self._taken)
         if left:
             raise WeightsError(
-                f"{len(left)} weights have no place in the model that the hyper-parameters describe: "
-                f"{', '.join(left[:8])}"
+                f"{len(left)} weights are not part of the model described by the "
+                f"hyper-parameters: {', '.join(left[:8])}"
             )
 
 
@@ -118,8 +120,8 @@ def _flat(tree):
         visits += len(entries)
         if visits > _MAX_ENTRIES:
             raise WeightsError(
-                f"more than {_MAX_ENTRIES} weights, which no model of this kind has; the file is "
-                "damaged or malicious"
+                f"the file contains more than {_MAX_ENTRIES} weights, more than any model of "
+                "this kind: it is corrupted or malicious"
             )
         for name, value in entries.items():
             where = (
@@ -175,7 +177,7 @@ def read(path: str | Path) -> Mapping[str, Any]:
     if path.suffix != ".pkl":
         return weight_files.read(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a pickle of mlff's parameters is expected")
+        raise FileNotFoundError(f"{path}: no such file. Give a pickle with parameters of mlff.")
     with path.open("rb") as file:
         tree = safe_pickle.load(file, allowed=safe_pickle.NUMPY, source=str(path))
     if not isinstance(tree, dict) or not isinstance(tree.get("params"), dict):
@@ -196,7 +198,7 @@ def read_hyperparameters(path: str | Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(Path(path).read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path}: cannot be read as YAML ({error})") from error
+        raise WeightsError(f"{path}: invalid YAML ({error})") from error
     if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
         raise WeightsError(f"{path}: expected hyper-parameters of mlff with the entry 'model'")
     return found
@@ -270,8 +272,8 @@ def model_settings(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
         given = data.get(name, unit)
         if given != unit:
             raise WeightsError(
-                f"hyper-parameter data.{name} is {given!r}; only force fields in eV and Angstrom are "
-                "supported"
+                f"hyper-parameter data.{name} is {given!r}; only force fields in eV and "
+                "Angstrom are supported"
             )
     settings = dict(hyperparameters["model"])
     average = data.get("avg_num_neighbors")
@@ -303,7 +305,9 @@ def model_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
     missing = [name for name in (*renamed.values(), "degrees", "cutoff") if name not in settings]
     if missing:
-        raise WeightsError(f"the hyper-parameters of mlff's So3krates lack {', '.join(missing)}")
+        raise WeightsError(
+            f"required hyper-parameters of mlff's So3krates are missing: {', '.join(missing)}"
+        )
     _check_values(settings)
     options = {ours: settings[theirs] for ours, theirs in renamed.items()}
     return options | {
@@ -385,8 +389,9 @@ def _check_values(settings) -> None:
         and "avg_num_neighbors" not in settings
     ):
         raise WeightsError(
-            "the hyper-parameters lack avg_num_neighbors (data.avg_num_neighbors in a "
-            "hyperparameters.yaml), by which message_normalization 'avg_num_neighbors' divides"
+            "hyper-parameter avg_num_neighbors (data.avg_num_neighbors in a "
+            "hyperparameters.yaml) is missing; message_normalization 'avg_num_neighbors' "
+            "requires it"
         )
 
 

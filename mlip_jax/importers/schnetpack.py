@@ -104,14 +104,14 @@ def _elements(path, elements, offsets) -> tuple[int, ...]:
         )
         if not known or not 1 <= known[0] <= known[-1] < len(offsets):
             raise ValueError(
-                f"{path}: elements must be symbols or atomic numbers from 1 to {len(offsets) - 1}, for "
-                f"which there are weights; received {list(elements)}"
+                f"{path}: elements must be symbols or atomic numbers from 1 to "
+                f"{len(offsets) - 1}, for which there are weights; received {list(elements)}"
             )
     bad = [z for z in known if not np.isfinite(offsets[z])]
     if bad:
         raise ValueError(
-            f"{path}: the reference energies of elements {bad} are not finite; give `elements`, those "
-            "that the model was trained on, without them"
+            f"{path}: the reference energies of elements {bad} are not finite. Give "
+            "`elements`, those that the model was trained on, without them."
         )
     return known
 
@@ -173,8 +173,8 @@ class _RemainingWeights:
         found = [name for name in weights if name.endswith(_EMBEDDING)]
         if len(found) != 1:
             raise WeightsError(
-                f"expected the state dict of one SchNetPack model, with one {_EMBEDDING!r}; received "
-                f"{len(found)} of them among {len(weights)} arrays: {_list(weights)}"
+                f"expected the state dict of one SchNetPack model, with one {_EMBEDDING!r}; "
+                f"received {len(found)} of them in {len(weights)} arrays: {_list(weights)}"
             )
         prefix = found[0].removesuffix(_EMBEDDING)
         self.left = {
@@ -193,7 +193,7 @@ class _RemainingWeights:
           *shape: Expected shape; None accepts any size, and no shape accepts every shape.
         """
         if name not in self.left:
-            raise WeightsError(f"weight {name!r} is missing; there are {_list(self.left)}")
+            raise WeightsError(f"weight {name!r} is missing; present are {_list(self.left)}")
         array = np.asarray(self.left.pop(name))
         if shape and (
             array.ndim != len(shape) or any(s not in (None, n) for s, n in zip(shape, array.shape))
@@ -232,8 +232,8 @@ class _RemainingWeights:
         numbers = self.numbers(rf"{re.escape(name)}\.(\d+)\.")
         if numbers != list(range(len(numbers))) or not numbers:
             raise WeightsError(
-                f"expected the blocks {name}.0, {name}.1, ... without gaps, received {numbers}; "
-                "blocks that share their weights must be stored under each name"
+                f"expected the blocks {name}.0, {name}.1, ... without gaps, received "
+                f"{numbers}; blocks that share their weights must be stored under each name"
             )
         return len(numbers)
 
@@ -241,9 +241,9 @@ class _RemainingWeights:
         """Raise WeightsError if weights remain."""
         if self.left:
             raise WeightsError(
-                f"these weights have no counterpart here: {_list(self.left, 20)}. PaiNN and SchNet with one Atomwise "
-                "output (two layers, the energy) are read; leave out the weights of other outputs when saving, if "
-                "the energy does not depend on them"
+                f"unsupported weights: {_list(self.left, 20)}. Only PaiNN and SchNet with one "
+                "Atomwise output (two layers, the energy) can be imported. Exclude the "
+                "weights of other outputs when saving, if the energy does not depend on them."
             )
 
 
@@ -262,7 +262,7 @@ def _kind(state: _RemainingWeights) -> str:
         if mark in state:
             return kind
     raise WeightsError(
-        f"neither SchNetPack's PaiNN nor its SchNet; the weights are {_list(state.left, 20)}"
+        f"neither PaiNN nor SchNet of SchNetPack; the weights are {_list(state.left, 20)}"
     )
 
 
@@ -307,7 +307,7 @@ def _of_radial_basis(
 
 def _painn(state, width, cutoff, options, activation, epsilon):
     if activation not in (None, "silu"):
-        raise ValueError(f"PaiNN's activation is silu, received {activation!r}")
+        raise ValueError(f"PaiNN's activation must be silu, received {activation!r}")
     num_layers = state.count(_INTERACTIONS)
     filters = _of_radial_basis(state, "representation.filter_net", cutoff, options, None)
     if filters["kernel"].shape[1] == 3 * width:  # shared by all interactions
@@ -364,14 +364,16 @@ def _energy(state: _RemainingWeights, width: int) -> tuple[dict[str, Any], int]:
     modules = state.numbers(r"output_modules\.(\d+)\.outnet\.")
     if len(modules) != 1:
         raise WeightsError(
-            f"expected one output module with weights, the Atomwise of the energy; received {len(modules)}: "
-            f"{_list(name for name in state.left if name.startswith('output_modules.'))}. Leave out the others when "
-            "saving, if the energy does not depend on them"
+            "expected one output module with weights, the Atomwise of the energy; received "
+            f"{len(modules)}: "
+            f"{_list(name for name in state.left if name.startswith('output_modules.'))}. "
+            "Exclude the others when saving, if the energy does not depend on them."
         )
     outnet = f"output_modules.{modules[0]}.outnet"
     if state.numbers(rf"{re.escape(outnet)}\.(\d+)\.") != [0, 1]:
         raise WeightsError(
-            f"the energy must come of two layers, {outnet}.0 and {outnet}.1; received "
+            f"the output network of the energy must have two layers, {outnet}.0 and "
+            f"{outnet}.1; received "
             f"{_list(name for name in state.left if name.startswith(outnet))}"
         )
     hidden = state.dense(f"{outnet}.0", width, None)
@@ -391,13 +393,15 @@ def _offsets(state: _RemainingWeights, rows: int, do_postprocessing: bool) -> np
             atomref = state.take(name).astype(np.float64)
             if atomref.shape[:1] != (atomref.size,):
                 raise WeightsError(
-                    f"weight {name!r}: expected one energy for each element, received {atomref.shape}"
+                    f"weight {name!r}: expected one energy per element, received shape "
+                    f"{atomref.shape}"
                 )
             offsets = offsets[: len(atomref)] + atomref.reshape(-1)[: len(offsets)]
         elif name.endswith(".scale"):
             raise WeightsError(
-                f"weight {name!r} is that of a ScaleProperty, and the state dict does not say what it "
-                "scales. Leave it out when saving; if it scales the energy, multiply weight and bias of "
-                "the last layer of the output module by it"
+                f"weight {name!r} belongs to a ScaleProperty, and the state dict does not "
+                "record which property it scales. Exclude it when saving; if it scales the "
+                "energy, multiply weight and bias of the last layer of the output module by "
+                "it."
             )
     return offsets

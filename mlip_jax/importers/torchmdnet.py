@@ -71,8 +71,9 @@ def load(
         hparams = path.with_name("hparams.yaml")
         if not hparams.is_file():
             raise ValueError(
-                f"{path}: the weights alone do not say {', '.join(_REQUIRED)}; give hparams, a dict or "
-                f"the hparams.yaml of the training run (none is beside the file)"
+                f"{path}: hyper-parameters are missing: {', '.join(_REQUIRED)}. Give hparams, "
+                "a dict or the hparams.yaml of the training run (there is none next to the "
+                "file)."
             )
     settings = hparams if isinstance(hparams, Mapping) else read_hparams(hparams)
     return potential(weight_files.read(path), settings, elements, energy_unit, {"file": path.name})
@@ -89,10 +90,10 @@ def read_hparams(path: str | Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(Path(path).read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: cannot be read as plain YAML ({error})") from error
+        raise ValueError(f"{path}: invalid or unsafe YAML ({error})") from error
     if not isinstance(found, dict):
         raise ValueError(
-            f"{path}: expected hyper-parameters by name, received {type(found).__name__}"
+            f"{path}: expected a table of hyper-parameters, received {type(found).__name__}"
         )
     return found
 
@@ -154,9 +155,9 @@ class StateDict:
         """
         if name not in self._arrays:
             raise WeightsError(
-                f"the state dict holds no {name!r}; it is not that of an equivariant transformer with "
-                f"output model 'Scalar', or not whole. There are {', '.join(sorted(self._arrays)[:8])}, "
-                "..."
+                f"the state dict does not contain {name!r}: it is incomplete, or not from an "
+                "equivariant transformer with output model 'Scalar'. Present are "
+                f"{', '.join(sorted(self._arrays)[:8])}, ..."
             )
         self._taken.add(name)
         return self._arrays[name]
@@ -197,8 +198,8 @@ class StateDict:
         left = sorted(set(self._arrays) - self._taken)
         if left:
             raise WeightsError(
-                f"{len(left)} arrays of the state dict have no place in an equivariant transformer with "
-                f"these hyper-parameters: {', '.join(left[:8])}"
+                f"{len(left)} arrays of the state dict are not part of an equivariant "
+                f"transformer with these hyper-parameters: {', '.join(left[:8])}"
             )
 
 
@@ -213,8 +214,9 @@ def model_options(weights: StateDict, hparams: Mapping[str, Any]) -> dict[str, A
     lower, upper = float(hparams["cutoff_lower"]), float(hparams["cutoff_upper"])
     if shown["embedding_dimension"] % int(hparams["num_heads"]):
         raise ValueError(
-            f"hyper-parameter num_heads is {hparams['num_heads']}, which does not divide the width of the "
-            f"weights, {shown['embedding_dimension']}; do they belong together?"
+            f"hyper-parameter num_heads={hparams['num_heads']} does not divide the width of "
+            f"the weights, {shown['embedding_dimension']}. Check that hyper-parameters and "
+            "weights belong together."
         )
     centers, widths = _radial_constants(weights, shown["rbf_type"])
     return {
@@ -277,7 +279,7 @@ def _check_hparams(hparams, shown) -> None:
     missing = [name for name in _REQUIRED if name not in hparams]
     if missing:
         raise ValueError(
-            f"the hyper-parameters lack {', '.join(missing)}, which the weights do not show"
+            f"hyper-parameters that the weights do not determine are missing: {', '.join(missing)}"
         )
     for name in ("activation", "attn_activation"):
         if hparams[name] not in ACTIVATIONS:
@@ -288,8 +290,9 @@ def _check_hparams(hparams, shown) -> None:
     for name, value in shown.items():
         if hparams.get(name, value) != value:
             raise ValueError(
-                f"hyper-parameter {name} is {hparams[name]!r}, but the weights are of a model with "
-                f"{value!r}; do they belong together?"
+                f"hyper-parameter {name} is {hparams[name]!r}, but the weights belong to a "
+                f"model with {value!r}. Check that hyper-parameters and weights belong "
+                "together."
             )
 
 
@@ -434,9 +437,9 @@ def energy_scale(weights: StateDict) -> float:
     mean, std = float(weights("mean")), float(weights("std"))
     if mean != 0:
         raise WeightsError(
-            f"the state dict adds a mean of {mean:g} to the energy of each structure, whatever its "
-            "size; energies here are sums over atoms. Set 'mean' to 0 to go without it: forces, and "
-            "differences of energies, stay the same"
+            f"the state dict adds a mean of {mean:g} to the energy of each structure, "
+            "independent of its size; energies here are sums over atoms. Set 'mean' to 0 to "
+            "drop it: forces and energy differences stay the same."
         )
     return std
 
@@ -457,12 +460,14 @@ def reference_energies(weights: StateDict, hparams: Mapping[str, Any]) -> np.nda
     for name, _ in priors:
         if name not in ("Atomref", "LearnableAtomref"):
             raise ValueError(
-                f"prior_model {name!r} of TorchMD-Net is not supported; Atomref and LearnableAtomref are"
+                f"unsupported prior_model {name!r} of TorchMD-Net; supported are Atomref and "
+                "LearnableAtomref"
             )
     if len(found) != len(priors):
         raise ValueError(
-            f"the hyper-parameters name {len(priors)} priors ({[name for name, _ in priors]}), the "
-            f"weights hold {len(found)} ({found}); do they belong together?"
+            f"the hyper-parameters list {len(priors)} priors ({[name for name, _ in priors]}), "
+            f"the weights contain {len(found)} ({found}). Check that hyper-parameters and "
+            "weights belong together."
         )
     for name, (_, arguments) in zip(found, priors):
         weights.drop(name.replace("atomref.weight", "initial_atomref"))
@@ -493,8 +498,9 @@ def _check_box(weights: StateDict) -> None:
     name = f"{_MODEL}distance.box"
     if name in weights and weights(name).any():
         raise WeightsError(
-            f"the state dict holds a fixed periodic box, {weights(name).tolist()}; here a structure has "
-            f"its own cell. Set {name!r} to zeros and give the structures that cell"
+            f"the state dict contains a fixed periodic box, {weights(name).tolist()}; here "
+            f"each structure has its own cell. Set {name!r} to zeros and give the structures "
+            "that cell."
         )
 
 
@@ -504,8 +510,8 @@ def _elements(given, references, rows) -> tuple[int, ...]:
         found = tuple(np.flatnonzero(references).tolist())
         if not found:
             raise ValueError(
-                "the weights do not say on which elements they were trained; give elements, such as "
-                "elements=('H', 'C', 'N', 'O')"
+                "the weights do not record the elements of the training data. Give elements, "
+                "such as elements=('H', 'C', 'N', 'O')."
             )
         return found
     numbers = tuple(

@@ -324,8 +324,8 @@ class RadialBasis(nn.Module):
         ):
             if x.shape != y.shape:
                 raise ValueError(
-                    f"{name} holds {x.size} numbers; num_radial={self.num} {self.kind} functions have "
-                    f"{y.size}"
+                    f"{name} contains {x.size} numbers, expected {y.size} for "
+                    f"num_radial={self.num} {self.kind} functions"
                 )
         return given
 

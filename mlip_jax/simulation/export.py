@@ -134,7 +134,7 @@ def export_stablehlo(
             "inputs": inputs,
             "outputs": outputs,
             "reference_energies": potential.reference_energies.tolist(),
-            "reference_energies_of": "atomic number, eV; add that of each atom in double precision",
+            "reference_energies_of": "per atomic number, eV; add that of each atom in double precision",
         },
     )
     return folder
@@ -163,17 +163,17 @@ def _check(max_atoms, max_pairs, max_long_range_pairs, periodic, dtype, platform
         ("max_long_range_pairs", max_long_range_pairs),
     ):
         if value is not None and value < 1:
-            raise ValueError(f"{name} must be 1 or more, received {value}")
+            raise ValueError(f"{name} must be at least 1, received {value}")
     if dtype not in ("float32", "float64"):
         raise ValueError(f'dtype must be "float32" or "float64", received {dtype!r}')
     if not platforms or set(platforms) - set(PLATFORMS):
         raise ValueError(
-            f"platforms must be out of {', '.join(PLATFORMS)}, received {list(platforms)}"
+            f"platforms must be among {', '.join(PLATFORMS)}, received {list(platforms)}"
         )
     if periodic and reach is not None and math.isinf(reach):
         raise ValueError(
-            "a periodic structure has pairs without end: give the force field's terms of long range a "
-            "finite cutoff, or export it for open boundaries"
+            "a periodic structure has infinitely many pairs. Set a finite cutoff for the "
+            "long-range terms of the force field, or export it for open boundaries."
         )
 
 
@@ -196,11 +196,11 @@ def _inputs(sizes: dict[str, int], periodic: bool, dtype: str) -> dict[str, dict
             **({"padding": padding} if padding else {}),
         }
 
-    rows, last = sizes["rows"], "the last row, joined to itself"
+    rows, last = sizes["rows"], "the last row, as sender and receiver"
     inputs = {
         "positions": one((rows, 3), dtype, "Angstrom", "0"),
         "numbers": one((rows,), "int32", "atomic number", "0"),
-        "num_atoms": one((), "int32", "atoms that are not padding"),
+        "num_atoms": one((), "int32", "number of atoms without padding"),
         "charge": one((), dtype, "e"),
         "num_unpaired_electrons": one((), dtype, "1"),
     }
@@ -210,7 +210,7 @@ def _inputs(sizes: dict[str, int], periodic: bool, dtype: str) -> dict[str, dict
             inputs[f"{kind}pairs"] = one((size, 2), "int32", "atoms i and j, each pair once", last)
             if periodic:
                 inputs[f"{kind}shifts"] = one(
-                    (size, 3), "int32", "lattice vectors that are added to atom j", "0"
+                    (size, 3), "int32", "lattice vectors added to atom j", "0"
                 )
     return inputs | ({"cell": one((3, 3), dtype, "Angstrom, vectors as rows")} if periodic else {})
 

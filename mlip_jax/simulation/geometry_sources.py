@@ -106,7 +106,7 @@ class Sources:
             raise DatasetError(f"{source}: none of {len(samples)} samples has such a geometry")
         if len(found.samples) < len(samples):
             log.warning(
-                "%s: %d of %d samples have no such geometry and are left out",
+                "%s: skipping %d of %d samples without such a geometry",
                 source,
                 len(samples) - len(found.samples),
                 len(samples),
@@ -141,9 +141,9 @@ class Sources:
         codes, names = self.store.texts("subset")
         if stage not in names:
             raise ConfigError(
-                f"there is no geometry {stage!r}: the data have the stages "
-                f"{', '.join(sorted(n for n in names if n)) or '(none)'}; others are labels, etkdg, "
-                "etkdg:mmff and relaxed(SOURCE)"
+                f"unknown geometry {stage!r}: the data have the stages "
+                f"{', '.join(sorted(n for n in names if n)) or '(none)'}; other sources are "
+                "labels, etkdg, etkdg:mmff and relaxed(SOURCE)"
             )
         return codes == names.index(stage)
 
@@ -151,7 +151,7 @@ class Sources:
         """Return the first or the last snapshot of a stage for each sample."""
         stage, _, which = source.partition(":")
         if which not in ("", "first", "last"):
-            raise ConfigError(f"geometry {source!r}: after the stage comes first or last")
+            raise ConfigError(f"geometry {source!r}: expected 'first' or 'last' after the stage")
         first, numbers = self.frames(stage, samples)
         has = np.flatnonzero(np.diff(first))
         conformer = np.asarray(self.store.index("conformer"))
@@ -167,7 +167,7 @@ class Sources:
         smiles = [texts[code] for code in codes[self.index[samples]]]
         if not any(smiles):
             raise DatasetError(
-                f"{self.store.path}: etkdg makes geometries of SMILES, and these data have none"
+                f"{self.store.path}: etkdg embeds SMILES, and these data contain none"
             )
         options = embedding.EmbeddingOptions(mmff=source.endswith("mmff"), seed=self.seed)
 
@@ -186,7 +186,8 @@ class Sources:
         """Return geometries of another source, relaxed with the force field."""
         if self.force_field is None:
             raise ConfigError(
-                "geometries 'relaxed(...)' need a force field: set data.force_field to its workdir"
+                "geometries 'relaxed(...)' require a force field: set data.force_field to its "
+                "workdir"
             )
         start, potential = self.get(source, samples), self.force_field()
         columns = start.rows.take(start.index, labels_only=True)
@@ -203,7 +204,7 @@ class Sources:
             lost = [k for k, r in found.items() if r.status not in ("converged", "step limit")]
             if lost:
                 log.warning(
-                    "%d of %d molecules could not be relaxed, the first because %s",
+                    "%d of %d molecules could not be relaxed; the first reason: %s",
                     len(lost),
                     len(starts),
                     found[lost[0]].reason,

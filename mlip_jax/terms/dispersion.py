@@ -155,6 +155,7 @@ def check_elements(numbers: Iterable[int]) -> None:
     unknown = sorted({int(z) for z in numbers if z > last})
     if unknown:
         raise ValueError(
-            f"the dispersion term has no free-atom values for {', '.join(chemical_symbols[z] for z in unknown)}; it "
-            f"knows elements 1 to {last} ({chemical_symbols[last]}). Leave these structures out, or the term off"
+            "the dispersion term has no free-atom values for "
+            f"{', '.join(chemical_symbols[z] for z in unknown)}, only for elements 1 to {last} "
+            f"({chemical_symbols[last]}). Exclude these structures, or remove the term."
         )

@@ -264,6 +264,6 @@ def test_all_pairs_of_a_store_with_periodic_structures_are_refused(tmp_path):
             progress=False,
         )
     )
-    with pytest.raises(ValueError, match="store.*pairs without end"):
+    with pytest.raises(ValueError, match="store.*infinitely many pairs"):
         pair_counts(store, np.inf)
     assert pair_counts(store, 4.3, progress=False).tolist() == [8, 3, 0]

@@ -141,7 +141,7 @@ def test_structures_that_fit_into_no_budget_are_named():
         plan_buckets(np.array([0, 1]), sizes, budgets)
     with pytest.raises(ValueError, match="as large as the one before"):
         plan_buckets(np.array([0]), sizes, budgets[::-1])
-    with pytest.raises(ValueError, match="one or more budgets"):
+    with pytest.raises(ValueError, match="budgets must not be empty"):
         plan_buckets(np.array([0]), sizes, ())
 
 

@@ -86,25 +86,25 @@ def test_needs_no_torch(tmp_path):
 
 
 def test_damage_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="parameters.save wrote"):
+    with pytest.raises(FileNotFoundError, match="written by mlip_jax.importers.parameters.save"):
         parameters.load(tmp_path)
     folder = parameters.save(random("painn"), tmp_path / "a")
     text = (folder / "parameters.json").read_text()
     content = (folder / "parameters.safetensors").read_bytes()
     (folder / "parameters.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(WeightsError, match="damaged, or belongs to another"):
+    with pytest.raises(WeightsError, match="corrupted, or belongs to another"):
         parameters.load(folder)
     (folder / "parameters.safetensors").write_bytes(content)
     for changed, message in (
         ({"version": 2}, "version 2.*reads 1"),
-        ({"format": "?"}, "no description"),
+        ({"format": "?"}, "not a description"),
         ({"model": {"name": "schnet", "options": SMALL}}, "does not fit the model"),
     ):
         (folder / "parameters.json").write_text(json.dumps(json.loads(text) | changed))
         with pytest.raises(WeightsError, match=message):
             parameters.load(folder)
     (folder / "parameters.json").write_text("{")
-    with pytest.raises(WeightsError, match="not JSON"):
+    with pytest.raises(WeightsError, match="invalid JSON"):
         parameters.load(folder)
     (folder / "parameters.json").write_text(text)
     (folder / "parameters.safetensors").unlink()

@@ -191,14 +191,14 @@ def test_truncated_files_are_named(tmp_path, suffix):
     whole = path.read_bytes()
     for size in (0, 7, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(WeightsError, match=f"weights{suffix}: not a whole"):
+        with pytest.raises(WeightsError, match=f"weights{suffix}: invalid"):
             schnetpack.load(path)
 
 
 def test_a_bare_array_is_no_file_of_weights(tmp_path):
     with open(tmp_path / "weights.npz", "wb") as file:
         np.save(file, np.zeros(3))
-    with pytest.raises(WeightsError, match="weights.npz: not a whole"):
+    with pytest.raises(WeightsError, match="weights.npz: invalid"):
         schnetpack.load(tmp_path / "weights.npz")
 
 
@@ -207,7 +207,7 @@ def test_a_damaged_array_is_named(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match="weights.npz: not a whole"):
+    with pytest.raises(WeightsError, match="weights.npz: invalid"):
         schnetpack.load(path)
 
 
@@ -272,7 +272,7 @@ def test_other_arrays_are_no_model_of_schnetpack():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"activation": "tanh"}, "PaiNN's activation is silu"),
+        ({"activation": "tanh"}, "PaiNN's activation must be silu"),
         ({"energy_act": "silo"}, "Did you mean 'silu'"),
         ({"elements": [1, 10]}, "from 1 to 9"),
         ({"elements": ["Xx"]}, "Xx"),

@@ -523,7 +523,7 @@ def test_hyperparameters_that_are_not_supported(files, tmp_path):
         with pytest.raises(WeightsError, match=f"hyper-parameter {name} must be .*received"):
             mlff.potential({}, {**mlff.model_settings(found), name: value}, so3lr.ELEMENTS)
     for data in ({}, {"avg_num_neighbors": None}):
-        with pytest.raises(WeightsError, match="lack avg_num_neighbors"):
+        with pytest.raises(WeightsError, match="avg_num_neighbors .*is missing"):
             mlff.model_options(mlff.model_settings({**found, "data": data}))
     with pytest.raises(WeightsError, match="data must be a table, received None"):
         mlff.model_settings({**found, "data": None})

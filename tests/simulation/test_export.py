@@ -156,7 +156,7 @@ def test_room_for_pairs():
         ({"max_pairs": 0}, "max_pairs must be"),
         ({"dtype": "float16"}, "received 'float16'"),
         ({"platforms": ["abacus"]}, "out of cpu.*abacus"),
-        ({"periodic": True}, "pairs without end"),
+        ({"periodic": True}, "infinitely many pairs"),
     ],
 )
 def test_errors(make_potential, tmp_path, options, message):

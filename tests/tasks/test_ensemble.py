@@ -147,7 +147,7 @@ def test_errors(folder):
     for members, message in (((), "two or more"), (("m0",), "two or more")):
         with pytest.raises(ConfigError, match=message):
             run(folder, members)
-    with pytest.raises(ValueError, match="each another one"):
+    with pytest.raises(ValueError, match="all different"):
         run(folder, ("m0", "m0"))
     with pytest.raises(ConfigError, match="max_structures"):
         run(folder, ("m0", "m1"), max_structures=0)

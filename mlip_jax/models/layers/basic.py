@@ -181,8 +181,8 @@ def radial_basis(
     if name == "bessel" and widths is None:
         return functools.partial(basis, wave_numbers=centers)
     raise ValueError(
-        f"radial_centers go with the radial bases 'gaussian' and 'bessel' and radial_widths with "
-        f"'gaussian', received them for {name!r}"
+        "radial_centers are only valid for the radial bases 'gaussian' and 'bessel', and "
+        f"radial_widths for 'gaussian'; received them for {name!r}"
     )
 
 

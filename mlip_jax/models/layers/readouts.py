@@ -67,8 +67,8 @@ class Readout(nn.Module):
         vectors = vectors_of(features)
         if vectors is None:
             raise ValueError(
-                "this model has no features of degree 1, which vectors of atoms are made of; use one that "
-                "has, as painn or equivariant_transformer"
+                "this model has no features of degree 1, from which vectors of atoms are "
+                "computed. Use a model that has them, such as painn or equivariant_transformer."
             )
         return jnp.where(
             mask[:, None], GatedVectors(self.act, name="vectors")(scalars, vectors), 0.0

@@ -86,14 +86,15 @@ class EnsembleCalculator(PaddedCalculator):
         potentials = tuple(potentials)
         if len(potentials) < 2:
             raise ValueError(
-                f"an ensemble needs two or more force fields, received {len(potentials)}; MLIPCalculator "
-                "is for one"
+                f"an ensemble needs at least two force fields, received {len(potentials)}. Use "
+                "MLIPCalculator for one."
             )
         cutoffs = [(p.cutoff, p.long_range_cutoff) for p in potentials]
         if len(set(cutoffs)) > 1:
             raise ValueError(
-                "members of an ensemble share one neighbour list and must have one cutoff and one "
-                f"long-range cutoff; received (in Å) {', '.join(map(str, cutoffs))}"
+                "the members of an ensemble share one neighbor list and must have the same "
+                "cutoff and long-range cutoff; received (in Å) "
+                f"{', '.join(map(str, cutoffs))}"
             )
         if calibration is not None:
             calibration.check(potentials)

@@ -131,8 +131,8 @@ class PaddedCalculator(Calculator):
         with self._lock:
             if atoms is None and self.atoms is None and name in self.implemented_properties:
                 raise CalculatorSetupError(
-                    f"{name} of what? This calculator has seen no atoms yet; hand them over, or "
-                    "set atoms.calc and ask the atoms"
+                    f"{name} requires atoms, and this calculator has not received any. Pass "
+                    "them, or set atoms.calc and call the method of the atoms."
                 )
             return super().get_property(name, atoms, allow_calculation)
 
@@ -192,8 +192,8 @@ class PaddedCalculator(Calculator):
         hessian = np.concatenate(blocks)[:size].astype(np.float64)
         if not np.isfinite(hessian).all():
             raise CalculationFailed(
-                "the force field gives NaN or infinite second derivatives here; are atoms on top "
-                "of each other?"
+                "the force field gives NaN or infinite second derivatives. Check whether atoms "
+                "overlap."
             )
         return 0.5 * (hessian + hessian.T)
 
@@ -247,27 +247,30 @@ class PaddedCalculator(Calculator):
     def _check(self, atoms, properties) -> None:
         """Raise if the structure or the requested properties are unsupported; see `calculate`."""
         if len(atoms) == 0:
-            raise ValueError("the structure has no atoms; a force field needs at least one")
+            raise ValueError("the structure has no atoms; a force field requires at least one")
         if not np.isfinite(atoms.positions).all():
             bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
             raise ValueError(
-                f"positions must be finite, received NaN or infinite values for {len(bad)} of {len(atoms)} atoms, "
-                f"the first of them atom {bad[0]}: {atoms.positions[bad[0]]}"
+                f"positions must be finite, received NaN or infinite values for {len(bad)} of "
+                f"{len(atoms)} atoms; the first is atom {bad[0]}: {atoms.positions[bad[0]]}"
             )
         if atoms.pbc.any() and not atoms.cell.array.any(axis=1)[atoms.pbc].all():
             raise ValueError(
                 f"pbc is {atoms.pbc.tolist()} but a periodic direction has no lattice vector: "
-                f"{atoms.cell.array.tolist()}; give the cell, or set pbc to False there"
+                f"{atoms.cell.array.tolist()}. Set the cell, or set pbc to False in this "
+                "direction."
             )
         for member in self._members:
             member.check_elements(atoms.numbers)
         if "stress" in properties and not atoms.pbc.all():
             raise PropertyNotImplementedError(
-                f"stress needs a cell that is periodic in all three directions, received pbc={atoms.pbc.tolist()}"
+                "stress requires a cell that is periodic in all three directions, received "
+                f"pbc={atoms.pbc.tolist()}"
             )
         if "dipole" in properties and atoms.pbc.any():
             raise PropertyNotImplementedError(
-                f"a periodic structure has no dipole moment, received pbc={atoms.pbc.tolist()}"
+                "the dipole moment of a periodic structure is undefined, received "
+                f"pbc={atoms.pbc.tolist()}"
             )
         self._check_state_known(atoms, "charge", "charges", "total charges")
         self._check_state_known(
@@ -289,8 +292,8 @@ class PaddedCalculator(Calculator):
             return
         self._warned_of.add(key)
         warnings.warn(
-            f"atoms.info['{key}'] is {value:g}, but this force field was trained on {words} "
-            f"{', '.join(f'{c:g}' for c in strange[0])} only; do not expect its energies to be right",
+            f"atoms.info['{key}'] is {value:g}, but this force field was trained only on "
+            f"{words} {', '.join(f'{c:g}' for c in strange[0])}; its energies may be wrong",
             UserWarning,
             stacklevel=2,
         )
@@ -312,8 +315,8 @@ class PaddedCalculator(Calculator):
         energy = float(energies.sum())
         if not np.isfinite(out).all():
             raise CalculationFailed(
-                "the force field gives NaN or infinite energies or forces here; are atoms on top of each other, or "
-                "has the dynamics blown up?"
+                "the force field gives NaN or infinite energies or forces. Check whether atoms "
+                "overlap or the dynamics are unstable."
             )
         results = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
         if stress is not None:
@@ -455,6 +458,6 @@ def _check_apart(positions, neighbors) -> None:
     if same.any():
         edge = int(np.argmax(same))
         raise CalculationFailed(
-            f"atoms {neighbors.receivers[edge]} and {neighbors.senders[edge]} are in the same "
-            "place; forces are not defined there"
+            f"atoms {neighbors.receivers[edge]} and {neighbors.senders[edge]} have the same "
+            "position; their forces are undefined"
         )

@@ -83,9 +83,9 @@ def spectrum(course: SampledTrajectory, highest: float = 4000.0) -> tuple[np.nda
     nyquist = 0.5 / (course.spacing * _SPEED_OF_LIGHT)
     if frames < 16 or nyquist < highest:
         raise ValueError(
-            f"a spectrum up to {highest:g} cm⁻¹ needs 16 frames or more, at most "
-            f"{0.5 / (highest * _SPEED_OF_LIGHT):.3g} fs apart; there are {frames}, {course.spacing:g} fs "
-            "apart"
+            f"a spectrum up to {highest:g} cm⁻¹ needs at least 16 frames, at most "
+            f"{0.5 / (highest * _SPEED_OF_LIGHT):.3g} fs apart; received {frames}, "
+            f"{course.spacing:g} fs apart"
         )
     window = np.hanning(frames)[:, None, None]
     moved = (course.velocities - course.velocities.mean(0)) * window

@@ -227,7 +227,7 @@ def _reading(path: Path) -> Iterator[h5py.File]:
     ):
         if any(name not in file for name in (_POSITION, _VELOCITY, _ENERGY)):
             raise ValueError(
-                f"{path}: holds no trajectory; expected {_POSITION}, {_VELOCITY} and {_ENERGY}"
+                f"{path}: not a trajectory; expected {_POSITION}, {_VELOCITY} and {_ENERGY}"
             )
         yield file
 
@@ -253,4 +253,4 @@ def _damage_told(path: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, KeyError) as error:
-        raise OSError(f"{path}: is damaged: {error}") from error
+        raise OSError(f"{path}: corrupted: {error}") from error

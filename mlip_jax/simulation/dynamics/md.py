@@ -90,7 +90,7 @@ class MolecularDynamics:
         """
         self.settings = Settings(**settings)
         if int(replicas) != replicas or replicas < 1:
-            raise ValueError(f"replicas must be a whole number of at least 1, received {replicas}")
+            raise ValueError(f"replicas must be an integer of at least 1, received {replicas}")
         self.potential = (
             force_field
             if isinstance(force_field, Potential)
@@ -178,7 +178,7 @@ class MolecularDynamics:
           ValueError: If `steps` is negative or not a whole number.
         """
         if int(steps) != steps or steps < 0:
-            raise ValueError(f"steps must be a whole number of at least 0, received {steps}")
+            raise ValueError(f"steps must be an integer of at least 0, received {steps}")
         until = self.step + int(steps)
         while int(self._state.step) < until or int(self._state.step) == NEW:
             if not (np.asarray(self._state.code) == RUNNING).any():
@@ -220,8 +220,8 @@ class MolecularDynamics:
         now, step = jax.device_get((self._state.positions, self._state.cell)), int(self._state.step)
         if step == self._step_of_list:
             raise RuntimeError(
-                f"the step after {step} asks for a neighbour list again that was just made for it; "
-                "choose a longer skin or a shorter timestep"
+                f"the step after step {step} moves atoms farther than its new neighbor list "
+                "covers. Use a larger skin or a shorter timestep."
             )
         self._step_of_list = step
         self._state = self._state._replace(
@@ -345,7 +345,7 @@ class MolecularDynamics:
         )
         if values.shape != (num,) or not (np.isfinite(values) & (values >= 0)).all():
             raise ValueError(
-                f"temperatures must be {num} numbers of at least 0, one for each molecule, received "
+                f"temperatures must be {num} numbers of at least 0, one per molecule, received "
                 f"{np.asarray(given).tolist()}"
             )
         return values
@@ -357,8 +357,8 @@ class MolecularDynamics:
         for m, atoms in enumerate(self.molecules):
             if not atoms.pbc.all():
                 raise ValueError(
-                    f'ensemble "npt" needs cells that are periodic in all directions; molecule {m} has '
-                    f"pbc={atoms.pbc.tolist()}"
+                    'ensemble "npt" needs cells that are periodic in all directions; molecule '
+                    f"{m} has pbc={atoms.pbc.tolist()}"
                 )
 
     def _precision(self):
@@ -410,8 +410,8 @@ class MolecularDynamics:
             there = snapshot.get(name)
             if there is None or there.shape != value.shape or there.dtype != value.dtype:
                 raise ValueError(
-                    f"the snapshot does not fit these molecules: {name} should be {value.dtype}"
-                    f"{value.shape}, received "
+                    f"the snapshot belongs to other molecules: {name} must be "
+                    f"{value.dtype}{value.shape}, received "
                     + ("nothing" if there is None else f"{there.dtype}{there.shape}")
                 )
         self._capacity = NeighborCapacity(

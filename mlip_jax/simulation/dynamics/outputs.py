@@ -126,8 +126,8 @@ class DynamicsOutputs:
                 self._form.append(self.trajectory(m), of_molecule)
         except OSError as error:
             raise OutputError(
-                f"{self._workdir}: cannot be written: {error}. Mend the cause; the same command goes on "
-                f"from {RESTART}."
+                f"{self._workdir}: cannot be written: {error}. Fix the cause and rerun the "
+                f"same command to resume from {RESTART}."
             ) from error
 
     def save(self, snapshot: Mapping[str, np.ndarray], seconds: float) -> None:
@@ -169,12 +169,12 @@ class DynamicsOutputs:
             sizes, seconds = [int(size) for size in about["sizes"]], float(about["seconds"])
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise OutputError(
-                f"{path}: is damaged ({error}). Remove it to begin anew, or give another --workdir."
+                f"{path}: corrupted ({error}). Remove it to start over, or give another --workdir."
             ) from error
         if len(sizes) != len(self._files):
             raise OutputError(
-                f"{path}: is of {len(sizes) - 1} molecules, this run has {len(self._names)}. Give "
-                "another --workdir."
+                f"{path}: belongs to a run of {len(sizes) - 1} molecules, this run has "
+                f"{len(self._names)}. Give another --workdir."
             )
         for (file, form), size in zip(self._files, sizes):
             self._cut(file, form, size)
@@ -183,18 +183,19 @@ class DynamicsOutputs:
     @staticmethod
     def _cut(file: Path, form: TrajectoryFormat, size: int) -> None:
         """Truncate a file to its size when the restart file was written."""
-        mend = f"Put it back, or remove {RESTART} to begin anew."
+        mend = f"Restore it, or remove {RESTART} to start over."
         try:
             there = form.size(file)
             if there >= size:
                 form.cut(file, size)
         except (OSError, ValueError) as error:
             raise OutputError(
-                f"{file}: cannot be read or cut to {size} {form.unit}: {error}. {mend}"
+                f"{file}: cannot be read or truncated to {size} {form.unit}: {error}. {mend}"
             ) from error
         if there < size:
             raise OutputError(
-                f"{file}: has {there} {form.unit}, and had {size} when {RESTART} was written. {mend}"
+                f"{file}: contains {there} {form.unit}, but contained {size} when {RESTART} "
+                f"was written. {mend}"
             )
 
 

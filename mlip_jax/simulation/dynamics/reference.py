@@ -67,7 +67,7 @@ def courses(
         workers.run(_simulate, jobs, num_processes), "reference dynamics", total=len(jobs)
     ):
         if error:
-            log.warning("%s fails at molecule %d: %s", method.name, waiting[k], error)
+            log.warning("%s failed for molecule %d: %s", method.name, waiting[k], error)
             continue
         with atomic_open(files[waiting[k]]) as file:
             np.savez(

@@ -54,7 +54,7 @@ _REASONS = {
     md_state.TOO_FAST: "an atom moved too far in one step",
     md_state.STRETCHED: "the bond {0} is longer than {1:g} times the sum of the covalent radii",
     md_state.COLLAPSED: "the bond {0} is shorter than {1:g} times the sum of the covalent radii",
-    md_state.TOO_HOT: "it is hotter than {0}",
+    md_state.TOO_HOT: "the temperature exceeds {0}",
 }
 
 

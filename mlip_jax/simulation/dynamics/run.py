@@ -32,7 +32,7 @@ def run_md(
     before = _go_on(dynamics, outputs)
     left = num_steps - dynamics.step
     if left < 0:
-        log.info("%d steps are there already, more than were asked for", dynamics.step)
+        log.info("the run already has %d steps, more than requested", dynamics.step)
     timestep = dynamics.settings.timestep
     begin = saved = time.monotonic()
     known = dynamics.broken
@@ -50,9 +50,9 @@ def run_md(
     seconds = before + time.monotonic() - begin
     outputs.save(dynamics.snapshot(), seconds)
     if len(known) == len(dynamics.molecules):
-        log.warning("all molecules have broken; there is nothing left to simulate")
+        log.warning("all molecules have broken: the simulation ends")
     log.info(
-        "%d programs were compiled, lists were made %d times by the %s",
+        "%d programs compiled; neighbor lists built %d times by the %s",
         dynamics.num_compiles,
         dynamics.lists_made,
         dynamics.lists_by,
@@ -71,5 +71,5 @@ def _go_on(dynamics: MolecularDynamics, outputs: DynamicsOutputs) -> float:
         dynamics.restore(snapshot)
     except ValueError as error:
         raise OutputError(f"{RESTART}: {error}. Give another --workdir.") from error
-    log.info("going on from step %d", dynamics.step)
+    log.info("resuming from step %d", dynamics.step)
     return seconds

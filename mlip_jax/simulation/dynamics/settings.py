@@ -91,9 +91,7 @@ class Settings:
         for name, least in (("record_every", 1), ("frame_every", 0), ("seed", 0)):
             value = getattr(self, name)
             if int(value) != value or value < least:
-                raise ValueError(
-                    f"{name} must be a whole number of at least {least}, received {value}"
-                )
+                raise ValueError(f"{name} must be an integer of at least {least}, received {value}")
         low, high = self.bond_range
         if not 0 <= low < 1 < high:
             raise ValueError(

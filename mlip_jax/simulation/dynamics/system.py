@@ -197,7 +197,7 @@ def make(molecules: Sequence[Atoms], potential: Potential) -> System:
     """
     molecules = list(molecules)
     if not molecules:
-        raise ValueError("no molecules are given; dynamics need at least one")
+        raise ValueError("no molecules to simulate: give at least one")
     for m, atoms in enumerate(molecules):
         reason = _obstacle(atoms, potential)
         if reason:
@@ -207,8 +207,8 @@ def make(molecules: Sequence[Atoms], potential: Potential) -> System:
     kinds = [bool(a.pbc.any()) for a in molecules]
     if any(kinds) != all(kinds):
         raise ValueError(
-            f"molecule {kinds.index(True)} is periodic and molecule {kinds.index(False)} is not; "
-            "simulate open and periodic structures in runs of their own"
+            f"molecule {kinds.index(True)} is periodic and molecule {kinds.index(False)} is "
+            "not. Simulate open and periodic structures in separate runs."
         )
     copies = [atoms.copy() for atoms in molecules]
     origin = np.zeros((len(copies), 3))
@@ -222,7 +222,7 @@ def make(molecules: Sequence[Atoms], potential: Potential) -> System:
 def _obstacle(atoms: Atoms, potential: Potential) -> str:
     """Return the reason why a molecule cannot be simulated, or ""."""
     if len(atoms) == 0:
-        return "it has no atoms"
+        return "the molecule has no atoms"
     for name, values in (("positions", atoms.positions), ("momenta", atoms.get_momenta())):
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
@@ -230,14 +230,13 @@ def _obstacle(atoms: Atoms, potential: Potential) -> str:
     if not (atoms.get_masses() > 0).all():
         return f"atom {int(np.argmin(atoms.get_masses()))} has no mass"
     if atoms.constraints:
-        return (
-            "it has constraints, which dynamics do not know: "
-            f"{', '.join(type(c).__name__ for c in atoms.constraints)}"
-        )
+        return f"unsupported constraints: {', '.join(type(c).__name__ for c in atoms.constraints)}"
     if atoms.pbc.any() and not atoms.cell.array.any(axis=1)[atoms.pbc].all():
         return f"pbc is {atoms.pbc.tolist()}, but a periodic direction has no lattice vector"
     if atoms.pbc.any() and potential.long_range_cutoff == np.inf:
-        return "it is periodic, and the long-range terms of the force field have no cutoff"
+        return (
+            "the molecule is periodic, and the long-range terms of the force field have no cutoff"
+        )
     try:
         for name in STATES:
             electronic_value(atoms, name)

@@ -55,7 +55,8 @@ def read_trajectory(path: str | Path, frames: slice = slice(None)) -> list[Atoms
     form = next((form for form in FORMS.values() if form.suffix == path.suffix), None)
     if form is None:
         raise ValueError(
-            f"{path}: a trajectory ends with {' or '.join(f.suffix for f in FORMS.values())}"
+            f"{path}: unknown format of a trajectory; its name must end with "
+            f"{' or '.join(f.suffix for f in FORMS.values())}"
         )
     return form.read(path, frames)
 

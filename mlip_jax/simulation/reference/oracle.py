@@ -68,13 +68,13 @@ class Method:
             if self.name not in TBLITE:
                 raise ConfigError(
                     unknown_name("reference method", self.name, TBLITE)
-                    + ' Any other ASE calculator is named as "package.module:Class".'
+                    + ' Any other ASE calculator can be given as "package.module:Class".'
                 )
             try:
                 return importlib.import_module("tblite.ase").TBLite
             except ImportError as error:
                 raise ImportError(
-                    f"{self.name} needs tblite: pip install 'mlip-flax[data]'"
+                    f"{self.name} requires tblite: pip install 'mlip-flax[data]'"
                 ) from error
         module, _, name = self.name.partition(":")
         try:
@@ -243,14 +243,15 @@ class Oracle:
                 else:
                     problems.append(f"{name}: {result['error']}")
                     log.warning(
-                        "%s: %s (not kept: it is tried again next time)",
+                        "%s: %s (not stored; the next run tries again)",
                         self.method.name,
                         problems[-1],
                     )
                 advance()
         if problems and len(problems) == len(waiting) and len(problems) == len(results):
             raise OracleError(
-                f"{self.method.name} fails at every one of {len(problems)} molecules; {problems[0]}"
+                f"{self.method.name} failed for all {len(problems)} molecules; the first "
+                f"reason: {problems[0]}"
             )
         return {name: results[name] for name in molecules}
 

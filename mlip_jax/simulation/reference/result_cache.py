@@ -111,7 +111,7 @@ class ResultCache:
             start += len(line)
         if damaged:
             log.warning(
-                "%s: %d of %d results are damaged or cut off and will be computed again",
+                "%s: recomputing %d of %d results, which are corrupted or truncated",
                 self.path,
                 damaged,
                 damaged + len(self._places),

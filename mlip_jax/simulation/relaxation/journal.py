@@ -128,8 +128,9 @@ def read_part(path: Path, layout: Layout) -> Iterator[JournalLine]:
                 return
             if header != expected:
                 raise JournalError(
-                    f"{path}: has the columns {header[:200]!r}, expected {','.join(layout.header)}; it "
-                    "was written by another version. Give another --workdir."
+                    f"{path}: columns are {header[:200]!r}, expected "
+                    f"{','.join(layout.header)}; the file was written by another version. Give "
+                    "another --workdir."
                 )
             start, ends = len(header), [0] * len(layout.kinds)
             for text in file:
@@ -246,7 +247,7 @@ class Journal:
                 os.ftruncate(file, end)
         except BlockingIOError as error:
             raise JournalError(
-                f"{self.path}: another process writes it. Wait for it to end."
+                f"{self.path}: in use by another process. Wait for it to end."
             ) from error
         except OSError as error:
             raise JournalError(f"{self.path}: cannot be written: {error}") from error
@@ -326,8 +327,9 @@ class Journal:
             os.fsync(self._files[0])
         except OSError as error:
             self._error = JournalError(
-                f"{self.path}: results cannot be written: {error}. {self.count - len(self._waiting)} molecules are "
-                "recorded there. Mend the cause; the same command goes on from them."
+                f"{self.path}: results cannot be written: {error}. "
+                f"{self.count - len(self._waiting)} molecules are recorded. Fix the cause and "
+                "rerun the same command to resume."
             )
             raise self._error from error
         self._ends, self._waiting, self._waiting_bytes, self._error = ends, [], 0, None

@@ -88,8 +88,8 @@ def merge(
                 _write_block(places[start : start + _BLOCK], layout, sources, outputs, added)
     except OSError as error:
         raise JournalError(
-            f"{results.parent}: the results of {folder} cannot be put together: {error}. They are still "
-            "there; mend the cause and run the same command again."
+            f"{results.parent}: results of {folder} cannot be merged: {error}. They still "
+            "exist. Fix the cause and rerun the same command."
         ) from error
     return seconds
 

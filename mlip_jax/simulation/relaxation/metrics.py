@@ -84,7 +84,7 @@ class Outcomes:
     def __post_init__(self):
         shapes = {f.name: np.shape(getattr(self, f.name)) for f in dataclasses.fields(self)}
         if len(set(shapes.values())) > 1 or len(shapes["failed"]) != 1:
-            raise ValueError(f"all fields must have one shape (M,); received {shapes}")
+            raise ValueError(f"all fields must have the same shape (M,); received {shapes}")
 
     def __len__(self) -> int:
         return len(self.failed)

@@ -76,7 +76,7 @@ class SearchOptions:
         for name, least in (("rounds", 0), ("replicas", 1), ("frames", 1), ("max_steps", 1)):
             if int(getattr(self, name)) != getattr(self, name) or getattr(self, name) < least:
                 raise ValueError(
-                    f"{name} must be a whole number of at least {least}, received {getattr(self, name)}"
+                    f"{name} must be an integer of at least {least}, received {getattr(self, name)}"
                 )
         for name in (
             "temperature",
@@ -177,7 +177,7 @@ def _symmetries(starts: Sequence[Sequence[Atoms]]) -> Iterator[np.ndarray | None
     """
     for geometries in starts:
         if not geometries:
-            raise ValueError("each molecule needs one geometry to start from")
+            raise ValueError("each molecule needs at least one geometry to start from")
     entries = (
         SymmetryQuery(g[0].numbers, g[0].positions, g[0].info.get("smiles", "")) for g in starts
     )

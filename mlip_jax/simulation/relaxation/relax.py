@@ -25,7 +25,7 @@ _REASONS = {
     loop.STEP_LIMIT: ("step limit", ""),
     loop.NOT_FINITE: ("diverged", "energy or forces are not finite"),
     loop.ATOMS_OVERLAP: ("diverged", "two atoms came within {nearest:.2f} Å of each other"),
-    loop.DISSOCIATED: ("diverged", "an atom flew away from all others, beyond the cutoff"),
+    loop.DISSOCIATED: ("diverged", "an atom moved beyond the cutoff from all others"),
 }
 # _RISE: maximum rise of the energy between start and end that rounding can explain, eV.
 _RISE = 1e-3
@@ -173,9 +173,7 @@ class Relaxer:
             ("batch_atoms", batch_atoms or 1, 1),
         ):
             if int(value) != value or value < least:
-                raise ValueError(
-                    f"{name} must be a whole number of at least {least}, received {value}"
-                )
+                raise ValueError(f"{name} must be an integer of at least {least}, received {value}")
         if dtype not in ("float32", "float64"):
             raise ValueError(f'dtype must be "float32" or "float64", received {dtype!r}')
         minimizer = minimizers.create(optimizer, maxstep)
@@ -369,20 +367,18 @@ class Relaxer:
     def _obstacle(self, atoms: Atoms) -> str:
         """Return the reason why a molecule cannot be relaxed, or ""."""
         if len(atoms) == 0:
-            return "it has no atoms"
+            return "the molecule has no atoms"
         if not np.isfinite(atoms.positions).all():
             bad = int(np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))[0])
             return f"positions are not finite: atom {bad} is at {atoms.positions[bad].tolist()}"
         if atoms.pbc.any():
             return (
-                "it is periodic; open molecules are relaxed in batches. Use MLIPCalculator with an optimizer of "
-                "ASE"
+                "the molecule is periodic; only open molecules are relaxed in batches. Use "
+                "MLIPCalculator with an optimizer of ASE."
             )
         unknown = [type(c).__name__ for c in atoms.constraints if not isinstance(c, FixAtoms)]
         if unknown:
-            return (
-                f"of ASE's constraints FixAtoms alone is known here, received {', '.join(unknown)}"
-            )
+            return f"FixAtoms is the only supported ASE constraint, received {', '.join(unknown)}"
         try:
             for name in STATES:
                 electronic_value(atoms, name)
@@ -419,7 +415,7 @@ def _overlap(positions: np.ndarray) -> str:
     if distances[first, 1] >= loop.SHORTEST:
         return ""
     i, j = sorted((first, int(nearest[first][nearest[first] != first][0])))
-    return f"atoms {i} and {j} overlap: they are {distances[first, 1]:.3g} Å apart"
+    return f"atoms {i} and {j} overlap: their distance is {distances[first, 1]:.3g} Å"
 
 
 def _fixed(atoms: Atoms) -> np.ndarray:

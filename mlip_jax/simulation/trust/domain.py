@@ -139,8 +139,8 @@ class Domain:
         """
         if not path.is_file():
             raise CheckpointError(
-                f"{path}: is missing; it is written at the end of a run of the tasks 'train' and "
-                "'property'"
+                f"{path}: no such file. Runs of the tasks 'train' and 'property' write it at "
+                "their end."
             )
         try:
             with np.load(path, allow_pickle=False) as kept:
@@ -157,8 +157,8 @@ class Domain:
                 )
         except Exception as error:  # corrupted bytes make NumPy raise nearly any exception
             raise CheckpointError(
-                f"{path}: is damaged ({error}). Remove it to go on without a domain, or train anew "
-                "to have one."
+                f"{path}: corrupted ({error}). Remove it to continue without a domain, or "
+                "train again to create one."
             ) from error
 
 

@@ -69,7 +69,8 @@ class Scale:
         floor = float(np.quantile(spread[known], _FLOOR))
         if not floor > 0:
             raise ValueError(
-                "the members of the ensemble agree to the last digit: are they the same force field?"
+                "all members of the ensemble give identical results. Check that they are "
+                "different force fields."
             )
         z = errors[known] / np.maximum(spread[known], floor)[:, None]
         return cls(float(np.sqrt(np.mean(z**2))), floor)
@@ -133,7 +134,7 @@ class Calibration:
         )
         if made.energy is None and made.forces is None:
             raise ValueError(
-                "a calibration needs structures with energies or forces; these have neither"
+                "the calibration requires structures with energies or forces; these have neither"
             )
         return made
 
@@ -162,7 +163,7 @@ class Calibration:
         path = Path(path) / FILE if Path(path).is_dir() else Path(path)
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path}: no calibration of an ensemble is there; configs/ensemble.py makes one"
+                f"{path}: no calibration of an ensemble. Create one with configs/ensemble.py."
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -177,8 +178,8 @@ class Calibration:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}: is no calibration of an ensemble, or damaged ({error}); make it anew with "
-                "configs/ensemble.py"
+                f"{path}: not a valid ensemble calibration ({error}). Regenerate it with "
+                "configs/ensemble.py."
             ) from error
 
     def check(self, potentials: Sequence[Potential]) -> None:
@@ -186,8 +187,8 @@ class Calibration:
         own = [p.digest() for p in potentials]
         if sorted(own) != sorted(self.members):
             raise ValueError(
-                f"the calibration is of other members: {', '.join(self.members)}; those of this ensemble "
-                f"are {', '.join(own)}. Make one for them with configs/ensemble.py"
+                f"the calibration belongs to other members: {', '.join(self.members)}; this "
+                f"ensemble has {', '.join(own)}. Create one for them with configs/ensemble.py."
             )
 
     def properties(self) -> tuple[str, ...]:
@@ -235,7 +236,7 @@ def evaluate(potentials: Sequence[Potential], store: Store, indices: np.ndarray)
     digests = [p.digest() for p in potentials]
     if len(set(digests)) < max(2, len(digests)):
         raise ValueError(
-            "an ensemble needs two or more force fields, each another one; received "
+            "an ensemble needs at least two force fields, all different; received "
             f"{', '.join(digests) or 'none'}"
         )
     energies, forces = zip(*(energies_and_forces(p, store, indices) for p in potentials))
@@ -286,13 +287,13 @@ def held_out(
     strange, chosen = len(chosen), np.concatenate([*kept, chosen[:0]])
     if strange > len(chosen):
         notes.append(
-            f"{strange - len(chosen)} structures of the part {part!r} are left out: a member does not know "
-            "their elements."
+            f"skipped {strange - len(chosen)} structures of split {part!r}: a member was not "
+            "trained on their elements."
         )
     if not len(chosen):
         raise DatasetError(
-            f"{workdirs[0]}: its part {part!r} holds no structure to judge the ensemble by. "
-            + " ".join(notes)
+            f"{workdirs[0]}: split {part!r} contains no structure to calibrate the ensemble "
+            "with. " + " ".join(notes)
         )
     if len(chosen) > most:
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, most, replace=False))
@@ -313,15 +314,16 @@ def _not_trained_on(
         trained = _trained_on(workdir, own.store)
         if trained is None:
             notes.append(
-                f"{Path(workdir).name} has another data set than {own.workdir.name}, or one that is not "
-                "there: it may have been trained on structures that the ensemble is judged by."
+                f"{Path(workdir).name} has another data set than {own.workdir.name}, or one "
+                "that cannot be found: it may have been trained on structures of the "
+                "calibration."
             )
         else:
             chosen = chosen[~np.isin(unit[chosen], unit[trained])]
     if len(chosen) < len(whole):
         notes.append(
-            f"{len(whole) - len(chosen)} structures of the part {part!r} are left out: other members were "
-            "trained on them, or on other conformers of their molecules."
+            f"skipped {len(whole) - len(chosen)} structures of split {part!r}: other members "
+            "were trained on them, or on other conformers of their molecules."
         )
     return chosen
 

@@ -29,7 +29,7 @@ def calculator(make_potential):
 def test_conventions_of_get_property(calculator):
     atoms = random_molecule(6)
     calculator.reset()
-    with pytest.raises(CalculatorSetupError, match="no atoms yet"):
+    with pytest.raises(CalculatorSetupError, match="requires atoms"):
         calculator.get_property("energy")
     assert calculator.get_property("energy", atoms, allow_calculation=False) is None
     energy = calculator.get_property("energy", atoms)

@@ -104,7 +104,7 @@ def test_leaves_the_results_of_the_last_calculation(shared):
 def test_what_has_no_second_derivatives(shared):
     atoms = molecule("H2O")
     atoms.positions[1] = atoms.positions[0]
-    with pytest.raises(CalculationFailed, match="same place"):
+    with pytest.raises(CalculationFailed, match="same position"):
         shared("tiny", "float64").get_hessian(atoms)
     with pytest.raises(ValueError, match="not trained on Si"):
         shared("tiny", "float64").get_hessian(molecule("SiH4"))

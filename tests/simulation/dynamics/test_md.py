@@ -300,8 +300,8 @@ def test_what_cannot_be_simulated_is_told(make_potential):
         ([], "no molecules"),
         ([good, lost], "molecule 1 .* atom 3"),
         (Atoms("He"), "was not trained on He"),
-        ([good, crystal((1, 1, 1))], "runs of their own"),
-        (Atoms(), "it has no atoms"),
+        ([good, crystal((1, 1, 1))], "separate runs"),
+        (Atoms(), "the molecule has no atoms"),
     ]:
         with pytest.raises(ValueError, match=words):
             MolecularDynamics(given, potential)

@@ -150,7 +150,7 @@ def test_files_of_another_kind(tmp_path):
         read_trajectory(tmp_path / "none.h5")
     with h5py.File(tmp_path / "other.h5", "w", libver="latest") as file:
         file["x"] = 1
-    with pytest.raises(ValueError, match="holds no trajectory"):
+    with pytest.raises(ValueError, match="not a trajectory"):
         read_trajectory(tmp_path / "other.h5")
     (tmp_path / "broken.h5").write_bytes(b"nothing")
     with pytest.raises(OSError):

@@ -329,7 +329,7 @@ def test_merge_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     monkeypatch.setattr(
         os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left"))
     )
-    with pytest.raises(JournalError, match="No space left.*They are still there"):
+    with pytest.raises(JournalError, match="No space left.*They still exist"):
         merge(
             tmp_path,
             LAYOUT,

@@ -139,7 +139,7 @@ def test_nothing_to_average_is_nan(rows):
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="same shape"):
         Outcomes(np.zeros(2), np.zeros(3), np.zeros(2), np.zeros(2), np.zeros(2, bool))
     with pytest.raises(ValueError, match="num_bootstrap"):
         metrics.summarize(ALL, num_bootstrap=1)

@@ -91,5 +91,5 @@ def test_options_that_make_no_sense(options, message):
 
 
 def test_a_molecule_without_a_geometry():
-    with pytest.raises(ValueError, match="needs one geometry"):
+    with pytest.raises(ValueError, match="needs at least one geometry"):
         find_minima([[]], pairwise())

@@ -65,7 +65,7 @@ def test_computed_once_for_a_force_field_and_chosen_by(folder, monkeypatch):
 
 
 def test_what_cannot_be_meant(folder):
-    with pytest.raises(ConfigError, match="needs the workdir of a trained force field"):
+    with pytest.raises(ConfigError, match="requires the workdir of a trained force field"):
         molecule_features.of(options(folder, selection_force_field=""))
     with pytest.raises(CheckpointError, match="no such directory"):
         molecule_features.of(options(folder, selection_force_field=str(folder / "nothing")))
