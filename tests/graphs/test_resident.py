@@ -225,7 +225,7 @@ def test_what_does_not_fit_is_not_overlooked(change):
     less = budget._replace(**{name: getattr(budget, name) - by for name, by in change.items()})
     assert np.isnan(batch(resident, range(3), less).nodes["positions"]).all()
     assert np.isnan(batch(resident, [0, 3], budget).nodes["positions"]).all()
-    with pytest.raises(ValueError, match=r"places of 5 structures.*received shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"indices of 5 structures.*received shape \(3,\)"):
         gather(resident, np.arange(3), budget)
 
 

@@ -109,5 +109,5 @@ def test_a_slot_that_alone_is_too_large_says_what_it_needs():
 )
 def test_a_budget_that_cannot_be_filled_is_refused(budget):
     slots, positions = random_slots(1, [3, 0, 7, 1])
-    with pytest.raises(ValueError, match="room for more than 7 atoms"):
+    with pytest.raises(ValueError, match="a budget for more than 7 atoms"):
         built(slots, positions, budget)

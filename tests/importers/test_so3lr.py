@@ -444,7 +444,7 @@ def test_other_weights_are_refused(weights, files, tmp_path):
 
     with pytest.raises(WeightsError, match="entry 'params'"):
         load([1, 2])
-    with pytest.raises(WeightsError, match="hold no 'observables_0/atomic_scales'"):
+    with pytest.raises(WeightsError, match="do not contain 'observables_0/atomic_scales'"):
         load(
             {
                 "params": nested(
@@ -452,7 +452,7 @@ def test_other_weights_are_refused(weights, files, tmp_path):
                 )
             }
         )
-    with pytest.raises(WeightsError, match="1 weights have no place .* observables_3/extra"):
+    with pytest.raises(WeightsError, match="1 weights are not part of .* observables_3/extra"):
         load({"params": nested({**weights, "observables_3/extra": np.zeros(3, np.float32)})})
     with pytest.raises(WeightsError, match="'keys'.*shape .3, 8., expected .2, 8."):
         load(

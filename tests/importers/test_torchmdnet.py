@@ -169,7 +169,7 @@ WRONG = {
     "activation": ({"activation": "gelu"}, "gelu"),
     "other width": ({"embedding_dimension": 64}, "embedding_dimension is 64.*12"),
     "other depth": ({"num_layers": 6}, "num_layers is 6.*2"),
-    "heads": ({"num_heads": 5}, "num_heads is 5.*12"),
+    "heads": ({"num_heads": 5}, "num_heads=5 .*12"),
     "another prior": ({"prior_model": ["Atomref", "ZBL"]}, "'ZBL'.*not supported"),
     "no prior": ({"prior_model": None}, "name 0 priors.*hold 1"),
 }

@@ -205,10 +205,10 @@ def test_a_trajectory_that_has_lost_something_is_told(world, tmp_path):
     world(num_steps=20, trajectory_format="hdf5")
     path = tmp_path / "run/trajectories/2.h5"
     h5md.cut(path, 1)
-    with pytest.raises(OutputError, match="2.h5: has 1 frames, and had 3"):
+    with pytest.raises(OutputError, match="2.h5: contains 1 frames, but contained 3"):
         world(trajectory_format="hdf5")
     path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(OutputError, match="2.h5: cannot be read or cut to 3 frames"):
+    with pytest.raises(OutputError, match="2.h5: cannot be read or truncated to 3 frames"):
         world(trajectory_format="hdf5")
 
 

@@ -217,7 +217,7 @@ def test_a_checkpoint_that_does_not_fit_says_how(folder, scratch):
     write_force_field(folder / "wide", num_features=16)
     with pytest.raises(
         CheckpointError,
-        match=r"wide cannot be begun from: in 'backbone'(.|\n)*embedding: stored "
+        match=r"wide cannot initialize this model: in 'backbone'(.|\n)*embedding: stored "
         r"\(119, 16\), expected \(119, 8\)(.|\n)*Leave config.model.name empty",
     ):
         task.run(config(folder, init__workdir=str(folder / "wide")), folder / "misfit")

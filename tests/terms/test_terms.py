@@ -478,7 +478,7 @@ def test_unknown_names_are_told():
 
 def test_elements_without_free_atom_values_are_refused():
     terms.check_elements(terms.names(), [1, 6, 102])
-    with pytest.raises(ValueError, match="Lr, Og; it knows elements 1 to 102"):
+    with pytest.raises(ValueError, match="Lr, Og, only for elements 1 to 102"):
         terms.check_elements(["dispersion"], [6, 118, 103])
     heavy = Structure(np.array([103, 1]), np.array([[0.0, 0, 0], [0, 0, 2.0]]))
     assert np.isnan(case_of("dispersion")(heavy, LARGE)[0]).tolist() == [True, False]

@@ -126,10 +126,10 @@ def _shortest_dense(columns, n, indices):
         m = len(part)
         positions = columns.positions.take(columns.offsets[part, None] + atom, axis=0)  # (m, n, 3)
         # Small coordinates keep the error of the difference small.
-        centred = (positions - np.einsum("mni->mi", positions)[:, None] / n).astype(np.float32)
-        norm = np.einsum("mni,mni->mn", centred, centred)
-        left[:m, :, :3], left[:m, :, 3] = centred, norm
-        np.multiply(centred.transpose(0, 2, 1), -2, out=right[:m, :3])
+        centered = (positions - np.einsum("mni->mi", positions)[:, None] / n).astype(np.float32)
+        norm = np.einsum("mni,mni->mn", centered, centered)
+        left[:m, :, :3], left[:m, :, 3] = centered, norm
+        np.multiply(centered.transpose(0, 2, 1), -2, out=right[:m, :3])
         right[:m, 4] = norm
         pairs = np.matmul(left[:m], right[:m], out=squares[:m]).reshape(m, n * n)
         pairs[:, :: n + 1] = np.inf

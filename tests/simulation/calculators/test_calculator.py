@@ -229,8 +229,8 @@ def test_compiles_once_while_edges_come_and_go(make_potential):
 
 def test_calculates_only_when_something_changed(tiny32, monkeypatch):
     calls = []
-    run = tiny32._run
-    monkeypatch.setattr(tiny32, "_run", lambda *args: calls.append(1) or run(*args))
+    run = tiny32._compiled.run
+    monkeypatch.setattr(tiny32._compiled, "run", lambda *args: calls.append(1) or run(*args))
     atoms = random_molecule(11, seed=5)
     atoms.calc = tiny32
     forces = atoms.get_forces()
@@ -277,7 +277,7 @@ def test_errors_name_what_is_wrong(tiny32, make_potential):
         tiny32.get_property("energy", Atoms())
     with pytest.raises(ValueError, match="float16"):
         MLIPCalculator(tiny32.potential, "float16")
-    with pytest.raises(CalculationFailed, match="atoms 0 and 1 are in the same place"):
+    with pytest.raises(CalculationFailed, match="atoms 0 and 1 have the same position"):
         tiny32.get_property("energy", Atoms("HOH", [[0, 0, 0], [0, 0, 0], [0, 0, 1.0]]))
     broken = jax.tree.map(lambda leaf: leaf * np.nan, tiny32.potential.params)
     with pytest.raises(CalculationFailed, match="NaN"):
@@ -320,7 +320,7 @@ def test_charge_that_was_not_trained_on(make_potential, tiny32, statistics, warn
         dataclasses.replace(make_potential("tiny"), metadata={"statistics": statistics})
     )
     # nothing is compiled for a warning
-    calculator._run = tiny32._run
+    calculator._compiled.run = tiny32._compiled.run
     ion = molecule("CH3OH")
     ion.info["charge"] = -1
     with warnings.catch_warnings(record=True) as caught:

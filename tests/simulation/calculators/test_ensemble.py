@@ -111,7 +111,7 @@ def test_of_workdirs(tmp_path):
 
 
 def test_errors(members, tmp_path):
-    with pytest.raises(ValueError, match="two or more force fields, received 1"):
+    with pytest.raises(ValueError, match="at least two force fields, received 1"):
         EnsembleCalculator(members[:1])
     with pytest.raises(ValueError, match="same cutoff.*4.0.*3.5"):
         EnsembleCalculator([members[0], dataclasses.replace(members[1], cutoff=3.5)])

@@ -194,14 +194,14 @@ def test_charges_and_dipole(calculators):
     atoms.calc = calculators[np.inf]
     charges = CHARGES[atoms.numbers]
     np.testing.assert_allclose(atoms.get_charges(), charges, atol=1e-12)
-    centred = atoms.positions - atoms.positions.mean(axis=0)
-    np.testing.assert_allclose(atoms.get_dipole_moment(), charges @ centred, atol=1e-12)
+    centered = atoms.positions - atoms.positions.mean(axis=0)
+    np.testing.assert_allclose(atoms.get_dipole_moment(), charges @ centered, atol=1e-12)
     atoms.get_charges()[:] = 7
     np.testing.assert_allclose(atoms.get_charges(), charges)
     moved = atoms.copy()
     moved.positions += 100.0
     np.testing.assert_allclose(
-        calculators[np.inf].get_property("dipole", moved), charges @ centred, atol=1e-10
+        calculators[np.inf].get_property("dipole", moved), charges @ centered, atol=1e-10
     )
 
 

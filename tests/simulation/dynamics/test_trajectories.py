@@ -144,7 +144,7 @@ def test_a_killed_writer_leaves_a_file_that_can_be_read_and_written(tmp_path):
 
 
 def test_files_of_another_kind(tmp_path):
-    with pytest.raises(ValueError, match="ends with .xyz or .h5"):
+    with pytest.raises(ValueError, match="must end with .xyz or .h5"):
         read_trajectory(tmp_path / "a.traj")
     with pytest.raises(OSError):
         read_trajectory(tmp_path / "none.h5")

@@ -139,7 +139,7 @@ def test_failures_are_told_by_name_and_the_others_finished(make, counting, caplo
     assert Counting.calls == 4  # the failure that is no molecule's is tried again
     assert make(counting).minimize({"scf": atoms["scf"]})["scf"].positions is None
     with pytest.raises(
-        OracleError, match="every one of 1 molecules; disk: OSError: the disk is full"
+        OracleError, match="all 1 molecules; the first reason: disk: OSError: the disk is full"
     ):
         make(counting).evaluate({"disk": atoms["disk"]})
 

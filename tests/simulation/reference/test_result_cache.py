@@ -115,7 +115,7 @@ def test_damage_is_told(tmp_path, caplog):
     path = filled(tmp_path / "cache.jsonl")
     path.write_bytes(path.read_bytes()[:-4])
     ResultCache(path).close()
-    assert "1 of 5 results are damaged" in caplog.text
+    assert "recomputing 1 of 5 results" in caplog.text
 
 
 def test_keys_know_what_a_result_depends_on():

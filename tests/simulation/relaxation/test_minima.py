@@ -80,7 +80,7 @@ def test_what_reacts_is_no_minimum():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rounds": -1}, "rounds must be a whole number of at least 0"),
+        ({"rounds": -1}, "rounds must be an integer of at least 0"),
         ({"window": 0.0}, "window must be positive"),
         ({"frames": 0}, "frames"),
     ],

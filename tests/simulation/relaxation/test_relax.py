@@ -327,7 +327,7 @@ def test_charge_and_spin_reach_the_force_field(make_potential):
         ({"max_steps": -1}, "max_steps"),
         ({"dtype": "float16"}, "dtype"),
         ({"optimizer": "newton"}, "Known: bfgs, fire, lbfgs"),
-        ({"trajectory_every": 1.5}, "whole number"),
+        ({"trajectory_every": 1.5}, "integer"),
     ],
 )
 def test_arguments_without_sense_are_refused(morse_potential, arguments, words):
