@@ -37,7 +37,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setattr(
         md, "load_force_field", lambda text: pairwise(depth=0.02 if text == "other" else 0.0104)
     )
-    monkeypatch.setattr(dynamics, "_TURN", 0.003)
+    monkeypatch.setattr(dynamics, "_DISPATCH_SECONDS", 0.003)
 
     def run(workdir="run", input=path, drawn=False, **changes):
         if not drawn:

@@ -233,7 +233,9 @@ def test_each_kind_of_workdir_is_opened_as_what_it_is(folder, scratch):
     write_force_field(folder / "ff2")
     with pytest.raises(CheckpointError, match="contains a force field, not a predictor"):
         Predictor.load(folder / "ff2")
-    with pytest.raises(CheckpointError, match="contains a predictor of properties, not a force field"):
+    with pytest.raises(
+        CheckpointError, match="contains a predictor of properties, not a force field"
+    ):
         Potential.load(scratch)
 
 

@@ -9,9 +9,10 @@ import numpy as np
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from mlip_jax.simulation.dynamics import state as md_state
+from mlip_jax.simulation.dynamics.device import state as md_state
+from mlip_jax.simulation.dynamics.device.records import Records
+from mlip_jax.simulation.dynamics.device.state import RUNNING, DynamicsState
 from mlip_jax.simulation.dynamics.settings import BAR, Settings
-from mlip_jax.simulation.dynamics.state import RUNNING, DynamicsState, Records
 from mlip_jax.simulation.dynamics.system import System
 
 

@@ -54,8 +54,8 @@ def run_md(
     log.info(
         "%d programs compiled; neighbor lists built %d times by the %s",
         dynamics.num_compiles,
-        dynamics.lists_made,
-        dynamics.lists_by,
+        dynamics.num_lists_built,
+        dynamics.lists_built_on,
     )
     return seconds
 

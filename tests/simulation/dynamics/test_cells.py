@@ -87,9 +87,9 @@ def test_lists_while_the_cell_changes_and_the_host_takes_over():
     """A crystal under high pressure: its planes come closer than the device needs them."""
     potential = pairwise(cutoff=4.9)
     dynamics = at_pressure(crystal((2, 2, 2)), potential, pressure=40_000.0, barostat_time=4000.0)
-    assert dynamics.lists_by == "device" and dynamics.molecules[0].cell.lengths()[0] == 10.8
+    assert dynamics.lists_built_on == "device" and dynamics.molecules[0].cell.lengths()[0] == 10.8
     ours = dynamics.run(150)[0]
-    assert dynamics.lists_by == "host" and ours.broken is None and len(ours.steps) == 31
+    assert dynamics.lists_built_on == "host" and ours.broken is None and len(ours.steps) == 31
     assert ours.frames[-1].cell.lengths()[0] < 10.4, "which is twice the cutoff and the skin"
     assert np.isnan(ours.thermo.conserved).all()
     np.testing.assert_array_equal(ours.thermo.step, np.arange(151))
@@ -98,7 +98,7 @@ def test_lists_while_the_cell_changes_and_the_host_takes_over():
     again.restore(
         dynamics.snapshot()
     )  # of lists that the host makes, to a run that begins with the device's
-    assert again.lists_by == "host"
+    assert again.lists_built_on == "host"
     for a, b in zip(again.run(20)[0].frames, dynamics.run(20)[0].frames):
         np.testing.assert_array_equal(a.positions, b.positions)
 

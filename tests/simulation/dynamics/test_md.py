@@ -90,7 +90,11 @@ def test_open_molecules_step_for_step_as_under_ase():
     ]
     dynamics = every_step(starts, potential, timestep=4.0, skin=0.5)
     assert_as_under_ase(potential, dynamics)
-    assert dynamics.lists_by == "device" and dynamics.lists_made > 2 and dynamics.num_compiles == 1
+    assert (
+        dynamics.lists_built_on == "device"
+        and dynamics.num_lists_built > 2
+        and dynamics.num_compiles == 1
+    )
 
 
 def test_cells_as_under_ase():
@@ -101,7 +105,7 @@ def test_cells_as_under_ase():
     )
     dynamics = every_step(wide, potential, timestep=4.0, skin=0.3, temperature=150.0)
     assert_as_under_ase(potential, dynamics, 25)
-    assert dynamics.lists_by == "device" and dynamics.lists_made > 2
+    assert dynamics.lists_built_on == "device" and dynamics.num_lists_built > 2
 
 
 def test_cells_smaller_than_the_cutoff_have_lists_from_the_host():
@@ -112,7 +116,7 @@ def test_cells_smaller_than_the_cutoff_have_lists_from_the_host():
         [crystal((1, 1, 1), 2), slab], potential, timestep=4.0, skin=0.3, temperature=150.0
     )
     assert_as_under_ase(potential, dynamics, 25)
-    assert dynamics.lists_by == "host" and dynamics.lists_made > 2
+    assert dynamics.lists_built_on == "host" and dynamics.num_lists_built > 2
 
 
 def test_energy_is_conserved_to_second_order():
@@ -149,7 +153,7 @@ def test_float32_loses_no_energy_to_rounding():
 
 def test_what_is_kept_of_a_short_dispatch_is_short(monkeypatch):
     """A busy machine makes few steps a dispatch, so that there are many of them."""
-    monkeypatch.setattr(md, "_TURN", 0.0)
+    monkeypatch.setattr(md, "_DISPATCH_SECONDS", 0.0)
     dynamics = MolecularDynamics(
         cluster(0), pairwise(), replicas=4, ensemble="nve", temperature=5.0, frame_every=2
     )
@@ -168,7 +172,7 @@ def test_forces_are_those_of_a_fresh_list(make_potential, kind):
     )
     calculator = MLIPCalculator(potential, "float64")
     trajectories = dynamics.run(80)
-    assert 2 < dynamics.lists_made < 70
+    assert 2 < dynamics.num_lists_built < 70
     for trajectory in trajectories:
         for atoms in trajectory.frames:
             scale = np.abs(atoms.get_forces()).max()
@@ -230,7 +234,7 @@ def test_a_restart_goes_on_to_the_bit(ensemble, by):
     first.run(43)
     second = every_step(start, pairwise(cutoff=6.0), **options)
     second.restore({k: v.copy() for k, v in first.snapshot().items()})
-    assert second.step == 43 and second.lists_by == by
+    assert second.step == 43 and second.lists_built_on == by
     for ours, theirs in zip(second.run(57), expected):
         np.testing.assert_array_equal(ours.thermo.total, theirs.thermo.total[44:])
         assert ours.steps == [50, 60, 70, 80, 90, 100]
@@ -331,4 +335,4 @@ def test_long_range_pairs_charge_and_spin(cutoff):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         assert_as_under_ase(potential, dynamics, 15)  # nothing keeps the charges apart for long
-    assert dynamics.lists_made > 2
+    assert dynamics.num_lists_built > 2

@@ -14,7 +14,7 @@ from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.potential import evaluate
 from mlip_jax.simulation.dynamics import neighbors
-from mlip_jax.simulation.dynamics.cutoff_filter import near
+from mlip_jax.simulation.dynamics.device.cutoff_filter import edges_within_cutoff
 from mlip_jax.simulation.dynamics.neighbors import NeighborCapacity
 from mlip_jax.simulation.dynamics.system import make
 from mlip_jax.structure import Structure
@@ -77,7 +77,7 @@ def test_it_is_the_list_of_the_cutoff(start, seed, by):
         graph_of(now, CUTOFF - 1e-4).n_edge[:-1].sum()
         == graph_of(now, CUTOFF + 1e-4).n_edge[:-1].sum()
     )
-    found, count = near(after(listed, now), CUTOFF, 4096)
+    found, count = edges_within_cutoff(after(listed, now), CUTOFF, 4096)
     assert count == fresh.n_edge[:-1].sum()
     assert np.isin(np.asarray(found.receivers[count:]), sum(map(len, now))).all()
     np.testing.assert_array_equal(found.n_edge, fresh.n_edge)
@@ -107,7 +107,7 @@ def test_models_make_the_same_of_it(make_potential, kind):
     potential = make_potential(kind)
     before = [molecule("CH3CH2OH"), molecule("C6H6")]
     now = after(graph_of(before, CUTOFF + SKIN), moved(before, 0.3, 0))
-    chosen, count = near(now, CUTOFF, 512)
+    chosen, count = edges_within_cutoff(now, CUTOFF, 512)
     assert count < 512
     compiled = jax.jit(evaluate, static_argnums=(0, 3))
     whole, part = (compiled(potential.model, potential.params, g, 1.0) for g in (now, chosen))
@@ -119,10 +119,12 @@ def test_what_there_is_no_room_for_is_counted_and_no_number_is_seen():
     atoms = [molecule("C6H6")]
     graph = graph_of(atoms, CUTOFF + SKIN)
     whole = int(graph_of(atoms, CUTOFF).n_edge[0])
-    assert near(graph, CUTOFF, whole - 2)[1] == whole
+    assert edges_within_cutoff(graph, CUTOFF, whole - 2)[1] == whole
     lost = np.array(graph.nodes["positions"])
     lost[0] = np.nan
-    found, _ = near(graph._replace(nodes=graph.nodes | {"positions": lost}), CUTOFF, 4096)
+    found, _ = edges_within_cutoff(
+        graph._replace(nodes=graph.nodes | {"positions": lost}), CUTOFF, 4096
+    )
     assert (np.asarray(found.receivers) == 0).sum() == (np.asarray(graph.receivers) == 0).sum()
 
 
@@ -130,13 +132,13 @@ def test_room_is_made_for_what_lacks_alone(make_potential):
     system = make([molecule("C6H6")] * 20, make_potential("tiny"))
     empty = NeighborCapacity(PaddingBudget(system.nodes, 0, 21))
     first = neighbors.enlarge_capacity(empty, system, np.array([2000, 0, 1200]))
-    assert first.holds(np.array([2000, 0, 1200])) and first.near < first.budget.n_edge
-    closer = neighbors.enlarge_capacity(first, system, np.array([2000, 0, first.near + 2]))
-    assert closer.budget == first.budget and closer.near > first.near
+    assert first.holds(np.array([2000, 0, 1200])) and first.near_edges < first.budget.n_edge
+    closer = neighbors.enlarge_capacity(first, system, np.array([2000, 0, first.near_edges + 2]))
+    assert closer.budget == first.budget and closer.near_edges > first.near_edges
     longer = neighbors.enlarge_capacity(first, system, np.array([first.budget.n_edge + 2, 0, 0]))
-    assert longer.near == first.near and longer.budget.n_edge > first.budget.n_edge
+    assert longer.near_edges == first.near_edges and longer.budget.n_edge > first.budget.n_edge
     all_of_it = neighbors.enlarge_capacity(first, system, np.array([2000, 0, 1990]))
-    assert all_of_it.near == 0, "the model then gets the list as it is"
+    assert all_of_it.near_edges == 0, "the model then gets the list as it is"
     assert all_of_it.holds(np.array([2000, 0, 3000]))
 
 
@@ -167,15 +169,17 @@ def test_a_step_that_needs_more_room_waits_for_it(by, monkeypatch):
         )
 
     ours = dynamics()
-    assert ours.lists_by == by and 0 < ours._capacity.near < ours._capacity.budget.n_edge
+    assert (
+        ours.lists_built_on == by and 0 < ours._capacity.near_edges < ours._capacity.budget.n_edge
+    )
     first = ours._capacity
     (trajectory,) = ours.run(30)
-    assert ours._capacity.near > first.near or not ours._capacity.near
+    assert ours._capacity.near_edges > first.near_edges or not ours._capacity.near_edges
     assert trajectory.steps == list(range(31)) and trajectory.broken is None
     monkeypatch.setattr(neighbors, "_WORTHWHILE", 0.0)
     plain = dynamics()
     (expected,) = plain.run(30)
-    assert not plain._capacity.near
+    assert not plain._capacity.near_edges
     np.testing.assert_allclose(
         [f.positions for f in trajectory.frames], [f.positions for f in expected.frames], atol=1e-9
     )
