@@ -157,7 +157,7 @@ def test_pieces_make_the_same_as_the_whole(long_range_cutoff):
 def test_long_columns_are_collected_in_pieces(monkeypatch):
     columns = read()
     whole = collect(columns, CUTOFF)
-    monkeypatch.setattr(module, "_PIECE", 10)
+    monkeypatch.setattr(module, "_PIECE_SIZE", 10)
     jax.tree.map(np.testing.assert_array_equal, collect(columns, CUTOFF), whole)
 
 
@@ -234,9 +234,9 @@ def test_more_edges_than_int32_can_number_are_refused(monkeypatch):
     sizes = graph_sizes(columns, CUTOFF)
     edges = int(sizes.n_edge.sum())
     assert indexable(sizes) and not indexable(Sizes(sizes.n_node, np.array([2**30, 2**30])))
-    monkeypatch.setattr(module, "_MOST", edges)
+    monkeypatch.setattr(module, "_MAX_INDEX", edges)
     collect(columns, CUTOFF)
-    monkeypatch.setattr(module, "_MOST", edges - 1)
+    monkeypatch.setattr(module, "_MAX_INDEX", edges - 1)
     with pytest.raises(
         ValueError, match=f"{edges} edges and 0 long-range pairs; at most {edges - 1} of each"
     ):

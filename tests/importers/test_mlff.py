@@ -15,7 +15,7 @@ FILE = Path(__file__).parents[1] / "data" / "parity_mlff_so3krates_plain.npz"
 
 @pytest.fixture
 def saved(tmp_path):
-    """(weights.npz, hyper-parameters)"""
+    """(weights.npz, hyperparameters)"""
     with np.load(FILE) as data:
         arrays = {
             name.removeprefix("weights/"): data[name]
@@ -47,7 +47,7 @@ def test_weights_of_another_model_are_refused(saved):
     path, settings = saved
     with pytest.raises(WeightsError, match="not part of the model"):
         mlff.load(path, {**settings, "num_layers": settings["num_layers"] - 1}, elements=[1])
-    with pytest.raises(WeightsError, match="hyper-parameters belong to other weights"):
+    with pytest.raises(WeightsError, match="hyperparameters belong to other weights"):
         mlff.load(path, {**settings, "num_layers": settings["num_layers"] + 1}, elements=[1])
 
 

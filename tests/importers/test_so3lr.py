@@ -15,6 +15,7 @@ from ase import Atoms
 from scipy.special import comb, erf
 
 from mlip_jax import MLIPCalculator
+from mlip_jax.importers.formats.mlff_weights import MlffWeights
 from mlip_jax.importers import mlff, so3lr
 from mlip_jax.importers.formats.weights import WeightsError
 
@@ -495,7 +496,7 @@ def test_dicts_that_stand_in_each_other_without_end_are_refused():
         for _ in range(10):
             tree = {str(n): tree for n in range(20)}
         with pytest.raises(WeightsError, match="more than 100000 weights"):
-            mlff.Weights(tree)
+            MlffWeights(tree)
 
 
 def test_hyperparameters_that_are_not_supported(files, tmp_path):
@@ -520,7 +521,7 @@ def test_hyperparameters_that_are_not_supported(files, tmp_path):
         ("energy_regression_dim", None),
         ("energy_regression_dim", -1),
     ):
-        with pytest.raises(WeightsError, match=f"hyper-parameter {name} must be .*received"):
+        with pytest.raises(WeightsError, match=f"hyperparameter {name} must be .*received"):
             mlff.potential({}, {**mlff.model_settings(found), name: value}, so3lr.ELEMENTS)
     for data in ({}, {"avg_num_neighbors": None}):
         with pytest.raises(WeightsError, match="avg_num_neighbors .*is missing"):

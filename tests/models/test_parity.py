@@ -19,6 +19,7 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.padding import graph_sizes
 from mlip_jax.graphs.shapes import PaddingBudget
+from mlip_jax.importers.formats.mlff_weights import MlffWeights
 from mlip_jax.importers import mlff
 from mlip_jax.importers.formats.weights import check_shapes
 from mlip_jax.potential import evaluate, example_graph
@@ -51,7 +52,7 @@ def assert_agree(found, expected):
 def so3krates_of(data, **options):
     """Our So3krates with further options, and its parameters, of a file of mlff's."""
     settings = ast.literal_eval(str(data["config"]))
-    weights = mlff.Weights(
+    weights = MlffWeights(
         {name.removeprefix("weights/"): data[name] for name in data if name.startswith("weights/")}
     )
     model = models.create("so3krates", **mlff.model_options(settings), **options)

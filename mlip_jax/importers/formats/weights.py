@@ -110,17 +110,17 @@ def check_shapes(model, params) -> None:
         jax.tree_util.keystr(path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(template)
     }
-    found = {
+    received = {
         jax.tree_util.keystr(path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     wrong = sorted(
-        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        name for name in expected.keys() | received.keys() if expected.get(name) != received.get(name)
     )
     if wrong:
         name = wrong[0]
         raise WeightsError(
             f"{len(wrong)} parameters do not match the model described by the "
-            f"hyper-parameters; the first is {name}: shape {found.get(name)}, expected "
+            f"hyperparameters; the first is {name}: shape {received.get(name)}, expected "
             f"{expected.get(name)}"
         )
