@@ -232,10 +232,10 @@ class Potential:
 
         It identifies the force field.
         """
-        found = hashlib.sha256(repr((self.model, self.cutoff, self.energy_scale)).encode())
+        sha256 = hashlib.sha256(repr((self.model, self.cutoff, self.energy_scale)).encode())
         for leaf in [*jax.tree.leaves(self.params), self.reference_energies]:
-            found.update(np.ascontiguousarray(leaf).tobytes())
-        return found.hexdigest()[:16]
+            sha256.update(np.ascontiguousarray(leaf).tobytes())
+        return sha256.hexdigest()[:16]
 
     def check_elements(self, numbers: np.ndarray) -> None:
         """Raise ValueError that lists the elements that are missing from the training split."""
@@ -277,8 +277,8 @@ def create_model(model: Mapping[str, Any], potential: Mapping[str, Any] | None =
     Raises:
       ValueError: Unknown model, term or option; the message lists the known ones.
     """
-    made = models.create(model["name"], **_options(model["options"]))
-    return terms.with_terms(made, active_terms(potential or {}))
+    module = models.create(model["name"], **_options(model["options"]))
+    return terms.with_terms(module, active_terms(potential or {}))
 
 
 def active_terms(potential: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -295,7 +295,8 @@ def active_terms(potential: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     cutoff = float(potential.get("long_range_cutoff", math.inf))
     if not cutoff > 0:
         raise ValueError(
-            f"potential.long_range_cutoff must be positive (Å, or inf for all pairs), received {cutoff}"
+            "potential.long_range_cutoff must be positive (Å, or inf for all pairs), received "
+            f"{cutoff}"
         )
     switches = [k for k in potential if k != "long_range_cutoff" and not k.endswith("_options")]
     active = {}

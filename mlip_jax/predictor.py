@@ -139,27 +139,29 @@ class Predictor:
         sizes = graph_sizes(columns, self.cutoff, self.model.long_range_cutoff)
         budget = growing.fit(choose_budget(sizes, min(batch_size, len(columns))))
         parts, order = [], []
-        for places in plan_batches(np.arange(len(columns)), sizes, budget):
+        for indices in plan_batches(np.arange(len(columns)), sizes, budget):
             graph = build_batch(
-                columns.take(places),
+                columns.take(indices),
                 budget,
                 self.cutoff,
                 long_range_cutoff=self.model.long_range_cutoff,
             )
-            made = jax.device_get(_apply(self.model, self.params, graph))
-            rows = len(columns.atoms_of(places))  # without padding
+            outputs = jax.device_get(_apply(self.model, self.params, graph))
+            rows = len(columns.atoms_of(indices))  # without padding
             parts.append(
                 {
-                    name: values[: rows if name in self._of_atoms else len(places)]
-                    for name, values in made.items()
+                    name: values[: rows if name in self._of_atoms else len(indices)]
+                    for name, values in outputs.items()
                 }
             )
-            order.append(places)
+            order.append(indices)
         # undo the order of the batches: for rows of structures and for rows of atoms
         order = np.concatenate(order)
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        in_batch_order = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         back = {False: np.argsort(order), True: np.argsort(columns.atoms_of(order))}
-        return {name: values[back[name in self._of_atoms]] for name, values in joined.items()}
+        return {
+            name: values[back[name in self._of_atoms]] for name, values in in_batch_order.items()
+        }
 
     @property
     def _of_atoms(self) -> set[str]:
@@ -175,12 +177,12 @@ class Predictor:
 
         It identifies the predictor.
         """
-        found = hashlib.sha256(
+        sha256 = hashlib.sha256(
             repr((self.model, self.cutoff, [t.to_json() for t in self.targets])).encode()
         )
         for leaf in jax.tree.leaves(self.params):
-            found.update(np.ascontiguousarray(leaf).tobytes())
-        return found.hexdigest()[:16]
+            sha256.update(np.ascontiguousarray(leaf).tobytes())
+        return sha256.hexdigest()[:16]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -213,8 +215,12 @@ def pretrained(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray],
     config = restored.metadata["config"]
     if config.get("task") != TASK:
         with_terms = bool(active_terms(config.get("potential") or {}))
-        own = "model/" if with_terms else ""
-        arrays = {f"{BACKBONE}/{k[len(own) :]}": v for k, v in arrays.items() if k.startswith(own)}
+        prefix_of_model = "model/" if with_terms else ""
+        arrays = {
+            f"{BACKBONE}/{k[len(prefix_of_model) :]}": v
+            for k, v in arrays.items()
+            if k.startswith(prefix_of_model)
+        }
     return config["model"], arrays, restored.metadata
 
 
@@ -235,13 +241,13 @@ def begin_from(params: Any, arrays: Mapping[str, np.ndarray], source: str) -> tu
         parameters that are missing, left over or have another shape.
     """
     parts, fresh = dict(params["params"]), []
-    for name, own in parts.items():
-        found = {k: v for k, v in arrays.items() if k.startswith(f"{name}/")}
-        if not found and name != BACKBONE:
+    for name, initial in parts.items():
+        stored = {k: v for k, v in arrays.items() if k.startswith(f"{name}/")}
+        if not stored and name != BACKBONE:
             fresh.append(name.removeprefix("head_"))
             continue
         try:
-            parts[name] = from_arrays(own, found, f"{name}/")
+            parts[name] = from_arrays(initial, stored, f"{name}/")
         except CheckpointError as error:
             raise CheckpointError(
                 f"{source} cannot initialize this model: in {name!r} {error}\nLeave "

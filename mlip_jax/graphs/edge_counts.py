@@ -1,4 +1,4 @@
-"""Numbers of edges of all structures of a store: counted once per cutoff and stored with the store."""
+"""Edge counts of all structures of a store, counted once per cutoff and cached with the store."""
 
 from __future__ import annotations
 

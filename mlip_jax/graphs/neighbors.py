@@ -197,8 +197,8 @@ def _squared_distances(positions: np.ndarray) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def _pairs_of(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return row, column and transposed index of every element of an (n, n) matrix, int32."""
-    place = np.arange(n * n, dtype=np.int32)
-    row, column = np.divmod(place, np.int32(max(n, 1)))
+    index = np.arange(n * n, dtype=np.int32)
+    row, column = np.divmod(index, np.int32(max(n, 1)))
     return row, column, column * np.int32(n) + row
 
 
@@ -206,13 +206,13 @@ def _dense(positions: np.ndarray, cutoff: float) -> Neighbors:
     n = len(positions)
     close = _squared_distances(positions) < cutoff * cutoff
     close.ravel()[:: n + 1] = False  # an atom is not its own neighbor
-    places = np.flatnonzero(close)
+    close_index = np.flatnonzero(close)
     row, column, mirrored = _pairs_of(n)
-    receivers, senders = row[places], column[places]
+    receivers, senders = row[close_index], column[close_index]
     edge_at = np.empty(n * n, np.int32)
-    edge_at[places] = np.arange(len(places), dtype=np.int32)
+    edge_at[close_index] = np.arange(len(close_index), dtype=np.int32)
     forward = np.flatnonzero(receivers < senders)
-    reverse = edge_at[mirrored[places[forward]]]
+    reverse = edge_at[mirrored[close_index[forward]]]
     return Neighbors(receivers, senders, None, np.concatenate([forward.astype(np.int32), reverse]))
 
 
@@ -258,9 +258,9 @@ def _periodic(positions, cutoff, cell, pbc) -> Neighbors:
     receivers, senders = np.concatenate([i, j]), np.concatenate([j, i])
     shifts = np.concatenate([shifts, -shifts])
     order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], senders, receivers))
-    place = np.empty(len(order), np.int32)
-    place[order] = np.arange(len(order), dtype=np.int32)
-    return Neighbors(receivers[order], senders[order], shifts[order], place)
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    return Neighbors(receivers[order], senders[order], shifts[order], rank)
 
 
 def _periodic_half(positions, cutoff, cell, pbc) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

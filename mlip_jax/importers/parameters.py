@@ -91,8 +91,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
         if f.name not in ("parent", "name")
     }
     name = type(model).__module__.rpartition(".")[2]
-    for owner, own in ((name, options), *added.items()):
-        for option, value in own.items():
+    for owner, values in ((name, options), *added.items()):
+        for option, value in values.items():
             try:
                 json.dumps(value)
             except TypeError as error:

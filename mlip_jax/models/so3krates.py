@@ -363,7 +363,10 @@ def aggregate_features(attention, values, edge: Pairs, num: int) -> jax.Array:
 
 
 def aggregate_ev(attention, harmonics, edge: Pairs, num: int, degrees) -> jax.Array:
-    """Sum attention times harmonics over the neighbors: (P, number of degrees), (P, D) -> (N, D)."""
+    """Sum attention times harmonics over the neighbors.
+
+    The shapes (P, number of degrees) and (P, D) become (N, D).
+    """
     at_receiver, at_sender = attention
     to_receivers = repeat_degrees(at_receiver, degrees) * harmonics
     to_senders = (

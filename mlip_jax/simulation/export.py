@@ -2,7 +2,8 @@
 
 `export_stablehlo` writes force_field.stablehlo, which contains the parameters, and
 force_field.json, which describes the inputs: sizes, units, cutoff, reference energies. A Python
-program evaluates the function as follows; it needs NumPy, JAX and flatbuffers, which jax.export
+program evaluates the function as follows, for atomic numbers `numbers` (n,) and positions
+`positions` (n, 3) in Å; it needs NumPy, JAX and flatbuffers, which jax.export
 uses to read its files:
 
     import json
@@ -10,17 +11,20 @@ uses to read its files:
     import numpy as np
 
     about = json.load(open("force_field.json"))
-    run = jax.jit(jax.export.deserialize(bytearray(open("force_field.stablehlo", "rb").read())).call)
+    program = open("force_field.stablehlo", "rb").read()
+    run = jax.jit(jax.export.deserialize(bytearray(program)).call)
 
-    n, rows, real = len(numbers), about["rows"], about["dtype"]     # atomic numbers (n,), positions (n, 3) in Å
-    i, j = np.triu_indices(n, 1)                                    # each pair once, those within the cutoff
+    n, rows, real = len(numbers), about["rows"], about["dtype"]
+    i, j = np.triu_indices(n, 1)  # each pair once, those within the cutoff
     close = np.linalg.norm(positions[i] - positions[j], axis=1) < about["cutoff"]
-    pairs = np.full((about["max_pairs"], 2), rows - 1, np.int32)    # pairs that pad join the last row to itself
+    pairs = np.full((about["max_pairs"], 2), rows - 1, np.int32)  # padding: last row to itself
     pairs[:close.sum()] = np.stack([i, j], axis=1)[close]
-    out = run({"positions": np.pad(positions, ((0, rows - n), (0, 0))).astype(real), "pairs": pairs,
-               "numbers": np.pad(numbers, (0, rows - n)).astype(np.int32), "num_atoms": np.int32(n),
+    out = run({"positions": np.pad(positions, ((0, rows - n), (0, 0))).astype(real),
+               "numbers": np.pad(numbers, (0, rows - n)).astype(np.int32),
+               "num_atoms": np.int32(n), "pairs": pairs,
                "charge": np.zeros((), real), "num_unpaired_electrons": np.zeros((), real)})
-    energies = np.asarray(out["energies"], np.float64)[:n] + np.array(about["reference_energies"])[numbers]
+    reference = np.array(about["reference_energies"])[numbers]
+    energies = np.asarray(out["energies"], np.float64)[:n] + reference
     energy, forces = energies.sum(), np.asarray(out["forces"])[:n]  # eV, eV/Å
 
 `rows` is the maximum number of atoms plus one: the last row is always padding. A file in float64
@@ -134,7 +138,8 @@ def export_stablehlo(
             "inputs": inputs,
             "outputs": outputs,
             "reference_energies": potential.reference_energies.tolist(),
-            "reference_energies_of": "per atomic number, eV; add that of each atom in double precision",
+            "reference_energies_of": "per atomic number, eV; add that of each atom in double "
+            "precision",
         },
     )
     return folder
@@ -222,8 +227,8 @@ def _function(potential: Potential, params, periodic: bool):
         out = evaluate(
             potential.model, params, _graph(inputs), potential.energy_scale, with_stress=periodic
         )
-        made = {"energy": out.energy[0], "energies": out.energies, "forces": out.forces}
-        return made | ({"stress": out.stress[0]} if periodic else {})
+        outputs = {"energy": out.energy[0], "energies": out.energies, "forces": out.forces}
+        return outputs | ({"stress": out.stress[0]} if periodic else {})
 
     return energies_and_forces
 

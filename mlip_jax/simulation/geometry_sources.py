@@ -97,21 +97,21 @@ class Sources:
             return Geometries(self.store, self.index[samples], samples)
         relaxed = _RELAXED.fullmatch(source)
         if relaxed:
-            found = self._relaxed(relaxed[1], samples)
+            geometries = self._relax(relaxed[1], samples)
         elif source.partition(":")[0] == "etkdg":
-            found = self._embedded(source, samples)
+            geometries = self._embed(source, samples)
         else:
-            found = self._snapshots(source, samples)
-        if not len(found.samples):
+            geometries = self._snapshots(source, samples)
+        if not len(geometries.samples):
             raise DatasetError(f"{source}: none of {len(samples)} samples has such a geometry")
-        if len(found.samples) < len(samples):
+        if len(geometries.samples) < len(samples):
             log.warning(
                 "%s: skipping %d of %d samples without such a geometry",
                 source,
-                len(samples) - len(found.samples),
+                len(samples) - len(geometries.samples),
                 len(samples),
             )
-        return found
+        return geometries
 
     def frames(self, stages: str, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return all snapshots of some stages.
@@ -123,20 +123,22 @@ class Sources:
         Returns:
           (first, indices in the store); those of sample samples[s] are first[s]:first[s + 1].
         """
-        wanted = np.zeros(len(self.store), bool)
+        in_stages = np.zeros(len(self.store), bool)
         for stage in stages.split(","):
-            wanted |= self._of_stage(stage.strip())
+            in_stages |= self._is_in_stage(stage.strip())
         record = np.asarray(self.store.index("record"))
-        candidates = np.flatnonzero(wanted)
+        candidates = np.flatnonzero(in_stages)
         order = np.argsort(record[candidates], kind="stable")
         candidates = candidates[order]
-        own = record[self.index[samples]]
-        begin, end = (np.searchsorted(record[candidates], own, side) for side in ("left", "right"))
+        records = record[self.index[samples]]
+        begin, end = (
+            np.searchsorted(record[candidates], records, side) for side in ("left", "right")
+        )
         first = np.concatenate([[0], np.cumsum(end - begin)])
         numbers = [candidates[a:b] for a, b in zip(begin, end)]
         return first, np.concatenate(numbers) if numbers else np.zeros(0, np.int64)
 
-    def _of_stage(self, stage: str) -> np.ndarray:
+    def _is_in_stage(self, stage: str) -> np.ndarray:
         """Return whether each structure of the store belongs to a stage."""
         codes, names = self.store.texts("subset")
         if stage not in names:
@@ -149,17 +151,19 @@ class Sources:
 
     def _snapshots(self, source: str, samples: np.ndarray) -> Geometries:
         """Return the first or the last snapshot of a stage for each sample."""
-        stage, _, which = source.partition(":")
-        if which not in ("", "first", "last"):
+        stage, _, snapshot = source.partition(":")
+        if snapshot not in ("", "first", "last"):
             raise ConfigError(f"geometry {source!r}: expected 'first' or 'last' after the stage")
         first, numbers = self.frames(stage, samples)
         has = np.flatnonzero(np.diff(first))
         conformer = np.asarray(self.store.index("conformer"))
-        pick = np.argmin if which == "first" else np.argmax
-        chosen = [(own := numbers[first[s] : first[s + 1]])[pick(conformer[own])] for s in has]
-        return Geometries(self.store, np.array(chosen, np.int64), samples[has])
+        pick = np.argmin if snapshot == "first" else np.argmax
+        picked = [
+            (snapshots := numbers[first[s] : first[s + 1]])[pick(conformer[snapshots])] for s in has
+        ]
+        return Geometries(self.store, np.array(picked, np.int64), samples[has])
 
-    def _embedded(self, source: str, samples: np.ndarray) -> Geometries:
+    def _embed(self, source: str, samples: np.ndarray) -> Geometries:
         """Return geometries that RDKit embeds."""
         if source not in ("etkdg", "etkdg:mmff"):
             raise ConfigError(f"geometry {source!r}: expected etkdg or etkdg:mmff")
@@ -180,9 +184,9 @@ class Sources:
             )
             return [found[0].atoms for found in track(made, f"{source}", total=len(jobs))]
 
-        return self._kept([source, self.seed, smiles], make, samples)
+        return self._load_or_make([source, self.seed, smiles], make, samples)
 
-    def _relaxed(self, source: str, samples: np.ndarray) -> Geometries:
+    def _relax(self, source: str, samples: np.ndarray) -> Geometries:
         """Return geometries of another source, relaxed with the force field."""
         if self.force_field is None:
             raise ConfigError(
@@ -214,11 +218,11 @@ class Sources:
         content = hashlib.sha256(
             columns.positions.tobytes() + columns.numbers.tobytes()
         ).hexdigest()
-        return self._kept(
+        return self._load_or_make(
             ["relaxed", potential.digest(), self.fmax, self.max_steps, content], make, start.samples
         )
 
-    def _kept(
+    def _load_or_make(
         self, identity: list, make: Callable[[], list[Atoms | None]], samples: np.ndarray
     ) -> Geometries:
         """Return cached geometries with this identity, or call `make` and cache its result."""

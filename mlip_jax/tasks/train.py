@@ -414,7 +414,9 @@ def _domain(
     domain = atom_domain.fit(
         potential, found["train"][0], found["valid"][0], found["valid"][2], config.seed
     )
-    return domain, atom_domain.judge(potential, domain, *found["test"]) if "test" in found else None
+    return domain, atom_domain.evaluate(
+        potential, domain, *found["test"]
+    ) if "test" in found else None
 
 
 def _info(config, model, metadata, data, step, filled, params) -> dict[str, dict[str, Any]]:

@@ -80,7 +80,8 @@ class Term(nn.Module):
         """
         if self.cutoff is not None and not self.switch_width > 0:
             raise ValueError(
-                f"the dispersion term's switch_width must be positive (Å), received {self.switch_width}"
+                "the dispersion term's switch_width must be positive (Å), received "
+                f"{self.switch_width}"
             )
         numbers = graph.nodes["numbers"]
         ratios = self._ratios(numbers, features)

@@ -15,8 +15,8 @@ from ase import Atoms
 from scipy.special import comb, erf
 
 from mlip_jax import MLIPCalculator
-from mlip_jax.importers.formats.mlff_weights import MlffWeights
 from mlip_jax.importers import mlff, so3lr
+from mlip_jax.importers.formats.mlff_weights import MlffWeights
 from mlip_jax.importers.formats.weights import WeightsError
 
 SMALL = {

@@ -19,8 +19,8 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.padding import graph_sizes
 from mlip_jax.graphs.shapes import PaddingBudget
-from mlip_jax.importers.formats.mlff_weights import MlffWeights
 from mlip_jax.importers import mlff
+from mlip_jax.importers.formats.mlff_weights import MlffWeights
 from mlip_jax.importers.formats.weights import check_shapes
 from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.structure import Structure

@@ -94,11 +94,11 @@ class MlffWeights:
 
         Otherwise the model would silently differ from the trained one.
         """
-        left = sorted(set(self._arrays) - self._used)
-        if left:
+        unused = sorted(set(self._arrays) - self._used)
+        if unused:
             raise WeightsError(
-                f"{len(left)} weights are not part of the model described by the "
-                f"hyperparameters: {', '.join(left[:8])}"
+                f"{len(unused)} weights are not part of the model described by the "
+                f"hyperparameters: {', '.join(unused[:8])}"
             )
 
 
@@ -107,9 +107,9 @@ def _flatten(tree):
 
     The same dict can appear in several others, and in itself, so every visit is counted.
     """
-    waiting, visits = [("", 0, tree)], 0
-    while waiting:
-        prefix, depth, entries = waiting.pop()
+    stack, visits = [("", 0, tree)], 0
+    while stack:
+        prefix, depth, entries = stack.pop()
         visits += len(entries)
         if visits > _MAX_ENTRIES:
             raise WeightsError(
@@ -121,7 +121,7 @@ def _flatten(tree):
                 f"{prefix}{safe_pickle.shown(name) if not isinstance(name, str) else name[:200]}"
             )
             if isinstance(value, Mapping) and depth < _MAX_DEPTH:
-                waiting.append((f"{where}/", depth + 1, value))
+                stack.append((f"{where}/", depth + 1, value))
             elif isinstance(value, np.ndarray) and value.dtype.kind == "f":
                 yield where, np.asarray(value)
             else:

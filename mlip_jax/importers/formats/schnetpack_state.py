@@ -23,7 +23,8 @@ class RemainingWeights:
         if len(embeddings) != 1:
             raise WeightsError(
                 f"expected the state dict of one SchNetPack model, with one {EMBEDDING!r}; "
-                f"received {len(embeddings)} of them in {len(weights)} arrays: {list_names(weights)}"
+                f"received {len(embeddings)} of them in {len(weights)} arrays: "
+                f"{list_names(weights)}"
             )
         prefix = embeddings[0].removesuffix(EMBEDDING)
         self.left = {

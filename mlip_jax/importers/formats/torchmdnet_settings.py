@@ -100,8 +100,8 @@ def _infer_hparams(weights: StateDict) -> dict[str, Any]:
     embedding = weights(f"{MODEL}embedding.weight")
     if embedding.ndim != 2 or not embedding.size:
         raise WeightsError(
-            f"{MODEL}embedding.weight must be a table by atomic number, (elements, features), received "
-            f"shape {embedding.shape}"
+            f"{MODEL}embedding.weight must be a table by atomic number, (elements, features), "
+            f"received shape {embedding.shape}"
         )
     return {
         "embedding_dimension": embedding.shape[1],

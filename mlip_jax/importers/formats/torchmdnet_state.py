@@ -79,9 +79,9 @@ class StateDict:
 
         Otherwise the model would silently differ from the trained one.
         """
-        left = sorted(set(self._arrays) - self._used)
-        if left:
+        unused = sorted(set(self._arrays) - self._used)
+        if unused:
             raise WeightsError(
-                f"{len(left)} arrays of the state dict are not part of an equivariant "
-                f"transformer with these hyperparameters: {', '.join(left[:8])}"
+                f"{len(unused)} arrays of the state dict are not part of an equivariant "
+                f"transformer with these hyperparameters: {', '.join(unused[:8])}"
             )

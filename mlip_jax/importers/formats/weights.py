@@ -115,7 +115,9 @@ def check_shapes(model, params) -> None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     wrong = sorted(
-        name for name in expected.keys() | received.keys() if expected.get(name) != received.get(name)
+        name
+        for name in expected.keys() | received.keys()
+        if expected.get(name) != received.get(name)
     )
     if wrong:
         name = wrong[0]

@@ -143,15 +143,16 @@ def bessel_basis(d, num, cutoff, wave_numbers=None):
     return scale * jnp.sinc(jnp.asarray(k / np.pi, d.dtype) * d[:, None])
 
 
-def _constants(what, given, computed):
+def _constants(name, values, defaults):
     """Return the given constants, checked, or the computed ones."""
-    if given is None:
-        return computed
-    if len(given) != len(computed):
+    if values is None:
+        return defaults
+    if len(values) != len(defaults):
         raise ValueError(
-            f"the radial basis has {len(computed)} functions (num_radial), received {len(given)} {what}"
+            f"the radial basis has {len(defaults)} functions (num_radial), received {len(values)} "
+            f"{name}"
         )
-    return np.asarray(given, np.float64)
+    return np.asarray(values, np.float64)
 
 
 RADIAL_BASES: dict[str, Callable] = {

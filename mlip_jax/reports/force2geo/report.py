@@ -182,7 +182,7 @@ def _baselines(molecules: StartMolecules) -> dict[str, Outcomes]:
 def _numbers(content: _ComparisonData) -> dict[str, Any]:
     """Return the content of metrics.json."""
     m, names = content.molecules, [e.name for e in content.evaluated]
-    judged = metrics.judged(next(iter(content.outcomes.values())))
+    judged = metrics.evaluable(next(iter(content.outcomes.values())))
     gap = np.array([a.energy - b.energy for a, b in zip(m.at_start, m.at_end)], float)
     numbers = {
         "oracle": m.oracle,
@@ -248,7 +248,7 @@ def _write_csv(file: IO[str], content: _ComparisonData) -> None:
         o = content.outcomes[e.name]
         columns = [metrics.percentage(o, content.limits), metrics.residual_energy(o)]
         flags = [
-            metrics.judged(o),
+            metrics.evaluable(o),
             *(
                 f(o, content.limits)
                 for f in (metrics.diverged, metrics.succeeded, metrics.force_converged)
@@ -389,7 +389,7 @@ def _course(content: _ComparisonData, name: str) -> tuple[str, str]:
 
 def _figures(content: _ComparisonData) -> Iterator[str]:
     """Yield figures of the molecules that the oracle can evaluate."""
-    can = metrics.judged(next(iter(content.outcomes.values())))
+    can = metrics.evaluable(next(iter(content.outcomes.values())))
     sizes = np.array([len(s.atoms) for s in content.molecules.starts])[can]
     names = [e.name for e in content.evaluated]
     pct = {name: metrics.percentage(content.outcomes[name], content.limits)[can] for name in names}

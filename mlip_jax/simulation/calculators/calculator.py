@@ -168,15 +168,17 @@ class MLIPCalculator(PaddedCalculator):
 
         Properties of the domain are computed only if `properties` requests one of them.
         """
-        wanted = self.domain is not None and not set(properties).isdisjoint(
+        needs_domain = self.domain is not None and not set(properties).isdisjoint(
             atom_domain.properties(self.domain)
         )
         # the base class does not know the properties of the domain
-        own = atom_domain.properties(self.domain) if wanted else ()
+        domain_properties = atom_domain.properties(self.domain) if needs_domain else ()
         super().calculate(
-            atoms, ["energy", *(p for p in properties if p not in own)], system_changes
+            atoms,
+            ["energy", *(p for p in properties if p not in domain_properties)],
+            system_changes,
         )
-        if wanted:
+        if needs_domain:
             self.results = self.results | atom_domain.results(
                 self.domain, self._features(self.atoms)
             )

@@ -263,12 +263,12 @@ class PaddedCalculator(Calculator):
                 "the dipole moment of a periodic structure is undefined, received "
                 f"pbc={atoms.pbc.tolist()}"
             )
-        self._check_state_known(atoms, "charge", "charges", "total charges")
-        self._check_state_known(
+        self._warn_if_unseen(atoms, "charge", "charges", "total charges")
+        self._warn_if_unseen(
             atoms, "num_unpaired_electrons", "spins", "numbers of unpaired electrons"
         )
 
-    def _check_state_known(self, atoms, key: str, statistic: str, words: str) -> None:
+    def _warn_if_unseen(self, atoms, key: str, statistic: str, words: str) -> None:
         """Warn once per quantity if the force field was not trained on this value."""
         value = electronic_value(atoms, key)
         if value == 0 or key in self._warned_of:

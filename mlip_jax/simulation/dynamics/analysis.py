@@ -53,10 +53,10 @@ def distances(
     i, j = np.triu_indices(n, 1)
     for frame in course.positions:
         if course.cell is None:
-            found = np.linalg.norm(frame[i] - frame[j], axis=1)
+            pair_distances = np.linalg.norm(frame[i] - frame[j], axis=1)
         else:
-            found = get_distances(frame, cell=course.cell, pbc=True)[1][i, j]
-        counts += np.histogram(found, edges)[0]
+            pair_distances = get_distances(frame, cell=course.cell, pbc=True)[1][i, j]
+        counts += np.histogram(pair_distances, edges)[0]
     r, width = 0.5 * (edges[1:] + edges[:-1]), edges[1] - edges[0]
     share = counts / max(len(i) * len(course.positions), 1)
     if course.cell is None:

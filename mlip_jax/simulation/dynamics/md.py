@@ -27,7 +27,7 @@ from mlip_jax.simulation.dynamics.results import (
     Thermo,
     Trajectory,
     breakages,
-    joined,
+    join_dispatches,
 )
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.start import initial_state, initialize_momenta
@@ -54,9 +54,12 @@ class MolecularDynamics:
     continue.
 
     >>> from ase.build import molecule
-    >>> dynamics = MolecularDynamics(molecule("CH3OH"), "runs/spice", replicas=8, temperature=300)  # doctest: +SKIP
+    >>> settings = {"replicas": 8, "temperature": 300}
+    >>> methanol = molecule("CH3OH")
+    >>> dynamics = MolecularDynamics(methanol, "runs/spice", **settings)  # doctest: +SKIP
     >>> trajectories = dynamics.run(2000)  # doctest: +SKIP
-    >>> trajectories[0].frames[-1].get_potential_energy(), trajectories[0].thermo.temperature  # doctest: +SKIP
+    >>> trajectories[0].frames[-1].get_potential_energy()  # doctest: +SKIP
+    >>> trajectories[0].thermo.temperature  # doctest: +SKIP
 
     Attributes:
       potential: The force field.
@@ -172,7 +175,7 @@ class MolecularDynamics:
           steps: Number of steps.
         """
         segments = list(self.stream(steps))
-        return joined(segments, self._system, self.broken)
+        return join_dispatches(segments, self._system, self.broken)
 
     def stream(self, steps: int) -> Iterator[tuple[Thermo, DispatchFrames]]:
         """Make steps and yield energies and frames about once per second.

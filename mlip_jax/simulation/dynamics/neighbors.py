@@ -59,15 +59,19 @@ class NeighborCapacity(NamedTuple):
 
     Attributes:
       budget: Shape of the graph that is the list, including pairs of the skin.
-      near_edges: Number of edges that the model receives: those within the cutoff at the current step. If
-        0, the model receives the whole list, which is not much longer.
+      near_edges: Number of edges that the model receives: those within the cutoff at the current
+        step. If 0, the model receives the whole list, which is not much longer.
     """
 
     budget: PaddingBudget
     near_edges: int = 0
 
     def holds(self, wanted: jax.Array) -> jax.Array:
-        """Return whether edges and pairs of the list and edges within the cutoff, (3,), fit, () bool."""
+        """Return whether a list fits, () bool.
+
+        Args:
+          wanted: Number of edges, of long-range pairs, and of edges within the cutoff, (3,).
+        """
         fits = (wanted[0] <= self.budget.n_edge) & (wanted[1] <= self.budget.n_pair)
         return fits & (wanted[2] <= self.near_edges) if self.near_edges else fits
 
@@ -120,7 +124,7 @@ def on_device(
     far = None if cutoffs.long_range is None else cutoffs.long_range + cutoffs.skin
     batch = slot_graphs.build(
         particles.slots,
-        positions[particles.places],
+        positions[particles.slot_atoms],
         budget,
         cutoffs.cutoff + cutoffs.skin,
         far,
@@ -136,7 +140,10 @@ def on_host(
     budget: PaddingBudget,
     cutoffs: Cutoffs,
 ) -> jraph.GraphsTuple:
-    """Build the same graph on the host from NumPy arrays. It must fit the budget, see `count_required`."""
+    """Build the same graph on the host from NumPy arrays.
+
+    It must fit the budget, see `count_required`.
+    """
     dtype = positions.dtype
     columns = Columns.from_structures(
         Structure(

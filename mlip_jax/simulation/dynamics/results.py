@@ -37,7 +37,7 @@ def breakages(
     """
     codes, steps, culprits = (np.asarray(x) for x in (state.code, state.broken_at, state.culprit))
     bonds = None
-    found = {}
+    broken = {}
     for m in np.flatnonzero(codes != RUNNING):
         code, reason = int(codes[m]), _REASONS[int(codes[m])]
         if code in (md_state.STRETCHED, md_state.COLLAPSED):
@@ -46,8 +46,8 @@ def breakages(
             symbols = system.molecules[m].get_chemical_symbols()
             limit = settings.bond_range[code == md_state.STRETCHED]
             reason = reason.format(f"{symbols[i]}{i}–{symbols[j]}{j}", limit)
-        found[int(m)] = Breakage(int(steps[m]), reason.format(f"{hottest[m]:g} K"))
-    return found
+        broken[int(m)] = Breakage(int(steps[m]), reason.format(f"{hottest[m]:g} K"))
+    return broken
 
 
 _REASONS = {
@@ -209,7 +209,7 @@ class Trajectory:
     broken: Breakage | None
 
 
-def joined(
+def join_dispatches(
     segments: Sequence[tuple[Thermo, DispatchFrames]],
     system: System,
     broken: Mapping[int, Breakage],
@@ -220,8 +220,8 @@ def joined(
     thermo = Thermo.concatenate([empty, *(t for t, _ in segments)])
     frames: list[list[Atoms]] = [[] for _ in range(num)]
     steps: list[list[int]] = [[] for _ in range(num)]
-    for _, made in segments:
-        for step, m, atoms in made:
+    for _, dispatch_frames in segments:
+        for step, m, atoms in dispatch_frames:
             frames[m].append(atoms)
             steps[m].append(step)
     return [

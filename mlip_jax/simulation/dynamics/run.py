@@ -29,15 +29,15 @@ def run_md(
     Raises:
       OutputError: If files cannot be written or read, or are of another run.
     """
-    before = _go_on(dynamics, outputs)
-    left = num_steps - dynamics.step
-    if left < 0:
+    before = _resume(dynamics, outputs)
+    num_left = num_steps - dynamics.step
+    if num_left < 0:
         log.info("the run already has %d steps, more than requested", dynamics.step)
     timestep = dynamics.settings.timestep
     begin = saved = time.monotonic()
     known = dynamics.broken
     with DynamicsProgressBar(num_steps, dynamics.step, timestep) as progress:
-        for thermo, frames in dynamics.stream(max(left, 0)):
+        for thermo, frames in dynamics.stream(max(num_left, 0)):
             outputs.write(thermo, frames, timestep)
             broken = dynamics.broken
             for m in sorted(broken.keys() - known.keys()):
@@ -60,13 +60,13 @@ def run_md(
     return seconds
 
 
-def _go_on(dynamics: MolecularDynamics, outputs: DynamicsOutputs) -> float:
+def _resume(dynamics: MolecularDynamics, outputs: DynamicsOutputs) -> float:
     """Resume from the restart file, or start; return the duration until then (seconds)."""
-    found = outputs.load()
-    if found is None:
+    stored = outputs.load()
+    if stored is None:
         outputs.begin()
         return 0.0
-    snapshot, seconds = found
+    snapshot, seconds = stored
     try:
         dynamics.restore(snapshot)
     except ValueError as error:

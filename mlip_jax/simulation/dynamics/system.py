@@ -32,7 +32,7 @@ class Particles(NamedTuple):
 
     Attributes:
       slots: Atomic numbers, number of atoms, charge and spin; one molecule per slot.
-      places: Atom of each place of a slot, (M, n) int32; arbitrary for unused places.
+      slot_atoms: Atom of each place of a slot, (M, n) int32; arbitrary for unused slot_atoms.
       masses: Masses (amu), (N,).
       molecule: Molecule of each atom, (N,) int32.
       number: Number of the atom within its molecule, (N,) int32.
@@ -47,7 +47,7 @@ class Particles(NamedTuple):
     """
 
     slots: Slots
-    places: jax.Array
+    slot_atoms: jax.Array
     masses: jax.Array
     molecule: jax.Array
     number: jax.Array
@@ -159,28 +159,32 @@ class System:
 
     def bonds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return atoms, sums of covalent radii and translations of the initially bonded pairs."""
-        found = [_no_bonds()]
+        parts_by_molecule = [_no_bonds()]
         for atoms, first in zip(self.molecules, self.begin):
             radii = covalent_radii[atoms.numbers]
             box = (atoms.cell.array, atoms.pbc) if atoms.pbc.any() else ()
-            near = neighbor_list(
+            neighbors = neighbor_list(
                 atoms.positions, bond_limit(atoms.numbers, atoms.numbers).max(), *box
             )
-            once = near.pair_order[: len(near.pair_order) // 2]
-            i, j = near.receivers[once], near.senders[once]
-            shifts = np.zeros((len(i), 3), np.int32) if near.shifts is None else near.shifts[once]
+            once = neighbors.pair_order[: len(neighbors.pair_order) // 2]
+            i, j = neighbors.receivers[once], neighbors.senders[once]
+            shifts = (
+                np.zeros((len(i), 3), np.int32)
+                if neighbors.shifts is None
+                else neighbors.shifts[once]
+            )
             vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array
             bonded = np.linalg.norm(vectors, axis=1) < bond_limit(
                 atoms.numbers[i], atoms.numbers[j]
             )
-            found.append(
+            parts_by_molecule.append(
                 (
                     (np.stack([i, j], 1) + first)[bonded].astype(np.int32),
                     (radii[i] + radii[j])[bonded],
                     shifts[bonded],
                 )
             )
-        return tuple(np.concatenate(parts) for parts in zip(*found))
+        return tuple(np.concatenate(parts) for parts in zip(*parts_by_molecule))
 
 
 def _no_bonds():
@@ -202,7 +206,8 @@ def make(molecules: Sequence[Atoms], potential: Potential) -> System:
         reason = _obstacle(atoms, potential)
         if reason:
             raise ValueError(
-                f"molecule {m} ({atoms.get_chemical_formula() or 'empty'}) cannot be simulated: {reason}"
+                f"molecule {m} ({atoms.get_chemical_formula() or 'empty'}) cannot be simulated: "
+                f"{reason}"
             )
     kinds = [bool(a.pbc.any()) for a in molecules]
     if any(kinds) != all(kinds):

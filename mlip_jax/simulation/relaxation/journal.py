@@ -51,7 +51,7 @@ class Layout(NamedTuple):
         return (
             *self.columns,
             "seconds",
-            *(f"{kind}_{what}" for kind in self.kinds for what in ("offset", "length")),
+            *(f"{kind}_{field}" for kind in self.kinds for field in ("offset", "length")),
         )
 
 
@@ -105,11 +105,11 @@ def finished(folder: Path, layout: Layout) -> Indices:
     Raises:
       JournalError: If a part has other columns or cannot be read.
     """
-    found = Indices()
+    indices = Indices()
     for _, path in parts_of(folder):
         for line in read_part(path, layout):
-            found.add(line.index)
-    return found
+            indices.add(line.index)
+    return indices
 
 
 def read_part(path: Path, layout: Layout) -> Iterator[JournalLine]:
@@ -173,8 +173,8 @@ def encode_line(cells: Sequence[Any]) -> bytes:
 
 def parts_of(folder: Path) -> list[tuple[int, Path]]:
     """Return the number and the CSV file of each part, sorted by number."""
-    found = ((p.stem.removeprefix("part-"), p) for p in Path(folder).glob("part-*.csv"))
-    return sorted((int(number), path) for number, path in found if number.isdecimal())
+    candidates = ((p.stem.removeprefix("part-"), p) for p in Path(folder).glob("part-*.csv"))
+    return sorted((int(number), path) for number, path in candidates if number.isdecimal())
 
 
 def piece_file(path: Path, kind: str) -> Path:
@@ -314,10 +314,10 @@ class Journal:
             return
         ends, lines, blocks = list(self._ends), [], [[] for _ in self.layout.kinds]
         for cells, content in self._waiting:
-            for place, piece in enumerate(content):
-                cells = [*cells, ends[place + 1], len(piece)]
-                ends[place + 1] += len(piece)
-                blocks[place].append(piece)
+            for kind, piece in enumerate(content):
+                cells = [*cells, ends[kind + 1], len(piece)]
+                ends[kind + 1] += len(piece)
+                blocks[kind].append(piece)
             lines.append(encode_line(cells))
         try:
             for file, block, end in zip(self._files[1:], blocks, self._ends[1:]):

@@ -90,7 +90,7 @@ class Outcomes:
         return len(self.failed)
 
 
-def judged(outcomes: Outcomes) -> np.ndarray:
+def evaluable(outcomes: Outcomes) -> np.ndarray:
     """Return whether the oracle has energies of the start and of its minimum, (M,) bool."""
     return np.isfinite(outcomes.energy_start) & np.isfinite(outcomes.energy_opt)
 
@@ -105,10 +105,10 @@ def percentage(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
     array([75.])
     """
     gap = outcomes.energy_start - outcomes.energy_opt
-    told = gap >= limits.min_gap
+    is_defined = gap >= limits.min_gap
     return np.where(
-        told,
-        100 * (outcomes.energy_start - outcomes.energy_relaxed) / np.where(told, gap, 1.0),
+        is_defined,
+        100 * (outcomes.energy_start - outcomes.energy_relaxed) / np.where(is_defined, gap, 1.0),
         np.nan,
     )
 
@@ -127,7 +127,7 @@ def diverged(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
     no_gap = outcomes.energy_start - outcomes.energy_opt < limits.min_gap
     rise = outcomes.energy_relaxed - outcomes.energy_start
     risen = rise > np.where(no_gap, limits.min_gap, _ROUNDING)
-    return judged(outcomes) & (outcomes.failed | ~np.isfinite(outcomes.energy_relaxed) | risen)
+    return evaluable(outcomes) & (outcomes.failed | ~np.isfinite(outcomes.energy_relaxed) | risen)
 
 
 def succeeded(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
@@ -136,13 +136,15 @@ def succeeded(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
     A start that fulfills this already makes success easy.
     """
     return (
-        judged(outcomes) & ~outcomes.failed & (residual_energy(outcomes) < limits.chemical_accuracy)
+        evaluable(outcomes)
+        & ~outcomes.failed
+        & (residual_energy(outcomes) < limits.chemical_accuracy)
     )
 
 
 def force_converged(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
     """Return whether the oracle's largest force after relaxation is below 0.05 eV/Å, (M,)."""
-    return judged(outcomes) & ~outcomes.failed & (outcomes.fmax < limits.fmax)
+    return evaluable(outcomes) & ~outcomes.failed & (outcomes.fmax < limits.fmax)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +180,7 @@ def summarize(
       num_bootstrap: Number of resamplings of the molecules with replacement.
       seed: Seed of the resamplings. Outcomes of the same molecules are resampled identically.
     """
-    can, bad = judged(outcomes), diverged(outcomes, limits)
+    can, bad = evaluable(outcomes), diverged(outcomes, limits)
     pct, residual = percentage(outcomes, limits), residual_energy(outcomes)
     measures = {
         "mean_percentage": (pct, can & ~bad & np.isfinite(pct)),

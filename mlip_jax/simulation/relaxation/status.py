@@ -10,8 +10,8 @@ class RelaxationStatus(enum.IntEnum):
 
     Attributes:
       label: Status of the result: "running", "converged", "step limit" or "diverged".
-      message: Reason for "diverged", with the field {nearest}, the distance of the closest two atoms
-        (Å); otherwise "".
+      message: Reason for "diverged", with the field {nearest}, the distance of the closest two
+        atoms (Å); otherwise "".
     """
 
     RUNNING = 0, "running", ""

@@ -126,17 +126,17 @@ class Calibration:
         Raises:
           ValueError: If there are no labels, or if the members agree nearly everywhere.
         """
-        made = cls(
+        calibration = cls(
             tuple(p.digest() for p in potentials),
             Scale.fit(evaluated.energy_error, evaluated.energy_spread),
             Scale.fit(evaluated.force_error, evaluated.force_spread),
             len(evaluated),
         )
-        if made.energy is None and made.forces is None:
+        if calibration.energy is None and calibration.forces is None:
             raise ValueError(
                 "the calibration requires structures with energies or forces; these have neither"
             )
-        return made
+        return calibration
 
     def save(self, path: str | Path, **more: Any) -> None:
         """Write the calibration as JSON. `more` is stored along with it for human readers."""
@@ -184,11 +184,11 @@ class Calibration:
 
     def check(self, potentials: Sequence[Potential]) -> None:
         """Raise ValueError if the calibration is of other members. The order does not matter."""
-        own = [p.digest() for p in potentials]
-        if sorted(own) != sorted(self.members):
+        digests = [p.digest() for p in potentials]
+        if sorted(digests) != sorted(self.members):
             raise ValueError(
                 f"the calibration belongs to other members: {', '.join(self.members)}; this "
-                f"ensemble has {', '.join(own)}. Create one for them with configs/ensemble.py."
+                f"ensemble has {', '.join(digests)}. Create one for them with configs/ensemble.py."
             )
 
     def properties(self) -> tuple[str, ...]:
@@ -211,14 +211,14 @@ class Calibration:
           Both are standard deviations of the errors to expect. The mean |error| of a Gaussian is
           0.8 of it.
         """
-        made: dict[str, Any] = {}
+        expected: dict[str, Any] = {}
         if self.energy is not None:
-            made["energy_expected_error"] = float(
+            expected["energy_expected_error"] = float(
                 len(forces_std) * self.energy.expected(energy_std / len(forces_std))
             )
         if self.forces is not None:
-            made["forces_expected_error"] = self.forces.expected(_over_components(forces_std))
-        return made
+            expected["forces_expected_error"] = self.forces.expected(_over_components(forces_std))
+        return expected
 
 
 def evaluate(potentials: Sequence[Potential], store: Store, indices: np.ndarray) -> EnsembleErrors:
@@ -277,55 +277,55 @@ def held_out(
     Raises:
       DatasetError: If the data of the first member are missing, or if no structure is left.
     """
-    own, notes = RunData.load(workdirs[0]), []
-    chosen = _not_trained_on(own, part, workdirs[1:], notes)
-    known = set.intersection(*(set(p.elements) for p in potentials))
-    kept = [
-        here[[set(s.numbers.tolist()) <= known for s in columns]]
-        for here, columns in own.store.chunks(chosen, labels_only=True)
+    first_run, notes = RunData.load(workdirs[0]), []
+    indices = _not_trained_on(first_run, part, workdirs[1:], notes)
+    common_elements = set.intersection(*(set(p.elements) for p in potentials))
+    supported = [
+        rows[[set(s.numbers.tolist()) <= common_elements for s in columns]]
+        for rows, columns in first_run.store.chunks(indices, labels_only=True)
     ]
-    strange, chosen = len(chosen), np.concatenate([*kept, chosen[:0]])
-    if strange > len(chosen):
+    strange, indices = len(indices), np.concatenate([*supported, indices[:0]])
+    if strange > len(indices):
         notes.append(
-            f"skipped {strange - len(chosen)} structures of split {part!r}: a member was not "
+            f"skipped {strange - len(indices)} structures of split {part!r}: a member was not "
             "trained on their elements."
         )
-    if not len(chosen):
+    if not len(indices):
         raise DatasetError(
             f"{workdirs[0]}: split {part!r} contains no structure to calibrate the ensemble "
             "with. " + " ".join(notes)
         )
-    if len(chosen) > most:
-        chosen = np.sort(np.random.default_rng(seed).choice(chosen, most, replace=False))
-    return own.store, chosen, notes
+    if len(indices) > most:
+        indices = np.sort(np.random.default_rng(seed).choice(indices, most, replace=False))
+    return first_run.store, indices, notes
 
 
 def _not_trained_on(
-    own: RunData, part: str, others: Sequence[str | Path], notes: list[str]
+    first_run: RunData, part: str, others: Sequence[str | Path], notes: list[str]
 ) -> np.ndarray:
     """Return structures of a split of the first member that no other member was trained on."""
-    whole = chosen = np.asarray(own.parts.get(part, []), np.int64)
+    candidates = unseen = np.asarray(first_run.parts.get(part, []), np.int64)
     # Exclude whole molecules, since training on other conformers counts as knowing a molecule. If
     # the first member's own split is not by molecule (a random split), exclude structures.
-    unit = np.asarray(own.store.index("molecule"))
-    if np.isin(unit[chosen], unit[own.parts["train"]]).any():
-        unit = np.arange(len(own.store))
+    unit = np.asarray(first_run.store.index("molecule"))
+    if np.isin(unit[unseen], unit[first_run.parts["train"]]).any():
+        unit = np.arange(len(first_run.store))
     for workdir in others:
-        trained = _trained_on(workdir, own.store)
+        trained = _trained_on(workdir, first_run.store)
         if trained is None:
             notes.append(
-                f"{Path(workdir).name} has another data set than {own.workdir.name}, or one "
+                f"{Path(workdir).name} has another data set than {first_run.workdir.name}, or one "
                 "that cannot be found: it may have been trained on structures of the "
                 "calibration."
             )
         else:
-            chosen = chosen[~np.isin(unit[chosen], unit[trained])]
-    if len(chosen) < len(whole):
+            unseen = unseen[~np.isin(unit[unseen], unit[trained])]
+    if len(unseen) < len(candidates):
         notes.append(
-            f"skipped {len(whole) - len(chosen)} structures of split {part!r}: other members "
+            f"skipped {len(candidates) - len(unseen)} structures of split {part!r}: other members "
             "were trained on them, or on other conformers of their molecules."
         )
-    return chosen
+    return unseen
 
 
 def _trained_on(workdir: str | Path, store: Store) -> np.ndarray | None:

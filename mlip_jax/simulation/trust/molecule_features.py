@@ -60,7 +60,7 @@ def features(potential: Potential, store: Store, indices: np.ndarray) -> np.ndar
     Raises:
       ValueError: If there are elements that the force field was not trained on.
     """
-    chosen = hashlib.sha256(np.ascontiguousarray(indices, np.int64).tobytes()).hexdigest()[:12]
+    selection = hashlib.sha256(np.ascontiguousarray(indices, np.int64).tobytes()).hexdigest()[:12]
 
     def make() -> np.ndarray:
         log.info(
@@ -71,7 +71,7 @@ def features(potential: Potential, store: Store, indices: np.ndarray) -> np.ndar
         return mean_features(potential, store, indices)
 
     return load_or_compute(
-        store.path / "features" / f"{potential.digest()}-{store.digest()}-{chosen}.npy",
+        store.path / "features" / f"{potential.digest()}-{store.digest()}-{selection}.npy",
         np.float32,
         len(indices),
         make,

@@ -51,7 +51,7 @@ ALL = outcomes([(*(KCAL_PER_MOL * np.array(row[:3])), *row[3:]) for row in CASES
 def test_golden_cases():
     found = zip(
         metrics.percentage(ALL),
-        metrics.judged(ALL),
+        metrics.evaluable(ALL),
         metrics.diverged(ALL),
         metrics.succeeded(ALL),
         metrics.force_converged(ALL),

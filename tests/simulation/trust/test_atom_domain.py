@@ -59,10 +59,10 @@ def test_features_are_those_of_each_atom_whatever_the_batches(potential):
 
 
 def test_border_is_that_of_the_farthest_atom(potential, domain):
-    near = atom_domain.judge(
+    near = atom_domain.evaluate(
         potential, domain, waters(200, 3), np.full(200, -0.3), np.full((600, 3), -0.1)
     )
-    far = atom_domain.judge(
+    far = atom_domain.evaluate(
         potential, domain, waters(200, 3, noise=0.25), np.zeros(200), np.zeros((600, 3))
     )
     assert (near.distance > 1).mean() < 0.06 and (far.distance > 1).mean() > 0.5
@@ -72,7 +72,7 @@ def test_border_is_that_of_the_farthest_atom(potential, domain):
 
 def test_rare_elements_are_kept(potential):
     numbers = np.array([1] * 5000 + [8] * 3)
-    kept = atom_domain._kept(numbers, np.random.default_rng(0))
+    kept = atom_domain._sample_per_element(numbers, np.random.default_rng(0))
     assert (numbers[kept] == 8).sum() == 3 and (numbers[kept] == 1).sum() == 1024
 
 
