@@ -179,10 +179,10 @@ class Sources:
             jobs = [
                 (embedding.Entry(i, f"sample {i}", "", s), options) for i, s in enumerate(smiles)
             ]
-            made = workers.stream(
+            records = workers.stream(
                 embedding.make, jobs, self.num_processes, on_death=embedding.gave_up
             )
-            return [found[0].atoms for found in track(made, f"{source}", total=len(jobs))]
+            return [record[0].atoms for record in track(records, source, total=len(jobs))]
 
         return self._load_or_make([source, self.seed, smiles], make, samples)
 
@@ -199,21 +199,17 @@ class Sources:
 
         def make():
             relaxer = Relaxer(potential, fmax=self.fmax, max_steps=self.max_steps)
-            found = {
-                key: result
-                for key, result in track(
-                    relaxer.stream(enumerate(starts)), f"relaxing {source}", total=len(starts)
-                )
-            }
-            lost = [k for k, r in found.items() if r.status not in ("converged", "step limit")]
+            stream = relaxer.stream(enumerate(starts))
+            results = dict(track(stream, f"relaxing {source}", total=len(starts)))
+            lost = [k for k, r in results.items() if r.status not in ("converged", "step limit")]
             if lost:
                 log.warning(
                     "%d of %d molecules could not be relaxed; the first reason: %s",
                     len(lost),
                     len(starts),
-                    found[lost[0]].reason,
+                    results[lost[0]].reason,
                 )
-            return [None if k in lost else found[k].atoms for k in range(len(starts))]
+            return [None if k in lost else results[k].atoms for k in range(len(starts))]
 
         content = hashlib.sha256(
             columns.positions.tobytes() + columns.numbers.tobytes()
@@ -229,9 +225,9 @@ class Sources:
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         path = self.cache / f"{key}.npz"
         if not path.exists():
-            made = make()
-            present = np.array([atoms is not None for atoms in made])
-            atoms = [a for a in made if a is not None]
+            geometries = make()
+            present = np.array([atoms is not None for atoms in geometries])
+            atoms = [a for a in geometries if a is not None]
             self.cache.mkdir(parents=True, exist_ok=True)
             with atomic_open(path, shared=True) as file:
                 np.savez(
@@ -242,14 +238,14 @@ class Sources:
                     numbers=np.concatenate([a.numbers for a in atoms] or [np.zeros(0, int)]),
                     positions=np.concatenate([a.positions for a in atoms] or [np.zeros((0, 3))]),
                 )
-        with np.load(path, allow_pickle=False) as kept:
-            ends = np.cumsum(kept["count"])[:-1]
+        with np.load(path, allow_pickle=False) as stored:
+            ends = np.cumsum(stored["count"])[:-1]
             parts = zip(
-                np.split(kept["numbers"], ends),
-                np.split(kept["positions"], ends),
-                kept["charge"].tolist(),
+                np.split(stored["numbers"], ends),
+                np.split(stored["positions"], ends),
+                stored["charge"].tolist(),
             )
             columns = Columns.from_structures(
                 Structure(n.astype(np.int32), x, charge=q) for n, x, q in parts if len(n)
             )
-            return Geometries(columns, np.arange(len(columns)), samples[kept["present"]])
+            return Geometries(columns, np.arange(len(columns)), samples[stored["present"]])

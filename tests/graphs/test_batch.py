@@ -20,7 +20,9 @@ CUTOFF = 3.0
 
 
 def structures(sizes, seed=0, periodic=()):
-    """Random structures of given numbers of atoms; those at the positions `periodic` have a cell."""
+    """Return random structures with these numbers of atoms; those at the indices `periodic` have a
+    cell.
+    """
     rng = np.random.default_rng(seed)
     made = []
     for s, n in enumerate(sizes):
@@ -72,7 +74,7 @@ def single_graph(s: Structure, periodic: bool):
     periodic=st.sets(st.integers(0, 5), max_size=2),
     spare=st.integers(0, 7),
 )
-def test_batch_is_what_jraph_makes_of_single_graphs(sizes, seed, periodic, spare):
+def test_batch_equals_that_of_jraph(sizes, seed, periodic, spare):
     made = structures(sizes, seed, periodic)
     columns = Columns.from_structures(made)
     measured = graph_sizes(columns, CUTOFF)
@@ -94,7 +96,7 @@ def test_batch_is_what_jraph_makes_of_single_graphs(sizes, seed, periodic, spare
 
 
 def check_padding(batch, budget, graphs, atoms, edges):
-    """jraph's contract, and pairs: padding edges join a padding atom to itself."""
+    """Assert jraph's padding contract: padding edges join a padding atom to itself."""
     assert batch.n_node.sum() == budget.n_node and batch.n_edge.sum() == budget.n_edge
     assert len(batch.n_node) == len(batch.n_edge) == budget.n_graph
     assert jraph.get_number_of_padding_with_graphs_graphs(batch) == budget.n_graph - graphs
@@ -127,7 +129,7 @@ def test_masks_of_jraph():
     np.testing.assert_array_equal(jraph.get_edge_padding_mask(batch), np.arange(40) < 18)
 
 
-def test_displacements_are_those_of_the_neighbour_list():
+def test_displacements_equal_those_of_the_neighbor_list():
     made = structures([5, 4, 6], 3, periodic={0, 1, 2})
     columns = Columns.from_structures(made)
     measured = graph_sizes(columns, CUTOFF)
@@ -145,7 +147,7 @@ def test_displacements_are_those_of_the_neighbour_list():
     np.testing.assert_array_equal(index, np.repeat(np.arange(5), batch.n_node))
 
 
-def test_pairs_stand_once():
+def test_pairs_occur_once():
     columns = Columns.from_structures(structures([5, 7], 1))
     batch = build_batch(columns, PaddingBudget(16, 80, 3), CUTOFF)
     once, both = pairs(batch), pairs(batch, undirected=False)
@@ -221,7 +223,7 @@ def test_empty_batch_is_all_padding():
 @pytest.mark.parametrize(
     "budget", [PaddingBudget(7, 40, 5), PaddingBudget(20, 4, 5), PaddingBudget(20, 40, 2)]
 )
-def test_what_does_not_fit_is_refused(budget):
+def test_structures_that_do_not_fit_are_rejected(budget):
     columns = Columns.from_structures(structures([3, 4]))
     with pytest.raises(ValueError, match="do not fit into PaddingBudget"):
         build_batch(columns, budget, 10.0)
@@ -235,7 +237,7 @@ def test_what_does_not_fit_is_refused(budget):
     spare=st.integers(0, 7),
     cutoff=st.sampled_from([3.5, 5.0, np.inf]),
 )
-def test_pairs_of_a_batch_are_those_of_the_single_structures(sizes, seed, periodic, spare, cutoff):
+def test_pairs_of_a_batch_equal_those_of_its_structures(sizes, seed, periodic, spare, cutoff):
     periodic = set() if np.isinf(cutoff) else periodic
     made = structures(sizes, seed, periodic)
     columns = Columns.from_structures(made)
@@ -282,19 +284,19 @@ def test_long_range_displacements_reach_the_images():
         expected.append(
             s.positions[j] - s.positions[i] + (0 if shifts is None else shifts @ s.cell)
         )
-    # what follows are padding pairs, of no length
+    # the rest are padding pairs of zero length
     np.testing.assert_allclose(
         found.displacements, np.concatenate([*expected, np.zeros((9, 3))]), atol=1e-5
     )
 
 
-def test_a_graph_without_long_range_pairs_says_so():
+def test_a_graph_without_long_range_pairs_is_rejected():
     batch = build_batch(Columns.from_structures(structures([3])), PaddingBudget(8, 16, 2), CUTOFF)
     with pytest.raises(ValueError, match=r"no long-range pairs.*found \['pair_order'\]"):
         long_range_pairs(batch)
 
 
-def test_all_pairs_of_a_periodic_structure_are_refused():
+def test_all_pairs_of_a_periodic_structure_are_rejected():
     columns = Columns.from_structures(structures([3, 4], periodic={1}))
     with pytest.raises(ValueError, match="infinitely many pairs"):
         graph_sizes(columns, CUTOFF, np.inf)
@@ -302,7 +304,7 @@ def test_all_pairs_of_a_periodic_structure_are_refused():
         build_batch(columns, PaddingBudget(20, 400, 5, 400), CUTOFF, long_range_cutoff=np.inf)
 
 
-def test_pairs_that_do_not_fit_are_refused():
+def test_pairs_that_do_not_fit_are_rejected():
     columns = Columns.from_structures(structures([3, 4]))
     with pytest.raises(ValueError, match="9 long-range pairs do not fit into PaddingBudget"):
         build_batch(columns, PaddingBudget(20, 60, 5, 8), CUTOFF, long_range_cutoff=np.inf)

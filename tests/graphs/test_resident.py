@@ -1,4 +1,4 @@
-"""Structures that stay on the device: the batches made there are, bit for bit, those made on the host."""
+"""Tests for data sets on the device: their batches equal those built on the host bit for bit."""
 
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ REFERENCE = np.linspace(-1e4, 50.0, 119)
 
 
 def read() -> Columns:
-    """Real molecules, with single atoms among them."""
+    """Return real molecules, with single atoms among them."""
     with Reader(DATA) as reader:
         molecules = list(reader.read(range(len(reader)), ReadReport()))
     atoms = [
@@ -36,14 +36,14 @@ def read() -> Columns:
 
 
 def crystals(count=24, seed=0) -> Columns:
-    """Random structures in 1 to 3 periodic directions, and some in none, with unknown labels among theirs."""
+    """Return random structures, periodic in 0 to 3 directions, some of whose labels are unknown."""
     rng = np.random.default_rng(seed)
-    made = []
+    case = []
     for s in range(count):
         n = int(rng.integers(1, 9))
         pbc = [None, (1, 1, 1), (1, 1, 0), (0, 0, 1)][s % 4]
         cell = np.diag(rng.uniform(3.5, 5.0, 3)) + rng.uniform(-0.3, 0.3, (3, 3))
-        made.append(
+        case.append(
             Structure(
                 rng.integers(1, 10, n),
                 rng.uniform(-3, 6.0, (n, 3)),
@@ -54,7 +54,7 @@ def crystals(count=24, seed=0) -> Columns:
                 pbc=None if pbc is None else np.array(pbc, bool),
             )
         )
-    return Columns.from_structures(made)
+    return Columns.from_structures(case)
 
 
 def padded(places, budget: PaddingBudget) -> np.ndarray:
@@ -63,7 +63,7 @@ def padded(places, budget: PaddingBudget) -> np.ndarray:
 
 
 def batch(resident, places, budget: PaddingBudget):
-    """Compiled: a new shape of each operation in turn takes longer."""
+    """Gather a batch, compiled: operations with new shapes one by one take longer."""
     return jax.jit(partial(gather, budget=budget))(resident, padded(places, budget))
 
 
@@ -85,8 +85,8 @@ SETS = {
 
 
 @pytest.fixture(scope="module", params=SETS)
-def made(request):
-    """A set of structures, what is measured of it, its budget and long-range cutoff, and the compiled gather."""
+def case(request):
+    """Return structures, their sizes, budget and long-range cutoff, and the compiled gather."""
     load, long_range_cutoff, budget = SETS[request.param]
     columns = load()
     resident = collect(columns, CUTOFF, REFERENCE, long_range_cutoff)
@@ -104,8 +104,8 @@ def made(request):
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_batches_of_device_and_host_are_equal(made, data):
-    columns, sizes, budget, long_range_cutoff, gathered = made
+def test_batches_of_device_and_host_are_equal(case, data):
+    columns, sizes, budget, long_range_cutoff, gathered = case
     number = st.integers(0, len(columns) - 1)
     places = np.array(data.draw(st.lists(number, max_size=budget.n_graph - 1)), np.int64)
     taken = sizes.take(places)
@@ -119,9 +119,9 @@ def test_batches_of_device_and_host_are_equal(made, data):
     assert gathered._cache_size() == 1
 
 
-def test_full_batches_are_equal(made):
-    """Those that leave no graph, or hardly an edge, for padding."""
-    columns, sizes, budget, long_range_cutoff, gathered = made
+def test_full_batches_are_equal(case):
+    """Batches that leave no graph, or hardly an edge, for padding."""
+    columns, sizes, budget, long_range_cutoff, gathered = case
     plan = plan_batches(np.random.default_rng(0).permutation(len(columns)), sizes, budget)
     assert sum(len(places) for places in plan) == len(columns)
     for places in plan:
@@ -140,8 +140,8 @@ def test_double_precision(double_precision):
 
 
 @pytest.mark.parametrize("long_range_cutoff", [None, 4.5])
-def test_pieces_make_the_same_as_the_whole(long_range_cutoff):
-    """Also where only some of the pieces are periodic."""
+def test_pieces_give_the_same_data_set(long_range_cutoff):
+    """Holds also if only some of the pieces are periodic."""
     columns = Columns.concatenate([crystals(7), read().take(np.arange(9)), crystals(1)])
     whole = collect(columns, CUTOFF, REFERENCE, long_range_cutoff)
     pieces = [crystals(7), read().take(np.arange(0)), read().take(np.arange(9)), crystals(1)]
@@ -164,7 +164,7 @@ def test_long_columns_are_collected_in_pieces(monkeypatch):
 @pytest.mark.parametrize("load", [read, crystals])
 @pytest.mark.parametrize("long_range_cutoff", [None, 4.0])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_bytes_are_known_before(load, long_range_cutoff, dtype):
+def test_bytes_are_estimated_exactly(load, long_range_cutoff, dtype):
     columns = load()
     resident = collect(columns, CUTOFF, None, long_range_cutoff, dtype)
     sizes = graph_sizes(columns, CUTOFF, long_range_cutoff)
@@ -213,7 +213,7 @@ def test_structures_without_edges():
 
 
 @pytest.mark.parametrize("change", [{"n_node": 1}, {"n_edge": 2}, {"n_pair": 1}])
-def test_what_does_not_fit_is_not_overlooked(change):
+def test_structures_that_do_not_fit_give_nan(change):
     columns = read().take(np.array([0, 5, 7]))
     sizes = graph_sizes(columns, CUTOFF, np.inf)
     budget = PaddingBudget(*(int(n.sum()) for n in sizes[:2]), 6, int(sizes.n_pair.sum()))._replace(
@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_not_overlooked(change):
         gather(resident, np.arange(3), budget)
 
 
-def test_more_edges_than_int32_can_number_are_refused(monkeypatch):
+def test_more_edges_than_int32_can_index_are_rejected(monkeypatch):
     columns = read()
     sizes = graph_sizes(columns, CUTOFF)
     edges = int(sizes.n_edge.sum())
@@ -243,7 +243,7 @@ def test_more_edges_than_int32_can_number_are_refused(monkeypatch):
         collect(columns, CUTOFF)
 
 
-def test_no_structures_are_refused():
+def test_no_structures_are_rejected():
     for nothing in ([], crystals(4).take(np.arange(0))):
         with pytest.raises(ValueError, match="no structures"):
             collect(nothing, CUTOFF)

@@ -1,4 +1,4 @@
-"""Depth of So3krates."""
+"""Tests for the depth of So3krates."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from mlip_jax.structure import Structure
 
 
 def sizes_of_features(**options):
-    """Root mean square of the features of ethanol after each of six layers, at the start."""
+    """Return the root mean square of ethanol's initial features after each of six layers."""
     atoms = molecule("CH3CH2OH")
     columns = Columns.from_structures([Structure(atoms.numbers, atoms.positions, source="ethanol")])
     graph = build_batch(columns, choose_budget(graph_sizes(columns, 5.0), 1), 5.0)
@@ -34,7 +34,7 @@ def sizes_of_features(**options):
 
 
 @pytest.mark.slow
-def test_a_layer_norm_keeps_the_features_of_a_deep_model_in_bounds():
+def test_a_layer_norm_bounds_the_features_of_a_deep_model():
     assert all(0.8 < size < 1.6 for size in sizes_of_features(layer_norm_1=True))
 
 

@@ -1,4 +1,4 @@
-"""Energies of many structures at once: those of the calculator, in their order, whatever the batches."""
+"""Tests for energies of many structures: equal to the calculator's, in order, for any batches."""
 
 import jax
 import numpy as np
@@ -39,7 +39,7 @@ def structures(count, seed=0):
     ]
 
 
-def test_as_the_calculator_has_them(potential):
+def test_energies_equal_those_of_the_calculator(potential):
     made = structures(30)
     calculator = MLIPCalculator(potential)
     some = np.random.default_rng(1).permutation(30)[:17]
@@ -50,7 +50,7 @@ def test_as_the_calculator_has_them(potential):
         assert energy == pytest.approx(atoms.get_potential_energy(), abs=2e-4)
 
 
-def test_with_forces(potential):
+def test_energies_and_forces(potential):
     made = structures(30)
     calculator, columns = MLIPCalculator(potential), Columns.from_structures(made)
     some = np.random.default_rng(1).permutation(30)[:9]
@@ -63,8 +63,8 @@ def test_with_forces(potential):
     assert energies_and_forces(potential, columns, some[:0])[1].shape == (0, 3)
 
 
-def test_piece_by_piece(potential, monkeypatch):
-    """With a larger structure in a later piece than all before it."""
+def test_several_pieces(potential, monkeypatch):
+    """A later piece contains a larger structure than all before it."""
     from mlip_jax.simulation import energies as module
 
     made = sorted(structures(25, 2), key=len)

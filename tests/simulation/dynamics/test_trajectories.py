@@ -1,4 +1,4 @@
-"""Trajectories on disk: what was written is read, of both forms, also after the writer was killed."""
+"""Tests for trajectories on disk: round trips in both formats, also after the writer was killed."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ def assert_same(found, expected, rtol=1e-6):
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("pbc", [False, True, (True, True, False)])
-def test_frames_come_back(tmp_path, form, pbc):
+def test_frames_round_trip(tmp_path, form, pbc):
     path, frames = tmp_path / f"0{form.suffix}", [frame(step, pbc) for step in range(0, 50, 5)]
     assert form.size(path) == 0
     form.append(path, frames[:3])
@@ -88,8 +88,8 @@ def test_the_layout_is_that_of_h5md(tmp_path):
             assert group["time"].attrs["unit"] == "fs"
 
 
-def test_what_was_cut_is_bit_for_bit_what_it_was(tmp_path):
-    """A copy on the way goes through ASE's units."""
+def test_truncation_keeps_frames_bit_for_bit(tmp_path):
+    """A copy on the way would go through ASE's units."""
     path, whole = tmp_path / "0.h5", tmp_path / "whole.h5"
     frames = [frame(step, True) for step in range(600)]
     h5md.append(path, frames)
@@ -100,7 +100,7 @@ def test_what_was_cut_is_bit_for_bit_what_it_was(tmp_path):
             np.testing.assert_array_equal(a[name][:], b[name][:])
 
 
-def test_one_who_looks_on_stops_nothing(tmp_path):
+def test_a_reader_does_not_block_the_writer(tmp_path):
     path, frames = tmp_path / "0.h5", [frame(step) for step in range(3)]
     h5md.append(path, frames[:1])
     look = "import h5py, sys; file = h5py.File(sys.argv[1]); print(flush=True); sys.stdin.read()"
@@ -114,7 +114,7 @@ def test_one_who_looks_on_stops_nothing(tmp_path):
 
 
 def kill_while_writing(path, seconds):
-    """Start a process that appends, and kill it; the last frame that it told of."""
+    """Kill a process that appends frames, and return the last frame that it reported."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.simulation.dynamics.h5md_program", path],
         cwd=h5md.__file__.rsplit("/", 4)[0],

@@ -1,4 +1,4 @@
-"""Minimisers of many molecules against ASE's, on clusters with Morse bonds (ase.calculators.morse)."""
+"""Tests for batched minimizers against ASE's, on clusters with Morse bonds."""
 
 import functools
 
@@ -21,12 +21,12 @@ DEPTH, STEEPNESS, LENGTH = 3.0, 4.0, 1.5
 
 
 def starts(seed=0, spread=1.2):
-    """Clusters in no order: their Hessians have negative eigenvalues at first."""
+    """Return random clusters: their Hessians have negative eigenvalues at first."""
     rng = np.random.default_rng(seed)
     made = []
     for n in SIZES:
         x = rng.normal(size=(n, 3)) * spread
-        for _ in range(200):  # apart, so that nothing is torn away at once
+        for _ in range(200):  # pushed apart, so that no atom is expelled at once
             d = x[:, None] - x[None]
             r = np.linalg.norm(d, axis=-1) + np.eye(n) * 9
             x = x + 0.05 * (np.where(r < 1.3, 1.3 - r, 0)[:, :, None] * d / r[:, :, None]).sum(1)
@@ -35,7 +35,7 @@ def starts(seed=0, spread=1.2):
 
 
 def morse(x, n):
-    """Energy of the first n of LARGEST atoms at x (3 * LARGEST,)."""
+    """Return the energy of the first n of LARGEST atoms at x, (3 * LARGEST,)."""
     x = x.reshape(LARGEST, 3)
     i, j = np.triu_indices(LARGEST, 1)
     real = (i < n) & (j < n)
@@ -46,7 +46,7 @@ def morse(x, n):
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def trajectory(minimizer, x, steps, active=None):
-    """Positions (steps + 1, M, D), negative eigenvalues and forces of each step."""
+    """Return positions (steps + 1, M, D), negative eigenvalues and forces of each step."""
     count = jnp.asarray(SIZES)
     forces_of = jax.vmap(lambda x, n: -jax.grad(morse)(x, n))
 
@@ -68,7 +68,7 @@ def padded(positions):
     return jnp.asarray(out)
 
 
-def of_ase(optimizer, positions, steps):
+def trajectory_of_ase(optimizer, positions, steps):
     frames = []
     atoms = Atoms("Ar" * len(positions), positions)
     atoms.calc = MorsePotential(epsilon=DEPTH, r0=LENGTH, rho0=STEEPNESS, rcut1=90.0, rcut2=99.0)
@@ -81,7 +81,7 @@ def of_ase(optimizer, positions, steps):
 @pytest.mark.parametrize(
     ("ours", "theirs", "steps"), [(BFGS(), AseBFGS, 60), (FIRE(), AseFIRE, 100)]
 )
-def test_step_for_step_as_ase(ours, theirs, steps):
+def test_steps_equal_those_of_ase(ours, theirs, steps):
     with jax.enable_x64(True):
         made, negative, _ = (np.asarray(x) for x in trajectory(ours, padded(starts()), steps))
     if isinstance(ours, BFGS):
@@ -89,14 +89,14 @@ def test_step_for_step_as_ase(ours, theirs, steps):
             "the hard part of the method has not been met"
         )
     for m, x in enumerate(starts()):
-        expected = of_ase(theirs, x, steps)
+        expected = trajectory_of_ase(theirs, x, steps)
         np.testing.assert_allclose(
             made[:, m, : x.size].reshape(-1, *x.shape), expected, rtol=0, atol=1e-6
         )
         assert not made[:, m, x.size :].any()
 
 
-def test_the_count_of_negative_eigenvalues_is_that_of_the_matrix():
+def test_the_count_of_negative_eigenvalues_is_exact():
     bfgs = BFGS()
     count = jnp.asarray(SIZES)
     with jax.enable_x64(True):
@@ -126,14 +126,14 @@ def test_minima_are_found_in_float32_and_float64(name):
             positions, _, forces = trajectory(minimizer, x, 400)
             norms = jnp.linalg.norm(forces.reshape(401, len(SIZES), -1, 3), axis=-1).max(-1)
             assert positions.dtype == x.dtype
-            # the smallest, since without an end FIRE and rounding go on
+            # the smallest one: without a stop FIRE continues, and so does rounding
             assert (norms.min(0) < 5e-3).all(), norms.min(0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", minimizers.names())
-def test_a_molecule_that_waits_does_not_notice(name):
-    """Steps of the molecules in an order of their own are the steps of all at once."""
+def test_inactive_molecules_are_unchanged(name):
+    """Steps of molecules in an arbitrary order equal those of all molecules at once."""
     minimizer, steps = minimizers.create(name), 20
     rng = np.random.default_rng(0)
     active = rng.random((3 * steps, len(SIZES))) < 0.5
@@ -157,7 +157,7 @@ def test_no_atom_moves_further_than_maxstep():
             assert moves.max() <= 0.05 * (1 + 1e-9) and moves.max() > 0.03
 
 
-def test_unknown_names_and_steps_are_refused():
+def test_unknown_names_and_invalid_steps_are_rejected():
     with pytest.raises(ValueError, match="Did you mean 'lbfgs'"):
         minimizers.create("lbfg")
     with pytest.raises(ValueError, match="maxstep must be positive"):

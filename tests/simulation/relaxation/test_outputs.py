@@ -1,4 +1,4 @@
-"""Frames, mol blocks and numbers of relaxations, read back by ASE and RDKit."""
+"""Tests for frames, mol blocks and numbers of relaxations, read back by ASE and RDKit."""
 
 import dataclasses
 import io
@@ -75,7 +75,7 @@ def read_one(data):
         "1_000",
     ],
 )
-def test_texts_come_back_as_they_were(text):
+def test_texts_round_trip(text):
     data = frame(molecule("H2O"), {"index": 5, "name": text, "smiles": text}, -1.5)
     atoms = read_one(data)
     assert (
@@ -88,7 +88,7 @@ def test_texts_come_back_as_they_were(text):
 
 @given(st.text(max_size=30))
 @settings(max_examples=300, deadline=None)
-def test_any_text_comes_back(text):
+def test_any_text_round_trips(text):
     expected = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     found = read_one(frame(molecule("H2O"), {"name": text, "index": 1}, math.nan)).info
     assert found["index"] == 1
@@ -140,7 +140,7 @@ def test_mol_block_of_a_relaxation():
     )
 
 
-def test_nothing_is_kept_where_there_is_nothing():
+def test_no_pieces_without_a_geometry():
     record = record_of("C")
     assert (
         pieces(record, Result(record.atoms, "failed", "atoms 1 and 2 are 0.1 Å apart"), True) == {}

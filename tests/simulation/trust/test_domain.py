@@ -1,4 +1,4 @@
-"""A domain tells near from far, and what error to expect; what is saved comes back."""
+"""Tests for the domain: distances, border, expected errors, and round trips."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def made(scale=1.0):
     return Domain.fit(train, valid, {"gap": 0.1 * far + 0.01 * rng.random(200)}), train, valid, far
 
 
-def test_distance_is_that_of_the_nearest():
+def test_distance_is_to_the_nearest_samples():
     domain, train, valid, _ = made()
     apart = np.linalg.norm((valid[:7, None] - train[None]) / train.std(0), axis=-1)
     np.testing.assert_allclose(
@@ -26,7 +26,7 @@ def test_distances_have_no_unit():
     np.testing.assert_allclose(made(1e-4)[0].border, made()[0].border, rtol=1e-4)
 
 
-def test_far_molecules_are_outside_and_expect_more():
+def test_far_molecules_are_outside_with_larger_expected_errors():
     domain, train, valid, _ = made()
     distance = domain.distance(np.concatenate([valid, 20 + valid]))
     outside = domain.outside(distance)
@@ -36,7 +36,7 @@ def test_far_molecules_are_outside_and_expect_more():
     assert expected[200:].min() == expected.max() > expected.min()
 
 
-def test_it_comes_back(tmp_path):
+def test_round_trip(tmp_path):
     domain, _, valid, _ = made()
     domain.save(tmp_path / "domain.npz")
     again = Domain.load(tmp_path / "domain.npz")
@@ -48,7 +48,7 @@ def test_it_comes_back(tmp_path):
     assert again.border == domain.border
 
 
-def test_few_molecules_and_none(tmp_path):
+def test_few_or_no_molecules(tmp_path):
     few = Domain.fit(np.eye(3)[:2], np.eye(3)[2:], {"gap": np.array([0.3])})
     assert few.expected_error("gap", np.array([0.0, 9.0])).tolist() == [0.3, 0.3]
     with pytest.raises(ValueError, match="needs training and validation molecules"):
@@ -60,7 +60,7 @@ def test_few_molecules_and_none(tmp_path):
 @pytest.mark.parametrize(
     "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:200] + b"x" * 50 + b[250:]]
 )
-def test_a_damaged_file_is_named(tmp_path, damage):
+def test_a_corrupted_file_is_reported(tmp_path, damage):
     path = tmp_path / "domain.npz"
     made()[0].save(path)
     path.write_bytes(damage(path.read_bytes()))

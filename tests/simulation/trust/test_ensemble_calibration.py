@@ -1,4 +1,4 @@
-"""Spread of an ensemble -> error to expect: the factor is found again; calculators take that of their members alone."""
+"""Tests for the calibration of ensembles: the factor is recovered, and belongs to its members."""
 
 import dataclasses
 import json
@@ -21,8 +21,10 @@ from tests.simulation.structures import random_molecule
 from tests.tasks.property_runs import write_force_field
 
 
-def test_the_factor_is_found_again():
-    """Errors of Gaussians whose standard deviation is 3 times the spread; of one and of three components."""
+def test_the_factor_is_recovered():
+    """Gaussian errors with a standard deviation of 3 times the spread, for one and three
+    components.
+    """
     rng = np.random.default_rng(0)
     spread = np.exp(rng.normal(0, 0.4, 20_000))
     for shape in ((20_000,), (20_000, 3)):
@@ -39,7 +41,7 @@ def test_the_factor_is_found_again():
         Scale.fit(np.ones(5), np.zeros(5))
 
 
-def test_chance_agreement_does_not_weigh():
+def test_chance_agreement_has_no_large_weight():
     rng = np.random.default_rng(1)
     spread = np.ones(1000)
     spread[0] = 1e-9
@@ -58,7 +60,7 @@ def made(members, **changes):
     )
 
 
-def test_spread_and_errors_are_those_of_the_calculator(members):
+def test_spread_and_errors_equal_those_of_the_calculator(members):
     atoms = [random_molecule(n, seed=n) for n in (5, 6)]
     rows = Columns.from_structures(
         [
@@ -123,7 +125,7 @@ def test_other_members(members, make_potential, tmp_path):
     )
 
 
-def test_files_that_are_none(tmp_path):
+def test_missing_and_invalid_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="Create one with configs/ensemble.py"):
         Calibration.load(tmp_path)
     for text in (

@@ -1,4 +1,4 @@
-"""Features of molecules by a force field: means over atoms, computed once, and training molecules chosen by them."""
+"""Tests for molecular features of a force field: means over atoms, caching, selection."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def test_means_over_atoms(folder):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_computed_once_for_a_force_field_and_chosen_by(folder, monkeypatch):
+def test_computed_once_per_force_field_and_used_for_selection(folder, monkeypatch):
     data = options(folder)
     loaded, embed = source.load(data), molecule_features.of(data)
     train = source.split(loaded, data, embed)["train"]
@@ -64,7 +64,7 @@ def test_computed_once_for_a_force_field_and_chosen_by(folder, monkeypatch):
     np.testing.assert_array_equal(source.split(loaded, data, embed)["train"], train)
 
 
-def test_what_cannot_be_meant(folder):
+def test_invalid_options_are_rejected(folder):
     with pytest.raises(ConfigError, match="requires the workdir of a trained force field"):
         molecule_features.of(options(folder, selection_force_field=""))
     with pytest.raises(CheckpointError, match="no such directory"):

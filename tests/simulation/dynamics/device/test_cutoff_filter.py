@@ -1,4 +1,4 @@
-"""What the model gets of a list with a skin: the list that would have been made without one."""
+"""Tests that the model receives the edges that a list without a skin would contain."""
 
 import jax
 import numpy as np
@@ -48,8 +48,8 @@ def moved(atoms, by, seed):
     return atoms
 
 
-def after(graph, atoms):
-    """The list as it was, at the positions of later."""
+def at_later_positions(graph, atoms):
+    """Return the unchanged list at the later positions."""
     positions = np.array(graph.nodes["positions"])
     positions[: sum(map(len, atoms))] = np.concatenate([a.positions for a in atoms])
     return graph._replace(nodes=graph.nodes | {"positions": positions})
@@ -68,16 +68,16 @@ def cells():
 )
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 1000), by=st.floats(0, SKIN / 2))
-def test_it_is_the_list_of_the_cutoff(start, seed, by):
+def test_equals_a_list_of_the_cutoff(start, seed, by):
     before = start()
     now = moved(before, by, seed)
     listed, fresh = graph_of(before, CUTOFF + SKIN), graph_of(now, CUTOFF)
-    # pairs that rounding may put on either side
+    # exclude pairs that rounding may put on either side
     assume(
         graph_of(now, CUTOFF - 1e-4).n_edge[:-1].sum()
         == graph_of(now, CUTOFF + 1e-4).n_edge[:-1].sum()
     )
-    found, count = edges_within_cutoff(after(listed, now), CUTOFF, 4096)
+    found, count = edges_within_cutoff(at_later_positions(listed, now), CUTOFF, 4096)
     assert count == fresh.n_edge[:-1].sum()
     assert np.isin(np.asarray(found.receivers[count:]), sum(map(len, now))).all()
     np.testing.assert_array_equal(found.n_edge, fresh.n_edge)
@@ -103,10 +103,10 @@ def test_it_is_the_list_of_the_cutoff(start, seed, by):
 
 
 @pytest.mark.parametrize("kind", ["tiny", "tiny_schnet"])
-def test_models_make_the_same_of_it(make_potential, kind):
+def test_models_give_the_same_energies_and_forces(make_potential, kind):
     potential = make_potential(kind)
     before = [molecule("CH3CH2OH"), molecule("C6H6")]
-    now = after(graph_of(before, CUTOFF + SKIN), moved(before, 0.3, 0))
+    now = at_later_positions(graph_of(before, CUTOFF + SKIN), moved(before, 0.3, 0))
     chosen, count = edges_within_cutoff(now, CUTOFF, 512)
     assert count < 512
     compiled = jax.jit(evaluate, static_argnums=(0, 3))
@@ -115,7 +115,7 @@ def test_models_make_the_same_of_it(make_potential, kind):
     np.testing.assert_allclose(part.forces, whole.forces, rtol=0, atol=1e-5)
 
 
-def test_what_there_is_no_room_for_is_counted_and_no_number_is_seen():
+def test_edges_beyond_the_capacity_and_nan_distances_are_counted():
     atoms = [molecule("C6H6")]
     graph = graph_of(atoms, CUTOFF + SKIN)
     whole = int(graph_of(atoms, CUTOFF).n_edge[0])
@@ -128,7 +128,7 @@ def test_what_there_is_no_room_for_is_counted_and_no_number_is_seen():
     assert (np.asarray(found.receivers) == 0).sum() == (np.asarray(graph.receivers) == 0).sum()
 
 
-def test_room_is_made_for_what_lacks_alone(make_potential):
+def test_only_the_exceeded_capacity_is_enlarged(make_potential):
     system = make([molecule("C6H6")] * 20, make_potential("tiny"))
     empty = NeighborCapacity(PaddingBudget(system.nodes, 0, 21))
     first = neighbors.enlarge_capacity(empty, system, np.array([2000, 0, 1200]))
@@ -143,8 +143,8 @@ def test_room_is_made_for_what_lacks_alone(make_potential):
 
 
 @pytest.mark.parametrize("by", ["device", pytest.param("host", marks=pytest.mark.slow)])
-def test_a_step_that_needs_more_room_waits_for_it(by, monkeypatch):
-    """A gas that falls together: the edges within the cutoff outgrow their capacity, and no step is lost."""
+def test_a_step_waits_for_a_larger_capacity(by, monkeypatch):
+    """A gas that collapses: edges exceed their capacity, and no step is lost."""
     atoms = crystal((2, 2, 2), shake=0.02)
     atoms.pbc = False
     centre = atoms.positions.mean(0)
