@@ -49,11 +49,11 @@ class Harmonic(nn.Module):
 
 def test_terms_are_added_in_ev_and_predictions_are_masked():
     rng = np.random.default_rng(0)
-    made = [
+    structures = [
         Structure(np.array([1, 8]), rng.normal(size=(2, 3))),
         Structure(np.array([6]), rng.normal(size=(1, 3))),
     ]
-    batch = build_batch(Columns.from_structures(made), PaddingBudget(6, 8, 4), 5.0)
+    batch = build_batch(Columns.from_structures(structures), PaddingBudget(6, 8, 4), 5.0)
     params = Harmonic().init(jax.random.key(0), example_graph())
     out = jax.jit(lambda p, graph: evaluate(Harmonic(), p, graph, 2.5))(params, batch)
     x = batch.nodes["positions"][:3]

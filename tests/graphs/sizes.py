@@ -53,9 +53,11 @@ def distribution(name, rng) -> Sizes:
 
 def check(plan, order, sizes, budgets):
     """Assert that every structure is planned once and no batch exceeds its budget."""
-    assert sorted(np.concatenate([places for _, places in plan]).tolist()) == sorted(order.tolist())
-    for bucket, places in plan:
-        assert 0 < len(places) <= budgets[bucket].n_graph - 1
-        assert sizes.n_node[places].sum() <= budgets[bucket].n_node - 1
-        assert sizes.n_edge[places].sum() <= budgets[bucket].n_edge
-        assert sizes.n_pair is None or sizes.n_pair[places].sum() <= budgets[bucket].n_pair
+    assert sorted(np.concatenate([indices for _, indices in plan]).tolist()) == sorted(
+        order.tolist()
+    )
+    for bucket, indices in plan:
+        assert 0 < len(indices) <= budgets[bucket].n_graph - 1
+        assert sizes.n_node[indices].sum() <= budgets[bucket].n_node - 1
+        assert sizes.n_edge[indices].sum() <= budgets[bucket].n_edge
+        assert sizes.n_pair is None or sizes.n_pair[indices].sum() <= budgets[bucket].n_pair

@@ -24,14 +24,14 @@ def structures(sizes, seed=0, periodic=()):
     cell.
     """
     rng = np.random.default_rng(seed)
-    made = []
+    result = []
     for s, n in enumerate(sizes):
         cell = (
             np.diag(rng.uniform(3.5, 5.0, 3)) + rng.uniform(-0.3, 0.3, (3, 3))
             if s in periodic
             else None
         )
-        made.append(
+        result.append(
             Structure(
                 rng.integers(1, 10, n),
                 rng.uniform(0, 4.0, (n, 3)),
@@ -43,7 +43,7 @@ def structures(sizes, seed=0, periodic=()):
                 source=f"file:{s}",
             )
         )
-    return made
+    return result
 
 
 def single_graph(s: Structure, periodic: bool):
@@ -75,14 +75,14 @@ def single_graph(s: Structure, periodic: bool):
     spare=st.integers(0, 7),
 )
 def test_batch_equals_that_of_jraph(sizes, seed, periodic, spare):
-    made = structures(sizes, seed, periodic)
-    columns = Columns.from_structures(made)
+    molecules = structures(sizes, seed, periodic)
+    columns = Columns.from_structures(molecules)
     measured = graph_sizes(columns, CUTOFF)
     is_periodic = columns.cell is not None
-    graphs, atoms, edges = len(made), int(measured.n_node.sum()), int(measured.n_edge.sum())
+    graphs, atoms, edges = len(molecules), int(measured.n_node.sum()), int(measured.n_edge.sum())
     budget = PaddingBudget(atoms + 1 + spare, edges + 2 * spare, graphs + 1 + spare)
     batch = build_batch(columns, budget, CUTOFF, dtype=np.float64)
-    expected = jraph.batch_np([single_graph(s, is_periodic) for s in made])
+    expected = jraph.batch_np([single_graph(s, is_periodic) for s in molecules])
     for room, count in (("nodes", atoms), ("globals", graphs), ("edges", edges)):
         for key, value in getattr(expected, room).items():
             np.testing.assert_array_equal(
@@ -130,14 +130,14 @@ def test_masks_of_jraph():
 
 
 def test_displacements_equal_those_of_the_neighbor_list():
-    made = structures([5, 4, 6], 3, periodic={0, 1, 2})
-    columns = Columns.from_structures(made)
+    molecules = structures([5, 4, 6], 3, periodic={0, 1, 2})
+    columns = Columns.from_structures(molecules)
     measured = graph_sizes(columns, CUTOFF)
     edges = int(measured.n_edge.sum())
     batch = build_batch(columns, PaddingBudget(20, edges + 4, 5), CUTOFF)
     vectors = np.asarray(displacements(batch))
     expected = []
-    for s in made:
+    for s in molecules:
         nb = neighbor_list(s.positions, CUTOFF, s.cell, s.pbc)
         expected.append(s.positions[nb.senders] - s.positions[nb.receivers] + nb.shifts @ s.cell)
     np.testing.assert_allclose(vectors[:edges], np.concatenate(expected), atol=1e-5)
@@ -174,8 +174,8 @@ def test_pairs_occur_once():
 
 
 def test_any_order_of_indices_and_reference_energies():
-    made = structures([3, 5, 4], 2)
-    columns = Columns.from_structures(made)
+    molecules = structures([3, 5, 4], 2)
+    columns = Columns.from_structures(molecules)
     reference = np.linspace(-1e5, 0, 119)
     batch = build_batch(
         columns.take(np.array([2, 0])),
@@ -185,11 +185,11 @@ def test_any_order_of_indices_and_reference_energies():
         dtype=np.float64,
     )
     np.testing.assert_array_equal(
-        batch.nodes["numbers"][:7], np.concatenate([made[2].numbers, made[0].numbers])
+        batch.nodes["numbers"][:7], np.concatenate([molecules[2].numbers, molecules[0].numbers])
     )
     for g, s in enumerate((2, 0)):
         assert batch.globals["energy"][g] == pytest.approx(
-            made[s].energy - reference[made[s].numbers].sum(), rel=1e-12
+            molecules[s].energy - reference[molecules[s].numbers].sum(), rel=1e-12
         )
 
 
@@ -239,60 +239,61 @@ def test_structures_that_do_not_fit_are_rejected(budget):
 )
 def test_pairs_of_a_batch_equal_those_of_its_structures(sizes, seed, periodic, spare, cutoff):
     periodic = set() if np.isinf(cutoff) else periodic
-    made = structures(sizes, seed, periodic)
-    columns = Columns.from_structures(made)
+    molecules = structures(sizes, seed, periodic)
+    columns = Columns.from_structures(molecules)
     measured = graph_sizes(columns, CUTOFF, cutoff)
     n_pair, atoms = int(measured.n_pair.sum()), int(measured.n_node.sum())
     budget = PaddingBudget(
-        atoms + 1 + spare, int(measured.n_edge.sum()) + 2 * spare, len(made) + 1, n_pair + spare
+        atoms + 1 + spare,
+        int(measured.n_edge.sum()) + 2 * spare,
+        len(molecules) + 1,
+        n_pair + spare,
     )
     batch = build_batch(columns, budget, CUTOFF, dtype=np.float64, long_range_cutoff=cutoff)
     plain = build_batch(columns, budget._replace(n_pair=0), CUTOFF, dtype=np.float64)
     listed = batch.edges.pop("long_range")
     assert jax.tree.structure(batch) == jax.tree.structure(plain)
     jax.tree.map(np.testing.assert_array_equal, batch, plain)
-    first, place = 0, 0
-    for s, count in zip(made, measured.n_pair):
+    first, row = 0, 0
+    for s, count in zip(molecules, measured.n_pair):
         receivers, senders, shifts = long_range_list(s.positions, cutoff, s.cell, s.pbc)
         assert len(receivers) == count
-        rows = slice(place, place + count)
+        rows = slice(row, row + count)
         np.testing.assert_array_equal(listed["receivers"][rows], receivers + first)
         np.testing.assert_array_equal(listed["senders"][rows], senders + first)
         if columns.cell is not None:
             np.testing.assert_array_equal(listed["shifts"][rows], 0 if shifts is None else shifts)
-        first, place = first + len(s), place + count
+        first, row = first + len(s), row + count
     assert all(len(part) == budget.n_pair for part in listed.values())
-    assert (listed["receivers"][place:] == atoms).all() and (
-        listed["senders"][place:] == atoms
-    ).all()
-    assert "shifts" not in listed or not listed["shifts"][place:].any()
+    assert (listed["receivers"][row:] == atoms).all() and (listed["senders"][row:] == atoms).all()
+    assert "shifts" not in listed or not listed["shifts"][row:].any()
     assert ("shifts" in listed) == (columns.cell is not None)
 
 
 def test_long_range_displacements_reach_the_images():
-    made = structures([5, 4, 6], 3, periodic={0, 2})
-    columns = Columns.from_structures(made)
+    molecules = structures([5, 4, 6], 3, periodic={0, 2})
+    columns = Columns.from_structures(molecules)
     measured = graph_sizes(columns, CUTOFF, 6.0)
     budget = PaddingBudget(20, int(measured.n_edge.sum()), 5, int(measured.n_pair.sum()) + 9)
-    found = long_range_pairs(
+    pairs = long_range_pairs(
         build_batch(columns, budget, CUTOFF, dtype=np.float64, long_range_cutoff=6.0)
     )
-    assert found.undirected
+    assert pairs.undirected
     expected = []
-    for s in made:
+    for s in molecules:
         i, j, shifts = long_range_list(s.positions, 6.0, s.cell, s.pbc)
         expected.append(
             s.positions[j] - s.positions[i] + (0 if shifts is None else shifts @ s.cell)
         )
     # the rest are padding pairs of zero length
     np.testing.assert_allclose(
-        found.displacements, np.concatenate([*expected, np.zeros((9, 3))]), atol=1e-5
+        pairs.displacements, np.concatenate([*expected, np.zeros((9, 3))]), atol=1e-5
     )
 
 
 def test_a_graph_without_long_range_pairs_is_rejected():
     batch = build_batch(Columns.from_structures(structures([3])), PaddingBudget(8, 16, 2), CUTOFF)
-    with pytest.raises(ValueError, match=r"no long-range pairs.*found \['pair_order'\]"):
+    with pytest.raises(ValueError, match=r"no long-range pairs.*received \['pair_order'\]"):
         long_range_pairs(batch)
 
 

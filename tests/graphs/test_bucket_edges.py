@@ -22,14 +22,14 @@ def test_partition_is_optimal(values, num, seed):
     def cost(ends):
         return (counts * np.array(ends)[np.searchsorted(ends, values)]).sum()
 
-    found = partition(values, counts, num)
+    ends = partition(values, counts, num)
     choices = [
         (*chosen, values[-1])
         for k in range(min(num, len(values)))
         for chosen in itertools.combinations(values[:-1], k)
     ]
-    assert len(found) <= num and found[-1] == values[-1]
-    assert cost(found) == min(map(cost, choices))
+    assert len(ends) <= num and ends[-1] == values[-1]
+    assert cost(ends) == min(map(cost, choices))
 
 
 @settings(max_examples=30, deadline=None)

@@ -28,13 +28,13 @@ def brute_force(positions, cutoff, cell=None, pbc=None):
         reach = np.where(
             pbc, np.ceil(cutoff * np.linalg.norm(np.linalg.inv(full), axis=0) + spread) + 1, 0
         ).astype(int)
-    found = []
+    edges = []
     for shift in itertools.product(*(range(-r, r + 1) for r in reach)):
         vectors = positions[None] + np.array(shift) @ cell - positions[:, None]
         for i, j in np.argwhere(np.linalg.norm(vectors, axis=-1) < cutoff):
             if i != j or any(shift):
-                found.append((i, j, *shift))
-    return sorted(found)
+                edges.append((i, j, *shift))
+    return sorted(edges)
 
 
 def edges_of(nb):
@@ -254,11 +254,11 @@ def check_long_range(positions, cutoff, cell=None, pbc=None):
     receivers, senders, shifts = listed = long_range_list(positions, cutoff, cell, pbc)
     assert (shifts is None) == (pbc is None or not np.any(pbc))
     rows = np.zeros((len(senders), 3), int) if shifts is None else shifts
-    found = [
+    listed_pairs = [
         min((i, j, *s), (j, i, *(-k for k in s)))
         for i, j, s in zip(receivers.tolist(), senders.tolist(), map(tuple, rows.tolist()))
     ]
-    assert sorted(found) == pairs_once(positions, cutoff, cell, pbc)
+    assert sorted(listed_pairs) == pairs_once(positions, cutoff, cell, pbc)
     assert (np.diff(receivers) >= 0).all()
     assert all(a is None or a.dtype == np.int32 for a in listed)
     assert 2 * len(receivers) == count_edges(positions, cutoff, cell, pbc)

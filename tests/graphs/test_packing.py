@@ -39,9 +39,9 @@ def test_plan_keeps_the_order_except_for_gaps():
     order = np.random.default_rng(0).permutation(200)
     plan = plan_batches(order, sizes, choose_budget(sizes, 16))
     assert plan[0][0] == order[0]
-    place = np.empty(200, int)
-    place[order] = np.arange(200)
-    assert np.corrcoef(place[np.concatenate(plan)], np.arange(200))[0, 1] > 0.8
+    rank = np.empty(200, int)
+    rank[order] = np.arange(200)
+    assert np.corrcoef(rank[np.concatenate(plan)], np.arange(200))[0, 1] > 0.8
 
 
 def test_structure_that_is_too_large_is_reported():
@@ -128,9 +128,9 @@ def test_large_batches_are_spread_over_the_plan():
     when = np.flatnonzero(buckets == len(budgets) - 1) / len(plan)
     assert len(when) > 20
     assert 0.4 < when.mean() < 0.6 and when.min() < 0.2 and 0.8 < when.max()
-    place = np.empty(3000, int)
-    place[order] = np.arange(3000)
-    moved = np.abs(place[np.concatenate([places for _, places in plan])] - np.arange(3000))
+    rank = np.empty(3000, int)
+    rank[order] = np.arange(3000)
+    moved = np.abs(rank[np.concatenate([indices for _, indices in plan])] - np.arange(3000))
     assert moved.max() < 2 * 256 + 20, "a structure waited, or was drawn, further than the window"
 
 

@@ -82,11 +82,11 @@ def build(group):
 
 def groups_of(stream):
     """Return the groups of the rest of a stream, and check its batches."""
-    found = []
+    groups = []
     for group, batch in stream:
         np.testing.assert_array_equal(batch["batch"], build(group)["batch"])
-        found.append(group)
-    return found
+        groups.append(group)
+    return groups
 
 
 def stream_threads():
@@ -221,12 +221,12 @@ def test_resumes_exactly_after_the_last_batch_taken(taken):
 
 
 def test_repeated_resumption():
-    state, found = None, []
+    state, taken = None, []
     for _ in GROUPS:
         with contextlib.closing(Stream(window, len(SIZES), build, state=state)) as stream:
-            found.append(next(stream)[0])
+            taken.append(next(stream)[0])
             state = json.loads(json.dumps(stream.state))
-    assert found == GROUPS
+    assert taken == GROUPS
 
 
 def test_resuming_far_into_an_infinite_stream_plans_only_the_rest():
@@ -265,6 +265,6 @@ def test_close_ends_the_thread():
 
 
 def test_stacked_batches_have_an_axis_of_devices():
-    made = stack([{"a": np.full((2, 3), i), "b": np.int32(i)} for i in range(4)])
-    assert made["a"].shape == (4, 2, 3) and made["b"].shape == (4,)
-    np.testing.assert_array_equal(made["a"][:, 1, 2], range(4))
+    stacked = stack([{"a": np.full((2, 3), i), "b": np.int32(i)} for i in range(4)])
+    assert stacked["a"].shape == (4, 2, 3) and stacked["b"].shape == (4,)
+    np.testing.assert_array_equal(stacked["a"][:, 1, 2], range(4))

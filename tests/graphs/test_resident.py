@@ -57,19 +57,19 @@ def crystals(count=24, seed=0) -> Columns:
     return Columns.from_structures(case)
 
 
-def padded(places, budget: PaddingBudget) -> np.ndarray:
-    places = np.asarray(places, np.int32)
-    return np.concatenate([places, np.full(budget.n_graph - 1 - len(places), -1, np.int32)])
+def padded(indices, budget: PaddingBudget) -> np.ndarray:
+    indices = np.asarray(indices, np.int32)
+    return np.concatenate([indices, np.full(budget.n_graph - 1 - len(indices), -1, np.int32)])
 
 
-def batch(resident, places, budget: PaddingBudget):
+def batch(resident, indices, budget: PaddingBudget):
     """Gather a batch, compiled: operations with new shapes one by one take longer."""
-    return jax.jit(partial(gather, budget=budget))(resident, padded(places, budget))
+    return jax.jit(partial(gather, budget=budget))(resident, padded(indices, budget))
 
 
-def assert_same(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected)):
+def assert_same(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected)):
         assert (a.dtype, a.shape) == (b.dtype, b.shape), path
         assert np.asarray(a).tobytes() == b.tobytes() or np.isnan(b).any(), path
         np.testing.assert_array_equal(np.asarray(a), b, err_msg=str(path))
@@ -107,15 +107,15 @@ def case(request):
 def test_batches_of_device_and_host_are_equal(case, data):
     columns, sizes, budget, long_range_cutoff, gathered = case
     number = st.integers(0, len(columns) - 1)
-    places = np.array(data.draw(st.lists(number, max_size=budget.n_graph - 1)), np.int64)
-    taken = sizes.take(places)
+    indices = np.array(data.draw(st.lists(number, max_size=budget.n_graph - 1)), np.int64)
+    taken = sizes.take(indices)
     room = (budget.n_node - 1, budget.n_edge, budget.n_pair)
     fits = np.all([np.cumsum(n) <= most for n, most in zip(taken, room) if n is not None], axis=0)
-    places = places[: len(fits) if fits.all() else int(np.argmin(fits))]
+    indices = indices[: len(fits) if fits.all() else int(np.argmin(fits))]
     expected = build_batch(
-        columns.take(places), budget, CUTOFF, REFERENCE, long_range_cutoff=long_range_cutoff
+        columns.take(indices), budget, CUTOFF, REFERENCE, long_range_cutoff=long_range_cutoff
     )
-    assert_same(gathered(padded(places, budget)), expected)
+    assert_same(gathered(padded(indices, budget)), expected)
     assert gathered._cache_size() == 1
 
 
@@ -123,12 +123,12 @@ def test_full_batches_are_equal(case):
     """Batches that leave no graph, or hardly an edge, for padding."""
     columns, sizes, budget, long_range_cutoff, gathered = case
     plan = plan_batches(np.random.default_rng(0).permutation(len(columns)), sizes, budget)
-    assert sum(len(places) for places in plan) == len(columns)
-    for places in plan:
+    assert sum(len(indices) for indices in plan) == len(columns)
+    for indices in plan:
         expected = build_batch(
-            columns.take(places), budget, CUTOFF, REFERENCE, long_range_cutoff=long_range_cutoff
+            columns.take(indices), budget, CUTOFF, REFERENCE, long_range_cutoff=long_range_cutoff
         )
-        assert_same(gathered(padded(places, budget)), expected)
+        assert_same(gathered(padded(indices, budget)), expected)
 
 
 def test_double_precision(double_precision):
@@ -205,11 +205,11 @@ def test_structures_without_edges():
     )
     budget = choose_budget(graph_sizes(columns, CUTOFF, np.inf), 2)
     resident = collect(columns, CUTOFF, long_range_cutoff=np.inf)
-    for places in ([2, 0], []):
+    for indices in ([2, 0], []):
         expected = build_batch(
-            columns.take(np.array(places, int)), budget, CUTOFF, long_range_cutoff=np.inf
+            columns.take(np.array(indices, int)), budget, CUTOFF, long_range_cutoff=np.inf
         )
-        assert_same(batch(resident, places, budget), expected)
+        assert_same(batch(resident, indices, budget), expected)
 
 
 @pytest.mark.parametrize("change", [{"n_node": 1}, {"n_edge": 2}, {"n_pair": 1}])

@@ -50,9 +50,9 @@ def test_edges_pairs_and_atoms_equal_those_of_the_host(seed, counts):
         np.testing.assert_array_equal(
             graph.nodes["numbers"][offset : offset + count], slots.numbers[m, :count]
         )
-        found = neighbor_list(x, CUTOFF)
-        assert graph.n_edge[m] == len(found.senders)
-        edges += [(offset + r, offset + s) for r, s in zip(found.receivers, found.senders)]
+        neighbors = neighbor_list(x, CUTOFF)
+        assert graph.n_edge[m] == len(neighbors.senders)
+        edges += [(offset + r, offset + s) for r, s in zip(neighbors.receivers, neighbors.senders)]
         receivers, senders, _ = long_range_list(x, 3.0)
         pairs += [(offset + r, offset + s) for r, s in zip(receivers, senders)]
         distances = np.linalg.norm(x[:, None] - x[None], axis=-1) + np.diag(np.full(count, np.inf))
@@ -61,15 +61,19 @@ def test_edges_pairs_and_atoms_equal_those_of_the_host(seed, counts):
             (batch.nearest[m], batch.max_nearest_distance[m]), expected, rtol=1e-5
         )
         offset += count
-    made = list(zip(graph.receivers.tolist(), graph.senders.tolist()))
-    assert made[: len(edges)] == edges and set(made[len(edges) :]) <= {(offset, offset)}
+    edges_of_device = list(zip(graph.receivers.tolist(), graph.senders.tolist()))
+    assert edges_of_device[: len(edges)] == edges and set(edges_of_device[len(edges) :]) <= {
+        (offset, offset)
+    }
     assert graph.n_node.sum() == budget.n_node and graph.n_edge.sum() == budget.n_edge
     listed = graph.edges["long_range"]
     made_pairs = list(zip(listed["receivers"].tolist(), listed["senders"].tolist()))
     assert made_pairs[: len(pairs)] == pairs and set(made_pairs[len(pairs) :]) <= {(offset, offset)}
     order, half = graph.edges["pair_order"], budget.n_edge // 2
     assert sorted(order) == list(range(budget.n_edge))
-    assert all(made[a] == made[b][::-1] for a, b in zip(order[:half], order[half:]))
+    assert all(
+        edges_of_device[a] == edges_of_device[b][::-1] for a, b in zip(order[:half], order[half:])
+    )
     assert int(jraph.get_number_of_padding_with_graphs_graphs(graph)) == 1
 
 

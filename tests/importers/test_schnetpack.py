@@ -102,10 +102,10 @@ def test_a_shared_parameter_that_is_stored_once_is_found(tmp_path):
     safetensors.numpy.save_file(
         once, path, {name: kept for name, kept in shared.items() if name != kept}
     )
-    found = read(path)
-    assert found.keys() == state.keys()
+    potential = read(path)
+    assert potential.keys() == state.keys()
     for name in state:
-        np.testing.assert_array_equal(found[name], state[name])
+        np.testing.assert_array_equal(potential[name], state[name])
 
 
 def test_names_of_a_lightning_task_are_understood(tmp_path):
@@ -181,7 +181,7 @@ def test_pickles_are_rejected_unread(tmp_path, suffix):
     array = np.empty(1, object)
     array[0] = Evil()
     np.savez(tmp_path / "w.npz", good=np.zeros(2), bad=array)
-    with pytest.raises(WeightsError, match="'bad' holds Python objects"):
+    with pytest.raises(WeightsError, match="'bad' contains Python objects"):
         MLIPCalculator.from_schnetpack(tmp_path / "w.npz")
     assert not mark.exists()
 

@@ -502,13 +502,13 @@ def test_recursive_dicts_are_rejected():
 
 def test_unsupported_hyperparameters_are_rejected(files, tmp_path):
     _, settings = files
-    found = mlff.read_hyperparameters(settings)
+    hyperparameters = mlff.read_hyperparameters(settings)
     with pytest.raises(WeightsError, match="activation_fn must be 'silu', received 'tanh'"):
-        mlff.model_options({**mlff.model_settings(found), "activation_fn": "tanh"})
+        mlff.model_options({**mlff.model_settings(hyperparameters), "activation_fn": "tanh"})
     with pytest.raises(WeightsError, match="energy_unit is 'kcal/mol'"):
-        mlff.model_settings({**found, "data": {"energy_unit": "kcal/mol"}})
+        mlff.model_settings({**hyperparameters, "data": {"energy_unit": "kcal/mol"}})
     with pytest.raises(WeightsError, match="lack num_heads"):
-        mlff.model_options({k: v for k, v in found["model"].items() if k != "num_heads"})
+        mlff.model_options({k: v for k, v in hyperparameters["model"].items() if k != "num_heads"})
     for name, value in (
         ("num_features", "8"),
         ("num_layers", 0),
@@ -523,12 +523,14 @@ def test_unsupported_hyperparameters_are_rejected(files, tmp_path):
         ("energy_regression_dim", -1),
     ):
         with pytest.raises(WeightsError, match=f"hyperparameter {name} must be .*received"):
-            mlff.potential({}, {**mlff.model_settings(found), name: value}, so3lr.ELEMENTS)
+            mlff.potential(
+                {}, {**mlff.model_settings(hyperparameters), name: value}, so3lr.ELEMENTS
+            )
     for data in ({}, {"avg_num_neighbors": None}):
         with pytest.raises(WeightsError, match="avg_num_neighbors .*is missing"):
-            mlff.model_options(mlff.model_settings({**found, "data": data}))
+            mlff.model_options(mlff.model_settings({**hyperparameters, "data": data}))
     with pytest.raises(WeightsError, match="data must be a table, received None"):
-        mlff.model_settings({**found, "data": None})
+        mlff.model_settings({**hyperparameters, "data": None})
     (tmp_path / "wrong.yaml").write_text("just text")
     with pytest.raises(WeightsError, match="entry 'model'"):
         mlff.read_hyperparameters(tmp_path / "wrong.yaml")

@@ -208,7 +208,7 @@ def test_weights_that_do_not_match_are_rejected():
         torchmdnet.potential(
             state | {"representation_model.extra.weight": np.zeros(2)}, hparams, ELEMENTS
         )
-    with pytest.raises(ValueError, match=r"holds no '.*layers\.1\.q_proj\.weight'"):
+    with pytest.raises(ValueError, match=r"does not contain '.*layers\.1\.q_proj\.weight'"):
         torchmdnet.potential({k: v for k, v in state.items() if k != name}, hparams, ELEMENTS)
     with pytest.raises(
         ValueError, match=r"layers\.1\.q_proj.weight must have shape \(12, 12\).*\(12, 11\)"

@@ -46,8 +46,8 @@ def energies_and_forces(model, params, structures):
     ]
 
 
-def assert_agree(found, expected):
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+def assert_agree(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
 
 
 def so3krates_of(data, **options):

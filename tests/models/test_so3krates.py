@@ -26,9 +26,10 @@ def sizes_of_features(**options):
             capture_intermediates=lambda module, _: isinstance(module, So3kratesLayer),
         )
     )
-    made = apply(params, graph)[1]["intermediates"]
+    intermediates = apply(params, graph)[1]["intermediates"]
     features = [
-        np.asarray(made[f"layer_{n}"]["__call__"][0][0], np.float64)[: len(atoms)] for n in range(6)
+        np.asarray(intermediates[f"layer_{n}"]["__call__"][0][0], np.float64)[: len(atoms)]
+        for n in range(6)
     ]
     return [float(np.sqrt(np.mean(f**2))) for f in features]
 

@@ -40,24 +40,25 @@ def structures(count, seed=0):
 
 
 def test_energies_equal_those_of_the_calculator(potential):
-    made = structures(30)
+    molecules = structures(30)
     calculator = MLIPCalculator(potential)
     some = np.random.default_rng(1).permutation(30)[:17]
-    found = energies(potential, Columns.from_structures(made), some, batch_size=4)
-    assert found.shape == (17,) and found.dtype == np.float64
-    for s, energy in zip(some, found):
-        atoms = Atoms(made[s].numbers, made[s].positions, calculator=calculator)
+    totals = energies(potential, Columns.from_structures(molecules), some, batch_size=4)
+    assert totals.shape == (17,) and totals.dtype == np.float64
+    for s, energy in zip(some, totals):
+        atoms = Atoms(molecules[s].numbers, molecules[s].positions, calculator=calculator)
         assert energy == pytest.approx(atoms.get_potential_energy(), abs=2e-4)
 
 
 def test_energies_and_forces(potential):
-    made = structures(30)
-    calculator, columns = MLIPCalculator(potential), Columns.from_structures(made)
+    molecules = structures(30)
+    calculator, columns = MLIPCalculator(potential), Columns.from_structures(molecules)
     some = np.random.default_rng(1).permutation(30)[:9]
     energy, forces = energies_and_forces(potential, columns, some, batch_size=4)
     np.testing.assert_allclose(energy, energies(potential, columns, some), atol=2e-4)
     expected = [
-        calculator.get_property("forces", Atoms(made[s].numbers, made[s].positions)) for s in some
+        calculator.get_property("forces", Atoms(molecules[s].numbers, molecules[s].positions))
+        for s in some
     ]
     np.testing.assert_allclose(forces, np.concatenate(expected), atol=1e-4 * np.abs(forces).max())
     assert energies_and_forces(potential, columns, some[:0])[1].shape == (0, 3)
@@ -67,8 +68,8 @@ def test_several_pieces(potential, monkeypatch):
     """A later piece contains a larger structure than all before it."""
     from mlip_jax.simulation import energies as module
 
-    made = sorted(structures(25, 2), key=len)
-    columns = Columns.from_structures(made)
+    molecules = sorted(structures(25, 2), key=len)
+    columns = Columns.from_structures(molecules)
     expected = energies(potential, columns, np.arange(25))
     monkeypatch.setattr(module, "_PIECE", 10)
     np.testing.assert_allclose(

@@ -28,8 +28,8 @@ HIDDEN = ("mlip_jax", "flax", "jraph", "e3x", "ase", "safetensors", "orbax")
 
 def example() -> str:
     """Return the program in the module's docstring."""
-    found = re.search(r"    import json\n.*?(?=\n\n`rows`)", export.__doc__, re.DOTALL)
-    return textwrap.dedent(found.group())
+    match = re.search(r"    import json\n.*?(?=\n\n`rows`)", export.__doc__, re.DOTALL)
+    return textwrap.dedent(match.group())
 
 
 def test_runs_with_only_jax(make_potential, tmp_path):

@@ -268,8 +268,8 @@ def test_order_padding_and_batch_change_nothing(name):
     np.testing.assert_allclose(
         shuffled_forces, forces[:6][order], atol=1e-12 * np.abs(forces).max()
     )
-    alone, alone_forces, _ = case(ION)
-    np.testing.assert_allclose(alone, energies[1:2], rtol=1e-12)
+    separate, alone_forces, _ = case(ION)
+    np.testing.assert_allclose(separate, energies[1:2], rtol=1e-12)
     np.testing.assert_allclose(alone_forces, forces[6:9], atol=1e-12 * np.abs(forces).max())
     assert not np.asarray(result.energies)[10:].any() and not np.asarray(result.forces)[10:].any()
     assert energies[2] == 0 and not forces[9].any()

@@ -35,8 +35,10 @@ def test_given_constants_replace_the_computed_ones(name, constants):
 
 def test_values_of_given_gaussians():
     with jax.enable_x64(True):
-        found = radial_basis("gaussian", (0.5, 1.0), (0.2, 0.4))(jnp.asarray([0.7, 1.4]), 2, CUTOFF)
-    np.testing.assert_allclose(found, np.exp([[-0.5, -0.28125], [-10.125, -0.5]]), rtol=1e-14)
+        values = radial_basis("gaussian", (0.5, 1.0), (0.2, 0.4))(
+            jnp.asarray([0.7, 1.4]), 2, CUTOFF
+        )
+    np.testing.assert_allclose(values, np.exp([[-0.5, -0.28125], [-10.125, -0.5]]), rtol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["gaussian", "bessel", "physnet", "bernstein"])

@@ -47,10 +47,10 @@ def plain(params, psi, numbers):
 @pytest.mark.parametrize("psi", [(2.0, -1.0, 0.0), (-3.0, 1.0, 0.0)])
 def test_agrees_with_the_equations(embedding, psi):
     function, params = embedding
-    found = function(psi)
-    np.testing.assert_allclose(found[:3], plain(params, psi[0], NUMBERS[:3]), rtol=1e-12)
-    np.testing.assert_allclose(found[3:5], plain(params, psi[1], NUMBERS[3:5]), rtol=1e-12)
-    assert np.abs(found[:5]).max() > 0.1
+    embedded = function(psi)
+    np.testing.assert_allclose(embedded[:3], plain(params, psi[0], NUMBERS[:3]), rtol=1e-12)
+    np.testing.assert_allclose(embedded[3:5], plain(params, psi[1], NUMBERS[3:5]), rtol=1e-12)
+    assert np.abs(embedded[:5]).max() > 0.1
 
 
 def test_zero_gives_zero(embedding):

@@ -188,11 +188,11 @@ def test_embedding_is_the_mean_of_the_features():
         Columns.from_structures([from_ase(atoms)]), PaddingBudget(12, 200, 3), CUTOFF
     )
     params = jax.tree.map(np.float32, params)
-    found = np.asarray(model.apply(params, graph, method="embed"))
+    embedded = np.asarray(model.apply(params, graph, method="embed"))
     features = np.asarray(
         dataclasses.replace(model.backbone, parent=None, name=None)
         .apply({"params": params["params"]["backbone"]}, graph)
         .features
     )
-    np.testing.assert_allclose(found[0], features[: len(atoms), 0, 0].mean(0), rtol=1e-5)
-    assert not found[1:].any()
+    np.testing.assert_allclose(embedded[0], features[: len(atoms), 0, 0].mean(0), rtol=1e-5)
+    assert not embedded[1:].any()

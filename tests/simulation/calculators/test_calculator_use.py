@@ -51,10 +51,10 @@ def test_conventions_of_get_property(calculator):
 
 def test_created_from_text(make_potential, tmp_path):
     """As created by programs that can pass only text."""
-    place = parameters.save(make_potential("tiny"), tmp_path / "ff")
-    made = MLIPCalculator(f"parameters:{place}", "float64")
+    folder = parameters.save(make_potential("tiny"), tmp_path / "ff")
+    created = MLIPCalculator(f"parameters:{folder}", "float64")
     assert (
-        made.potential.digest()
+        created.potential.digest()
         == MLIPCalculator(make_potential("tiny"), "float64").potential.digest()
     )
     with pytest.raises(CheckpointError, match="no such directory"):

@@ -109,12 +109,15 @@ def test_phonons(periodic, tmp_path):
     )
     phonons.run()
     phonons.read(symmetrize=0, acoustic=False)
-    found = phonons.band_structure([[0, 0, 0]])[
+    frequencies = phonons.band_structure([[0, 0, 0]])[
         0
     ]  # imaginary frequencies are stored as negative numbers
     exact = periodic.get_vibrations(atoms).get_energies()
     np.testing.assert_allclose(
-        np.sort(np.sign(found) * found**2), np.sort((exact**2).real), rtol=1e-3, atol=1e-6
+        np.sort(np.sign(frequencies) * frequencies**2),
+        np.sort((exact**2).real),
+        rtol=1e-3,
+        atol=1e-6,
     )
 
 

@@ -289,9 +289,11 @@ def test_a_batch_equals_its_structures(calculators, cutoff):
 
     With a finite cutoff some structures are periodic.
     """
-    made = [far_apart(), molecule("H2O"), Atoms("O")] + ([crystal()] if np.isfinite(cutoff) else [])
-    columns = Columns.from_structures([from_ase(atoms) for atoms in made])
-    budget = choose_budget(graph_sizes(columns, 2.0, cutoff), len(made) + 1)
+    structures = [far_apart(), molecule("H2O"), Atoms("O")] + (
+        [crystal()] if np.isfinite(cutoff) else []
+    )
+    columns = Columns.from_structures([from_ase(atoms) for atoms in structures])
+    budget = choose_budget(graph_sizes(columns, 2.0, cutoff), len(structures) + 1)
     batch = build_batch(columns, budget, 2.0, dtype=np.float64, long_range_cutoff=cutoff)
     batch.globals["spin"] = np.zeros(budget.n_graph)
     with jax.enable_x64(True):
@@ -299,7 +301,7 @@ def test_a_batch_equals_its_structures(calculators, cutoff):
         out = jax.device_get(
             jax.jit(lambda params, g: evaluate(p.model, params, g, p.energy_scale))(p.params, batch)
         )
-    for g, atoms in enumerate(made):
+    for g, atoms in enumerate(structures):
         rows = slice(columns.offsets[g], columns.offsets[g + 1])
         reference = np.sum(atoms.numbers)
         assert out.energy[g] + reference == pytest.approx(
@@ -309,5 +311,5 @@ def test_a_batch_equals_its_structures(calculators, cutoff):
             out.forces[rows], calculators[cutoff].get_property("forces", atoms), atol=1e-9
         )
         np.testing.assert_allclose(out.properties["partial_charges"][rows], CHARGES[atoms.numbers])
-    assert not out.energies[columns.offsets[-1] :].any() and not out.energy[len(made) :].any()
+    assert not out.energies[columns.offsets[-1] :].any() and not out.energy[len(structures) :].any()
     assert not out.properties["partial_charges"][columns.offsets[-1] :].any()

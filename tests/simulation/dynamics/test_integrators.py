@@ -28,17 +28,19 @@ def system(copies, size, cell=None):
     if cell is not None:
         atoms.set_cell(cell)
         atoms.pbc = True
-    made = System((atoms,) * copies, np.zeros((copies, 3)))
+    molecules = System((atoms,) * copies, np.zeros((copies, 3)))
     dof = np.full(copies, 3.0 * size - 3)
-    return made, made.particles(np.float64, dof, np.full(copies, KT), np.full(copies, 1e9), False)
+    return molecules, molecules.particles(
+        np.float64, dof, np.full(copies, KT), np.full(copies, 1e9), False
+    )
 
 
 def springs(positions, particles):
     """Return forces that pull each atom to the center of mass of its molecule, (N, 3)."""
     num = particles.dof.shape[0]
     weights = jax.ops.segment_sum(jnp.ones(len(positions)), particles.molecule, num + 1)
-    centre = jax.ops.segment_sum(positions, particles.molecule, num + 1) / weights[:, None]
-    return -STIFFNESS * (positions - centre[particles.molecule])
+    center = jax.ops.segment_sum(positions, particles.molecule, num + 1) / weights[:, None]
+    return -STIFFNESS * (positions - center[particles.molecule])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -70,12 +72,12 @@ def trajectory(integrator, particles, motion, dt, steps, stiffness):
     return jax.lax.scan(step, (motion, forces), jnp.arange(steps))[1]
 
 
-def at_rest(made, particles, speed=0.001):
+def at_rest(molecules, particles, speed=0.001):
     rng = np.random.default_rng(0)
-    velocities = rng.normal(0, speed, (made.nodes, 3))
-    velocities[made.begin[-1] :] = 0
-    zeros = np.zeros((made.nodes, 3))
-    motion = Motion(zeros, zeros, velocities, made.cell, np.zeros(len(made.molecules)))
+    velocities = rng.normal(0, speed, (molecules.nodes, 3))
+    velocities[molecules.begin[-1] :] = 0
+    zeros = np.zeros((molecules.nodes, 3))
+    motion = Motion(zeros, zeros, velocities, molecules.cell, np.zeros(len(molecules.molecules)))
     return integrators.without_com(jax.tree.map(jnp.asarray, motion), particles)
 
 
@@ -87,8 +89,8 @@ def test_kinetic_energies_are_canonical(double_precision, integrator, stiffness)
     """After many relaxation times kinetic energies of 3 n - 3 degrees of freedom are gamma
     distributed.
     """
-    made, particles = system(2000, 3)
-    motion = at_rest(made, particles)
+    molecules, particles = system(2000, 3)
+    motion = at_rest(molecules, particles)
     kinetic, potential, _, heat = trajectory(integrator, particles, motion, 0.2, 300, stiffness)
     last = np.asarray(kinetic[-1]) / KT
     assert stats.kstest(last, stats.gamma(3.0).cdf).pvalue > 0.01
@@ -106,7 +108,7 @@ def test_rescaling_is_the_exact_solution(double_precision):
 
     The mean approaches its limit as exp(-t); the variance is that of Bussi et al., equation A7.
     """
-    made, particles = system(20_000, 4)
+    molecules, particles = system(20_000, 4)
     dof, mean = 9, 4.5 * KT
     start = 3.0 * mean
     for time in (0.01, 0.5, 3.0):
@@ -133,11 +135,11 @@ def test_the_volume_of_an_ideal_gas(double_precision):
     size, copies = 6, 1500
     target_pressure = 0.004  # eV/Å³
     volume = size * KT / target_pressure
-    made, particles = system(copies, size, [volume ** (1 / 3)] * 3)
+    molecules, particles = system(copies, size, [volume ** (1 / 3)] * 3)
     integrator = CellRescaling(
         time=0.3, pressure=target_pressure, barostat_time=1.0, compressibility=1 / target_pressure
     )
-    motion = at_rest(made, particles, 0.005)
+    motion = at_rest(molecules, particles, 0.005)
     _, _, volumes, _ = trajectory(integrator, particles, motion, 0.02, 600, 0.0)
     last = np.asarray(volumes[-1]) * target_pressure / KT
     assert last.mean() == pytest.approx(size, abs=4 * np.sqrt(size / copies) + 0.05)
@@ -145,9 +147,9 @@ def test_the_volume_of_an_ideal_gas(double_precision):
 
 
 def test_a_time_step_of_zero_changes_nothing(double_precision):
-    made, particles = system(3, 3, [9.0] * 3)
-    motion = at_rest(made, particles, 0.1)
-    forces = jnp.ones((made.nodes, 3))
+    molecules, particles = system(3, 3, [9.0] * 3)
+    motion = at_rest(molecules, particles, 0.1)
+    forces = jnp.ones((molecules.nodes, 3))
     for integrator in (
         integrators.Verlet(),
         Langevin(friction=1.0),
@@ -161,8 +163,10 @@ def test_a_time_step_of_zero_changes_nothing(double_precision):
 
 
 def test_noise_depends_on_molecule_and_atom(double_precision):
-    made, particles = system(5, 3)
-    noise = made.split(np.asarray(integrators.normal(jax.random.key(0), particles, np.float64)))
+    molecules, particles = system(5, 3)
+    noise = molecules.split(
+        np.asarray(integrators.normal(jax.random.key(0), particles, np.float64))
+    )
     fewer, of_fewer = system(2, 2)
     less = fewer.split(np.asarray(integrators.normal(jax.random.key(0), of_fewer, np.float64)))
     assert len(np.unique(noise)) == 45

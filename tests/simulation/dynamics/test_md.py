@@ -40,17 +40,17 @@ def under_ase(potential, atoms, steps, timestep, every=1):
     """Return positions, forces and energies of ASE's velocity Verlet with our calculator, in
     float64.
     """
-    atoms, found = atoms.copy(), []
+    atoms, recorded = atoms.copy(), []
     atoms.calc = MLIPCalculator(potential, dtype="float64")
     with VelocityVerlet(atoms, timestep * units.fs) as run:
         run.attach(
-            lambda: found.append(
+            lambda: recorded.append(
                 (atoms.positions.copy(), atoms.get_forces(), atoms.get_total_energy())
             ),
             interval=every,
         )
         run.run(steps)
-    return [np.array(x) for x in zip(*found)]
+    return [np.array(x) for x in zip(*recorded)]
 
 
 def assert_agrees_with_ase(potential, dynamics, steps=50):
@@ -284,13 +284,13 @@ def test_broken_molecules_are_marked_and_the_others_continue():
             np.isfinite(ours.thermo.total[: step + 1]).all()
             and np.isnan(ours.thermo.total[step + 1 :]).all()
         )
-    alone = every_step(calm, potential, watch_bonds=True, bond_range=(0.6, 1.5), timestep=0.1).run(
-        200
-    )[0]
+    separate = every_step(
+        calm, potential, watch_bonds=True, bond_range=(0.6, 1.5), timestep=0.1
+    ).run(200)[0]
     for ours in (runs[0], runs[4]):
         assert ours.broken is None and len(ours.frames) == 201
         np.testing.assert_allclose(
-            ours.frames[-1].positions, alone.frames[-1].positions, atol=1e-10
+            ours.frames[-1].positions, separate.frames[-1].positions, atol=1e-10
         )
     hot = MolecularDynamics(
         dimer(0.5), potential, ensemble="nve", max_temperature=100.0, watch_bonds=False

@@ -36,9 +36,9 @@ def frame(step, pbc=False):
     return atoms
 
 
-def assert_same(found, expected, rtol=1e-6):
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected):
+def assert_same(actual, expected, rtol=1e-6):
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected):
         assert a.info == b.info and (a.numbers == b.numbers).all() and (a.pbc == b.pbc).all()
         np.testing.assert_allclose(a.positions, b.positions, rtol=rtol, atol=1e-7)
         np.testing.assert_allclose(a.get_momenta(), b.get_momenta(), rtol=rtol, atol=1e-7)
@@ -125,9 +125,9 @@ def kill_while_writing(path, seconds):
     first = process.stdout.readline()
     time.sleep(seconds)
     os.kill(process.pid, signal.SIGKILL)
-    told = [int(line) for line in [first, *process.stdout] if line.endswith("\n")]
+    reported = [int(line) for line in [first, *process.stdout] if line.endswith("\n")]
     process.wait()
-    return told[-1]
+    return reported[-1]
 
 
 def test_a_killed_writer_leaves_a_file_that_can_be_read_and_written(tmp_path):

@@ -66,27 +66,29 @@ MOLECULES = {"methane": rattled("CH4"), "water": rattled("H2O"), "ethanol": ratt
 
 
 def test_energies_and_forces_equal_those_of_tblite(make):
-    found = make().evaluate(MOLECULES)
-    assert list(found) == list(MOLECULES)
+    results = make().evaluate(MOLECULES)
+    assert list(results) == list(MOLECULES)
     for name, atoms in MOLECULES.items():
         energy, gradient = energy_and_gradient(atoms.numbers, atoms.positions / units.Bohr)
-        assert found[name].energy == pytest.approx(energy * units.Hartree, abs=1e-6)
+        assert results[name].energy == pytest.approx(energy * units.Hartree, abs=1e-6)
         np.testing.assert_allclose(
-            found[name].forces, -gradient * units.Hartree / units.Bohr, atol=1e-5
+            results[name].forces, -gradient * units.Hartree / units.Bohr, atol=1e-5
         )
-        assert found[name].fmax == pytest.approx(np.linalg.norm(found[name].forces, axis=1).max())
+        assert results[name].fmax == pytest.approx(
+            np.linalg.norm(results[name].forces, axis=1).max()
+        )
 
 
 def test_minima_equal_those_of_ase_bfgs_with_tblite(make):
     from tblite.ase import TBLite
 
-    found = make(Method("GFN1-xTB")).minimize(MOLECULES, fmax=0.02)
+    results = make(Method("GFN1-xTB")).minimize(MOLECULES, fmax=0.02)
     for name, atoms in MOLECULES.items():
         atoms = atoms.copy()
         atoms.calc = TBLite(method="GFN1-xTB", verbosity=0)
         optimizer = BFGS(atoms, logfile=None)
         optimizer.run(fmax=0.02, steps=500)
-        minimum = found[name]
+        minimum = results[name]
         np.testing.assert_allclose(minimum.positions, atoms.positions, atol=1e-8)
         assert minimum.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-8)
         assert (minimum.steps, minimum.converged, minimum.error) == (optimizer.nsteps, True, "")
@@ -96,11 +98,11 @@ def test_minima_equal_those_of_ase_bfgs_with_tblite(make):
 
 
 def test_worker_processes_give_the_same(make, tmp_path):
-    here = make().evaluate(MOLECULES)
+    results = make().evaluate(MOLECULES)
     with ResultCache(tmp_path / "other.jsonl") as cache:
         there = Oracle(Method(), cache, num_processes=2, progress=False).evaluate(MOLECULES)
     assert {n: e.energy for n, e in there.items()} == pytest.approx(
-        {n: e.energy for n, e in here.items()}, abs=1e-9
+        {n: e.energy for n, e in results.items()}, abs=1e-9
     )
 
 
@@ -130,13 +132,14 @@ def test_failures_are_reported_by_name_and_the_others_finish(make, counting, cap
     atoms["scf"].info["charge"], atoms["disk"].info["charge"] = 1, 2
     atoms["nan"].positions[1] = np.nan
     for _ in range(2):
-        found = make(counting).evaluate(atoms)
-        assert np.isfinite(found["sound"].energy) and found["sound"].error == ""
-        assert found["scf"].error == "the SCF did not converge"
-        assert found["disk"].error == "OSError: the disk is full"
-        assert "not finite" in found["nan"].error
+        results = make(counting).evaluate(atoms)
+        assert np.isfinite(results["sound"].energy) and results["sound"].error == ""
+        assert results["scf"].error == "the SCF did not converge"
+        assert results["disk"].error == "OSError: the disk is full"
+        assert "not finite" in results["nan"].error
         assert all(
-            np.isnan(found[n].energy) and np.isnan(found[n].fmax) for n in ("scf", "disk", "nan")
+            np.isnan(results[n].energy) and np.isnan(results[n].fmax)
+            for n in ("scf", "disk", "nan")
         )
     assert "disk: OSError" in caplog.text
     assert Counting.calls == 4  # a failure that is not the molecule's is tried again
@@ -151,14 +154,14 @@ def test_charge_and_unpaired_electrons_matter(make):
     ammonia, methyl = molecule("NH3"), molecule("CH3")
     cation = Atoms("NH4", np.vstack([ammonia.positions, [[0, 0, 1.14]]]), info={"charge": 1})
     neutral = Atoms("NH4", cation.positions)
-    found = make().evaluate({"cation": cation, "radical": methyl, "neutral": neutral})
+    results = make().evaluate({"cation": cation, "radical": methyl, "neutral": neutral})
     for name, atoms, state in (
         ("cation", cation, (1, 0)),
         ("radical", methyl, (0, 1)),
         ("neutral", neutral, (0, 1)),
     ):
         energy, _ = energy_and_gradient(atoms.numbers, atoms.positions / units.Bohr, *state)
-        assert found[name].energy == pytest.approx(energy * units.Hartree, abs=1e-5), name
+        assert results[name].energy == pytest.approx(energy * units.Hartree, abs=1e-5), name
 
 
 def test_any_ase_calculator(make):

@@ -69,8 +69,8 @@ def test_a_truncated_file_keeps_complete_results(tmp_path_factory, data):
 def test_a_corrupted_byte_costs_only_its_line(tmp_path_factory, data):
     path = filled(tmp_path_factory.mktemp("bit") / "cache.jsonl")
     content = bytearray(path.read_bytes())
-    place = data.draw(st.integers(0, len(content) - 1))
-    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    position = data.draw(st.integers(0, len(content) - 1))
+    content[position] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content)
     with ResultCache(path) as cache:
         assert len(cache) >= 3  # two lines are left where one ended
@@ -91,14 +91,14 @@ def test_a_killed_writer_loses_only_its_line(tmp_path):
         env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[3])),
     )
     for _ in range(20):
-        told = int(process.stdout.readline())
+        reported = int(process.stdout.readline())
     process.send_signal(signal.SIGKILL)
     rest = process.stdout.read().split()
     process.wait()
-    told = int(rest[-1]) if rest else told
+    reported = int(rest[-1]) if rest else reported
     with ResultCache(path) as cache:
-        assert len(cache) in (told + 1, told + 2)
-        assert all(cache[str(n)]["n"] == n for n in range(told + 1))
+        assert len(cache) in (reported + 1, reported + 2)
+        assert all(cache[str(n)]["n"] == n for n in range(reported + 1))
 
 
 def test_concurrent_writers_do_not_mix_lines(tmp_path):

@@ -359,11 +359,11 @@ def test_time_is_that_of_the_longest_part(tmp_path, monkeypatch):
 
 
 def test_indices():
-    found = Indices()
+    indices = Indices()
     for i in (5, 5, 0, 100_000):
-        found.add(i)
+        indices.add(i)
     assert (
-        len(found) == 3
-        and [i for i in range(100_100) if i in found] == [0, 5, 100_000]
-        and 10**9 not in found
+        len(indices) == 3
+        and [i for i in range(100_100) if i in indices] == [0, 5, 100_000]
+        and 10**9 not in indices
     )

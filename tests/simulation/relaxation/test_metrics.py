@@ -49,14 +49,14 @@ ALL = outcomes([(*(KCAL_PER_MOL * np.array(row[:3])), *row[3:]) for row in CASES
 
 
 def test_golden_cases():
-    found = zip(
+    computed = zip(
         metrics.percentage(ALL),
         metrics.evaluable(ALL),
         metrics.diverged(ALL),
         metrics.succeeded(ALL),
         metrics.force_converged(ALL),
     )
-    for name, row in zip(CASES, found):
+    for name, row in zip(CASES, computed):
         np.testing.assert_allclose(np.array(row, float), EXPECTED[name], atol=1e-9, err_msg=name)
     assert KCAL_PER_MOL == units.kcal / units.mol == pytest.approx(0.0433641, abs=1e-7)
 
@@ -114,13 +114,15 @@ def test_baselines_are_0_and_100_percent():
 def test_the_bootstrap_error_equals_the_standard_error():
     values = np.random.default_rng(1).normal(3, 2, 400)
     every = np.ones(400, bool)
-    found = metrics.bootstrap_means(
+    estimate = metrics.bootstrap_means(
         {"x": (values, every), "half": (values, np.arange(400) < 200)}, 2000
     )
-    assert found["x"].stderr == pytest.approx(values.std() / 20, rel=0.1)
-    assert found["half"].stderr == pytest.approx(values[:200].std() / 200**0.5, rel=0.1)
-    assert found["x"].low < values.mean() < found["x"].high
-    assert found["x"].high - found["x"].low == pytest.approx(2 * 1.96 * found["x"].stderr, rel=0.1)
+    assert estimate["x"].stderr == pytest.approx(values.std() / 20, rel=0.1)
+    assert estimate["half"].stderr == pytest.approx(values[:200].std() / 200**0.5, rel=0.1)
+    assert estimate["x"].low < values.mean() < estimate["x"].high
+    assert estimate["x"].high - estimate["x"].low == pytest.approx(
+        2 * 1.96 * estimate["x"].stderr, rel=0.1
+    )
 
 
 def test_the_bootstrap_does_not_depend_on_blocks_of_memory(monkeypatch):

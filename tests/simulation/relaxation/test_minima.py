@@ -24,7 +24,7 @@ def cluster(count, seed):
 @pytest.mark.slow
 def test_minima_of_six_lennard_jones_atoms():
     potential = pairwise("lennard_jones", cutoff=200.0, depth=DEPTH, length=LENGTH)
-    (found,) = find_minima(
+    (result,) = find_minima(
         [[cluster(6, s) for s in range(4)]],
         potential,
         rounds=6,
@@ -40,12 +40,12 @@ def test_minima_of_six_lennard_jones_atoms():
         dtype="float64",
         max_steps=2000,
     )
-    energies = [(m.energy - 6 * -1234.5678) / DEPTH for m in found.minima]
+    energies = [(m.energy - 6 * -1234.5678) / DEPTH for m in result.minima]
     np.testing.assert_allclose(energies[:2], LJ6, atol=2e-2)  # higher ones may be symmetric saddles
-    assert found.minima[0].times > 1 and found.relaxed[0] == 4
-    assert sum(m.times for m in found.minima) + sum(
-        n for reason, n in found.left_out.items() if reason != "dynamics broke"
-    ) == sum(found.relaxed)
+    assert result.minima[0].times > 1 and result.relaxed[0] == 4
+    assert sum(m.times for m in result.minima) + sum(
+        n for reason, n in result.left_out.items() if reason != "dynamics broke"
+    ) == sum(result.relaxed)
 
 
 def test_molecules_in_one_batch(morse_potential):
@@ -72,8 +72,8 @@ def test_molecules_in_one_batch(morse_potential):
 
 def test_reaction_products_are_rejected():
     potential = pairwise("harmonic", length=2.0, stiffness=5.0)
-    (found,) = find_minima([[Atoms("H2", [[0, 0, 0], [0, 0, 0.74]])]], potential, rounds=2)
-    assert found.minima == [] and found.left_out == {"other bonds": 1} and found.relaxed == [1]
+    (result,) = find_minima([[Atoms("H2", [[0, 0, 0], [0, 0, 0.74]])]], potential, rounds=2)
+    assert result.minima == [] and result.left_out == {"other bonds": 1} and result.relaxed == [1]
 
 
 @pytest.mark.parametrize(

@@ -23,15 +23,15 @@ DEPTH, STEEPNESS, LENGTH = 3.0, 4.0, 1.5
 def starts(seed=0, spread=1.2):
     """Return random clusters: their Hessians have negative eigenvalues at first."""
     rng = np.random.default_rng(seed)
-    made = []
+    clusters = []
     for n in SIZES:
         x = rng.normal(size=(n, 3)) * spread
         for _ in range(200):  # pushed apart, so that no atom is expelled at once
             d = x[:, None] - x[None]
             r = np.linalg.norm(d, axis=-1) + np.eye(n) * 9
             x = x + 0.05 * (np.where(r < 1.3, 1.3 - r, 0)[:, :, None] * d / r[:, :, None]).sum(1)
-        made.append(x)
-    return made
+        clusters.append(x)
+    return clusters
 
 
 def morse(x, n):
@@ -83,7 +83,7 @@ def trajectory_of_ase(optimizer, positions, steps):
 )
 def test_steps_equal_those_of_ase(ours, theirs, steps):
     with jax.enable_x64(True):
-        made, negative, _ = (np.asarray(x) for x in trajectory(ours, padded(starts()), steps))
+        positions, negative, _ = (np.asarray(x) for x in trajectory(ours, padded(starts()), steps))
     if isinstance(ours, BFGS):
         assert (negative > 0).any() and (negative[-1] == 0).any(), (
             "the hard part of the method has not been met"
@@ -91,9 +91,9 @@ def test_steps_equal_those_of_ase(ours, theirs, steps):
     for m, x in enumerate(starts()):
         expected = trajectory_of_ase(theirs, x, steps)
         np.testing.assert_allclose(
-            made[:, m, : x.size].reshape(-1, *x.shape), expected, rtol=0, atol=1e-6
+            positions[:, m, : x.size].reshape(-1, *x.shape), expected, rtol=0, atol=1e-6
         )
-        assert not made[:, m, x.size :].any()
+        assert not positions[:, m, x.size :].any()
 
 
 def test_the_count_of_negative_eigenvalues_is_exact():
@@ -107,12 +107,12 @@ def test_the_count_of_negative_eigenvalues_is_exact():
         for _ in range(25):
             x, state = step(state, x, forces_of(x, count), moved == 0, jnp.ones(len(SIZES), bool))
             moved += 1
-            found = (np.linalg.eigvalsh(np.asarray(state.inverse)) < 0).sum(1)
-            np.testing.assert_array_equal(state.negative, found)
+            counted = (np.linalg.eigvalsh(np.asarray(state.inverse)) < 0).sum(1)
+            np.testing.assert_array_equal(state.negative, counted)
             np.testing.assert_allclose(
                 state.inverse, np.swapaxes(state.inverse, 1, 2), rtol=1e-9, atol=1e-12
             )
-            met.update(found.tolist())
+            met.update(counted.tolist())
     assert len(met) > 1
 
 
@@ -143,17 +143,21 @@ def test_inactive_molecules_are_unchanged(name):
             trajectory(minimizer, padded(starts()), 3 * steps - 1, jnp.asarray(active))[0]
         )
     for m in range(len(SIZES)):
-        mine = apart[active[:, m], m][:steps]
-        np.testing.assert_allclose(mine, together[: len(mine), m], rtol=0, atol=1e-9)
-        assert len(mine) == steps
+        own_steps = apart[active[:, m], m][:steps]
+        np.testing.assert_allclose(own_steps, together[: len(own_steps), m], rtol=0, atol=1e-9)
+        assert len(own_steps) == steps
 
 
 @pytest.mark.slow
 def test_no_atom_moves_further_than_maxstep():
     with jax.enable_x64(True):
         for name in ("bfgs", "lbfgs", "fire"):
-            made = np.asarray(trajectory(minimizers.create(name, 0.05), padded(starts()), 20)[0])
-            moves = np.linalg.norm(np.diff(made, axis=0).reshape(20, len(SIZES), -1, 3), axis=-1)
+            positions = np.asarray(
+                trajectory(minimizers.create(name, 0.05), padded(starts()), 20)[0]
+            )
+            moves = np.linalg.norm(
+                np.diff(positions, axis=0).reshape(20, len(SIZES), -1, 3), axis=-1
+            )
             assert moves.max() <= 0.05 * (1 + 1e-9) and moves.max() > 0.03
 
 

@@ -90,14 +90,14 @@ def test_texts_round_trip(text):
 @settings(max_examples=300, deadline=None)
 def test_any_text_round_trips(text):
     expected = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    found = read_one(frame(molecule("H2O"), {"name": text, "index": 1}, math.nan)).info
-    assert found["index"] == 1
+    read_back = read_one(frame(molecule("H2O"), {"name": text, "index": 1}, math.nan)).info
+    assert read_back["index"] == 1
     if expected.lstrip("-").isdecimal():
-        assert str(found["name"]) == expected
+        assert str(read_back["name"]) == expected
     elif expected:
-        assert found["name"] == expected
+        assert read_back["name"] == expected
     else:
-        assert "name" not in found
+        assert "name" not in read_back
 
 
 def test_numbers_of_pubchem_stay_numbers():
@@ -108,9 +108,9 @@ def test_frame_of_a_relaxation():
     record = record_of("C/C=C\\C")
     atoms = moved(record)
     atoms.set_constraint(FixAtoms([1]))
-    found = pieces(record, Result(atoms, "step limit"), True)
-    assert set(found) == {"xyz", "sdf"}
-    back = read_one(found["xyz"])
+    read_back = pieces(record, Result(atoms, "step limit"), True)
+    assert set(read_back) == {"xyz", "sdf"}
+    back = read_one(read_back["xyz"])
     np.testing.assert_allclose(back.positions, atoms.positions, atol=1e-7)
     assert back.get_potential_energy() == Result(atoms).energy and back.constraints[
         0

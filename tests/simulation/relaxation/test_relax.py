@@ -25,12 +25,12 @@ REPOSITORY = Path(__file__).parents[3]
 def displaced_methanol(count, amplitude=0.08, seed=0):
     """Return displaced copies of methanol, far from the origin."""
     rng = np.random.default_rng(seed)
-    made = []
+    molecules = []
     for _ in range(count):
         atoms = molecule("CH3OH")
         atoms.positions += rng.normal(0, amplitude, (len(atoms), 3)) + 7.0
-        made.append(atoms)
-    return made
+        molecules.append(atoms)
+    return molecules
 
 
 def under_ase(potential, atoms, fmax, steps=500, dtype="float64"):
@@ -81,10 +81,10 @@ def test_results_do_not_depend_on_the_batch(morse_potential):
     together = dict(relaxer.stream(enumerate(starts)))
     compiles = relaxer.num_compiles
     for n in (0, 4, 8):
-        alone = dict(relaxer.stream([(n, starts[n])]))[n]
-        assert alone.steps == together[n].steps
+        separate = dict(relaxer.stream([(n, starts[n])]))[n]
+        assert separate.steps == together[n].steps
         np.testing.assert_allclose(
-            alone.atoms.positions, together[n].atoms.positions, rtol=0, atol=1e-9
+            separate.atoms.positions, together[n].atoms.positions, rtol=0, atol=1e-9
         )
     assert relaxer.num_compiles == compiles <= 2, "the programs serve molecules that come later"
     assert relaxer.statistics()["evaluated"] >= sum(r.steps + 1 for r in together.values())
@@ -287,8 +287,8 @@ def test_molecules_are_read_on_demand(morse_potential):
             yield n, displaced_methanol(1, seed=n)[0]
 
     stream = Relaxer(morse_potential, batch_atoms=24).stream(endless())
-    got = [next(stream)[0] for _ in range(10)]
-    assert len(set(got)) == 10 and len(taken) < 100
+    keys = [next(stream)[0] for _ in range(10)]
+    assert len(set(keys)) == 10 and len(taken) < 100
     stream.close()
 
 
@@ -341,7 +341,7 @@ def test_invalid_arguments_are_rejected(morse_potential, arguments, words):
 @pytest.mark.slow
 def test_several_devices_share_the_molecules(tmp_path):
     """In separate processes, since the number of devices is fixed when JAX starts."""
-    made = {}
+    outputs = {}
     for devices in (1, 3):
         output = tmp_path / f"{devices}.npz"
         environment = dict(
@@ -358,10 +358,10 @@ def test_several_devices_share_the_molecules(tmp_path):
             timeout=600,
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        made[devices] = np.load(output)
-        assert made[devices]["devices"] == devices
-        assert made[devices]["used"] >= min(
+        outputs[devices] = np.load(output)
+        assert outputs[devices]["devices"] == devices
+        assert outputs[devices]["used"] >= min(
             devices, 2
         )  # all molecules may be taken before the last device starts
-    np.testing.assert_allclose(made[3]["positions"], made[1]["positions"], rtol=0, atol=1e-9)
-    np.testing.assert_allclose(made[3]["energies"], made[1]["energies"], rtol=1e-12)
+    np.testing.assert_allclose(outputs[3]["positions"], outputs[1]["positions"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(outputs[3]["energies"], outputs[1]["energies"], rtol=1e-12)

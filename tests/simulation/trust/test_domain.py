@@ -7,7 +7,7 @@ from mlip_jax.checkpoint import CheckpointError
 from mlip_jax.simulation.trust.domain import Domain
 
 
-def made(scale=1.0):
+def fitted_domain(scale=1.0):
     rng = np.random.default_rng(0)
     train, valid = scale * rng.normal(size=(400, 6)), scale * rng.normal(size=(200, 6))
     far = np.linalg.norm(valid, axis=1) / scale
@@ -15,7 +15,7 @@ def made(scale=1.0):
 
 
 def test_distance_is_to_the_nearest_samples():
-    domain, train, valid, _ = made()
+    domain, train, valid, _ = fitted_domain()
     apart = np.linalg.norm((valid[:7, None] - train[None]) / train.std(0), axis=-1)
     np.testing.assert_allclose(
         domain.distance(valid[:7]), np.sort(apart, axis=1)[:, :5].mean(1), rtol=1e-4
@@ -23,11 +23,11 @@ def test_distance_is_to_the_nearest_samples():
 
 
 def test_distances_have_no_unit():
-    np.testing.assert_allclose(made(1e-4)[0].border, made()[0].border, rtol=1e-4)
+    np.testing.assert_allclose(fitted_domain(1e-4)[0].border, fitted_domain()[0].border, rtol=1e-4)
 
 
 def test_far_molecules_are_outside_with_larger_expected_errors():
-    domain, train, valid, _ = made()
+    domain, train, valid, _ = fitted_domain()
     distance = domain.distance(np.concatenate([valid, 20 + valid]))
     outside = domain.outside(distance)
     assert outside[:200].mean() == pytest.approx(0.01, abs=0.006) and outside[200:].all()
@@ -37,7 +37,7 @@ def test_far_molecules_are_outside_with_larger_expected_errors():
 
 
 def test_round_trip(tmp_path):
-    domain, _, valid, _ = made()
+    domain, _, valid, _ = fitted_domain()
     domain.save(tmp_path / "domain.npz")
     again = Domain.load(tmp_path / "domain.npz")
     distance = domain.distance(valid)
@@ -62,7 +62,7 @@ def test_few_or_no_molecules(tmp_path):
 )
 def test_a_corrupted_file_is_reported(tmp_path, damage):
     path = tmp_path / "domain.npz"
-    made()[0].save(path)
+    fitted_domain()[0].save(path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CheckpointError, match="domain.npz: is damaged .*Remove it"):
         Domain.load(path)

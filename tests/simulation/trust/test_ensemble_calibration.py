@@ -53,7 +53,7 @@ def members(make_potential):
     return [make_potential("tiny", seed) for seed in (1, 2)]
 
 
-def made(members, **changes):
+def fitted_calibration(members, **changes):
     return dataclasses.replace(
         Calibration(tuple(m.digest() for m in members), Scale(2.0, 1e-6), Scale(3.0, 1e-6), 10),
         **changes,
@@ -68,15 +68,19 @@ def test_spread_and_errors_equal_those_of_the_calculator(members):
             for a in atoms
         ]
     )
-    found, calculator = evaluate(members, rows, np.arange(2)), EnsembleCalculator(members)
+    errors, calculator = evaluate(members, rows, np.arange(2)), EnsembleCalculator(members)
     for s, a in enumerate(atoms):
         calculator.calculate(a)
-        of, r = rows.atoms_of(np.array([s])), calculator.results
-        assert found.energy_error[s] * len(a) == pytest.approx(r["energy"] - 1.5, rel=1e-5)
-        assert found.energy_spread[s] * len(a) == pytest.approx(r["energy_std"], rel=1e-4)
-        np.testing.assert_allclose(found.force_error[of], r["forces"] - 0.2, atol=1e-3)
+        atoms_of_structure, r = rows.atoms_of(np.array([s])), calculator.results
+        assert errors.energy_error[s] * len(a) == pytest.approx(r["energy"] - 1.5, rel=1e-5)
+        assert errors.energy_spread[s] * len(a) == pytest.approx(r["energy_std"], rel=1e-4)
         np.testing.assert_allclose(
-            found.force_spread[of], np.sqrt((r["forces_std"] ** 2).mean(1)), rtol=1e-3
+            errors.force_error[atoms_of_structure], r["forces"] - 0.2, atol=1e-3
+        )
+        np.testing.assert_allclose(
+            errors.force_spread[atoms_of_structure],
+            np.sqrt((r["forces_std"] ** 2).mean(1)),
+            rtol=1e-3,
         )
     with pytest.raises(ValueError, match="all different"):
         evaluate([members[0], members[0]], rows, np.arange(2))
@@ -84,7 +88,7 @@ def test_spread_and_errors_equal_those_of_the_calculator(members):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_calculator(members, dtype):
-    atoms, calibration = random_molecule(6, seed=3), made(members)
+    atoms, calibration = random_molecule(6, seed=3), fitted_calibration(members)
     calculator = EnsembleCalculator(
         members[::-1], dtype, calibration
     )  # the order of members does not matter
@@ -98,9 +102,9 @@ def test_calculator(members, dtype):
             2 * one.results["energy_std"]
         )
     calculator.export_properties()  # ASE has no names for these
-    alone = EnsembleCalculator(members, dtype, made(members, forces=None))
-    assert "forces_expected_error" not in alone.implemented_properties
-    assert set(alone.calibration.results(0.1, np.ones((6, 3)))) == {"energy_expected_error"}
+    energies_only = EnsembleCalculator(members, dtype, fitted_calibration(members, forces=None))
+    assert "forces_expected_error" not in energies_only.implemented_properties
+    assert set(energies_only.calibration.results(0.1, np.ones((6, 3)))) == {"energy_expected_error"}
 
 
 def test_other_members(members, make_potential, tmp_path):
@@ -108,20 +112,20 @@ def test_other_members(members, make_potential, tmp_path):
     with pytest.raises(
         ValueError, match=f"other members: .*{members[1].digest()}.*this ensemble has"
     ):
-        EnsembleCalculator([members[0], third], calibration=made(members))
+        EnsembleCalculator([members[0], third], calibration=fitted_calibration(members))
     for seed in (0, 1):
         write_force_field(tmp_path / f"ff-{seed}", seed)
     paths = [tmp_path / "ff-0", tmp_path / "ff-1"]
-    made(members).save(tmp_path / FILE)
+    fitted_calibration(members).save(tmp_path / FILE)
     with pytest.raises(ValueError, match="other members"):
         EnsembleCalculator.from_workdirs(paths, calibration=tmp_path)
-    own = made(EnsembleCalculator.from_workdirs(paths).potentials)
-    own.save(tmp_path / "own.json", remark="kept")
-    assert Calibration.load(tmp_path / "own.json") == own
+    calibration = fitted_calibration(EnsembleCalculator.from_workdirs(paths).potentials)
+    calibration.save(tmp_path / "own.json", remark="kept")
+    assert Calibration.load(tmp_path / "own.json") == calibration
     assert json.loads((tmp_path / "own.json").read_text())["remark"] == "kept"
     assert (
         EnsembleCalculator.from_workdirs(paths, calibration=tmp_path / "own.json").calibration
-        == own
+        == calibration
     )
 
 

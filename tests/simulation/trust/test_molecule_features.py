@@ -19,9 +19,9 @@ DATA = Path(__file__).parents[2] / "data/gfn2_small.hdf5"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("features")
-    write_force_field(made / "ff")
-    return made
+    path = tmp_path_factory.mktemp("features")
+    write_force_field(path / "ff")
+    return path
 
 
 def options(folder, **changes):
@@ -40,12 +40,12 @@ def options(folder, **changes):
 def test_means_over_atoms(folder):
     potential, loaded = Potential.load(folder / "ff"), source.load(options(folder))
     some = loaded.indices[::-7]
-    found = energies.mean_features(potential, loaded.store, some, batch_size=3)
+    features = energies.mean_features(potential, loaded.store, some, batch_size=3)
     columns = loaded.store.take(some)
     of_atoms = energies.atom_features(potential, columns)
     expected = [of_atoms[a:b].mean(0) for a, b in zip(columns.offsets[:-1], columns.offsets[1:])]
-    assert found.shape == (len(some), 8) and found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert features.shape == (len(some), 8) and features.dtype == np.float32
+    np.testing.assert_allclose(features, expected, atol=1e-6)
 
 
 def test_computed_once_per_force_field_and_used_for_selection(folder, monkeypatch):

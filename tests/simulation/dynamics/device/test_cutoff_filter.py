@@ -77,10 +77,10 @@ def test_equals_a_list_of_the_cutoff(start, seed, by):
         graph_of(now, CUTOFF - 1e-4).n_edge[:-1].sum()
         == graph_of(now, CUTOFF + 1e-4).n_edge[:-1].sum()
     )
-    found, count = edges_within_cutoff(at_later_positions(listed, now), CUTOFF, 4096)
+    filtered, count = edges_within_cutoff(at_later_positions(listed, now), CUTOFF, 4096)
     assert count == fresh.n_edge[:-1].sum()
-    assert np.isin(np.asarray(found.receivers[count:]), sum(map(len, now))).all()
-    np.testing.assert_array_equal(found.n_edge, fresh.n_edge)
+    assert np.isin(np.asarray(filtered.receivers[count:]), sum(map(len, now))).all()
+    np.testing.assert_array_equal(filtered.n_edge, fresh.n_edge)
 
     def as_set(graph):
         shifts = np.asarray(graph.edges.get("shifts", np.zeros((4096, 3), int))).astype(int)
@@ -89,16 +89,16 @@ def test_equals_a_list_of_the_cutoff(start, seed, by):
             for e in np.column_stack([graph.receivers, graph.senders, shifts])[:count]
         ]
 
-    assert sorted(as_set(found)) == sorted(as_set(fresh)) and [e[0] for e in as_set(found)] == [
-        e[0] for e in as_set(fresh)
-    ]
-    forward, reverse = np.split(np.asarray(found.edges["pair_order"]), 2)
+    assert sorted(as_set(filtered)) == sorted(as_set(fresh)) and [
+        e[0] for e in as_set(filtered)
+    ] == [e[0] for e in as_set(fresh)]
+    forward, reverse = np.split(np.asarray(filtered.edges["pair_order"]), 2)
     assert sorted(np.concatenate([forward, reverse])) == list(range(4096))
     np.testing.assert_array_equal(
-        np.asarray(found.receivers)[forward], np.asarray(found.senders)[reverse]
+        np.asarray(filtered.receivers)[forward], np.asarray(filtered.senders)[reverse]
     )
     np.testing.assert_array_equal(
-        np.asarray(found.senders)[forward], np.asarray(found.receivers)[reverse]
+        np.asarray(filtered.senders)[forward], np.asarray(filtered.receivers)[reverse]
     )
 
 
@@ -122,10 +122,10 @@ def test_edges_beyond_the_capacity_and_nan_distances_are_counted():
     assert edges_within_cutoff(graph, CUTOFF, whole - 2)[1] == whole
     lost = np.array(graph.nodes["positions"])
     lost[0] = np.nan
-    found, _ = edges_within_cutoff(
+    filtered, _ = edges_within_cutoff(
         graph._replace(nodes=graph.nodes | {"positions": lost}), CUTOFF, 4096
     )
-    assert (np.asarray(found.receivers) == 0).sum() == (np.asarray(graph.receivers) == 0).sum()
+    assert (np.asarray(filtered.receivers) == 0).sum() == (np.asarray(graph.receivers) == 0).sum()
 
 
 def test_only_the_exceeded_capacity_is_enlarged(make_potential):
@@ -147,9 +147,9 @@ def test_a_step_waits_for_a_larger_capacity(by, monkeypatch):
     """A gas that collapses: edges exceed their capacity, and no step is lost."""
     atoms = crystal((2, 2, 2), shake=0.02)
     atoms.pbc = False
-    centre = atoms.positions.mean(0)
-    atoms.positions = centre + 1.3 * (atoms.positions - centre)
-    atoms.set_momenta(atoms.get_masses()[:, None] * -0.03 * (atoms.positions - centre))
+    center = atoms.positions.mean(0)
+    atoms.positions = center + 1.3 * (atoms.positions - center)
+    atoms.set_momenta(atoms.get_masses()[:, None] * -0.03 * (atoms.positions - center))
     if by == "host":
         monkeypatch.setattr(neighbors, "suits_device", lambda *_: False)
     monkeypatch.setattr(neighbors, "_WORTHWHILE", 0.99)
