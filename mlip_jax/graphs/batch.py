@@ -26,6 +26,7 @@ def build_batch(
     budget: PaddingBudget,
     cutoff: float,
     reference: np.ndarray | None = None,
+    *,
     dtype=np.float32,
     long_range_cutoff: float | None = None,
     properties: Sequence[str] = (),

@@ -53,10 +53,10 @@ def load(
         read(path),
         hyperparameters,
         elements,
-        long_range_cutoff,
-        dispersion_switch_width,
-        reference_energies,
-        {"source": "mlff", "file": Path(path).name},
+        long_range_cutoff=long_range_cutoff,
+        dispersion_switch_width=dispersion_switch_width,
+        reference_energies=reference_energies,
+        metadata={"source": "mlff", "file": Path(path).name},
     )
 
 
@@ -80,6 +80,7 @@ def potential(
     tree: Mapping[str, Any],
     hyperparameters: Mapping[str, Any],
     elements: Iterable[int],
+    *,
     long_range_cutoff: float | None = None,
     dispersion_switch_width: float = 2.0,
     reference_energies: np.ndarray | None = None,

@@ -98,7 +98,12 @@ def export_stablehlo(
       OSError, WorkdirError: If the folder cannot be written.
     """
     reach = potential.long_range_cutoff
-    _check(max_atoms, max_pairs, max_long_range_pairs, periodic, dtype, platforms, reach)
+    limits = {
+        "max_atoms": max_atoms,
+        "max_pairs": max_pairs,
+        "max_long_range_pairs": max_long_range_pairs,
+    }
+    _check_arguments(limits, periodic, dtype, platforms, reach)
     sizes = {
         "rows": max_atoms + 1,
         "max_pairs": max_pairs or default_pairs(max_atoms, potential.cutoff, periodic),
@@ -160,13 +165,9 @@ def default_pairs(max_atoms: int, cutoff: float, periodic: bool) -> int:
     return max(dense if periodic else min(every, dense), 1)
 
 
-def _check(max_atoms, max_pairs, max_long_range_pairs, periodic, dtype, platforms, reach) -> None:
+def _check_arguments(limits, periodic, dtype, platforms, reach) -> None:
     """Raise ValueError if an argument of `export_stablehlo` is invalid."""
-    for name, value in (
-        ("max_atoms", max_atoms),
-        ("max_pairs", max_pairs),
-        ("max_long_range_pairs", max_long_range_pairs),
-    ):
+    for name, value in limits.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, received {value}")
     if dtype not in ("float32", "float64"):

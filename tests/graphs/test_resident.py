@@ -135,7 +135,9 @@ def test_double_precision(double_precision):
     columns = crystals(6)
     budget = PaddingBudget(60, 1500, 7, 2000)
     resident = collect(columns, CUTOFF, REFERENCE, 4.0, np.float64)
-    expected = build_batch(columns, budget, CUTOFF, REFERENCE, np.float64, 4.0)
+    expected = build_batch(
+        columns, budget, CUTOFF, REFERENCE, dtype=np.float64, long_range_cutoff=4.0
+    )
     assert_same(batch(resident, range(6), budget), expected)
 
 

@@ -488,7 +488,8 @@ def test_other_weights_are_rejected(weights, files, tmp_path):
 def test_weights_of_another_shape_are_rejected(weights, files, name, shape):
     changed = {**weights, name: np.ones(shape, np.float32)}
     with pytest.raises(WeightsError, match=f"weight {name} has shape"):
-        mlff.potential(changed, mlff.read_hyperparameters(files[1]), so3lr.ELEMENTS, LONG_RANGE)
+        settings = mlff.read_hyperparameters(files[1])
+        mlff.potential(changed, settings, so3lr.ELEMENTS, long_range_cutoff=LONG_RANGE)
 
 
 def test_recursive_dicts_are_rejected():

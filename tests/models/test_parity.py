@@ -58,7 +58,7 @@ def so3krates_of(data, **options):
     )
     model = models.create("so3krates", **mlff.model_options(settings), **options)
     params = {"params": mlff.model_params(weights, settings)}
-    weights.check_all_taken()
+    weights.check_all_used()
     check_shapes(model, params)
     return model, params
 

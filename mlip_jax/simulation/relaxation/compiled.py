@@ -54,22 +54,13 @@ class CompiledRelaxation:
             self._params,
             state,
             queue,
-            np.int32(queue_length),
-            np.int32(max_iterations),
-            np.int32(min_active),
+            {
+                "queue_length": np.int32(queue_length),
+                "max_iterations": np.int32(max_iterations),
+                "min_active": np.int32(min_active),
+            },
         )
 
-    def _trace(
-        self, budget, capacity, params, state, queue, queue_length, max_iterations, min_active
-    ):
+    def _trace(self, budget, capacity, params, state, queue, limits):
         self.num_compiles += 1  # runs when JAX traces, which it does once for each program
-        return self.loop.run(
-            budget,
-            capacity,
-            params,
-            state,
-            queue,
-            queue_length=queue_length,
-            max_iterations=max_iterations,
-            min_active=min_active,
-        )
+        return self.loop.run(budget, capacity, params, state, queue, **limits)

@@ -59,7 +59,8 @@ class JournalLine(NamedTuple):
     """Valid line of a part.
 
     Attributes:
-      start, stop: Position in the file (bytes).
+      start: First byte in the file.
+      stop: Byte after the last one.
       cells: Cells of the line.
       pieces: (offset, length) of the piece of each kind.
     """

@@ -66,8 +66,9 @@ class Outcomes:
     """Energies and forces of the oracle for M relaxations.
 
     Attributes:
-      energy_start, energy_relaxed, energy_opt: Energies (eV), (M,); NaN if the oracle failed or was
-        not run.
+      energy_start: Energy of the start (eV), (M,); NaN if the oracle failed or was not run.
+      energy_relaxed: Energy of the relaxed geometry (eV), (M,); NaN as above.
+      energy_opt: Energy of the oracle's minimum (eV), (M,); NaN as above.
       fmax: Largest force on an atom at the relaxed geometry (eV/Å), (M,); NaN as above.
       failed: Whether the relaxation diverged or gave no geometry, (M,) bool.
 
@@ -154,7 +155,8 @@ class Estimate:
     Attributes:
       value: The mean.
       stderr: Bootstrap standard error.
-      low, high: Bootstrap 95 % interval.
+      low: Lower end of the bootstrap 95 % interval.
+      high: Upper end of the bootstrap 95 % interval.
       count: Number of molecules in the mean.
     """
 

@@ -49,7 +49,8 @@ class SearchOptions:
         start no dynamics.
       fmax: Largest force of a relaxed geometry (eV/Å).
       max_steps: Maximum number of steps per relaxation.
-      same_energy, same_rmsd: Minima closer than both (eV and Å) are one.
+      same_energy: Energy difference (eV) below which two minima may be the same one.
+      same_rmsd: Root mean square distance (Å) below which such minima are the same one.
       timestep: Time step of the dynamics (fs).
       dtype: "float32" or "float64".
       seed: Seed of the dynamics.

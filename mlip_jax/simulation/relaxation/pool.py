@@ -76,6 +76,7 @@ class SlotPool:
         potential: Potential,
         params: Any,
         options: Mapping[str, Any],
+        *,
         size: int,
         dtype,
         batch_atoms: int,
@@ -92,12 +93,8 @@ class SlotPool:
           batch_atoms: Atoms per evaluation.
           device: Device that runs the program.
         """
-        self._potential, self._params, self._options, self._device = (
-            potential,
-            params,
-            options,
-            device,
-        )
+        self._potential, self._params = potential, params
+        self._options, self._device = options, device
         self._size, self._dtype, self._batch_atoms = size, dtype, batch_atoms
         self._waiting: collections.deque[QueuedMolecule] = collections.deque()
         self._program: CompiledRelaxation | None = None

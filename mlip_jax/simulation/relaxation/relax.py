@@ -40,10 +40,11 @@ class Relaxation:
         energy rose. "failed": the relaxation could not be started; see `reason`.
       reason: Reason for "diverged" or "failed"; otherwise "".
       steps: Number of minimizer steps.
-      energy_start, energy: Energy of the first and the last geometry (eV), including the reference
-        energies; NaN if unknown.
-      fmax_start, fmax: Largest norm of the force on a mobile atom in the first and the last
-        geometry (eV/Å).
+      energy_start: Energy of the first geometry (eV), including the reference energies; NaN if
+        unknown.
+      energy: Energy of the last geometry (eV), likewise.
+      fmax_start: Largest norm of the force on a mobile atom in the first geometry (eV/Å).
+      fmax: The same in the last geometry (eV/Å).
       frames: With trajectory_every, every `trajectory_every`-th step and the last one, with
         energies and forces; otherwise None.
     """
@@ -295,10 +296,10 @@ class Relaxer:
                 self.potential,
                 self._params,
                 self._options,
-                size,
-                self._dtype,
-                self._batch_atoms,
-                self._devices[device],
+                size=size,
+                dtype=self._dtype,
+                batch_atoms=self._batch_atoms,
+                device=self._devices[device],
             )
         return self._pools[device, size]
 

@@ -44,7 +44,8 @@ class Outcome(NamedTuple):
       forces: Forces (eV/Å), (K, n, 3).
       energy: Energy minus the reference energies (eV), (K,).
       fmax: Largest norm of the force on a mobile atom (eV/Å), (K,).
-      energy_start, fmax_start: Values of the first evaluation, (K,).
+      energy_start: Energy of the first evaluation (eV), (K,).
+      fmax_start: Largest force of the first evaluation (eV/Å), (K,).
       nearest: Distance of the closest two atoms (Å), (K,).
       evaluated: Whether the molecule fitted into the padding budget, (K,) bool.
     """
@@ -68,7 +69,8 @@ class RelaxationState(NamedTuple):
     Attributes:
       now: Molecules in the slots (M).
       moved: Number of steps, (M,) int32.
-      energy_start, fmax_start: Values of the first evaluation, (M,).
+      energy_start: Energy of the first evaluation (eV), (M,).
+      fmax_start: Largest force of the first evaluation (eV/Å), (M,).
       initially_bound: Whether each atom had another one within the cutoff at the start, (M,).
       minimizer: State of the minimizer.
       largest: Edges and pairs of the largest slots, (2,) int32. The padding budget must be enlarged

@@ -10,7 +10,7 @@ import jraph
 import numpy as np
 
 from mlip_jax.simulation.dynamics import neighbors
-from mlip_jax.simulation.dynamics.device.loop import DynamicsLoop
+from mlip_jax.simulation.dynamics.device.loop import DynamicsLoop, StepInputs
 from mlip_jax.simulation.dynamics.device.records import Records
 from mlip_jax.simulation.dynamics.device.state import DynamicsState
 from mlip_jax.simulation.dynamics.neighbors import NeighborCapacity
@@ -49,16 +49,8 @@ class CompiledDynamics:
     ) -> tuple[DynamicsState, Records]:
         """Run `DynamicsLoop.run`."""
         before = _traces.count
-        out = _run(
-            self.loop,
-            capacity,
-            self._params,
-            self._particles,
-            key,
-            self._timestep,
-            state,
-            np.int32(until),
-        )
+        inputs = StepInputs(self._params, self._particles, key, self._timestep)
+        out = _run(self.loop, capacity, inputs, state, np.int32(until))
         self.num_compiles += _traces.count - before
         return out
 
@@ -81,7 +73,7 @@ _list = jax.jit(neighbors.on_device, static_argnums=(3, 4))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(loop, capacity, params, particles, key, timestep, state, until):
+def _run(loop, capacity, inputs, state, until):
     """Run the loop as one compiled program and count its traces."""
     _traces.count += 1
-    return loop.run(capacity, params, particles, key, timestep, state, until)
+    return loop.run(capacity, inputs, state, until)

@@ -91,14 +91,7 @@ class DynamicsLoop:
     recorder: DynamicsRecorder
 
     def run(
-        self,
-        capacity: NeighborCapacity,
-        params,
-        particles: Particles,
-        key,
-        timestep: jax.Array,
-        state: DynamicsState,
-        until: jax.Array,
+        self, capacity: NeighborCapacity, inputs: StepInputs, state: DynamicsState, until: jax.Array
     ) -> tuple[DynamicsState, Records]:
         """Make steps until the dispatch is complete or the host has to step in.
 
@@ -107,16 +100,14 @@ class DynamicsLoop:
 
         Args:
           capacity: Shapes of the list and of the edges that the model receives. Static.
-          params: Parameters of the model.
-          particles: Atoms.
-          key: Random key of the run; each step folds its number into it.
-          timestep: Time step in ASE's unit of time.
+          inputs: Parameters, atoms, random key and time step.
           state: State to continue from.
           until: Step to stop at.
 
         Returns:
           The state and the records of the dispatch.
         """
+        particles, timestep = inputs.particles, inputs.timestep
         records = self.recorder.empty(state)
 
         def should_continue(carry):
@@ -135,7 +126,6 @@ class DynamicsLoop:
             state, pending, due = self._repeat_steps(inputs, capacity, state, pending, ready, until)
             return state, pending, self.recorder.append(records, particles, timestep, state, due)
 
-        inputs = StepInputs(params, particles, key, timestep)
         no_step = HalfStep(
             _motion(state), state.code, jnp.asarray(True), jnp.asarray(False), jnp.asarray(False)
         )

@@ -24,14 +24,17 @@ class Records(NamedTuple):
     Attributes:
       num_records: Number of rows, () int32.
       step: Steps of the rows, (R,).
-      energy, kinetic, heat: Energies as in `DynamicsState`, kinetic energies, and heat (eV), (R,
-        M).
+      energy: Energies as in `DynamicsState` (eV), (R, M).
+      kinetic: Kinetic energies (eV), (R, M).
+      heat: Kinetic energy added by the thermostat (eV), (R, M).
       volume: Volumes (Å³), (R, M).
       pressure: Pressures (eV/Å³), (R, M).
       num_frames: Number of frames, () int32.
       frame_step: Steps of the frames, (F,).
       frame_energy: Energies of the frames (eV), (F, M).
-      positions, velocities, forces: As in `DynamicsState`, (F, N, 3).
+      positions: Positions (Å), (F, N, 3).
+      velocities: Velocities in ASE's unit, (F, N, 3).
+      forces: Forces (eV/Å), (F, N, 3).
       cell: Lattice vectors (Å), (F, M, 3, 3), or None.
     """
 

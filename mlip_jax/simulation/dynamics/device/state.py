@@ -22,15 +22,16 @@ class DynamicsState(NamedTuple):
 
     Attributes:
       step: Number of steps made, () int32; NEW before the first evaluation.
-      positions, low: Positions and their rounding errors (Å), (N, 3), see `Motion`.
+      positions: Positions (Å), (N, 3).
+      low: Rounding errors of the positions (Å), (N, 3), see `Motion`.
       velocities: Velocities in ASE's unit, (N, 3).
       forces: Forces (eV/Å), (N, 3).
       virial: Trace of the stress (eV/Å³), (M,); zero if the integrator does not need it.
       cell: Lattice vectors (Å), (M, 3, 3), or None.
       energies: Initial energies of the atoms (eV), (N,).
       energy: Energies of the molecules minus their initial energies (eV), (M,).
-      heat, heat_low: Kinetic energy added by the thermostat so far (eV), (M,), and its rounding
-        error.
+      heat: Kinetic energy added by the thermostat so far (eV), (M,).
+      heat_low: Rounding error of `heat` (eV), (M,).
       code: Status code of each molecule, (M,) int32.
       broken_at: Step at which the molecule broke, (M,) int32.
       culprit: Number of the broken bond, (M,) int32.

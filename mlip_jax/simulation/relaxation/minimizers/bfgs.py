@@ -17,7 +17,8 @@ class BFGSState(NamedTuple):
     Attributes:
       inverse: Approximate inverse of the Hessian (Å²/eV), (M, D, D).
       product: inverse @ forces of the previous step, with the inverse before its update, (M, D).
-      positions, forces: Positions and forces of the previous step, (M, D).
+      positions: Positions of the previous step (Å), (M, D).
+      forces: Forces of the previous step (eV/Å), (M, D).
       negative: Number of negative eigenvalues of the inverse, (M,), int32.
     """
 

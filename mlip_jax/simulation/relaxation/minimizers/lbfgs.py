@@ -15,9 +15,11 @@ class LBFGSState(NamedTuple):
     """State of L-BFGS.
 
     Attributes:
-      s, y: Latest changes of positions and gradient, newest last, (M, memory, D).
+      s: Latest changes of the positions (Å), newest last, (M, memory, D).
+      y: Latest changes of the gradient (eV/Å), newest last, (M, memory, D).
       over: 1 / (s y), 0 if there is no change, (M, memory).
-      positions, forces: Positions and forces of the previous step, (M, D).
+      positions: Positions of the previous step (Å), (M, D).
+      forces: Forces of the previous step (eV/Å), (M, D).
     """
 
     s: jax.Array
