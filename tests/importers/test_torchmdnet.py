@@ -172,7 +172,7 @@ WRONG = {
     "other depth": ({"num_layers": 6}, "num_layers is 6.*2"),
     "heads": ({"num_heads": 5}, "num_heads=5 .*12"),
     "another prior": ({"prior_model": ["Atomref", "ZBL"]}, "'ZBL'.*not supported"),
-    "no prior": ({"prior_model": None}, "name 0 priors.*hold 1"),
+    "no prior": ({"prior_model": None}, "list 0 priors.*contain 1"),
 }
 
 

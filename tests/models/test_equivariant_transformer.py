@@ -127,7 +127,7 @@ def test_given_radial_constants_equal_the_computed_ones(basis):
         ("attn_activation", "silo", "silo"),
         ("num_heads", 3, "num_heads=3"),
         ("cutoff_lower", 6.0, "cutoff_lower=6.0"),
-        ("radial_centers", (1.0, 2.0), "radial_centers holds 2 numbers.*num_radial=8"),
+        ("radial_centers", (1.0, 2.0), "radial_centers contains 2 numbers.*num_radial=8"),
     ],
 )
 def test_invalid_option_value_is_reported(option, value, message):

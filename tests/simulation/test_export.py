@@ -154,10 +154,10 @@ def test_capacity_for_pairs():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"max_atoms": 0}, "max_atoms must be 1 or more, received 0"),
+        ({"max_atoms": 0}, "max_atoms must be at least 1, received 0"),
         ({"max_pairs": 0}, "max_pairs must be"),
         ({"dtype": "float16"}, "received 'float16'"),
-        ({"platforms": ["abacus"]}, "out of cpu.*abacus"),
+        ({"platforms": ["abacus"]}, "among cpu.*abacus"),
         ({"periodic": True}, "infinitely many pairs"),
     ],
 )

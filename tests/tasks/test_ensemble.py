@@ -113,7 +113,7 @@ def test_what_members_were_trained_on_is_left_out(folder):
     assert notes[0] in json.loads((out / "ensemble.json").read_text())["notes"]
     assert "members were trained on them" in (out / "report.html").read_text()
     assert len(ensemble_calibration.held_out(paths, members, "valid", 3)[1]) == 3
-    with pytest.raises(DatasetError, match="part 'nothing' holds no structure"):
+    with pytest.raises(DatasetError, match="split 'nothing' contains no structure"):
         ensemble_calibration.held_out(paths, members, "nothing", 3)
 
 
@@ -124,7 +124,7 @@ def test_a_member_whose_data_are_gone(folder):
         [folder / "m0", folder / "moved"], members, "valid", 1000
     )
     assert (
-        len(chosen) and "moved has another data set than m0, or one that is not there" in notes[0]
+        len(chosen) and "moved has another data set than m0, or one that cannot be found" in notes[0]
     )
 
 

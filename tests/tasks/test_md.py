@@ -193,7 +193,7 @@ def test_what_was_begun_otherwise_is_refused(world, tmp_path):
     restart = tmp_path / "run/restart.npz"
     content = restart.read_bytes()
     restart.write_bytes(content[:200])
-    with pytest.raises(OutputError, match="is damaged .* Remove it"):
+    with pytest.raises(OutputError, match="corrupted .* Remove it"):
         world(num_steps=8)
     restart.write_bytes(content)
     (tmp_path / "run/thermo.csv").write_text("step")

@@ -64,5 +64,5 @@ def test_a_corrupted_file_is_reported(tmp_path, damage):
     path = tmp_path / "domain.npz"
     fitted_domain()[0].save(path)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CheckpointError, match="domain.npz: is damaged .*Remove it"):
+    with pytest.raises(CheckpointError, match="domain.npz: corrupted .*Remove it"):
         Domain.load(path)
