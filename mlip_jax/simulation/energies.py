@@ -22,7 +22,7 @@ from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.potential import Potential, evaluate
 
-_PIECE = 4096  # structures that are read and planned at a time, before they are batched
+_PIECE_SIZE = 4096  # structures that are read and planned at a time, before they are batched
 
 
 def energies(
@@ -135,8 +135,8 @@ def _batches(
 ) -> Iterator[tuple[np.ndarray, Columns, jraph.GraphsTuple]]:
     """Yield (positions in `indices`, structures, padded batch) until all structures are covered."""
     growing = GrowingBudget(slack=1, multiple=1)
-    for start in range(0, len(indices), _PIECE):
-        columns = rows.take(indices[start : start + _PIECE], labels_only=True)
+    for start in range(0, len(indices), _PIECE_SIZE):
+        columns = rows.take(indices[start : start + _PIECE_SIZE], labels_only=True)
         p.check_elements(columns.numbers)
         sizes = graph_sizes(columns, p.cutoff, p.long_range_cutoff)
         budget = growing.fit(choose_budget(sizes, batch_size))

@@ -71,7 +71,7 @@ def test_several_pieces(potential, monkeypatch):
     molecules = sorted(structures(25, 2), key=len)
     columns = Columns.from_structures(molecules)
     expected = energies(potential, columns, np.arange(25))
-    monkeypatch.setattr(module, "_PIECE", 10)
+    monkeypatch.setattr(module, "_PIECE_SIZE", 10)
     np.testing.assert_allclose(
         energies(potential, columns, np.arange(25), batch_size=3), expected, atol=2e-4
     )

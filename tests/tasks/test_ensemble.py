@@ -124,7 +124,8 @@ def test_a_member_whose_data_are_gone(folder):
         [folder / "m0", folder / "moved"], members, "valid", 1000
     )
     assert (
-        len(chosen) and "moved has another data set than m0, or one that cannot be found" in notes[0]
+        len(chosen)
+        and "moved has another data set than m0, or one that cannot be found" in notes[0]
     )
 
 

@@ -114,7 +114,7 @@ class MLIPCalculator(PaddedCalculator):
         Raises:
           CheckpointError: If the directory contains no readable force field.
         """
-        return cls(Potential.load(path), dtype, atom_domain.of_workdir(path))
+        return cls(Potential.load(path), dtype, atom_domain.load_domain(path))
 
     @classmethod
     def from_schnetpack(cls, path: str | Path, dtype: str = "float32", **options) -> MLIPCalculator:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 FLUSH_SECONDS = 1.0
-_MOST_WAITING = 16 * 2**20  # maximum number of bytes of results that wait to be written
+_MAX_WAITING_BYTES = 16 * 2**20  # maximum number of bytes of results that wait to be written
 
 
 class JournalError(RuntimeError):
@@ -273,7 +273,7 @@ class Journal:
             self._waiting_bytes += sum(map(len, content))
             self._last = now
             self.count += 1
-            if self._waiting_bytes > _MOST_WAITING:
+            if self._waiting_bytes > _MAX_WAITING_BYTES:
                 self._flush()
 
     def start_clock(self) -> None:

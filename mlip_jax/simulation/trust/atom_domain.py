@@ -99,7 +99,7 @@ def farthest(potential: Potential, domain: Domain, columns: Columns) -> np.ndarr
     )
 
 
-def of_workdir(path: str | Path) -> Domain | None:
+def load_domain(path: str | Path) -> Domain | None:
     """Load the domain of the force field of a training run.
 
     None if the run has not written one yet, or if `path` is not a workdir.

@@ -259,7 +259,7 @@ def held_out(
     workdirs: Sequence[str | Path],
     potentials: Sequence[Potential],
     part: str,
-    most: int,
+    max_structures: int,
     seed: int = 0,
 ) -> tuple[Store, np.ndarray, list[str]]:
     """Return structures of a split of the first member's data that no member was trained on.
@@ -268,7 +268,7 @@ def held_out(
       workdirs: Workdirs of the members.
       potentials: The members.
       part: Split, "valid" or "test".
-      most: Maximum number of structures; more are subsampled at random.
+      max_structures: Maximum number of structures; more are subsampled at random.
       seed: Seed of the subsampling.
 
     Returns:
@@ -295,8 +295,10 @@ def held_out(
             f"{workdirs[0]}: split {part!r} contains no structure to calibrate the ensemble "
             "with. " + " ".join(notes)
         )
-    if len(indices) > most:
-        indices = np.sort(np.random.default_rng(seed).choice(indices, most, replace=False))
+    if len(indices) > max_structures:
+        indices = np.sort(
+            np.random.default_rng(seed).choice(indices, max_structures, replace=False)
+        )
     return first_run.store, indices, notes
 
 

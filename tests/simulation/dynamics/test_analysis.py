@@ -32,11 +32,11 @@ def test_a_spring_has_one_line(wavenumber):
 
 
 def test_the_heavier_atom_counts_by_its_mass():
-    course = oscillator(1000.0)
+    trajectory = oscillator(1000.0)
     other = oscillator(2000.0)
-    velocities = np.stack([course.velocities[:, 0], other.velocities[:, 0] / 2], axis=1)
+    velocities = np.stack([trajectory.velocities[:, 0], other.velocities[:, 0] / 2], axis=1)
     x, density = spectrum(
-        SampledTrajectory(course.positions, velocities, np.array([3.0, 1.0]), 1.0)
+        SampledTrajectory(trajectory.positions, velocities, np.array([3.0, 1.0]), 1.0)
     )
     low, high = (np.trapezoid(density[part], x[part]) for part in (x < 1500, x >= 1500))
     assert low / high == pytest.approx(3.0, rel=0.02)

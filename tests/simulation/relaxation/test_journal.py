@@ -205,7 +205,7 @@ def test_results_are_on_the_disk_within_seconds(tmp_path):
 
 def test_large_results_do_not_wait(tmp_path, monkeypatch):
     monkeypatch.setattr(relax_journal, "FLUSH_SECONDS", 1000)
-    monkeypatch.setattr(relax_journal, "_MOST_WAITING", 1000)
+    monkeypatch.setattr(relax_journal, "_MAX_WAITING_BYTES", 1000)
     with Journal(tmp_path, 0, LAYOUT) as journal:
         journal.add([0, "", 0], {"xyz": b"x" * 999})
         assert 0 not in finished(tmp_path, LAYOUT)
