@@ -113,7 +113,7 @@ def long_range_list(
     if np.isinf(cutoff):
         return *_all_pairs(len(positions)), None
     if len(positions) <= _DENSE_LIMIT:
-        return *_close_of_all(positions, cutoff), None
+        return *_select_close(positions, cutoff), None
     if len(positions) <= _TREE_LIMIT:
         return *_dense_half(positions, cutoff), None
     return *_tree_half(positions, cutoff), None
@@ -130,10 +130,10 @@ def infinite_pairs(pbc) -> ValueError:
 
 def _all_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return receivers and senders of all pairs i < j, int32."""
-    return _kept_pairs(n) if n <= _DENSE_LIMIT else _new_pairs(n)
+    return _cached_pairs(n) if n <= _DENSE_LIMIT else _build_pairs(n)
 
 
-def _new_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
+def _build_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
     receivers = np.repeat(np.arange(n, dtype=np.int32), np.arange(n - 1, -1, -1)[:n])
     senders = np.arange(len(receivers), dtype=np.int32)
     # row i starts at index i * (2 n - i - 1) / 2 with column i + 1
@@ -143,17 +143,17 @@ def _new_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=64)
-def _kept_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the cached, read-only result of `_new_pairs`."""
-    pairs = _new_pairs(n)
+def _cached_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cached, read-only result of `_build_pairs`."""
+    pairs = _build_pairs(n)
     for array in pairs:
         array.flags.writeable = False
     return pairs
 
 
-def _close_of_all(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+def _select_close(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the close pairs of a small open structure."""
-    i, j = _kept_pairs(len(positions))
+    i, j = _cached_pairs(len(positions))
     x = np.ascontiguousarray(positions.T)
     close = _squares(x.take(i, axis=1) - x.take(j, axis=1)) < cutoff * cutoff
     return (i, j) if close.all() else (i[close], j[close])

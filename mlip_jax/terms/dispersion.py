@@ -88,10 +88,10 @@ class Term(nn.Module):
         edge = long_range_pairs(graph)
         alpha, c6 = (jnp.asarray(table, ratios.dtype)[numbers] for table in _TABLES)
 
-        def both(values):
+        def at_pair(values):
             return gather(values, edge.receivers), gather(values, edge.senders)
 
-        (h_i, h_j), (a_i, a_j), (c_i, c_j) = both(ratios), both(alpha), both(c6)
+        (h_i, h_j), (a_i, a_j), (c_i, c_j) = at_pair(ratios), at_pair(alpha), at_pair(c6)
         # 2 C_i C_j A_i A_j / (A_i² C_j + A_j² C_i) with A = a h and C = c h², after canceling h
         c6_pair = 2 * c_i * c_j * a_i * a_j / (a_i * a_i * c_j + a_j * a_j * c_i) * h_i * h_j
         energies = self._pair_energies(

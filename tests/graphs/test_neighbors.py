@@ -323,7 +323,7 @@ def test_blocks_of_the_matrix_and_the_tree_agree(monkeypatch):
     tree = neighbors._tree_half(positions, CUTOFF)
     for block in (1, 200, 97 * 96, 1 << 18):
         monkeypatch.setattr(neighbors, "_BLOCK", block)
-        for path in (neighbors._dense_half, neighbors._close_of_all):
+        for path in (neighbors._dense_half, neighbors._select_close):
             for a, b in zip(path(positions, CUTOFF), tree):
                 np.testing.assert_array_equal(a, b)
     for name in ("_DENSE_LIMIT", "_TREE_LIMIT"):

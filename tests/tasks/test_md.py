@@ -204,7 +204,7 @@ def test_what_was_begun_otherwise_is_refused(world, tmp_path):
 def test_a_trajectory_that_has_lost_something_is_told(world, tmp_path):
     world(num_steps=20, trajectory_format="hdf5")
     path = tmp_path / "run/trajectories/2.h5"
-    h5md.cut(path, 1)
+    h5md.truncate(path, 1)
     with pytest.raises(OutputError, match="2.h5: contains 1 frames, but contained 3"):
         world(trajectory_format="hdf5")
     path.write_bytes(path.read_bytes()[:700])

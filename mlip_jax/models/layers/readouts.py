@@ -171,15 +171,15 @@ class PropertyModel(nn.Module):
         features = self.backbone(graph).features
         if self.frozen:
             features = jax.lax.stop_gradient(features)
-        return self._of(features, graph)
+        return self._predict(features, graph)
 
-    def _of(self, features, graph):
+    def _predict(self, features, graph):
         return {name: getattr(self, f"head_{name}")(features, graph) for name, _ in self.heads}
 
     def with_energies(self, graph: jraph.GraphsTuple) -> AtomOutputs:
         """Return the backbone's outputs as a force field, with the properties of the heads."""
         outputs = self.backbone(graph)
-        return outputs._replace(properties=self._of(outputs.features, graph))
+        return outputs._replace(properties=self._predict(outputs.features, graph))
 
     def embed(self, graph: jraph.GraphsTuple) -> jax.Array:
         """Compute the mean over the atoms of the invariant features, shape (G, F).

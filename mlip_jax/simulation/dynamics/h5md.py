@@ -106,7 +106,7 @@ def size(path: Path) -> int:
         return _count(file)
 
 
-def cut(path: Path, count: int) -> None:
+def truncate(path: Path, count: int) -> None:
     """Keep only the first `count` frames, atomically, in a file that is not marked as open.
 
     Raises:

@@ -180,7 +180,7 @@ class DynamicsOutputs:
         try:
             actual = form.size(file)
             if actual >= size:
-                form.cut(file, size)
+                form.truncate(file, size)
         except (OSError, ValueError) as error:
             raise OutputError(
                 f"{file}: cannot be read or truncated to {size} {form.unit}: {error}. {remedy}"

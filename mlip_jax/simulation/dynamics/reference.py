@@ -44,7 +44,7 @@ class Plan:
     seed: int
 
 
-def courses(
+def reference_trajectories(
     method: Method, molecules: Sequence[Atoms], plan: Plan, folder: Path, num_processes: int | None
 ) -> list[SampledTrajectory | None]:
     """Run Langevin dynamics of each molecule with `method`.

@@ -78,7 +78,7 @@ def at_rest(molecules, particles, speed=0.001):
     velocities[molecules.begin[-1] :] = 0
     zeros = np.zeros((molecules.nodes, 3))
     motion = Motion(zeros, zeros, velocities, molecules.cell, np.zeros(len(molecules.molecules)))
-    return integrators.without_com(jax.tree.map(jnp.asarray, motion), particles)
+    return integrators.remove_com(jax.tree.map(jnp.asarray, motion), particles)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_drift_keeps_rounding_errors():
         jnp.zeros(1),
     )
     far = jax.jit(
-        lambda m: jax.lax.fori_loop(0, 30_000, lambda _, m: integrators.drifted(m, 1.0), m)
+        lambda m: jax.lax.fori_loop(0, 30_000, lambda _, m: integrators.drift(m, 1.0), m)
     )(motion)
     assert float(far.positions[0, 0]) == pytest.approx(8.1, abs=1e-6)
 

@@ -57,9 +57,9 @@ def test_frames_round_trip(tmp_path, form, pbc):
     assert_same(read_trajectory(path), frames)
     assert_same(read_trajectory(str(path), slice(-1, None)), frames[-1:])
     assert_same(read_trajectory(path, slice(1, 9, 3)), frames[1:9:3])
-    form.cut(path, form.size(path))
+    form.truncate(path, form.size(path))
     assert_same(read_trajectory(path), frames)
-    form.cut(path, short)
+    form.truncate(path, short)
     assert_same(read_trajectory(path), frames[:3])
     form.append(path, frames[3:])
     assert_same(read_trajectory(path), frames)
@@ -94,7 +94,7 @@ def test_truncation_keeps_frames_bit_for_bit(tmp_path):
     frames = [frame(step, True) for step in range(600)]
     h5md.append(path, frames)
     h5md.append(whole, frames[:560])
-    h5md.cut(path, 560)
+    h5md.truncate(path, 560)
     with h5py.File(path) as a, h5py.File(whole) as b:
         for name in h5md._names(a):
             np.testing.assert_array_equal(a[name][:], b[name][:])
@@ -137,7 +137,7 @@ def test_a_killed_writer_leaves_a_file_that_can_be_read_and_written(tmp_path):
         count = h5md.size(path)
         assert count >= last + 1
         assert_same(read_trajectory(path), [frame(step) for step in range(count)])
-        h5md.cut(path, last)
+        h5md.truncate(path, last)
         with h5py.File(path) as file:  # as any program opens it
             assert len(file["particles/all/position/value"]) == last
     assert [p.name for p in tmp_path.iterdir()] == ["0.h5"]
