@@ -133,7 +133,7 @@ def find_minima(
     """Find the minima of molecules from one or more geometries each.
 
     >>> from mlip_jax import from_smiles
-    >>> starts = [[from_smiles("CCCCO")]]
+    >>> starts = [[from_smiles("CCCCO")]]  # doctest: +SKIP
     >>> result, = find_minima(starts, "runs/spice", temperature=800)  # doctest: +SKIP
     >>> [m.energy - result.minima[0].energy for m in result.minima]  # doctest: +SKIP
 

@@ -40,7 +40,7 @@ def graph_of(atoms: list[Atoms], cutoff, edges=4096):
     )
 
 
-def moved(atoms, by, seed):
+def displaced(atoms, by, seed):
     atoms = [a.copy() for a in atoms]
     rng = np.random.default_rng(seed)
     for a in atoms:
@@ -70,7 +70,7 @@ def cells():
 @given(seed=st.integers(0, 1000), by=st.floats(0, SKIN / 2))
 def test_equals_a_list_of_the_cutoff(start, seed, by):
     before = start()
-    now = moved(before, by, seed)
+    now = displaced(before, by, seed)
     listed, fresh = graph_of(before, CUTOFF + SKIN), graph_of(now, CUTOFF)
     # exclude pairs that rounding may put on either side
     assume(
@@ -106,7 +106,7 @@ def test_equals_a_list_of_the_cutoff(start, seed, by):
 def test_models_give_the_same_energies_and_forces(make_potential, kind):
     potential = make_potential(kind)
     before = [molecule("CH3CH2OH"), molecule("C6H6")]
-    now = at_later_positions(graph_of(before, CUTOFF + SKIN), moved(before, 0.3, 0))
+    now = at_later_positions(graph_of(before, CUTOFF + SKIN), displaced(before, 0.3, 0))
     chosen, count = edges_within_cutoff(now, CUTOFF, 512)
     assert count < 512
     compiled = jax.jit(evaluate, static_argnums=(0, 3))
