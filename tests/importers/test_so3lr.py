@@ -508,7 +508,7 @@ def test_unsupported_hyperparameters_are_rejected(files, tmp_path):
         mlff.model_options({**mlff.model_settings(hyperparameters), "activation_fn": "tanh"})
     with pytest.raises(WeightsError, match="energy_unit is 'kcal/mol'"):
         mlff.model_settings({**hyperparameters, "data": {"energy_unit": "kcal/mol"}})
-    with pytest.raises(WeightsError, match="lack num_heads"):
+    with pytest.raises(WeightsError, match="missing: num_heads"):
         mlff.model_options({k: v for k, v in hyperparameters["model"].items() if k != "num_heads"})
     for name, value in (
         ("num_features", "8"),

@@ -171,7 +171,7 @@ WRONG = {
     "other width": ({"embedding_dimension": 64}, "embedding_dimension is 64.*12"),
     "other depth": ({"num_layers": 6}, "num_layers is 6.*2"),
     "heads": ({"num_heads": 5}, "num_heads=5 .*12"),
-    "another prior": ({"prior_model": ["Atomref", "ZBL"]}, "'ZBL'.*not supported"),
+    "another prior": ({"prior_model": ["Atomref", "ZBL"]}, "unsupported prior_model 'ZBL'"),
     "no prior": ({"prior_model": None}, "list 0 priors.*contain 1"),
 }
 
@@ -187,7 +187,7 @@ def test_hparams_that_do_not_match_are_rejected(case):
 def test_missing_hparams_are_reported(tmp_path):
     state, hparams = state_and_hparams("published")
     del hparams["num_heads"], hparams["cutoff_upper"]
-    with pytest.raises(ValueError, match="lack num_heads, cutoff_upper"):
+    with pytest.raises(ValueError, match="missing: num_heads, cutoff_upper"):
         torchmdnet.potential(state, hparams, ELEMENTS)
     np.savez(tmp_path / "weights.npz", **state)
     with pytest.raises(ValueError, match="hparams.yaml"):
