@@ -1,4 +1,4 @@
-"""Tests for models with energy terms, and the evaluation of terms and predictions."""
+"""Tests for models with energy terms, and for their evaluation."""
 
 import json
 import math

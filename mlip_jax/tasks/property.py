@@ -147,7 +147,7 @@ class Data:
             else (loaded.indices, {})
         )
         chosen = source.split(
-            dataclasses.replace(loaded, indices=index), c, molecule_features.feature_function(c)
+            dataclasses.replace(loaded, indices=index), c, molecule_features.of(c)
         )
         if distributed.leader():
             with writing(workdir):

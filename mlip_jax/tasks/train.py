@@ -82,7 +82,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
                 jax.eval_shape(model.init, jax.random.key(0), example_graph()),
                 config.optimizer.freeze,
             )
-        embed = molecule_features.feature_function(config.data)
+        embed = molecule_features.of(config.data)
         with distributed.leader_first("data"):  # the leader builds the store, others open it
             data = source.load(config.data)
             splits = _split(config, data, workdir, model, embed)

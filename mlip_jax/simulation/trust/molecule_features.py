@@ -18,7 +18,7 @@ from mlip_jax.simulation.energies import mean_features
 log = logging.getLogger(__name__)
 
 
-def feature_function(options: Any) -> Callable[[Store, np.ndarray], np.ndarray] | None:
+def of(options: Any) -> Callable[[Store, np.ndarray], np.ndarray] | None:
     """Return the function that computes the features for `source.split`; None if not needed.
 
     Args:

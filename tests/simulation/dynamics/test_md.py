@@ -284,13 +284,13 @@ def test_broken_molecules_are_marked_and_the_others_continue():
             np.isfinite(ours.thermo.total[: step + 1]).all()
             and np.isnan(ours.thermo.total[step + 1 :]).all()
         )
-    separate = every_step(
-        calm, potential, watch_bonds=True, bond_range=(0.6, 1.5), timestep=0.1
-    ).run(200)[0]
+    alone = every_step(calm, potential, watch_bonds=True, bond_range=(0.6, 1.5), timestep=0.1).run(
+        200
+    )[0]
     for ours in (runs[0], runs[4]):
         assert ours.broken is None and len(ours.frames) == 201
         np.testing.assert_allclose(
-            ours.frames[-1].positions, separate.frames[-1].positions, atol=1e-10
+            ours.frames[-1].positions, alone.frames[-1].positions, atol=1e-10
         )
     hot = MolecularDynamics(
         dimer(0.5), potential, ensemble="nve", max_temperature=100.0, watch_bonds=False
@@ -306,7 +306,7 @@ def test_invalid_molecules_and_settings_are_rejected(make_potential):
         ([], "no molecules"),
         ([good, lost], "molecule 1 .* atom 3"),
         (Atoms("He"), "was not trained on He"),
-        ([good, crystal((1, 1, 1))], "separate runs"),
+        ([good, crystal((1, 1, 1))], "alone runs"),
         (Atoms(), "the molecule has no atoms"),
     ]:
         with pytest.raises(ValueError, match=words):

@@ -50,7 +50,7 @@ def test_means_over_atoms(folder):
 
 def test_computed_once_per_force_field_and_used_for_selection(folder, monkeypatch):
     data = options(folder)
-    loaded, embed = source.load(data), molecule_features.feature_function(data)
+    loaded, embed = source.load(data), molecule_features.of(data)
     train = source.split(loaded, data, embed)["train"]
     assert len(np.unique(loaded.store.index("molecule")[train])) == len(train) == 5
     drawn = source.split(loaded, options(folder, selection="random"))["train"]
@@ -60,18 +60,16 @@ def test_computed_once_per_force_field_and_used_for_selection(folder, monkeypatc
     monkeypatch.setattr(molecule_features, "mean_features", None)
     for seed in (0, 1):
         other = options(folder, split_seed=seed)
-        source.split(loaded, other, molecule_features.feature_function(other))
+        source.split(loaded, other, molecule_features.of(other))
     np.testing.assert_array_equal(source.split(loaded, data, embed)["train"], train)
 
 
 def test_invalid_options_are_rejected(folder):
     with pytest.raises(ConfigError, match="requires the workdir of a trained force field"):
-        molecule_features.feature_function(options(folder, selection_force_field=""))
+        molecule_features.of(options(folder, selection_force_field=""))
     with pytest.raises(CheckpointError, match="no such directory"):
-        molecule_features.feature_function(
-            options(folder, selection_force_field=str(folder / "nothing"))
-        )
-    assert molecule_features.feature_function(options(folder, selection="maxmin")) is None
+        molecule_features.of(options(folder, selection_force_field=str(folder / "nothing")))
+    assert molecule_features.of(options(folder, selection="maxmin")) is None
     data = options(folder, elements=None)
     with pytest.raises(ValueError, match="data.selection_force_field: .* was not trained on"):
-        source.split(source.load(data), data, molecule_features.feature_function(data))
+        source.split(source.load(data), data, molecule_features.of(data))
