@@ -240,7 +240,8 @@ def test_more_edges_than_int32_can_index_are_rejected(monkeypatch):
     collect(columns, CUTOFF)
     monkeypatch.setattr(module, "_MAX_INDEX", edges - 1)
     with pytest.raises(
-        ValueError, match=f"{edges} edges and 0 long-range pairs; at most {edges - 1} of each"
+        ValueError,
+        match=f"{edges} edges and 0 long-range pairs; a device holds at most {edges - 1} of each",
     ):
         collect(columns, CUTOFF)
 

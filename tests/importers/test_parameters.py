@@ -96,7 +96,7 @@ def test_corruption_is_reported(tmp_path):
         parameters.load(folder)
     (folder / "parameters.safetensors").write_bytes(content)
     for changed, message in (
-        ({"version": 2}, "version 2.*reads 1"),
+        ({"version": 2}, "version 2.*reads version 1"),
         ({"format": "?"}, "not a description"),
         ({"model": {"name": "schnet", "options": SMALL}}, "does not fit the model"),
     ):

@@ -197,7 +197,7 @@ def test_what_was_begun_otherwise_is_refused(world, tmp_path):
         world(num_steps=8)
     restart.write_bytes(content)
     (tmp_path / "run/thermo.csv").write_text("step")
-    with pytest.raises(OutputError, match="thermo.csv: has 4 bytes"):
+    with pytest.raises(OutputError, match="thermo.csv: contains 4 bytes"):
         world(num_steps=8)
 
 

@@ -266,7 +266,7 @@ def test_relaxed_geometries_are_made_once(folder):
         (
             {"data__test_geometries": ("DFT_3rd",)},
             ConfigError,
-            "no geometry 'DFT_3rd'.*DFT_1st, pm3",
+            "unknown geometry 'DFT_3rd'.*DFT_1st, pm3",
         ),
         ({"data__test_geometries": ("relaxed(pm3)",)}, ConfigError, "set data.force_field"),
         ({"property__targets": ("gop",)}, DatasetError, "Did you mean 'gap'"),
