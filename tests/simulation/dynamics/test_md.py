@@ -306,7 +306,7 @@ def test_invalid_molecules_and_settings_are_rejected(make_potential):
         ([], "no molecules"),
         ([good, lost], "molecule 1 .* atom 3"),
         (Atoms("He"), "was not trained on He"),
-        ([good, crystal((1, 1, 1))], "alone runs"),
+        ([good, crystal((1, 1, 1))], "separate runs"),
         (Atoms(), "the molecule has no atoms"),
     ]:
         with pytest.raises(ValueError, match=words):
