@@ -32,7 +32,7 @@ MODEL = {
 
 
 class Harmonic(nn.Module):
-    """Own output Z for each atom, a term x² / 2, a prediction that is not zero for padding."""
+    """Model with output Z per atom, a term x² / 2, and a prediction also for padding."""
 
     @nn.compact
     def __call__(self, graph):
@@ -49,11 +49,11 @@ class Harmonic(nn.Module):
 
 def test_terms_are_added_in_ev_and_predictions_are_masked():
     rng = np.random.default_rng(0)
-    made = [
+    structures = [
         Structure(np.array([1, 8]), rng.normal(size=(2, 3))),
         Structure(np.array([6]), rng.normal(size=(1, 3))),
     ]
-    batch = build_batch(Columns.from_structures(made), PaddingBudget(6, 8, 4), 5.0)
+    batch = build_batch(Columns.from_structures(structures), PaddingBudget(6, 8, 4), 5.0)
     params = Harmonic().init(jax.random.key(0), example_graph())
     out = jax.jit(lambda p, graph: evaluate(Harmonic(), p, graph, 2.5))(params, batch)
     x = batch.nodes["positions"][:3]
@@ -85,7 +85,7 @@ def test_terms_of_a_config():
     c.long_range_cutoff = float("inf")
     assert active_terms(c)["electrostatics"]["cutoff"] is None
     assert math.isinf(long_range_cutoff(create_model(MODEL, c)))
-    c.electrostatics_options.cutoff = 7.0  # its own
+    c.electrostatics_options.cutoff = 7.0  # the term's own cutoff
     assert long_range_cutoff(create_model(MODEL, c)) == 7.0
     c.electrostatics = False
     assert long_range_cutoff(create_model(MODEL, c)) is None
@@ -126,8 +126,8 @@ def test_options_of_terms_are_free_and_their_names_are_not():
         configs.complete(given, defaults.train_defaults())
 
 
-def test_terms_that_are_off_are_no_part_of_a_runs_identity():
-    """A run that was begun before there were terms goes on."""
+def test_inactive_terms_do_not_change_the_identity_of_a_run():
+    """A run that started before there were terms can be resumed."""
     c = defaults.train_defaults()
     c.potential.long_range_cutoff = 9.0
     assert "potential" not in configs.identity(c)
@@ -135,7 +135,7 @@ def test_terms_that_are_off_are_no_part_of_a_runs_identity():
     assert configs.identity(c)["potential"]["zbl"] is True
 
 
-def test_example_graph_initialises_every_term():
+def test_example_graph_initializes_every_term():
     model = create_model(MODEL, {name: True for name in terms.names()} | {"long_range_cutoff": 9.0})
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))["params"]
     assert {"model", "zbl", "electrostatics"} <= set(params)
@@ -144,8 +144,8 @@ def test_example_graph_initialises_every_term():
 @pytest.mark.parametrize(
     "potential", [None, {"zbl": True, "electrostatics": True, "long_range_cutoff": 8.0}]
 )
-def test_a_checkpoint_knows_its_terms(potential):
-    """Checkpoints of before there were terms hold no such part."""
+def test_a_checkpoint_contains_its_terms(potential):
+    """Checkpoints from before there were terms have no such part."""
     model = create_model(MODEL, potential)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
     rng = np.random.default_rng(0)

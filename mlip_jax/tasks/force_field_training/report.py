@@ -146,7 +146,7 @@ def _fit_domain(
     domain = atom_domain.fit(potential, train, valid, valid_force_errors, run.config.seed)
     if "test" not in errors:
         return domain, None
-    return domain, atom_domain.judge(potential, domain, *errors["test"])
+    return domain, atom_domain.evaluate(potential, domain, *errors["test"])
 
 
 def _provenance(
