@@ -16,7 +16,7 @@ from mlip_jax import distributed
 
 REPOSITORY = Path(__file__).parents[1]
 LAUNCH = REPOSITORY / "launch"
-# writes down what it was given, and ends with the code of its process: "0,3" or, for each start, "75,75;0,0"
+# records its arguments, and exits with the code of its process: "0,3" or, for each start, "75,75;0,0"
 PROGRAM = """
 import json, os, signal, sys, time
 from pathlib import Path
