@@ -162,8 +162,8 @@ def test_local_shows_who_failed_and_ends_the_others(workplace, monkeypatch):
     monkeypatch.setenv("CODES", "wait,3")
     script, text = workplace / "local.sh", (LAUNCH / "local.sh").read_text()
     found = re.search(r"GRACE_FAILED=(\d+)", text)
-    # otherwise the others end before they say which process has died
-    assert int(found[1]) > distributed._WORD_SECONDS
+    # otherwise, the others end before they report which process has died
+    assert int(found[1]) > distributed._CAUSE_SECONDS
     script.write_text(text.replace(found[0], "GRACE_FAILED=1"))
     begin = time.monotonic()
     done = subprocess.run(
