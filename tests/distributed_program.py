@@ -17,7 +17,7 @@ LARGE = np.random.default_rng(0).bytes(3_000_001)
 
 
 def steps(folder, config):
-    """Perform steps across all devices until all processes know that one received a stop request."""
+    """Steps across all devices for ever, or until all know that one has been told to stop."""
 
     def step(stop):
         return jax.lax.psum((stop, 1), "devices")
@@ -40,7 +40,7 @@ def steps(folder, config):
 
 
 def words(folder, config):
-    """Exchange values with all functions of the module."""
+    """All that processes tell each other."""
     rank = distributed.index()
     value = (
         {"name": "Ångström", "sizes": np.arange(5, dtype=np.int16), "pair": (1, None)}

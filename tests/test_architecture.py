@@ -1,7 +1,6 @@
-"""Tests for the architecture: folders, files and imports of the package.
+"""Tests for the architecture: folders, files and imports of the package, read from the source without importing it.
 
-The tests read the source and do not import it. Each test lists its faults with their remedies.
-There are no lists of exceptions.
+Every test lists its faults, each with the remedy. None has a list of exceptions.
 """
 
 import ast
@@ -16,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mlip_jax"
 MAX_LINES, MAX_FILES = 400, 20
 
-# Top-level files and folders of the package. Each imports only from those before it.
+# Rooms of the package (files and folders at its top), from the ground up: a room imports only from rooms before it.
 ORDER = (
     "structure",
     "workers",
@@ -43,8 +42,7 @@ ORDER = (
     "main",
 )
 
-# Plug-in folders, whose files are found by name, and the definition that each file must contain.
-# Their helpers are in subfolders.
+# Plug-in folders, whose files are found by name: what each file defines. Their helpers live in subfolders.
 PLUGINS = {
     "models": "class Model",
     "terms": "class Term",
@@ -57,7 +55,7 @@ PLUGINS = {
 
 @functools.cache
 def sources() -> dict[str, Path]:
-    """Return the files of the package by module; an `__init__` has the name of its folder."""
+    """Files of the package by module, "training.loop"; a package's `__init__` by the name of its folder."""
     files = [p for p in PACKAGE.rglob("*.py") if "__pycache__" not in p.parts]
     return {
         ".".join(p.relative_to(PACKAGE).with_suffix("").parts)
@@ -68,7 +66,7 @@ def sources() -> dict[str, Path]:
 
 
 class Facts(NamedTuple):
-    """Facts about a module that the tests use. Each module is parsed and walked once."""
+    """What the tests need of a module; each is parsed and walked once."""
 
     lines: int
     imports: set[str]
@@ -101,19 +99,19 @@ def facts(module: str) -> Facts:
 
 @functools.cache
 def imports(module: str) -> frozenset[str]:
-    """Return the modules of the package that a module imports, also inside functions."""
-    imported = set()
+    """Modules of the package that a module imports, at its top or inside of functions."""
+    found = set()
     for name in facts(module).imports:
         first, *parts = name.split(".")
         if first == PACKAGE.name:
             # `from mlip_jax.a import b`: b is a module, or a name in the module a
-            imported.add(
+            found.add(
                 next((m for m in (".".join(parts), ".".join(parts[:-1])) if m in sources()), "")
             )
-    return frozenset(imported - {"", module})
+    return frozenset(found - {"", module})
 
 
-def top(module: str) -> str:
+def room(module: str) -> str:
     return module.split(".")[0]
 
 
@@ -121,24 +119,24 @@ def check(faults: list[str]) -> None:
     assert not faults, "\n" + "\n".join(faults)
 
 
-def test_every_top_level_folder_is_in_the_order():
+def test_every_room_has_its_place():
     check(
         [
-            f"{name}: new at the top of the package; add it to ORDER, after all that it imports"
-            for name in sorted({top(m) for m in sources() if m} - set(ORDER))
+            f"{name}: a new room of the package; add it to ORDER, after all that it imports from"
+            for name in sorted({room(m) for m in sources() if m} - set(ORDER))
         ]
     )
 
 
 def test_imports_run_downward():
-    level = {name: k for k, name in enumerate(ORDER)}
+    place = {name: k for k, name in enumerate(ORDER)}
     check(
         [
-            f"{module} imports {other}, but {top(other)} is above {top(module)}: move the imported "
-            f"code to {top(module)} or below"
+            f"{module} imports {other}, but {room(other)} is above {room(module)}: move what it needs from there to "
+            f"{room(module)} or below"
             for module in sources()
             for other in sorted(imports(module))
-            if module and level.get(top(other), 0) > level.get(top(module), len(ORDER))
+            if module and place.get(room(other), 0) > place.get(room(module), len(ORDER))
         ]
     )
 
@@ -154,7 +152,7 @@ def test_imports_are_absolute():
 
 
 def children() -> dict[str, dict[str, set[str]]]:
-    """Return {folder: {its file or subfolder: its other files or subfolders imported there}}."""
+    """{folder: {file or folder in it: those beside it that it imports from}} of every folder of the package."""
     graphs = collections.defaultdict(lambda: collections.defaultdict(set))
     for module in sources():
         for other in imports(module):
@@ -166,7 +164,7 @@ def children() -> dict[str, dict[str, set[str]]]:
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """Return a circle of a graph, in which the first node is repeated; [] if there is none."""
+    """A circle of a graph, its first node twice; [] if there is none."""
     done, path = set(), []
 
     def visit(node):
@@ -175,10 +173,10 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
         if node in done:
             return []
         path.append(node)
-        cycle = next((c for other in sorted(graph.get(node, ())) if (c := visit(other))), [])
+        found = next((c for other in sorted(graph.get(node, ())) if (c := visit(other))), [])
         path.pop()
         done.add(node)
-        return cycle
+        return found
 
     return next((c for node in sorted(graph) if (c := visit(node))), [])
 
@@ -191,10 +189,10 @@ def test_a_circle_is_found():
 def test_folders_have_no_circles():
     check(
         [
-            f"mlip_jax/{folder.replace('.', '/')}: {' -> '.join(cycle)} import each other in a "
-            "circle: move the common code to a file below them"
+            f"mlip_jax/{folder.replace('.', '/')}: {' -> '.join(found)} import each other in a circle: move what both "
+            "need to a file below them"
             for folder, graph in sorted(children().items())
-            if (cycle := circle(graph))
+            if (found := circle(graph))
         ]
     )
 
@@ -202,8 +200,7 @@ def test_folders_have_no_circles():
 def test_files_are_short():
     check(
         [
-            f"{path.relative_to(ROOT)}: {lines} lines, at most {MAX_LINES} are allowed; split it "
-            "by subject"
+            f"{path.relative_to(ROOT)}: {lines} lines, at most {MAX_LINES} are allowed; split it by subject"
             for module, path in sources().items()
             if (lines := facts(module).lines) > MAX_LINES
         ]
@@ -214,8 +211,7 @@ def test_folders_are_small():
     counts = collections.Counter(path.parent for path in sources().values())
     check(
         [
-            f"{folder.relative_to(ROOT)}: {count} files, at most {MAX_FILES} are allowed; group "
-            "them in subfolders"
+            f"{folder.relative_to(ROOT)}: {count} files, at most {MAX_FILES} are allowed; group them in subfolders"
             for folder, count in counts.items()
             if count > MAX_FILES
         ]
@@ -230,45 +226,45 @@ def test_every_file_of_a_plug_in_folder_is_a_plug_in(folder):
         for m, p in sources().items()
         if m.rpartition(".")[0] + "." == prefix and p.name != "__init__.py"
     ]
-    assert plugins, f"mlip_jax/{folder} contains no plug-ins; correct PLUGINS"
+    assert plugins, f"mlip_jax/{folder} holds no plug-ins: correct PLUGINS"
     for module in plugins:
         definition = PLUGINS[folder].format(NAME=module.rpartition(".")[2].upper())
         if definition not in facts(module).definitions:
             faults.append(
-                f"mlip_jax/{module.replace('.', '/')}.py does not define `{definition}`, as "
-                "required in this plug-in folder: define it, or move the file to a subfolder"
+                f"mlip_jax/{module.replace('.', '/')}.py does not define `{definition}`, as each file of "
+                "this plug-in folder does: define it, or move the file to a subfolder"
             )
     check(faults)
 
 
-def test_class_names_are_unique():
-    """A leading underscore is ignored. Plug-ins implement their interface under its name."""
-    interfaces = {(folder.replace("/", "."), text.split()[1]) for folder, text in PLUGINS.items()}
-    modules_by_name = collections.defaultdict(set)
+def test_a_class_name_means_one_thing():
+    """An underscore in front does not make it another name. Plug-ins implement their interface under its name."""
+    interfaces = {(folder.replace("/", "."), what.split()[1]) for folder, what in PLUGINS.items()}
+    places = collections.defaultdict(set)
     for module in sources():
         for node in facts(module).classes:
             # all plug-ins of a folder, and the class that they derive from, count as one
             is_plugin = (module.rpartition(".")[0], node.name) in interfaces
             bases = {getattr(base, "attr", getattr(base, "id", "")) for base in node.bases}
             if not (is_plugin and node.name in bases):
-                modules_by_name[node.name.lstrip("_")].add(
+                places[node.name.lstrip("_")].add(
                     module.rpartition(".")[0] if is_plugin else module
                 )
     check(
         [
-            f"{name} is defined in {', '.join(sorted(modules))}: choose more specific names, or "
-            "merge the classes"
-            for name, modules in sorted(modules_by_name.items())
+            f"{name} is defined in {', '.join(sorted(modules))}: say in each name what is particular about it, or merge "
+            "them"
+            for name, modules in sorted(places.items())
             if len(modules) > 1
         ]
     )
 
 
-def test_types_need_no_separate_imports():
+def test_types_need_no_imports_of_their_own():
     check(
         [
-            f"{module}: uses TYPE_CHECKING, which hides a circle of imports; import the module "
-            "directly, or move the type to a file below both"
+            f"{module}: uses TYPE_CHECKING, which hides a circle of imports; import the module as it is, or move the "
+            "type to a file below both"
             for module in sources()
             if facts(module).hides_imports
         ]

@@ -1,4 +1,4 @@
-"""Tests for checkpoints: bit-exact, and robust against corrupted and unfinished ones."""
+"""Checkpoints: bit-exact, and never worse off after a damaged, missing or unfinished one."""
 
 import contextlib
 import logging
@@ -39,9 +39,9 @@ def tree_of(step):
 
 @pytest.fixture
 def store(tmp_path):
-    store = CheckpointStore(tmp_path / "checkpoints", keep=3)
-    yield store
-    store.close()
+    made = CheckpointStore(tmp_path / "checkpoints", keep=3)
+    yield made
+    made.close()
 
 
 def assert_holds(restored, step):
@@ -63,7 +63,7 @@ def test_round_trip_is_bit_exact(store):
         assert restored.metadata[key] == value
 
 
-def test_a_tree_of_the_same_types_is_restored(store):
+def test_tree_of_the_same_kind_comes_back(store):
     store.save(1, TREE, {})
     tree = from_arrays(TREE, store.restore().arrays)
     assert tree["params"]["list"][0].tolist() == [0, 1, 2]
@@ -76,7 +76,7 @@ def test_device_arrays_are_stored(store):
     np.testing.assert_array_equal(store.restore().arrays["a"], np.arange(4.0))
 
 
-def test_the_newest_is_restored_and_old_ones_are_removed(store):
+def test_newest_first_and_only_so_many(store):
     assert store.restore() is None and store.steps() == []
     for step in (1, 2, 5, 9):
         store.save(step, tree_of(step), {})
@@ -93,7 +93,7 @@ def test_the_same_step_is_replaced(store):
     assert restored.metadata["note"] == "second" and store.steps() == [2, 3]
 
 
-def test_another_process_can_read_checkpoints(store):
+def test_another_process_reads_it(store):
     store.save(4, tree_of(4), {})
     reader = CheckpointStore(store.directory, read_only=True)
     assert_holds(reader.restore(), 4)
@@ -103,7 +103,7 @@ def test_another_process_can_read_checkpoints(store):
     reader.close()
 
 
-def test_reading_a_missing_folder_is_an_error(tmp_path):
+def test_reading_where_nothing_is(tmp_path):
     with pytest.raises(CheckpointError, match="contains no checkpoints"):
         CheckpointStore(tmp_path / "nowhere", read_only=True)
     assert not (tmp_path / "nowhere").exists()
@@ -122,24 +122,20 @@ def flip(path):
 
 @pytest.fixture(scope="module")
 def two_checkpoints(tmp_path_factory):
-    """Directory with checkpoints of the steps 1 and 2."""
+    """A directory with checkpoints of the steps 1 and 2."""
     directory = tmp_path_factory.mktemp("two") / "checkpoints"
-    store = CheckpointStore(directory)
+    made = CheckpointStore(directory)
     for step in (1, 2):
-        store.save(
-            step, tree_of(step), {"config": {"name": "painn"}, "statistics": {"cutoff": 5.0}}
-        )
-    store.close()
+        made.save(step, tree_of(step), {"config": {"name": "painn"}, "statistics": {"cutoff": 5.0}})
+    made.close()
     return directory
 
 
-# orbax closes its event loop at the first unreadable array; pending reads then raise this error
+# orbax closes its event loop at the first array that cannot be read; those still being read find it closed
 @pytest.mark.filterwarnings(r"ignore:(?s)Exception ignored in.*Event loop is closed:Warning")
 @pytest.mark.parametrize("damage", [truncate, flip])
-def test_a_corrupted_newest_checkpoint_falls_back_to_the_previous_one(
-    two_checkpoints, tmp_path, caplog, damage
-):
-    """Each file of the newest checkpoint is corrupted in turn; a fallback is logged."""
+def test_damaged_newest_gives_way_to_the_one_before(two_checkpoints, tmp_path, caplog, damage):
+    """Each file of the newest one in turn: what is restored is whole, and a fall back is told."""
     files = sorted(
         f.relative_to(two_checkpoints) for f in (two_checkpoints / "2").rglob("*") if f.is_file()
     )
@@ -168,7 +164,7 @@ def test_a_corrupted_newest_checkpoint_falls_back_to_the_previous_one(
     assert fell_back > 0
 
 
-def test_emptied_or_missing_directories_count_as_corrupted(two_checkpoints, tmp_path):
+def test_directories_emptied_or_missing(two_checkpoints, tmp_path):
     for n, names in enumerate(
         (["arrays"], ["metadata"], [p.name for p in (two_checkpoints / "2").iterdir()])
     ):
@@ -182,7 +178,7 @@ def test_emptied_or_missing_directories_count_as_corrupted(two_checkpoints, tmp_
         reader.close()
 
 
-def test_all_corrupted(two_checkpoints, tmp_path):
+def test_all_damaged(two_checkpoints, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(two_checkpoints, copy)
     for step in (1, 2):
@@ -193,8 +189,8 @@ def test_all_corrupted(two_checkpoints, tmp_path):
     reader.close()
 
 
-def test_writing_continues_after_a_fallback(two_checkpoints, tmp_path):
-    """A run that resumed from step 1 overwrites the corrupted checkpoint of step 2."""
+def test_writing_goes_on_after_a_fall_back(two_checkpoints, tmp_path):
+    """A run that resumed from step 1 writes step 2 anew over the damaged one."""
     copy = tmp_path / "copy"
     shutil.copytree(two_checkpoints, copy)
     shutil.rmtree(copy / "2" / "arrays")
@@ -207,8 +203,8 @@ def test_writing_continues_after_a_fallback(two_checkpoints, tmp_path):
     again.close()
 
 
-def test_corrupted_checkpoints_are_removed_first(two_checkpoints, tmp_path):
-    """A corrupted checkpoint of a later step must not displace those written after the fallback."""
+def test_damaged_ones_are_removed_first(two_checkpoints, tmp_path):
+    """A damaged checkpoint of a later step must not push out what is written after the fall back."""
     copy = tmp_path / "copy"
     shutil.copytree(two_checkpoints, copy)
     (copy / "2").rename(copy / "8")
@@ -225,15 +221,15 @@ def test_corrupted_checkpoints_are_removed_first(two_checkpoints, tmp_path):
 
 @settings(deadline=None, max_examples=6)
 @given(keep=st.integers(1, 3), steps=st.lists(st.integers(1, 6), min_size=1, max_size=5))
-def test_the_checkpoint_just_written_is_kept(tmp_path_factory, keep, steps):
-    with contextlib.closing(CheckpointStore(tmp_path_factory.mktemp("some"), keep=keep)) as store:
+def test_what_was_just_written_stays(tmp_path_factory, keep, steps):
+    with contextlib.closing(CheckpointStore(tmp_path_factory.mktemp("some"), keep=keep)) as made:
         for n, step in enumerate(steps):
-            before = store.steps()
-            store.save(step, tree_of(step), {"turn": n})
-            assert step in store.steps() and set(store.steps()) <= {*before, step}
-            assert len(store.steps()) == min(keep, len({*before, step}))
-        newest = store.restore()
-        assert_holds(newest, max(store.steps()))
+            before = made.steps()
+            made.save(step, tree_of(step), {"turn": n})
+            assert step in made.steps() and set(made.steps()) <= {*before, step}
+            assert len(made.steps()) == min(keep, len({*before, step}))
+        newest = made.restore()
+        assert_holds(newest, max(made.steps()))
         assert newest.metadata["turn"] == max(
             n for n, step in enumerate(steps) if step == newest.step
         )
@@ -280,7 +276,7 @@ def test_full_disk_while_replacing_keeps_the_checkpoint(store, monkeypatch):
     assert [p.name for p in store.directory.iterdir()] == ["5"]
 
 
-def test_recovery_of_a_run_that_ended_while_replacing(store):
+def test_run_that_ended_while_replacing(store):
     store.save(5, tree_of(5), {})
     (store.directory / "5").rename(store.directory / "5.replaced")
     again = CheckpointStore(store.directory)
@@ -299,7 +295,7 @@ def test_reading_while_the_only_one_is_replaced(store):
     assert (store.directory / "5.replaced").is_dir()
 
 
-def test_unfinished_checkpoints_are_ignored_and_removed(store):
+def test_unfinished_ones_do_not_count_and_give_back_their_space(store):
     store.save(1, tree_of(1), {})
     unfinished = store.directory / "2.orbax-checkpoint-tmp"
     shutil.copytree(store.directory / "1", unfinished)
@@ -308,7 +304,7 @@ def test_unfinished_checkpoints_are_ignored_and_removed(store):
     assert sorted(p.name for p in store.directory.iterdir()) == ["1", "3"]
 
 
-def test_a_checkpoint_is_on_disk_before_the_older_one_is_removed(tmp_path, monkeypatch):
+def test_on_the_disk_before_the_older_one_goes(tmp_path, monkeypatch):
     opened, synced, steps, fsync, open_file = {}, [], [], os.fsync, os.open
 
     def opening(path, *args, **kwargs):
@@ -319,17 +315,17 @@ def test_a_checkpoint_is_on_disk_before_the_older_one_is_removed(tmp_path, monke
     def syncing(descriptor):
         fsync(descriptor)
         synced.append(opened[descriptor])
-        steps.append({p.name for p in store.directory.iterdir()})
+        steps.append({p.name for p in made.directory.iterdir()})
 
-    with contextlib.closing(CheckpointStore(tmp_path, keep=1)) as store:
-        store.save(1, tree_of(1), {})
+    with contextlib.closing(CheckpointStore(tmp_path, keep=1)) as made:
+        made.save(1, tree_of(1), {})
         with monkeypatch.context() as patch:
             patch.setattr(os, "open", opening)
             patch.setattr(os, "fsync", syncing)
-            store.save(2, tree_of(2), {})
+            made.save(2, tree_of(2), {})
         assert set(synced) == {tmp_path, tmp_path / "2", *(tmp_path / "2").rglob("*")}
         assert all(names == {"1", "2"} for names in steps)
-        assert store.steps() == [2]
+        assert made.steps() == [2]
 
 
 def fail_with_full_disk(*args, **kwargs):
@@ -337,7 +333,7 @@ def fail_with_full_disk(*args, **kwargs):
 
 
 class Gate:
-    """Gate that blocks the writes of a store until it is opened, and records their threads."""
+    """Stands before a store's writing: holds it until opened, and knows which threads came through."""
 
     def __init__(self, store, monkeypatch):
         self.open, self.threads = threading.Event(), []
@@ -360,7 +356,7 @@ class Gate:
         return held
 
 
-def test_background_saves_do_not_block_the_caller(store, monkeypatch):
+def test_background_saves_leave_the_caller_alone(store, monkeypatch):
     gate, metadata = Gate(store, monkeypatch), {"nested": {"value": 1}}
     assert not store.busy
     store.save_in_background(1, {k: jnp.asarray(v) for k, v in tree_of(1).items()}, metadata)
@@ -381,7 +377,7 @@ def test_background_saves_do_not_block_the_caller(store, monkeypatch):
         assert reader._read(1).metadata["nested"] == {"value": 1}
 
 
-def test_reading_waits_for_a_save_in_progress(store, monkeypatch):
+def test_reading_waits_for_the_save_under_way(store, monkeypatch):
     gate = Gate(store, monkeypatch)
     store.save_in_background(1, tree_of(1), {})
     threading.Timer(0.1, gate.open.set).start()
@@ -415,18 +411,18 @@ def test_error_in_the_background_is_raised_once(tmp_path, monkeypatch, call):
         assert_holds(reader.restore(), 1 if call == "close" else 5)
 
 
-def test_metadata_that_json_cannot_represent_is_an_error(store):
+def test_metadata_that_json_cannot_hold_is_refused_at_once(store):
     with pytest.raises(TypeError, match="JSON serializable"):
         store.save_in_background(1, tree_of(1), {"array": np.zeros(2)})
     assert not store.busy and store.steps() == []
 
 
-def test_two_stores_write_at_the_same_time(tmp_path):
-    stores = [CheckpointStore(tmp_path / name, keep=2) for name in ("latest", "best")]
+def test_two_stores_at_a_time(tmp_path):
+    made = [CheckpointStore(tmp_path / name, keep=2) for name in ("latest", "best")]
     for step in range(1, 6):
-        for each in stores:
+        for each in made:
             each.save_in_background(step, tree_of(step), {})
-    for each in stores:
+    for each in made:
         each.close()
         with contextlib.closing(CheckpointStore(each.directory, read_only=True)) as reader:
             assert reader.steps() == [4, 5]

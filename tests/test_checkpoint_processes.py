@@ -1,4 +1,4 @@
-"""Tests for checkpoints of processes that end, are killed, or are several."""
+"""Checkpoints of processes that end, are killed, or are several."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ def forks():
 
 @pytest.fixture
 def start(forks, tmp_path_factory):
-    """Start a script in its own process, which is killed after a time limit."""
+    """Start a script in a process of its own. It is killed after so many seconds."""
     started, folder = [], tmp_path_factory.mktemp("errors")
 
     def start(script, *arguments, seconds=120):
@@ -58,7 +58,7 @@ def start(forks, tmp_path_factory):
 
 
 def finish(process):
-    """Return the exit code, output and errors of a process."""
+    """Its exit code, output and errors."""
     process.stdin.close()
     out = process.stdout.read()
     code = process.wait()
@@ -67,7 +67,7 @@ def finish(process):
 
 
 def newest(directory):
-    """Return the newest checkpoint, and assert that its arrays are those of its step."""
+    """The newest checkpoint, whose arrays are those of its step."""
     with contextlib.closing(CheckpointStore(directory, read_only=True)) as reader:
         restored = reader.restore()
     np.testing.assert_array_equal(restored.arrays["w"], np.full((4, 3), restored.step, np.float32))
@@ -102,7 +102,7 @@ store.save_in_background(2, tree_of(2), {})""",
 
 
 def test_full_disk_in_the_background(tmp_path, start):
-    """A limit of the file size simulates a full disk. An error that no call raised is logged."""
+    """A limit of the file size stands for a full disk. What nobody asks for any more is logged at the end."""
     returned, out, errors = finish(
         start(
             """
@@ -126,8 +126,8 @@ store.save_in_background(3, large, {})""",
     assert newest(tmp_path).step == 1
 
 
-def test_a_folder_that_cannot_be_created_blocks_no_thread(tmp_path, start):
-    """Otherwise, orbax's threads and the end of the process would wait for ten minutes."""
+def test_a_folder_that_cannot_be_made_keeps_no_thread_waiting(tmp_path, start):
+    """Orbax's threads would wait ten minutes for the folders, and the end of the process for them."""
     returned, out, errors = finish(
         start(
             """
@@ -169,7 +169,7 @@ def train(durable):
             store.wait()
             os.write(durable, b"%d %f\\n" % (step, time.monotonic() - begin))
 
-for line in sys.stdin:  # each line: a delay in units of the duration of the first save
+for line in sys.stdin:  # after so many times the duration of the first save
     reading, durable = os.pipe()
     child = os.fork()
     if child == 0:
@@ -186,8 +186,8 @@ for line in sys.stdin:  # each line: a delay in units of the duration of the fir
 """
 
 
-def test_a_process_killed_at_any_moment_leaves_a_valid_checkpoint(tmp_path, start):
-    """The newest checkpoint is intact and not older than the one that was reported as written."""
+def test_killed_at_any_moment(tmp_path, start):
+    """Each time, what is left is whole, and no older than what was said to be on the disk."""
     process = start(KILLED, tmp_path)
     for times in np.random.default_rng(0).uniform(0, 3, 12):
         process.stdin.write(f"{times}\n")
@@ -227,7 +227,7 @@ else:
 """
 
 
-def test_only_the_first_of_two_processes_writes(tmp_path, start):
+def test_only_one_of_two_processes_takes_part(tmp_path, start):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

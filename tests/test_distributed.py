@@ -1,4 +1,4 @@
-"""Tests for several processes: they exchange values, and all of them end if one fails."""
+"""Processes find each other, tell each other what they must, and none outlives another that has failed."""
 
 import gc
 import hashlib
@@ -43,11 +43,11 @@ plain = st.recursive(
 
 
 @given(plain)
-def test_plain_values_are_broadcast_unchanged(value):
+def test_plain_values_come_back(value):
     assert decode(encode(value)) == value
 
 
-def test_arrays_are_broadcast_unchanged():
+def test_arrays_come_back():
     value = {
         "a": [np.arange(6.0).reshape(2, 3).T, np.array([], np.int8)],
         "b": np.float32(0.1),
@@ -77,12 +77,12 @@ def test_arrays_are_broadcast_unchanged():
         (b"", "bytes"),
     ],
 )
-def test_other_values_are_errors(value, message):
+def test_other_values_are_refused(value, message):
     with pytest.raises(TypeError, match=message):
         distributed.broadcast(value)
 
 
-def test_a_single_process_needs_no_initialization():
+def test_single_process_needs_nothing():
     with distributed.session(None):
         assert distributed.leader() and (distributed.index(), distributed.count()) == (0, 1)
         distributed.barrier("here")
@@ -151,7 +151,7 @@ def test_signals_in_another_thread():
         assert pool.submit(enter).result(5) == (signal.getsignal(signal.SIGTERM), None)
 
 
-def test_a_second_sigterm_ends_the_process_immediately():
+def test_second_sigterm_ends_at_once():
     code = (
         "import os, signal, time\nfrom mlip_jax.distributed import StopSignal\nwith StopSignal() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n    assert stop.received == 'SIGTERM'\n"
@@ -162,7 +162,7 @@ def test_a_second_sigterm_ends_the_process_immediately():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_within_a_garbage_collection_is_not_lost(number):
-    """Python discards exceptions there, and JAX registers a Python callback for collections."""
+    """Python ignores what is raised there, and JAX has it call Python."""
 
     def collected(phase, info):
         if phase == "stop" and not sent:
@@ -223,15 +223,15 @@ def processes(forks, tmp_path, monkeypatch):
 
 def wait_for(paths, started):
     deadline = time.monotonic() + 60
-    while not all(p.exists() for p in paths):
+    while not all(p.exists() and p.stat().st_size for p in paths):
         assert time.monotonic() < deadline and all(p.poll() is None for p in started), (
             "they do not start"
         )
         time.sleep(0.02)
 
 
-def test_processes_exchange_values(tmp_path, monkeypatch):
-    """The processes are started by launch/local.sh."""
+def test_processes_talk(tmp_path, monkeypatch):
+    """Started by launch/local.sh."""
     for name in [n for n in os.environ if n.startswith(("SLURM", "MLIP_JAX", "XLA_FLAGS"))]:
         monkeypatch.delenv(name)
     done = subprocess.run(
@@ -275,8 +275,8 @@ def test_processes_exchange_values(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("killed", [1, 0])
-def test_the_survivor_of_a_kill_ends_within_seconds(processes, tmp_path, killed):
-    """JAX detects the death of process 1 within 11 s; that of process 0 is detected by its port."""
+def test_survivor_of_a_kill_ends_within_seconds(processes, tmp_path, killed):
+    """JAX finds the death of process 1 within eleven seconds; that of process 0 shows at its port."""
     started = processes()
     wait_for([tmp_path / f"steps_{k}" for k in range(2)], started)
     assert (tmp_path / "steps_0").read_text() == "2"
@@ -288,8 +288,8 @@ def test_the_survivor_of_a_kill_ends_within_seconds(processes, tmp_path, killed)
     )
 
 
-def test_an_error_of_one_process_ends_both(processes, tmp_path):
-    """The other process waits for it within a step."""
+def test_error_of_one_ends_both(processes, tmp_path):
+    """While the other waits for it within a step."""
     assert [p.wait() for p in processes("--config=raise_1")] == [distributed.EXIT_PEER_FAILED, 1]
     assert (
         "process 1 of this run has failed: ValueError: the third step went wrong"
@@ -301,7 +301,7 @@ def test_an_error_of_one_process_ends_both(processes, tmp_path):
 @pytest.mark.parametrize(
     "config, code, word", [("raise", 1, "ValueError: no such file"), ("stop", 75, "exit code 75")]
 )
-def test_a_leader_that_fails_first_ends_the_others(processes, tmp_path, config, code, word):
+def test_leader_that_fails_before_the_others(processes, tmp_path, config, code, word):
     started = processes("--task=leader_fails", f"--config={config}")
     assert [p.wait() for p in started] == [code, distributed.EXIT_PEER_FAILED]
     assert f"process 0 of this run has failed: {word}" in (tmp_path / "log_1").read_text()

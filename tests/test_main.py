@@ -1,4 +1,4 @@
-"""Tests for the command: early signals, search for configs, and flags."""
+"""The command: signals of its first seconds, the configs that it finds, and flags that do not go with the config."""
 
 import os
 import re
@@ -34,28 +34,29 @@ def start(*arguments, program=MODULE):
 
 
 def catches(process, number):
-    """Return whether a process has a handler of a signal."""
+    """Whether a process has a handler of a signal."""
     mask = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())[1]
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("number, program", [(signal.SIGTERM, MODULE), (signal.SIGUSR1, SCRIPT)])
-def test_a_signal_in_the_first_seconds_requests_a_restart(tmp_path, number, program):
+def test_a_signal_of_the_first_seconds_asks_to_be_started_again(tmp_path, number, program):
     started = start("--config=configs/spice.py", f"--workdir={tmp_path / 'run'}", program=program)
     deadline = time.monotonic() + 60
     while not catches(started, number):
         assert started.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)
-    # JAX takes seconds to import
-    assert "jaxlib" not in Path(f"/proc/{started.pid}/maps").read_text()
+    assert (
+        "jaxlib" not in Path(f"/proc/{started.pid}/maps").read_text()
+    )  # which takes seconds to import
     started.send_signal(number)
     output, _ = started.communicate(timeout=60)
     assert started.returncode == distributed.EXIT_REQUEUE == process.EXIT_REQUEUE and not output
     assert not (tmp_path / "run").exists()
 
 
-def test_profile_requires_training(tmp_path):
+def test_a_profile_is_of_training(tmp_path):
     old = ("--config.data.refuse=False", "--config.data.path=x")  # with a former name
     started = start("--config=inspect_data", f"--workdir={tmp_path / 'run'}", "--profile=3", *old)
     output, _ = started.communicate(timeout=120)
@@ -65,7 +66,7 @@ def test_profile_requires_training(tmp_path):
 
 
 def test_the_allocator_is_tuned_by_the_same_command(monkeypatch):
-    """The restart keeps the interpreter's options, and happens only if the variable is unset."""
+    """With the interpreter's options and the program as given, and only if nothing is set yet."""
     calls = []
     monkeypatch.setattr(process.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(
@@ -87,7 +88,7 @@ def test_the_allocator_is_tuned_by_the_same_command(monkeypatch):
 
 
 def test_shipped_configs_are_found_in_any_folder(tmp_path, monkeypatch):
-    """They are found by path or name; an existing file takes precedence, a folder does not."""
+    """By their path in the repository or by their name; a file at the given path goes first, a folder does not."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "md").mkdir()
     shipped = REPOSITORY / "configs"
@@ -110,7 +111,7 @@ def test_shipped_configs_are_found_in_any_folder(tmp_path, monkeypatch):
     assert load("spice_sweep", call_config_file("configs/spice_sweep.py", "get_config", ""))
 
 
-def test_an_unknown_config_is_an_error_with_the_nearest_name(tmp_path, monkeypatch):
+def test_an_unknown_config_tells_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("")
     for given, message in (
@@ -124,7 +125,7 @@ def test_an_unknown_config_is_an_error_with_the_nearest_name(tmp_path, monkeypat
             flags.with_config_path([f"--config={given}"])
 
 
-def test_a_config_that_imports_from_configs_is_an_error_with_the_new_module(tmp_path, monkeypatch):
+def test_a_config_that_imports_from_configs_is_told_the_new_place(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("from configs import spice\n")
     monkeypatch.setitem(sys.modules, "configs", None)  # as away from the repository
     with pytest.raises(SystemExit, match="from mlip_jax.configs import NAME"):
@@ -132,7 +133,7 @@ def test_a_config_that_imports_from_configs_is_an_error_with_the_new_module(tmp_
 
 
 def test_the_installed_command_finds_modules_of_the_current_folder(tmp_path, monkeypatch):
-    """Like `python -m`, so that both run the same configs."""
+    """As `python -m` does, so that both run the same configs."""
     monkeypatch.chdir(tmp_path)
     for owner, name in ((process, "exit_on_signals"), (process, "tune_allocator"), (main, "main")):
         monkeypatch.setattr(owner, name, lambda: None)
@@ -143,7 +144,7 @@ def test_the_installed_command_finds_modules_of_the_current_folder(tmp_path, mon
 
 
 def test_runs_in_any_folder(tmp_path):
-    """A config that imports a shipped one runs without installation."""
+    """With nothing installed, a config that imports a shipped one."""
     text = "from mlip_jax.configs import md\n\ndef get_config():\n    return md.get_config()\n"
     (tmp_path / "mine.py").write_text(text)
     environment = os.environ | {"GLIBC_TUNABLES": "", "PYTHONPATH": str(REPOSITORY)}

@@ -1,4 +1,4 @@
-"""Tests for the wheel: its content, and use outside of the repository."""
+"""The wheel: what it installs, and that it runs away from the repository."""
 
 import importlib.metadata
 import os
@@ -28,9 +28,9 @@ build_meta.build_wheel("../archived")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Wheels built without network: direct/ from the tree, archived/ from the source archive.
+    """A wheel in direct/, and one by way of the source archive in archived/, both built without network.
 
-    They are built in a copy, because setuptools leaves folders next to the sources.
+    In a copy, since setuptools leaves folders beside the sources.
     """
     if int(importlib.metadata.version("setuptools").partition(".")[0]) < SETUPTOOLS:
         pytest.skip(f"needs setuptools {SETUPTOOLS} or newer: pip install -e '.[dev]'")
@@ -58,8 +58,8 @@ def python(code, cwd, *arguments, **environment):
 
 
 @pytest.mark.parametrize("way", ["direct", "archived"])
-def test_the_wheel_contains_one_package_with_all_files_and_configs(folder, way):
-    """A second top-level folder such as `configs` would conflict with other packages."""
+def test_the_wheel_holds_one_package_with_all_files_and_configs(folder, way):
+    """A second folder at the top would shadow or overwrite other packages: `configs` is a common name."""
     with zipfile.ZipFile(next((folder / way).glob("*.whl"))) as file:
         names = file.namelist()
         about = next(name for name in names if name.endswith("METADATA")).partition("/")[0]
@@ -82,8 +82,8 @@ def test_the_wheel_contains_one_package_with_all_files_and_configs(folder, way):
 
 
 @pytest.mark.slow
-def test_the_wheel_runs_outside_of_the_repository(folder, tmp_path):
-    """The user's config imports a shipped one, which imports another."""
+def test_the_wheel_runs_away_from_the_repository(folder, tmp_path):
+    """A config of the user that builds on a shipped one, which itself builds on another."""
     installed, work = tmp_path / "installed", tmp_path / "work"
     zipfile.ZipFile(next((folder / "direct").glob("*.whl"))).extractall(installed)
     work.mkdir()

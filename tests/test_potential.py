@@ -1,4 +1,4 @@
-"""Tests for models with energy terms, and for their evaluation."""
+"""Models of a config with their energy terms, and what evaluation makes of terms and predictions."""
 
 import json
 import math

@@ -7,7 +7,7 @@ from mlip_jax.structure import electronic_value
 
 
 @pytest.mark.parametrize("value", ["many", None, float("nan"), [1, 2]])
-def test_a_charge_that_is_not_a_number_is_an_error(value):
+def test_a_state_that_is_not_a_number(value):
     with pytest.raises(
         ValueError, match=r"atoms.info\['charge'\] must be a finite number, received"
     ):

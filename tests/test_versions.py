@@ -1,4 +1,4 @@
-"""Tests for tests/versions.sh, with fake interpreters."""
+"""tests/versions.sh with interpreters that only write down how they were called."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ esac
 
 @pytest.fixture
 def versions(tmp_path):
-    """Function versions(arguments, variables) that runs the script with three fake interpreters."""
+    """versions(arguments, variables) -> the finished script, with the three fake interpreters on PATH."""
     for version in ("3.11", "3.12", "3.13"):
         file = tmp_path / "bin" / f"python{version}"
         file.parent.mkdir(exist_ok=True)

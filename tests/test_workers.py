@@ -1,4 +1,4 @@
-"""Tests for workers: jobs run once, errors are raised, and workers end with their parent."""
+"""Tests for workers: each job runs once, errors reach the caller, and no worker outlives its parent."""
 
 import contextlib
 import math
@@ -47,7 +47,7 @@ def light_main(monkeypatch):
     monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
 
 
-def test_all_jobs_run_once():
+def test_all_jobs_once_with_their_numbers():
     jobs = [5, 3, 3, -2, 0, 7]
     found = dict(run(square, jobs, 2))
     assert sorted(found) == list(range(6))
@@ -64,7 +64,7 @@ def test_finished_jobs_come_first(tmp_path):
     assert list(found) == [(0, "go")]
 
 
-def test_a_single_process_is_this_one_and_runs_in_order():
+def test_one_process_is_this_one_and_in_order():
     seen = []
     found = run(
         lambda x: seen.append(x) or os.getpid(),
@@ -82,7 +82,7 @@ def test_no_more_processes_than_jobs():
     assert list(run(square, [], 8)) == [] == list(run(square, [], 1))
 
 
-def test_the_default_is_one_process_per_core(monkeypatch):
+def test_default_is_a_process_for_each_core(monkeypatch):
     asked = []
     monkeypatch.setattr(workers, "_Executor", lambda n, *_: asked.append(n) or 1 / 0)
     monkeypatch.setattr(workers, "available_cores", lambda: 5)
@@ -109,7 +109,7 @@ def test_a_worker_is_single_threaded_and_initialized_and_ignores_ctrl_c(monkeypa
     )
 
 
-def test_an_error_in_this_process_is_raised():
+def test_error_in_this_process_comes_through():
     seen = []
     with pytest.raises(JobError, match="job 3 went wrong"):
         for index, value in run(fail_at_three, range(50), 1):
@@ -118,7 +118,7 @@ def test_an_error_in_this_process_is_raised():
     assert seen == [0, 1, 2]
 
 
-def test_an_error_of_a_worker_is_raised():
+def test_error_of_a_worker_comes_through():
     seen = []
     with pytest.raises(JobError, match="job 3 went wrong"):
         for index, value in run(fail_at_three, range(50), 2):
@@ -133,7 +133,7 @@ def test_worker_that_dies_is_an_error():
     assert not multiprocessing.active_children()
 
 
-def test_leaving_the_iterator_ends_the_workers():
+def test_iterator_that_is_left_ends_the_workers():
     def first():
         for index, _ in run(wait_if_first, [1] * 3 + [0] * 200, 2):
             assert len(multiprocessing.active_children()) == 2
@@ -141,14 +141,15 @@ def test_leaving_the_iterator_ends_the_workers():
 
     started = time.monotonic()
     first()  # its iterator is closed when it is collected
-    # 200 jobs would take 40 s
-    assert not multiprocessing.active_children() and time.monotonic() - started < 15
+    assert (
+        not multiprocessing.active_children() and time.monotonic() - started < 15
+    )  # 200 jobs would take 40 s
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux reports the end of any process")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_a_parent_that_is_killed(tmp_path, number):
-    """The parent is killed during a job of ten minutes."""
+    """In the middle of a job of ten minutes."""
     (tmp_path / "script.py").write_text(SCRIPT)
     with subprocess.Popen(
         [sys.executable, str(tmp_path / "script.py")],
@@ -174,7 +175,7 @@ def test_stream_is_in_order(processes):
     assert list(stream(square, iter([]), processes)) == [] and not multiprocessing.active_children()
 
 
-def test_stream_takes_a_bounded_number_of_jobs_ahead():
+def test_stream_takes_jobs_a_bounded_way_ahead():
     taken = []
 
     def jobs():
@@ -191,13 +192,13 @@ def test_stream_takes_a_bounded_number_of_jobs_ahead():
     assert not multiprocessing.active_children()
 
 
-def test_stream_with_one_process_runs_in_this_process():
+def test_stream_of_one_process_is_here_and_takes_nothing_ahead():
     taken = []
     found = stream(lambda x: os.getpid(), (taken.append(x) or x for x in range(5)), 1)
     assert next(found) == os.getpid() and taken == [0]
 
 
-def test_leaving_a_stream_ends_running_jobs():
+def test_stream_that_is_left_ends_jobs_in_their_midst():
     found = stream(time.sleep, [0, 600, 600], 2)
     next(found)
     started = time.monotonic()
@@ -205,7 +206,7 @@ def test_leaving_a_stream_ends_running_jobs():
     assert not multiprocessing.active_children() and time.monotonic() - started < 10
 
 
-def test_stream_raises_errors():
+def test_stream_passes_errors_on():
     found = stream(math.sqrt, [0.0, 1.0, -1.0, 4.0], 2)
     assert [next(found) for _ in range(2)] == [0, 1]
     with pytest.raises(ValueError):
