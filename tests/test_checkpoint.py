@@ -104,7 +104,7 @@ def test_read_only_stores_read_but_do_not_write(store):
 
 
 def test_reading_a_missing_directory_is_an_error(tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoints there"):
+    with pytest.raises(CheckpointError, match="contains no checkpoints"):
         CheckpointStore(tmp_path / "nowhere", read_only=True)
     assert not (tmp_path / "nowhere").exists()
 

@@ -59,7 +59,8 @@ def test_a_signal_during_the_start_requests_a_restart(tmp_path, number, program)
 
 
 def test_profile_of_other_tasks_is_an_error(tmp_path):
-    started = start("--config=inspect_data", f"--workdir={tmp_path / 'run'}", "--profile=3")
+    old = ("--config.data.refuse=False", "--config.data.path=x")  # with a former name
+    started = start("--config=inspect_data", f"--workdir={tmp_path / 'run'}", "--profile=3", *old)
     output, _ = started.communicate(timeout=120)
     assert started.returncode == 1 and "Traceback" not in output
     assert "--profile requires the task 'train', received 'inspect_data'" in output

@@ -99,7 +99,7 @@ def test_a_worker_is_single_threaded_and_initialized_and_ignores_ctrl_c(monkeypa
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     job = (*workers.SINGLE_THREADED, "MARK")
     ((index, (variables, ignores)),) = run(
-        settings, [job], 1, initializer=mark, one_stays_here=False
+        settings, [job], 1, initializer=mark, single_inline=False
     )
     assert index == 0 and ignores
     assert {name: variables[name] for name in workers.SINGLE_THREADED} == workers.SINGLE_THREADED
