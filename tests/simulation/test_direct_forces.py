@@ -181,7 +181,7 @@ def test_dynamics_need_consent():
     ):
         MolecularDynamics(TRIANGLE, springs())
     dynamics = MolecularDynamics(
-        TRIANGLE, springs(), allow_nonconservative=True, ensemble="nve", watch_bonds=False
+        TRIANGLE, springs(), allow_nonconservative=True, ensemble="nve", stop_on_bond_break=False
     )
     (trajectory,) = dynamics.run(2)
     assert np.isfinite(trajectory.thermo.temperature).all()
