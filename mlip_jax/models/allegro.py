@@ -21,6 +21,7 @@ each other without an activation act on kernels (layers/factored.py).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -30,18 +31,21 @@ import jraph
 import numpy as np
 
 from mlip_jax.graphs.graph import Pairs, pairs
-from mlip_jax.models.layers.allegro_paths import coupling_tensor, layer_irreps
+from mlip_jax.models.layers.allegro_paths import layer_irreps, product_tensor
 from mlip_jax.models.layers.basic import (
     gather,
+    polynomial_cutoff,
     safe_norm,
     segment_sum,
-    spherical_harmonics,
     unit_vectors,
 )
-from mlip_jax.models.layers.factored import Factored, FactoredMLP, uniform_root_3
-from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER, AtomOutputs
+from mlip_jax.models.layers.factored import Factored, FactoredMLP, uniform
+from mlip_jax.models.layers.heads import AtomOutputs, scale_and_shift
+from mlip_jax.models.layers.tensor_products.couplings import spherical_harmonics
+from mlip_jax.models.layers.tensor_products.linear import element_index
 
 EMBEDDINGS = ("bessel", "spline")
+PARITIES = ("full", "natural")
 
 
 class Model(nn.Module):
@@ -52,26 +56,27 @@ class Model(nn.Module):
       num_tensor_features: Number of channels of the tensors.
       num_layers: Number of tensor products.
       max_degree: Largest degree l of the harmonics and tensors.
-      parity: Whether tensors include pseudotensors. They reach the energy with three layers or more.
+      parity: Irreps of the tensors: both parities of each degree ("full"), or those of the harmonics
+        ("natural"). The others reach the energy only with three layers or more.
       cutoff: Cutoff radius (Å).
-      elements: Atomic numbers of the rows of all tables, at most 118 of them; the energy of a
-        structure with another element is NaN. None: all elements.
-      pair_cutoffs: Cutoff (Å) for each pair of `elements`, center by center, all neighbors for each;
-        none exceeds `cutoff`. None: `cutoff`.
-      avg_num_neighbors: Average number of neighbors within the cutoff, or one number for each of
-        `elements`. The default is that of molecules and 5 Å.
-      embedding: Scalars of pairs: "bessel" times vectors of both elements, or "spline", one spline
-        for each pair of `elements` and channel.
-      embedding_width: Number of functions of "bessel" embeddings; None: num_features. "spline" has
-        num_features.
+      pair_cutoffs: Cutoff of each pair of elements (Å), row by row: elements of the receiver, then
+        of the sender. Requires `elements`; None: `cutoff` for all.
+      elements: Atomic numbers with weights; None for all. Few elements save memory.
+      avg_num_neighbors: Average number of neighbors, or that of each of `elements`. The root
+        divides sums over neighbors.
+      embedding: First scalars of the edges: Bessel functions times vectors of both elements
+        ("bessel"), or splines for each pair of elements ("spline", requires `elements`).
+      embedding_width: Number of functions of "bessel"; None: num_features.
       num_radial: Number of Bessel functions.
-      trainable_radial: Whether the wave numbers of the Bessel functions are trained.
-      cutoff_power: Power p of the polynomial cutoff of "bessel".
+      radial_roots: Roots n of the Bessel functions sin(n pi d / cutoff), num_radial of them; None:
+        1, 2, ....
+      learned_roots: Whether the roots are trained.
+      cutoff_power: Power p of the envelope of "bessel" (layers.basic.polynomial_cutoff).
       num_splines: Number of splines.
       spline_span: Number of neighboring splines that overlap.
-      embedding_hidden: Hidden widths of the network of pair scalars.
-      latent_hidden: Hidden widths of the networks of the layers.
-      readout_hidden: Hidden widths of the network of edge energies.
+      embedding_widths: Widths of the hidden layers of the network of the first scalars.
+      latent_widths: Widths of the hidden layers of the networks of later scalars.
+      energy_widths: Widths of the hidden layers of the network of edge energies.
       path_channel_coupling: Whether each channel weights the paths of the tensor products by itself.
       zero_init: Whether the last kernel of the network of edge energies starts at zero.
       learned_scale: Whether the energy has a trainable scale per element, initially 1.
@@ -82,21 +87,22 @@ class Model(nn.Module):
     num_tensor_features: int = 16
     num_layers: int = 2
     max_degree: int = 2
-    parity: bool = True
+    parity: str = "full"
     cutoff: float = 5.0
-    elements: Sequence[int] | None = None
     pair_cutoffs: Sequence[float] | None = None
-    avg_num_neighbors: float | Sequence[float] = 20.0
+    elements: Sequence[int] | None = None
+    avg_num_neighbors: float | Sequence[float] = 16.0
     embedding: str = "bessel"
     embedding_width: int | None = None
     num_radial: int = 8
-    trainable_radial: bool = False
+    radial_roots: Sequence[float] | None = None
+    learned_roots: bool = False
     cutoff_power: int = 6
     num_splines: int = 16
     spline_span: int = 12
-    embedding_hidden: Sequence[int] = (64,)
-    latent_hidden: Sequence[int] = (64,)
-    readout_hidden: Sequence[int] = (32,)
+    embedding_widths: Sequence[int] = (64,)
+    latent_widths: Sequence[int] = (64,)
+    energy_widths: Sequence[int] = (32,)
     path_channel_coupling: bool = True
     zero_init: bool = True
     learned_scale: bool = False
@@ -105,16 +111,16 @@ class Model(nn.Module):
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:
         self._check_options()
-        # geometry: distances (E,), harmonics (E, M)
+        # edge geometry: distances (E,), harmonics (E, 2l + 1) of each degree
         edge = pairs(graph, undirected=False)
         distances = safe_norm(edge.displacements)
         unit = unit_vectors(edge.displacements, distances)
-        harmonics = spherical_harmonics(unit, tuple(range(self.max_degree + 1)))
-        harmonics = harmonics * float(np.sqrt(4 * np.pi))
-        types, known = self._types(graph.nodes["numbers"])
-        norm = self._average(types, distances.dtype) ** -0.5
+        harmonics = spherical_harmonics(unit, self.max_degree)
+        numbers = graph.nodes["numbers"]
+        types, num_types = element_index(numbers, self.elements)
+        norm = self._norm(types, num_types, distances.dtype)
         # scalars, and weights of the tensors and of the first environments
-        scalars = self._pair_scalars(distances, types, edge)
+        scalars = self._pair_scalars(distances, types, num_types, edge)
         sizes = [self.num_tensor_features] * (self.max_degree + 1)
         tensors = split(FactoredMLP((), sum(sizes), name="tensors")([scalars]), sizes)
         tensors = [part.value() for part in tensors]  # (E, U) for each degree
@@ -130,99 +136,100 @@ class Model(nn.Module):
             # invariants of the edges (E, U), new scalars, weights of the next environments
             invariants = edge_invariants(tensors, harmonics, center_tensor(matrices), edge)
             outputs = sizes if n < self.num_layers - 1 else sizes[:1]
-            network = FactoredMLP(tuple(self.latent_hidden), sum(outputs), name=f"latent_{n}")
+            network = FactoredMLP(tuple(self.latent_widths), sum(outputs), name=f"latent_{n}")
             latent, *weights = split(network([*latents, Factored(invariants)]), outputs)
             latents.append(latent)
         # energies (N,), features (N, M, F)
-        readout = FactoredMLP(tuple(self.readout_hidden), 1, self.zero_init, name="readout")
+        readout = FactoredMLP(tuple(self.energy_widths), 1, self.zero_init, name="readout")
         energies = segment_sum(readout(latents).value()[:, 0], edge.receivers, len(types))
-        energies = self._scaled(energies * norm * float(np.sqrt(0.5)), types)
+        energies = energies * norm * float(np.sqrt(0.5))
+        energies = scale_and_shift(self, energies, numbers, self.learned_scale, self.learned_shift)
         every_degree = [latents[-1].value()] * (self.max_degree + 1)
         features = environments(every_degree, harmonics, edge, len(types)) * norm[:, None, None]
-        return AtomOutputs(jnp.where(known, energies, jnp.nan), features[:, None])
+        return AtomOutputs(energies, features[:, None])
 
     def _check_options(self):
-        if self.embedding not in EMBEDDINGS:
-            raise ValueError(f"embedding must be one of {EMBEDDINGS}, received {self.embedding!r}")
-        if self.elements is None and (self.embedding == "spline" or self.pair_cutoffs is not None):
-            raise ValueError(
-                "elements must be given with embedding='spline' and with pair_cutoffs, which have a "
-                "row for each pair of elements"
-            )
+        for field, allowed in (("embedding", EMBEDDINGS), ("parity", PARITIES)):
+            if getattr(self, field) not in allowed:
+                raise ValueError(
+                    f"{field} must be one of {allowed}, received {getattr(self, field)!r}"
+                )
         num = len(self.elements or ())
+        if not num and self.embedding == "spline":
+            raise ValueError("embedding='spline' requires elements, received None")
         for field, size in (("avg_num_neighbors", num), ("pair_cutoffs", num * num)):
             value = getattr(self, field)
             if isinstance(value, Sequence) and len(value) != size:
                 raise ValueError(
-                    f"{field} must have {size} numbers for {num} elements, received {len(value)}"
+                    f"{field} must have {size} numbers for elements={self.elements}, received "
+                    f"{len(value)}"
                 )
-        if self.pair_cutoffs is not None and max(self.pair_cutoffs) > self.cutoff:
-            raise ValueError(
-                f"pair_cutoffs must not exceed the cutoff of {self.cutoff} Å, received "
-                f"{max(self.pair_cutoffs)} Å"
-            )
 
-    @property
-    def _num_types(self) -> int:
-        return MAX_ATOMIC_NUMBER + 1 if self.elements is None else len(self.elements)
+    def _norm(self, types, num_types, dtype):
+        """Return the factor of sums over the neighbors of each atom, shape (N,)."""
+        factors = jnp.asarray(np.broadcast_to(self.avg_num_neighbors, num_types) ** -0.5, dtype)
+        return factors[types]
 
-    def _types(self, numbers):
-        """Return the row of each atom in the tables and whether it has one, shape (N,) each."""
-        if self.elements is None:
-            return numbers, jnp.ones(numbers.shape, bool)
-        rows = np.full(MAX_ATOMIC_NUMBER + 1, -1, np.int32)
-        rows[list(self.elements)] = np.arange(len(self.elements))
-        rows[0] = 0  # padding atoms
-        types = jnp.asarray(rows)[numbers]
-        return jnp.maximum(types, 0), types >= 0
-
-    def _average(self, types, dtype):
-        """Return the average number of neighbors of each atom, shape (N,)."""
-        return jnp.broadcast_to(jnp.asarray(self.avg_num_neighbors, dtype), self._num_types)[types]
-
-    def _pair_scalars(self, distances, types, edge: Pairs) -> Factored:
-        """Compute the scalars of the edges from distances and elements, shape (E, num_features)."""
+    def _pair_scalars(self, distances, types, num_types, edge: Pairs) -> Factored:
+        """Compute the first scalars of the edges, shape (E, num_features)."""
         of_center, of_neighbor = gather(types, edge.receivers), gather(types, edge.senders)
-        pair = of_center * self._num_types + of_neighbor
-        if self.pair_cutoffs is None:
-            x = distances / self.cutoff
-        else:
-            x = distances / jnp.asarray(self.pair_cutoffs, distances.dtype)[pair]
+        pair, cutoff = of_center * num_types + of_neighbor, self.cutoff
+        if self.pair_cutoffs is not None:
+            cutoff = gather(jnp.asarray(self.pair_cutoffs, distances.dtype), pair)
         if self.embedding == "spline":
-            parts = [self._splines(x, pair)]
+            parts = [Factored(self._splines(distances / cutoff, pair, num_types))]
         else:
-            parts = self._bessel_embedding(x, of_center, of_neighbor)
-        hidden = tuple(self.embedding_hidden)
-        return FactoredMLP(hidden, self.num_features, name="embedding")(parts)
+            radial = self._bessel_functions(distances, cutoff)
+            parts = [
+                self._times_element("center", radial, of_center, num_types),
+                self._times_element("neighbor", radial, of_neighbor, num_types),
+            ]
+        widths = tuple(self.embedding_widths)
+        return FactoredMLP(widths, self.num_features, name="embedding")(parts)
 
-    def _bessel_embedding(self, x, of_center, of_neighbor):
-        """Return the functions of center and distance, and those of neighbor and distance."""
-        roots = np.arange(1.0, self.num_radial + 1)
-        if self.trainable_radial:
-            roots = self.param("radial_roots", lambda _: jnp.asarray(roots, jnp.float32))
-        roots = jnp.asarray(roots, x.dtype)
-        envelope = polynomial_cutoff(x, self.cutoff_power)
-        radial = roots * jnp.sinc(roots * x[:, None]) * envelope[:, None]
-        width, parts = (self.embedding_width or self.num_features) // 2, []
-        for name, index in (("center", of_center), ("neighbor", of_neighbor)):
-            kernel = self.param(f"{name}_radial", uniform_root_3, (self.num_radial, width))
-            table = self.param(name, nn.initializers.normal(1.0), (self._num_types, width))
-            kernel = kernel.astype(x.dtype) * float(self.num_radial**-0.5)
-            parts.append(Factored(gather(table.astype(x.dtype), index) * (radial @ kernel)))
-        return parts
+    def _bessel_functions(self, distances, cutoff):
+        """Compute Bessel functions times envelope, shape (E, num_radial)."""
+        roots = (
+            np.arange(1.0, self.num_radial + 1) if self.radial_roots is None else self.radial_roots
+        )
+        if len(roots) != self.num_radial:
+            raise ValueError(
+                f"radial_roots must have {self.num_radial} numbers (num_radial), received {len(roots)}"
+            )
+        roots = jnp.asarray(roots, distances.dtype)
+        if self.learned_roots:
+            start = roots
+            roots = self.param("radial_roots", lambda _: start.astype(jnp.float32))
+            roots = roots.astype(distances.dtype)
+        envelope = polynomial_cutoff(distances, cutoff, self.cutoff_power)
+        return roots * jnp.sinc(roots * (distances / cutoff)[:, None]) * envelope[:, None]
 
-    def _splines(self, x, pair) -> Factored:
-        """Return one spline of the distance for each pair of elements and channel."""
+    def _times_element(self, name, radial, index, num_types) -> Factored:
+        """Return functions of the distance times those of one element, shape (E, half the width)."""
+        width = (self.embedding_width or self.num_features) // 2
+        kernel = self.param(f"{name}_radial", uniform, (self.num_radial, width))
+        table = self.param(name, nn.initializers.normal(1.0), (num_types, width))
+        kernel = kernel.astype(radial.dtype) * float(self.num_radial**-0.5)
+        return Factored(gather(table.astype(radial.dtype), index) * (radial @ kernel))
+
+    def _splines(self, x, pair, num_types):
+        """Compute a spline for each pair of elements and channel, shape (E, num_features).
+
+        Args:
+          x: Distances over cutoffs, shape (E,).
+          pair: Rows of the pairs of elements, shape (E,).
+          num_types: Number of elements.
+        """
         num, span = self.num_splines, self.spline_span
         low, width = (np.arange(num) - span) / num, (span + 1) / num
-        x = jnp.clip(x[:, None], jnp.asarray(low, x.dtype), jnp.asarray(low + width, x.dtype))
-        bump = 0.5 * (1.0 - jnp.cos((x - jnp.asarray(low, x.dtype)) * (2 * np.pi / width)))
-        basis = bump * bump  # (E, num_splines), zero at the cutoff with three derivatives
-        bound = float(np.sqrt(3.0 / span))
-        init = lambda key, shape: uniform_root_3(key, shape) * (bound / np.sqrt(3.0))  # noqa: E731
-        shape = (num, self._num_types**2, self.num_features)
+        start = jnp.asarray(low, x.dtype)
+        # each function is a bump on an interval; the last one ends at the cutoff
+        inside = jnp.clip(x[:, None], start, jnp.asarray(low + width, x.dtype)) - start
+        basis = 0.25 * jnp.square(1.0 - jnp.cos(inside * (2 * np.pi / width)))
+        shape = (num, num_types**2, self.num_features)
+        init = functools.partial(uniform, variance=1.0 / span)
         table = self.param("splines", init, shape).astype(x.dtype)
-        return Factored(sum(gather(table[k], pair) * basis[:, k, None] for k in range(num)))
+        return sum(gather(table[k], pair) * basis[:, k, None] for k in range(num))
 
     def _product_matrix(self, n, irreps, gamma):
         """Return the matrices of the tensor product of layer n with the environments.
@@ -235,30 +242,12 @@ class Model(nn.Module):
         Returns:
           Matrices, shape (N, U, components of irreps[n], components of irreps[n + 1]).
         """
-        couplings = coupling_tensor(irreps[n], irreps[n + 1], self.max_degree)
+        couplings = product_tensor(irreps[n], irreps[n + 1], self.max_degree)
         shape = (len(couplings), self.num_tensor_features if self.path_channel_coupling else 1)
-        weights = self.param(f"paths_{n}", uniform_root_3, shape).astype(gamma.dtype)
+        weights = self.param(f"paths_{n}", uniform, shape).astype(gamma.dtype)
         weights = jnp.broadcast_to(weights, (len(couplings), gamma.shape[2]))
         products = jnp.einsum("pabc,pu->ubac", jnp.asarray(couplings, gamma.dtype), weights)
         return jnp.einsum("nbu,ubac->nuac", gamma, products)
-
-    def _scaled(self, energies, types):
-        """Apply scale and shift of the elements."""
-        shape = (self._num_types,)
-        if self.learned_scale:
-            scale = self.param("scale", nn.initializers.ones, shape)
-            energies = energies * scale.astype(energies.dtype)[types]
-        if self.learned_shift:
-            shift = self.param("shift", nn.initializers.zeros, shape)
-            energies = energies + shift.astype(energies.dtype)[types]
-        return energies
-
-
-def polynomial_cutoff(x, power: int):
-    """Compute the polynomial of degree power + 2 that falls from 1 to 0 for x from 0 to 1."""
-    x, p = jnp.minimum(x, 1.0), float(power)
-    outer = (p + 1) * (p + 2) / 2 - x * (p * (p + 2) - x * (p * (p + 1) / 2))
-    return 1.0 - x**power * outer
 
 
 def split(factored: Factored, sizes: Sequence[int]) -> list[Factored]:
@@ -267,18 +256,12 @@ def split(factored: Factored, sizes: Sequence[int]) -> list[Factored]:
     return [factored.columns(stop - size, stop) for size, stop in zip(sizes, stops.tolist())]
 
 
-def by_degree(num_components: int):
-    """Yield each component with its degree."""
-    for m in range(num_components):
-        yield m, int(np.sqrt(m))
-
-
 def environments(weights, harmonics, edge: Pairs, num: int) -> jax.Array:
     """Sum weights times harmonics over the neighbors of each atom.
 
     Args:
       weights: For each degree, weights, shape (E, U).
-      harmonics: Harmonics, shape (E, M).
+      harmonics: Harmonics of each degree, shape (E, 2l + 1).
       edge: Directed pairs.
       num: Number of atoms N.
 
@@ -286,8 +269,9 @@ def environments(weights, harmonics, edge: Pairs, num: int) -> jax.Array:
       Sums, shape (N, M, U).
     """
     sums = [
-        segment_sum(weights[l] * harmonics[:, m, None], edge.receivers, num)
-        for m, l in by_degree(harmonics.shape[1])
+        segment_sum(weights[l] * values[:, m, None], edge.receivers, num)
+        for l, values in enumerate(harmonics)
+        for m in range(2 * l + 1)
     ]
     return jnp.stack(sums, axis=1)
 
@@ -312,14 +296,18 @@ def edge_invariants(tensors, harmonics, centers, edge: Pairs) -> jax.Array:
 
     Args:
       tensors: For each degree, weights of the harmonics in the tensors of the edges, shape (E, U).
-      harmonics: Harmonics, shape (E, M).
+      harmonics: Harmonics of each degree, shape (E, 2l + 1).
       centers: Tensors of the atoms from `center_tensor`, shape (N, U, M).
       edge: Directed pairs.
 
     Returns:
       Invariants, shape (E, U).
     """
-    projections = [0.0] * len(tensors)
-    for m, l in by_degree(harmonics.shape[1]):
-        projections[l] += harmonics[:, m, None] * gather(centers[..., m], edge.receivers)
-    return sum(t * p for t, p in zip(tensors, projections))
+    invariants = 0.0
+    for l, (tensor, values) in enumerate(zip(tensors, harmonics)):
+        components = [centers[..., l * l + m] for m in range(2 * l + 1)]
+        invariants += tensor * sum(
+            values[:, m, None] * gather(component, edge.receivers)
+            for m, component in enumerate(components)
+        )
+    return invariants

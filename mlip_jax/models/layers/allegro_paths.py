@@ -1,52 +1,44 @@
-"""Irreps and paths of Allegro's tensor products.
-
-An irrep is (degree, parity) with parity 1 (even) or -1 (odd). Harmonics have parity (-1)**degree.
-"""
+"""Irreps and couplings of Allegro's tensor products with spherical harmonics."""
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterable
 
-import e3x
 import numpy as np
 
-Irrep = tuple[int, int]
+from mlip_jax.models.layers.tensor_products.couplings import coupling
+from mlip_jax.models.layers.tensor_products.irreps import EVEN, ODD, SCALAR, Irrep, natural, product
 
 
-def layer_irreps(max_degree: int, parity: bool, num_layers: int) -> list[list[Irrep]]:
+def layer_irreps(max_degree: int, parity: str, num_layers: int) -> list[list[Irrep]]:
     """Return the irreps of the tensors before the first and after each of the layers.
 
-    They are those which earlier layers reach and which later layers pass on to the invariants of
-    the last one.
+    They are those that earlier layers reach and that later layers pass on to the scalars of the
+    last one.
+
+    Args:
+      max_degree: Largest degree of harmonics and tensors.
+      parity: "full" for both parities of each degree, "natural" for those of the harmonics.
+      num_layers: Number of tensor products.
     """
-    natural = harmonic_irreps(max_degree)
-    allowed = [(l, p) for l in range(max_degree + 1) for p in (1, -1)] if parity else natural
-    irreps = [natural]
+    harmonics = natural(max_degree)
+    full = [Irrep(l, p) for l in range(max_degree + 1) for p in (EVEN, ODD)]
+    allowed = full if parity == "full" else harmonics
+    irreps = [harmonics]
     for n in range(num_layers):
-        wanted = [(0, 1)] if n == num_layers - 1 else allowed
-        irreps.append([out for out in wanted if _paths(irreps[-1], natural, [out])])
+        wanted = [SCALAR] if n == num_layers - 1 else allowed
+        irreps.append([out for out in wanted if _paths(irreps[-1], harmonics, [out])])
     for n in reversed(range(num_layers)):
-        irreps[n] = [left for left in irreps[n] if _paths([left], natural, irreps[n + 1])]
+        irreps[n] = [left for left in irreps[n] if _paths([left], harmonics, irreps[n + 1])]
     return irreps
 
 
-def harmonic_irreps(max_degree: int) -> list[Irrep]:
-    """Return the irreps of the harmonics."""
-    return [(l, (-1) ** l) for l in range(max_degree + 1)]
+def _paths(left: Iterable[Irrep], right: Iterable[Irrep], out: Iterable[Irrep]):
+    """Return the couplings to `out`, ordered by output, then by left, then by right irrep."""
+    return [(a, b, c) for c in out for a in left for b in right if c in product(a, b)]
 
 
-def _paths(left: list[Irrep], right: list[Irrep], out: list[Irrep]) -> list[tuple[Irrep, Irrep, Irrep]]:
-    """Return the allowed couplings, ordered by output, then by left, then by right irrep."""
-    return [
-        (a, b, o)
-        for o in out
-        for a in left
-        for b in right
-        if abs(a[0] - b[0]) <= o[0] <= a[0] + b[0] and a[1] * b[1] == o[1]
-    ]
-
-
-def coupling_tensor(left: list[Irrep], out: list[Irrep], max_degree: int) -> np.ndarray:
+def product_tensor(left: list[Irrep], out: list[Irrep], max_degree: int) -> np.ndarray:
     """Return the couplings of tensors with harmonics for each path.
 
     The paths are ordered by output, then by tensor irrep, then by the degree of the harmonics.
@@ -60,19 +52,17 @@ def coupling_tensor(left: list[Irrep], out: list[Irrep], max_degree: int) -> np.
       Couplings, shape (paths, components of `left`, (max_degree + 1)**2, components of `out`),
       float64.
     """
-    right = harmonic_irreps(max_degree)
-    paths = _paths(left, right, out)
-    starts = [dict(zip(irreps, np.cumsum([0] + [2 * l + 1 for l, _ in irreps]))) for irreps in (left, right, out)]
-    sizes = [sum(2 * l + 1 for l, _ in irreps) for irreps in (left, right, out)]
-    tensor = np.zeros((len(paths), *sizes))
+    right = natural(max_degree)
+    paths, blocks = _paths(left, right, out), [_blocks(irreps) for irreps in (left, right, out)]
+    tensor = np.zeros((len(paths), *(sum(i.size for i in irreps) for irreps in (left, right, out))))
     for n, path in enumerate(paths):
-        places = tuple(slice(s[i], s[i] + 2 * i[0] + 1) for s, i in zip(starts, path))
-        tensor[(n, *places)] = _coupling(*(l for l, _ in path))
+        tensor[(n, *(block[i] for block, i in zip(blocks, path)))] = coupling(
+            *(i.degree for i in path)
+        )
     return tensor
 
 
-@functools.cache
-def _coupling(a: int, b: int, c: int) -> np.ndarray:
-    """Return e3x's Clebsch-Gordan coefficients of three degrees; their squares sum to 2c + 1."""
-    values = np.asarray(e3x.so3.clebsch_gordan(a, b, c), np.float64)
-    return values[a * a :, b * b :, c * c :]
+def _blocks(irreps: list[Irrep]) -> dict[Irrep, slice]:
+    """Return the components of each irrep if they follow each other."""
+    stops = np.cumsum([irrep.size for irrep in irreps]).tolist()
+    return {irrep: slice(stop - irrep.size, stop) for irrep, stop in zip(irreps, stops)}

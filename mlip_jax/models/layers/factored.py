@@ -49,9 +49,9 @@ class Factored:
         return Factored(self.x, kernel if self.kernel is None else self.kernel @ kernel)
 
 
-def uniform_root_3(key, shape, dtype=jnp.float32):
-    """Draw numbers of unit variance, uniformly from -sqrt(3) to sqrt(3)."""
-    bound = math.sqrt(3.0)
+def uniform(key, shape, dtype=jnp.float32, variance: float = 1.0) -> jax.Array:
+    """Draw numbers from the uniform distribution with mean zero and this variance."""
+    bound = math.sqrt(3.0 * variance)
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
@@ -76,7 +76,7 @@ class FactoredMLP(nn.Module):
         """Apply the network to the concatenation of `inputs`, shape (E, width)."""
         for n, width in enumerate((*self.hidden, self.width)):
             last = n == len(self.hidden)
-            init = nn.initializers.zeros if last and self.zero_init else uniform_root_3
+            init = nn.initializers.zeros if last and self.zero_init else uniform
             fan_in = sum(part.width for part in inputs)
             kernel = self.param(f"kernel_{n}", init, (fan_in, width)).astype(inputs[0].x.dtype)
             kernel = kernel * math.sqrt((2.0 if n else 1.0) / fan_in)
