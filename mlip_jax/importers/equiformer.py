@@ -1,0 +1,356 @@
+"""Equiformer (checked against the code of its authors, commit 64cb786): the graph attention
+transformers for the Open Catalyst and MD17 data sets.
+
+Lengths are in Å. The unit of energies is not stored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlip_jax import models
+from mlip_jax.importers.formats import weights as weight_files
+from mlip_jax.importers.formats.recorded import RecordedWeights
+from mlip_jax.importers.formats.weights import WeightsError, check_shapes
+from mlip_jax.models.layers.graph_attention import coupled, gate_inputs
+from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
+from mlip_jax.models.layers.tensor_products.linear import NORMALIZATION
+from mlip_jax.potential import Potential
+
+_REQUIRED = (
+    "irreps_node_embedding",
+    "irreps_sh",
+    "irreps_feature",
+    "irreps_head",
+    "irreps_mlp_mid",
+)
+_REQUIRED += ("num_layers", "num_heads", "max_radius", "avg_num_nodes", "avg_degree")
+_ALLOWED = {
+    "nonlinear_message": (True,),
+    "norm_layer": ("layer",),
+    "use_node_attr": (False,),
+    "use_atom_edge_attr": (False,),
+    "use_attn_head": (False,),
+    "irreps_node_attr": ("1x0e",),
+    "basis_type": ("gaussian", "exp"),
+    "mean": (None,),
+    "std": (None,),
+    "scale": (None,),
+    "atomref": (None,),
+}
+# arguments that only affect training, or whose effect the weights show
+_IGNORED = {
+    "irreps_in",
+    "irreps_atom_edge_attr",
+    "irreps_pre_attn",
+    "number_of_basis",
+    "fc_neurons",
+    "rescale_degree",
+    "alpha_drop",
+    "proj_drop",
+    "out_drop",
+    "drop_path_rate",
+    "use_auxiliary_task",
+    "otf_graph",
+    "use_pbc",
+    "max_neighbors",
+    "max_atom_type",
+}
+
+
+def load(
+    path: str | Path, config: Mapping[str, Any] | str | Path, energy_unit: float = 1.0
+) -> Potential:
+    """Load a force field from saved weights.
+
+    Args:
+      path: .npz or .safetensors file with the state dict of the model.
+      config: Arguments of the constructor, with the averages `avg_num_nodes` and `avg_degree` that
+        are constants of its file, or the path of a YAML file with them.
+      energy_unit: Energy per unit of the network's energies (eV).
+
+    Raises:
+      FileNotFoundError: No such file.
+      ValueError: The weights are not those of Equiformer, or they do not match the arguments.
+    """
+    path = Path(path)
+    if not isinstance(config, Mapping):
+        config = weight_files.read_yaml(config)
+    return potential(weight_files.read(path), config, energy_unit, {"file": path.name})
+
+
+def potential(
+    state: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    energy_unit: float = 1.0,
+    metadata: Mapping[str, Any] | None = None,
+) -> Potential:
+    """Convert a state dict to a force field; for arguments and errors see `load`."""
+    weights = RecordedWeights(state, "Equiformer", "edge_deg_embed.exp.tp.weight")
+    options = model_options(weights, config)
+    params = model_params(weights, options, float(config["avg_num_nodes"]))
+    weights.check_all_taken()
+    model = models.create("equiformer", **options)
+    check_shapes(model, {"params": params})
+    rows = weights("atom_embed.atom_type_lin.tp.weight").size // options["num_features"][0]
+    elements = tuple(range(1, min(rows, MAX_ATOMIC_NUMBER + 1)))
+    metadata = {"source": "Equiformer", "statistics": {"elements": list(elements)}} | dict(
+        metadata or {}
+    )
+    reference = np.zeros(MAX_ATOMIC_NUMBER + 1)
+    return Potential(
+        model, {"params": params}, options["cutoff"], reference, energy_unit, elements, metadata
+    )
+
+
+def model_options(weights: RecordedWeights, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of models/equiformer.py.
+
+    Raises:
+      ValueError: An argument is missing or not supported.
+    """
+    _check_arguments(config)
+    widths = _even_widths(config, "irreps_node_embedding")
+    before = config.get("irreps_pre_attn")
+    if before is not None and _even_widths(config, "irreps_pre_attn") != widths:
+        raise ValueError(f"irreps_pre_attn must be irreps_node_embedding, received {before!r}")
+    if set(_even_widths(config, "irreps_sh")) != {1}:
+        raise ValueError(f"irreps_sh must be '1x0e+1x1e+...', received {config['irreps_sh']!r}")
+    tags = "tag_embed.atom_type_lin.tp.weight"
+    first = weights("edge_deg_embed.rad.net.0.weight")
+    return {
+        "num_features": widths,
+        "num_layers": int(config["num_layers"]),
+        "max_degree": len(_even_widths(config, "irreps_sh")) - 1,
+        "num_heads": int(config["num_heads"]),
+        "head_features": _even_widths(config, "irreps_head"),
+        "hidden_features": _even_widths(config, "irreps_mlp_mid"),
+        "final_features": _even_widths(config, "irreps_feature"),
+        "cutoff": float(config["max_radius"]),
+        "cutoff_fn": "step",
+        "radial_basis": "gaussian" if "rbf.mean" in weights else "expnorm",
+        "num_radial": first.shape[1],
+        "radial_widths": (first.shape[0], weights("edge_deg_embed.rad.net.3.weight").shape[0]),
+        "avg_num_neighbors": float(config["avg_degree"]),
+        "rescale_degree": bool(config.get("rescale_degree", False)),
+        "num_tags": weights(tags).size // widths[0] if tags in weights else 0,
+        "learned_shift": False,
+        "direct_forces": "auxiliary_head.alpha_dot" in weights,
+    }
+
+
+def _check_arguments(config) -> None:
+    """Raise ValueError if an argument is missing or not supported."""
+    missing = [name for name in _REQUIRED if config.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"the arguments of the model lack {', '.join(missing)}, which the weights do not show"
+        )
+    for name, allowed in _ALLOWED.items():
+        if name in config and config[name] not in allowed:
+            raise ValueError(
+                f"argument {name} must be {' or '.join(map(repr, allowed))}, received {config[name]!r}"
+            )
+    unknown = sorted(set(config) - _IGNORED - set(_ALLOWED) - set(_REQUIRED))
+    if unknown:
+        raise ValueError(f"arguments {', '.join(unknown)} of the model are not supported")
+
+
+def _even_widths(config, name) -> tuple[int, ...]:
+    """Return the numbers of channels of irreps "16x0e+8x1e+...", one for each degree."""
+    blocks = [re.fullmatch(r"(\d+)x(\d+)e", block.strip()) for block in config[name].split("+")]
+    if not all(blocks) or [int(b[2]) for b in blocks] != list(range(len(blocks))):
+        raise ValueError(
+            f"{name} must be even irreps of the degrees 0, 1, ..., as '16x0e+8x1e', received "
+            f"{config[name]!r}"
+        )
+    return tuple(int(block[1]) for block in blocks)
+
+
+def model_params(
+    weights: RecordedWeights, options: Mapping[str, Any], avg_num_atoms: float
+) -> dict[str, Any]:
+    """Convert weights to parameters of models/equiformer.py."""
+    widths, final, num_layers = (
+        options["num_features"],
+        options["final_features"],
+        options["num_layers"],
+    )
+    hidden = options["hidden_features"]
+    params = _embeddings(weights, widths) | {"degree": _degree_embedding(weights, options)}
+    if options["radial_basis"] == "gaussian":
+        params["radial_basis"] = {
+            "mean": weights("rbf.mean").reshape(-1),
+            "width": weights("rbf.std").reshape(-1),
+            "weight": weights("rbf.weight").reshape(()),
+            "bias": weights("rbf.bias").reshape(()),
+        }
+    else:
+        _check_expnorm(weights, options["cutoff"])
+    for n in range(num_layers):
+        name, out = f"blocks.{n}", final if n == num_layers - 1 else widths
+        block = {
+            "norm_1": _norm(weights, f"{name}.norm_1", widths),
+            "attention": _attention(weights, f"{name}.ga", options, widths, widths),
+            "norm_2": _norm(weights, f"{name}.norm_2", widths),
+            "feed_forward_1": _linear(weights, f"{name}.ffn.fctp_1", widths, gate_inputs(hidden)),
+            "feed_forward_2": _linear(weights, f"{name}.ffn.fctp_2", hidden, out),
+        }
+        if out != widths:
+            block["shortcut"] = _linear(weights, f"{name}.ffn_shortcut", widths, out)
+        params[f"block_{n}"] = block
+    params["norm"] = _norm(weights, "norm", final)
+    params["energy"] = _energy(weights, final[0], avg_num_atoms)
+    if options["direct_forces"]:
+        params["forces"] = _attention(weights, "auxiliary_head", options, final, (0, 1))
+    return params
+
+
+def _embeddings(weights: RecordedWeights, widths) -> dict[str, np.ndarray]:
+    """Return the embeddings of elements and of tags; the first includes the biases of both."""
+    rows = weights("atom_embed.atom_type_lin.tp.weight").reshape(-1, widths[0])[
+        : MAX_ATOMIC_NUMBER + 1
+    ]
+    table = np.zeros((MAX_ATOMIC_NUMBER + 1, widths[0]), rows.dtype)
+    table[: len(rows)] = rows
+    table = table + weights("atom_embed.atom_type_lin.bias.0")
+    if "tag_embed.atom_type_lin.tp.weight" not in weights:
+        return {"embedding": table}
+    tags = weights("tag_embed.atom_type_lin.tp.weight").reshape(-1, widths[0])
+    return {"embedding": table + weights("tag_embed.atom_type_lin.bias.0"), "tags": tags}
+
+
+def _degree_embedding(weights: RecordedWeights, options) -> dict[str, Any]:
+    """Return the parameters of the first features.
+
+    The published network multiplies constant scalars, and vectors that are zero, with harmonics.
+    Weights of the vectors have no effect.
+    """
+    name, widths = "edge_deg_embed", options["num_features"]
+    targets = range(min(options["max_degree"] + 1, len(widths)))
+    paths = coupled(range(len(widths)), options["max_degree"], sorted({0, *range(len(widths))}))
+    inputs = [sum(widths[a] for a, _, c in paths if c == l) for l in range(len(widths))]
+    project = _linear(weights, f"{name}.proj", inputs, widths)
+    bias = project.pop("bias")
+    radial = _radial(weights, f"{name}.rad", [widths[a] for a, _, _ in paths])
+    kept = [n for n, (a, _, _) in enumerate(paths) if a == 0]  # the first path to each degree
+    return {
+        "constant": weights(f"{name}.exp.tp.weight") + weights(f"{name}.exp.bias.0"),
+        "radial": _keep_paths(radial, kept),
+        "project": {f"kernel_{l}": project[f"kernel_{l}"][: widths[0]] for l in targets},
+        "bias": bias,
+    }
+
+
+def _keep_paths(radial: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """Leave out the weights of other paths."""
+    rest = {name: values for name, values in radial.items() if not name.startswith("path_")}
+    return rest | {f"path_{n}": radial[f"path_{k}"] for n, k in enumerate(kept)}
+
+
+def _check_expnorm(weights: RecordedWeights, cutoff: float) -> None:
+    """Raise WeightsError if the stored basis is not that of the model."""
+    means, low = weights("rbf.means"), np.exp(-cutoff)
+    num = len(means)
+    steepness = (2.0 / num * (1.0 - low)) ** -2
+    same = np.allclose(means, np.linspace(low, 1.0, num), atol=1e-6)
+    if not (same and np.allclose(weights("rbf.betas"), steepness, rtol=1e-5)):
+        raise WeightsError(f"rbf.means and rbf.betas are not those of a cutoff of {cutoff} Å")
+
+
+def _linear(weights: RecordedWeights, name: str, inputs: Sequence[int], outputs: Sequence[int]):
+    """Return the kernels of each degree, and the bias of the scalars if there is one."""
+    shapes = {l: (a, b) for l, (a, b) in enumerate(zip(inputs, outputs)) if a and b}
+    flat = weights(f"{name}.tp.weight", sum(a * b for a, b in shapes.values())).reshape(-1)
+    params, start = {}, 0
+    for l, shape in shapes.items():
+        size = shape[0] * shape[1]
+        params[f"kernel_{l}"] = flat[start : start + size].reshape(shape)
+        start += size
+    if f"{name}.bias.0" in weights:
+        params["bias"] = weights(f"{name}.bias.0", outputs[0])
+    return params
+
+
+def _norm(weights: RecordedWeights, name: str, widths: Sequence[int]) -> dict[str, np.ndarray]:
+    """Return scales of each degree and the bias of the scalars."""
+    scales = np.split(weights(f"{name}.affine_weight", sum(widths)), np.cumsum(widths)[:-1])
+    params = {f"scale_{l}": values for l, values in enumerate(scales)}
+    return params | {"bias": weights(f"{name}.affine_bias", widths[0])}
+
+
+def _radial(weights: RecordedWeights, name: str, widths: Sequence[int]) -> dict[str, Any]:
+    """Return the parameters of a network of the radial functions."""
+    params = {}
+    for n, layer in enumerate((0, 3)):
+        params[f"layer_{n}"] = {
+            "kernel": weights(f"{name}.net.{layer}.weight").T,
+            "bias": weights(f"{name}.net.{layer}.bias"),
+        }
+        params[f"norm_{n}"] = {
+            "scale": weights(f"{name}.net.{layer + 1}.weight"),
+            "bias": weights(f"{name}.net.{layer + 1}.bias"),
+        }
+    stops = np.cumsum(widths)[:-1]
+    kernels = np.split(weights(f"{name}.net.6.weight").T, stops, axis=1)
+    biases = np.split(weights(f"{name}.offset", sum(widths)), stops)
+    for n, (kernel, bias) in enumerate(zip(kernels, biases)):
+        params[f"path_{n}"] = {"kernel": kernel, "bias": bias}
+    return params
+
+
+def _attention(weights: RecordedWeights, name: str, options, inputs, outputs) -> dict[str, Any]:
+    """Return the parameters of an attention layer.
+
+    The force head has no scalars in its output, so what leads only to them is left out.
+    """
+    widths, heads, max_degree = options["num_features"], options["num_heads"], options["max_degree"]
+    head = options["head_features"]
+    degrees = range(len(widths))
+    # products of the messages
+    paths = coupled(degrees, max_degree, degrees)
+    channels = [sum(widths[a] for a, _, c in paths if c == l) for l in degrees]
+    # products of the values; the published network has those of all degrees of the heads
+    value_paths = coupled(degrees, max_degree, range(len(head)))
+    value_channels = [sum(widths[a] for a, _, c in value_paths if c == l) for l in range(len(head))]
+    value_widths = [heads * width for width in head]
+    values = _linear(weights, f"{name}.sep_value.lin", value_channels, value_widths)
+    path_weights = np.split(
+        weights(f"{name}.sep_value.dtp.tp.weight", sum(widths[a] for a, _, _ in value_paths)),
+        np.cumsum([widths[a] for a, _, _ in value_paths])[:-1],
+    )
+    wanted = [l for l in range(len(head)) if l < len(outputs) and outputs[l]]
+    path_weights = [w for w, (_, _, c) in zip(path_weights, value_paths) if c in wanted]
+    kept = {f"kernel_{l}" for l in wanted} | ({"bias"} if 0 in wanted else set())
+    return {
+        "merge_source": _linear(weights, f"{name}.merge_src", inputs, widths),
+        "merge_target": _linear(weights, f"{name}.merge_dst", inputs, widths),
+        "radial": _radial(weights, f"{name}.sep_act.dtp_rad", [widths[a] for a, _, _ in paths]),
+        "attention": _linear(weights, f"{name}.sep_alpha", channels[:1], [heads * head[0]]),
+        "attention_vector": weights(f"{name}.alpha_dot").reshape(heads, head[0]),
+        "hidden": _linear(weights, f"{name}.sep_act.lin", channels, gate_inputs(widths)),
+        "values": {k: v for k, v in values.items() if k in kept},
+        "project": _linear(weights, f"{name}.proj", value_widths, outputs),
+    } | {f"value_path_{n}": w for n, w in enumerate(path_weights)}
+
+
+def _energy(weights: RecordedWeights, width: int, avg_num_atoms: float) -> dict[str, Any]:
+    """Return the energy head; its last layer includes the factors of activation and energy."""
+    norm = 1.0 / sqrt(avg_num_atoms)
+    kernel = weights("head.2.tp.weight").reshape(-1, 1).astype(np.float64)
+    return {
+        "hidden": {
+            "kernel": weights("head.0.tp.weight").reshape(width, -1),
+            "bias": weights("head.0.bias.0"),
+        },
+        "final": {
+            "kernel": kernel * (NORMALIZATION["silu"] * norm),
+            "bias": weights("head.2.bias.0").astype(np.float64) * norm,
+        },
+    }
