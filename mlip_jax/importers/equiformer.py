@@ -18,7 +18,7 @@ from mlip_jax import models
 from mlip_jax.importers.formats import weights as weight_files
 from mlip_jax.importers.formats.recorded import RecordedWeights
 from mlip_jax.importers.formats.weights import WeightsError, check_shapes
-from mlip_jax.models.layers.graph_attention import coupled, gate_inputs
+from mlip_jax.models.layers.graph_attention import Coupling, couplings, gate_inputs
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.models.layers.tensor_products.linear import NORMALIZATION
 from mlip_jax.potential import Potential
@@ -233,25 +233,43 @@ def _degree_embedding(weights: RecordedWeights, options) -> dict[str, Any]:
     Weights of the vectors have no effect.
     """
     name, widths = "edge_deg_embed", options["num_features"]
-    targets = range(min(options["max_degree"] + 1, len(widths)))
-    paths = coupled(range(len(widths)), options["max_degree"], sorted({0, *range(len(widths))}))
-    inputs = [sum(widths[a] for a, _, c in paths if c == l) for l in range(len(widths))]
+    num = min(options["max_degree"] + 1, len(widths))
+    found = couplings(len(widths), options["max_degree"], range(len(widths)))
+    inputs = [_num_channels(found, widths, l) for l in range(len(widths))]
     project = _linear(weights, f"{name}.proj", inputs, widths)
-    bias = project.pop("bias")
-    radial = _radial(weights, f"{name}.rad", [widths[a] for a, _, _ in paths])
-    kept = [n for n, (a, _, _) in enumerate(paths) if a == 0]  # the first path to each degree
+    radial = _radial(weights, f"{name}.rad", _order(found, widths))
+    # the products of scalars are the first ones of each degree, both here and there
+    kept = [k for c, part in _split(found, widths) if c.source == 0 for k in part]
     return {
         "constant": weights(f"{name}.exp.tp.weight") + weights(f"{name}.exp.bias.0"),
-        "radial": _keep_paths(radial, kept),
-        "project": {f"kernel_{l}": project[f"kernel_{l}"][: widths[0]] for l in targets},
-        "bias": bias,
+        "radial": radial | {"kernel": radial["kernel"][:, kept], "bias": radial["bias"][kept]},
+        "project": {f"kernel_{l}": project[f"kernel_{l}"][: widths[0]] for l in range(num)},
+        "bias": project["bias"],
     }
 
 
-def _keep_paths(radial: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
-    """Leave out the weights of other paths."""
-    rest = {name: values for name, values in radial.items() if not name.startswith("path_")}
-    return rest | {f"path_{n}": radial[f"path_{k}"] for n, k in enumerate(kept)}
+def _num_channels(found: Sequence[Coupling], widths: Sequence[int], target: int) -> int:
+    """Return the number of channels of all products of one degree."""
+    return sum(len(c.harmonics) * widths[c.source] for c in found if c.target == target)
+
+
+def _split(found: Sequence[Coupling], widths: Sequence[int]) -> list[tuple[Coupling, range]]:
+    """Return the places of the weights of each product."""
+    stops = np.cumsum([len(c.harmonics) * widths[c.source] for c in found]).tolist()
+    return [(c, range(start, stop)) for c, start, stop in zip(found, [0, *stops], stops)]
+
+
+def _order(found: Sequence[Coupling], widths: Sequence[int]) -> np.ndarray:
+    """Return the places in e3nn of all weights of the products.
+
+    In e3nn they are ordered by the degrees of source, harmonics and target.
+    """
+    paths = [(c.source, b, c.target) for c in found for b in c.harmonics]
+    start, starts = 0, {}
+    for path in sorted(paths):
+        starts[path] = start
+        start += widths[path[0]]
+    return np.concatenate([starts[path] + np.arange(widths[path[0]]) for path in paths])
 
 
 def _check_expnorm(weights: RecordedWeights, cutoff: float) -> None:
@@ -285,9 +303,9 @@ def _norm(weights: RecordedWeights, name: str, widths: Sequence[int]) -> dict[st
     return params | {"bias": weights(f"{name}.affine_bias", widths[0])}
 
 
-def _radial(weights: RecordedWeights, name: str, widths: Sequence[int]) -> dict[str, Any]:
+def _radial(weights: RecordedWeights, name: str, order: np.ndarray) -> dict[str, Any]:
     """Return the parameters of a network of the radial functions."""
-    params = {}
+    params: dict[str, Any] = {}
     for n, layer in enumerate((0, 3)):
         params[f"layer_{n}"] = {
             "kernel": weights(f"{name}.net.{layer}.weight").T,
@@ -297,12 +315,8 @@ def _radial(weights: RecordedWeights, name: str, widths: Sequence[int]) -> dict[
             "scale": weights(f"{name}.net.{layer + 1}.weight"),
             "bias": weights(f"{name}.net.{layer + 1}.bias"),
         }
-    stops = np.cumsum(widths)[:-1]
-    kernels = np.split(weights(f"{name}.net.6.weight").T, stops, axis=1)
-    biases = np.split(weights(f"{name}.offset", sum(widths)), stops)
-    for n, (kernel, bias) in enumerate(zip(kernels, biases)):
-        params[f"path_{n}"] = {"kernel": kernel, "bias": bias}
-    return params
+    kernel, bias = weights(f"{name}.net.6.weight"), weights(f"{name}.offset", len(order))
+    return params | {"kernel": kernel[order].T, "bias": bias[order]}
 
 
 def _attention(weights: RecordedWeights, name: str, options, inputs, outputs) -> dict[str, Any]:
@@ -312,32 +326,28 @@ def _attention(weights: RecordedWeights, name: str, options, inputs, outputs) ->
     """
     widths, heads, max_degree = options["num_features"], options["num_heads"], options["max_degree"]
     head = options["head_features"]
-    degrees = range(len(widths))
-    # products of the messages
-    paths = coupled(degrees, max_degree, degrees)
-    channels = [sum(widths[a] for a, _, c in paths if c == l) for l in degrees]
-    # products of the values; the published network has those of all degrees of the heads
-    value_paths = coupled(degrees, max_degree, range(len(head)))
-    value_channels = [sum(widths[a] for a, _, c in value_paths if c == l) for l in range(len(head))]
+    first = couplings(len(widths), max_degree, range(len(widths)))
+    channels = [_num_channels(first, widths, l) for l in range(len(widths))]
+    # the published network multiplies values to all degrees of the heads
+    second = couplings(len(widths), max_degree, range(len(head)))
+    value_channels = [_num_channels(second, widths, l) for l in range(len(head))]
     value_widths = [heads * width for width in head]
     values = _linear(weights, f"{name}.sep_value.lin", value_channels, value_widths)
-    path_weights = np.split(
-        weights(f"{name}.sep_value.dtp.tp.weight", sum(widths[a] for a, _, _ in value_paths)),
-        np.cumsum([widths[a] for a, _, _ in value_paths])[:-1],
-    )
     wanted = [l for l in range(len(head)) if l < len(outputs) and outputs[l]]
-    path_weights = [w for w, (_, _, c) in zip(path_weights, value_paths) if c in wanted]
-    kept = {f"kernel_{l}" for l in wanted} | ({"bias"} if 0 in wanted else set())
+    order = _order(second, widths)
+    kept = [order[k] for c, part in _split(second, widths) if c.target in wanted for k in part]
+    names = {f"kernel_{l}" for l in wanted} | ({"bias"} if 0 in wanted else set())
     return {
         "merge_source": _linear(weights, f"{name}.merge_src", inputs, widths),
         "merge_target": _linear(weights, f"{name}.merge_dst", inputs, widths),
-        "radial": _radial(weights, f"{name}.sep_act.dtp_rad", [widths[a] for a, _, _ in paths]),
+        "radial": _radial(weights, f"{name}.sep_act.dtp_rad", _order(first, widths)),
         "attention": _linear(weights, f"{name}.sep_alpha", channels[:1], [heads * head[0]]),
         "attention_vector": weights(f"{name}.alpha_dot").reshape(heads, head[0]),
         "hidden": _linear(weights, f"{name}.sep_act.lin", channels, gate_inputs(widths)),
-        "values": {k: v for k, v in values.items() if k in kept},
+        "value_weights": weights(f"{name}.sep_value.dtp.tp.weight", len(order))[kept],
+        "values": {name: kernel for name, kernel in values.items() if name in names},
         "project": _linear(weights, f"{name}.proj", value_widths, outputs),
-    } | {f"value_path_{n}": w for n, w in enumerate(path_weights)}
+    }
 
 
 def _energy(weights: RecordedWeights, width: int, avg_num_atoms: float) -> dict[str, Any]:

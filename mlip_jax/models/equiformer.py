@@ -163,9 +163,8 @@ class Model(nn.Module):
             )
         edge = pairs(graph, undirected=False)
         distances = safe_norm(edge.displacements)
-        harmonics = spherical_harmonics(
-            unit_vectors(edge.displacements, distances), self.max_degree
-        )
+        unit = unit_vectors(edge.displacements, distances)
+        harmonics = jnp.concatenate(spherical_harmonics(unit, self.max_degree), axis=1)
         if self.radial_basis == "gaussian":
             radial = LearnedGaussians(self.num_radial, name="radial_basis")(distances / self.cutoff)
         else:

@@ -6,13 +6,14 @@ cross product of two vectors, so mirror images are not equivalent. Signs are tho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from math import sqrt
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mlip_jax.graphs.graph import Pairs
 from mlip_jax.models.layers.basic import Dense, gather, segment_sum
@@ -30,15 +31,20 @@ class EdgeInputs(NamedTuple):
 
     Attributes:
       pairs: Directed pairs.
-      harmonics: Spherical harmonics of each degree, shape (E, 2l + 1).
+      harmonics: Spherical harmonics of all degrees, shape (E, M).
       radial: Radial functions, shape (E, K).
       envelope: Cutoff function, shape (E,); zero for padding edges.
     """
 
     pairs: Pairs
-    harmonics: Sequence[jax.Array]
+    harmonics: jax.Array
     radial: jax.Array
     envelope: jax.Array
+
+    @property
+    def max_degree(self) -> int:
+        """Largest degree of the harmonics."""
+        return math.isqrt(self.harmonics.shape[1]) - 1
 
 
 def smooth_leaky_relu(x: jax.Array) -> jax.Array:
@@ -104,7 +110,7 @@ class RadialWeights(nn.Module):
 
     Attributes:
       hidden: Widths of the hidden layers.
-      widths: Numbers of weights of the paths.
+      widths: Widths of the parts of the output.
     """
 
     hidden: Sequence[int]
@@ -112,36 +118,69 @@ class RadialWeights(nn.Module):
 
     @nn.compact
     def __call__(self, radial: jax.Array) -> list[jax.Array]:
-        """Compute the weights of each path, shape (E, channels)."""
+        """Compute the parts of the output, shape (E, width) each."""
         for n, width in enumerate(self.hidden):
             radial = Dense(width, name=f"layer_{n}")(radial)
             norm = nn.LayerNorm(epsilon=1e-5, dtype=radial.dtype, name=f"norm_{n}")
             radial = jax.nn.silu(norm(radial))
-        # one product for each path, so that no array of edges is split
-        return [Dense(width, name=f"path_{n}")(radial) for n, width in enumerate(self.widths)]
+        shape = (radial.shape[-1], sum(self.widths))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(radial.dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:]).astype(radial.dtype)
+        # one product for each part, so that no array of edges is split
+        return [
+            radial @ k + b for k, b in zip(parts(kernel, self.widths), parts(bias, self.widths))
+        ]
 
 
-def coupled(
-    sources: Sequence[int], max_degree: int, targets: Sequence[int]
-) -> list[tuple[int, ...]]:
-    """Return the paths (source, degree of the harmonics, target) of a product, in e3nn's order."""
-    return [
-        (a, b, c)
-        for a in sources
-        for b in range(max_degree + 1)
-        for c in range(abs(a - b), a + b + 1)
-        if c in targets
-    ]
+def parts(array: jax.Array, widths: Sequence[int]) -> list[jax.Array]:
+    """Split the last axis of an array."""
+    return jnp.split(array, np.cumsum(widths)[:-1].tolist(), axis=-1)
 
 
-def multiply(x: jax.Array, harmonics: Sequence[jax.Array], path: tuple[int, ...]) -> jax.Array:
-    """Couple each channel of one degree with harmonics: (E, 2a + 1, C) -> (E, 2c + 1, C)."""
-    a, b, c = path
-    if b == 0:
-        return x
-    matrix = jnp.asarray(coupling(a, b, c, old_signs=True), x.dtype)
-    matrix = jnp.tensordot(harmonics[b], matrix, ((1,), (1,)))  # (E, 2a + 1, 2c + 1)
-    return jnp.sum(matrix[..., None] * x[:, :, None, :], axis=1)
+class Coupling(NamedTuple):
+    """Products of one degree with harmonics that have the same degree.
+
+    Attributes:
+      target: Degree of the products.
+      source: Degree that is multiplied.
+      harmonics: Degrees of the harmonics.
+    """
+
+    target: int
+    source: int
+    harmonics: tuple[int, ...]
+
+    def __call__(self, x: jax.Array, harmonics: jax.Array) -> jax.Array:
+        """Multiply each channel with the harmonics.
+
+        Args:
+          x: Features of the source degree, shape (E, 2a + 1, C).
+          harmonics: Spherical harmonics of all degrees, shape (E, M).
+
+        Returns:
+          Products, shape (E, 2l + 1, number of harmonics' degrees times C).
+        """
+        size, count = 2 * self.target + 1, len(self.harmonics)
+        tensor = np.zeros((harmonics.shape[1], 2 * self.source + 1, size, count))
+        for n, b in enumerate(self.harmonics):
+            values = coupling(self.source, b, self.target, old_signs=True)
+            tensor[b * b : (b + 1) ** 2, :, :, n] = values.transpose(1, 0, 2)
+        matrix = jnp.asarray(tensor.reshape(len(tensor), -1), x.dtype)
+        # the default precision of some devices, bfloat16 or TF32, is too low for geometry
+        matrix = jnp.matmul(harmonics, matrix, precision=jax.lax.Precision.HIGHEST)
+        matrix = matrix.reshape(-1, *tensor.shape[1:], 1)  # (E, 2a + 1, 2l + 1, count, 1)
+        products = jnp.sum(matrix * x[:, :, None, None, :], axis=1)
+        return products.reshape(-1, size, count * x.shape[-1])
+
+
+def couplings(num_sources: int, max_degree: int, targets: Sequence[int]) -> list[Coupling]:
+    """Return the products of degrees below `num_sources` with harmonics up to `max_degree`."""
+    found = []
+    for target in targets:
+        for a in range(num_sources):
+            degrees = range(abs(a - target), min(a + target, max_degree) + 1)
+            found += [Coupling(target, a, tuple(degrees))] if degrees else []
+    return found
 
 
 def gate(features: ByDegree, widths: Sequence[int]) -> dict[int, jax.Array]:
@@ -202,14 +241,13 @@ class GraphAttention(nn.Module):
 
     def _weighted_products(self, messages, edge: EdgeInputs) -> dict[int, list[jax.Array]]:
         """Multiply messages with harmonics and with weights from the distance."""
-        targets = sorted({0, *(l for l, width in enumerate(self.widths) if width)})
-        paths = coupled(sorted(messages), len(edge.harmonics) - 1, targets)
-        widths = tuple(messages[a].shape[-1] for a, _, _ in paths)
+        found = couplings(len(self.widths), edge.max_degree, range(len(self.widths)))
+        widths = tuple(len(c.harmonics) * self.widths[c.source] for c in found)
         weights = RadialWeights(self.radial_widths, widths, name="radial")(edge.radial)
         blocks = {}
-        for path, weight in zip(paths, weights):
-            product = multiply(messages[path[0]], edge.harmonics, path)
-            blocks.setdefault(path[2], []).append(product * weight[:, None])
+        for c, weight in zip(found, weights):
+            product = c(messages[c.source], edge.harmonics) * weight[:, None]
+            blocks.setdefault(c.target, []).append(product)
         return blocks
 
     def _attention(self, scalars, edge: EdgeInputs, num: int) -> jax.Array:
@@ -239,13 +277,14 @@ class GraphAttention(nn.Module):
             self.num_heads * width if l < len(self.out_widths) and self.out_widths[l] else 0
             for l, width in enumerate(self.head_widths)
         ]
-        targets = [l for l, width in enumerate(widths) if width]
+        found = couplings(len(self.widths), edge.max_degree, [l for l, w in enumerate(widths) if w])
+        sizes = [len(c.harmonics) * self.widths[c.source] for c in found]
+        table = self.param("value_weights", nn.initializers.normal(1.0), (sum(sizes),))
         blocks = {}
-        for n, path in enumerate(coupled(sorted(gated), len(edge.harmonics) - 1, targets)):
-            x = gated[path[0]]
-            weight = self.param(f"value_path_{n}", nn.initializers.normal(1.0), x.shape[-1:])
-            product = multiply(x, edge.harmonics, path) * weight.astype(x.dtype)
-            blocks.setdefault(path[2], []).append(product)
+        for c, weight in zip(found, parts(table, sizes)):
+            x = gated[c.source]
+            product = c(x, edge.harmonics) * weight.astype(x.dtype)
+            blocks.setdefault(c.target, []).append(product)
         return DegreeLinear(widths, name="values")(blocks)
 
     def _sum_over_neighbors(self, values, weights, edge: EdgeInputs, num: int):
@@ -309,19 +348,15 @@ class DegreeEmbedding(nn.Module):
     @nn.compact
     def __call__(self, edge: EdgeInputs, num: int) -> dict[int, jax.Array]:
         width, receivers = self.widths[0], edge.pairs.receivers
-        names = [l for l in range(len(edge.harmonics)) if l < len(self.widths) and self.widths[l]]
-        weights = RadialWeights(self.radial_widths, [width] * len(names), name="radial")(
-            edge.radial
-        )
+        num_degrees = min(edge.max_degree + 1, len(self.widths))
+        network = RadialWeights(self.radial_widths, [width] * num_degrees, name="radial")
         constant = self.param("constant", nn.initializers.normal(1.0), (width,))
-        norm, sums = 1.0 / sqrt(self.avg_num_neighbors), {}
-        for l, weight in zip(names, weights):
+        norm, sums = 1.0 / math.sqrt(self.avg_num_neighbors), {}
+        for l, weight in enumerate(network(edge.radial)):
             weight = weight * (edge.envelope[:, None] * norm)
-            terms = [
-                segment_sum(weight * edge.harmonics[l][:, m, None], receivers, num)
-                for m in range(2 * l + 1)
-            ]
-            sums[l] = [jnp.stack(terms, axis=1) * constant.astype(weight.dtype)]
+            harmonics = edge.harmonics[:, l * l : (l + 1) ** 2]
+            total = segment_sum(weight[:, None] * harmonics[..., None], receivers, num)
+            sums[l] = [total * constant.astype(total.dtype)]
         out = DegreeLinear(self.widths, use_bias=False, name="project")(sums)
         # each neighbor adds the bias of the projection
         bias = self.param("bias", nn.initializers.zeros, (width,)).astype(edge.envelope.dtype)
