@@ -54,8 +54,9 @@ def evaluate(
 ) -> Evaluation:
     """Compute energies, forces and, optionally, stress of a padded batch.
 
-    Energies include those of further terms. Forces are minus the gradient. The function is pure;
-    call it under jit.
+    Energies include those of further terms. Forces are minus the gradient of the energy. A model
+    with direct forces predicts its part of them instead; those of further terms stay minus their
+    gradient. The function is pure; call it under jit.
 
     Args:
       model: Model that follows the contract of mlip_jax.models.
@@ -65,6 +66,10 @@ def evaluate(
       with_stress: Also compute the stress, the strain derivative of the energy divided by the
         volume. It requires globals["cell"].
       with_forces: If False and there is no stress, nothing is differentiated and forces are zero.
+
+    Raises:
+      ValueError: The stress is requested of a model whose energy has no derivatives (see
+        `has_energy_derivatives`), or a model returns forces although it has no direct forces.
     """
     params, graph = jax.tree.map(
         jnp.asarray, (params, graph)
@@ -72,6 +77,9 @@ def evaluate(
     node_graph = node_graph_index(graph)
     node_mask = jraph.get_node_padding_mask(graph)
     num = graph.n_node.shape[0]
+    direct, with_forces = has_direct_forces(model), with_forces or with_stress
+    if with_stress and not has_energy_derivatives(model):
+        raise ValueError(NO_ENERGY_DERIVATIVES.format(what="stress"))
 
     def total(positions, strain):
         outputs = model.apply(params, _moved(graph, positions, strain, node_graph))
@@ -81,27 +89,58 @@ def evaluate(
             name: jnp.where(node_mask.reshape(-1, *[1] * (values.ndim - 1)), values, 0.0)
             for name, values in outputs.properties.items()
         }
-        return energies.sum(), (energies, properties)
+        _check_forces(model, outputs)
+        return energies.sum(), (energies, properties, outputs)
 
+    def total_of_terms(positions):
+        further = model.apply(params, _moved(graph, positions, None, node_graph)).terms
+        return jnp.where(node_mask, sum(further.values()), 0.0).sum()
+
+    # by_positions (N, 3) and by_strain (G, 3, 3) are derivatives of the energy, zero if not needed
     positions = graph.nodes["positions"]
-    if not (with_stress or with_forces):
-        _, (energies, properties) = total(positions, None)
-        gradient, stress = jnp.zeros_like(positions), None
-    elif not with_stress:
-        gradient, (energies, properties) = jax.grad(total, has_aux=True)(positions, None)
-        stress = None
-    else:
-        # stress = d energy / d strain / volume; graphs without a cell are divided by 1, not by 0
-        strain = jnp.zeros((num, 3, 3), positions.dtype)
-        (gradient, by_strain), (energies, properties) = jax.grad(total, (0, 1), has_aux=True)(
-            positions, strain
+    by_positions, by_strain = jnp.zeros_like(positions), jnp.zeros((num, 3, 3), positions.dtype)
+    if with_stress and direct:
+        by_strain, (energies, properties, outputs) = jax.grad(total, 1, has_aux=True)(
+            positions, by_strain
         )
-        volume = jnp.abs(jnp.linalg.det(graph.globals["cell"]))
-        by_strain = 0.5 * (by_strain + by_strain.transpose(0, 2, 1))
-        stress = by_strain / jnp.where(volume > 0, volume, 1.0)[:, None, None]
-    forces = jnp.where(node_mask[:, None], -gradient, 0.0)
+    elif with_stress:
+        (by_positions, by_strain), (energies, properties, outputs) = jax.grad(
+            total, (0, 1), has_aux=True
+        )(positions, by_strain)
+    elif with_forces and not direct:
+        by_positions, (energies, properties, outputs) = jax.grad(total, has_aux=True)(
+            positions, None
+        )
+    else:
+        _, (energies, properties, outputs) = total(positions, None)
+    forces = -by_positions
+    if with_forces and direct:
+        forces = outputs.forces * energy_scale
+        if outputs.terms:
+            forces = forces - jax.grad(total_of_terms)(positions)
+    forces = jnp.where(node_mask[:, None], forces, 0.0)
     energy = jax.ops.segment_sum(energies, node_graph, num, indices_are_sorted=True)
-    return Evaluation(energy, forces, energies, stress, properties)
+    return Evaluation(
+        energy, forces, energies, _stress(by_strain, graph) if with_stress else None, properties
+    )
+
+
+def _check_forces(model, outputs) -> None:
+    """Raise ValueError if a model returns forces without having direct forces, or the reverse."""
+    direct = has_direct_forces(model)
+    if direct != (outputs.forces is not None):
+        raise ValueError(
+            f"{type(model).__module__}: direct_forces is {direct}, but the model returns "
+            f"{'no ' if direct else ''}forces; a model returns forces if and only if it is set"
+        )
+
+
+def _stress(by_strain, graph):
+    """Return the stress (G, 3, 3): d energy / d strain / volume."""
+    # graphs without a cell are divided by 1, not by 0
+    volume = jnp.abs(jnp.linalg.det(graph.globals["cell"]))
+    by_strain = 0.5 * (by_strain + by_strain.transpose(0, 2, 1))
+    return by_strain / jnp.where(volume > 0, volume, 1.0)[:, None, None]
 
 
 def hessian_columns(
@@ -113,7 +152,8 @@ def hessian_columns(
 ) -> jax.Array:
     """Compute derivatives of the energy's gradient along displacements of the atoms (eV/Å²).
 
-    With unit vectors as directions these are columns of the Hessian. The function is pure. It uses
+    With unit vectors as directions these are columns of the Hessian, also if the forces are not the
+    gradient. The function is pure. It uses
     forward-over-reverse mode: the gradient is linearized once, its intermediate values are kept,
     and each direction costs about one evaluation.
 
@@ -123,12 +163,18 @@ def hessian_columns(
 
     Returns:
       Derivatives, shape (C, N, 3).
+
+    Raises:
+      ValueError: The energy of the model has no derivatives (see `has_energy_derivatives`).
     """
+    if not has_energy_derivatives(model):
+        raise ValueError(NO_ENERGY_DERIVATIVES.format(what="Hessian"))
     params, graph = jax.tree.map(jnp.asarray, (params, graph))
 
+    @jax.grad
     def gradient(positions):
         moved = graph._replace(nodes={**graph.nodes, "positions": positions})
-        return -evaluate(model, params, moved, energy_scale).forces
+        return evaluate(model, params, moved, energy_scale, with_forces=False).energy.sum()
 
     _, derivative = jax.linearize(gradient, graph.nodes["positions"])
     return jax.vmap(derivative)(directions)
@@ -227,6 +273,22 @@ class Potential:
         """Cutoff of long-range pairs (Å); see the function `long_range_cutoff`."""
         return long_range_cutoff(self.model)
 
+    @property
+    def conservative(self) -> bool:
+        """Whether forces are minus the gradient of the energy; see `is_conservative`."""
+        return is_conservative(self.model)
+
+    @property
+    def origin_of_forces(self) -> str:
+        """Origin of the forces in words, for reports and messages."""
+        if self.conservative:
+            return "minus the gradient of the energy"
+        return (
+            "predicted directly"
+            if has_direct_forces(self.model)
+            else "a part of the gradient of the energy"
+        )
+
     def digest(self) -> str:
         """Return a short digest of model, parameters and reference energies.
 
@@ -312,6 +374,35 @@ def long_range_cutoff(model: nn.Module) -> float | None:
     It is inf if the model needs all pairs and None if it needs none.
     """
     return getattr(model, "long_range_cutoff", None)
+
+
+def has_direct_forces(model: nn.Module) -> bool:
+    """Return whether a model predicts forces (`AtomOutputs.forces`) in addition to energies."""
+    return getattr(model, "direct_forces", False)
+
+
+def is_conservative(model: nn.Module) -> bool:
+    """Return whether the forces of a model are minus the gradient of its energy.
+
+    Direct forces are not. A model may declare others with the property `conservative`.
+    """
+    return getattr(model, "conservative", not has_direct_forces(model))
+
+
+def has_energy_derivatives(model: nn.Module) -> bool:
+    """Return whether derivatives of the energy (stress, Hessian) are available.
+
+    They are unless the model differentiates its energy only in part (so it is not conservative)
+    and has no direct forces.
+    """
+    return is_conservative(model) or has_direct_forces(model)
+
+
+# Message of functions that require derivatives of the energy.
+NO_ENERGY_DERIVATIVES = (
+    "this model has no {what}: its forces are only a part of the gradient of its energy (the "
+    "property `conservative` of its class is False)"
+)
 
 
 def _options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -132,6 +132,16 @@ class WithTerms(nn.Module):
         ]
         return max(cutoffs, default=None)
 
+    @property
+    def direct_forces(self) -> bool:
+        """Whether the model predicts forces; those of the terms are minus their gradient."""
+        return getattr(self.model, "direct_forces", False)
+
+    @property
+    def conservative(self) -> bool:
+        """Whether forces are minus the gradient of the energy; see potential.is_conservative."""
+        return getattr(self.model, "conservative", not self.direct_forces)
+
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:
         outputs = self.model(graph)

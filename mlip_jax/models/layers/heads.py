@@ -22,12 +22,16 @@ class AtomOutputs(NamedTuple):
       terms: Atomic energies (eV) of further terms (mlip_jax/terms) by name, shape (N,) each.
       properties: Per-atom predictions by name, shape (N,) each: "partial_charges" (e),
         "hirshfeld_ratios".
+      forces: Predicted forces in units of the energy scale per Å, shape (N, 3), of a model with
+        `direct_forces`. They turn with the structure. None: forces are minus the gradient of the
+        energy.
     """
 
     energies: jax.Array
     features: jax.Array
     terms: dict[str, jax.Array] = {}
     properties: dict[str, jax.Array] = {}
+    forces: jax.Array | None = None
 
 
 class AtomicEnergy(nn.Module):

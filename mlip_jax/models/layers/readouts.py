@@ -159,6 +159,16 @@ class PropertyModel(nn.Module):
         """Cutoff of long-range pairs of the backbone (Å); see potential.long_range_cutoff."""
         return getattr(self.backbone, "long_range_cutoff", None)
 
+    @property
+    def direct_forces(self) -> bool:
+        """Whether the backbone predicts forces; see potential.has_direct_forces."""
+        return getattr(self.backbone, "direct_forces", False)
+
+    @property
+    def conservative(self) -> bool:
+        """Whether forces are minus the gradient of the energy; see potential.is_conservative."""
+        return getattr(self.backbone, "conservative", not self.direct_forces)
+
     def setup(self):
         """Create the readouts."""
         for name, options in self.heads:
