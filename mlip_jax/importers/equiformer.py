@@ -16,7 +16,7 @@ import numpy as np
 
 from mlip_jax import models
 from mlip_jax.importers.formats import weights as weight_files
-from mlip_jax.importers.formats.recorded import RecordedWeights
+from mlip_jax.importers.formats.torch_weights import TorchWeights
 from mlip_jax.importers.formats.weights import WeightsError, check_shapes
 from mlip_jax.models.layers.graph_attention import Coupling, couplings, gate_inputs
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
@@ -31,6 +31,8 @@ _REQUIRED = (
     "irreps_mlp_mid",
 )
 _REQUIRED += ("num_layers", "num_heads", "max_radius", "avg_num_nodes", "avg_degree")
+_REQUIRED += ("number_of_basis", "fc_neurons")
+_OPTIONAL = ("irreps_pre_attn", "rescale_degree")
 _ALLOWED = {
     "nonlinear_message": (True,),
     "norm_layer": ("layer",),
@@ -48,10 +50,6 @@ _ALLOWED = {
 _IGNORED = {
     "irreps_in",
     "irreps_atom_edge_attr",
-    "irreps_pre_attn",
-    "number_of_basis",
-    "fc_neurons",
-    "rescale_degree",
     "alpha_drop",
     "proj_drop",
     "out_drop",
@@ -64,15 +62,13 @@ _IGNORED = {
 }
 
 
-def load(
-    path: str | Path, config: Mapping[str, Any] | str | Path, energy_unit: float = 1.0
-) -> Potential:
+def load(path: str | Path, config: Mapping[str, Any], energy_unit: float = 1.0) -> Potential:
     """Load a force field from saved weights.
 
     Args:
       path: .npz or .safetensors file with the state dict of the model.
       config: Arguments of the constructor, with the averages `avg_num_nodes` and `avg_degree` that
-        are constants of its file, or the path of a YAML file with them.
+        are constants of its file.
       energy_unit: Energy per unit of the network's energies (eV).
 
     Raises:
@@ -80,8 +76,6 @@ def load(
       ValueError: The weights are not those of Equiformer, or they do not match the arguments.
     """
     path = Path(path)
-    if not isinstance(config, Mapping):
-        config = weight_files.read_yaml(config)
     return potential(weight_files.read(path), config, energy_unit, {"file": path.name})
 
 
@@ -92,14 +86,14 @@ def potential(
     metadata: Mapping[str, Any] | None = None,
 ) -> Potential:
     """Convert a state dict to a force field; for arguments and errors see `load`."""
-    weights = RecordedWeights(state, "Equiformer", "edge_deg_embed.exp.tp.weight")
+    _check_arguments(config)
+    weights = TorchWeights(state, "edge_deg_embed.exp.tp.weight", "Equiformer")
     options = model_options(weights, config)
-    params = model_params(weights, options, float(config["avg_num_nodes"]))
+    embeddings, elements = _embeddings(weights, options)
+    params = embeddings | _layers(weights, options, float(config["avg_num_nodes"]))
     weights.check_all_taken()
     model = models.create("equiformer", **options)
     check_shapes(model, {"params": params})
-    rows = weights("atom_embed.atom_type_lin.tp.weight").size // options["num_features"][0]
-    elements = tuple(range(1, min(rows, MAX_ATOMIC_NUMBER + 1)))
     metadata = {"source": "Equiformer", "statistics": {"elements": list(elements)}} | dict(
         metadata or {}
     )
@@ -109,21 +103,18 @@ def potential(
     )
 
 
-def model_options(weights: RecordedWeights, config: Mapping[str, Any]) -> dict[str, Any]:
+def model_options(weights: TorchWeights, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of models/equiformer.py.
 
     Raises:
       ValueError: An argument is missing or not supported.
     """
-    _check_arguments(config)
     widths = _even_widths(config, "irreps_node_embedding")
     before = config.get("irreps_pre_attn")
     if before is not None and _even_widths(config, "irreps_pre_attn") != widths:
         raise ValueError(f"irreps_pre_attn must be irreps_node_embedding, received {before!r}")
     if set(_even_widths(config, "irreps_sh")) != {1}:
         raise ValueError(f"irreps_sh must be '1x0e+1x1e+...', received {config['irreps_sh']!r}")
-    tags = "tag_embed.atom_type_lin.tp.weight"
-    first = weights("edge_deg_embed.rad.net.0.weight")
     return {
         "num_features": widths,
         "num_layers": int(config["num_layers"]),
@@ -135,11 +126,11 @@ def model_options(weights: RecordedWeights, config: Mapping[str, Any]) -> dict[s
         "cutoff": float(config["max_radius"]),
         "cutoff_fn": "step",
         "radial_basis": "gaussian" if "rbf.mean" in weights else "expnorm",
-        "num_radial": first.shape[1],
-        "radial_widths": (first.shape[0], weights("edge_deg_embed.rad.net.3.weight").shape[0]),
+        "num_radial": int(config["number_of_basis"]),
+        "radial_widths": tuple(config["fc_neurons"]),
         "avg_num_neighbors": float(config["avg_degree"]),
         "rescale_degree": bool(config.get("rescale_degree", False)),
-        "num_tags": weights(tags).size // widths[0] if tags in weights else 0,
+        "num_tags": 3 if "tag_embed.atom_type_lin.tp.weight" in weights else 0,
         "learned_shift": False,
         "direct_forces": "auxiliary_head.alpha_dot" in weights,
     }
@@ -157,7 +148,7 @@ def _check_arguments(config) -> None:
             raise ValueError(
                 f"argument {name} must be {' or '.join(map(repr, allowed))}, received {config[name]!r}"
             )
-    unknown = sorted(set(config) - _IGNORED - set(_ALLOWED) - set(_REQUIRED))
+    unknown = sorted(set(config) - _IGNORED - {*_ALLOWED, *_REQUIRED, *_OPTIONAL})
     if unknown:
         raise ValueError(f"arguments {', '.join(unknown)} of the model are not supported")
 
@@ -173,23 +164,23 @@ def _even_widths(config, name) -> tuple[int, ...]:
     return tuple(int(block[1]) for block in blocks)
 
 
-def model_params(
-    weights: RecordedWeights, options: Mapping[str, Any], avg_num_atoms: float
+def _layers(
+    weights: TorchWeights, options: Mapping[str, Any], avg_num_atoms: float
 ) -> dict[str, Any]:
-    """Convert weights to parameters of models/equiformer.py."""
+    """Return the parameters of everything except the embeddings of elements and tags."""
     widths, final, num_layers = (
         options["num_features"],
         options["final_features"],
         options["num_layers"],
     )
     hidden = options["hidden_features"]
-    params = _embeddings(weights, widths) | {"degree": _degree_embedding(weights, options)}
+    params: dict[str, Any] = {"degree": _degree_embedding(weights, options)}
     if options["radial_basis"] == "gaussian":
         params["radial_basis"] = {
-            "mean": weights("rbf.mean").reshape(-1),
-            "width": weights("rbf.std").reshape(-1),
-            "weight": weights("rbf.weight").reshape(()),
-            "bias": weights("rbf.bias").reshape(()),
+            "mean": weights.take("rbf.mean").reshape(-1),
+            "width": weights.take("rbf.std").reshape(-1),
+            "weight": weights.take("rbf.weight").reshape(()),
+            "bias": weights.take("rbf.bias").reshape(()),
         }
     else:
         _check_expnorm(weights, options["cutoff"])
@@ -212,21 +203,25 @@ def model_params(
     return params
 
 
-def _embeddings(weights: RecordedWeights, widths) -> dict[str, np.ndarray]:
-    """Return the embeddings of elements and of tags; the first includes the biases of both."""
-    rows = weights("atom_embed.atom_type_lin.tp.weight").reshape(-1, widths[0])[
-        : MAX_ATOMIC_NUMBER + 1
-    ]
-    table = np.zeros((MAX_ATOMIC_NUMBER + 1, widths[0]), rows.dtype)
+def _embeddings(weights: TorchWeights, options):
+    """Return the embeddings of elements and of tags, and the elements that have one.
+
+    The first includes the biases of both.
+    """
+    width = options["num_features"][0]
+    rows = weights.take("atom_embed.atom_type_lin.tp.weight").reshape(-1, width)
+    rows = rows[: MAX_ATOMIC_NUMBER + 1]
+    table = np.zeros((MAX_ATOMIC_NUMBER + 1, width), rows.dtype)
     table[: len(rows)] = rows
-    table = table + weights("atom_embed.atom_type_lin.bias.0")
-    if "tag_embed.atom_type_lin.tp.weight" not in weights:
-        return {"embedding": table}
-    tags = weights("tag_embed.atom_type_lin.tp.weight").reshape(-1, widths[0])
-    return {"embedding": table + weights("tag_embed.atom_type_lin.bias.0"), "tags": tags}
+    params = {"embedding": table + weights.take("atom_embed.atom_type_lin.bias.0", width)}
+    if options["num_tags"]:
+        name = "tag_embed.atom_type_lin"
+        params["tags"] = weights.take(f"{name}.tp.weight", 3 * width).reshape(3, width)
+        params["embedding"] += weights.take(f"{name}.bias.0", width)
+    return params, tuple(range(1, len(rows)))
 
 
-def _degree_embedding(weights: RecordedWeights, options) -> dict[str, Any]:
+def _degree_embedding(weights: TorchWeights, options) -> dict[str, Any]:
     """Return the parameters of the first features.
 
     The published network multiplies constant scalars, and vectors that are zero, with harmonics.
@@ -241,7 +236,7 @@ def _degree_embedding(weights: RecordedWeights, options) -> dict[str, Any]:
     # the products of scalars are the first ones of each degree, both here and there
     kept = [k for c, part in _split(found, widths) if c.source == 0 for k in part]
     return {
-        "constant": weights(f"{name}.exp.tp.weight") + weights(f"{name}.exp.bias.0"),
+        "constant": weights.take(f"{name}.exp.tp.weight") + weights.take(f"{name}.exp.bias.0"),
         "radial": radial | {"kernel": radial["kernel"][:, kept], "bias": radial["bias"][kept]},
         "project": {f"kernel_{l}": project[f"kernel_{l}"][: widths[0]] for l in range(num)},
         "bias": project["bias"],
@@ -272,54 +267,54 @@ def _order(found: Sequence[Coupling], widths: Sequence[int]) -> np.ndarray:
     return np.concatenate([starts[path] + np.arange(widths[path[0]]) for path in paths])
 
 
-def _check_expnorm(weights: RecordedWeights, cutoff: float) -> None:
+def _check_expnorm(weights: TorchWeights, cutoff: float) -> None:
     """Raise WeightsError if the stored basis is not that of the model."""
-    means, low = weights("rbf.means"), np.exp(-cutoff)
+    means, low = weights.take("rbf.means"), np.exp(-cutoff)
     num = len(means)
     steepness = (2.0 / num * (1.0 - low)) ** -2
     same = np.allclose(means, np.linspace(low, 1.0, num), atol=1e-6)
-    if not (same and np.allclose(weights("rbf.betas"), steepness, rtol=1e-5)):
+    if not (same and np.allclose(weights.take("rbf.betas"), steepness, rtol=1e-5)):
         raise WeightsError(f"rbf.means and rbf.betas are not those of a cutoff of {cutoff} Å")
 
 
-def _linear(weights: RecordedWeights, name: str, inputs: Sequence[int], outputs: Sequence[int]):
+def _linear(weights: TorchWeights, name: str, inputs: Sequence[int], outputs: Sequence[int]):
     """Return the kernels of each degree, and the bias of the scalars if there is one."""
     shapes = {l: (a, b) for l, (a, b) in enumerate(zip(inputs, outputs)) if a and b}
-    flat = weights(f"{name}.tp.weight", sum(a * b for a, b in shapes.values())).reshape(-1)
+    flat = weights.take(f"{name}.tp.weight", sum(a * b for a, b in shapes.values())).reshape(-1)
     params, start = {}, 0
     for l, shape in shapes.items():
         size = shape[0] * shape[1]
         params[f"kernel_{l}"] = flat[start : start + size].reshape(shape)
         start += size
     if f"{name}.bias.0" in weights:
-        params["bias"] = weights(f"{name}.bias.0", outputs[0])
+        params["bias"] = weights.take(f"{name}.bias.0", outputs[0])
     return params
 
 
-def _norm(weights: RecordedWeights, name: str, widths: Sequence[int]) -> dict[str, np.ndarray]:
+def _norm(weights: TorchWeights, name: str, widths: Sequence[int]) -> dict[str, np.ndarray]:
     """Return scales of each degree and the bias of the scalars."""
-    scales = np.split(weights(f"{name}.affine_weight", sum(widths)), np.cumsum(widths)[:-1])
+    scales = np.split(weights.take(f"{name}.affine_weight", sum(widths)), np.cumsum(widths)[:-1])
     params = {f"scale_{l}": values for l, values in enumerate(scales)}
-    return params | {"bias": weights(f"{name}.affine_bias", widths[0])}
+    return params | {"bias": weights.take(f"{name}.affine_bias", widths[0])}
 
 
-def _radial(weights: RecordedWeights, name: str, order: np.ndarray) -> dict[str, Any]:
+def _radial(weights: TorchWeights, name: str, order: np.ndarray) -> dict[str, Any]:
     """Return the parameters of a network of the radial functions."""
     params: dict[str, Any] = {}
     for n, layer in enumerate((0, 3)):
         params[f"layer_{n}"] = {
-            "kernel": weights(f"{name}.net.{layer}.weight").T,
-            "bias": weights(f"{name}.net.{layer}.bias"),
+            "kernel": weights.take(f"{name}.net.{layer}.weight").T,
+            "bias": weights.take(f"{name}.net.{layer}.bias"),
         }
         params[f"norm_{n}"] = {
-            "scale": weights(f"{name}.net.{layer + 1}.weight"),
-            "bias": weights(f"{name}.net.{layer + 1}.bias"),
+            "scale": weights.take(f"{name}.net.{layer + 1}.weight"),
+            "bias": weights.take(f"{name}.net.{layer + 1}.bias"),
         }
-    kernel, bias = weights(f"{name}.net.6.weight"), weights(f"{name}.offset", len(order))
+    kernel, bias = weights.take(f"{name}.net.6.weight"), weights.take(f"{name}.offset", len(order))
     return params | {"kernel": kernel[order].T, "bias": bias[order]}
 
 
-def _attention(weights: RecordedWeights, name: str, options, inputs, outputs) -> dict[str, Any]:
+def _attention(weights: TorchWeights, name: str, options, inputs, outputs) -> dict[str, Any]:
     """Return the parameters of an attention layer.
 
     The force head has no scalars in its output, so what leads only to them is left out.
@@ -342,25 +337,25 @@ def _attention(weights: RecordedWeights, name: str, options, inputs, outputs) ->
         "merge_target": _linear(weights, f"{name}.merge_dst", inputs, widths),
         "radial": _radial(weights, f"{name}.sep_act.dtp_rad", _order(first, widths)),
         "attention": _linear(weights, f"{name}.sep_alpha", channels[:1], [heads * head[0]]),
-        "attention_vector": weights(f"{name}.alpha_dot").reshape(heads, head[0]),
+        "attention_vector": weights.take(f"{name}.alpha_dot").reshape(heads, head[0]),
         "hidden": _linear(weights, f"{name}.sep_act.lin", channels, gate_inputs(widths)),
-        "value_weights": weights(f"{name}.sep_value.dtp.tp.weight", len(order))[kept],
+        "value_weights": weights.take(f"{name}.sep_value.dtp.tp.weight", len(order))[kept],
         "values": {name: kernel for name, kernel in values.items() if name in names},
         "project": _linear(weights, f"{name}.proj", value_widths, outputs),
     }
 
 
-def _energy(weights: RecordedWeights, width: int, avg_num_atoms: float) -> dict[str, Any]:
+def _energy(weights: TorchWeights, width: int, avg_num_atoms: float) -> dict[str, Any]:
     """Return the energy head; its last layer includes the factors of activation and energy."""
     norm = 1.0 / sqrt(avg_num_atoms)
-    kernel = weights("head.2.tp.weight").reshape(-1, 1).astype(np.float64)
+    kernel = weights.take("head.2.tp.weight").reshape(-1, 1).astype(np.float64)
     return {
         "hidden": {
-            "kernel": weights("head.0.tp.weight").reshape(width, -1),
-            "bias": weights("head.0.bias.0"),
+            "kernel": weights.take("head.0.tp.weight").reshape(width, -1),
+            "bias": weights.take("head.0.bias.0"),
         },
         "final": {
             "kernel": kernel * (NORMALIZATION["silu"] * norm),
-            "bias": weights("head.2.bias.0").astype(np.float64) * norm,
+            "bias": weights.take("head.2.bias.0").astype(np.float64) * norm,
         },
     }

@@ -34,13 +34,13 @@ from mlip_jax.graphs.graph import Pairs, pairs
 from mlip_jax.models.layers.allegro_paths import layer_irreps, product_tensor
 from mlip_jax.models.layers.basic import (
     gather,
-    polynomial_cutoff,
+    polynomial_envelope,
     safe_norm,
     segment_sum,
     unit_vectors,
 )
 from mlip_jax.models.layers.factored import Factored, FactoredMLP, uniform
-from mlip_jax.models.layers.heads import AtomOutputs, scale_and_shift
+from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER, AtomOutputs
 from mlip_jax.models.layers.tensor_products.couplings import spherical_harmonics
 from mlip_jax.models.layers.tensor_products.linear import element_index
 
@@ -71,7 +71,7 @@ class Model(nn.Module):
       radial_roots: Roots n of the Bessel functions sin(n pi d / cutoff), num_radial of them; None:
         1, 2, ....
       learned_roots: Whether the roots are trained.
-      cutoff_power: Power p of the envelope of "bessel" (layers.basic.polynomial_cutoff).
+      cutoff_power: Power p of the envelope of "bessel" (layers.basic.polynomial_envelope).
       num_splines: Number of splines.
       spline_span: Number of neighboring splines that overlap.
       embedding_widths: Widths of the hidden layers of the network of the first scalars.
@@ -143,7 +143,7 @@ class Model(nn.Module):
         readout = FactoredMLP(tuple(self.energy_widths), 1, self.zero_init, name="readout")
         energies = segment_sum(readout(latents).value()[:, 0], edge.receivers, len(types))
         energies = energies * norm * float(np.sqrt(0.5))
-        energies = scale_and_shift(self, energies, numbers, self.learned_scale, self.learned_shift)
+        energies = self._scaled(energies, numbers)
         every_degree = [latents[-1].value()] * (self.max_degree + 1)
         features = environments(every_degree, harmonics, edge, len(types)) * norm[:, None, None]
         return AtomOutputs(energies, features[:, None])
@@ -164,6 +164,17 @@ class Model(nn.Module):
                     f"{field} must have {size} numbers for elements={self.elements}, received "
                     f"{len(value)}"
                 )
+
+    def _scaled(self, energies, numbers):
+        """Apply scale and shift of the elements."""
+        size = (MAX_ATOMIC_NUMBER + 1,)
+        if self.learned_scale:
+            scale = self.param("scale", nn.initializers.ones, size)
+            energies = energies * scale.astype(energies.dtype)[numbers]
+        if self.learned_shift:
+            shift = self.param("shift", nn.initializers.zeros, size)
+            energies = energies + shift.astype(energies.dtype)[numbers]
+        return energies
 
     def _norm(self, types, num_types, dtype):
         """Return the factor of sums over the neighbors of each atom, shape (N,)."""
@@ -201,7 +212,7 @@ class Model(nn.Module):
             start = roots
             roots = self.param("radial_roots", lambda _: start.astype(jnp.float32))
             roots = roots.astype(distances.dtype)
-        envelope = polynomial_cutoff(distances, cutoff, self.cutoff_power)
+        envelope = polynomial_envelope(distances, cutoff, self.cutoff_power)
         return roots * jnp.sinc(roots * (distances / cutoff)[:, None]) * envelope[:, None]
 
     def _times_element(self, name, radial, index, num_types) -> Factored:
