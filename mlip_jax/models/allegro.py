@@ -280,11 +280,10 @@ def environments(weights, harmonics, edge: Pairs, num: int) -> jax.Array:
       Sums, shape (N, M, U).
     """
     sums = [
-        segment_sum(weights[l] * values[:, m, None], edge.receivers, num)
-        for l, values in enumerate(harmonics)
-        for m in range(2 * l + 1)
+        segment_sum(w[:, None] * y[..., None], edge.receivers, num)
+        for w, y in zip(weights, harmonics)
     ]
-    return jnp.stack(sums, axis=1)
+    return jnp.concatenate(sums, axis=1)
 
 
 def center_tensor(matrices) -> jax.Array:
@@ -314,11 +313,9 @@ def edge_invariants(tensors, harmonics, centers, edge: Pairs) -> jax.Array:
     Returns:
       Invariants, shape (E, U).
     """
-    invariants = 0.0
-    for l, (tensor, values) in enumerate(zip(tensors, harmonics)):
-        components = [centers[..., l * l + m] for m in range(2 * l + 1)]
-        invariants += tensor * sum(
-            values[:, m, None] * gather(component, edge.receivers)
-            for m, component in enumerate(components)
-        )
+    start, invariants = 0, 0.0
+    for tensor, y in zip(tensors, harmonics):
+        center = jnp.swapaxes(centers[..., start : start + y.shape[1]], 1, 2)  # (N, 2l + 1, U)
+        invariants += tensor * jnp.sum(y[..., None] * gather(center, edge.receivers), axis=1)
+        start += y.shape[1]
     return invariants

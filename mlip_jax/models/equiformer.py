@@ -12,7 +12,7 @@ exponential, and each message is multiplied by the envelope again, so that a sin
 smoothly too.
 
 The energy of a mirror image differs, because features include the cross product of two vectors
-(the property `mirror_symmetric` is False). Dropout is not implemented.
+(see the property `mirror_symmetric`). Dropout is not implemented.
 """
 
 from __future__ import annotations
@@ -100,8 +100,11 @@ class Model(nn.Module):
 
     @property
     def mirror_symmetric(self) -> bool:
-        """Whether mirror images have the same energy."""
-        return False
+        """Whether mirror images have the same energy and mirrored forces.
+
+        One block with vectors makes no number from a cross product, except in the force head.
+        """
+        return self.num_layers == 1 and self.max_degree == 1 and not self.direct_forces
 
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:

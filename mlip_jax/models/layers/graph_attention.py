@@ -71,7 +71,7 @@ class DegreeLinear(nn.Module):
             if not (width and blocks.get(l)):
                 continue
             num_in = sum(block.shape[-1] for block in blocks[l])
-            kernel = self.param(f"kernel_{l}", nn.initializers.lecun_normal(), (num_in, width))
+            kernel = self.param(f"kernel_{l}", nn.initializers.lecun_uniform(), (num_in, width))
             kernel, row, terms = kernel.astype(blocks[l][0].dtype), 0, []
             for block in blocks[l]:
                 terms.append(block @ kernel[row : row + block.shape[-1]])
@@ -124,7 +124,7 @@ class RadialWeights(nn.Module):
             norm = nn.LayerNorm(epsilon=1e-5, dtype=radial.dtype, name=f"norm_{n}")
             radial = jax.nn.silu(norm(radial))
         shape = (radial.shape[-1], sum(self.widths))
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(radial.dtype)
+        kernel = self.param("kernel", nn.initializers.lecun_uniform(), shape).astype(radial.dtype)
         bias = self.param("bias", nn.initializers.zeros, shape[1:]).astype(radial.dtype)
         # one product for each part, so that no array of edges is split
         return [
