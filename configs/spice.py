@@ -40,6 +40,12 @@ MODELS = {
     "equivariant_transformer": dict(
         num_features=128, num_layers=6, num_heads=8, cutoff=5.0, num_radial=64
     ),
+    # PaiNN of the Open Catalyst Project in the sizes of Force2Geo; direct_forces=True predicts forces
+    "painn_oc": dict(
+        num_features=128, num_layers=4, cutoff=5.0, num_radial=128, direct_forces=False
+    ),
+    # Duval et al., ICML 2023, with simple messages; forces are not the gradient of the energy
+    "faenet": dict(num_features=128, num_layers=4, cutoff=6.0, num_radial=50),
 }
 
 

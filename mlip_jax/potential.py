@@ -22,6 +22,13 @@ from ase.data import chemical_symbols
 from mlip_jax import models, terms
 from mlip_jax.checkpoint import CheckpointError, CheckpointStore, Restored, from_arrays
 from mlip_jax.graphs.graph import node_graph_index
+from mlip_jax.models.layers.forces import (
+    NO_ENERGY_DERIVATIVES,
+    check_forces,
+    has_direct_forces,
+    has_energy_derivatives,
+    is_conservative,
+)
 
 BEST = "best"
 
@@ -71,9 +78,8 @@ def evaluate(
       ValueError: The stress is requested of a model whose energy has no derivatives (see
         `has_energy_derivatives`), or a model returns forces although it has no direct forces.
     """
-    params, graph = jax.tree.map(
-        jnp.asarray, (params, graph)
-    )  # a traced index fails on NumPy arrays
+    # a traced index fails on NumPy arrays
+    params, graph = jax.tree.map(jnp.asarray, (params, graph))
     node_graph = node_graph_index(graph)
     node_mask = jraph.get_node_padding_mask(graph)
     num = graph.n_node.shape[0]
@@ -89,50 +95,32 @@ def evaluate(
             name: jnp.where(node_mask.reshape(-1, *[1] * (values.ndim - 1)), values, 0.0)
             for name, values in outputs.properties.items()
         }
-        _check_forces(model, outputs)
-        return energies.sum(), (energies, properties, outputs)
+        check_forces(model, outputs)
+        return energies.sum(), (energies, properties, outputs.forces, outputs.terms)
 
     def total_of_terms(positions):
         further = model.apply(params, _moved(graph, positions, None, node_graph)).terms
         return jnp.where(node_mask, sum(further.values()), 0.0).sum()
 
-    # by_positions (N, 3) and by_strain (G, 3, 3) are derivatives of the energy, zero if not needed
+    # derivatives of the energy by positions (N, 3) and by strain (G, 3, 3), as far as needed
     positions = graph.nodes["positions"]
-    by_positions, by_strain = jnp.zeros_like(positions), jnp.zeros((num, 3, 3), positions.dtype)
-    if with_stress and direct:
-        by_strain, (energies, properties, outputs) = jax.grad(total, 1, has_aux=True)(
-            positions, by_strain
-        )
-    elif with_stress:
-        (by_positions, by_strain), (energies, properties, outputs) = jax.grad(
-            total, (0, 1), has_aux=True
-        )(positions, by_strain)
-    elif with_forces and not direct:
-        by_positions, (energies, properties, outputs) = jax.grad(total, has_aux=True)(
-            positions, None
-        )
+    strain = jnp.zeros((num, 3, 3), positions.dtype) if with_stress else None
+    wanted = ((0,) if with_forces and not direct else ()) + ((1,) if with_stress else ())
+    if wanted:
+        derivatives, outputs = jax.grad(total, wanted, has_aux=True)(positions, strain)
     else:
-        _, (energies, properties, outputs) = total(positions, None)
-    forces = -by_positions
-    if with_forces and direct:
-        forces = outputs.forces * energy_scale
-        if outputs.terms:
+        derivatives, outputs = (), total(positions, None)[1]
+    energies, properties, predicted, further = outputs
+    if direct and with_forces:
+        forces = predicted * energy_scale
+        if further:
             forces = forces - jax.grad(total_of_terms)(positions)
+    else:
+        forces = -derivatives[0] if with_forces else jnp.zeros_like(positions)
+    stress = _stress(derivatives[-1], graph) if with_stress else None
     forces = jnp.where(node_mask[:, None], forces, 0.0)
     energy = jax.ops.segment_sum(energies, node_graph, num, indices_are_sorted=True)
-    return Evaluation(
-        energy, forces, energies, _stress(by_strain, graph) if with_stress else None, properties
-    )
-
-
-def _check_forces(model, outputs) -> None:
-    """Raise ValueError if a model returns forces without having direct forces, or the reverse."""
-    direct = has_direct_forces(model)
-    if direct != (outputs.forces is not None):
-        raise ValueError(
-            f"{type(model).__module__}: direct_forces is {direct}, but the model returns "
-            f"{'no ' if direct else ''}forces; a model returns forces if and only if it is set"
-        )
+    return Evaluation(energy, forces, energies, stress, properties)
 
 
 def _stress(by_strain, graph):
@@ -374,35 +362,6 @@ def long_range_cutoff(model: nn.Module) -> float | None:
     It is inf if the model needs all pairs and None if it needs none.
     """
     return getattr(model, "long_range_cutoff", None)
-
-
-def has_direct_forces(model: nn.Module) -> bool:
-    """Return whether a model predicts forces (`AtomOutputs.forces`) in addition to energies."""
-    return getattr(model, "direct_forces", False)
-
-
-def is_conservative(model: nn.Module) -> bool:
-    """Return whether the forces of a model are minus the gradient of its energy.
-
-    Direct forces are not. A model may declare others with the property `conservative`.
-    """
-    return getattr(model, "conservative", not has_direct_forces(model))
-
-
-def has_energy_derivatives(model: nn.Module) -> bool:
-    """Return whether derivatives of the energy (stress, Hessian) are available.
-
-    They are unless the model differentiates its energy only in part (so it is not conservative)
-    and has no direct forces.
-    """
-    return is_conservative(model) or has_direct_forces(model)
-
-
-# Message of functions that require derivatives of the energy.
-NO_ENERGY_DERIVATIVES = (
-    "this model has no {what}: its forces are only a part of the gradient of its energy (the "
-    "property `conservative` of its class is False)"
-)
 
 
 def _options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,12 +35,12 @@ class ForceFieldAdapter(NamedTuple):
 
     @property
     def direct_forces(self) -> bool:
-        """Whether the model predicts forces; see potential.has_direct_forces."""
+        """Whether the model predicts forces; see layers.forces."""
         return self.model.direct_forces
 
     @property
     def conservative(self) -> bool:
-        """Whether forces are minus the gradient of the energy; see potential.is_conservative."""
+        """Whether forces are minus the gradient of the energy; see layers.forces."""
         return self.model.conservative
 
     def apply(self, params: Any, graph: jraph.GraphsTuple):
