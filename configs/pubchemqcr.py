@@ -20,6 +20,7 @@ in the same time.
 A model after the size ("published,schnet", "small,painn_oc") has the width and depth of the comparison of models in
 Force2Geo (Table 8); "published" then has the batch size of that table, too. painn_oc is the PaiNN that the paper
 trains, with a smooth cutoff; --config.model.options.direct_forces=True predicts forces in place of the gradient.
+equiformer predicts forces, as in the paper.
 """
 
 import ml_collections
@@ -40,6 +41,33 @@ COMPARED = {
     ),
     "schnet": (128, dict(num_features=128, num_layers=4, cutoff=4.5, num_radial=50)),
     "faenet": (64, dict(num_features=128, num_layers=4, cutoff=4.5, num_radial=50)),
+    # irreps with the parity of harmonics up to degree 2
+    "allegro": (
+        8,
+        dict(
+            num_features=128,
+            num_tensor_features=128,
+            num_layers=2,
+            max_degree=2,
+            parity="natural",
+            cutoff=4.5,
+            embedding_widths=(128,),
+            latent_widths=(128,),
+        ),
+    ),
+    # 128x0e+64x1e; everything else is half of the Open Catalyst form
+    "equiformer": (
+        32,
+        dict(
+            num_features=128,
+            num_layers=4,
+            num_heads=8,
+            max_degree=1,
+            cutoff=4.5,
+            num_radial=128,
+            direct_forces=True,
+        ),
+    ),
 }
 
 
