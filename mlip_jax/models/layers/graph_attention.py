@@ -169,7 +169,8 @@ class Coupling(NamedTuple):
         # the default precision of some devices, bfloat16 or TF32, is too low for geometry
         matrix = jnp.matmul(harmonics, matrix, precision=jax.lax.Precision.HIGHEST)
         matrix = matrix.reshape(-1, *tensor.shape[1:], 1)  # (E, 2a + 1, 2l + 1, count, 1)
-        products = jnp.sum(matrix * x[:, :, None, None, :], axis=1)
+        # a sum of products instead of a reduction, which XLA does not vectorize on a CPU
+        products = sum(matrix[:, c] * x[:, c, None, None, :] for c in range(x.shape[1]))
         return products.reshape(-1, size, count * x.shape[-1])
 
 
