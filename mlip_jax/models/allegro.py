@@ -116,7 +116,7 @@ class Model(nn.Module):
         distances = safe_norm(edge.displacements)
         unit = unit_vectors(edge.displacements, distances)
         harmonics = spherical_harmonics(unit, self.max_degree)
-        numbers = graph.nodes["numbers"]
+        numbers = jnp.asarray(graph.nodes["numbers"])
         types, num_types = element_index(numbers, self.elements)
         norm = self._norm(types, num_types, distances.dtype)
         # scalars, and weights of the tensors and of the first environments
