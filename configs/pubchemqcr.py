@@ -25,6 +25,7 @@ A model after the size ("published,schnet", "small,painn_oc") has the width and 
 comparison of models in Force2Geo (Table 8); "published" then has the batch size of that table, too.
 painn_oc is the PaiNN that the paper trains, with a smooth cutoff. With
 --config.model.options.direct_forces=True it predicts forces instead of differentiating its energy.
+equiformer predicts forces, as in the paper.
 """
 
 import ml_collections
@@ -45,6 +46,33 @@ COMPARED = {
     ),
     "schnet": (128, dict(num_features=128, num_layers=4, cutoff=4.5, num_radial=50)),
     "faenet": (64, dict(num_features=128, num_layers=4, cutoff=4.5, num_radial=50)),
+    # irreps with the parity of harmonics up to degree 2
+    "allegro": (
+        8,
+        dict(
+            num_features=128,
+            num_tensor_features=128,
+            num_layers=2,
+            max_degree=2,
+            parity="natural",
+            cutoff=4.5,
+            embedding_widths=(128,),
+            latent_widths=(128,),
+        ),
+    ),
+    # 128x0e+64x1e; everything else is half of the Open Catalyst form
+    "equiformer": (
+        32,
+        dict(
+            num_features=128,
+            num_layers=4,
+            num_heads=8,
+            max_degree=1,
+            cutoff=4.5,
+            num_radial=128,
+            direct_forces=True,
+        ),
+    ),
 }
 
 

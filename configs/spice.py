@@ -47,6 +47,20 @@ MODELS = {
     ),
     # Duval et al., ICML 2023, with simple messages; forces are not the gradient of the energy
     "faenet": dict(num_features=128, num_layers=4, cutoff=6.0, num_radial=50),
+    # Musaelian et al., Nature Communications 14, 579 (2023)
+    "allegro": dict(
+        num_features=64, num_tensor_features=32, num_layers=2, max_degree=2, cutoff=5.0
+    ),
+    # Liao and Smidt, ICLR 2023, half as wide as published; direct_forces=True predicts forces
+    "equiformer": dict(
+        num_features=128,
+        num_layers=4,
+        num_heads=8,
+        max_degree=1,
+        cutoff=5.0,
+        num_radial=128,
+        direct_forces=False,
+    ),
 }
 
 
